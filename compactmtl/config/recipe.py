@@ -1,0 +1,210 @@
+"""The recipe: everything that decides a training run, typed and frozen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scalar = bool | int | float | str | None
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class AugmentConfig(Frozen):
+    """Random joint transforms of an image and all its targets, training split only."""
+
+    flip: bool = Field(False, description="mirror left-right with probability 1/2")
+    zoom: tuple[float, float] = Field(
+        (1.0, 1.0), description="scale range of a random zoom-and-crop; depth is divided by the scale"
+    )
+    shift: Annotated[int, Field(ge=0)] = Field(
+        0, description="pad by this many pixels and crop back at random"
+    )
+    color: Share = Field(0.0, description="strength of brightness, contrast and saturation jitter")
+
+    @model_validator(mode="after")
+    def _zoom_range(self) -> AugmentConfig:
+        low, high = self.zoom
+        if not 1.0 <= low <= high:
+            raise ValueError(f"zoom needs 1 <= low <= high, found [{low}, {high}]")
+        return self
+
+
+class DataConfig(Frozen):
+    """Which data set, at what size, in what batches."""
+
+    name: str = Field(description="data set: a module of compactmtl.data, such as scenes or utkface")
+    root: str | None = Field(None, description="folder of the data set; none for generated data")
+    size: tuple[int, int] = Field(description="height and width in pixels that the network sees")
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="loader processes; 0 loads in line")
+    cache: Literal["memory", "disk", "none"] = Field(
+        "memory", description="where decoded, resized samples are kept between epochs"
+    )
+    holdout: Share = Field(
+        0.0, description="share of the training split set aside as split `holdout`, for selection"
+    )
+    select_on: Literal["val", "holdout"] = Field("val", description="split watched while training")
+    augment: AugmentConfig = AugmentConfig()
+    options: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict, description="options of this data set; see `data check NAME`"
+    )
+
+    @model_validator(mode="after")
+    def _holdout(self) -> DataConfig:
+        if min(self.size) < 1:
+            raise ValueError(f"size needs positive height and width, found {list(self.size)}")
+        if self.select_on == "holdout" and self.holdout == 0:
+            raise ValueError("select_on: holdout needs holdout > 0")
+        return self
+
+
+class HeadConfig(Frozen):
+    """The part of the network that belongs to one task."""
+
+    kind: Literal["linear", "fcn"] = "linear"
+    width: Annotated[int, Field(ge=1)] = Field(64, description="hidden channels or features")
+    depth: Annotated[int, Field(ge=0)] = Field(1, description="hidden layers before the last one")
+    dropout: Share = 0.0
+
+
+class TaskConfig(Frozen):
+    """One output of the network with its target, loss and head."""
+
+    kind: Literal["segmentation", "depth", "normals", "classification", "regression"]
+    target: str | None = Field(None, description="name of the target in the data set; the task's by default")
+    loss: str | None = Field(None, description="a loss of this kind of task; its first by default")
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    head: HeadConfig | None = Field(None, description="linear for one value an image, fcn for maps by default")
+    options: dict[str, Scalar] = Field(default_factory=dict, description="options of this kind of task")
+
+
+class EncoderConfig(Frozen):
+    """The shared trunk, any timm model by name."""
+
+    name: str = "resnet18"
+    pretrained: bool = Field(False, description="fetch timm's weights by name")
+    weights: str | None = Field(None, description="a local .safetensors file of encoder weights")
+    output_stride: Literal[8, 16, 32] | None = Field(None, description="dilate to keep this stride")
+    options: dict[str, Scalar] = Field(default_factory=dict, description="passed to timm.create_model")
+
+
+class ModelConfig(Frozen):
+    """One encoder; the heads belong to the tasks."""
+
+    encoder: EncoderConfig = EncoderConfig()
+
+
+class OptimizerConfig(Frozen):
+    """AdamW, Adam or SGD with its usual knobs."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    momentum: Share = Field(0.9, description="SGD's momentum")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decay rates")
+
+
+class ScheduleConfig(Frozen):
+    """Learning rate over the steps of the whole run."""
+
+    name: Literal["one_cycle", "cosine", "constant"] = "cosine"
+    warmup: Share = Field(0.05, description="share of all steps in which the rate rises")
+    final: Share = Field(0.0, description="last rate as a share of the peak")
+
+
+class TrainConfig(Frozen):
+    """The loop."""
+
+    epochs: Annotated[int, Field(ge=1)] = 15
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip: Positive | None = Field(None, description="largest gradient norm; none for no clipping")
+    autocast: Literal["off", "bfloat16", "float16"] = "off"
+    device: str = Field("cpu", description="torch device, such as cpu or cuda:0")
+    channels_last: bool = Field(False, description="NHWC memory layout while training")
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="torch CPU threads")
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="stop after this many epochs without a better score"
+    )
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="stop after this many optimizer steps, for smoke runs"
+    )
+
+
+class BalancingConfig(Frozen):
+    """How task losses are weighed against each other."""
+
+    name: Literal["equal", "uncertainty"] = "equal"
+
+
+class OverparamConfig(Frozen):
+    """Which layers are trained as products of factors. Source: arXiv:2308.13300."""
+
+    kind: Literal["svd"] = "svd"
+    rank: Literal["full"] | Annotated[int, Field(ge=1)] | Positive = Field(
+        "full", description="full, a number (int), or a share of full (float)"
+    )
+    scope: Literal["encoder", "model"] = "encoder"
+    exclude: tuple[str, ...] = Field((), description="globs of layer names left plain")
+
+
+class SelectiveConfig(Frozen):
+    """Shrink only the channels that matter least per MAC, on a schedule, to a stated target."""
+
+    mac_reduction: Share = Field(description="share of the model's MACs to be gone at `end`")
+    start: Share = Field(0.2, description="share of all steps after which shrinking begins")
+    end: Share = Field(0.6, description="share of all steps at which the target is reached")
+    every: Annotated[int, Field(ge=1)] = Field(20, description="steps between rankings")
+    min_channels: Annotated[int, Field(ge=1)] = Field(8, description="least channels kept in a layer")
+    threshold: Positive = Field(0.02, description="norm that the prox takes off a chosen group each step")
+
+
+class SparsityConfig(Frozen):
+    """Group lasso over channels of the shared layers. Source: arXiv:2308.12114."""
+
+    groups: Literal["input_channel", "coupled"] = "coupled"
+    penalty: Literal["group_lasso"] = "group_lasso"
+    strength: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="λ of the group lasso; none where `selective` says which groups shrink"
+    )
+    warmup: Share = Field(0.05, description="share of all steps before the prox begins")
+    selective: SelectiveConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_control(self) -> SparsityConfig:
+        if (self.strength is None) == (self.selective is None):
+            raise ValueError("give exactly one of strength (a λ) and selective (a target)")
+        return self
+
+
+class SurgeryConfig(Frozen):
+    """How dead channels are removed."""
+
+    align: Annotated[int, Field(ge=1)] = Field(1, description="keep channel counts at multiples of this")
+
+
+class Recipe(Frozen):
+    """A whole training run."""
+
+    description: str = Field("", description="one line for `recipes list`")
+    seed: int = 0
+    data: DataConfig
+    tasks: dict[str, TaskConfig] = Field(min_length=1)
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    balancing: BalancingConfig = BalancingConfig()
+    overparam: OverparamConfig | None = None
+    sparsity: SparsityConfig | None = None
+    surgery: SurgeryConfig = SurgeryConfig()
+    targets: tuple[str, ...] = Field(("onnxruntime-cpu",), description="export targets by name")
+    single_task: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="single-task metrics (task -> metric -> value), to show Δm against"
+    )

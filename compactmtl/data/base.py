@@ -1,0 +1,59 @@
+"""What a data set is: samples by index with their targets' specifications."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypedDict
+
+from torch import Tensor
+
+from compactmtl.tasks.base import TargetSpec
+
+Split = Literal["train", "holdout", "val", "test"]
+
+
+class Sample(TypedDict):
+    """One image, uint8 (3, H, W), and its targets without a batch dimension (see TargetSpec)."""
+
+    image: Tensor
+    targets: dict[str, Tensor]
+
+
+class Batch(TypedDict):
+    """A collated batch: image float32 (B, 3, H, W), normalized; targets as in TargetSpec."""
+
+    image: Tensor
+    targets: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a uint8 RGB image becomes the network's input: resize, divide by 255, subtract, divide."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `data check` found: counts by split, what is missing, and oddities with examples."""
+
+    counts: dict[str, int]
+    problems: list[str] = field(default_factory=list)  # fatal: training would fail
+    notes: list[str] = field(default_factory=list)  # counted and passed over, such as names that don't parse
+
+
+class VisionDataset(Protocol):
+    """Map-style data set of one split at a fixed size, before augmentation and normalization."""
+
+    specs: Mapping[str, TargetSpec]
+    split: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def identifier(self, index: int) -> str:
+        """A name for the sample that a user can find, such as its file."""

@@ -1,0 +1,88 @@
+"""What a task is: its target's format, loss, metrics, decoding and picture.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+TargetKind = Literal["mask", "depth", "normals", "class", "scalar"]
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What a data set says of one of its targets.
+
+    Formats of a batched target by kind:
+      mask     int64 (B, H, W), class index; `ignore_index` marks pixels that count nowhere
+      depth    float32 (B, 1, H, W) in `unit`; 0 where unknown
+      normals  float32 (B, 3, H, W), unit vectors in the camera frame (x right, y down, z forward); 0 where unknown
+      class    int64 (B,), class index
+      scalar   float32 (B,) in `unit`
+    """
+
+    kind: TargetKind
+    classes: tuple[str, ...] = ()
+    unit: str = ""
+    ignore_index: int | None = None
+    mean: float = 0.0  # of a scalar over the training split, for a head that starts at the mean
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How to read one metric: which way is better, and in which unit."""
+
+    higher_is_better: bool
+    unit: str = ""
+    share: bool = False  # lies in [0, 1] and is shown as a percentage
+
+
+class Metrics(Protocol):
+    """Accumulates over a whole split; exact, never a mean of batch means."""
+
+    def update(self, output: Tensor, target: Tensor) -> None: ...
+
+    def compute(self) -> dict[str, float]: ...
+
+
+class Task(Protocol):
+    """One output of the network. Built by `build_task(name, config, spec)`.
+
+    `channels` is the width of the head's last layer; `dense` says whether the output is a map
+    (B, channels, H, W) at the input's size or one vector an image (B, channels).
+    """
+
+    name: str
+    kind: str
+    spec: TargetSpec
+    channels: int
+    dense: bool
+    weight: float
+    primary: ClassVar[str]  # the metric that a one-line summary shows
+    metric_info: ClassVar[Mapping[str, MetricInfo]]
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss of a batch; zero (with a graph) where every element is ignored."""
+
+    def metrics(self) -> Metrics:
+        """A fresh accumulator."""
+
+    def decode(self, output: Tensor) -> Tensor:
+        """The head's raw output as a prediction in the target's own format and unit."""
+
+    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+        """One decoded prediction or target (no batch dimension) as an (H, W, 3) picture.
+
+        `reference` fixes the color scale, so that target and predictions compare.
+        """
+
+    def caption(self, value: NDArray[Any]) -> str:
+        """One decoded value in words, such as "31.2 years" or "female"; empty for maps."""

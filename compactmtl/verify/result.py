@@ -1,0 +1,93 @@
+"""What verification found, as data: parity, accuracy, latency and gates of one artifact."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from compactmtl.config.recipe import Frozen
+
+TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
+
+
+class OutputParity(Frozen):
+    """One output of the artifact against the torch model's."""
+
+    name: str
+    shape: tuple[int, ...]
+    max_abs: float
+    max_relative: float  # max_abs / (max - min of the reference)
+    cosine: float
+    tolerance: float
+    passed: bool
+
+
+class ParityResult(Frozen):
+    """Names, shapes and values of every output, over all inputs tried."""
+
+    outputs: tuple[OutputParity, ...]
+    samples: int
+    passed: bool
+
+
+class AccuracyResult(Frozen):
+    """The tasks' own metrics over the val split; `baseline` is the dense run where one was given."""
+
+    samples: int
+    torch: TaskMetrics
+    artifact: TaskMetrics
+    baseline: TaskMetrics | None = None
+
+
+class LatencyStats(Frozen):
+    """One model's wall-clock latencies in milliseconds, none dropped."""
+
+    name: str
+    batch: int
+    samples_ms: tuple[float, ...]
+    min_ms: float
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+    variation: float  # standard deviation / mean
+    backend: str
+    version: str
+    provider: str
+    device: str
+    precision: str
+    threads: int | None
+    includes_transfers: bool
+
+
+class LatencyResult(Frozen):
+    """Latencies measured paired and interleaved in one process, and ratios of medians to `reference`."""
+
+    reference: str
+    stats: dict[str, LatencyStats]
+    speedup: dict[str, float]  # median of the reference / median of this one
+
+
+class GateResult(Frozen):
+    """One bound and whether it held."""
+
+    gate: Literal["parity", "accuracy", "latency", "size"]
+    subject: str  # task, task.metric or model
+    bound: float
+    value: float
+    passed: bool
+    message: str
+
+
+class Verification(Frozen):
+    """verification.json of a bundle."""
+
+    version: Literal[1] = 1
+    target: str
+    bundle_sha256: str
+    parity: ParityResult
+    accuracy: AccuracyResult
+    latency: LatencyResult
+    megabytes: float
+    gates: tuple[GateResult, ...]
+    passed: bool
+    versions: dict[str, str]
+    created: str
