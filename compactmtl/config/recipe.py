@@ -82,7 +82,9 @@ class TaskConfig(Frozen):
     target: str | None = Field(None, description="name of the target in the data set; the task's by default")
     loss: str | None = Field(None, description="a loss of this kind of task; its first by default")
     weight: Annotated[float, Field(ge=0)] = 1.0
-    head: HeadConfig | None = Field(None, description="linear for one value an image, fcn for maps by default")
+    head: HeadConfig | None = Field(
+        None, description="linear for one value an image, fcn for maps by default"
+    )
     options: dict[str, Scalar] = Field(default_factory=dict, description="options of this kind of task")
 
 
