@@ -95,7 +95,10 @@ class EncoderConfig(Frozen):
     pretrained: bool = Field(False, description="fetch timm's weights by name")
     weights: str | None = Field(None, description="a local .safetensors file of encoder weights")
     output_stride: Literal[8, 16, 32] | None = Field(None, description="dilate to keep this stride")
-    options: dict[str, Scalar] = Field(default_factory=dict, description="passed to timm.create_model")
+    options: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict,
+        description="passed to timm.create_model; out_index picks the feature map (the last by default)",
+    )
 
 
 class ModelConfig(Frozen):

@@ -32,7 +32,7 @@ class TargetSpec:
     classes: tuple[str, ...] = ()
     unit: str = ""
     ignore_index: int | None = None
-    mean: float = 0.0  # of a scalar over the training split, for a head that starts at the mean
+    mean: float = 0.0  # of a scalar (or a depth) over the training split, for a head that starts at the mean
     std: float = 1.0
 
 
@@ -43,6 +43,7 @@ class MetricInfo:
     higher_is_better: bool
     unit: str = ""
     share: bool = False  # lies in [0, 1] and is shown as a percentage
+    gain: bool = True  # counts in Δm, as in the papers' tables
 
 
 class Metrics(Protocol):
@@ -60,14 +61,30 @@ class Task(Protocol):
     (B, channels, H, W) at the input's size or one vector an image (B, channels).
     """
 
-    name: str
-    kind: str
-    spec: TargetSpec
-    channels: int
-    dense: bool
-    weight: float
     primary: ClassVar[str]  # the metric that a one-line summary shows
     metric_info: ClassVar[Mapping[str, MetricInfo]]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def target(self) -> str:
+        """Name of the target in the data set; the task's own name unless the recipe says otherwise."""
+
+    @property
+    def spec(self) -> TargetSpec: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def dense(self) -> bool: ...
+
+    @property
+    def weight(self) -> float: ...
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of a batch; zero (with a graph) where every element is ignored."""
