@@ -7,14 +7,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.config.target import Target
+from compactmtl.errors import ArtifactError
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of an opened model; None marks a dimension or dtype that is free."""
+
+    name: str
+    shape: tuple[int | None, ...] | None = None
+    dtype: str | None = None  # numpy's name, such as float32
+
+    def mismatch(self, array: NDArray[Any]) -> str:
+        """What is wrong with `array` for this tensor, in words; empty where it fits."""
+        if self.shape is not None:
+            fits = len(array.shape) == len(self.shape) and all(
+                want is None or want == have for want, have in zip(self.shape, array.shape, strict=True)
+            )
+            if not fits:
+                return f"takes shape {_show(self.shape)}, found {_show(array.shape)}"
+        if self.dtype is not None and array.dtype.name != self.dtype:
+            return f"takes {self.dtype}, found {array.dtype.name}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -41,8 +63,18 @@ class Availability:
 class Runner(ABC):
     """An opened model, used as a context manager; `run` maps input arrays to output arrays by name."""
 
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names in the model's own order."""
+        return tuple(tensor.name for tensor in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names in the model's own order."""
+        return tuple(tensor.name for tensor in self.outputs)
 
     def __enter__(self) -> Self:
         return self
@@ -53,14 +85,21 @@ class Runner(ABC):
         self.close()
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:
-        """Check names, run, and return every output by name. Raises ArtifactError on a wrong name or shape."""
-        from compactmtl.errors import ArtifactError
+        """Check the inputs, run, and return every output by name.
 
+        Raises ArtifactError on a wrong name, shape or dtype.
+        """
         if set(inputs) != set(self.input_names):
             raise ArtifactError(
                 f"the model takes inputs {sorted(self.input_names)}, found {sorted(inputs)}",
                 "name every input as the model does",
             )
+        for tensor in self.inputs:
+            if wrong := tensor.mismatch(inputs[tensor.name]):
+                raise ArtifactError(
+                    f"input '{tensor.name}' of the model {wrong}",
+                    "preprocess to the model's own input, or export with dynamic_batch: true for other batch sizes",
+                )
         return self._run(inputs)
 
     @abstractmethod
@@ -69,14 +108,14 @@ class Runner(ABC):
     @abstractmethod
     def describe(self) -> Description: ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most runners hold nothing beside memory
         """Free what the runner holds."""
 
 
 class Backend(ABC):
     """One way of running an exported model."""
 
-    name: str
+    name: ClassVar[str]
 
     @abstractmethod
     def availability(self, target: Target) -> Availability:
@@ -85,3 +124,7 @@ class Backend(ABC):
     @abstractmethod
     def open(self, model: Path, target: Target) -> Runner:
         """Open a model file for `target`. Raises MissingDependencyError where the backend can't run as asked."""
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"

@@ -1,0 +1,23 @@
+"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime."""
+
+from __future__ import annotations
+
+from compactmtl.backends.base import Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.errors import ConfigError
+
+BACKENDS = ("onnxruntime", "torch")
+
+__all__ = ["BACKENDS", "Availability", "Backend", "Description", "Runner", "TensorInfo", "get_backend"]
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name. Raises ConfigError on a name that isn't one of BACKENDS."""
+    if name == "onnxruntime":
+        from compactmtl.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend()
+    if name == "torch":
+        from compactmtl.backends.torch import TorchBackend
+
+        return TorchBackend()
+    raise ConfigError(f"unknown backend '{name}'", f"the backends are {', '.join(BACKENDS)}")

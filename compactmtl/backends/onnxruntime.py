@@ -1,0 +1,170 @@
+"""The ONNX Runtime backend: the provider that was asked for or an error, never a silent fallback."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.backends.base import Arrays, Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.backends.machine import cpu_name, nvidia_gpus
+from compactmtl.config.target import Target
+from compactmtl.errors import ArtifactError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU = "CPUExecutionProvider"
+ERRORS_ONLY = 3  # ONNX Runtime's log severity
+_EXTRA = {CPU: "cpu"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeBackend(Backend):
+    """ONNX files on one named execution provider."""
+
+    name = "onnxruntime"
+
+    def availability(self, target: Target) -> Availability:
+        extra = _EXTRA.get(target.provider, "gpu")
+        hint = f"pip install 'compactmtl[{extra}]'"
+        try:
+            import onnxruntime
+        except ImportError as error:
+            return Availability(False, f"onnxruntime can't be imported ({error})", hint)
+        if not hasattr(onnxruntime, "InferenceSession"):
+            # What is left where onnxruntime and onnxruntime-gpu were both installed and one was removed.
+            return Availability(
+                False,
+                "onnxruntime is installed but empty",
+                f"pip uninstall onnxruntime onnxruntime-gpu, then {hint}",
+            )
+        offered = onnxruntime.get_available_providers()
+        if target.provider not in offered:
+            return Availability(
+                False,
+                f"this build of onnxruntime {onnxruntime.__version__} has no {target.provider},"
+                f" only {', '.join(offered)}",
+                f"pip uninstall onnxruntime, then {hint}" if extra == "gpu" else hint,
+            )
+        if target.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            gpus, reason = nvidia_gpus()
+            if not gpus:
+                return Availability(
+                    False, f"{target.provider} needs a GPU: {reason}", "run it on a machine with an NVIDIA GPU"
+                )
+        return Availability(True)
+
+    def open(self, model: Path, target: Target) -> OnnxRuntimeRunner:
+        """Open `model` on target.provider with target.threads.
+
+        Raises MissingDependencyError where the provider can't be had, ArtifactError where the file is no
+        model that ONNX Runtime can load.
+        """
+        availability = self.availability(target)
+        if not availability.available:
+            raise MissingDependencyError(
+                f"backend onnxruntime can't run here: {availability.reason}", availability.hint
+            )
+        if not model.is_file():
+            raise ArtifactError(f"{model} is not a file", "export the model first")
+        return OnnxRuntimeRunner(_session(model, target), target)
+
+
+def _session(model: Path, target: Target) -> onnxruntime.InferenceSession:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = target.threads
+    options.inter_op_num_threads = 1
+    if target.provider != CPU:
+        # Without it, nodes that the provider lacks run on the CPU and nothing says so.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    broken = (state.InvalidProtobuf, state.InvalidGraph, state.NoModel, state.NoSuchFile, state.InvalidArgument)
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=[target.provider])
+    except broken as error:
+        raise ArtifactError(
+            f"{model} is not a model that ONNX Runtime can load: {_first_line(error)}", "export it again"
+        ) from error
+    except (state.Fail, state.EPFail, state.NotImplemented, state.RuntimeException) as error:
+        if target.provider == CPU:
+            raise ArtifactError(
+                f"{model} can't be loaded by ONNX Runtime: {_first_line(error)}", "export it again"
+            ) from error
+        raise MissingDependencyError(
+            f"{target.provider} can't run {model}: {_first_line(error)}",
+            "`compactmtl doctor` says what this machine lacks; or choose a CPU target",
+        ) from error
+    active = session.get_providers()
+    if not active or active[0] != target.provider:
+        raise MissingDependencyError(
+            f"{target.provider} was asked for, ONNX Runtime fell back to {', '.join(active) or 'nothing'}",
+            "`compactmtl doctor` says what this machine lacks; or choose a CPU target",
+        )
+    return session
+
+
+class OnnxRuntimeRunner(Runner):
+    """An open session; float arrays in host memory in, host memory out."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, target: Target) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._target = target
+        self.inputs = tuple(_info(node) for node in session.get_inputs())
+        self.outputs = tuple(_info(node) for node in session.get_outputs())
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The open session; raises ArtifactError after close."""
+        if self._session is None:
+            raise ArtifactError("the runner is closed", "open the model again")
+        return self._session
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:
+        names = list(self.output_names)
+        outputs = self.session.run(names, dict(inputs))
+        return dict(zip(names, outputs, strict=True))
+
+    def describe(self) -> Description:
+        import onnxruntime
+
+        provider = self.session.get_providers()[0]
+        gpus, _ = nvidia_gpus() if provider != CPU else ((), "")
+        return Description(
+            backend="onnxruntime",
+            version=onnxruntime.__version__,
+            provider=provider,
+            device=gpus[0] if gpus else cpu_name(),
+            precision=self._target.precision,
+            threads=self.session.get_session_options().intra_op_num_threads if provider == CPU else None,
+        )
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _info(node: onnxruntime.NodeArg) -> TensorInfo:
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorInfo(node.name, shape, _DTYPES.get(node.type))
+
+
+def _first_line(error: Exception) -> str:
+    """ONNX Runtime's message without its status prefix and without C++ source positions."""
+    text = str(error).strip().splitlines()[0]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"/\S+?\.(cc|h|cpp):\d+ ", "", text)[:300]

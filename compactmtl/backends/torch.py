@@ -1,0 +1,140 @@
+"""The torch backend: a live module behind the runner protocol, the reference for parity and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compactmtl.backends.base import Arrays, Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.backends.machine import cpu_name
+from compactmtl.config.target import Target
+from compactmtl.errors import ArtifactError
+
+
+def named_outputs(outputs: object, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """A module's outputs by name, in order: a mapping's own keys, else `output` or `output_0`, `output_1`, ...
+
+    `names` renames them in order. Raises ArtifactError where an output is no tensor or the counts differ.
+    """
+    named: dict[str, object]
+    if isinstance(outputs, Mapping):
+        named = {str(key): value for key, value in outputs.items()}
+    elif isinstance(outputs, Tensor):
+        named = {"output": outputs}
+    elif isinstance(outputs, list | tuple):
+        named = {f"output_{i}": value for i, value in enumerate(outputs)}
+    else:
+        named = {"output": outputs}
+    tensors: dict[str, Tensor] = {}
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise ArtifactError(
+                f"output '{name}' of the model is a {type(value).__name__}, not a tensor",
+                "return a tensor, or a flat dict, list or tuple of tensors",
+            )
+        tensors[name] = value
+    if not tensors:
+        raise ArtifactError("the model returns no output", "return at least one tensor")
+    if names is None:
+        return tensors
+    if len(names) != len(tensors):
+        raise ArtifactError(
+            f"the model returns {len(tensors)} outputs {list(tensors)}, {len(names)} names given {list(names)}",
+            "give one name for each output, in the model's order",
+        )
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's parameters or buffers are; the CPU where it has none."""
+    tensor = next(module.parameters(), None)
+    if tensor is None:
+        tensor = next(module.buffers(), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or the GPU's model name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def synchronizer(device: torch.device) -> Callable[[], None] | None:
+    """What to call so that all work queued on `device` is done; None where calls already wait."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return None
+
+
+class TorchRunner(Runner):
+    """A module in eval mode, without gradients, on its own device; arrays in, arrays out.
+
+    `threads` sets torch's CPU threads while it runs and puts the former number back on close.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_names: Sequence[str],
+        output_names: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.module = module.eval()
+        self.device = device_of(module)
+        self.threads = threads
+        self.inputs = tuple(TensorInfo(name) for name in input_names)
+        self._renamed = None if output_names is None else tuple(output_names)
+        self.outputs = tuple(TensorInfo(name) for name in output_names or ())  # known after the first run at last
+        self._former_threads = torch.get_num_threads()
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        arguments = [torch.as_tensor(inputs[name], device=self.device) for name in self.input_names]
+        with torch.inference_mode():
+            tensors = named_outputs(self.module(*arguments), self._renamed)
+            arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+        if not self.outputs:
+            self.outputs = tuple(TensorInfo(name) for name in arrays)
+        return arrays
+
+    def describe(self) -> Description:
+        tensor = next(self.module.parameters(), None)
+        return Description(
+            backend="torch",
+            version=torch.__version__,
+            provider=self.device.type,
+            device=device_name(self.device),
+            precision="fp32" if tensor is None else precision_name(tensor.dtype),
+            threads=(self.threads or torch.get_num_threads()) if self.device.type == "cpu" else None,
+        )
+
+    def close(self) -> None:
+        if self.threads is not None:
+            torch.set_num_threads(self._former_threads)
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The short name of a dtype, such as fp32."""
+    short = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+    return short.get(dtype, str(dtype).removeprefix("torch."))
+
+
+class TorchBackend(Backend):
+    """Runs live modules. It opens no file: every torch format that holds a program can run code when loaded."""
+
+    name = "torch"
+
+    def availability(self, target: Target) -> Availability:
+        return Availability(True)
+
+    def open(self, model: Path, target: Target) -> Runner:
+        raise ArtifactError(
+            f"{model}: the torch backend runs a live module, not a model file",
+            "open the run instead, or use a target whose backend is onnxruntime",
+        )
