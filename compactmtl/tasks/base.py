@@ -62,7 +62,10 @@ class Task(Protocol):
     """
 
     primary: ClassVar[str]  # the metric that a one-line summary shows
-    metric_info: ClassVar[Mapping[str, MetricInfo]]
+
+    @property
+    def metric_info(self) -> Mapping[str, MetricInfo]:
+        """Every metric that `metrics().compute()` gives, in its order, with the target's unit."""
 
     @property
     def name(self) -> str: ...

@@ -1,0 +1,83 @@
+"""One number for several tasks: the multi-task gain Δm against a baseline, and a score without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compactmtl.errors import ConfigError
+from compactmtl.tasks.base import MetricInfo, Task
+from compactmtl.tasks.common import nearest
+
+MetricValues = Mapping[str, Mapping[str, float]]  # task -> metric -> value
+
+# A mean angular error of this size scores one half: the loosest threshold that papers on normals report.
+NORMALS_SCALE = 30.0
+
+
+class UndefinedGainError(ConfigError):
+    """A relative gain against a baseline value of zero."""
+
+
+def delta_m(metrics: MetricValues, baseline: MetricValues, tasks: Mapping[str, Task]) -> float:
+    """The multi-task gain, as a share: 0.02 is 2 % better than the baseline.
+
+    Δm = mean over tasks of the mean over metrics of (-1)^(lower is better) (m - m0) / m0, over the metrics that the
+    papers' tables count (MetricInfo.gain: mIoU and pixel accuracy, absolute and relative depth error, all five of the
+    normals, accuracy, MAE) and that the baseline states. A metric that does not count (RMSE) does where a task's
+    baseline states no other.
+
+    Raises ConfigError where the baseline lacks a task, states none of its metrics, or states an unknown task or metric;
+    UndefinedGainError where a baseline value is 0.
+    """
+    for name in baseline:
+        if name not in tasks:
+            raise ConfigError(
+                f"the baseline has metrics of an unknown task {name!r}", nearest(name, list(tasks))
+            )
+    gains = [_task_gain(name, task, metrics[name], baseline.get(name, {})) for name, task in tasks.items()]
+    return sum(gains) / len(gains)
+
+
+def _task_gain(name: str, task: Task, values: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    info = task.metric_info
+    for metric in reference:
+        if metric not in info:
+            raise ConfigError(
+                f"the baseline of task {name!r} states an unknown metric {metric!r}",
+                nearest(metric, list(info)),
+            )
+    stated = [metric for metric in info if metric in reference]
+    counted = [metric for metric in stated if info[metric].gain] or stated
+    if not counted:
+        raise ConfigError(
+            f"the baseline states no metric of task {name!r}, so the multi-task gain is undefined",
+            f"state {task.primary!r} of {name!r}, or compare with a run that has this task",
+        )
+    return sum(_metric_gain(name, m, info[m], values[m], reference[m]) for m in counted) / len(counted)
+
+
+def _metric_gain(name: str, metric: str, info: MetricInfo, value: float, reference: float) -> float:
+    if reference == 0:
+        raise UndefinedGainError(
+            f"the baseline's {name}.{metric} is 0, so a gain relative to it is undefined",
+            "compare with a baseline that was trained long enough",
+        )
+    gain = (value - reference) / abs(reference)
+    return gain if info.higher_is_better else -gain
+
+
+def mean_score(metrics: MetricValues, tasks: Mapping[str, Task]) -> float:
+    """Mean over tasks of the primary metric on a scale of 0 (worst) to 1 (best), for choosing among epochs.
+
+    A share counts as it is. An error e counts as s / (s + e): 1 at no error, 1/2 at an error of s. The scale s is the
+    training split's standard deviation of the target, in its unit (1 where the data set does not state it), and 30°
+    for normals.
+    """
+    return sum(_score(task, metrics[name][task.primary]) for name, task in tasks.items()) / len(tasks)
+
+
+def _score(task: Task, value: float) -> float:
+    if task.metric_info[task.primary].higher_is_better:
+        return value
+    scale = NORMALS_SCALE if task.spec.kind == "normals" else task.spec.std
+    return scale / (scale + value)

@@ -1,0 +1,98 @@
+"""Semantic segmentation: one class a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from compactmtl.config.recipe import Frozen, TaskConfig
+from compactmtl.tasks import pictures
+from compactmtl.tasks.base import MetricInfo, TargetSpec
+from compactmtl.tasks.common import check_spec, choose_loss, cross_entropy, read_options
+from compactmtl.tasks.confusion import ConfusionMatrix
+
+
+class SegmentationOptions(Frozen):
+    """Options of a segmentation task."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """Logits (B, K, H, W) against a mask int64 (B, H, W). Loss: cross-entropy over the pixels that count.
+
+    Metrics, exact over the split: `miou`, the mean intersection over union of the classes present in the target
+    or in the prediction, and `pixel_accuracy`. Raises DataError for a label outside the classes.
+    """
+
+    name: str
+    target: str
+    spec: TargetSpec
+    weight: float
+    loss_name: str
+    options: SegmentationOptions
+
+    kind: ClassVar[str] = "segmentation"
+    dense: ClassVar[bool] = True
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    primary: ClassVar[str] = "miou"
+    metric_info: ClassVar[Mapping[str, MetricInfo]] = {
+        "miou": MetricInfo(higher_is_better=True, share=True),
+        "pixel_accuracy": MetricInfo(higher_is_better=True, share=True),
+    }
+
+    @classmethod
+    def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
+        """Raises ConfigError where target, loss or options do not fit."""
+        check_spec(name, config, spec, "mask")
+        options = read_options(SegmentationOptions, name, config)
+        loss = choose_loss(name, config, cls.losses)
+        return cls(name, config.target or name, spec, config.weight, loss, options)
+
+    @property
+    def channels(self) -> int:
+        return len(self.spec.classes)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(output, target, self.spec.ignore_index, self.options.label_smoothing)
+
+    def metrics(self) -> SegmentationMetrics:
+        return SegmentationMetrics(self)
+
+    def decode(self, output: Tensor) -> Tensor:
+        """Class index int64 (B, H, W)."""
+        return output.argmax(1)
+
+    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+        return pictures.mask_picture(value, len(self.spec.classes))
+
+    def caption(self, value: NDArray[Any]) -> str:
+        return ""
+
+
+class SegmentationMetrics:
+    """Counts of target class by predicted class over the whole split."""
+
+    def __init__(self, task: SegmentationTask) -> None:
+        self._confusion = ConfusionMatrix(task.name, task.spec)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self._confusion.update(output.argmax(1), target)
+
+    def compute(self) -> dict[str, float]:
+        """Raises DataError where no pixel of the split counts."""
+        counts = self._confusion.compute()
+        right = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - right
+        present = union > 0
+        return {
+            "miou": float((right[present] / union[present]).mean()),
+            "pixel_accuracy": float(right.sum() / counts.sum()),
+        }
