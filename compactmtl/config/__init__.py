@@ -1,0 +1,61 @@
+"""Recipes and targets: typed, frozen, loaded from YAML by name. Importing this loads neither torch nor pydantic."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compactmtl.config.load import (
+        Resolved,
+        ResolvedTarget,
+        dump_recipe,
+        list_recipes,
+        list_targets,
+        load_recipe,
+        load_target,
+        resolve_recipe,
+        resolve_target,
+    )
+    from compactmtl.config.lookup import Entry
+    from compactmtl.config.recipe import Recipe
+    from compactmtl.config.target import Target
+    from compactmtl.config.validate import validate_options
+
+_HOME = {
+    "Entry": "lookup",
+    "Recipe": "recipe",
+    "Resolved": "load",
+    "ResolvedTarget": "load",
+    "Target": "target",
+    "dump_recipe": "load",
+    "list_recipes": "load",
+    "list_targets": "load",
+    "load_recipe": "load",
+    "load_target": "load",
+    "resolve_recipe": "load",
+    "resolve_target": "load",
+    "validate_options": "validate",
+}
+
+__all__ = [
+    "Entry",
+    "Recipe",
+    "Resolved",
+    "ResolvedTarget",
+    "Target",
+    "dump_recipe",
+    "list_recipes",
+    "list_targets",
+    "load_recipe",
+    "load_target",
+    "resolve_recipe",
+    "resolve_target",
+    "validate_options",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

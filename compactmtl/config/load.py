@@ -1,0 +1,111 @@
+"""Load recipes and targets by name or path, with overrides, and know where each value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compactmtl.config.lookup import Entry, Kind, entries, find, name_of
+from compactmtl.config.merge import apply_overrides, read_extended
+from compactmtl.config.recipe import Frozen, Recipe
+from compactmtl.config.target import Target
+from compactmtl.config.validate import validate
+from compactmtl.config.yaml import Node, dump_yaml
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with the origin of each of its values.
+
+    `origins` maps a dotted key to "file:line", "override" or "default"; `path` is the file that was named.
+    """
+
+    recipe: Recipe
+    origins: Mapping[str, str]
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class ResolvedTarget:
+    """A target with the origin of each of its values; as `Resolved`."""
+
+    target: Target
+    origins: Mapping[str, str]
+    name: str
+    path: Path
+
+
+def resolve_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
+    """A recipe by name or path, `key=value` overrides laid over it, with the origin of each value.
+
+    Raises:
+        ConfigError: naming file and line, the key, what was expected and found, and the nearest right key or name.
+    """
+    path, node = _read("recipe", name_or_path, overrides)
+    name = name_of("recipe", path)
+    recipe = validate(Recipe, node, f"recipe {name}")
+    return Resolved(recipe, dict(_origins(recipe, node)), name, path)
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or path with `key=value` overrides laid over it; raises as `resolve_recipe`."""
+    return resolve_recipe(name_or_path, overrides).recipe
+
+
+def resolve_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> ResolvedTarget:
+    """A deployment target by name or path with the origin of each value; raises as `resolve_recipe`."""
+    path, node = _read("target", name_or_path, overrides)
+    name = name_of("target", path)
+    target = validate(Target, node, f"target {name}")
+    return ResolvedTarget(target, dict(_origins(target, node)), name, path)
+
+
+def load_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Target:
+    """A deployment target by name or path; raises as `resolve_recipe`."""
+    return resolve_target(name_or_path, overrides).target
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML text with every value written out; `load_recipe` reads it back equal."""
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def list_recipes() -> list[Entry]:
+    """Every recipe that can be named, sorted."""
+    return entries("recipe")
+
+
+def list_targets() -> list[Entry]:
+    """Every target that can be named, sorted."""
+    return entries("target")
+
+
+def _read(kind: Kind, name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, Node]:
+    path = find(kind, name_or_path)
+    return path, apply_overrides(read_extended(kind, path), overrides)
+
+
+def _origins(model: Frozen, node: Node) -> Iterator[tuple[str, str]]:
+    for path in _leaves(model.model_dump(mode="json")):
+        yield ".".join(path), _origin(node, path)
+
+
+def _leaves(data: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _origin(node: Node, path: tuple[str, ...]) -> str:
+    for part in path:
+        if node.removed:
+            break
+        if not isinstance(node.value, dict) or part not in node.value:
+            return "default"
+        node = node.value[part]
+    return str(node.place)

@@ -1,0 +1,100 @@
+"""Find recipes and targets by name: an explicit path, the working folder, the checkout, the copy in the wheel."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ruamel.yaml.error import YAMLError
+
+from compactmtl.config.yaml import shown, top_level_text
+from compactmtl.errors import ConfigError
+
+Kind = Literal["recipe", "target"]
+
+FOLDER: dict[Kind, str] = {"recipe": "recipes", "target": "export"}
+PACKAGE = Path(__file__).resolve().parents[1]
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe or target that can be named."""
+
+    name: str
+    path: Path
+    description: str
+
+
+def roots(kind: Kind) -> list[Path]:
+    """The folders that are searched, first match wins; those that exist."""
+    folder = FOLDER[kind]
+    found = [Path.cwd() / folder]
+    if (PACKAGE.parent / "pyproject.toml").is_file():  # running from a checkout
+        found.append(PACKAGE.parent / folder)
+    found.append(PACKAGE / "_bundled" / folder)
+    return [root for root in dict.fromkeys(found) if root.is_dir()]
+
+
+def names(kind: Kind) -> dict[str, Path]:
+    """Every name with its file, sorted; where two folders hold a name, the one that `find` takes."""
+    found: dict[str, Path] = {}
+    for root in roots(kind):
+        for path in root.rglob("*.yaml"):
+            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+    return dict(sorted(found.items()))
+
+
+def entries(kind: Kind) -> list[Entry]:
+    """Every recipe or target with its one-line description; a file that cannot be read says so there."""
+    return [Entry(name, path, _description(path)) for name, path in names(kind).items()]
+
+
+def find(kind: Kind, name: str | Path) -> Path:
+    """The file of a recipe or target.
+
+    Raises:
+        ConfigError: for a path that is not a file, or a name that no folder holds; the hint has the nearest names.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in SUFFIXES or path.is_absolute():
+        if not path.is_file():
+            raise ConfigError(f"no {kind} file {shown(path)}", _nearest(kind, path.stem))
+        return path.resolve()
+    for root in roots(kind):
+        candidate = root / f"{path.as_posix()}.yaml"
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"no {kind} named `{name}`", _nearest(kind, str(name)))
+
+
+def name_of(kind: Kind, path: Path) -> str:
+    """What a file is called: its path below the folder of its kind, or its stem elsewhere."""
+    for root in map(Path.resolve, roots(kind)):
+        if path.resolve().is_relative_to(root):
+            return path.resolve().relative_to(root).with_suffix("").as_posix()
+    return path.stem
+
+
+def close_names(word: str, known: list[str]) -> list[str]:
+    """The known names that a misspelt word may have meant, best first, at most three."""
+    by_end = {name.rpartition("/")[2]: name for name in known}
+    inside = [name for name in known if word and (name.startswith(f"{word}/") or name.endswith(f"/{word}"))]
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    near += [by_end[end] for end in difflib.get_close_matches(word, list(by_end), n=3, cutoff=0.7)]
+    return list(dict.fromkeys(inside + near))[:3]
+
+
+def _nearest(kind: Kind, word: str) -> str:
+    near = close_names(word, list(names(kind)))
+    listing = f"`compactmtl {kind}s list` shows all"
+    return f"did you mean {' or '.join(near)}? {listing}" if near else listing
+
+
+def _description(path: Path) -> str:
+    try:
+        return top_level_text(path, "description")
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        return f"(cannot be read: {type(error).__name__})"

@@ -1,0 +1,93 @@
+"""Lay YAML files and overrides over each other: `extends`, deep merge, null removes a mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compactmtl.config.lookup import SUFFIXES, Kind, find
+from compactmtl.config.yaml import Node, Place, describe, parse_override, read_yaml, shown
+from compactmtl.errors import ConfigError
+
+
+def read_extended(kind: Kind, path: Path, seen: tuple[Path, ...] = ()) -> Node:
+    """A file laid over all that it extends, the last named over the first.
+
+    `extends` holds a name, or a path relative to the file that ends in .yaml, or a list of them.
+
+    Raises:
+        ConfigError: for a cycle, or a file that is not there; naming the line of `extends`.
+    """
+    path = path.resolve()
+    node = read_yaml(path)
+    assert isinstance(node.value, dict)
+    own = dict(node.value)
+    extends = own.pop("extends", None)
+    merged = Node({}, node.place)
+    for parent in _parents(extends):
+        parent_path = _find_parent(kind, parent, path)
+        if parent_path in (*seen, path):
+            chain = " -> ".join(shown(file) for file in (*seen, path, parent_path))
+            raise ConfigError(f"{parent.place}: extends goes in a circle: {chain}", "remove one `extends`")
+        merged = merge(merged, read_extended(kind, parent_path, (*seen, path)))
+    return merge(merged, Node(own, node.place))
+
+
+def merge(base: Node, over: Node) -> Node:
+    """`over` laid over `base`: mappings merge key by key, null removes a mapping, all else is replaced."""
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    result = dict(base.value)
+    for key, node in over.value.items():
+        under = result.get(key)
+        if under is not None and node.value is None and (under.removed or isinstance(under.value, dict)):
+            result[key] = Node(None, node.place, removed=True)
+        else:
+            result[key] = node if under is None else merge(under, node)
+    return Node(result, over.place)
+
+
+def apply_overrides(node: Node, overrides: Sequence[str]) -> Node:
+    """Lay `dotted.key=value` words over a document, in their order.
+
+    Raises:
+        ConfigError: for a word without `=`, an empty key, or a value that starts as a list and isn't one.
+    """
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise ConfigError(f"override `{word}`: expected key=value", "write it like train.epochs=3")
+        try:
+            value = parse_override(text)
+        except ConfigError as error:
+            raise ConfigError(
+                f"override `{word}`: {error.message.removeprefix('override: ')}", error.hint
+            ) from None
+        for part in reversed(parts):
+            value = Node({part: value}, Place(None))
+        node = merge(node, value)
+    return node
+
+
+def _parents(extends: Node | None) -> list[Node]:
+    if extends is None:
+        return []
+    parents = extends.value if isinstance(extends.value, list) else [extends]
+    for parent in parents:
+        if not isinstance(parent.value, str):
+            raise ConfigError(
+                f"{parent.place}: expected a name, a path or a list of them after `extends`, found {describe(parent)}",
+                "write `extends: scenes/dense`",
+            )
+    return parents
+
+
+def _find_parent(kind: Kind, parent: Node, child: Path) -> Path:
+    name = str(parent.value)
+    try:
+        if name.endswith(SUFFIXES):
+            return find(kind, (child.parent / name).resolve())
+        return find(kind, name).resolve()
+    except ConfigError as error:
+        raise ConfigError(f"{parent.place}: extends: {error.message}", error.hint) from None

@@ -1,0 +1,198 @@
+"""Check plain values against a typed model; say where, what was expected, what was found, and the nearest right key."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, Union
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from compactmtl.config.lookup import close_names
+from compactmtl.config.yaml import Node, Place, describe
+from compactmtl.errors import ConfigError
+
+M = TypeVar("M", bound=BaseModel)
+Path = tuple[str, ...]
+
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "none_required": "null",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("of at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("of at most", "le"),
+}
+
+
+def validate(model: type[M], node: Node, what: str) -> M:
+    """An instance of `model` from a document.
+
+    Args:
+        what: what the document is, for the message, such as "recipe demo".
+
+    Raises:
+        ConfigError: with one line for each thing that is wrong.
+    """
+    try:
+        # JSON mode: a list is a tuple, an integer is a float, but "3" is no integer and 3.0 none either.
+        return model.model_validate_json(json.dumps(node.plain()), strict=True)
+    except ValidationError as error:
+        raise _explain(model, node, what, error) from None
+
+
+def validate_options(model_class: type[M], options: Mapping[str, Any], where: str) -> M:
+    """An instance of `model_class` from an `options` mapping of a recipe.
+
+    Args:
+        where: dotted key of the mapping, such as "data.options", named in the message.
+
+    Raises:
+        ConfigError: naming the key, and the nearest right one if it is unknown.
+    """
+    node = Node({key: Node(value, Place(None)) for key, value in options.items()}, Place(None))
+    try:
+        return model_class.model_validate_json(json.dumps(dict(options)), strict=True)
+    except ValidationError as error:
+        raise _explain(model_class, node, "", error, prefix=where) from None
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a model of models has; `*` stands for a name of the user's, such as a task's."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        yield key
+        for inner, dotted in _inner_models(field.annotation, key):
+            yield from keys(inner, f"{dotted}.")
+
+
+def place_of(node: Node, path: Path) -> Place:
+    """Where the deepest node on a path was written, or what took it away."""
+    for part in path:
+        if node.removed or not isinstance(node.value, dict) or part not in node.value:
+            break
+        node = node.value[part]
+    return node.place
+
+
+def _inner_models(annotation: Any, key: str) -> Iterator[tuple[type[BaseModel], str]]:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, key
+    elif origin in (Union, types.UnionType):
+        for argument in arguments:
+            yield from _inner_models(argument, key)
+    elif origin is typing.Annotated:
+        yield from _inner_models(arguments[0], key)
+    elif origin is dict:
+        yield from _inner_models(arguments[1], f"{key}.*")
+
+
+def _explain(
+    model: type[BaseModel], node: Node, what: str, error: ValidationError, prefix: str = ""
+) -> ConfigError:
+    problems: dict[Path, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        problems.setdefault(_path(node, details), []).append(details)
+    messages: list[str] = []
+    hints: list[str] = []
+    for path, details_of_path in problems.items():
+        dotted = ".".join([prefix, *path] if prefix else path)
+        message, hint = _problem(model, dotted, path, details_of_path)
+        place = place_of(node, (*path, *message.split(" ")[:1]))  # a validator's message may start with a key
+        messages.append(message if prefix else f"{place}: {message}")
+        hints += [hint] if hint and hint not in hints else []
+    if len(messages) > 1:
+        messages.insert(0, f"{what or prefix} has {len(messages)} faults:")
+    return ConfigError("\n".join(messages), "\n".join(hints))
+
+
+def _path(node: Node, details: ErrorDetails) -> Path:
+    """The keys of an error's location, without pydantic's marks of union branches and list positions."""
+    path: list[str] = []
+    location = details["loc"]
+    for part in location:
+        if not (isinstance(part, str) and isinstance(node.value, dict)):
+            break
+        if part not in node.value:
+            if details["type"] == "missing" and part == location[-1]:
+                path.append(part)
+            break
+        path.append(part)
+        node = node.value[part]
+    return tuple(path)
+
+
+def _problem(model: type[BaseModel], dotted: str, path: Path, details: list[ErrorDetails]) -> tuple[str, str]:
+    first = details[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key `{dotted}`", _nearest_key(model, path, dotted.removesuffix(".".join(path)))
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        return f"`{dotted}` is missing", f"give `{dotted}` a value"
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return message, f"change `{dotted}`" if dotted else ""
+    expected = " or ".join(dict.fromkeys(map(_expectation, details)))
+    found = f"`{dotted}`: expected {expected}, found {describe(first['input'])}"
+    choices = [choice for each in details if each["type"] == "literal_error" for choice in _choices(each)]
+    near = close_names(first["input"], choices) if isinstance(first["input"], str) else []
+    return found, f"did you mean {' or '.join(near)}?" if near else f"give `{dotted}` {expected}"
+
+
+def _expectation(details: ErrorDetails) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind in _EXPECTED:
+        return _EXPECTED[kind]
+    if kind == "literal_error":
+        choices = _choices(details)
+        return f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return f"a number {words} {context[key]:g}"
+    if kind == "too_short":
+        return f"at least {context['min_length']} of them"
+    if kind == "too_long":
+        return f"{context['max_length']} items"
+    if kind == "missing":  # of a list
+        return "a longer list"
+    return details["msg"].removeprefix("Input should be ")
+
+
+def _choices(details: ErrorDetails) -> list[str]:
+    return re.findall(r"'([^']*)'", details["ctx"]["expected"]) or [details["ctx"]["expected"]]
+
+
+def _nearest_key(model: type[BaseModel], path: Path, prefix: str) -> str:
+    """The mend of an unknown key: the nearest key beside it, else of that name elsewhere, else all beside it."""
+    every = list(keys(model))
+    beside = [key for key in every if _fits(key.split("."), path)]
+    ends = [key.rpartition(".")[2] for key in beside]
+    stem = prefix + "".join(f"{part}." for part in path[:-1])
+    near = [f"{stem}{end}" for end in close_names(path[-1], ends)]
+    if not near:
+        near = [f"{prefix}{key}" for key in every if key.rpartition(".")[2] == path[-1] and "*" not in key]
+    if near:
+        return f"did you mean {' or '.join(f'`{key}`' for key in near)}?"
+    return f"the keys here are {', '.join(ends)}" if ends else f"remove `{prefix}{'.'.join(path)}`"
+
+
+def _fits(key: list[str], path: Path) -> bool:
+    """Whether a dotted key of the model stands beside the last key of `path`."""
+    return len(key) == len(path) and all(
+        mine in ("*", theirs) for mine, theirs in zip(key, path[:-1], strict=False)
+    )
