@@ -1,3 +1,58 @@
 """Train, compact, export and verify multi-task vision networks."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "ChannelGraph": "graph",
+    "GroupLasso": "sparsity",
+    "ProximalStep": "sparsity",
+    "apply_plan": "surgery",
+    "balancer": "balancing",
+    "build_model": "models",
+    "channel_groups": "sparsity",
+    "check_parity": "verify",
+    "compact": "surgery",
+    "contract": "overparam",
+    "export_onnx": "export",
+    "load_dataset": "data",
+    "load_recipe": "config",
+    "load_target": "config",
+    "measure_latency": "verify",
+    "overparameterize": "overparam",
+}
+
+__all__ = [
+    "ChannelGraph",
+    "GroupLasso",
+    "ProximalStep",
+    "__version__",
+    "apply_plan",
+    "balancer",
+    "build_model",
+    "channel_groups",
+    "check_parity",
+    "compact",
+    "contract",
+    "export_onnx",
+    "load_dataset",
+    "load_recipe",
+    "load_target",
+    "measure_latency",
+    "overparameterize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room when it is first asked for, so that importing the package stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

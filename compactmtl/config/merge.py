@@ -22,9 +22,9 @@ def read_extended(kind: Kind, path: Path, seen: tuple[Path, ...] = ()) -> Node:
     node = read_yaml(path)
     assert isinstance(node.value, dict)
     own = dict(node.value)
-    extends = own.pop("extends", None)
+    own.pop("extends", None)
     merged = Node({}, node.place)
-    for parent in _parents(extends):
+    for parent in parents(node):
         parent_path = _find_parent(kind, parent, path)
         if parent_path in (*seen, path):
             chain = " -> ".join(shown(file) for file in (*seen, path, parent_path))
@@ -70,17 +70,23 @@ def apply_overrides(node: Node, overrides: Sequence[str]) -> Node:
     return node
 
 
-def _parents(extends: Node | None) -> list[Node]:
-    if extends is None:
+def parents(node: Node) -> list[Node]:
+    """What a file extends, as it is written there.
+
+    Raises:
+        ConfigError: where that is neither text nor a list of texts.
+    """
+    extends = node.value.get("extends") if isinstance(node.value, dict) else None
+    if extends is None or extends.value is None:
         return []
-    parents = extends.value if isinstance(extends.value, list) else [extends]
-    for parent in parents:
+    named = extends.value if isinstance(extends.value, list) else [extends]
+    for parent in named:
         if not isinstance(parent.value, str):
             raise ConfigError(
                 f"{parent.place}: expected a name, a path or a list of them after `extends`, found {describe(parent)}",
                 "write `extends: scenes/dense`",
             )
-    return parents
+    return named
 
 
 def _find_parent(kind: Kind, parent: Node, child: Path) -> Path:

@@ -135,7 +135,19 @@ def top_level_text(path: Path, key: str) -> str:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """Block-style YAML that `read_yaml` reads back equal, keys in their own order, leaf lists on one line."""
-    return "".join(_lines(data, ""))
+    return "".join(f"{line}\n" for line, _ in yaml_lines(data))
+
+
+def yaml_lines(data: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The lines of `dump_yaml`, each with the keys that lead to it."""
+    indent = "  " * len(path)
+    for key, value in data.items():
+        here = (*path, key)
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{_text(key)}:", here
+            yield from yaml_lines(value, here)
+        else:
+            yield f"{indent}{_text(key)}: {_flow(value)}", here
 
 
 def describe(value: object) -> str:
@@ -238,15 +250,6 @@ def _plain_scalar(text: str, place: Place) -> Plain:
             "write a finite number, or null where none is meant",
         )
     return float(text) if _FLOAT.fullmatch(text) else text
-
-
-def _lines(data: Mapping[str, Any], indent: str) -> Iterator[str]:
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield f"{indent}{_text(key)}:\n"
-            yield from _lines(value, indent + "  ")
-        else:
-            yield f"{indent}{_text(key)}: {_flow(value)}\n"
 
 
 def _flow(value: object) -> str:

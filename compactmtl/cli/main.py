@@ -1,0 +1,125 @@
+"""`compactmtl VERB …`: pick the verb, run it, turn every failure into a message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import compactmtl
+from compactmtl.cli.parser import Parser
+from compactmtl.errors import BUG, INTERRUPTED, OK, USAGE, CompactError, ConfigError
+
+# In the order in which a user walks; each is a module of this package, imported when it is asked for.
+VERBS = ("data", "recipes", "targets", "train", "compact", "export", "report", "predict", "demo", "doctor")
+BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_WRONG_KIND = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+class Verb(Protocol):
+    """What a verb's module has. Its imports are light; what is heavy is imported inside `run`."""
+
+    HELP: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (see compactmtl.errors)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without λ must not stop a training
+    args = argparse.Namespace()
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(_overview())
+            return OK
+        if words[0] in ("-V", "--version"):
+            print(f"compactmtl {compactmtl.__version__}")
+            return OK
+        verb = _load(_known(words[0]))
+        parser = _parser(words[0], verb)
+        args = parser.parse_args(words[1:])
+        code = verb.run(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse's --help
+        return stop.code if isinstance(stop.code, int) else OK
+    except CompactError as error:
+        return _fail(error.message, error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", "", INTERRUPTED)
+    except BrokenPipeError:  # the reader, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+    except OSError as error:
+        if error.errno in _FULL | _FORBIDDEN | _WRONG_KIND:
+            return _fail(*_disk_failure(error, getattr(args, "out", None)), USAGE)
+        return _bug()
+    except Exception:
+        return _bug()
+
+
+def _known(word: str) -> str:
+    if word in VERBS:
+        return word
+    near = difflib.get_close_matches(word, VERBS, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(VERBS)}"
+    raise ConfigError(f"no command `{word}`", hint)
+
+
+def _load(name: str) -> Verb:
+    return cast(Verb, importlib.import_module(f"compactmtl.cli.{name}"))
+
+
+def _parser(name: str, verb: Verb) -> Parser:
+    example = "example:\n" + "\n".join(f"  {line}" for line in verb.EXAMPLE.strip().splitlines())
+    parser = Parser(prog=f"compactmtl {name}", description=verb.HELP, epilog=example)
+    verb.add_arguments(parser)
+    return parser
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {_load(name).HELP}" for name in VERBS)
+    return (
+        f"usage: compactmtl COMMAND …\n\n{compactmtl.__doc__}\n\ncommands:\n{verbs}\n\n"
+        "`compactmtl COMMAND --help` shows a worked example. `compactmtl demo` walks the whole road."
+    )
+
+
+def _disk_failure(error: OSError, out: object) -> tuple[str, str]:
+    path = error.filename if error.filename is not None else out
+    where = f"{path}: " if path is not None else ""
+    message = f"{where}{error.strerror or error}"
+    if error.errno in _FULL:
+        return message, "free space there, or choose another folder with --out"
+    if error.errno in _FORBIDDEN:
+        return message, "make it readable and writable, or choose another folder with --out"
+    return message, "check the path"
+
+
+def _fail(message: str, hint: str, code: int) -> int:
+    lines = [f"error: {message}", *(f"  {line}" for line in hint.splitlines())]
+    print("\n".join(lines), file=sys.stderr)
+    return code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    version = compactmtl.__version__
+    print(f"this is a bug in compactmtl {version}: please report it with the text above", file=sys.stderr)
+    return BUG

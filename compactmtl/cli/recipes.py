@@ -1,0 +1,110 @@
+"""`compactmtl recipes`: list, show, copy and check training recipes."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from compactmtl.cli.listing import print_entries, print_file, print_resolved
+from compactmtl.errors import OK, CompactError, ConfigError
+
+HELP = "list, show, copy and check training recipes"
+EXAMPLE = """
+compactmtl recipes list
+compactmtl recipes show utkface/compact --resolved train.epochs=3
+compactmtl recipes copy utkface/compact mine.yaml
+compactmtl recipes check mine.yaml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="every recipe by name")
+    show = actions.add_parser("show", help="a recipe as it is written, or with every value resolved")
+    show.add_argument("recipe", metavar="RECIPE", help="name or path")
+    show.add_argument("overrides", metavar="key=value", nargs="*", help="values laid over it")
+    show.add_argument("--resolved", action="store_true", help="every value with where it comes from")
+    copy = actions.add_parser("copy", help="copy a recipe to change it")
+    copy.add_argument("recipe", metavar="RECIPE", help="name or path")
+    copy.add_argument("out", metavar="FILE", nargs="?", type=Path, help="default: its last name, here")
+    copy.add_argument("--resolved", action="store_true", help="write out every value, without `extends`")
+    copy.add_argument("--force", action="store_true", help="overwrite FILE")
+    check = actions.add_parser("check", help="check recipes without running them")
+    check.add_argument("recipes", metavar="RECIPE", nargs="*", help="names or paths; default: all")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one subcommand."""
+    match args.action:
+        case "list":
+            print_entries("recipe")
+        case "show":
+            _show(args)
+        case "copy":
+            _copy(args)
+        case _:
+            _check(args.recipes)
+    return OK
+
+
+def _show(args: argparse.Namespace) -> None:
+    from compactmtl.config.load import resolve_recipe
+
+    resolved = resolve_recipe(args.recipe, args.overrides)
+    if args.resolved or args.overrides:
+        print_resolved(resolved.recipe, resolved.origins)
+    else:
+        print_file(resolved.path)
+
+
+def _copy(args: argparse.Namespace) -> None:
+    from compactmtl.config.load import dump_recipe, resolve_recipe
+
+    resolved = resolve_recipe(args.recipe)
+    out: Path = args.out or Path(f"{Path(resolved.name).name}.yaml")
+    if out.exists() and not args.force:
+        raise ConfigError(f"{out} exists", "name another file, or overwrite it with --force")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if args.resolved:
+        out.write_text(f"# {resolved.name}, every value written out\n{dump_recipe(resolved.recipe)}", "utf-8")
+    else:
+        _refuse_relative_extends(resolved.path)
+        shutil.copyfile(resolved.path, out)
+    print(f"wrote {out}; check it with `compactmtl recipes check {out}`")
+
+
+def _refuse_relative_extends(path: Path) -> None:
+    from compactmtl.config.merge import parents
+    from compactmtl.config.yaml import read_yaml
+
+    for parent in parents(read_yaml(path)):
+        if str(parent.value).endswith((".yaml", ".yml")):
+            raise ConfigError(
+                f"{parent.place}: extends {parent.value}, a path that would not hold elsewhere",
+                "copy it with --resolved",
+            )
+
+
+def _check(names: list[str]) -> None:
+    from compactmtl.config.load import load_target, resolve_recipe
+    from compactmtl.config.lookup import names as known_names
+
+    checked = names or list(known_names("recipe"))
+    if not checked:
+        raise ConfigError("there are no recipes to check", "name one, or run where a folder recipes/ is")
+    faults: list[CompactError] = []
+    for name in checked:
+        try:
+            resolved = resolve_recipe(name)
+            for target in resolved.recipe.targets:
+                load_target(target)
+        except ConfigError as error:
+            print(f"fault  {name}")
+            faults.append(error)
+        else:
+            print(f"ok     {name}")
+    if faults:
+        hints = dict.fromkeys(error.hint for error in faults if error.hint)
+        raise ConfigError("\n".join(error.message for error in faults), "\n".join(hints))
