@@ -1,0 +1,313 @@
+"""Build the report's data model from run folders; measure only what no file says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from compactmtl.errors import ArtifactError, ConfigError, DataError
+from compactmtl.report.model import (
+    Epoch,
+    ExportView,
+    MetricView,
+    Provenance,
+    Report,
+    RunView,
+    Size,
+    Stage,
+    Surgery,
+    TaskView,
+)
+from compactmtl.verify.result import TaskMetrics, Verification
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compactmtl.report.samples import ValSplits
+    from compactmtl.train import Run
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def build_report(runs: Sequence[Run], baseline: Run | None, splits: ValSplits) -> Report:
+    """Read everything the report shows from `runs` and `baseline`.
+
+    A form of a model whose metrics no file holds is evaluated on the val split (`splits` loads it); where the
+    data is not there, its cell says "not run" and a note says why.
+
+    Raises ArtifactError for a damaged file of a run, ConfigError where runs don't compare.
+    """
+    subjects = [run for run in runs if baseline is None or run.path.resolve() != baseline.path.resolve()]
+    if not subjects:
+        raise ConfigError(
+            "the baseline is the only run", "name at least one other run, or leave --baseline out"
+        )
+    ordered = ([baseline] if baseline is not None else []) + subjects
+    _check_comparable(ordered)
+    names = _unique_names(ordered)
+    notes: list[str] = []
+    views = [_view(run, name, splits, notes, baseline) for run, name in zip(ordered, names, strict=True)]
+    reference, reference_name = _delta_reference(views, ordered, baseline is not None)
+    tasks = _task_views(ordered)
+    if reference is not None:
+        views = [_with_delta(view, run, reference, notes) for view, run in zip(views, ordered, strict=True)]
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tasks=tasks,
+        baseline=names[0] if baseline is not None else None,
+        delta_reference=reference_name,
+        runs=tuple(views),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _check_comparable(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if run.recipe.data.name != first.recipe.data.name:
+            raise ConfigError(
+                f"{run.path} was trained on {run.recipe.data.name}, {first.path} on {first.recipe.data.name}",
+                "a report compares runs on one data set; make one report for each",
+            )
+        if not set(run.tasks) & set(first.tasks):
+            raise ConfigError(
+                f"{run.path} and {first.path} have no task in common "
+                f"({', '.join(run.tasks)}; {', '.join(first.tasks)})",
+                "compare runs that share at least one task",
+            )
+
+
+def _unique_names(runs: Sequence[Run]) -> list[str]:
+    """Run names, led by as many parent folders as it takes to tell them apart."""
+    for depth in range(1, max(len(run.path.resolve().parts) for run in runs) + 1):
+        names = ["/".join(run.path.resolve().parts[-depth:]) for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("a run is named twice", "name each run once")
+
+
+def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Run | None) -> RunView:
+    log = run.log()
+    meta = _read_json(run.path / "meta.json")
+    end = next((line for line in reversed(log) if line.get("event") == "end"), None)
+    surgery_path = run.path / "compact" / "surgery.json"
+    surgery = _parse(Surgery, surgery_path) if surgery_path.exists() else None
+    exports = tuple(
+        ExportView(target=path.parent.name, verification=_parse(Verification, path))
+        for path in sorted((run.path / "export").glob("*/verification.json"))
+    )
+    return RunView(
+        name=name,
+        path=str(run.path),
+        description=run.recipe.description,
+        data=run.recipe.data.name,
+        input_size=run.recipe.data.size,
+        stages=tuple(_stages(run, name, surgery, exports, splits, notes)),
+        surgery=surgery,
+        exports=exports,
+        epochs=_epochs(log, run.path / "log.jsonl"),
+        best_epoch=end.get("best_epoch") if end else None,
+        finished=end is not None,
+        seconds=end.get("seconds") if end else None,
+        provenance=_provenance(run, meta, surgery is not None, exports, baseline),
+    )
+
+
+def _epochs(log: Sequence[Mapping[str, Any]], path: Path) -> tuple[Epoch, ...]:
+    """The epoch lines in order; of an epoch that was run again after a resume, the last."""
+    epochs: dict[int, Epoch] = {}
+    for line in log:
+        if line.get("event") == "epoch":
+            try:
+                epoch = Epoch.model_validate(line)
+            except ValidationError as error:
+                raise _damaged(path, error) from error
+            epochs[epoch.epoch] = epoch
+    return tuple(epochs[number] for number in sorted(epochs))
+
+
+def _stages(
+    run: Run,
+    name: str,
+    surgery: Surgery | None,
+    exports: Sequence[ExportView],
+    splits: ValSplits,
+    notes: list[str],
+) -> list[Stage]:
+    if surgery is not None:
+        trained_size = Size(parameters=surgery.parameters.before, macs=surgery.macs.before)
+    else:
+        trained_size = _cost(run, run.load_plain())
+    trained = _trained_metrics(run)
+    note = ""
+    if trained is None:
+        trained, note = _evaluate(run, name, "trained", splits, notes)
+    stages = [
+        Stage(form="trained", label="trained", size=trained_size, metrics=trained, note=note),
+    ]
+    final_size = trained_size
+    if surgery is not None:
+        final_size = Size(parameters=surgery.parameters.after, macs=surgery.macs.after)
+        compact = _compact_metrics(run, exports)
+        note = ""
+        if compact is None:
+            compact, note = _evaluate(run, name, "compact", splits, notes)
+        stages.append(Stage(form="compact", label="compact", size=final_size, metrics=compact, note=note))
+    for export in exports:
+        stale = surgery is not None and not _of_compact(run, export)
+        if stale:
+            notes.append(
+                f"{name}: export {export.target} is older than the compact model; export again to compare it"
+            )
+        accuracy = export.verification.accuracy
+        stages.append(
+            Stage(
+                form="exported",
+                label=f"exported, {export.target}",
+                size=trained_size if stale else final_size,
+                metrics=None if stale else accuracy.artifact,
+                note="older than the compact model" if stale else f"{accuracy.samples} samples",
+            )
+        )
+    return stages
+
+
+def _trained_metrics(run: Run) -> TaskMetrics | None:
+    """The log's metrics at the best checkpoint, if they are of the val split."""
+    return dict(run.best) if run.recipe.data.select_on == "val" and run.best else None
+
+
+def _of_compact(run: Run, export: ExportView) -> bool:
+    """Whether an export is of the model in compact/, by time: surgery comes before the export of its result."""
+    verification = run.path / "export" / export.target / "verification.json"
+    return verification.stat().st_mtime_ns >= (run.path / "compact" / "surgery.json").stat().st_mtime_ns
+
+
+def _compact_metrics(run: Run, exports: Sequence[ExportView]) -> TaskMetrics | None:
+    """The torch model's metrics as an export measured them, the one over most samples."""
+    current = [export.verification.accuracy for export in exports if _of_compact(run, export)]
+    return max(current, key=lambda accuracy: accuracy.samples).torch if current else None
+
+
+def _evaluate(
+    run: Run, name: str, form: Literal["trained", "compact"], splits: ValSplits, notes: list[str]
+) -> tuple[TaskMetrics | None, str]:
+    from compactmtl.verify.accuracy import evaluate, torch_runner
+
+    try:
+        loader = splits.loader(run.recipe)
+    except DataError as error:
+        notes.append(f"{name}: the {form} model was not evaluated: {error.message}")
+        return None, "data missing"
+    model = run.load_plain() if form == "trained" else run.load_compact()
+    return evaluate(torch_runner(model, "cpu"), loader, run.tasks), ""
+
+
+def _cost(run: Run, model: nn.Module) -> Size:
+    import torch
+
+    from compactmtl.graph import cost
+
+    height, width = run.recipe.data.size
+    measured = cost(model.eval(), (torch.zeros(1, 3, height, width),))
+    return Size(parameters=measured.parameters, macs=measured.macs)
+
+
+def _delta_reference(
+    views: Sequence[RunView], runs: Sequence[Run], has_baseline: bool
+) -> tuple[TaskMetrics | None, str | None]:
+    """Metrics that Δm is against: the baseline's, else the recipe's single-task numbers, else none."""
+    if has_baseline:
+        return views[0].final.metrics, views[0].name
+    single = [run.recipe.single_task for run in runs]
+    if single[0] and all(numbers == single[0] for numbers in single):
+        return single[0], "the recipe's single-task numbers"
+    return None, None
+
+
+def _with_delta(view: RunView, run: Run, reference: TaskMetrics, notes: list[str]) -> RunView:
+    """The view with Δm at every measured stage; where it is undefined, a note says why."""
+    from compactmtl.tasks.gain import delta_m
+
+    ours = {task: reference[task] for task in run.tasks if task in reference}
+    stages = []
+    for stage in view.stages:
+        if stage.metrics is not None:
+            try:
+                gain = delta_m(stage.metrics, ours, run.tasks)
+            except ConfigError as error:
+                notes.append(f"{view.name}: no Δm, {error.message}")
+            else:
+                stage = stage.model_copy(update={"delta_m": gain})
+        stages.append(stage)
+    return view.model_copy(update={"stages": tuple(stages)})
+
+
+def _task_views(runs: Sequence[Run]) -> tuple[TaskView, ...]:
+    tasks: dict[str, TaskView] = {}
+    for run in runs:
+        for name, task in run.tasks.items():
+            metrics = {
+                metric: MetricView(higher_is_better=info.higher_is_better, unit=info.unit, share=info.share)
+                for metric, info in task.metric_info.items()
+            }
+            tasks.setdefault(name, TaskView(name=name, kind=task.kind, primary=task.primary, metrics=metrics))
+    return tuple(tasks.values())
+
+
+def _provenance(
+    run: Run,
+    meta: Mapping[str, Any],
+    compacted: bool,
+    exports: Sequence[ExportView],
+    baseline: Run | None,
+) -> Provenance:
+    commands = [f"compactmtl train {run.path / 'recipe.yaml'} --out {run.path.parent} --name {run.path.name}"]
+    if compacted:
+        commands.append(f"compactmtl compact {run.path}")
+    against = f" --baseline {baseline.path}" if baseline is not None and baseline is not run else ""
+    commands += [f"compactmtl export {run.path} --target {export.target}{against}" for export in exports]
+    return Provenance(
+        recipe=str(meta.get("recipe", "")),
+        seed=run.recipe.seed,
+        created=str(meta.get("created", "")),
+        versions={str(key): str(value) for key, value in dict(meta.get("versions", {})).items()},
+        commands=tuple(commands),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing", "name a folder that `compactmtl train` wrote") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: expected an object, found {type(content).__name__}", _MEND)
+    return content
+
+
+def _parse(model: type[Model], path: Path) -> Model:
+    content = _read_json(path)
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise _damaged(path, error) from error
+
+
+_MEND = "the file is damaged or from another version; run the command that wrote it again"
+
+
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    else:
+        detail = str(error)
+    return ArtifactError(f"{path}: {detail}", _MEND)

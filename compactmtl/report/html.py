@@ -1,0 +1,206 @@
+"""Render the report's data model as one offline HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+import compactmtl
+from compactmtl.report import figures, table
+from compactmtl.report import format as fmt
+from compactmtl.report.model import Report, RunView, Stage, TaskView
+from compactmtl.report.pictures import data_uri
+from compactmtl.report.samples import SampleView
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One large number at the top of the page."""
+
+    value: str
+    label: str
+    tone: table.Tone = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An inline figure: its SVG, what it shows in words for those who can't see it, and a caption."""
+
+    svg: Markup
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """Drawings of one run."""
+
+    view: RunView
+    layers: Drawing | None
+    latency: tuple[Drawing, ...]
+    curves: tuple[Drawing, ...]
+    sparsity: Drawing | None
+
+
+def render(report: Report, samples: Sequence[SampleView]) -> str:
+    """The whole page; nothing in it is fetched from elsewhere."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        count=fmt.count,
+        metric_name=fmt.metric_name,
+        milliseconds=fmt.milliseconds,
+        duration=fmt.duration,
+        percent=fmt.signed_percent,
+        ratio=fmt.ratio,
+        small=fmt.small,
+        data_uri=data_uri,
+    )
+    template = environment.from_string(
+        files("compactmtl.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        report=report,
+        title=_title(report),
+        version=compactmtl.__version__,
+        headlines=[headline for run in report.subjects[:1] for headline in _headlines(run, report)],
+        gates=_gates(report),
+        table=table.comparison(report),
+        samples=samples,
+        labels=list(
+            dict.fromkeys(label for one in samples for task in one.tasks for label in task.predictions)
+        ),
+        pages=[_page(run, number, report) for number, run in enumerate(report.runs)],
+        stage_cell=_stage_cell,
+        arrow=table.arrow,
+        speedup=table.speedup_cell,
+        NOT_RUN=fmt.NOT_RUN,
+    )
+
+
+def _title(report: Report) -> str:
+    names = ", ".join(run.name for run in report.subjects)
+    return f"{names} against {report.baseline}" if report.baseline else names
+
+
+def _headlines(run: RunView, report: Report) -> list[Headline]:
+    """MACs, parameters, speed and Δm of the first run; what was not measured is said to be so."""
+    reference = report.baseline_run.final.size if report.baseline_run else run.trained.size
+    smallest = run.smallest
+    headlines = []
+    for quantity, label in (("macs", "MACs"), ("parameters", "parameters")):
+        if reference is None or smallest is None:
+            headlines.append(Headline(fmt.NOT_RUN, label, "missing"))
+            continue
+        change = getattr(smallest, quantity) / getattr(reference, quantity) - 1
+        headlines.append(Headline(fmt.signed_percent(change), label, "good" if change < 0 else ""))
+    latency = table.current_latency(run)
+    if latency is None:
+        headlines.append(Headline(fmt.NOT_RUN, "latency", "missing"))
+    else:
+        name, _ = table.subject_latency(latency)
+        cell = table.speedup_cell(latency.speedup[name])
+        value, _, word = cell.text.partition(" ")
+        headlines.append(Headline(value, f"{word} (median latency)", cell.tone))
+    if report.delta_reference:
+        delta = run.final.delta_m
+        headlines.append(
+            Headline(fmt.NOT_RUN, "Δm", "missing")
+            if delta is None
+            else Headline(fmt.signed_percent(delta), "Δm", "good" if delta > 0 else "")
+        )
+    return headlines
+
+
+def _gates(report: Report) -> tuple[int, int]:
+    """Gates that passed and all gates, over every export of the subjects."""
+    gates = [gate for run in report.subjects for export in run.exports for gate in export.verification.gates]
+    return sum(gate.passed for gate in gates), len(gates)
+
+
+def _stage_cell(stage: Stage, task: TaskView, metric: str) -> table.Cell:
+    """One metric of one form of a run's model."""
+    if stage.metrics is None:
+        return table.MISSING
+    value = stage.metrics.get(task.name, {}).get(metric)
+    return table.NOTHING if value is None else table.Cell(fmt.metric(value, task.metrics[metric]))
+
+
+def _page(run: RunView, number: int, report: Report) -> RunPage:
+    key = f"run{number}"
+    return RunPage(
+        view=run,
+        layers=_layers(run, f"{key}-layers"),
+        latency=tuple(
+            Drawing(
+                Markup(figures.latency_distributions(export.verification.latency, f"{key}-latency{index}")),
+                "Histograms of latency: "
+                + "; ".join(
+                    f"{name}, median {fmt.milliseconds(one.median_ms)}, 99th percentile {fmt.milliseconds(one.p99_ms)}"
+                    for name, one in export.verification.latency.stats.items()
+                ),
+                f"Latency on {export.target}; the line is the median",
+            )
+            for index, export in enumerate(run.exports)
+        ),
+        curves=tuple(_curves(run, report, key)),
+        sparsity=_sparsity(run, f"{key}-sparsity"),
+    )
+
+
+def _layers(run: RunView, key: str) -> Drawing | None:
+    if run.surgery is None or not run.surgery.layers:
+        return None
+    layers = run.surgery.layers
+    before, after = sum(layer.before[0] for layer in layers), sum(layer.after[0] for layer in layers)
+    return Drawing(
+        Markup(figures.layer_channels(layers, key)),
+        f"Bars of output channels of {len(layers)} layers: {before} before surgery, {after} after. "
+        "The table below holds every number.",
+        "Output channels of each layer before and after surgery",
+    )
+
+
+def _curves(run: RunView, report: Report, key: str) -> list[Drawing]:
+    """The primary metric of each task over epochs, beside the baseline's."""
+    shown = [run] if report.baseline_run in (None, run) else [run, report.baseline_run]
+    curves = {one.name: one.epochs for one in shown if one is not None}
+    best = {one.name: one.best_epoch for one in shown if one is not None}
+    drawings = []
+    for index, task in enumerate(report.tasks):
+        values = [
+            epoch.val[task.name][task.primary]
+            for epoch in run.epochs
+            if task.primary in epoch.val.get(task.name, {})
+        ]
+        if not values:
+            continue
+        info = task.metrics[task.primary]
+        drawings.append(
+            Drawing(
+                Markup(figures.learning_curves(curves, task, task.primary, f"{key}-curve{index}", best)),
+                f"{fmt.metric_name(task.primary)} of {task.name} over {len(values)} epochs: "
+                f"{fmt.metric(values[0], info)} at first, {fmt.metric(values[-1], info)} at last",
+                f"{task.name}: {fmt.metric_name(task.primary)} while training; the ring is the best epoch",
+            )
+        )
+    return drawings
+
+
+def _sparsity(run: RunView, key: str) -> Drawing | None:
+    svg = figures.sparsity_curve({run.name: run.epochs}, key)
+    if svg is None:
+        return None
+    last = next(epoch.sparsity for epoch in reversed(run.epochs) if epoch.sparsity is not None)
+    share = last.groups_zero
+    return Drawing(
+        Markup(svg),
+        "Share of channel groups at zero over epochs"
+        + ("" if share is None else f"; {100 * share:.0f} % at the last epoch"),
+        "Channels that training has brought to zero",
+    )

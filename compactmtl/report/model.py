@@ -1,0 +1,208 @@
+"""What a report says, as data: report.json is this model, report.html its rendering."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from compactmtl.config.recipe import Frozen
+from compactmtl.verify.result import TaskMetrics, Verification
+
+
+class Read(BaseModel):
+    """Immutable; keys that this report doesn't show are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Change(Read):
+    """One number before and after surgery."""
+
+    before: int
+    after: int
+
+
+class LayerChange(Read):
+    """One layer's (out, in) channels and MACs before and after surgery."""
+
+    name: str
+    type: str
+    before: tuple[int, int]
+    after: tuple[int, int]
+    macs: Change
+
+
+class ProofCase(Read):
+    """The masked model against the compact one on one input shape."""
+
+    shape: tuple[int, ...]
+    max_relative_error: float
+
+
+class Proof(Read):
+    """Largest relative error over all cases and the bound it was held to."""
+
+    max_relative_error: float
+    tolerance: float
+    dtype: str
+    cases: tuple[ProofCase, ...] = ()
+
+
+class KeptWhole(Read):
+    """A layer that surgery left as it was, and why."""
+
+    name: str
+    reason: str
+
+
+class Surgery(Read):
+    """compact/surgery.json."""
+
+    macs: Change
+    parameters: Change
+    layers: tuple[LayerChange, ...]
+    proof: Proof
+    kept_whole: tuple[KeptWhole, ...] = ()
+    seconds: float
+
+
+class Sparsity(Read):
+    """State of the channel groups at the end of an epoch."""
+
+    groups_zero: float | None = None
+    strength: float | None = None
+    macs_removable: float | None = None
+
+
+class TrainLosses(Read):
+    """Mean weighted loss of an epoch and the single tasks' losses."""
+
+    loss: float
+    losses: dict[str, float] = {}
+
+
+class Epoch(Read):
+    """One `epoch` line of log.jsonl."""
+
+    epoch: int
+    step: int
+    seconds: float
+    lr: float
+    train: TrainLosses
+    val: TaskMetrics = {}
+    score: float | None = None
+    delta_m: float | None = None
+    sparsity: Sparsity | None = None
+
+
+class MetricView(Frozen):
+    """How to read one metric."""
+
+    higher_is_better: bool
+    unit: str = ""
+    share: bool = False
+
+
+class TaskView(Frozen):
+    """One task as the report names it."""
+
+    name: str
+    kind: str
+    primary: str
+    metrics: dict[str, MetricView]
+
+
+class Size(Frozen):
+    """Cost of one model at the recipe's input size."""
+
+    parameters: int
+    macs: int
+
+
+class Stage(Frozen):
+    """One form of a run's model and its metrics over the val split.
+
+    `metrics` is none where the form exists but was not measured, `note` then says why.
+    """
+
+    form: Literal["trained", "compact", "exported"]
+    label: str
+    size: Size | None
+    metrics: TaskMetrics | None
+    delta_m: float | None = None
+    note: str = ""
+
+
+class ExportView(Frozen):
+    """One export of a run and what verification found."""
+
+    target: str
+    verification: Verification
+
+
+class Provenance(Frozen):
+    """Where a run comes from and how to make it again."""
+
+    recipe: str
+    seed: int
+    created: str
+    versions: dict[str, str]
+    commands: tuple[str, ...]
+
+
+class RunView(Frozen):
+    """Everything the report says of one run."""
+
+    name: str
+    path: str
+    description: str
+    data: str
+    input_size: tuple[int, int]
+    stages: tuple[Stage, ...]
+    surgery: Surgery | None
+    exports: tuple[ExportView, ...]
+    epochs: tuple[Epoch, ...]
+    best_epoch: int | None
+    finished: bool
+    seconds: float | None
+    provenance: Provenance
+
+    @property
+    def trained(self) -> Stage:
+        """The dense form: what training left, contracted."""
+        return self.stages[0]
+
+    @property
+    def final(self) -> Stage:
+        """The form furthest down the road that has metrics, else the trained one."""
+        measured = [stage for stage in self.stages if stage.metrics is not None]
+        return measured[-1] if measured else self.stages[0]
+
+    @property
+    def smallest(self) -> Size | None:
+        """Size of the model that would be deployed."""
+        sizes = [stage.size for stage in self.stages if stage.size is not None]
+        return sizes[-1] if sizes else None
+
+
+class Report(Frozen):
+    """report.json. `baseline` names one of `runs`; Δm is against `delta_reference`."""
+
+    version: Literal[1] = 1
+    created: str
+    tasks: tuple[TaskView, ...]
+    baseline: str | None
+    delta_reference: str | None
+    runs: tuple[RunView, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def baseline_run(self) -> RunView | None:
+        """The run that others are held against, where one was named."""
+        return next((run for run in self.runs if run.name == self.baseline), None)
+
+    @property
+    def subjects(self) -> tuple[RunView, ...]:
+        """The runs that the report is about."""
+        return tuple(run for run in self.runs if run.name != self.baseline)

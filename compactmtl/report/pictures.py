@@ -1,0 +1,163 @@
+"""Draw samples: one strip of input, target and predictions, for reports, READMEs and `predict`."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from compactmtl.report.samples import Picture, SampleView, View
+
+_INK = (32, 36, 44)
+_SOFT = (96, 104, 116)
+_PAPER = (255, 255, 255)
+
+
+def png(picture: Picture) -> bytes:
+    """An (H, W, 3) uint8 picture as PNG bytes, the same on every run."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(picture: Picture) -> str:
+    """An (H, W, 3) uint8 picture as a `data:` address."""
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode("ascii")
+
+
+def comparison_strip(samples: Sequence[SampleView], *, tile: int = 192, gap: int = 6) -> Image.Image:
+    """One picture of all samples: a row a sample and map task, columns input, target and each prediction.
+
+    Tasks of one value an image are told in words in the row's cells, under one another. `tile` is the width of
+    a cell in pixels; heights follow the images' aspect. Raises ValueError without samples.
+    """
+    if not samples:
+        raise ValueError("a comparison strip needs at least one sample")
+    labels = _labels(samples)
+    has_target = any(task.target is not None for sample in samples for task in sample.tasks)
+    headings = ["input"] + (["target"] if has_target else []) + labels
+    small, bold = _font(max(11, tile // 15)), _font(max(12, tile // 13), bold=True)
+    heading_height = int(bold.size * 1.9)
+    rows = [row for sample in samples for row in _rows(sample, labels, has_target)]
+    heights = [_row_height(row, tile, small) for row in rows]
+    width = gap + (tile + gap) * len(headings)
+    strip = Image.new("RGB", (width, heading_height + sum(height + gap for height in heights)), _PAPER)
+    draw = ImageDraw.Draw(strip)
+    for column, heading in enumerate(headings):
+        text = _fit(draw, heading, bold, tile)
+        left = gap + column * (tile + gap) + (tile - draw.textlength(text, font=bold)) / 2
+        draw.text((left, heading_height * 0.22), text, font=bold, fill=_INK)
+    top = heading_height
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            _draw_cell(strip, draw, cell, (gap + column * (tile + gap), top), (tile, height), small)
+        top += height + gap
+    return strip
+
+
+def _labels(samples: Sequence[SampleView]) -> list[str]:
+    labels: dict[str, None] = {}
+    for sample in samples:
+        for task in sample.tasks:
+            labels.update(dict.fromkeys(task.predictions))
+    return list(labels)
+
+
+def _rows(sample: SampleView, labels: Sequence[str], has_target: bool) -> list[list[View | None]]:
+    """Cells of one sample: a row for every map task, or one row of words where there is none."""
+    dense = [task for task in sample.tasks if task.dense]
+    told = [task for task in sample.tasks if not task.dense]
+
+    def words(pick: str | None) -> str:
+        lines = []
+        for task in told:
+            value = task.target if pick is None else task.predictions.get(pick)
+            if value is not None:
+                lines.append(f"{task.task}: {value.caption}")
+        return "\n".join(lines)
+
+    def row(index: int, label: str, cells: list[View | None]) -> list[View | None]:
+        captions = [words(None)] if has_target else []
+        captions += [words(label) for label in labels]
+        if index == 0:
+            cells = [
+                View(
+                    cell.picture if cell else None,
+                    "\n".join(filter(None, (caption, cell.caption if cell else ""))),
+                )
+                for cell, caption in zip(cells, captions, strict=True)
+            ]
+        return [View(sample.image if index == 0 else None, label), *cells]
+
+    if not dense:
+        return [row(0, "", [None] * (len(labels) + has_target))]
+    rows = []
+    for index, task in enumerate(dense):
+        cells: list[View | None] = [task.target] if has_target else []
+        cells += [task.predictions.get(label) for label in labels]
+        rows.append(row(index, task.task, cells))
+    return rows
+
+
+def _row_height(row: Sequence[View | None], tile: int, font: ImageFont.FreeTypeFont) -> int:
+    height = 0
+    for cell in row:
+        if cell is None:
+            continue
+        picture = 0 if cell.picture is None else round(tile * cell.picture.shape[0] / cell.picture.shape[1])
+        height = max(height, picture + _text_height(cell.caption, font))
+    return height
+
+
+def _text_height(text: str, font: ImageFont.FreeTypeFont) -> int:
+    return round(font.size * (0.5 + 1.35 * (text.count("\n") + 1))) if text else 0
+
+
+def _draw_cell(
+    strip: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    cell: View | None,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    if cell is None:
+        return
+    left, top = corner
+    if cell.picture is not None:
+        picture = Image.fromarray(np.ascontiguousarray(cell.picture))
+        height = round(size[0] * picture.height / picture.width)
+        strip.paste(picture.resize((size[0], height), _resampling(picture, size[0])), (left, top))
+        top += height
+    elif cell.caption:
+        top += max(0, (size[1] - _text_height(cell.caption, font)) // 2)
+    for number, line in enumerate(cell.caption.splitlines()):
+        y = top + font.size * (0.3 + 1.35 * number)
+        draw.text((left + 4, y), _fit(draw, line, font, size[0] - 8), font=font, fill=_SOFT)
+
+
+def _resampling(picture: Image.Image, width: int) -> Image.Resampling:
+    """Crisp pixels where a small picture grows, smooth ones where a large picture shrinks."""
+    return Image.Resampling.NEAREST if width >= picture.width else Image.Resampling.LANCZOS
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """matplotlib's own DejaVu Sans: the same glyphs on every machine."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

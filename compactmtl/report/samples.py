@@ -1,0 +1,156 @@
+"""Validation samples with what each model says of them, ready to be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.config.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+    from compactmtl.data.base import Batch, Preprocessing, VisionDataset
+    from compactmtl.tasks.base import Task
+    from compactmtl.train import Run
+
+Picture = NDArray[np.uint8]  # (H, W, 3)
+
+
+@dataclass(frozen=True)
+class View:
+    """One value of a task: a picture where the task is a map, words where it is one value an image."""
+
+    picture: Picture | None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class TaskSample:
+    """One task of one sample: the target where it is known and each model's prediction by label, in order."""
+
+    task: str
+    target: View | None
+    predictions: Mapping[str, View]
+
+    @property
+    def dense(self) -> bool:
+        """Whether the task is drawn (a map) rather than told (a value)."""
+        return any(view.picture is not None for view in (self.target, *self.predictions.values()) if view)
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One image and all its tasks."""
+
+    identifier: str
+    image: Picture
+    tasks: tuple[TaskSample, ...]
+
+
+class ValSplits:
+    """Loads the val split of each recipe once, however many runs share it."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[str, VisionDataset] = {}
+
+    def dataset(self, recipe: Recipe) -> VisionDataset:
+        """The val split as `recipe` sees it. Raises DataError where the data is missing."""
+        from compactmtl.data import load_dataset
+
+        data = recipe.data
+        key = repr((data.name, data.root, data.size, data.options, data.cache))
+        if key not in self._datasets:
+            self._datasets[key] = load_dataset(data, "val")
+        return self._datasets[key]
+
+    def preprocessing(self, recipe: Recipe) -> Preprocessing:
+        """How `recipe` turns a uint8 image into the network's input."""
+        from compactmtl.data import preprocessing
+
+        return preprocessing(recipe.data)
+
+    def loader(self, recipe: Recipe) -> Iterable[Batch]:
+        """Normalized batches of the val split, in order."""
+        from compactmtl.data import build_loader
+
+        return build_loader(self.dataset(recipe), recipe.data, train=False, seed=recipe.seed)
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` indices spread evenly over `length` samples, first one included."""
+    return sorted({round(position) for position in np.linspace(0, length - 1, min(count, length))})
+
+
+def predict_samples(
+    models: Sequence[tuple[str, nn.Module, Run]], splits: ValSplits, count: int = 6
+) -> list[SampleView]:
+    """Run labeled models on the same few val samples, spread evenly over the split.
+
+    Each model sees its own recipe's size and normalization; image, target and color scale are the first
+    model's. Raises DataError where the data is missing.
+    """
+    _, _, first = models[0]
+    dataset = splits.dataset(first.recipe)
+    return [_sample(index, models, splits) for index in spread(len(dataset), count)]
+
+
+def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: ValSplits) -> SampleView:
+    _, _, first = models[0]
+    dataset = splits.dataset(first.recipe)
+    sample = dataset[index]
+    outputs = {
+        label: _run(model, splits.dataset(run.recipe)[index]["image"], splits.preprocessing(run.recipe))
+        for label, model, run in models
+    }
+    tasks = []
+    for name, task in _all_tasks(models).items():
+        owners = {label: run.tasks[name] for label, _, run in models if name in run.tasks}
+        target = sample["targets"][task.target].numpy() if task.target in sample["targets"] else None
+        tasks.append(
+            TaskSample(
+                task=name,
+                target=None if target is None else view(task, target),
+                predictions={
+                    label: view(owner, owner.decode(outputs[label][name])[0].numpy(), target)
+                    for label, owner in owners.items()
+                },
+            )
+        )
+    return SampleView(
+        identifier=dataset.identifier(index),
+        image=np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()),
+        tasks=tuple(tasks),
+    )
+
+
+def _all_tasks(models: Sequence[tuple[str, nn.Module, Run]]) -> dict[str, Task]:
+    tasks: dict[str, Task] = {}
+    for _, _, run in models:
+        for name, task in run.tasks.items():
+            tasks.setdefault(name, task)
+    return tasks
+
+
+def _run(model: nn.Module, image: Tensor, steps: Preprocessing) -> dict[str, Tensor]:
+    """One uint8 image (3, H, W) through the model, as outputs by task with a batch dimension of 1."""
+    import torch
+
+    mean = torch.tensor(steps.mean).view(1, 3, 1, 1)
+    std = torch.tensor(steps.std).view(1, 3, 1, 1)
+    with torch.inference_mode():
+        outputs: dict[str, Tensor] = model.eval()(((image[None].float() / 255) - mean) / std)
+    return outputs
+
+
+def view(task: Task, value: NDArray[Any], reference: NDArray[Any] | None = None) -> View:
+    """One decoded value (no batch dimension) as a picture or words; `reference` fixes the color scale."""
+    if task.dense:
+        return View(task.picture(value, reference), task.caption(value))
+    return View(None, task.caption(value))

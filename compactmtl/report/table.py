@@ -1,0 +1,300 @@
+"""The one comparison table, for the terminal, the report and the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from compactmtl.report import format as fmt
+from compactmtl.report.model import Report, RunView, Stage, TaskView
+from compactmtl.verify.result import LatencyResult, LatencyStats
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Tone = Literal["", "good", "bad", "missing"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text and what it means: better or worse than the reference, or nothing measured."""
+
+    text: str
+    tone: Tone = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A quantity and its value in every column."""
+
+    label: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns after the first, rows, and what the numbers are."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    caption: str
+
+
+MISSING = Cell(fmt.NOT_RUN, "missing")
+NOTHING = Cell("—")
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One model of the table: a form of a run."""
+
+    name: str
+    run: RunView
+    stage: Stage
+
+
+def comparison(report: Report) -> Table:
+    """Per-task primary metric, Δm, parameters, MACs and latency of every run, with change to the reference.
+
+    The reference is the baseline run or, where none was named, each run's own trained form.
+    """
+    baseline = report.baseline_run
+    rows_of = _Rows(report)
+    columns: list[str] = []
+    cells: list[list[Cell]] = [[] for _ in rows_of.labels]
+    if baseline is not None:
+        columns.append(baseline.name)
+        _extend(
+            cells,
+            rows_of.values(_Column(baseline.name, baseline, baseline.final), baseline_of=report.subjects),
+        )
+    for run in report.subjects:
+        reference = _Column(run.name, run, run.trained)
+        if baseline is not None:
+            reference = _Column(baseline.name, baseline, baseline.final)
+        elif run.final is not run.trained:
+            columns.append(f"{run.name}, trained")
+            _extend(cells, rows_of.values(reference))
+        subject = _Column(run.name, run, run.final)
+        columns.append(
+            run.name if baseline is not None or run.final is run.trained else f"{run.name}, {run.final.form}"
+        )
+        _extend(cells, rows_of.values(subject))
+        if subject.stage is not reference.stage:
+            columns.append("change")
+            _extend(cells, rows_of.changes(subject, reference))
+    rows = tuple(Row(label, tuple(row)) for label, row in zip(rows_of.labels, cells, strict=True))
+    return Table(tuple(columns), rows, _caption(report))
+
+
+def _extend(cells: list[list[Cell]], column: Sequence[Cell]) -> None:
+    for row, cell in zip(cells, column, strict=True):
+        row.append(cell)
+
+
+class _Rows:
+    """The quantities of the table, top to bottom."""
+
+    def __init__(self, report: Report) -> None:
+        self.tasks = report.tasks
+        self.delta_reference = report.delta_reference
+        self.baseline = report.baseline
+        self.labels = [
+            f"{task.name}, {fmt.metric_name(task.primary)} {arrow(task)}".rstrip() for task in report.tasks
+        ] + (["Δm ↑"] if self.delta_reference else [])
+        self.labels += ["parameters ↓", "MACs ↓", "latency, median ↓"]
+
+    def values(self, column: _Column, baseline_of: Sequence[RunView] = ()) -> list[Cell]:
+        stage = column.stage
+        cells = [_metric_cell(stage, task) for task in self.tasks]
+        if self.delta_reference:
+            if column.run.name == self.baseline:
+                cells.append(Cell("0 (reference)"))
+            elif stage.delta_m is None:
+                cells.append(MISSING)
+            else:
+                cells.append(Cell(fmt.signed_percent(stage.delta_m), _tone(stage.delta_m)))
+        cells.append(Cell(fmt.count(stage.size.parameters)) if stage.size else MISSING)
+        cells.append(Cell(fmt.count(stage.size.macs)) if stage.size else MISSING)
+        latency = _own_latency(column, baseline_of)
+        cells.append(Cell(fmt.milliseconds(latency.median_ms)) if latency else MISSING)
+        return cells
+
+    def changes(self, subject: _Column, reference: _Column) -> list[Cell]:
+        cells = [_metric_change(subject.stage, reference.stage, task) for task in self.tasks]
+        if self.delta_reference:
+            cells.append(Cell(""))
+        sizes = subject.stage.size, reference.stage.size
+        for quantity in ("parameters", "macs"):
+            if sizes[0] is None or sizes[1] is None:
+                cells.append(NOTHING)
+            else:
+                cells.append(_size_change(getattr(sizes[0], quantity), getattr(sizes[1], quantity)))
+        cells.append(_latency_change(subject))
+        return cells
+
+
+def arrow(task: TaskView, metric: str | None = None) -> str:
+    """Which way is better."""
+    info = task.metrics[metric or task.primary]
+    return "↑" if info.higher_is_better else "↓"
+
+
+def _tone(gain: float, slack: float = 0.0005) -> Tone:
+    if abs(gain) <= slack:
+        return ""
+    return "good" if gain > 0 else "bad"
+
+
+def _metric_cell(stage: Stage, task: TaskView) -> Cell:
+    if stage.metrics is None:
+        return MISSING
+    metrics = stage.metrics.get(task.name)
+    if metrics is None:
+        return NOTHING
+    return Cell(fmt.metric(metrics[task.primary], task.metrics[task.primary]))
+
+
+def metric_change(value: float, reference: float, *, higher_is_better: bool) -> Cell:
+    """Relative change of a metric, toned by which way is better."""
+    if reference == 0:
+        return NOTHING
+    change = (value - reference) / abs(reference)
+    return Cell(fmt.signed_percent(change), _tone(change if higher_is_better else -change))
+
+
+def _metric_change(subject: Stage, reference: Stage, task: TaskView) -> Cell:
+    ours = (subject.metrics or {}).get(task.name)
+    theirs = (reference.metrics or {}).get(task.name)
+    if ours is None or theirs is None:
+        return NOTHING
+    info = task.metrics[task.primary]
+    return metric_change(ours[task.primary], theirs[task.primary], higher_is_better=info.higher_is_better)
+
+
+def _size_change(value: int, reference: int) -> Cell:
+    if reference == 0 or value == 0:
+        return NOTHING
+    change = value / reference - 1
+    times = (
+        f"{fmt.ratio(reference / value)} fewer"
+        if value <= reference
+        else f"{fmt.ratio(value / reference)} more"
+    )
+    return Cell(f"{fmt.signed_percent(change)} ({times})" if change else "same", _tone(-change))
+
+
+def subject_latency(result: LatencyResult) -> tuple[str, LatencyStats]:
+    """The measured model that is not the reference; the reference itself where it is alone."""
+    name = next((name for name in result.stats if name != result.reference), result.reference)
+    return name, result.stats[name]
+
+
+def current_latency(run: RunView) -> LatencyResult | None:
+    """The latency measured with the run's last current export."""
+    for export in reversed(run.exports):
+        if any(
+            stage.label == f"exported, {export.target}" and stage.metrics is not None for stage in run.stages
+        ):
+            return export.verification.latency
+    return None
+
+
+def _own_latency(column: _Column, baseline_of: Sequence[RunView]) -> LatencyStats | None:
+    """Of the form that was exported; the reference's in the paired measurement for the model compared against."""
+    if column.stage is column.run.trained or baseline_of:
+        for run in baseline_of or (column.run,):
+            result = current_latency(run)
+            if result is not None and (result.reference != subject_latency(result)[0]):
+                return result.stats[result.reference]
+        if column.stage.form != "exported":
+            return None
+    if column.stage.form != "exported":
+        return None
+    result = current_latency(column.run)
+    return subject_latency(result)[1] if result else None
+
+
+def _latency_change(subject: _Column) -> Cell:
+    """From the subject's own paired measurement, never across measurements."""
+    result = current_latency(subject.run)
+    if result is None or subject.stage.form != "exported":
+        return NOTHING
+    name, _ = subject_latency(result)
+    if name == result.reference:
+        return NOTHING
+    return speedup_cell(result.speedup[name])
+
+
+def speedup_cell(speedup: float) -> Cell:
+    """Times faster or slower."""
+    if speedup >= 1:
+        return Cell(f"{fmt.ratio(speedup)} faster", _tone(speedup - 1))
+    return Cell(f"{fmt.ratio(1 / speedup)} slower", "bad")
+
+
+def _caption(report: Report) -> str:
+    parts = []
+    runs = [run for run in report.runs]
+    sizes = {f"{run.input_size[0]}×{run.input_size[1]}" for run in runs}
+    parts.append(f"val split of {runs[0].data}, input {' and '.join(sorted(sizes))}")
+    if report.delta_reference:
+        parts.append(f"Δm against {report.delta_reference}")
+    results = [result for run in report.subjects if (result := current_latency(run)) is not None]
+    if results:
+        _, stats = subject_latency(results[0])
+        threads = "" if stats.threads is None else f", {stats.threads} thread{'s' * (stats.threads != 1)}"
+        parts.append(
+            f"latency on {stats.backend} ({stats.provider}, {stats.precision}{threads}), batch {stats.batch}, "
+            f"paired, {len(stats.samples_ms)} runs each"
+        )
+    return "; ".join(parts)
+
+
+def plain(table: Table) -> str:
+    """Aligned text, first column left, others right; the caption below."""
+    grid = [["", *table.columns], *([row.label, *(cell.text for cell in row.cells)] for row in table.rows)]
+    widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
+    lines = [
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in grid
+    ]
+    lines.insert(1, "─" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join([*lines, "", table.caption])
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table, numbers right-aligned; the caption below."""
+
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+    return "\n".join(
+        [
+            line(["", *table.columns]),
+            "| --- |" + " ---: |" * len(table.columns),
+            *(line([row.label, *(cell.text for cell in row.cells)]) for row in table.rows),
+            "",
+            table.caption,
+        ]
+    )
+
+
+def rich_table(table: Table) -> RichTable:
+    """For a terminal."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    styles = {"": "", "good": "green", "bad": "red", "missing": "dim"}
+    drawn = RichTable(box=box.SIMPLE_HEAD, caption=Text(table.caption), caption_justify="left")
+    drawn.add_column("")
+    for column in table.columns:
+        drawn.add_column(Text(column), justify="right")
+    for row in table.rows:
+        drawn.add_row(Text(row.label), *(Text(cell.text, style=styles[cell.tone]) for cell in row.cells))
+    return drawn

@@ -1,0 +1,82 @@
+"""Write report.html and report.json for one or several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compactmtl.errors import DataError
+from compactmtl.report.collect import build_report
+from compactmtl.report.html import render
+from compactmtl.report.model import Report
+from compactmtl.report.samples import SampleView, ValSplits, predict_samples
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compactmtl.train import Run
+
+HTML = "report.html"
+JSON = "report.json"
+_MOST_MODELS = 4  # columns of predictions that still fit a page
+
+
+def write_report(runs: Sequence[Run], baseline: Run | None, out: Path) -> Path:
+    """Write `out`/report.html and `out`/report.json and return the page's path.
+
+    Reads what the runs' folders hold, evaluates only forms that nothing measured, and draws a few val samples.
+    Raises ArtifactError for a damaged run, ConfigError where runs don't compare, OSError where `out` can't be
+    written.
+    """
+    report, samples = collect(runs, baseline)
+    return write_collected(report, samples, out)
+
+
+def collect(
+    runs: Sequence[Run], baseline: Run | None, splits: ValSplits | None = None
+) -> tuple[Report, list[SampleView]]:
+    """The report's data and its pictures, which are only in the page."""
+    splits = splits or ValSplits()
+    report = build_report(runs, baseline, splits)
+    try:
+        return report, predict_samples(_models(runs, baseline, report), splits)
+    except DataError as error:
+        note = f"No pictures: {error.message}"
+        return report.model_copy(update={"notes": (*report.notes, note)}), []
+
+
+def write_collected(report: Report, samples: Sequence[SampleView], out: Path) -> Path:
+    """Write what `collect` gave."""
+    from compactmtl.train.files import naming, write_text
+
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
+    write_text(out / HTML, render(report, samples))
+    return out / HTML
+
+
+def _models(runs: Sequence[Run], baseline: Run | None, report: Report) -> list[tuple[str, nn.Module, Run]]:
+    """Models to picture: the baseline (or the first run as trained), then each run's smallest form."""
+    views = {view.path: view for view in report.runs}
+    models: list[tuple[str, nn.Module, Run]] = []
+    if baseline is not None:
+        models.append((views[str(baseline.path)].name, baseline.load_plain(), baseline))
+    for run in runs:
+        if str(run.path) not in views or (
+            baseline is not None and run.path.resolve() == baseline.path.resolve()
+        ):
+            continue
+        view = views[str(run.path)]
+        if view.surgery is None:
+            models.append((view.name, run.load_plain(), run))
+        else:
+            if baseline is None:
+                models.append((f"{view.name}, trained", run.load_plain(), run))
+            models.append(
+                (f"{view.name}, compact" if baseline is None else view.name, run.load_compact(), run)
+            )
+        if len(models) >= _MOST_MODELS:
+            break
+    return models
