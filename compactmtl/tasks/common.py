@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compactmtl.config import validate_options
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetKind, TargetSpec
@@ -45,9 +46,6 @@ def check_spec(name: str, config: TaskConfig, spec: TargetSpec, kind: TargetKind
 
 def read_options(model: type[Options], name: str, config: TaskConfig) -> Options:
     """A task's options, typed. Raises ConfigError for an unknown option or a value that does not fit."""
-    # Late: what only reads a task's contract need not load the YAML parser.
-    from compactmtl.config import validate_options
-
     return validate_options(model, config.options, f"tasks.{name}.options")
 
 

@@ -1,0 +1,196 @@
+"""The shared trunk: any timm model by name, giving one vector an image or one feature map."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from compactmtl.config.recipe import EncoderConfig
+from compactmtl.errors import ConfigError
+from compactmtl.models.weights import fetch_pretrained, load_encoder_weights
+
+# Arguments of timm.create_model that the recipe sets elsewhere, or that would load more than plain weights.
+RESERVED = {
+    "cache_dir": "set HF_HOME in the environment",
+    "checkpoint_path": "set model.encoder.weights to a .safetensors file",
+    "feature_cls": "the encoder gives one map; pick it with out_index",
+    "features_only": "it follows from the heads of the tasks",
+    "in_chans": "images have three channels",
+    "num_classes": "classes belong to the tasks",
+    "out_indices": "pick one map with out_index",
+    "output_stride": "set model.encoder.output_stride",
+    "pretrained": "set model.encoder.pretrained",
+    "pretrained_cfg": "name the pretrained tag in model.encoder.name, such as resnet18.a1_in1k",
+    "pretrained_cfg_overlay": "set model.encoder.weights to a .safetensors file",
+}
+
+
+@dataclass(frozen=True)
+class BuiltEncoder:
+    """An encoder and the width of what it gives: (B, channels), or (B, channels, h, w) where `dense`."""
+
+    module: nn.Module
+    channels: int
+    dense: bool
+
+
+class ChannelsFirst(nn.Module):
+    """Turns the (B, h, w, C) maps of a channels-last network into (B, C, h, w)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = self.body(image)
+        return [x.permute(0, 3, 1, 2).contiguous() for x in maps]
+
+
+def last_map(features: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """What heads read of an encoder: its only output, or the last of several maps."""
+    return features if isinstance(features, Tensor) else features[-1]
+
+
+def build_encoder(
+    config: EncoderConfig, size: tuple[int, int], *, dense: bool, initialize: bool = True
+) -> BuiltEncoder:
+    """The timm network `config.name` for images (B, 3, *size).
+
+    `dense` asks for a feature map (the last, or the one at `options.out_index`), else for the pooled features that
+    timm would give its own classifier. Weights come from the file `config.weights` where there is one, else from
+    timm's download where `config.pretrained`, else at random; without `initialize` always at random, for a model
+    whose weights are about to be loaded.
+
+    Raises ConfigError for an unknown name, option or file and for a size that the network cannot take; ArtifactError
+    for a file that does not hold the network's weights; MissingDependencyError where a download fails.
+    """
+    options = _options(config, size, dense)
+    create = partial(_create, config.name, options)
+    if initialize and config.weights is not None:
+        network = load_encoder_weights(config, options, create)
+    elif initialize and config.pretrained:
+        network = fetch_pretrained(config.name, create)
+    else:
+        network = create()
+    shape = _output_shape(network, config.name, size)
+    if len(shape) != (4 if dense else 2):
+        raise ConfigError(
+            f"model.encoder.name: {config.name} gives an output of {len(shape)} dimensions {tuple(shape)}, "
+            f"needs {4 if dense else 2}",
+            "choose an encoder that gives feature maps"
+            if dense
+            else "choose an encoder with a pooled output",
+        )
+    return BuiltEncoder(network, shape[1], dense)
+
+
+def _options(config: EncoderConfig, size: tuple[int, int], dense: bool) -> dict[str, Any]:
+    """Arguments of timm.create_model. Raises ConfigError for an unknown model or an option that is not the user's."""
+    _check_name(config.name)
+    options: dict[str, Any] = dict(config.options)
+    out_index = options.pop("out_index", None)
+    for name in options:
+        if name in RESERVED:
+            raise ConfigError(f"model.encoder.options.{name} is not an option", RESERVED[name])
+    if out_index is not None and (isinstance(out_index, bool) or not isinstance(out_index, int)):
+        raise ConfigError(
+            f"model.encoder.options.out_index: expected an integer, found {out_index!r}",
+            "0 is the first feature map, -1 the last",
+        )
+    if config.output_stride is not None:
+        options["output_stride"] = config.output_stride
+    if dense:
+        options |= {"features_only": True, "out_indices": (-1 if out_index is None else out_index,)}
+    elif out_index is not None:
+        raise ConfigError(
+            "model.encoder.options.out_index: no task reads a feature map",
+            "remove it, or give a task a head of kind fcn",
+        )
+    else:
+        options["num_classes"] = 0
+    if _fixed_size(config.name) and "img_size" not in options and not options.get("dynamic_img_size"):
+        options["img_size"] = size
+    return options
+
+
+def _check_name(name: str) -> None:
+    """Raise ConfigError, with the nearest names, unless timm's registry has the model and the pretrained tag."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        close = get_close_matches(architecture, timm.list_models(), n=3)
+        raise ConfigError(
+            f"model.encoder.name: timm has no model {name!r}",
+            f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names",
+        )
+    if tag and (tags := timm.list_pretrained(f"{architecture}.*")) and name not in tags:
+        raise ConfigError(
+            f"model.encoder.name: timm has no weights {tag!r} of {architecture}", f"it has {', '.join(tags)}"
+        )
+
+
+def _fixed_size(name: str) -> bool:
+    """Whether the network is built for one image size, such as one with position embeddings."""
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and config.fixed_input_size
+
+
+def _create(name: str, options: dict[str, Any], **pretrained: Any) -> nn.Module:
+    """timm.create_model, its maps channels first, its complaints about arguments as ConfigError."""
+    try:
+        module: nn.Module = timm.create_model(name, **options, **pretrained)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise _refused_option(name, error) from error
+    except (AssertionError, NotImplementedError, ValueError, IndexError) as error:
+        if pretrained:  # the download, not the arguments: the caller tells what went wrong
+            raise
+        raise ConfigError(
+            f"model.encoder: timm cannot build {name} with {options}: {error or type(error).__name__}",
+            "check output_stride and the options against timm's documentation of this model",
+        ) from error
+    channels_last = options.get("features_only") and str(getattr(module, "output_fmt", "")) == "Format.NHWC"
+    return ChannelsFirst(module) if channels_last else module
+
+
+def _refused_option(name: str, error: TypeError) -> ConfigError:
+    option = str(error).rpartition("argument ")[2].strip("'")
+    if option == "output_stride":
+        return ConfigError(
+            f"model.encoder.output_stride: {name} cannot be dilated",
+            "remove output_stride, pick an earlier map with options.out_index, or choose a ResNet or EfficientNet",
+        )
+    # The message begins with the class that refused, such as "ResNet.__init__() got an unexpected ...".
+    known = _arguments(str(error).partition(".")[0])
+    close = get_close_matches(option, known, n=1)
+    return ConfigError(
+        f"model.encoder.options.{option}: {name} has no such option",
+        f"did you mean {close[0]!r}?" if close else "see timm's documentation of this model",
+    )
+
+
+def _arguments(class_name: str) -> list[str]:
+    """Names of the arguments of a timm model class, none where the class is not found."""
+    found = getattr(timm.models, class_name, None)
+    return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
+
+
+def _output_shape(network: nn.Module, name: str, size: tuple[int, int]) -> torch.Size:
+    """Shape of the output for one image, worked out on the meta device: no arithmetic, the network untouched."""
+    probe = copy.deepcopy(network).to("meta").eval()
+    try:
+        with torch.inference_mode():
+            return last_map(probe(torch.empty(1, 3, *size, device="meta"))).shape
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"model.encoder.name: {name} cannot take images of {size[0]}x{size[1]}: {error}",
+            "change data.size; some networks need a multiple of their stride or window",
+        ) from error

@@ -1,0 +1,153 @@
+"""Initial weights of an encoder: timm's download by name, or a local safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from compactmtl.config.recipe import EncoderConfig
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
+
+# Modules whose errors mean that a download did not come through.
+NETWORK_PACKAGES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib")
+LISTED = 8  # names that an error spells out
+OWN_PREFIX = "encoder."  # of the encoder's weights in a checkpoint of a MultiTaskModel
+
+
+def fetch_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
+    """`create(pretrained=True)`, which downloads timm's weights of `name` or finds them in its cache.
+
+    Raises ConfigError where timm has no weights of this model, MissingDependencyError where they cannot be fetched.
+    """
+    source = timm.get_pretrained_cfg(name)
+    if source is None or not source.has_weights:
+        raise ConfigError(
+            f"model.encoder.pretrained: timm has no weights of {name}",
+            "set pretrained: false, or model.encoder.weights to a local .safetensors file",
+        )
+    try:
+        return create(pretrained=True)
+    except Exception as error:
+        if not any(_from_network(cause) for cause in _causes(error)):
+            raise
+        raise MissingDependencyError(
+            f"the pretrained weights of {name} could not be fetched: {_first_line(error)}",
+            "connect to the network once (they are cached), or set model.encoder.weights to a local "
+            ".safetensors file, or model.encoder.pretrained to false",
+        ) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _from_network(error: BaseException) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in NETWORK_PACKAGES
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_encoder_weights(
+    config: EncoderConfig, options: Mapping[str, Any], create: Callable[..., nn.Module]
+) -> nn.Module:
+    """The encoder that `create()` gives, made by timm.create_model(config.name, **options), with `config.weights`.
+
+    The file holds the network's weights under timm's own names (its classifier, and layers that the encoder does not
+    have because it stops at an earlier map, are passed over), or a checkpoint of a MultiTaskModel, whose `encoder.`
+    weights are taken. Position embeddings made for another image size are resized as timm does.
+
+    Raises ConfigError where the file is missing or of another format, ArtifactError where it is damaged or a weight is
+    missing, unknown or of another shape.
+    """
+    path = Path(str(config.weights))
+    state = _read(path)
+    if any(key.startswith(OWN_PREFIX) for key in state):
+        own = {
+            key.removeprefix(OWN_PREFIX): value for key, value in state.items() if key.startswith(OWN_PREFIX)
+        }
+        network = create()
+        _check(path, config.name, own, network.state_dict())
+        network.load_state_dict(own, strict=False)  # checked; counters of batches may be missing
+        return network
+    # timm renames layers in a feature extractor, so names are held against the whole model,
+    whole = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
+    reference = timm.create_model(config.name, **{**whole, "num_classes": 0})
+    state = _without_classifier(state, reference)
+    resized = {
+        key
+        for key, value in reference.state_dict().items()
+        if key in state and value.shape != state[key].shape
+    }
+    if resized and "img_size" in whole:
+        # and shapes against the model at its own size: timm then resizes what depends on the size.
+        whole.pop("img_size")
+        reference = timm.create_model(config.name, **{**whole, "num_classes": 0})
+    _check(path, config.name, state, reference.state_dict())
+    # timm's own loading path, given the tensors in place of a download, applies the model's filter. No network has -1
+    # classes: timm then leaves the classifier alone.
+    network = create(pretrained=True, pretrained_cfg_overlay={"state_dict": state, "num_classes": -1})
+    for module in network.modules():
+        if isinstance(source := getattr(module, "pretrained_cfg", None), dict):
+            source.pop("state_dict", None)  # else every copy of the network would carry the file along
+    return network
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"model.encoder.weights: {path} is not a .safetensors file",
+            "other formats can run code when loaded; convert it with safetensors.torch.save_file",
+        )
+    if not path.is_file():
+        raise ConfigError(
+            f"model.encoder.weights: there is no file {path}", "give the path of a .safetensors file"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is damaged: {error}", "fetch or write the file again") from error
+
+
+def _without_classifier(state: dict[str, Tensor], reference: nn.Module) -> dict[str, Tensor]:
+    """The weights less those of timm's classifier layers, which no encoder has."""
+    found = reference.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    names = (found,) if isinstance(found, str) else tuple(found)
+    return {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
+
+
+def _check(path: Path, name: str, state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    """Raise ArtifactError unless both have the same names and shapes."""
+    # Counters of batches: absent from older files, and of no effect on the function.
+    needed = {key for key in reference if not key.endswith("num_batches_tracked")}
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, needs {tuple(reference[key].shape)}"
+        for key in reference
+        if key in state and state[key].shape != reference[key].shape
+    ]
+    faults = [
+        f"{what}: {', '.join(found[:LISTED])}"
+        + (f" and {len(found) - LISTED} more" if len(found) > LISTED else "")
+        for what, found in (
+            ("missing", sorted(needed - set(state))),
+            ("unknown", sorted(set(state) - set(reference))),
+            ("of another shape", shapes),
+        )
+        if found
+    ]
+    if faults:
+        raise ArtifactError(
+            f"{path} does not hold the weights of {name}; {'; '.join(faults)}",
+            "name the model that the file was made for in model.encoder.name, with the same options",
+        )
