@@ -108,7 +108,7 @@ class Runner(ABC):
     @abstractmethod
     def describe(self) -> Description: ...
 
-    def close(self) -> None:  # noqa: B027 - most runners hold nothing beside memory
+    def close(self) -> None:
         """Free what the runner holds."""
 
 

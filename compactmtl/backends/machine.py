@@ -10,6 +10,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import compactmtl
+
 CPUINFO = Path("/proc/cpuinfo")
 # The instruction sets that decide how fast inference is: vectors, bf16, and int8 dot products (VNNI, AMX).
 FLAGS_OF_INTEREST = (
@@ -27,7 +29,6 @@ FLAGS_OF_INTEREST = (
     "bf16",
 )
 PACKAGES = (
-    "compactmtl",
     "torch",
     "torchvision",
     "timm",
@@ -51,7 +52,7 @@ def package_version(name: str) -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide an artifact's numbers, of those installed."""
-    versions = {"python": platform.python_version()}
+    versions = {"compactmtl": compactmtl.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         version = package_version(name)
         if version is not None:

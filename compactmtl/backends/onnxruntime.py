@@ -63,7 +63,9 @@ class OnnxRuntimeBackend(Backend):
             gpus, reason = nvidia_gpus()
             if not gpus:
                 return Availability(
-                    False, f"{target.provider} needs a GPU: {reason}", "run it on a machine with an NVIDIA GPU"
+                    False,
+                    f"{target.provider} needs a GPU: {reason}",
+                    "run it on a machine with an NVIDIA GPU",
                 )
         return Availability(True)
 
@@ -94,7 +96,13 @@ def _session(model: Path, target: Target) -> onnxruntime.InferenceSession:
     if target.provider != CPU:
         # Without it, nodes that the provider lacks run on the CPU and nothing says so.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    broken = (state.InvalidProtobuf, state.InvalidGraph, state.NoModel, state.NoSuchFile, state.InvalidArgument)
+    broken = (
+        state.InvalidProtobuf,
+        state.InvalidGraph,
+        state.NoModel,
+        state.NoSuchFile,
+        state.InvalidArgument,
+    )
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=[target.provider])
     except broken as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,7 @@ def named_outputs(outputs: object, names: Sequence[str] | None = None) -> dict[s
 
 def device_of(module: nn.Module) -> torch.device:
     """Where the module's parameters or buffers are; the CPU where it has none."""
-    tensor = next(module.parameters(), None)
-    if tensor is None:
-        tensor = next(module.buffers(), None)
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
@@ -72,7 +71,7 @@ def synchronizer(device: torch.device) -> Callable[[], None] | None:
 
 
 class TorchRunner(Runner):
-    """A module in eval mode, without gradients, on its own device; arrays in, arrays out.
+    """A module without gradients on its own device, which it puts in eval mode; arrays in, arrays out.
 
     `threads` sets torch's CPU threads while it runs and puts the former number back on close.
     """
@@ -89,7 +88,9 @@ class TorchRunner(Runner):
         self.threads = threads
         self.inputs = tuple(TensorInfo(name) for name in input_names)
         self._renamed = None if output_names is None else tuple(output_names)
-        self.outputs = tuple(TensorInfo(name) for name in output_names or ())  # known after the first run at last
+        self.outputs = tuple(
+            TensorInfo(name) for name in output_names or ()
+        )  # known after the first run at last
         self._former_threads = torch.get_num_threads()
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:

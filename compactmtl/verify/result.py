@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from compactmtl.config.recipe import Frozen
 
 TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
@@ -64,6 +66,11 @@ class LatencyResult(Frozen):
     reference: str
     stats: dict[str, LatencyStats]
     speedup: dict[str, float]  # median of the reference / median of this one
+    paired_speedup: dict[str, float] = Field(
+        default_factory=dict
+    )  # median over rounds of reference / this one in the same round
+    warmup: int = 0  # rounds before the clock counted
+    load_average: float | None = None  # runnable processes on the machine over the minute before
 
 
 class GateResult(Frozen):

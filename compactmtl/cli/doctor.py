@@ -1,0 +1,98 @@
+"""`compactmtl doctor`: what this machine can run, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+HELP = "say which backends can run here and what is missing"
+EXAMPLE = "compactmtl doctor"
+
+# What every installation has; without one of them the package can't work.
+CORE = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb takes no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 3 where a core package is missing."""
+    from compactmtl.backends.machine import package_versions
+    from compactmtl.errors import MISSING, OK
+
+    for line in (*_packages(), "", *_machine(), "", *_backends(), "", *_folders()):
+        print(line)
+    missing = [name for name in CORE if name not in package_versions()]
+    return MISSING if missing else OK
+
+
+def _packages() -> Iterator[str]:
+    from compactmtl.backends.machine import package_versions
+
+    versions = package_versions()
+    yield "packages"
+    for name, version in versions.items():
+        yield f"  {name:<16} {version}"
+    for name in CORE:
+        if name not in versions:
+            yield f"  {name:<16} missing: pip install compactmtl"
+
+
+def _import_failure(name: str) -> str:
+    """Why a package can't be imported, in one line; empty where it can."""
+    import importlib
+
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a broken binary raises anything, and the doctor must go on
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+    return ""
+
+
+def _machine() -> Iterator[str]:
+    from compactmtl.backends.machine import cpu_count, cpu_flags, cpu_name, nvidia_gpus
+
+    yield "machine"
+    yield f"  processor        {cpu_name()}, {cpu_count()} usable"
+    flags = cpu_flags()
+    yield f"  instructions     {', '.join(flags) or 'unknown'}"
+    int8 = [flag for flag in flags if flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")]
+    yield f"  int8             {'fast (' + ', '.join(int8) + ')' if int8 else 'no dot-product instructions'}"
+    gpus, reason = nvidia_gpus()
+    yield from (f"  GPU              {gpu}" for gpu in gpus)
+    if not gpus:
+        yield f"  GPU              none: {reason}"
+
+
+def _backends() -> Iterator[str]:
+    from compactmtl.backends.onnxruntime import OnnxRuntimeBackend
+    from compactmtl.config.target import Target
+
+    yield "backends"
+    torch_failure = _import_failure("torch")
+    yield f"  {'torch':<42} {'no: ' + torch_failure if torch_failure else 'yes'}"
+    for provider in ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"):
+        target = Target(backend="onnxruntime", provider=provider)
+        found = OnnxRuntimeBackend().availability(target)
+        answer = "yes" if found.available else f"no: {found.reason}"
+        yield f"  {'onnxruntime, ' + provider:<42} {answer}"
+        if found.hint:
+            yield f"  {'':<42} mend: {found.hint}"
+
+
+def _folders() -> Iterator[str]:
+    import os
+
+    yield "folders"
+    if failure := _import_failure("compactmtl.data.cache"):
+        yield f"  cache            unknown: {failure}"
+        return
+    from compactmtl.data.cache import user_cache
+
+    folder = user_cache()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    writable = (
+        "writable" if os.access(existing, os.W_OK) else "not writable: set XDG_CACHE_HOME to another folder"
+    )
+    yield f"  cache            {folder} ({writable})"

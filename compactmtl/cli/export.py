@@ -1,0 +1,106 @@
+"""`compactmtl export`: export a run for its targets and verify what came out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compactmtl.tasks import Task
+    from compactmtl.verify import Verification
+
+HELP = "export a run for a target and verify the artifact: parity, accuracy, latency, gates"
+EXAMPLE = """\
+compactmtl export runs/scenes-compact --target onnxruntime-cpu --baseline runs/scenes-dense
+compactmtl export runs/utkface-compact"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder that `train` wrote")
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        nargs="+",
+        help="targets by name or path (see `targets list`); the recipe's by default",
+    )
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="the dense run to compare accuracy and latency with"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export to each target; a failed gate fails the command after all targets are done."""
+    from pathlib import Path
+
+    from compactmtl.config import load_target
+    from compactmtl.export import export_run
+    from compactmtl.train import Run
+    from compactmtl.verify.gates import raise_failed
+
+    opened = Run.open(args.run)
+    baseline = Run.open(args.baseline) if args.baseline else None
+    # A target given by path is named after its file. All are read before any is exported.
+    targets = {Path(name).stem: load_target(name) for name in args.target or opened.recipe.targets}
+    verifications = {}
+    for name, target in targets.items():
+        print(f"{opened.name} for {name}", file=sys.stderr)
+        found = export_run(opened, name, target, baseline, progress=_progress)
+        verifications[name] = found
+        print("\n".join(summary(found, opened.tasks)))
+        if target.accuracy.compact_drop is not None and baseline is None:
+            print("not checked: the loss against a dense baseline (give --baseline RUN)")
+        print(f"bundle: {opened.path / 'export' / name}\n")
+    print(f"next: compactmtl report {opened.path}" + (f" --baseline {baseline.path}" if baseline else ""))
+    gates = tuple(gate for found in verifications.values() for gate in found.gates)
+    raise_failed(gates, f"{opened.path} for {', '.join(verifications)}")
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(f"  {line} …", file=sys.stderr, flush=True)
+
+
+def summary(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
+    """What verification found, in lines for a terminal."""
+    yield f"accuracy on {found.accuracy.samples} validation images:"
+    yield from _accuracy(found, tasks)
+    worst = max(found.parity.outputs, key=lambda output: output.max_relative / output.tolerance)
+    yield (
+        f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
+        f" tolerance {worst.tolerance:.0e}) over {found.parity.samples} images"
+    )
+    stats = found.latency.stats
+    for name, stat in stats.items():
+        threads = "" if stat.threads is None else f", {stat.threads} thread{'s' if stat.threads > 1 else ''}"
+        faster = f", {found.latency.speedup[name]:.2f}× {found.latency.reference}" if len(stats) > 1 else ""
+        yield (
+            f"latency {name}: median {stat.median_ms:.2f} ms (p90 {stat.p90_ms:.2f}, p99 {stat.p99_ms:.2f},"
+            f" n {len(stat.samples_ms)}) at batch {stat.batch}{threads}{faster}"
+        )
+    yield f"size: {found.megabytes:.2f} MB"
+    failed = [gate for gate in found.gates if not gate.passed]
+    yield f"gates: {len(found.gates) - len(failed)} of {len(found.gates)} hold"
+    yield from (f"  failed: {gate.message}" for gate in failed)
+
+
+def _accuracy(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
+    accuracy = found.accuracy
+    rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
+    for task, metrics in accuracy.torch.items():
+        for metric, value in metrics.items():
+            values = [value, accuracy.artifact[task][metric]]
+            if accuracy.baseline:
+                values.append(accuracy.baseline[task][metric])
+            info = tasks[task].metric_info[metric]
+            shown = [
+                f"{v:.2%}" if info.share else f"{v:.4g}{' ' + info.unit if info.unit else ''}" for v in values
+            ]
+            rows.append((task, metric, *shown))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        left = "  ".join(f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True))
+        right = "  ".join(f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True))
+        yield f"  {left}  {right}".rstrip()

@@ -1,0 +1,83 @@
+"""`compactmtl predict`: pictures and values for a user's own images from a run or a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compactmtl.export.predict import Prediction
+    from compactmtl.tasks import Task
+
+HELP = "predict on your own images with a run or a bundle"
+EXAMPLE = """\
+compactmtl predict runs/utkface-compact face.jpg
+compactmtl predict runs/scenes-compact/export/onnxruntime-cpu photos/*.jpg --out pictures"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("source", metavar="RUN_OR_BUNDLE", help="a run folder, or its export/<target>")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--out", metavar="DIR", default="predictions", help="folder for pictures and values")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write one picture an image and predictions.json with every single value."""
+    import json
+    import sys
+
+    from compactmtl.export import Predictor
+    from compactmtl.export.sheet import sheet
+    from compactmtl.train.files import write_text
+
+    values: dict[str, Any] = {}
+    with Predictor.open(args.source) as predictor:
+        if predictor.doubt:
+            print(f"warning: {args.source} is not to be trusted: {predictor.doubt}", file=sys.stderr)
+        paths = [Path(image) for image in args.images]
+        out = Path(args.out)
+        out.mkdir(parents=True, exist_ok=True)
+        for path, name in zip(paths, picture_names(paths), strict=True):
+            image = predictor.read(path)
+            predictions = predictor.predict(image)
+            sheet(image, predictions, predictor.tasks).save(out / name)
+            values[str(path)] = {"picture": name, "tasks": record(predictions, predictor.tasks)}
+            print(f"{path}: {describe(predictions, predictor.tasks)}")
+    write_text(out / "predictions.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    print(f"pictures and predictions.json: {out}")
+    return 0
+
+
+def picture_names(paths: list[Path]) -> list[str]:
+    """A file name for each image's picture: its own, numbered where two would be the same."""
+    names: list[str] = []
+    for path in paths:
+        name, number = f"{path.stem}.png", 2
+        while name in names:
+            name, number = f"{path.stem}-{number}.png", number + 1
+        names.append(name)
+    return names
+
+
+def describe(predictions: list[Prediction], tasks: dict[str, Task]) -> str:
+    """The single values in words; for a map that it is in the picture."""
+    from compactmtl.export.sheet import line
+
+    return ", ".join(
+        f"{one.task} in the picture" if tasks[one.task].dense else f"{one.task} {line(one)}"
+        for one in predictions
+    )
+
+
+def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, Any]:
+    """The single values as JSON: a class with its probabilities, a scalar with its unit."""
+    found: dict[str, Any] = {}
+    for one in predictions:
+        spec = tasks[one.task].spec
+        if spec.kind == "class":
+            found[one.task] = {"class": one.caption, "probabilities": one.probabilities}
+        elif spec.kind == "scalar":
+            found[one.task] = {"value": float(one.value), "unit": spec.unit}
+    return found

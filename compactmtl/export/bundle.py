@@ -1,0 +1,222 @@
+"""The bundle: a model file with all that is needed to run it and to know where it came from.
+
+    <bundle>/ model.onnx (· model.onnx.data) · bundle.json · verification.json
+
+bundle.json lists the SHA-256 of each model file; verification.json names the SHA-256 of bundle.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from compactmtl.backends import Runner, get_backend
+from compactmtl.config.recipe import Frozen, TaskConfig
+from compactmtl.config.target import Target
+from compactmtl.data.base import Preprocessing
+from compactmtl.errors import ArtifactError
+from compactmtl.tasks import build_task
+from compactmtl.tasks.base import TargetSpec, Task
+from compactmtl.train.files import write_text
+from compactmtl.verify.result import Verification
+
+VERSION = 1
+BUNDLE_FILE = "bundle.json"
+VERIFICATION_FILE = "verification.json"
+MODEL_FILE = "model.onnx"
+
+# A file of the bundle is a plain name: no folder, no way out of the bundle.
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class BundleVersionError(ArtifactError):
+    """A bundle written by a version of compactmtl whose format this one can't read."""
+
+
+class BundleHashError(ArtifactError):
+    """A file of a bundle that isn't the one that was exported, or was verified."""
+
+
+class TensorRecord(Frozen):
+    """One input or output; a free dimension is its name."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class BundleTask(Frozen):
+    """One output with what turns it into a prediction."""
+
+    kind: str
+    primary: str
+    dense: bool
+    channels: int
+    config: TaskConfig
+    spec: TargetSpec  # classes, unit, mean and standard deviation, ignored index
+
+
+class BundleInfo(Frozen):
+    """bundle.json."""
+
+    version: Literal[1] = 1
+    run: str
+    compact: bool  # whether channels were removed
+    target_name: str
+    target: Target
+    model: FileName
+    files: dict[FileName, Sha256]
+    inputs: tuple[TensorRecord, ...] = Field(min_length=1)
+    outputs: tuple[TensorRecord, ...] = Field(min_length=1)
+    tasks: dict[str, BundleTask]
+    preprocessing: Preprocessing
+    recipe_sha256: str
+    plan_sha256: str | None
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files are those that were exported. `Bundle.open(path)`."""
+
+    path: Path
+    info: BundleInfo
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read and check a bundle's folder.
+
+        Raises ArtifactError where it is no bundle or bundle.json is damaged, BundleVersionError, and
+        BundleHashError where a model file or the verification isn't the one that belongs to it.
+        """
+        path = Path(path)
+        if not (path / BUNDLE_FILE).is_file():
+            raise ArtifactError(
+                f"{path} is not a bundle: it has no {BUNDLE_FILE}", "give an export/<target> folder"
+            )
+        info = _read(path / BUNDLE_FILE, BundleInfo)
+        if info.model not in info.files:
+            raise ArtifactError(
+                f"{path / BUNDLE_FILE}: model {info.model} is not among its files", _EXPORT_AGAIN
+            )
+        for name, expected in info.files.items():
+            file = path / name
+            if not file.is_file():
+                raise ArtifactError(f"{path} lacks {name}", _EXPORT_AGAIN)
+            if sha256_file(file) != expected:
+                raise BundleHashError(
+                    f"{file} is not the file that was exported: its hash is off", _EXPORT_AGAIN
+                )
+        bundle = cls(path, info)
+        verification = bundle.verification
+        if verification is not None and verification.bundle_sha256 != bundle.sha256:
+            raise BundleHashError(
+                f"{path / VERIFICATION_FILE} is of another bundle: {BUNDLE_FILE} has changed since",
+                _EXPORT_AGAIN,
+            )
+        return bundle
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / self.info.model
+
+    @property
+    def megabytes(self) -> float:
+        """Size of all model files in 10^6 bytes."""
+        return sum((self.path / name).stat().st_size for name in self.info.files) / 1e6
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of bundle.json, which lists the hashes of all model files."""
+        return sha256_file(self.path / BUNDLE_FILE)
+
+    @cached_property
+    def verification(self) -> Verification | None:
+        """What verification found; None where the bundle was never verified."""
+        file = self.path / VERIFICATION_FILE
+        return _read(file, Verification) if file.exists() else None
+
+    @property
+    def doubt(self) -> str:
+        """Why not to trust this bundle, in words; empty where it was verified and every gate held."""
+        if self.verification is None:
+            return "it was never verified"
+        failed = [gate.message for gate in self.verification.gates if not gate.passed]
+        if failed or not self.verification.passed:
+            return "its verification failed: " + "; ".join(failed)
+        return ""
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks, rebuilt from the bundle alone; no data set is needed."""
+        return {name: build_task(name, task.config, task.spec) for name, task in self.info.tasks.items()}
+
+    def runner(self) -> Runner:
+        """The model, opened on its target's backend."""
+        return get_backend(self.info.target.backend).open(self.model_path, self.info.target)
+
+
+def write_bundle(folder: Path, info: BundleInfo) -> Bundle:
+    """Write bundle.json beside the model files that are in `folder` and open the bundle."""
+    write_text(folder / BUNDLE_FILE, info.model_dump_json(indent=2) + "\n")
+    return Bundle.open(folder)
+
+
+def write_verification(folder: Path, verification: Verification) -> None:
+    """Write verification.json into a bundle's folder."""
+    write_text(folder / VERIFICATION_FILE, verification.model_dump_json(indent=2) + "\n")
+
+
+def bundle_tasks(tasks: Mapping[str, Task], configs: Mapping[str, TaskConfig]) -> dict[str, BundleTask]:
+    """What the bundle keeps of each task."""
+    return {
+        name: BundleTask(
+            kind=task.kind,
+            primary=task.primary,
+            dense=task.dense,
+            channels=task.channels,
+            config=configs[name],
+            spec=task.spec,
+        )
+        for name, task in tasks.items()
+    }
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_EXPORT_AGAIN = "export the run again: compactmtl export RUN --target NAME"
+_Record = TypeVar("_Record", BundleInfo, Verification)
+
+
+def _read(path: Path, kind: type[_Record]) -> _Record:
+    """A JSON file as a typed record. Raises BundleVersionError or ArtifactError."""
+    import json
+
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}", _EXPORT_AGAIN) from error
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != VERSION:
+        raise BundleVersionError(
+            f"{path} is of format {version}, this version of compactmtl reads {VERSION}",
+            "use the version of compactmtl that wrote it, or export the run again",
+        )
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {where}: {first['msg']}", _EXPORT_AGAIN) from error

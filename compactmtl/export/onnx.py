@@ -1,0 +1,230 @@
+"""A torch module as an ONNX file with explicit names, checked, with its provenance in the metadata."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from compactmtl.backends.torch import named_outputs
+from compactmtl.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import onnx
+
+Inputs = Tensor | tuple[Tensor, ...]
+Shape = tuple[int | str, ...]  # a free dimension is its name
+BATCH = "batch"
+# Paths and source lines of the exporting machine: of no use to the runtime, and nobody else's business.
+PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace",)
+
+
+class ExportError(ArtifactError):
+    """A model that can't be written as ONNX, or whose ONNX form isn't what was asked for."""
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Inputs,
+    path: str | Path,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset: int = 18,
+    dynamic_batch: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    external_data: bool | None = None,
+) -> Path:
+    """Write `model` to `path` as ONNX and return the path.
+
+    A copy of the model is exported, in eval mode on the CPU; the model itself stays as it is.
+
+    Args:
+        model: returns a tensor, or a flat dict, list or tuple of tensors.
+        example_inputs: a tensor or a tuple of positional arguments, batch first. The file takes exactly these
+            shapes, but for a free batch on request.
+        path: the file. Its weights lie beside it in `<name>.data` where they exceed 2 GB, the limit of the
+            format, or on request.
+        input_names: by default the parameters of the model's `forward`.
+        output_names: by default the keys of a dict in the model's order, else `output` or `output_0`, ...
+        opset: ONNX operator set.
+        dynamic_batch: leave dimension 0 of all inputs and outputs free, named `batch`.
+        metadata: strings kept in the file, such as hashes and versions.
+        external_data: force the weights into their own file or, with False, forbid it.
+
+    Raises ExportError where the exporter fails or the file isn't as asked: names, shapes, opset, ONNX's own
+    checker with shape inference.
+    """
+    path = Path(path)
+    arguments = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    arguments = tuple(argument.detach().cpu() for argument in arguments)
+    if dynamic_batch:
+        # torch.export takes sizes 0 and 1 for constants: a free batch must be traced with at least 2.
+        arguments = tuple(_at_least_two(argument) for argument in arguments)
+    module = copy.deepcopy(model).cpu().eval()
+    inputs = tuple(input_names) if input_names is not None else forward_names(model, len(arguments))
+    if len(inputs) != len(arguments):
+        raise ExportError(
+            f"{len(inputs)} input names for {len(arguments)} inputs", "give one name for each input"
+        )
+    with torch.inference_mode():
+        outputs = named_outputs(module(*arguments), output_names)
+    if clash := set(inputs) & set(outputs):
+        raise ExportError(
+            f"{sorted(clash)} name both an input and an output",
+            "ONNX has one space of names: rename one of them",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Weights that lie beside the model are found by the file's name: write under the final name, then move.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        written = Path(folder) / path.name
+        _write(
+            module, arguments, written, inputs, tuple(outputs), opset, dynamic_batch, metadata, external_data
+        )
+        _check_file(written, arguments, inputs, outputs, opset, dynamic_batch)
+        _move(written, path)
+    return path
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights lie that don't fit into the model file at `path`."""
+    return path.with_name(f"{path.name}.data")
+
+
+def forward_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Names of the first `count` positional parameters of the model's forward, filled up as input_<i>."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds][:count]
+    return (*names, *(f"input_{i}" for i in range(len(names), count)))
+
+
+def model_tensors(path: Path) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Inputs and outputs of an ONNX file with their shapes, in its order; the weights are not read."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return {value.name: _shape(value) for value in graph.input}, {
+        value.name: _shape(value) for value in graph.output
+    }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings that `export_onnx` kept in an ONNX file."""
+    import onnx
+
+    return {item.key: item.value for item in onnx.load(path, load_external_data=False).metadata_props}
+
+
+def _at_least_two(tensor: Tensor) -> Tensor:
+    return tensor if len(tensor) >= 2 else tensor.repeat(2, *[1] * (tensor.dim() - 1))
+
+
+def _write(
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    path: Path,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    opset: int,
+    dynamic_batch: bool,
+    metadata: Mapping[str, str] | None,
+    external_data: bool | None,
+) -> None:
+    batch = torch.export.Dim(BATCH)
+    shapes = tuple({0: batch} for _ in arguments) if dynamic_batch else None
+    try:
+        # Traced here, not by the exporter, which on failure tries other ways and prints pages about each.
+        traced = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=opset,
+            dynamic_shapes=shapes,  # for the names of free dimensions
+            verbose=False,
+        )
+    except (RuntimeError, ValueError) as error:  # torch's own errors of tracing and conversion are among them
+        raise ExportError(
+            f"{type(module).__name__} can't be exported to ONNX: {_reason(error)}",
+            "rewrite the operation it names, or export with a static batch",
+        ) from error
+    assert program is not None
+    for node in program.model.graph:
+        for key in PRIVATE_METADATA:
+            node.metadata_props.pop(key, None)
+    program.model.metadata_props.update(dict(metadata or {}))
+    program.save(path, external_data=external_data)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line; the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _check_file(
+    path: Path,
+    arguments: tuple[Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: Mapping[str, Tensor],
+    opset: int,
+    dynamic_batch: bool,
+) -> None:
+    """Hold the written file against what was asked."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"ONNX's checker refuses the exported model: {_reason(error)}", "try another opset"
+        ) from error
+    versions = {item.domain: item.version for item in onnx.load(path, load_external_data=False).opset_import}
+    if versions.get("") != opset:
+        raise ExportError(
+            f"the exporter wrote opset {versions.get('')}, {opset} was asked for",
+            "ask for an opset that this version of torch can write",
+        )
+    asked_in = {
+        name: _expected(tensor, dynamic_batch) for name, tensor in zip(inputs, arguments, strict=True)
+    }
+    asked_out = {name: _expected(tensor, dynamic_batch) for name, tensor in outputs.items()}
+    found_in, found_out = model_tensors(path)
+    for what, asked, found in (("inputs", asked_in, found_in), ("outputs", asked_out, found_out)):
+        if list(asked.items()) != list(found.items()):
+            raise ExportError(
+                f"the exported model's {what} are {found}, asked for were {asked}",
+                "an input that the model doesn't use is dropped, an output that doesn't depend on the batch"
+                " can't have a free one: mend the model or its names",
+            )
+
+
+def _expected(tensor: Tensor, dynamic_batch: bool) -> Shape:
+    shape: Shape = tuple(tensor.shape)
+    return (BATCH, *shape[1:]) if dynamic_batch else shape
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape:
+    sizes = value.type.tensor_type.shape.dim
+    return tuple(size.dim_param if size.HasField("dim_param") else size.dim_value for size in sizes)
+
+
+def _move(written: Path, path: Path) -> None:
+    """Put the file at its place; its weights first, so that a model without them is never seen."""
+    if data_file(written).exists():
+        shutil.move(data_file(written), data_file(path))
+        written.replace(path)
+    else:
+        written.replace(path)
+        data_file(path).unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""Latency, paired and interleaved: every round runs every model once, so that drift hits all alike.
+
+Nothing is dropped: an outlier is a property of the machine that the user deploys on.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compactmtl.backends import Description, Runner
+from compactmtl.backends.machine import cpu_name, load_average
+from compactmtl.backends.torch import TorchRunner, device_of, synchronizer
+from compactmtl.errors import ConfigError
+from compactmtl.verify.parity import evaluation_mode, to_arrays
+from compactmtl.verify.result import LatencyResult, LatencyStats
+
+Runnable = Runner | nn.Module | Callable[..., object]
+LatencyInputs = Tensor | tuple[Tensor, ...] | None
+
+
+def measure_latency(
+    runnables: Mapping[str, Runnable],
+    inputs: LatencyInputs = None,
+    *,
+    warmup: int = 10,
+    repeats: int = 100,
+    reference: str | None = None,
+) -> LatencyResult:
+    """Time every runnable `repeats` times in interleaved rounds after `warmup` rounds that don't count.
+
+    Args:
+        runnables: what to time by name. A Runner is fed host arrays and a module tensors (in eval mode, without
+            gradients, waiting for its device); any other callable is called with the inputs as they are, or
+            with none where `inputs` is None, and must return only when its work is done.
+        inputs: a tensor or a tuple of positional arguments, batch first.
+        warmup: rounds before the clock counts.
+        repeats: rounds that count.
+        reference: whose median the speedups are relative to; the first by default.
+
+    The order rotates from round to round. Garbage collection is off while the clock runs. Times are wall-clock
+    milliseconds by `time.perf_counter_ns`. Raises ConfigError on an empty mapping, an unknown reference or
+    repeats < 1.
+    """
+    names = list(runnables)
+    if not names:
+        raise ConfigError("no model to measure", "give at least one")
+    reference = names[0] if reference is None else reference
+    if reference not in runnables:
+        raise ConfigError(f"reference '{reference}' is not among {names}", "name one of them")
+    if repeats < 1 or warmup < 0:
+        raise ConfigError(
+            f"latency needs repeats >= 1 and warmup >= 0, found {repeats} and {warmup}", "mend the target"
+        )
+    with ExitStack() as stack:
+        subjects = {name: _subject(runnable, inputs, stack) for name, runnable in runnables.items()}
+        load = load_average()
+        samples = _rounds(subjects, warmup, repeats)
+        described = {name: subject.describe() for name, subject in subjects.items()}
+    batch = _batch_size(inputs)
+    stats = {
+        name: _stats(name, samples[name], batch, described[name], subjects[name].includes_transfers)
+        for name in names
+    }
+    base = np.asarray(samples[reference], dtype=np.float64)
+    return LatencyResult(
+        reference=reference,
+        stats=stats,
+        speedup={name: stats[reference].median_ms / stats[name].median_ms for name in names},
+        paired_speedup={name: float(np.median(base / np.asarray(samples[name]))) for name in names},
+        warmup=warmup,
+        load_average=load,
+    )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One thing to time: a call without arguments that returns when the work is done."""
+
+    call: Callable[[], object]
+    describe: Callable[[], Description]
+    includes_transfers: bool
+
+
+def _subject(runnable: Runnable, inputs: LatencyInputs, stack: ExitStack) -> _Subject:
+    arguments = (inputs,) if isinstance(inputs, Tensor) else inputs
+    if isinstance(runnable, Runner):
+        if arguments is None:
+            raise ConfigError("a runner can't be timed without inputs", "give the inputs it takes")
+        arrays = to_arrays(runnable, arguments)
+        return _Subject(lambda: runnable.run(arrays), runnable.describe, includes_transfers=True)
+    if isinstance(runnable, nn.Module):
+        if arguments is None:
+            raise ConfigError("a module can't be timed without inputs", "give the inputs it takes")
+        stack.enter_context(evaluation_mode(runnable))
+        return _module_subject(runnable, arguments)
+    if arguments is None:
+        return _Subject(runnable, _host, includes_transfers=True)
+    return _Subject(lambda: runnable(*arguments), _host, includes_transfers=True)
+
+
+def _module_subject(module: nn.Module, arguments: tuple[Tensor, ...]) -> _Subject:
+    device = device_of(module)
+    placed = tuple(argument.to(device) for argument in arguments)
+    wait = synchronizer(device)
+
+    def call() -> object:
+        with torch.inference_mode():
+            outputs = module(*placed)
+        if wait is not None:
+            wait()
+        return outputs
+
+    describe = TorchRunner(module, [f"input_{i}" for i in range(len(placed))]).describe
+    return _Subject(call, describe, includes_transfers=device.type == "cpu")
+
+
+def _host() -> Description:
+    """What is known of a plain callable: it ran in this Python on this machine."""
+    return Description("callable", platform.python_version(), "unknown", cpu_name(), "unknown", None)
+
+
+def _rounds(subjects: Mapping[str, _Subject], warmup: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds by name, in order of the rounds; round r begins with subject r modulo their number."""
+    names = list(subjects)
+    calls = {name: subject.call for name, subject in subjects.items()}
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    clock = time.perf_counter_ns
+    for _ in range(warmup):
+        for name in names:
+            calls[name]()
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(repeats):
+            first = index % len(names)
+            for name in names[first:] + names[:first]:
+                call = calls[name]
+                start = clock()
+                call()
+                stop = clock()
+                samples[name].append((stop - start) / 1e6)
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def _stats(
+    name: str, samples: list[float], batch: int, description: Description, includes_transfers: bool
+) -> LatencyStats:
+    times: NDArray[Any] = np.asarray(samples, dtype=np.float64)
+    p90, p99 = np.percentile(times, [90, 99])
+    return LatencyStats(
+        name=name,
+        batch=batch,
+        samples_ms=tuple(samples),
+        min_ms=float(times.min()),
+        median_ms=float(np.median(times)),
+        p90_ms=float(p90),
+        p99_ms=float(p99),
+        variation=float(times.std() / times.mean()) if times.mean() > 0 else 0.0,
+        backend=description.backend,
+        version=description.version,
+        provider=description.provider,
+        device=description.device,
+        precision=description.precision,
+        threads=description.threads,
+        includes_transfers=includes_transfers,
+    )
+
+
+def _batch_size(inputs: LatencyInputs) -> int:
+    if inputs is None:
+        return 1
+    return len(inputs if isinstance(inputs, Tensor) else inputs[0])

@@ -1,0 +1,216 @@
+"""Parity: does the artifact compute what the torch model computes? Names, shapes, dtypes, then values.
+
+A structural difference or a value that is no number raises, each by its own error; values out of tolerance
+are a result with `passed` False, so that a report can show by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compactmtl.backends import Runner, get_backend
+from compactmtl.backends.torch import device_of, named_outputs
+from compactmtl.config.target import Target
+from compactmtl.errors import ArtifactError, GateError
+from compactmtl.verify.result import OutputParity, ParityResult
+
+Inputs = Tensor | tuple[Tensor, ...]  # positional arguments of the model
+DEFAULT_TOLERANCE = 1e-4
+
+
+class ParityError(GateError):
+    """The artifact can't be compared with, or isn't, the torch model."""
+
+
+class NameMismatchError(ParityError):
+    """Outputs are missing, unknown, or in another order."""
+
+
+class ShapeMismatchError(ParityError):
+    """An output has another shape than the torch model's."""
+
+
+class DtypeMismatchError(ParityError):
+    """An output has another dtype than the torch model's."""
+
+
+class NonFiniteError(ParityError):
+    """An output holds NaN or infinity."""
+
+
+def check_parity(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: Inputs | list[Inputs],
+    *,
+    target: Target | None = None,
+    tolerance: float | None = None,
+    output_names: Sequence[str] | None = None,
+) -> ParityResult:
+    """Compare the outputs of the model file at `path` with the module's, over one or several inputs.
+
+    Args:
+        model: the reference, run in eval mode without gradients; its modes are put back afterwards.
+        path: the exported file.
+        example_inputs: a tensor or a tuple of positional arguments, batch first; or a list of such cases,
+            with several batch sizes where the artifact's batch is free.
+        target: backend, provider and tolerances; ONNX Runtime on the CPU by default.
+        tolerance: largest |difference| as a share of the reference's range (max - min over all cases; its
+            largest magnitude where it is constant). Overrides the target's; 1e-4 where neither is given.
+        output_names: names that the export gave to the model's outputs, where not the model's own.
+
+    Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
+    ArtifactError where the file can't be opened or takes other inputs.
+    """
+    target = target or Target(backend="onnxruntime")
+    cases = example_inputs if isinstance(example_inputs, list) else [example_inputs]
+    if not cases:
+        raise ArtifactError("parity needs at least one input", "give example inputs")
+    with get_backend(target.backend).open(Path(path), target) as runner, evaluation_mode(model):
+        return _compare(model, runner, cases, target, tolerance, output_names, str(path))
+
+
+def _compare(
+    model: nn.Module,
+    runner: Runner,
+    cases: Sequence[Inputs],
+    target: Target,
+    tolerance: float | None,
+    output_names: Sequence[str] | None,
+    where: str,
+) -> ParityResult:
+    tallies: dict[str, _Tally] = {}
+    samples = 0
+    for case in cases:
+        arguments = (case,) if isinstance(case, Tensor) else case
+        samples += len(arguments[0])
+        reference = _reference(model, arguments, output_names)
+        artifact = runner.run(to_arrays(runner, arguments))
+        check_structure(reference, artifact, where)
+        check_finite(reference, artifact, where)
+        for name, array in reference.items():
+            tallies.setdefault(name, _Tally(array.shape)).add(array, artifact[name])
+    outputs = tuple(
+        tally.result(name, _tolerance(name, target, tolerance)) for name, tally in tallies.items()
+    )
+    return ParityResult(outputs=outputs, samples=samples, passed=all(output.passed for output in outputs))
+
+
+def _tolerance(name: str, target: Target, tolerance: float | None) -> float:
+    if tolerance is not None:
+        return tolerance
+    return target.parity.tasks.get(name, target.parity.tolerance)
+
+
+def _reference(
+    model: nn.Module, arguments: tuple[Tensor, ...], output_names: Sequence[str] | None
+) -> dict[str, NDArray[Any]]:
+    device = device_of(model)
+    with torch.inference_mode():
+        outputs = named_outputs(model(*(argument.to(device) for argument in arguments)), output_names)
+    return {name: tensor.numpy(force=True) for name, tensor in outputs.items()}
+
+
+def to_arrays(runner: Runner, arguments: tuple[Tensor, ...]) -> dict[str, NDArray[Any]]:
+    """Positional arguments by the runner's input names. Raises ArtifactError where the counts differ."""
+    if len(arguments) != len(runner.input_names):
+        raise ArtifactError(
+            f"the artifact takes {len(runner.input_names)} inputs {list(runner.input_names)},"
+            f" {len(arguments)} given",
+            "give one tensor for each input, in the model's order",
+        )
+    return {
+        name: tensor.numpy(force=True) for name, tensor in zip(runner.input_names, arguments, strict=True)
+    }
+
+
+def check_structure(
+    reference: Mapping[str, NDArray[Any]], artifact: Mapping[str, NDArray[Any]], where: str
+) -> None:
+    """Raise NameMismatchError, ShapeMismatchError or DtypeMismatchError, in this order."""
+    if list(reference) != list(artifact):
+        raise NameMismatchError(
+            f"{where}: the outputs are {list(artifact)}, the torch model's are {list(reference)}",
+            "export again with the model's own output names in its order",
+        )
+    for name, expected in reference.items():
+        found = artifact[name]
+        if expected.shape != found.shape:
+            raise ShapeMismatchError(
+                f"{where}: output '{name}' has shape {found.shape}, the torch model's has {expected.shape}",
+                "export again; the file is of another model or size",
+            )
+        if expected.dtype != found.dtype:
+            raise DtypeMismatchError(
+                f"{where}: output '{name}' is {found.dtype}, the torch model's is {expected.dtype}",
+                "export again, with outputs kept in the model's precision",
+            )
+
+
+def check_finite(
+    reference: Mapping[str, NDArray[Any]], artifact: Mapping[str, NDArray[Any]], where: str
+) -> None:
+    """Raise NonFiniteError where the torch model's or the artifact's outputs hold NaN or infinity."""
+    for whose, arrays in (("the torch model", reference), (where, artifact)):
+        for name, array in arrays.items():
+            bad = int(array.size - np.isfinite(array).sum())
+            if bad:
+                raise NonFiniteError(
+                    f"{whose}: output '{name}' has {bad} of {array.size} values that are NaN or infinite",
+                    "check the weights for values that aren't finite and the inputs for their range",
+                )
+
+
+class _Tally:
+    """Differences, range and cosine of one output, accumulated over all cases in float64."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.max_abs = 0.0
+        self.low, self.high = np.inf, -np.inf
+        self.dot = self.reference_square = self.artifact_square = 0.0
+
+    def add(self, reference: NDArray[Any], artifact: NDArray[Any]) -> None:
+        a, b = reference.astype(np.float64).ravel(), artifact.astype(np.float64).ravel()
+        self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
+        self.low = min(self.low, float(a.min(initial=np.inf)))
+        self.high = max(self.high, float(a.max(initial=-np.inf)))
+        self.dot += float(a @ b)
+        self.reference_square += float(a @ a)
+        self.artifact_square += float(b @ b)
+
+    def result(self, name: str, tolerance: float) -> OutputParity:
+        # A constant reference has no range: its magnitude is the scale, and 1 where it is zero throughout.
+        scale = (self.high - self.low) or abs(self.high) or 1.0
+        norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
+        both_zero = self.reference_square == self.artifact_square == 0.0
+        relative = self.max_abs / scale
+        return OutputParity(
+            name=name,
+            shape=self.shape,
+            max_abs=self.max_abs,
+            max_relative=relative,
+            cosine=self.dot / norms if norms else float(both_zero),
+            tolerance=tolerance,
+            passed=relative <= tolerance,
+        )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the block; afterwards each submodule is in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
