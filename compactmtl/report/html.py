@@ -69,13 +69,13 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         title=_title(report),
         version=compactmtl.__version__,
         headlines=[headline for run in report.subjects[:1] for headline in _headlines(run, report)],
-        gates=_gates(report),
+        gates=report.gates,
         table=table.comparison(report),
         samples=samples,
         labels=list(
             dict.fromkeys(label for one in samples for task in one.tasks for label in task.predictions)
         ),
-        pages=[_page(run, number, report) for number, run in enumerate(report.runs)],
+        pages=[_page(run, number, report) for number, run in enumerate(_subjects_first(report))],
         stage_cell=_stage_cell,
         arrow=table.arrow,
         speedup=table.speedup_cell,
@@ -117,18 +117,16 @@ def _headlines(run: RunView, report: Report) -> list[Headline]:
     return headlines
 
 
-def _gates(report: Report) -> tuple[int, int]:
-    """Gates that passed and all gates, over every export of the subjects."""
-    gates = [gate for run in report.subjects for export in run.exports for gate in export.verification.gates]
-    return sum(gate.passed for gate in gates), len(gates)
-
-
 def _stage_cell(stage: Stage, task: TaskView, metric: str) -> table.Cell:
     """One metric of one form of a run's model."""
     if stage.metrics is None:
         return table.MISSING
     value = stage.metrics.get(task.name, {}).get(metric)
     return table.NOTHING if value is None else table.Cell(fmt.metric(value, task.metrics[metric]))
+
+
+def _subjects_first(report: Report) -> list[RunView]:
+    return [*report.subjects, *([report.baseline_run] if report.baseline_run else [])]
 
 
 def _page(run: RunView, number: int, report: Report) -> RunPage:

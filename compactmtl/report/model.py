@@ -203,6 +203,14 @@ class Report(Frozen):
         return next((run for run in self.runs if run.name == self.baseline), None)
 
     @property
+    def gates(self) -> tuple[int, int]:
+        """Gates that passed and all gates, over every export of the subjects."""
+        results = [
+            gate for run in self.subjects for export in run.exports for gate in export.verification.gates
+        ]
+        return sum(gate.passed for gate in results), len(results)
+
+    @property
     def subjects(self) -> tuple[RunView, ...]:
         """The runs that the report is about."""
         return tuple(run for run in self.runs if run.name != self.baseline)

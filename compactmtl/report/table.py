@@ -236,9 +236,8 @@ def speedup_cell(speedup: float) -> Cell:
 
 def _caption(report: Report) -> str:
     parts = []
-    runs = [run for run in report.runs]
-    sizes = {f"{run.input_size[0]}×{run.input_size[1]}" for run in runs}
-    parts.append(f"val split of {runs[0].data}, input {' and '.join(sorted(sizes))}")
+    sizes = {f"{run.input_size[0]}×{run.input_size[1]}" for run in report.runs}
+    parts.append(f"val split of {report.runs[0].data}, input {' and '.join(sorted(sizes))}")
     if report.delta_reference:
         parts.append(f"Δm against {report.delta_reference}")
     results = [result for run in report.subjects if (result := current_latency(run)) is not None]

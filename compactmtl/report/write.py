@@ -1,7 +1,8 @@
-"""Write report.html and report.json for one or several runs."""
+"""Write report.html, report.json and a preview picture for one or several runs."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from compactmtl.errors import DataError
 from compactmtl.report.collect import build_report
 from compactmtl.report.html import render
 from compactmtl.report.model import Report
+from compactmtl.report.pictures import comparison_strip
 from compactmtl.report.samples import SampleView, ValSplits, predict_samples
 
 if TYPE_CHECKING:
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
 
 HTML = "report.html"
 JSON = "report.json"
+PREVIEW = "preview.png"
 _MOST_MODELS = 4  # columns of predictions that still fit a page
 
 
 def write_report(runs: Sequence[Run], baseline: Run | None, out: Path) -> Path:
-    """Write `out`/report.html and `out`/report.json and return the page's path.
+    """Write `out`/report.html, `out`/report.json and `out`/preview.png and return the page's path.
 
     Reads what the runs' folders hold, evaluates only forms that nothing measured, and draws a few val samples.
     Raises ArtifactError for a damaged run, ConfigError where runs don't compare, OSError where `out` can't be
@@ -48,11 +51,18 @@ def collect(
 
 def write_collected(report: Report, samples: Sequence[SampleView], out: Path) -> Path:
     """Write what `collect` gave."""
-    from compactmtl.train.files import naming, write_text
+    from compactmtl.train.files import naming, write_bytes, write_text
 
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)
     write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
+    if samples:
+        few = samples[:2] if any(task.dense for task in samples[0].tasks) else samples
+        buffer = io.BytesIO()
+        comparison_strip(few).save(buffer, format="PNG", optimize=True)
+        write_bytes(out / PREVIEW, buffer.getvalue())
+    else:
+        (out / PREVIEW).unlink(missing_ok=True)  # of an earlier report, whose pictures these are not
     write_text(out / HTML, render(report, samples))
     return out / HTML
 

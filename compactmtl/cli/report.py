@@ -1,0 +1,63 @@
+"""`compactmtl report`: one offline page, its data and the comparison table from finished runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compactmtl.report import Report
+
+HELP = "compare runs in one offline page and a table"
+EXAMPLE = """\
+compactmtl report runs/scenes-compact --baseline runs/scenes-dense
+compactmtl report runs/seed0 runs/seed1 --baseline runs/dense --out reports/seeds"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
+    parser.add_argument("--baseline", metavar="RUN", help="the run that Δm and changes are against")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: the first run's folder)")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table as Markdown, for a README or an issue"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and print its table."""
+    import sys
+    from pathlib import Path
+
+    from compactmtl.report import collect, write_collected
+    from compactmtl.train import Run
+
+    runs = [Run.open(path) for path in args.runs]
+    baseline = Run.open(args.baseline) if args.baseline is not None else None
+    report, samples = collect(runs, baseline)
+    page = write_collected(report, samples, Path(args.out) if args.out is not None else runs[0].path)
+    _print_table(report, as_markdown=args.markdown)
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    passed, gates = report.gates
+    if passed < gates:
+        print(f"{gates - passed} of {gates} gates failed: see the page", file=sys.stderr)
+    print(f"report: {page}", file=sys.stderr if args.markdown else sys.stdout)
+    return 0
+
+
+def _print_table(report: Report, *, as_markdown: bool) -> None:
+    """Markdown where asked, colored on a terminal, aligned plain text in a pipe."""
+    import sys
+
+    from compactmtl.report.table import comparison, markdown, plain, rich_table
+
+    table = comparison(report)
+    if as_markdown:
+        print(markdown(table))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(rich_table(table))
+    else:
+        print(plain(table))
