@@ -37,6 +37,8 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _BARE = re.compile(r"[A-Za-z_][\w./-]*( [\w./()-]+)*", re.ASCII)  # text that needs no quotes anywhere
 
+_READ = (DocumentStartEvent, NodeEvent, CollectionEndEvent)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -175,26 +177,22 @@ def _events(stream: TextIO) -> Iterator[Event]:
 
 def _parse(text: str, file: Path | None) -> Node:
     where = "override" if file is None else shown(file)
+    # Read lazily: what is nested too deep stops here before the parser walks all of it.
+    events = (event for event in _events(io.StringIO(text)) if isinstance(event, _READ))
     try:
-        events = [
-            event
-            for event in _events(io.StringIO(text))
-            if isinstance(event, (NodeEvent, CollectionEndEvent, DocumentStartEvent))
-        ]
+        if next(events, None) is None:
+            return Node(None, Place(file, 1))
+        node = _build(next(events), events, file, 0)
+        if next(events, None) is not None:
+            raise ConfigError(
+                f"{where}: expected one YAML document, found several", "remove the line `---` between them"
+            )
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark and file is not None else ""
         raise ConfigError(f"{where}{line}: {error.problem or error.context}", "write valid YAML") from None
     except YAMLError as error:  # a character that YAML forbids
         raise ConfigError(f"{where}: {' '.join(str(error).split())}", "write valid YAML") from None
-    documents = [event for event in events if isinstance(event, DocumentStartEvent)]
-    if len(documents) > 1:
-        raise ConfigError(
-            f"{where}: expected one YAML document, found {len(documents)}",
-            "remove the line `---` between them",
-        )
-    nodes = iter(event for event in events if not isinstance(event, DocumentStartEvent))
-    first = next(nodes, None)
-    return Node(None, Place(file, 1)) if first is None else _build(first, nodes, file, 0)
+    return node
 
 
 def _build(event: Event, rest: Iterator[Event], file: Path | None, depth: int) -> Node:

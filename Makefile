@@ -1,0 +1,35 @@
+# Everything runs in $(VENV), which `setup` makes from a bare Python 3.11 or newer.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-for-compactmtl
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the tested versions and install compactmtl into it
+
+$(STAMP): pyproject.toml tools/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 3; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tools/constraints.txt -e '.[cpu,dev]'
+	@touch $@
+
+demo: $(STAMP) ## train, compact, export, verify and report on rendered rooms; up to 8 minutes on two cores
+	$(BIN)/compactmtl demo
+
+test: $(STAMP) ## every test that needs no GPU
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-fast: $(STAMP) ## the unit tests, under two minutes
+	$(BIN)/python -m pytest -m 'not gpu and not slow'
+
+check: $(STAMP) ## format, lint, types, import direction, wheel contents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/project

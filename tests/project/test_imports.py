@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from tools.check_imports import ROOMS, violations
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(root: Path, name: str, code: str) -> None:
+    path = root / "compactmtl" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code, encoding="utf-8")
+
+
+def test_this_package_imports_one_way() -> None:
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import compactmtl.train",
+        "import compactmtl.train.loop as loop",
+        "from compactmtl.train import train",
+        "from compactmtl import train",
+        "from ..train import loop",
+        "from .. import train",
+        "def late():\n    from compactmtl.train import train",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from compactmtl.train import Run",
+        "import importlib\nimportlib.import_module('compactmtl.train')",
+    ],
+)
+def test_every_way_of_importing_to_the_right_is_caught(tmp_path: Path, code: str) -> None:
+    write(tmp_path, "tasks/depth.py", code)
+    (fault,) = violations(tmp_path)
+    assert "tasks imports train" in fault
+    assert f"depth.py:{len(code.splitlines())}:" in fault  # the import is the last line of each
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        ("train/loop.py", "from compactmtl.tasks import build_task"),
+        ("train/loop.py", "from .checkpoint import save"),
+        ("train/__init__.py", "from .loop import train"),
+        ("tasks/depth.py", "from compactmtl import __version__\nimport torch, compactmtl"),
+        ("__init__.py", "from compactmtl.cli import main"),
+    ],
+)
+def test_imports_to_the_left_and_in_the_room_pass(tmp_path: Path, module: str, code: str) -> None:
+    write(tmp_path, module, code)
+    assert violations(tmp_path) == []
+
+
+def test_a_module_outside_the_rooms_is_caught(tmp_path: Path) -> None:
+    write(tmp_path, "utils/misc.py", "")
+    assert "utils is no room" in violations(tmp_path)[0]
+
+
+def test_every_room_exists() -> None:
+    found = {path.stem for path in (ROOT / "compactmtl").iterdir() if not path.name.startswith(("_", "."))}
+    assert found - {"py"} == set(ROOMS)
