@@ -1,0 +1,104 @@
+"""The tasks' own metrics over a whole split, of a torch module or of an exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from compactmtl.backends.base import Runner
+from compactmtl.backends.batching import run_batched
+from compactmtl.data.base import Batch
+from compactmtl.errors import ArtifactError, DataError
+from compactmtl.tasks import Task
+from compactmtl.verify.result import TaskMetrics
+
+Run = Callable[[Tensor], Mapping[str, Tensor]]  # image (B, 3, H, W) to {task: output}
+
+
+def evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task]) -> TaskMetrics:
+    """Every metric of every task over all batches of `loader`, accumulated exactly; {task: {metric: value}}.
+
+    `run` maps a batch of images to the raw outputs by task (see `torch_runner` and `array_runner`); outputs of other
+    names are passed over. Raises ArtifactError where it leaves a task out or gives an output of a wrong shape,
+    DataError where the split is empty, lacks a target, or knows no element of one.
+    """
+    metrics = {name: task.metrics() for name, task in tasks.items()}
+    empty = True
+    for batch in loader:
+        empty = False
+        outputs = run(batch["image"])
+        for name, task in tasks.items():
+            if name not in outputs:
+                raise ArtifactError(
+                    f"the model gives no output {name!r}; it gives {', '.join(outputs) or 'none'}",
+                    "evaluate it with the recipe that it was trained with",
+                )
+            if task.target not in batch["targets"]:
+                raise DataError(
+                    f"the split has no target {task.target!r} for task {name!r}",
+                    "check the data set and the recipe",
+                )
+            target = batch["targets"][task.target]
+            _check_shape(task, outputs[name], batch["image"])
+            metrics[name].update(outputs[name].detach(), target.to(outputs[name].device))
+    if empty:
+        raise DataError("the split to evaluate on is empty", "run `compactmtl data check` on the data set")
+    return {name: found.compute() for name, found in metrics.items()}
+
+
+def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> Run:
+    """`model`, which must be on `device`, for `evaluate`: in eval mode and without gradients.
+
+    Each call leaves every submodule in the mode in which it found it.
+    """
+
+    def run(image: Tensor) -> Mapping[str, Tensor]:
+        with evaluating(model), torch.inference_mode():
+            outputs: Mapping[str, Tensor] = model(image.to(device, non_blocking=True))
+        return outputs
+
+    return run
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards each submodule has its own mode again, such as a frozen batch norm."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # for modules that act on the change
+        for module, training in modes:
+            module.training = training
+
+
+def array_runner(runner: Runner) -> Run:
+    """An opened model with one image input, for `evaluate`.
+
+    A model of fixed batch size is fed in chunks of it, the last one filled up.
+    """
+    if len(runner.input_names) != 1:
+        raise ArtifactError(
+            f"the model takes {len(runner.input_names)} inputs ({', '.join(runner.input_names)}), expected one image",
+            "export it again with `compactmtl export`",
+        )
+    name = runner.input_names[0]
+
+    def run(image: Tensor) -> Mapping[str, Tensor]:
+        outputs = run_batched(runner, {name: image.numpy(force=True)})
+        return {output: torch.from_numpy(array) for output, array in outputs.items()}
+
+    return run
+
+
+def _check_shape(task: Task, output: Tensor, image: Tensor) -> None:
+    expected = (len(image), task.channels, *(image.shape[-2:] if task.dense else ()))
+    if tuple(output.shape) != expected:
+        raise ArtifactError(
+            f"output {task.name!r} has shape {tuple(output.shape)}, expected {expected}",
+            "evaluate the model at the size and with the tasks that it was trained with",
+        )

@@ -1,0 +1,71 @@
+"""From recipe sections to tasks: targets by name, errors that list what there is."""
+
+import pytest
+
+from compactmtl.config.recipe import TaskConfig
+from compactmtl.errors import ConfigError
+from compactmtl.tasks import TargetSpec, build_task, build_tasks
+
+SPECS = {
+    "seg": TargetSpec("mask", classes=("a", "b")),
+    "depth": TargetSpec("depth", unit="m"),
+    "normals": TargetSpec("normals"),
+    "gender": TargetSpec("class", classes=("male", "female")),
+    "age": TargetSpec("scalar", unit="years"),
+}
+KINDS = {
+    "seg": "segmentation",
+    "depth": "depth",
+    "normals": "normals",
+    "gender": "classification",
+    "age": "regression",
+}
+
+
+def test_tasks_keep_the_order_of_the_recipe():
+    order = ["gender", "depth", "age", "seg", "normals"]
+    tasks = build_tasks({name: TaskConfig(kind=KINDS[name]) for name in order}, SPECS)
+    assert list(tasks) == order
+    assert [task.name for task in tasks.values()] == order
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "dense"),
+    [("seg", 2, True), ("depth", 1, True), ("normals", 3, True), ("gender", 2, False), ("age", 1, False)],
+)
+def test_each_kind_knows_its_output_and_metrics(name, channels, dense):
+    task = build_tasks({name: TaskConfig(kind=KINDS[name], weight=0.5)}, SPECS)[name]
+    assert (task.kind, task.channels, task.dense, task.weight) == (KINDS[name], channels, dense, 0.5)
+    assert task.primary in task.metric_info
+
+
+def test_a_task_can_have_another_name_than_its_target():
+    tasks = build_tasks({"years": TaskConfig(kind="regression", target="age")}, SPECS)
+    assert tasks["years"].target == "age"
+
+
+def test_a_missing_target_lists_what_the_data_set_offers():
+    with pytest.raises(ConfigError, match="no target 'ages'") as error:
+        build_tasks({"ages": TaskConfig(kind="regression")}, SPECS)
+    assert "gender (class)" in error.value.message
+    assert "'age'" in error.value.hint
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_target_of_another_kind_is_an_error(name):
+    wrong = "regression" if name != "age" else "depth"
+    with pytest.raises(ConfigError, match=f"but '{name}' is of kind '{SPECS[name].kind}'"):
+        build_tasks({name: TaskConfig(kind=wrong)}, SPECS)
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "1st", "x/y", "a b"])
+def test_a_name_that_cannot_name_an_output_is_an_error(name):
+    with pytest.raises(ConfigError, match="task's name"):
+        build_task(name, TaskConfig(kind="depth"), SPECS["depth"])
+
+
+def test_unknown_loss_and_option_are_errors():
+    with pytest.raises(ConfigError, match="no loss 'dice'"):
+        build_task("seg", TaskConfig(kind="segmentation", loss="dice"), SPECS["seg"])
+    with pytest.raises(ConfigError, match="label_smooth"):
+        build_task("seg", TaskConfig(kind="segmentation", options={"label_smooth": 0.1}), SPECS["seg"])

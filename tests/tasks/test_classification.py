@@ -1,0 +1,65 @@
+"""Classification: loss, accuracy over the split, captions."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from compactmtl.config.recipe import TaskConfig
+from compactmtl.errors import DataError
+from compactmtl.tasks import TargetSpec, build_task
+
+SPEC = TargetSpec("class", classes=("White", "Black", "Asian", "Indian", "Others"))
+TASK = build_task("ethnicity", TaskConfig(kind="classification"), SPEC)
+
+
+def test_accuracy_over_unequal_batches_is_not_the_mean_of_batch_means():
+    metrics = TASK.metrics()
+    target = torch.tensor([0, 1, 2, 3, 4])
+    right, wrong = F.one_hot(target, 5).float(), F.one_hot((target + 1) % 5, 5).float()
+    metrics.update(right[:4], target[:4])
+    metrics.update(wrong[4:], target[4:])
+    assert metrics.compute() == {"accuracy": 0.8}
+
+
+def test_accuracy_equals_torchmetrics():
+    generator = torch.Generator().manual_seed(0)
+    output, target = (
+        torch.randn(500, 5, generator=generator),
+        torch.randint(0, 5, (500,), generator=generator),
+    )
+    metrics = TASK.metrics()
+    for x, y in zip(output.split(64), target.split(64), strict=True):
+        metrics.update(x, y)
+    expected = multiclass_accuracy(output, target, num_classes=5, average="micro").item()
+    assert metrics.compute()["accuracy"] == pytest.approx(expected, abs=1e-7)  # torchmetrics' is float32
+
+
+def test_loss_is_cross_entropy():
+    output, target = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
+    # another order of summation in float32
+    assert TASK.loss(output, target).item() == pytest.approx(F.cross_entropy(output, target).item(), rel=1e-6)
+
+
+def test_an_empty_batch_has_zero_loss_and_adds_nothing():
+    output = torch.zeros(0, 5, requires_grad=True)
+    loss = TASK.loss(output, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+    metrics = TASK.metrics()
+    metrics.update(output.detach(), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(DataError):
+        metrics.compute()
+
+
+def test_caption_is_the_name_of_the_class():
+    assert TASK.caption(np.array(2)) == "Asian"
+    assert TASK.caption(np.array(9)) == "unknown"
+
+
+def test_picture_shows_the_name():
+    picture = TASK.picture(np.array(2))
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+    assert not np.array_equal(picture, TASK.picture(np.array(3)))
