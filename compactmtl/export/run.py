@@ -31,7 +31,6 @@ from compactmtl.export.bundle import (
 )
 from compactmtl.export.onnx import Shape, data_file, export_onnx, model_tensors
 from compactmtl.models import MultiTaskModel
-from compactmtl.tasks.base import TargetSpec
 from compactmtl.train import Run
 from compactmtl.train.files import new_folder
 from compactmtl.train.run import recipe_hash
@@ -134,20 +133,12 @@ def _check_baseline(run: Run, baseline: Run) -> None:
             )
 
 
-@dataclass(frozen=True)
 class _First:
     """The first samples of a data set."""
 
-    whole: VisionDataset
-    count: int
-
-    @property
-    def specs(self) -> Mapping[str, TargetSpec]:
-        return self.whole.specs
-
-    @property
-    def split(self) -> str:
-        return self.whole.split
+    def __init__(self, whole: VisionDataset, count: int) -> None:
+        self.whole, self.count = whole, count
+        self.specs, self.split = whole.specs, whole.split
 
     def __len__(self) -> int:
         return self.count
@@ -245,8 +236,8 @@ def _records(tensors: Mapping[str, Shape]) -> tuple[TensorRecord, ...]:
 def _parity_cases(images: Tensor, target: Target) -> list[Tensor | tuple[Tensor, ...]]:
     """Real images and noise in batches that the artifact takes; of several sizes where its batch is free."""
     batch = target.latency.batch
-    whole = len(images) // batch * batch
-    cases: list[Tensor | tuple[Tensor, ...]] = list(images[:whole].split(batch))
+    starts = range(0, len(images) - batch + 1, batch)
+    cases: list[Tensor | tuple[Tensor, ...]] = [images[start : start + batch] for start in starts]
     noise = torch.randn(batch, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     cases.append(noise)
     if target.onnx.dynamic_batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compactmtl.verify.accuracy import evaluate
 from compactmtl.verify.gates import check_gates
 from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.parity import check_parity
@@ -27,5 +28,6 @@ __all__ = [
     "Verification",
     "check_gates",
     "check_parity",
+    "evaluate",
     "measure_latency",
 ]

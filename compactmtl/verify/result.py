@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from compactmtl.config.recipe import Frozen
 
 TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
 
 
-class OutputParity(Frozen):
+class Record(Frozen):
+    """A part of a result. A value that is no number is the JSON string "NaN", "Infinity" or "-Infinity"."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class OutputParity(Record):
     """One output of the artifact against the torch model's."""
 
     name: str
@@ -23,7 +29,7 @@ class OutputParity(Frozen):
     passed: bool
 
 
-class ParityResult(Frozen):
+class ParityResult(Record):
     """Names, shapes and values of every output, over all inputs tried."""
 
     outputs: tuple[OutputParity, ...]
@@ -31,7 +37,7 @@ class ParityResult(Frozen):
     passed: bool
 
 
-class AccuracyResult(Frozen):
+class AccuracyResult(Record):
     """The tasks' own metrics over the val split; `baseline` is the dense run where one was given."""
 
     samples: int
@@ -40,7 +46,7 @@ class AccuracyResult(Frozen):
     baseline: TaskMetrics | None = None
 
 
-class LatencyStats(Frozen):
+class LatencyStats(Record):
     """One model's wall-clock latencies in milliseconds, none dropped."""
 
     name: str
@@ -60,7 +66,7 @@ class LatencyStats(Frozen):
     includes_transfers: bool
 
 
-class LatencyResult(Frozen):
+class LatencyResult(Record):
     """Latencies measured paired and interleaved in one process, and ratios of medians to `reference`."""
 
     reference: str
@@ -73,7 +79,7 @@ class LatencyResult(Frozen):
     load_average: float | None = None  # runnable processes on the machine over the minute before
 
 
-class GateResult(Frozen):
+class GateResult(Record):
     """One bound and whether it held."""
 
     gate: Literal["parity", "accuracy", "latency", "size"]
@@ -84,7 +90,7 @@ class GateResult(Frozen):
     message: str
 
 
-class Verification(Frozen):
+class Verification(Record):
     """verification.json of a bundle."""
 
     version: Literal[1] = 1

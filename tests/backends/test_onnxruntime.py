@@ -1,0 +1,133 @@
+"""The ONNX Runtime backend: what was asked for or an error."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from compactmtl.backends import get_backend
+from compactmtl.config.target import Target
+from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
+from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
+
+CPU = Target(backend="onnxruntime")
+CUDA = Target(backend="onnxruntime", provider="CUDAExecutionProvider")
+BACKEND = get_backend("onnxruntime")
+
+
+@pytest.fixture
+def module() -> TwoHeads:
+    return TwoHeads().eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path, module: TwoHeads) -> Path:
+    return write_onnx(tmp_path / "model.onnx", module)
+
+
+def test_outputs_come_by_name_in_the_models_order(path: Path, module: TwoHeads) -> None:
+    image = torch.randn(4, WIDTH)
+    with BACKEND.open(path, CPU) as runner:
+        found = runner.run({"image": image.numpy()})
+    assert list(found) == ["zeta", "alpha"]
+    expected = module(image)
+    for name, array in found.items():
+        # float32 sums of six products in another order
+        np.testing.assert_allclose(array, expected[name].detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_description_is_of_the_open_session(path: Path) -> None:
+    with BACKEND.open(path, CPU.model_copy(update={"threads": 2})) as runner:
+        found = runner.describe()
+    assert (found.backend, found.provider, found.threads) == ("onnxruntime", "CPUExecutionProvider", 2)
+    assert found.version == onnxruntime.__version__
+
+
+def test_provider_that_the_build_lacks_is_missing_not_replaced(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingDependencyError, match="has no CUDAExecutionProvider") as caught:
+        BACKEND.open(path, CUDA)
+    assert caught.value.exit_code == MISSING
+    assert "compactmtl[gpu]" in caught.value.hint
+
+
+def test_provider_that_onnxruntime_drops_while_opening_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime opens on the CPU with a mere warning where a GPU provider can't be loaded."""
+    monkeypatch.setattr("compactmtl.backends.onnxruntime.nvidia_gpus", lambda: (("a GPU",), ""))
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    real = onnxruntime.InferenceSession
+
+    def falls_back(model: str, options: object, providers: list[str]) -> object:
+        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"  # type: ignore[attr-defined]
+        return real(model, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    with pytest.raises(MissingDependencyError, match="fell back to CPUExecutionProvider"):
+        BACKEND.open(path, CUDA)
+
+
+def test_missing_package_names_its_extra(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="can't be imported") as caught:
+        BACKEND.open(path, CPU)
+    assert "compactmtl[cpu]" in caught.value.hint
+
+
+def test_gpu_provider_without_a_gpu_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compactmtl.backends.onnxruntime.nvidia_gpus", lambda: ((), "no driver"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    found = BACKEND.availability(CUDA)
+    assert not found.available
+    assert "no driver" in found.reason
+
+
+@pytest.mark.parametrize("size", [0, 40, -20])
+def test_truncated_file_is_an_artifact_error(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        BACKEND.open(path, CPU)
+
+
+def test_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a file"):
+        BACKEND.open(tmp_path / "none.onnx", CPU)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"picture": np.zeros((1, WIDTH), np.float32)}, "takes inputs"),
+        ({"image": np.zeros((1, WIDTH + 1), np.float32)}, r"takes shape \(any, 6\), found \(1, 7\)"),
+        ({"image": np.zeros((WIDTH,), np.float32)}, "takes shape"),
+        ({"image": np.zeros((1, WIDTH), np.float64)}, "takes float32, found float64"),
+    ],
+)
+def test_wrong_input_is_an_artifact_error(path: Path, inputs: dict[str, np.ndarray], message: str) -> None:
+    with BACKEND.open(path, CPU) as runner, pytest.raises(ArtifactError, match=message):
+        runner.run(inputs)
+
+
+def test_closed_runner_refuses(path: Path) -> None:
+    runner = BACKEND.open(path, CPU)
+    runner.close()
+    with pytest.raises(ArtifactError, match="closed"):
+        runner.run({"image": np.zeros((1, WIDTH), np.float32)})
+
+
+def test_unknown_backend_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="unknown backend 'onnx'") as caught:
+        get_backend("onnx")
+    assert "onnxruntime" in caught.value.hint

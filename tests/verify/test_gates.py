@@ -1,0 +1,215 @@
+"""Every bound of a target, held and broken."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compactmtl.config.target import AccuracyConfig, LatencyConfig, Target
+from compactmtl.errors import GATE, GateError
+from compactmtl.tasks.base import MetricInfo
+from compactmtl.verify import (
+    AccuracyResult,
+    GateResult,
+    LatencyResult,
+    OutputParity,
+    ParityResult,
+    TaskMetrics,
+    Verification,
+    check_gates,
+    measure_latency,
+)
+from compactmtl.verify.gates import raise_failed, relative_drop
+
+
+@dataclass(frozen=True)
+class Scored:
+    primary: str
+    metric_info: dict[str, MetricInfo]
+
+
+TASKS = {
+    "age": Scored("mae", {"mae": MetricInfo(False, "years"), "rmse": MetricInfo(False, "years")}),
+    "gender": Scored("accuracy", {"accuracy": MetricInfo(True, share=True)}),
+}
+REFERENCE: TaskMetrics = {"age": {"mae": 5.0, "rmse": 8.0}, "gender": {"accuracy": 0.9}}
+
+
+def parity(relative: float = 1e-6) -> ParityResult:
+    output = OutputParity(
+        name="age",
+        shape=(1, 1),
+        max_abs=relative,
+        max_relative=relative,
+        cosine=1.0,
+        tolerance=1e-4,
+        passed=relative <= 1e-4,
+    )
+    return ParityResult(outputs=(output,), samples=1, passed=output.passed)
+
+
+@cache
+def measured() -> LatencyResult:
+    return measure_latency({"dense": int, "compact": int}, warmup=0, repeats=1)
+
+
+def latency(dense_ms: float = 4.0, compact_ms: float = 1.0) -> LatencyResult:
+    found = measured()
+    stats = {
+        name: found.stats[name].model_copy(update={"median_ms": ms})
+        for name, ms in (("dense", dense_ms), ("compact", compact_ms))
+    }
+    return found.model_copy(
+        update={"stats": stats, "speedup": {"dense": 1.0, "compact": dense_ms / compact_ms}}
+    )
+
+
+def gates_of(
+    target: Target,
+    artifact: TaskMetrics | None = None,
+    baseline: TaskMetrics | None = None,
+    **found: object,
+) -> dict[tuple[str, str], GateResult]:
+    accuracy = AccuracyResult(samples=1, torch=REFERENCE, artifact=artifact or REFERENCE, baseline=baseline)
+    values = {"parity": parity(), "latency": latency(), "megabytes": 10.0, **found}
+    gates = check_gates(target, TASKS, accuracy=accuracy, subject="compact", **values)  # type: ignore[arg-type]
+    return {(gate.gate, gate.subject): gate for gate in gates}
+
+
+def target(**options: object) -> Target:
+    return Target(backend="onnxruntime", **options)  # type: ignore[arg-type]
+
+
+def test_a_plain_target_gates_parity_and_every_metric() -> None:
+    found = gates_of(target())
+    assert set(found) == {
+        ("parity", "age"),
+        ("accuracy", "age.mae"),
+        ("accuracy", "age.rmse"),
+        ("accuracy", "gender.accuracy"),
+    }
+    assert all(gate.passed for gate in found.values())
+
+
+def test_parity_beyond_tolerance_fails() -> None:
+    gate = gates_of(target(), parity=parity(2e-4))[("parity", "age")]
+    assert (gate.passed, gate.bound, gate.value) == (False, 1e-4, 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "failing"),
+    [
+        ({"age": {"mae": 5.02, "rmse": 8.0}, "gender": {"accuracy": 0.9}}, "age.mae"),
+        ({"age": {"mae": 5.0, "rmse": 9.0}, "gender": {"accuracy": 0.9}}, "age.rmse"),
+        ({"age": {"mae": 5.0, "rmse": 8.0}, "gender": {"accuracy": 0.89}}, "gender.accuracy"),
+        ({"age": {"mae": math.nan, "rmse": 8.0}, "gender": {"accuracy": 0.9}}, "age.mae"),
+    ],
+)
+def test_a_metric_that_got_worse_fails_alone(changed: TaskMetrics, failing: str) -> None:
+    found = gates_of(target(), artifact=changed)
+    assert [gate.subject for gate in found.values() if not gate.passed] == [failing]
+
+
+def test_a_metric_that_got_better_passes() -> None:
+    better: TaskMetrics = {"age": {"mae": 4.0, "rmse": 7.0}, "gender": {"accuracy": 0.95}}
+    assert all(gate.passed for gate in gates_of(target(), artifact=better).values())
+
+
+def test_loss_against_the_baseline_counts_primary_metrics_alone() -> None:
+    bounded = target(accuracy=AccuracyConfig(compact_drop=0.02))
+    worse: TaskMetrics = {"age": {"mae": 4.8, "rmse": 1.0}, "gender": {"accuracy": 0.9}}
+    accuracy = AccuracyResult(samples=1, torch=REFERENCE, artifact=REFERENCE, baseline=worse)
+    gates = check_gates(
+        bounded,
+        TASKS,
+        parity=parity(),
+        accuracy=accuracy,
+        latency=latency(),
+        subject="compact",
+        megabytes=1,
+    )
+    against = [gate for gate in gates if "baseline" in gate.message]
+    assert [(gate.subject, gate.passed) for gate in against] == [
+        ("age.mae", False),
+        ("gender.accuracy", True),
+    ]
+    assert against[0].value == pytest.approx(0.2 / 4.8)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "passed"),
+    [
+        ({"latency": LatencyConfig(max_ms=1.0)}, ("latency", "compact"), True),
+        ({"latency": LatencyConfig(max_ms=0.9)}, ("latency", "compact"), False),
+        ({"latency": LatencyConfig(min_speedup=4.0)}, ("latency", "compact"), True),
+        ({"latency": LatencyConfig(min_speedup=4.1)}, ("latency", "compact"), False),
+        ({"max_megabytes": 10.0}, ("size", "model"), True),
+        ({"max_megabytes": 9.9}, ("size", "model"), False),
+    ],
+)
+def test_latency_and_size_bounds(options: dict[str, object], key: tuple[str, str], passed: bool) -> None:
+    assert gates_of(target(**options))[key].passed is passed
+
+
+def test_failed_gates_name_task_bound_and_value() -> None:
+    found = gates_of(
+        target(max_megabytes=9.9),
+        artifact={"age": {"mae": 6.0, "rmse": 8.0}, "gender": {"accuracy": 0.9}},
+    )
+    with pytest.raises(GateError, match="failed 2 of 5 gates") as caught:
+        raise_failed(tuple(found.values()), "runs/x")
+    assert "age mae: 6 against 5 of torch, 20.00% lost, beyond 0.10%" in caught.value.message
+    assert "10.00 MB, over 9.9 MB" in caught.value.message
+    assert caught.value.exit_code == GATE
+
+
+@given(value=st.floats(0.01, 100), reference=st.floats(0.01, 100))
+def test_drop_is_antisymmetric_in_the_direction_and_scale_free(value: float, reference: float) -> None:
+    higher, lower = relative_drop(value, reference, True), relative_drop(value, reference, False)
+    assert higher == -lower
+    assert (higher > 0) == (value < reference)
+    # Powers of two scale without rounding.
+    assert relative_drop(4 * value, 4 * reference, True) == higher
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "expected"),
+    [(0.1, 0.0, 0.1), (math.nan, 1.0, math.inf), (1.0, math.nan, math.inf), (math.nan, math.nan, 0.0)],
+)
+def test_drop_without_a_finite_reference(value: float, reference: float, expected: float) -> None:
+    assert relative_drop(value, reference, higher_is_better=False) == expected
+
+
+def test_verification_with_values_that_are_no_numbers_survives_strict_json() -> None:
+    metrics: TaskMetrics = {"age": {"mae": math.nan, "rmse": math.inf}}
+    gate = GateResult(
+        gate="accuracy", subject="age.mae", bound=0.1, value=math.inf, passed=False, message="x"
+    )
+    verification = Verification(
+        target="t",
+        bundle_sha256="0",
+        parity=parity(),
+        accuracy=AccuracyResult(samples=1, torch=metrics, artifact=metrics),
+        latency=latency(),
+        megabytes=1.0,
+        gates=(gate,),
+        passed=False,
+        versions={},
+        created="now",
+    )
+    text = verification.model_dump_json()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(text, parse_constant=refuse)
+    back = Verification.model_validate_json(text)
+    assert back.gates[0].value == math.inf
+    assert math.isnan(back.accuracy.torch["age"]["mae"])
+    assert back.accuracy.artifact["age"]["rmse"] == math.inf

@@ -1,0 +1,167 @@
+"""Parity catches each way in which an artifact can differ from its model, each by its own error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto
+from torch import nn
+
+from compactmtl.config.target import ParityConfig, Target
+from compactmtl.errors import GATE, ArtifactError
+from compactmtl.verify import check_parity
+from compactmtl.verify.parity import (
+    DtypeMismatchError,
+    NameMismatchError,
+    NonFiniteError,
+    ParityError,
+    ShapeMismatchError,
+    _Tally,
+)
+from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
+
+
+@pytest.fixture
+def module() -> TwoHeads:
+    return TwoHeads()
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randn(4, WIDTH)
+
+
+def test_sound_file_passes_over_several_cases(tmp_path: Path, module: TwoHeads, image: torch.Tensor) -> None:
+    path = write_onnx(tmp_path / "m.onnx", module)
+    found = check_parity(module, path, [image, (image[:1],), image[:3]])
+    assert found.passed
+    assert found.samples == 8
+    assert [output.name for output in found.outputs] == ["zeta", "alpha"]
+    assert all(output.cosine == pytest.approx(1, abs=1e-6) for output in found.outputs)
+    assert all(output.shape == (4, 3) for output in found.outputs)
+
+
+def test_the_model_is_left_in_its_modes(tmp_path: Path, module: TwoHeads, image: torch.Tensor) -> None:
+    module.train()
+    module.zeta.eval()
+    assert check_parity(module, write_onnx(tmp_path / "m.onnx", module), image).passed  # dropout was off
+    assert module.training
+    assert module.dropout.training
+    assert not module.zeta.training
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ({"names": ("zeta", "beta")}, NameMismatchError, r"\['zeta', 'beta'\]"),
+        (
+            {"names": ("alpha", "zeta"), "order": ("alpha", "zeta")},
+            NameMismatchError,
+            r"\['alpha', 'zeta'\]",
+        ),
+        ({"names": ("zeta",), "order": ("zeta",)}, NameMismatchError, r"\['zeta'\]"),
+        ({"keep": 2}, ShapeMismatchError, r"'zeta' has shape \(4, 2\)"),
+        ({"dtype": TensorProto.FLOAT16}, DtypeMismatchError, "'zeta' is float16"),
+        ({"offset": float("nan")}, NonFiniteError, r"m\.onnx: output 'zeta' has 12 of 12 values"),
+        ({"offset": float("inf")}, NonFiniteError, "NaN or infinite"),
+    ],
+)
+def test_structural_faults_raise_their_own_error(
+    tmp_path: Path,
+    module: TwoHeads,
+    image: torch.Tensor,
+    fault: dict[str, object],
+    error: type[ParityError],
+    message: str,
+) -> None:
+    path = write_onnx(tmp_path / "m.onnx", module, **fault)  # type: ignore[arg-type]
+    with pytest.raises(error, match=message) as caught:
+        check_parity(module, path, image)
+    assert caught.value.exit_code == GATE
+
+
+def test_model_with_nan_weights_is_told_from_a_bad_file(
+    tmp_path: Path, module: TwoHeads, image: torch.Tensor
+) -> None:
+    path = write_onnx(tmp_path / "m.onnx", module)
+    with torch.no_grad():
+        module.alpha.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="^the torch model: output 'alpha' has 4 of 12"):
+        check_parity(module, path, image)
+
+
+def test_swapped_outputs_of_one_shape_do_not_pass(
+    tmp_path: Path, module: TwoHeads, image: torch.Tensor
+) -> None:
+    path = write_onnx(tmp_path / "m.onnx", module, order=("alpha", "zeta"))
+    found = check_parity(module, path, image)
+    assert not found.passed
+    assert not any(output.passed for output in found.outputs)
+
+
+def test_difference_is_measured_against_the_range(
+    tmp_path: Path, module: TwoHeads, image: torch.Tensor
+) -> None:
+    path = write_onnx(tmp_path / "m.onnx", module, offset=0.01)
+    reference = module.eval()(image)["zeta"].detach()
+    span = float(reference.max() - reference.min())
+    found = check_parity(module, path, image).outputs[0]
+    assert not found.passed
+    assert found.max_abs == pytest.approx(0.01, rel=1e-3)  # float32 rounding of values near 1
+    assert found.max_relative == pytest.approx(0.01 / span, rel=1e-3)
+    assert check_parity(module, path, image, tolerance=1.01 * 0.01 / span).outputs[0].passed
+
+
+def test_tolerance_of_a_single_task_is_its_own(tmp_path: Path, module: TwoHeads, image: torch.Tensor) -> None:
+    path = write_onnx(tmp_path / "m.onnx", module, offset=0.01)
+    target = Target(backend="onnxruntime", parity=ParityConfig(tasks={"zeta": 0.5}))
+    zeta, alpha = check_parity(module, path, image, target=target).outputs
+    assert (zeta.tolerance, zeta.passed) == (0.5, True)
+    assert (alpha.tolerance, alpha.passed) == (1e-4, False)
+
+
+def test_another_number_of_inputs_is_an_artifact_error(
+    tmp_path: Path, module: TwoHeads, image: torch.Tensor
+) -> None:
+    class Two(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a + b
+
+    path = write_onnx(tmp_path / "m.onnx", module)
+    with pytest.raises(ArtifactError, match="takes 1 inputs"):
+        check_parity(Two(), path, (image, image))
+
+
+@given(
+    values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=20),
+    cut=st.integers(1, 19),
+    noise=st.floats(0, 1),
+)
+def test_tally_does_not_depend_on_how_samples_are_cut_into_cases(
+    values: list[float], cut: int, noise: float
+) -> None:
+    a = np.asarray(values, dtype=np.float32)
+    b = (a + noise * np.sin(np.arange(len(a)))).astype(np.float32)
+    whole, parts = _Tally(a.shape), _Tally(a.shape)
+    whole.add(a, b)
+    for part in (slice(None, cut), slice(cut, None)):
+        if a[part].size:
+            parts.add(a[part], b[part])
+    one, other = whole.result("x", 1e-4), parts.result("x", 1e-4)
+    assert one.max_relative == other.max_relative
+    assert one.cosine == pytest.approx(other.cosine, abs=1e-12)  # float64 sums in another order
+
+
+def test_constant_and_zero_references_have_a_scale() -> None:
+    constant = _Tally((2,))
+    constant.add(np.full(2, 4.0, np.float32), np.full(2, 5.0, np.float32))
+    assert constant.result("x", 1e-4).max_relative == 0.25  # of the magnitude 4
+    zero = _Tally((2,))
+    zero.add(np.zeros(2, np.float32), np.zeros(2, np.float32))
+    result = zero.result("x", 1e-4)
+    assert (result.max_relative, result.cosine, result.passed) == (0.0, 1.0, True)
