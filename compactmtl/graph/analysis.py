@@ -1,0 +1,245 @@
+"""The state that operator rules read and write while a graph is analysed.
+
+Three passes over the calls: `layout` (which coordinates lie where, what goes together), `constant`
+(forward: which coordinates hold one value whatever the input) and `used` (backward: which coordinates
+some output depends on). An operator without a rule is a barrier: what enters it stays and is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from compactmtl.graph.groups import Role
+from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
+from compactmtl.graph.trace import Traced
+
+
+@dataclass
+class Binding:
+    """One dimension of a parameter or buffer whose entries are coordinates."""
+
+    name: str
+    dim: int
+    ids: Ids
+    roles: set[Role] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A convolution or linear layer: what it costs and where constants of its input can be folded.
+
+    MACs are `scale` * outputs kept * inputs kept; a depthwise layer has `inputs` None. `input_node` is
+    None where the input's channels are not tracked.
+    """
+
+    name: str
+    kind: str
+    weight: str
+    bias: str | None
+    node: fx.Node
+    input_node: fx.Node | None
+    outputs: Ids
+    inputs: Ids | None
+    input_size: int
+    scale: float
+    padded: bool
+
+
+class Rule(Protocol):
+    """One family of operators. `layout` returns a reason where it cannot follow the coordinates."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None: ...
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags: ...
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None: ...
+
+
+def operator(node: fx.Node) -> str:
+    """The operator's plain name: `aten.relu_.default` and `aten.relu.default` are both `relu`."""
+    name = getattr(node.target, "_schema", None)
+    text = name.name if name is not None else getattr(node.target, "__name__", str(node.target))
+    return str(text).removeprefix("aten::").rstrip("_") or str(text)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The call's arguments by the names of its schema, defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return dict(enumerate(node.args))  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for index, argument in enumerate(schema.arguments):
+        if index < len(node.args):
+            values[argument.name] = node.args[index]
+        elif argument.name in node.kwargs:
+            values[argument.name] = node.kwargs[argument.name]
+        else:
+            values[argument.name] = argument.default_value
+    return values
+
+
+class Analysis:
+    """Coordinates, constants and uses of every tensor of one traced graph."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self.space = Space()
+        self.layouts: dict[fx.Node, Layout] = {}
+        self.rules: dict[fx.Node, Rule] = {}
+        self.barriers: dict[fx.Node, str] = {}
+        self.bindings: dict[tuple[str, int], Binding] = {}
+        self.products: list[Product] = []
+        self.constants: dict[fx.Node, Flags] = {}
+        self.values: dict[fx.Node, NDArray[np.float64]] = {}
+        self.uses: dict[fx.Node, Flags] = {}
+        self.kept_whole: dict[str, str] = {}
+        self.positions: dict[fx.Node, NDArray[np.int64]] = {}  # rearranged: each entry's place in the input
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        value = node.meta.get("val")
+        return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+    def axis(self, node: fx.Node) -> Axis | None:
+        """The one axis of a tensor, or None where it has none or several."""
+        layout = self.layouts.get(node, ())
+        return layout[0] if len(layout) == 1 else None
+
+    def parameter(self, node: fx.Node | None) -> str | None:
+        """The name of the parameter, buffer or constant that a node is, or None."""
+        return self.traced.tensors[node][0] if node in self.traced.tensors else None
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        return self.traced.tensors[node][1]
+
+    def constant(self, node: fx.Node) -> Flags:
+        """Which entries of the node's axis are constant, (n,)."""
+        axis = self.axis(node)
+        assert axis is not None
+        return self.constants.get(node, np.zeros(len(axis.ids), dtype=bool))
+
+    def zero(self, node: fx.Node) -> Flags:
+        """Which entries of the node's axis are the constant 0, (n,)."""
+        flags = self.constant(node)
+        return flags & (self.values[node] == 0) if flags.any() else flags
+
+    def tensors_in(self, node: fx.Node) -> list[fx.Node]:
+        return [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def bind(self, name: str, dim: int, role: Role | None) -> Ids:
+        """The ids of a parameter's dimension, made at first sight."""
+        binding = self.bindings.get((name, dim))
+        if binding is None:
+            size = next(value.shape[dim] for key, value in self.traced.tensors.values() if key == name)
+            binding = self.bindings[name, dim] = Binding(name, dim, self.space.fresh(int(size)))
+        if role is not None:
+            binding.roles.add(role)
+        return binding.ids
+
+    def pin(self, node: fx.Node) -> None:
+        for axis in self.layouts.get(node, ()):
+            self.space.pin(axis.ids)
+
+    def use(self, node: fx.Node, flags: Flags) -> None:
+        """Mark entries of a node's axis as used; a node without an axis needs no mark."""
+        axis = self.axis(node)
+        if axis is not None:
+            self.uses[node] = self.uses.get(node, np.zeros(len(axis.ids), dtype=bool)) | flags
+
+    # -- passes ------------------------------------------------------------------------------------
+
+    def run(self, rules: dict[str, Rule], fallback: Rule, example_inputs: Sequence[Tensor]) -> None:
+        """All three passes."""
+        self._layouts(rules, fallback)
+        self._forward(example_inputs)
+        self._backward()
+
+    def _layouts(self, rules: dict[str, Rule], fallback: Rule) -> None:
+        for node, (name, value) in self.traced.tensors.items():
+            if value.ndim and value.is_floating_point():
+                dims = [dim for dim in range(value.ndim) if value.shape[dim] > 1] or [0]
+                self.layouts[node] = tuple(Axis(dim, self.bind(name, dim, None)) for dim in dims)
+        for node in self.traced.calls:
+            rule = rules.get(operator(node), fallback)
+            reason = rule.layout(self, node)
+            if reason is not None:
+                self.barriers[node] = reason
+                self.layouts[node] = ()
+                for source in self.tensors_in(node):
+                    self.pin(source)
+                    self._note_kept(source, f"{operator(node)}: {reason}")
+            else:
+                self.rules[node] = rule
+                if len(self.layouts.get(node, ())) > 1 or node in self.traced.hazards:
+                    self.pin(node)
+        for node in self.traced.outputs:
+            self.pin(node)
+
+    def _note_kept(self, source: fx.Node, reason: str) -> None:
+        name = self.parameter(source)
+        if name is not None and self.layouts.get(source):
+            self.kept_whole.setdefault(name, reason)
+
+    def _forward(self, example_inputs: Sequence[Tensor]) -> None:
+        for node, (_, value) in self.traced.tensors.items():
+            axis = self.axis(node)
+            if axis is not None and node not in self.traced.hazards:
+                self.constants[node] = np.ones(len(axis.ids), dtype=bool)
+                self.values[node] = value.detach().double().cpu().flatten().numpy()
+        for node, value in self.traced.run(example_inputs):
+            axis = self.axis(node)
+            rule = self.rules.get(node)
+            if axis is None or rule is None or node in self.traced.hazards or not isinstance(value, Tensor):
+                continue
+            flags = rule.constant(self, node)
+            if flags.any():
+                flags, self.values[node] = _confirm(value, axis.dim, flags)
+            self.constants[node] = flags
+
+    def _backward(self) -> None:
+        for node in self.traced.outputs:
+            axis = self.axis(node)
+            if axis is not None:
+                self.use(node, np.ones(len(axis.ids), dtype=bool))
+        for node in reversed(self.traced.calls):
+            rule = self.rules.get(node)
+            axis = self.axis(node)
+            if rule is None:
+                for source in self.tensors_in(node):
+                    self._use_all(source)
+            else:
+                flags = self.uses.get(node)
+                if axis is None:
+                    flags = np.ones(0, dtype=bool)
+                elif flags is None or node in self.traced.hazards:
+                    flags = np.full(len(axis.ids), node in self.traced.hazards)
+                rule.used(self, node, flags)
+
+    def _use_all(self, node: fx.Node) -> None:
+        axis = self.axis(node)
+        if axis is not None:
+            self.use(node, np.ones(len(axis.ids), dtype=bool))
+
+
+def _confirm(value: Tensor, dim: int, flags: Flags) -> tuple[Flags, NDArray[np.float64]]:
+    """Read the constants off a real run; an entry that is not uniform there is live after all."""
+    flat = value.detach().movedim(dim, 0).reshape(value.shape[dim], -1)
+    chosen = flat[torch.from_numpy(flags)].double()
+    low, high = chosen.amin(1), chosen.amax(1)
+    # Rounding differs between pixels where a kernel sums in another order; a real dependence is far larger.
+    uniform = (high - low) <= 1e-5 * torch.maximum(high.abs(), low.abs())
+    values = np.zeros(len(flags))
+    values[flags] = ((low + high) / 2).cpu().numpy()
+    confirmed = flags.copy()
+    confirmed[flags] = uniform.cpu().numpy()
+    return confirmed, values

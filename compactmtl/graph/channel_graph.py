@@ -1,0 +1,173 @@
+"""The channel graph of a model: which channels go together, what each costs, which are dead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+from compactmtl.graph.analysis import Analysis, Binding
+from compactmtl.graph.groups import GroupFamily, Member, Role
+from compactmtl.graph.rules import FALLBACK, RULES
+from compactmtl.graph.space import Flags, Ids
+from compactmtl.graph.trace import trace
+
+_ROLE_ORDER: tuple[Role, ...] = ("producer", "affine", "consumer")
+
+
+class ChannelGraph:
+    """Coordinates of every channel of a traced model, in classes that can only go together.
+
+    `labels` (n ids,) is each id's class; `fixed` (n classes,) marks classes that can never go, such as
+    those of inputs, outputs and operators without a rule.
+    """
+
+    def __init__(self, analysis: Analysis, parameters: frozenset[str]) -> None:
+        self.analysis = analysis
+        self._parameters = parameters
+        self.labels: Ids = analysis.space.classes()
+        self.classes = int(self.labels.max()) + 1 if len(self.labels) else 0
+        # A coordinate that no activation carries, such as a kernel's width, is no channel: it stays.
+        self.fixed: Flags = np.ones(self.classes, dtype=bool)
+        for node in analysis.traced.calls:
+            for axis in analysis.layouts.get(node, ()):
+                self.fixed[self.labels[axis.ids]] = False
+        self.fixed[self.labels[analysis.space.pinned()]] = True
+        self._families: list[GroupFamily] | None = None
+        self._family_classes: list[Ids] = []
+        self._count: dict[str, csr_matrix] = {}
+
+    @classmethod
+    def trace(cls, model: nn.Module, example_inputs: Sequence[Tensor]) -> ChannelGraph:
+        """Trace `model` in eval mode with `example_inputs` and follow its channels.
+
+        The model is left as it was. Raises SurgeryError where it cannot be traced, returns something other
+        than tensors or holds values that are not finite.
+        """
+        traced = trace(model, example_inputs)
+        analysis = Analysis(traced)
+        analysis.run(RULES, FALLBACK, example_inputs)
+        return cls(analysis, frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)))
+
+    # -- groups --------------------------------------------------------------------------------------
+
+    def groups(self) -> list[GroupFamily]:
+        """Coupled channel groups that can be removed, as families with the same member tensors."""
+        if self._families is None:
+            self._families = self._find_families()
+        return self._families
+
+    def _find_families(self) -> list[GroupFamily]:
+        bindings = [b for b in self.analysis.bindings.values() if b.roles and b.name in self._parameters]
+        # Classes with the same number of entries in the same parameters are alike. A random fingerprint per
+        # binding, summed over entries, tells them apart (64 bits: a false match is out of reach).
+        marks = np.random.default_rng(0).integers(1, 2**62, size=len(bindings), dtype=np.int64)
+        keys = np.zeros(self.classes, dtype=np.int64)
+        produced = np.zeros(self.classes, dtype=bool)
+        for mark, binding in zip(marks, bindings, strict=True):
+            np.add.at(keys, self.labels[binding.ids], mark)
+            if "producer" in binding.roles:
+                produced[self.labels[binding.ids]] = True
+        free = np.flatnonzero(produced & ~self.fixed)
+        families: list[GroupFamily] = []
+        self._family_classes = []
+        _, first, inverse = np.unique(keys[free], return_index=True, return_inverse=True)
+        for family in np.argsort(first, kind="stable"):
+            classes = free[inverse == family]
+            members = self._members(bindings, classes)
+            name = next(m.parameter for m in members if m.role == "producer").rpartition(".")[0]
+            families.append(GroupFamily(name, members, len(classes), 0.0, 0.0))
+            self._family_classes.append(classes)
+        full = self.macs_of_classes(np.ones(self.classes, dtype=bool))
+        costed = []
+        for family, classes in zip(families, self._family_classes, strict=True):
+            alive = np.ones(self.classes, dtype=bool)
+            alive[classes[0]] = False
+            macs = full - self.macs_of_classes(alive)
+            costed.append(
+                GroupFamily(
+                    family.name, family.members, family.size, macs, self._parameters_of(family.members)
+                )
+            )
+        return costed
+
+    def _members(self, bindings: Sequence[Binding], classes: Ids) -> tuple[Member, ...]:
+        place = np.full(self.classes, -1, dtype=np.int64)
+        place[classes] = np.arange(len(classes))
+        members = []
+        for binding in bindings:
+            group = place[self.labels[binding.ids]]
+            entries = np.flatnonzero(group >= 0)
+            if len(entries) == 0:
+                continue
+            order = entries[np.argsort(group[entries], kind="stable")]
+            role = next(role for role in _ROLE_ORDER if role in binding.roles)
+            members.append(Member(binding.name, binding.dim, order.reshape(len(classes), -1), role))
+        return tuple(sorted(members, key=lambda member: _ROLE_ORDER.index(member.role)))
+
+    def _parameters_of(self, members: Sequence[Member]) -> float:
+        total = 0.0
+        sizes = {name: value.shape for name, value in self.analysis.traced.tensors.values()}
+        for member in members:
+            shape = sizes[member.parameter]
+            total += member.indices.shape[1] * int(np.prod(shape)) / shape[member.dim]
+        return total
+
+    # -- cost ----------------------------------------------------------------------------------------
+
+    def macs_of_classes(self, alive: Flags) -> float:
+        """MACs of all convolution and linear layers with only the `alive` classes left, (classes,)."""
+        return float(self.layer_macs(alive).sum())
+
+    def layer_macs(self, alive: Flags) -> NDArray[np.float64]:
+        """MACs of each of `analysis.products` with only the `alive` classes left."""
+        products = self.analysis.products
+        if not self._count:
+            self._count = {
+                "outputs": self._counts([p.outputs for p in products]),
+                "inputs": self._counts(
+                    [p.inputs if p.inputs is not None else np.empty(0, np.int64) for p in products]
+                ),
+            }
+        weights = alive.astype(np.float64)
+        inputs = self._count["inputs"] @ weights
+        inputs[[p.inputs is None for p in products]] = 1.0
+        scale = np.array([p.scale for p in products])
+        result: NDArray[np.float64] = scale * (self._count["outputs"] @ weights) * inputs
+        return result
+
+    def _counts(self, ids: Sequence[Ids]) -> csr_matrix:
+        """How many entries of each list lie in each class, (lists, classes)."""
+        rows = np.repeat(np.arange(len(ids)), [len(item) for item in ids])
+        columns = self.labels[np.concatenate(ids)] if len(ids) else np.empty(0, np.int64)
+        return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(ids), self.classes))
+
+    def macs(self, keep: Sequence[Flags]) -> float:
+        """MACs left when of each family of `groups()` only the channels flagged in `keep` stay."""
+        families = self.groups()
+        if len(keep) != len(families):
+            raise ValueError(f"keep needs {len(families)} arrays, one a family, found {len(keep)}")
+        alive = np.ones(self.classes, dtype=bool)
+        for flags, classes in zip(keep, self._family_classes, strict=True):
+            alive[classes] = flags
+        return self.macs_of_classes(alive)
+
+    # -- liveness ------------------------------------------------------------------------------------
+
+    def live_classes(self) -> Flags:
+        """Classes that must stay: fixed, or with a coordinate that varies with the input and is used."""
+        analysis = self.analysis
+        alive = self.fixed.copy()
+        for node in analysis.traced.calls:
+            axis = analysis.axis(node)
+            if axis is None or node not in analysis.rules:
+                continue
+            used = analysis.uses.get(node, np.zeros(len(axis.ids), dtype=bool))
+            alive[self.labels[axis.ids[used & ~analysis.constant(node)]]] = True
+        return alive
+
+
+MacModel = Callable[[Sequence[Flags]], float]

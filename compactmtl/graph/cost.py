@@ -1,0 +1,46 @@
+"""What a model costs: multiply-accumulates and parameters, whole and by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compactmtl.graph.trace import evaluating
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One module without children: its MACs and its own parameters."""
+
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A whole model at the given inputs (all of the batch)."""
+
+    macs: int
+    parameters: int
+    layers: dict[str, LayerCost]
+
+
+def cost(model: nn.Module, example_inputs: Sequence[Tensor]) -> Cost:
+    """Count MACs (convolutions and matrix products, by torch's FLOP counter) and parameters in eval mode."""
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), torch.no_grad(), counter:
+        model(*example_inputs)
+    flops = counter.get_flop_counts()
+    layers = {}
+    root = type(model).__name__
+    for name, module in model.named_modules():
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        macs = sum(flops.get(f"{root}.{name}" if name else root, {}).values()) // 2
+        if own or (macs and not any(True for _ in module.children())):
+            layers[name] = LayerCost(macs, own)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(sum(flops.get("Global", {}).values()) // 2, total, layers)

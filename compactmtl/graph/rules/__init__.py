@@ -1,0 +1,10 @@
+"""Rules by operator family: how channel coordinates, constants and uses pass through each operator."""
+
+from __future__ import annotations
+
+from compactmtl.graph.analysis import Rule
+from compactmtl.graph.rules import pointwise, product, reduce, shape
+from compactmtl.graph.rules.fallback import Fallback
+
+RULES: dict[str, Rule] = {**pointwise.RULES, **product.RULES, **reduce.RULES, **shape.RULES}
+FALLBACK: Rule = Fallback()

@@ -1,0 +1,92 @@
+"""Decide which channels go: all that are dead, less what exactness, alignment and plain layers need kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from compactmtl.graph.analysis import Product
+from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.space import Flags
+
+
+def choose_alive(graph: ChannelGraph, align: int, pinned: Flags) -> Flags:
+    """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says."""
+    alive = graph.live_classes() | pinned
+    _keep_constants_of_shared_weights(graph, alive)
+    while True:
+        before = int(alive.sum())
+        _keep_one_of_each(graph, alive)
+        _keep_carriers(graph, alive)
+        _keep_aligned(graph, alive, align)
+        if int(alive.sum()) == before:
+            return alive
+
+
+def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | None:
+    """The input entry that constants of a padded convolution are merged into, or None where none is needed."""
+    constants = removed_constants(graph, product, alive)
+    if not product.padded or not constants.any():
+        return None
+    node = product.input_node
+    assert node is not None
+    analysis = graph.analysis
+    axis = analysis.axis(node)
+    assert axis is not None
+    candidates = analysis.constant(node) & (analysis.values[node] != 0)
+    stays = candidates & alive[graph.labels[axis.ids]]
+    pool = stays if stays.any() else candidates
+    return int(np.argmax(np.where(pool, np.abs(analysis.values[node]), -1.0)))
+
+
+def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Flags:
+    """Input entries of a product that go although they hold a constant other than 0, (inputs,)."""
+    node = product.input_node
+    if node is None or product.inputs is None:
+        return np.zeros(0, dtype=bool)
+    analysis = graph.analysis
+    flags = analysis.constant(node)
+    if not flags.any():
+        return flags
+    gone: Flags = flags & (analysis.values[node] != 0) & ~alive[graph.labels[product.inputs]]
+    return gone
+
+
+def _keep_constants_of_shared_weights(graph: ChannelGraph, alive: Flags) -> None:
+    """A weight that is read twice has one bias: constants of its inputs cannot be folded into it."""
+    shared = Counter(product.weight for product in graph.analysis.products)
+    shared.update(product.bias for product in graph.analysis.products if product.bias is not None)
+    for product in graph.analysis.products:
+        if shared[product.weight] > 1 or (product.bias is not None and shared[product.bias] > 1):
+            constants = removed_constants(graph, product, alive)
+            if constants.any():
+                assert product.inputs is not None
+                alive[graph.labels[product.inputs[constants]]] = True
+
+
+def _keep_one_of_each(graph: ChannelGraph, alive: Flags) -> None:
+    for binding in graph.analysis.bindings.values():
+        classes = graph.labels[binding.ids]
+        if not alive[classes].any():
+            alive[classes[0]] = True
+
+
+def _keep_carriers(graph: ChannelGraph, alive: Flags) -> None:
+    for product in graph.analysis.products:
+        carrier = carrier_of(graph, product, alive)
+        if carrier is not None:
+            assert product.inputs is not None
+            alive[graph.labels[product.inputs[carrier]]] = True
+
+
+def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
+    if align == 1:
+        return
+    for product in graph.analysis.products:
+        classes = graph.labels[product.outputs]
+        kept = int(alive[classes].sum())
+        wanted = min(-(-kept // align) * align, len(classes))
+        if kept < wanted:
+            dead, first = np.unique(classes[~alive[classes]], return_index=True)
+            alive[dead[np.argsort(first)][: wanted - kept]] = True

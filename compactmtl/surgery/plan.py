@@ -1,0 +1,95 @@
+"""The plan: every edit of one surgery as data, enough to rebuild the small model from the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from compactmtl.errors import ArtifactError
+
+Index = Annotated[int, Field(ge=0)]
+
+
+class _Edit(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Slice(_Edit):
+    """Keep these indices of one dimension of a parameter or buffer, in this order."""
+
+    tensor: str
+    dim: Index
+    size: Annotated[int, Field(ge=1)] = Field(description="size of the dimension before")
+    keep: tuple[Index, ...] = Field(min_length=1)
+
+
+class Merge(_Edit):
+    """Constant inputs of a padded convolution merged into one carrier: W[:, carrier] += Σ ratio W[:, source]."""
+
+    weight: str
+    carrier: Index
+    sources: tuple[Index, ...]
+    ratios: tuple[float, ...]
+
+
+class BiasShift(_Edit):
+    """Constant inputs folded into a bias, one value a kept output; `new` where the layer had none."""
+
+    bias: str
+    values: tuple[float, ...]
+    new: bool
+
+
+class Plan(_Edit):
+    """Edits in the order in which they are applied: merges, slices, bias shifts, layer attributes.
+
+    `signature` is a hash of the names and shapes of the model that the plan was made for.
+    """
+
+    version: Literal[1] = 1
+    signature: str
+    merges: tuple[Merge, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    biases: tuple[BiasShift, ...] = ()
+    groups: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="new number of groups of depthwise and grouped convolutions"
+    )
+
+    @property
+    def empty(self) -> bool:
+        return not self.slices
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "plan") -> Plan:
+        """Read a plan. Raises ArtifactError where it is damaged or of another version."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ArtifactError(
+                f"{source}: not a plan that can be read: {where}: {first['msg']}",
+                "run `compactmtl compact` again",
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        try:
+            return cls.from_json(path.read_text(), str(path))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{path} does not exist", "run `compactmtl compact RUN` first") from error
+
+
+def signature(model: nn.Module) -> str:
+    """A hash of all parameter and buffer names and shapes."""
+    shapes: Mapping[str, list[int]] = {name: list(value.shape) for name, value in model.state_dict().items()}
+    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,93 @@
+"""What surgery did: cost before and after, every layer's channels, the proof, and what was left alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.space import Flags
+from compactmtl.surgery.prove import Proof
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One convolution or linear layer: [outputs, inputs] and MACs before and after."""
+
+    name: str
+    type: str
+    before: tuple[int, int]
+    after: tuple[int, int]
+    macs_before: int
+    macs_after: int
+
+
+@dataclass(frozen=True)
+class SurgeryReport:
+    """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason."""
+
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    layers: tuple[LayerChange, ...]
+    proof: Proof
+    kept_whole: dict[str, str]
+    seconds: float
+
+    @property
+    def mac_reduction(self) -> float:
+        """Share of the whole model's MACs that is gone."""
+        return 1.0 - self.macs_after / self.macs_before if self.macs_before else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """surgery.json."""
+        return {
+            "version": 1,
+            "macs": {"before": self.macs_before, "after": self.macs_after},
+            "parameters": {"before": self.parameters_before, "after": self.parameters_after},
+            "mac_reduction": self.mac_reduction,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "type": layer.type,
+                    "before": list(layer.before),
+                    "after": list(layer.after),
+                    "macs": {"before": layer.macs_before, "after": layer.macs_after},
+                }
+                for layer in self.layers
+            ],
+            "proof": {
+                "max_relative_error": self.proof.max_relative_error,
+                "passed": self.proof.passed,
+                **asdict(self.proof),
+            },
+            "kept_whole": [{"name": name, "reason": reason} for name, reason in self.kept_whole.items()],
+            "seconds": self.seconds,
+        }
+
+
+def layer_changes(graph: ChannelGraph, alive: Flags) -> tuple[LayerChange, ...]:
+    """Every product layer's channels and MACs with only the `alive` classes left."""
+    full = graph.layer_macs(np.ones(graph.classes, dtype=bool))
+    left = graph.layer_macs(alive)
+    changes = []
+    for position, product in enumerate(graph.analysis.products):
+        kept = int(alive[graph.labels[product.outputs]].sum())
+        if product.inputs is not None:
+            inputs = int(alive[graph.labels[product.inputs]].sum())
+        else:
+            inputs = kept * product.input_size // len(product.outputs)
+        changes.append(
+            LayerChange(
+                product.name,
+                product.kind,
+                (len(product.outputs), product.input_size),
+                (kept, inputs),
+                round(full[position]),
+                round(left[position]),
+            )
+        )
+    return tuple(changes)
