@@ -43,6 +43,9 @@ class DataReport:
     counts: dict[str, int]
     problems: list[str] = field(default_factory=list)  # fatal: training would fail
     notes: list[str] = field(default_factory=list)  # counted and passed over, such as names that don't parse
+    targets: dict[str, str] = field(
+        default_factory=dict
+    )  # each target's format and the distribution of its labels
 
 
 class VisionDataset(Protocol):

@@ -1,0 +1,116 @@
+"""`compactmtl data`: look at a data set before training on it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compactmtl.errors import OK, USAGE, DataError
+
+if TYPE_CHECKING:
+    from compactmtl.config.recipe import DataConfig
+    from compactmtl.data.base import DataReport
+
+HELP = "check a data set and draw samples with their labels"
+EXAMPLE = """
+compactmtl data check scenes --out scenes.png
+compactmtl data check utkface root=~/data size=[64,64]
+compactmtl data check scenes size=[240,320] options.seed=7
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser(
+        "check", help="count, decode, describe and draw; exit 2 where something is wrong"
+    )
+    check.add_argument("name", metavar="NAME", help="data set: scenes or utkface")
+    check.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="the data section of a recipe, such as root=… size=[96,128]",
+    )
+    check.add_argument("--out", metavar="PICTURE.png", type=Path, help="default: data-NAME.png, here")
+    check.add_argument(
+        "--split", metavar="SPLIT", default="train", help="what the picture shows (default: train)"
+    )
+    check.add_argument("--samples", metavar="N", type=int, default=6, help="rows of the picture (default: 6)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report, write the picture; USAGE where the data set has problems."""
+    from compactmtl.data.check import check_dataset
+
+    config = _config(args.name, args.overrides)
+    report = check_dataset(config)
+    _print_report(config, report)
+    if args.split in report.counts:
+        _write_picture(config, args)
+    elif not report.problems:
+        raise DataError(
+            f"{args.name} has no split {args.split!r} here",
+            f"the splits found are {', '.join(report.counts)}",
+        )
+    if report.problems:
+        raise DataError(
+            f"{args.name}: {len(report.problems)} problem{'s' * (len(report.problems) > 1)} in the data, listed above",
+            "mend them and check again",
+            USAGE,
+        )
+    return OK
+
+
+def _config(name: str, overrides: list[str]) -> DataConfig:
+    from compactmtl.config.merge import apply_overrides
+    from compactmtl.config.recipe import DataConfig
+    from compactmtl.config.validate import validate
+    from compactmtl.config.yaml import Node, Place
+    from compactmtl.data.datasets import dataset_module
+
+    module = dataset_module(name)
+    height, width = module.DEFAULT_SIZE
+    words = [f"name={name}", f"size=[{height},{width}]"]
+    if module.DEFAULT_ROOT is not None:
+        words.append(f"root={module.DEFAULT_ROOT}")
+    node = apply_overrides(Node({}, Place(None)), [*words, *overrides])
+    return validate(DataConfig, node, "the command line")
+
+
+def _print_report(config: DataConfig, report: DataReport) -> None:
+    from compactmtl.data.datasets import dataset_module
+
+    module = dataset_module(config.name)
+    print(f"{config.name}: {module.DESCRIPTION}")
+    if config.root is not None:
+        print(f"root     {config.root}")
+    print(f"size     {config.size[0]} x {config.size[1]} (height x width)")
+    for split, count in report.counts.items():
+        print(f"{split:<8} {count} samples")
+    for missing in (split for split in module.SPLITS if split not in report.counts):
+        print(f"{missing:<8} missing")
+    for target, text in report.targets.items():
+        print(f"target   {target}: {text}")
+    for name, field in module.Options.model_fields.items():
+        print(f"option   options.{name}={config.options.get(name, field.default)}: {field.description}")
+    for note in report.notes:
+        print(f"note     {note}")
+    for problem in report.problems:
+        print("problem  " + problem.replace("\n", "\n         "))
+
+
+def _write_picture(config: DataConfig, args: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from compactmtl.data.check import sample_sheet
+    from compactmtl.data.datasets import load_dataset
+
+    out: Path = args.out or Path(f"data-{config.name}.png")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise DataError(f"{out}: not the name of a picture", "end it in .png")
+    dataset = load_dataset(config.model_copy(update={"cache": "none"}), args.split)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sample_sheet(dataset, max(args.samples, 1))).save(out)
+    print(f"picture  {out}")

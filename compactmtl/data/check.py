@@ -1,0 +1,181 @@
+"""What `data check` says of a data set: counts, faults, label distributions, and a sheet of samples with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from compactmtl.config.recipe import DataConfig, TaskConfig
+from compactmtl.data.base import DataReport, Sample, Split, VisionDataset
+from compactmtl.data.datasets import dataset_module, load_dataset
+from compactmtl.errors import DataError
+from compactmtl.tasks import TargetSpec, Task, build_tasks
+
+_KIND_OF_TASK: Mapping[str, str] = {
+    "mask": "segmentation",
+    "depth": "depth",
+    "normals": "normals",
+    "class": "classification",
+    "scalar": "regression",
+}
+_DENSE = ("mask", "depth", "normals")
+_LOOKED_AT = {"dense": 60, "labels": 2000}  # samples a distribution is taken from, spread over the split
+_GAP = 6
+
+
+def check_dataset(config: DataConfig) -> DataReport:
+    """Count, decode and describe a data set; faults are listed in `problems`, never raised.
+
+    Raises ConfigError where `config` itself is wrong: an unknown name or option.
+    """
+    module = dataset_module(config.name)
+    plain = config.model_copy(update={"cache": "none"})  # a look leaves nothing behind
+    counts: dict[str, int] = {}
+    targets: dict[str, str] = {}
+    try:
+        problems, notes = module.problems(plain)
+    except DataError as error:
+        return DataReport(counts, [str(error)])
+    splits: list[Split] = list(module.SPLITS)
+    if config.holdout:
+        splits.append("holdout")
+    for split in splits:
+        try:
+            dataset = load_dataset(plain, split)
+        except DataError as error:
+            if split != "test" and error.message not in problems:
+                problems.append(error.message)
+            continue
+        counts[split] = len(dataset)
+        if split == "train":
+            targets = _distributions(dataset)
+    return DataReport(counts, problems, notes, targets)
+
+
+def target_tasks(specs: Mapping[str, TargetSpec]) -> dict[str, Task]:
+    """One task for each target, with the defaults of its kind."""
+    configs = {
+        name: TaskConfig.model_validate({"kind": _KIND_OF_TASK[spec.kind]}) for name, spec in specs.items()
+    }
+    return build_tasks(configs, specs)
+
+
+def sample_sheet(dataset: VisionDataset, count: int = 6) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) of samples spread over the split: a row each, the image, its maps, and its labels in words.
+
+    Samples that cannot be decoded are left out.
+    """
+    tasks = target_tasks(dataset.specs)
+    maps = [name for name, task in tasks.items() if task.dense]
+    words = [name for name, task in tasks.items() if not task.dense]
+    rows: list[list[NDArray[np.uint8]]] = []
+    captions: list[str] = []
+    for index, sample in _spread(dataset, count):
+        values = {name: target.numpy() for name, target in sample["targets"].items()}
+        rows.append(
+            [sample["image"].numpy().transpose(1, 2, 0)] + [tasks[n].picture(values[n]) for n in maps]
+        )
+        said = [f"{name}: {tasks[name].caption(values[name])}" for name in words]
+        captions.append("\n".join([dataset.identifier(index).rpartition("/")[2], *said]))
+    if not rows:
+        raise DataError(f"split {dataset.split} has no sample that can be shown", "see the problems above")
+    return _sheet(rows, ["image", *maps], captions, _legend(dataset.specs, tasks))
+
+
+def _legend(
+    specs: Mapping[str, TargetSpec], tasks: Mapping[str, Task]
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """Class names of the masks with the colors that they are drawn in."""
+    legend: list[tuple[str, tuple[int, int, int]]] = []
+    for name, spec in specs.items():
+        if spec.kind == "mask":
+            colors = tasks[name].picture(np.arange(len(spec.classes))[None])[0].tolist()
+            legend += [(text, (r, g, b)) for text, (r, g, b) in zip(spec.classes, colors, strict=True)]
+    return legend
+
+
+def _sheet(
+    rows: list[list[NDArray[np.uint8]]],
+    titles: list[str],
+    captions: list[str],
+    legend: list[tuple[str, tuple[int, int, int]]],
+) -> NDArray[np.uint8]:
+    scale = max(1, round(160 / rows[0][0].shape[0]))
+    height, width = (side * scale for side in rows[0][0].shape[:2])
+    font = ImageFont.load_default(14)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    text_width = max(int(measure.multiline_textbbox((0, 0), text, font=font)[2]) for text in captions)
+    top, line, swatch = 24, 22, 110
+    right = len(titles) * (width + _GAP) + text_width + 3 * _GAP
+    bottom = top + len(rows) * (height + _GAP)
+    across = max((right - _GAP) // swatch, 1)
+    sheet = Image.new("RGB", (right, bottom + line * -(-len(legend) // across)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((column * (width + _GAP) + _GAP, 4), title, "black", font)
+    for number, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        y = top + number * (height + _GAP)
+        for column, picture in enumerate(row):
+            tile = Image.fromarray(np.ascontiguousarray(picture)).resize(
+                (width, height), Image.Resampling.NEAREST
+            )
+            sheet.paste(tile, (column * (width + _GAP) + _GAP, y))
+        draw.multiline_text((len(titles) * (width + _GAP) + 2 * _GAP, y + 4), caption, "black", font)
+    for number, (text, color) in enumerate(legend):
+        x, y = _GAP + number % across * swatch, bottom + number // across * line
+        draw.rectangle((x, y + 3, x + 14, y + 17), color)
+        draw.text((x + 20, y + 1), text, "black", font)
+    return np.asarray(sheet)
+
+
+def _spread(dataset: VisionDataset, count: int) -> Iterator[tuple[int, Sample]]:
+    """Up to `count` samples at even steps through the split, without those that cannot be decoded."""
+    for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist():
+        try:
+            yield index, dataset[index]
+        except DataError:
+            continue
+
+
+def _distributions(dataset: VisionDataset) -> dict[str, str]:
+    dense = any(spec.kind in _DENSE for spec in dataset.specs.values())
+    samples = [
+        sample["targets"] for _, sample in _spread(dataset, _LOOKED_AT["dense" if dense else "labels"])
+    ]
+    if not samples:
+        return {}
+    return {
+        name: _describe(spec, np.stack([targets[name].numpy() for targets in samples]))
+        for name, spec in dataset.specs.items()
+    }
+
+
+def _describe(spec: TargetSpec, values: NDArray[Any]) -> str:
+    """One line: the format of a target and how its values (N, ...) are spread."""
+    if spec.kind in ("mask", "class"):
+        known = values if spec.ignore_index is None else values[values != spec.ignore_index]
+        shares = np.bincount(known.reshape(-1), minlength=len(spec.classes)) / max(known.size, 1)
+        text = ", ".join(f"{name} {share:.1%}" for name, share in zip(spec.classes, shares, strict=False))
+        ignored = 1 - known.size / values.size
+        return f"{spec.kind}, {len(spec.classes)} classes: {text}" + (
+            f"; ignored {ignored:.1%}" if ignored else ""
+        )
+    if spec.kind == "scalar":
+        low, middle, high = np.percentile(values, (5, 50, 95))
+        return (
+            f"scalar, {spec.unit}: mean {values.mean():.1f}, std {values.std():.1f}, "
+            f"5/50/95 % {low:.0f}/{middle:.0f}/{high:.0f}, range {values.min():.0f} to {values.max():.0f}"
+        )
+    known = np.any(values != 0, axis=1)
+    if spec.kind == "depth" and known.any():
+        depths = values[:, 0][known]
+        low, middle, high = np.percentile(depths, (5, 50, 95))
+        return (
+            f"depth, {spec.unit}: 5/50/95 % {low:.2f}/{middle:.2f}/{high:.2f}, "
+            f"range {depths.min():.2f} to {depths.max():.2f}; known {known.mean():.1%}"
+        )
+    return f"{spec.kind}: known {known.mean():.1%}"

@@ -1,0 +1,123 @@
+"""Batches of a data set: order, augmentation and normalization that depend on seed, epoch and index alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from compactmtl.config.recipe import DataConfig
+from compactmtl.data.base import Batch, Preprocessing, VisionDataset
+from compactmtl.data.images import normalize
+from compactmtl.data.transforms import augment, draw, jitter
+
+Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
+
+
+def preprocessing(config: DataConfig) -> Preprocessing:
+    """How an image becomes the network's input, for training and for deployment."""
+    return Preprocessing(size=config.size)
+
+
+class EpochSampler(Sampler[Keys]):
+    """The batches of an epoch: shuffled by (seed, epoch) in training, in order otherwise.
+
+    In training a last batch of a single sample is left out (unless it is the only one): batch norm cannot learn
+    from it at 1x1 resolution.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, shuffle: bool, seed: int) -> None:
+        self.epoch = 0
+        self.start = 0
+        self._count, self._batch_size, self._shuffle, self._seed = count, batch_size, shuffle, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, from its first batch."""
+        self.epoch, self.start = epoch, 0
+
+    def set_start(self, batch_index: int) -> None:
+        """Begin the next pass at this batch of the epoch, as if those before it had been seen; once."""
+        self.start = batch_index
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, wherever the next pass starts."""
+        full, rest = divmod(self._count, self._batch_size)
+        single = rest == 1 and full > 0 and self._shuffle
+        return full + (rest > 0) - single
+
+    def __iter__(self) -> Iterator[Keys]:
+        order = np.arange(self._count)
+        if self._shuffle:
+            order = np.random.default_rng((self._seed, self.epoch)).permutation(self._count)
+        epoch, start = self.epoch, self.start
+        self.start = 0
+        for batch in range(start, len(self)):
+            yield epoch, order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist()
+
+
+class BatchView(Dataset[Batch]):
+    """Whole batches of a data set by (epoch, indices)."""
+
+    def __init__(self, dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> None:
+        self._dataset, self._train, self._seed = dataset, train, seed
+        self._augment = config.augment
+        self._preprocessing = preprocessing(config)
+        augmented = config.augment
+        self._moves = augmented.flip or augmented.shift > 0 or augmented.zoom != (1.0, 1.0)
+
+    def __getitem__(self, keys: Keys) -> Batch:
+        epoch, indices = keys
+        samples = [self._dataset[index] for index in indices]
+        factors: Tensor | None = None
+        if self._train and (self._moves or self._augment.color):
+            choices = [draw(self._augment, self._seed, epoch, index) for index in indices]
+            if self._moves:
+                samples = [
+                    augment(sample, self._dataset.specs, self._augment, choice)
+                    for sample, choice in zip(samples, choices, strict=True)
+                ]
+            if self._augment.color:
+                factors = torch.tensor([choice.color for choice in choices], dtype=torch.float32)
+        images = torch.stack([sample["image"] for sample in samples])
+        if factors is not None:
+            images = jitter(images.to(torch.float32), factors)
+        return {
+            "image": normalize(images, self._preprocessing),
+            "targets": {
+                name: torch.stack([sample["targets"][name] for sample in samples])
+                for name in self._dataset.specs
+            },
+        }
+
+
+class Loader(DataLoader[Any]):
+    """A torch DataLoader of `Batch`; its `sampler` takes set_epoch and set_start before a pass."""
+
+    sampler: EpochSampler
+
+
+def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> Loader:
+    """Batches of `config.batch_size` with `config.workers` processes; the same values for any number of workers.
+
+    With train=True the samples are shuffled and augmented anew in each epoch (see EpochSampler); with train=False
+    they come in order, whole and unchanged.
+    """
+    generator = torch.Generator()  # of its own, so that a pass leaves torch's global random state alone
+    generator.manual_seed(seed)
+    return Loader(
+        BatchView(dataset, config, train=train, seed=seed),
+        batch_size=None,  # the view makes batches itself
+        sampler=EpochSampler(len(dataset), config.batch_size, shuffle=train, seed=seed),
+        num_workers=config.workers,
+        collate_fn=_as_is,
+        persistent_workers=config.workers > 0,
+        generator=generator,
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

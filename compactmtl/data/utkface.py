@@ -1,0 +1,243 @@
+"""The `utkface` data set: aligned faces with age, gender and ethnicity in their file names.
+
+Source: Zhang, Song and Qi, "Age Progression/Regression by Conditional Adversarial Autoencoder", arXiv:1702.08423.
+A name is [age]_[gender]_[race]_[date and time].jpg, as in 26_0_2_20170104165550.jpg.chip.jpg.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compactmtl.config import validate_options
+from compactmtl.config.recipe import DataConfig, Frozen
+from compactmtl.data.base import Sample, Split
+from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.images import read_image
+from compactmtl.errors import DataError
+from compactmtl.tasks.base import TargetSpec
+
+DESCRIPTION = "faces with age (years), gender and ethnicity; the user's own download"
+DEFAULT_SIZE = (64, 64)
+DEFAULT_ROOT = "data"
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+GENDERS = ("male", "female")
+ETHNICITIES = ("White", "Black", "Asian", "Indian", "Others")
+
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+_NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+(?:\.[A-Za-z]+)*")
+_FLAT_VAL_SHARE = 0.2  # the paper's users split 80/20
+_MEND = (
+    "download the aligned and cropped faces from https://susanqq.github.io/UTKFace and unpack them there, "
+    "or set data.root to the folder that holds UTKFace/"
+)
+
+
+class Options(Frozen):
+    """utkface has no options."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """One file and what its name says."""
+
+    path: Path
+    age: int
+    gender: int
+    ethnicity: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The faces of one split, sorted by name, and the names that say nothing."""
+
+    faces: tuple[Face, ...]
+    unparsed: tuple[str, ...]
+
+
+def parse_name(path: Path) -> Face | None:
+    """What the file's name says, or None where it does not follow the pattern or age is not in 1 to 116."""
+    match = _NAME.fullmatch(path.name)
+    if match is None or not 1 <= int(match["age"]) <= 116:
+        return None
+    return Face(path, int(match["age"]), int(match["gender"]), int(match["race"]))
+
+
+def folder_of(root: str | None) -> Path:
+    """The folder with the splits or faces: `<root>/UTKFace` where there is one, else `<root>`.
+
+    Raises DataError with where to get the data if it is missing.
+    """
+    if root is None:
+        raise DataError("data.root: utkface needs the folder of its files", f"give root=FOLDER; {_MEND}")
+    top = Path(root).expanduser()
+    if not top.is_dir():
+        what = "is a file, not a folder" if top.exists() else "no such folder"
+        raise DataError(f"{top}: {what} (data.root of utkface)", _MEND)
+    return top / "UTKFace" if (top / "UTKFace").is_dir() else top
+
+
+def list_split(root: str | None, split: Split, holdout: float = 0.0) -> Listing:
+    """The faces of a split: a folder of its name, or, where the folder is flat, a fixed 80 % train and 20 % val.
+
+    Raises DataError for a missing folder or split, or one without a face.
+    """
+    folder = folder_of(root)
+    source: Split = "train" if split == "holdout" else split
+    flat = not any((folder / name).is_dir() for name in SPLITS)
+    here = folder if flat else folder / source
+    if not here.is_dir():
+        found = ", ".join(name for name in SPLITS if (folder / name).is_dir())
+        raise DataError(
+            f"{here}: no such folder; {folder} has {found}",
+            f"put the {source} images there, or pick another split",
+        )
+    listing = _read_folder(here)
+    faces = listing.faces
+    if not faces:
+        seen = f"{len(listing.unparsed)} images, none with a name like 26_0_2_20170104165550.jpg"
+        raise DataError(f"{here}: no faces ({seen if listing.unparsed else 'no images'})", _MEND)
+    if flat:
+        if source == "test":
+            raise DataError(
+                f"{here}: a flat folder has no test split", "use val, or make folders train/, val/ and test/"
+            )
+        faces = _pick(faces, _FLAT_VAL_SHARE, held_out=source == "val")
+    if source == "train":
+        faces = _pick(faces, holdout, held_out=split == "holdout")
+    return Listing(faces, listing.unparsed)
+
+
+class UTKFace:
+    """Faces of one split. Targets: `age` (years, 1 to 116), `gender` (2 classes) and `ethnicity` (5 classes)."""
+
+    def __init__(self, config: DataConfig, split: Split) -> None:
+        validate_options(Options, config.options, "data.options")
+        self.split = split
+        listing = list_split(config.root, split, config.holdout)
+        self._faces, self._size = listing.faces, config.size
+        if not self._faces:
+            raise DataError(f"{config.root}: split {split} holds no face", "raise data.holdout or add images")
+        self.unparsed = listing.unparsed
+        training = list_split(config.root, "train", config.holdout).faces if split != "train" else self._faces
+        ages = np.array([face.age for face in training], np.float64)
+        self.specs = {
+            "age": TargetSpec(
+                "scalar", unit="years", mean=float(ages.mean()), std=float(max(ages.std(), 1e-3))
+            ),
+            "gender": TargetSpec("class", classes=GENDERS),
+            "ethnicity": TargetSpec("class", classes=ETHNICITIES),
+        }
+        layouts = {"image": Layout((3, *config.size), "uint8")}
+        self._store = open_store(
+            config.cache, len(self._faces), layouts, self._make, self._cache_folder(config)
+        )
+        if config.cache == "memory":
+            self._store.fill()
+
+    def __len__(self) -> int:
+        return len(self._faces)
+
+    def __getitem__(self, index: int) -> Sample:
+        face = self._faces[index]
+        return {
+            "image": torch.from_numpy(self._store.read(index)["image"]),
+            "targets": {
+                "age": torch.tensor(face.age, dtype=torch.float32),
+                "gender": torch.tensor(face.gender),
+                "ethnicity": torch.tensor(face.ethnicity),
+            },
+        }
+
+    def identifier(self, index: int) -> str:
+        """The file's path."""
+        return str(self._faces[index].path)
+
+    def _make(self, index: int) -> Arrays:
+        return {"image": read_image(self._faces[index].path, self._size)}
+
+    def _cache_folder(self, config: DataConfig) -> Path:
+        if config.cache != "disk":
+            return user_cache()
+        files = [(face.path.name, *_size_and_time(face.path)) for face in self._faces]
+        folder = folder_of(config.root)
+        key = content_key(files, self._size)
+        own = folder / ".compactmtl-cache"
+        try:
+            own.mkdir(exist_ok=True)
+            return own / key
+        except OSError:  # a shared data folder is often read-only; the user's cache then serves
+            return user_cache() / "utkface" / key
+
+
+def load(config: DataConfig, split: Split) -> UTKFace:
+    """The faces of a split; with cache memory or disk every image is decoded here and a damaged one found."""
+    return UTKFace(config, split)
+
+
+def problems(config: DataConfig) -> tuple[list[str], list[str]]:
+    """What would stop training, such as damaged images, and what is passed over: (problems, notes)."""
+    validate_options(Options, config.options, "data.options")
+    bad: list[str] = []
+    notes: list[str] = []
+    folder = folder_of(config.root)
+    flat = not any((folder / name).is_dir() for name in SPLITS)
+    if flat:
+        notes.append(f"{folder} has no train/ and val/: split 80/20 by a hash of the names")
+    unparsed: dict[str, None] = {}
+    for split in SPLITS:
+        if split == "test" and (flat or not (folder / split).is_dir()):
+            continue  # nothing in training needs it
+        try:
+            listing = list_split(config.root, split)
+        except DataError as error:
+            bad.append(error.message)
+            continue
+        unparsed |= dict.fromkeys(listing.unparsed)
+        damaged: list[str] = []
+        for face in listing.faces:
+            try:
+                read_image(face.path)
+            except DataError as error:
+                damaged.append(error.message)
+        bad += damaged[:10]
+        if len(damaged) > 10:
+            bad.append(f"... and {len(damaged) - 10} more damaged images in {split}")
+    if unparsed:
+        examples = ", ".join(repr(name) for name in list(unparsed)[:3])
+        notes.append(f"{len(unparsed)} names do not parse and are passed over, such as {examples}")
+    return bad, notes
+
+
+def _read_folder(folder: Path) -> Listing:
+    """All faces below a folder, hidden ones apart."""
+    faces: list[Face] = []
+    unparsed: list[str] = []
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    for path in files:
+        face = parse_name(path)
+        if face is None:
+            unparsed.append(path.name)
+        else:
+            faces.append(face)
+    return Listing(tuple(faces), tuple(unparsed))
+
+
+def _pick(faces: Sequence[Face], share: float, *, held_out: bool) -> tuple[Face, ...]:
+    kept, held = hold_out([face.path.name for face in faces], share)
+    return tuple(faces[i] for i in (held if held_out else kept))
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
