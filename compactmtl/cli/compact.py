@@ -1,0 +1,101 @@
+"""`compactmtl compact`: contract a run's best model, remove its dead channels, prove the result."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compactmtl.train import Run
+
+HELP = "turn a run's best model into a smaller one of the same function"
+EXAMPLE = """\
+compactmtl compact runs/scenes-compact
+compactmtl compact runs/utkface-compact --align 16 --evaluate"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder that `train` wrote")
+    parser.add_argument(
+        "--align", type=int, metavar="N", help="keep channel counts at multiples of N (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="also evaluate both models on the val split and compare"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compact a run and show what went."""
+    from compactmtl.errors import ConfigError
+
+    if args.align is not None and args.align < 1:
+        raise ConfigError(f"--align {args.align}: needs a positive number", "use 1, 8 or 16")
+    from compactmtl.train import Run, compact_run
+
+    opened = Run.open(args.run)
+    result = compact_run(opened, args.align)
+    print(table(result.report.to_json()))
+    if args.evaluate:
+        print(compare(opened))
+    print(f"compact model: {opened.path / 'compact'}")
+    print(f"next: compactmtl export {opened.path} --target {opened.recipe.targets[0]}")
+    return 0
+
+
+def table(surgery: Mapping[str, Any]) -> str:
+    """surgery.json in lines: sizes, every layer that changed, what stayed whole, the proof."""
+    rows = [("", "before", "after", "left")]
+    for name in ("parameters", "macs"):
+        before, after = surgery[name]["before"], surgery[name]["after"]
+        label = "MACs" if name == "macs" else name
+        rows.append((label, f"{before:,}", f"{after:,}", f"{after / max(before, 1):.1%}"))
+    layers = [layer for layer in surgery["layers"] if layer["before"] != layer["after"]]
+    for layer in layers:
+        macs = layer["macs"]
+        left = f"{macs['after'] / macs['before']:.1%} of MACs" if macs["before"] else ""
+        rows.append((layer["name"], _channels(layer["before"]), _channels(layer["after"]), left))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()
+        for row in rows
+    ]
+    if not layers:
+        lines.append("no channel could be removed: was the recipe trained with sparsity?")
+    if surgery["kept_whole"]:
+        shown = surgery["kept_whole"][:5]
+        lines.append(f"kept whole: {len(surgery['kept_whole'])} layers")
+        lines += [f"  {layer['name']}: {layer['reason']}" for layer in shown]
+    proof = surgery["proof"]
+    lines.append(
+        f"proof: largest difference {proof['max_relative_error']:.1e} of the output's range in {proof['dtype']} "
+        f"over {len(proof['cases'])} inputs (tolerance {proof['tolerance']:.0e}), {surgery['seconds']:.1f} s"
+    )
+    return "\n".join(lines)
+
+
+def _channels(out_and_in: list[int]) -> str:
+    outputs, inputs = out_and_in
+    return f"{inputs}→{outputs}"
+
+
+def compare(run: Run) -> str:
+    """Metrics of the trained and the compact model on the val split, side by side."""
+    from compactmtl.data import build_loader, load_dataset
+    from compactmtl.train.tracking import format_metric
+    from compactmtl.verify.accuracy import evaluate, torch_runner
+
+    data = run.recipe.data
+    loader = build_loader(load_dataset(data, "val"), data, train=False, seed=run.recipe.seed)
+    trained = evaluate(torch_runner(run.load_plain(), "cpu"), loader, run.tasks)
+    compacted = evaluate(torch_runner(run.load_compact(), "cpu"), loader, run.tasks)
+    lines = ["val, trained and compact:"]
+    for name, task in run.tasks.items():
+        for metric, value in trained[name].items():
+            other = compacted[name][metric]
+            lines.append(
+                f"  {name} {format_metric(task, metric, value)}, {format_metric(task, metric, other)} "
+                f"(difference {abs(other - value):.1e})"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""`compactmtl train`: train a recipe into a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compactmtl.train import DryRun
+
+HELP = "train a recipe into a run folder"
+EXAMPLE = """\
+compactmtl train scenes/compact
+compactmtl train utkface/dense data.root=/data train.epochs=5 --name faces-short
+compactmtl train utkface/dense data.root=/data --dry-run
+compactmtl train utkface/dense data.root=/data --resume"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe by name or path (see `recipes list`)")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="values laid over the recipe, such as train.epochs=5",
+    )
+    parser.add_argument("--out", metavar="DIR", default="runs", help="folder of runs (default: runs)")
+    parser.add_argument("--name", help="name of the run (default: the recipe's, with - for /)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="one batch: shapes, parameters, MACs, memory, time; writes nothing",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or show what training would take."""
+    from pathlib import Path
+
+    from compactmtl.config import resolve_recipe
+
+    resolved = resolve_recipe(args.recipe, args.overrides)
+    path = Path(args.out) / (args.name or resolved.name.replace("/", "-"))
+    from compactmtl.train import dry_run, train
+
+    if args.dry_run:
+        print(describe(dry_run(resolved.recipe)))
+        return 0
+    finished = train(resolved, path, resume=args.resume, overwrite=args.overwrite)
+    print(f"run: {finished.path}")
+    print(f"next: compactmtl compact {finished.path}")
+    return 0
+
+
+def describe(result: DryRun) -> str:
+    """A dry run in lines for people."""
+    samples = ", ".join(f"{split} {count}" for split, count in result.samples.items())
+    batch = result.input[0]
+    memory = (
+        f"{_bytes(result.total_bytes)} (weights {_bytes(result.weight_bytes)}, gradients "
+        f"{_bytes(result.gradient_bytes)}, optimizer {_bytes(result.optimizer_bytes)}, "
+        f"activations {_bytes(result.activation_bytes)})"
+    )
+    parameters = f"{result.parameters:,}"
+    if result.trained_parameters != result.parameters:
+        parameters += f" ({result.trained_parameters:,} while training)"
+    lines = [
+        ("samples", samples),
+        ("input", _shape(result.input)),
+        *((f"output {name}", _shape(shape)) for name, shape in result.outputs.items()),
+        *((f"loss {name}", f"{value:.4g}") for name, value in result.losses.items()),
+        ("parameters", parameters),
+        ("MACs", f"{result.macs:,} for one image"),
+        ("memory", memory),
+        ("step", f"{result.seconds:.3f} s ({batch / result.seconds:.0f} images/s)"),
+        ("steps", f"{result.total_steps} ({result.steps_per_epoch} an epoch)"),
+        ("training", f"about {_duration(result.total_steps * result.seconds)}, validation apart"),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(size) for size in shape)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

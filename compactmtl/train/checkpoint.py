@@ -1,0 +1,158 @@
+"""Checkpoints: weights.safetensors and a state that loads without running code, replaced as one.
+
+`last` is written at every epoch's end and on interruption, and holds all that a bit-equal resume
+needs; `best` holds weights and the metrics they were chosen for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle  # noqa: TID251  (for the error that torch.load raises; nothing is unpickled)
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from compactmtl.errors import ArtifactError
+from compactmtl.train.files import new_folder, recover, write_bytes, write_text
+
+WEIGHTS = "weights.safetensors"
+STATE = "state.pt"
+SUMMARY = "state.json"
+
+
+def save_checkpoint(folder: Path, model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Write weights and `state` (tensors, numbers, strings and containers of them) as `folder`.
+
+    Raises OSError naming the folder or file; the checkpoint that was there before then stays.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    with new_folder(folder) as temporary:
+        write_bytes(temporary / WEIGHTS, dump_weights(model))
+        write_bytes(temporary / STATE, buffer.getvalue())
+
+
+def save_best(folder: Path, model: nn.Module, summary: Mapping[str, Any]) -> None:
+    """Write weights and a JSON summary (epoch, step, score, metrics) as `folder`."""
+    with new_folder(folder) as temporary:
+        write_bytes(temporary / WEIGHTS, dump_weights(model))
+        write_text(temporary / SUMMARY, json.dumps(dict(summary), indent=2) + "\n")
+
+
+def dump_weights(model: nn.Module) -> bytes:
+    """The state_dict as safetensors; a tensor under two names is written twice."""
+    state = model.state_dict()
+    return dump_tensors({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load a checkpoint's weights into `model`, names and shapes exactly.
+
+    Raises ArtifactError where the file is missing, damaged or belongs to another model.
+    """
+    path = folder / WEIGHTS
+    recover(folder)
+    try:
+        tensors = load_tensors(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path}: no such checkpoint", "train the run, or name another checkpoint"
+        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: {error}", "train again, or use the other checkpoint"
+        ) from error
+    _check_names(path, tensors, model.state_dict())
+    model.load_state_dict(tensors)
+
+
+def _check_names(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    hint = "this checkpoint belongs to another model: use the recipe that it was trained with"
+    for name in expected:
+        if name not in found:
+            raise ArtifactError(f"{path} lacks the tensor {name}", hint)
+        if found[name].shape != expected[name].shape:
+            sizes = f"{tuple(found[name].shape)}, the model needs {tuple(expected[name].shape)}"
+            raise ArtifactError(f"{path}: tensor {name} has shape {sizes}", hint)
+    for name in found:
+        if name not in expected:
+            raise ArtifactError(f"{path} has the tensor {name}, which the model does not", hint)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The state of a checkpoint for resuming, or None where there is no checkpoint."""
+    recover(folder)
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: {error}", "train again with --overwrite; checkpoints/best may still be whole"
+        ) from error
+    if not isinstance(state, dict):
+        raise ArtifactError(f"{path} holds a {type(state).__name__}, not a state", "train with --overwrite")
+    return state
+
+
+def load_summary(folder: Path) -> dict[str, Any]:
+    """The JSON summary of the best checkpoint. Raises ArtifactError where it is missing or damaged."""
+    recover(folder)
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder} holds no checkpoint yet", "let the run train for at least one epoch"
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}", "train again with --overwrite") from error
+    if not isinstance(summary, dict):
+        raise ArtifactError(f"{path} is not a JSON object", "train again with --overwrite")
+    return summary
+
+
+def random_state() -> dict[str, Any]:
+    """Every global generator's state, loadable with weights_only=True."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(words), next_gauss],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put every global generator back to where `random_state` found it."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, next_gauss = state["python"]
+    random.setstate((version, tuple(words), next_gauss))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global generator from the recipe's one seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

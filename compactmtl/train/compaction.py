@@ -1,0 +1,24 @@
+"""From a trained run to its compact model: contract, remove, prove, and write runs/<name>/compact/."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compactmtl.surgery import CompactResult, compact, save_compact
+from compactmtl.train.files import new_folder
+from compactmtl.train.run import COMPACT, Run
+
+
+def compact_run(run: Run, align: int | None = None) -> CompactResult:
+    """Compact the run's best checkpoint and write the result into the run; an older one is replaced.
+
+    `align` keeps channel counts at multiples of it; the recipe's `surgery.align` by default.
+
+    Raises ArtifactError where the run has no checkpoint, SurgeryError where the network can't be edited.
+    """
+    model = run.load_plain()
+    inputs: tuple[Tensor] = run.example_inputs()
+    result = compact(model, inputs, align=align or run.recipe.surgery.align)
+    with new_folder(run.path / COMPACT) as folder:
+        save_compact(result, folder)
+    return result

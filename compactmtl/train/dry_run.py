@@ -1,0 +1,115 @@
+"""What a recipe would cost, before anything is written: shapes, parameters, MACs, memory, one batch timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compactmtl.config import Recipe
+from compactmtl.data.base import Batch
+from compactmtl.graph import cost
+from compactmtl.overparam import contract
+from compactmtl.train.run import example_inputs
+from compactmtl.train.session import Session, build_session, torch_settings
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one batch of a recipe showed. Bytes are of training; `seconds` is the faster of two steps."""
+
+    samples: dict[str, int]  # split -> samples
+    input: tuple[int, ...]  # (B, 3, H, W)
+    outputs: dict[str, tuple[int, ...]]  # task -> shape
+    parameters: int  # of the deployed (plain) model
+    trained_parameters: int  # of the model while it trains, factors included
+    macs: int  # of the deployed model for one image
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int  # what backward needs of one batch
+    losses: dict[str, float]
+    seconds: float
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+
+    @property
+    def hours(self) -> float:
+        """Predicted training time, validation apart."""
+        return self.total_steps * self.seconds / 3600
+
+
+def dry_run(recipe: Recipe) -> DryRun:
+    """Build a recipe's session, train it on one batch and throw it away; nothing is written.
+
+    Raises what training would raise at its start.
+    """
+    data = recipe.data.model_copy(update={"cache": "none", "workers": 0})
+    recipe = recipe.model_copy(update={"data": data})
+    with torch_settings(recipe):
+        session = build_session(recipe)
+        plain = contract(session.model) if recipe.overparam else session.model
+        (image,) = example_inputs(recipe)
+        deployed = cost(plain, (image.to(session.device),))
+        batch = next(iter(session.train_loader))
+        session.model.train()
+        activations, losses = _activation_bytes(session, batch)
+        seconds = min(_step_seconds(session, batch) for _ in range(2))
+        shape = tuple(batch["image"].shape)
+        session.model.eval()
+        with torch.inference_mode():
+            outputs = session.model(batch["image"].to(session.device))
+    state = session.optimizer.state.values()
+    parameters = list(session.model.parameters())
+    return DryRun(
+        samples=session.samples,
+        input=shape,
+        outputs={name: tuple(output.shape) for name, output in outputs.items()},
+        parameters=deployed.parameters,
+        trained_parameters=sum(parameter.numel() for parameter in parameters),
+        macs=deployed.macs,
+        weight_bytes=_bytes(session.model.state_dict().values()),
+        gradient_bytes=_bytes(parameters),
+        optimizer_bytes=sum(_bytes(v for v in values.values() if isinstance(v, Tensor)) for values in state),
+        activation_bytes=activations,
+        losses=losses,
+        seconds=seconds,
+        steps_per_epoch=session.steps_per_epoch,
+        total_steps=session.total_steps,
+    )
+
+
+def _activation_bytes(session: Session, batch: Batch) -> tuple[int, dict[str, float]]:
+    """Bytes that autograd keeps for the backward pass, parameters apart; and the losses."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in session.model.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses, _ = session.forward(batch)
+    return sum(kept.values()), {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+def _step_seconds(session: Session, batch: Batch) -> float:
+    start = time.perf_counter()
+    _, total = session.forward(batch)
+    session.update(total)
+    if session.device.type == "cuda":
+        torch.cuda.synchronize(session.device)
+    return time.perf_counter() - start
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,106 @@
+"""Durable writing: after a crash, a full disk or a kill there is the old content or the new, never half.
+
+Every error is an OSError that carries the path, so that the command line can name it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file (a failed write does not) the file it happened at."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file `path` by `data` at once."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with naming(path):
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file `path` by `text` (UTF-8) at once."""
+    write_bytes(path, text.encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line and make it durable; a partial line is cut off again."""
+    with naming(path), path.open("ab") as file:
+        size = file.tell()
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it becomes `path`, else `path` stays as it was.
+
+    A folder cannot be replaced in one rename: between the two there is only `.NAME.previous`,
+    which `recover` puts back.
+    """
+    temporary, previous = path.with_name(f".{path.name}.tmp"), _previous(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    try:
+        yield temporary
+        with naming(path):
+            sync_folder(temporary)
+            shutil.rmtree(previous, ignore_errors=True)
+            if path.exists():
+                path.rename(previous)
+            temporary.rename(path)
+            sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        recover(path)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Finish a replacement of `path` that was cut off between its two renames."""
+    previous = _previous(path)
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")

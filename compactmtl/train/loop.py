@@ -1,0 +1,262 @@
+"""The training loop: epochs of steps, validation, best and last checkpoint, and a clean stop.
+
+Two runs of one recipe on one machine are bit-equal, and so is a run that was interrupted and resumed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from compactmtl.config import Resolved
+from compactmtl.data.base import Batch
+from compactmtl.errors import TrainingError
+from compactmtl.tasks import delta_m, mean_score
+from compactmtl.train.checkpoint import (
+    load_state,
+    load_weights,
+    random_state,
+    restore_random_state,
+    save_best,
+    save_checkpoint,
+)
+from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
+from compactmtl.train.run import (
+    CHECKPOINTS,
+    Run,
+    check_folder,
+    check_recipe_hash,
+    check_same_recipe,
+    create_folder,
+    is_run,
+    new_meta,
+    recipe_hash,
+    update_recipe,
+    versions,
+)
+from compactmtl.train.session import Position, Session, build_session, torch_settings
+from compactmtl.train.tracking import Tracker
+from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
+from compactmtl.verify.accuracy import evaluate, torch_runner
+from compactmtl.verify.result import TaskMetrics
+
+
+@dataclass
+class Progress:
+    """What the loop itself remembers; part of the checkpoint."""
+
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    best_metrics: TaskMetrics = field(default_factory=dict)
+    stale: int = 0  # epochs since the best
+    seconds: float = 0.0  # of all whole epochs, validation apart
+    images: int = 0
+    epoch_seconds: float = 0.0  # of the epoch in progress, as the two below
+    epoch_images: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # losses over steps
+
+
+def train(
+    resolved: Resolved,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Train a recipe into the folder `run_dir` and return the run.
+
+    `resume` goes on from the last checkpoint (from the start where there is none yet), `overwrite`
+    replaces a run that is there.
+
+    Raises ConfigError where the folder is taken or the run is of another recipe, TrainingError where
+    a loss is not finite, TrainingInterrupted (exit code 130) after Ctrl-C or SIGTERM with `last` saved,
+    OSError naming the path where nothing can be written.
+    """
+    recipe, path = resolved.recipe, Path(run_dir)
+    console = console or Console()
+    check_folder(path, resume=resume, overwrite=overwrite)
+    resume = resume and is_run(path)
+    if resume:
+        check_same_recipe(path, recipe)
+        if (run := Run.open(path)).finished:
+            console.print(f"{path} is finished: nothing to resume", highlight=False, soft_wrap=True)
+            return run
+    with torch_settings(recipe), Interrupt() as interrupt:
+        session, progress = build_session(recipe), Progress()
+        if resume:
+            restore(session, progress, path / CHECKPOINTS / "last")
+            update_recipe(path, recipe)
+        else:
+            create_folder(path, recipe, new_meta(resolved, session.specs), overwrite=overwrite)
+        with Tracker(path, session.tasks, session.total_steps, session.position.step, console) as tracker:
+            Loop(session, progress, path, tracker, interrupt).run(resumed=resume)
+    return Run.open(path)
+
+
+def restore(session: Session, progress: Progress, folder: Path) -> None:
+    """Put session, progress and random generators to where the checkpoint `folder` was written."""
+    state = load_state(folder)
+    if state is None:  # killed before the first checkpoint
+        return
+    check_recipe_hash(state, session.recipe, folder)
+    load_weights(session.model, folder)
+    session.load_state_dict(state["session"])
+    for name, value in state["progress"].items():
+        setattr(progress, name, value)
+    restore_random_state(state["random"])
+
+
+@dataclass
+class Loop:
+    """One sitting of a run, from its position to the end or to an interruption."""
+
+    session: Session
+    progress: Progress
+    path: Path
+    tracker: Tracker
+    interrupt: Interrupt
+
+    def run(self, *, resumed: bool) -> None:
+        session, progress, tracker = self.session, self.progress, self.tracker
+        if resumed:
+            tracker.resume(session.position.epoch, session.position.step)
+        else:
+            tracker.start(versions())
+        while not self._done():
+            try:
+                self._train_epoch()
+                metrics = self._validate()
+            except _StopRequested:
+                raise self._stop() from None
+            except NotFiniteError as error:
+                raise self._not_finite(error) from error
+            self._finish_epoch(metrics)
+        if progress.best_epoch == 0:
+            raise TrainingError(
+                "no epoch had a finite score, so there is no best checkpoint",
+                f"look at the metrics in {tracker.log.path}; lower train.optimizer.lr or set train.clip",
+            )
+        tracker.end(progress.best_epoch, progress.best_metrics, progress.seconds, progress.images)
+
+    def _done(self) -> bool:
+        position, patience = self.session.position, self.session.recipe.train.patience
+        if position.batch:  # in mid-epoch, or with its validation still to come
+            return False
+        return position.step >= self.session.total_steps or self.progress.stale >= (patience or math.inf)
+
+    def _train_epoch(self) -> None:
+        """The rest of the epoch's batches."""
+        session, progress, position = self.session, self.progress, self.session.position
+        watch = LossWatch([*session.tasks, "total"], session.device, progress.sums)
+        session.model.train()
+        images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
+        for batch in self._batches():
+            losses, total = session.forward(batch)
+            watch.note(position.step + 1, {**losses, "total": total})
+            session.update(total)
+            images += len(batch["image"])
+            self.tracker.step(position.epoch, position.step, images / (time.perf_counter() - start))
+            if self.interrupt.requested or position.step >= session.total_steps:
+                break
+        watch.look()
+        check_weights(session.model, position.step)
+        progress.sums = watch.sums
+        progress.epoch_images += images
+        progress.epoch_seconds = earlier + time.perf_counter() - start
+        if self.interrupt.requested:
+            raise _StopRequested
+
+    def _batches(self) -> Iterator[Batch]:
+        """The epoch's batches from the position on."""
+        session, position = self.session, self.session.position
+        if position.batch >= session.steps_per_epoch or position.step >= session.total_steps:
+            return iter(())
+        session.train_loader.sampler.set_epoch(position.epoch)
+        session.train_loader.sampler.set_start(position.batch)
+        return iter(session.train_loader)
+
+    def _validate(self) -> TaskMetrics:
+        run = torch_runner(self.session.model, self.session.device)
+
+        def interruptible(image: Tensor) -> Mapping[str, Tensor]:
+            if self.interrupt.requested:
+                raise _StopRequested
+            return run(image)
+
+        return evaluate(interruptible, self.session.select_loader, self.session.tasks)
+
+    def _finish_epoch(self, metrics: TaskMetrics) -> None:
+        """Score, checkpoint and log; then the next epoch is in progress."""
+        session, progress, position = self.session, self.progress, self.session.position
+        single = session.recipe.single_task
+        gain = delta_m(metrics, single, session.tasks) if single else None
+        score = mean_score(metrics, session.tasks) if gain is None else gain
+        # before a sparse run has reached its target the best model would be the dense one
+        eligible = session.sparsifier is None or session.sparsifier.eligible(position.step)
+        best = eligible and score > progress.best_score
+        if best:
+            progress.best_score, progress.best_epoch, progress.best_metrics = score, position.epoch, metrics
+            summary = {
+                "epoch": position.epoch,
+                "step": position.step,
+                "score": score,
+                "metrics": metrics,
+                "recipe_hash": recipe_hash(session.recipe),
+            }
+            save_best(self.path / CHECKPOINTS / "best", session.model, summary)
+        progress.stale = 0 if best or not eligible else progress.stale + 1
+        means = {name: value / position.batch for name, value in progress.sums.items()}
+        values = {
+            "epoch": position.epoch,
+            "step": position.step,
+            "seconds": progress.epoch_seconds,
+            "lr": session.lr,
+            "train": {"loss": means.pop("total"), "losses": means},
+            "val": metrics,
+            "score": score,
+            "delta_m": gain,
+            "sparsity": session.sparsifier.report() if session.sparsifier else None,
+        }
+        self.tracker.epoch(values, of=session.recipe.train.epochs, images=progress.epoch_images, best=best)
+        progress.seconds += progress.epoch_seconds
+        progress.images += progress.epoch_images
+        progress.epoch_seconds, progress.epoch_images, progress.sums = 0.0, 0, {}
+        session.position = Position(position.epoch + 1, 0, position.step)
+        self._save_last()
+
+    def _save_last(self) -> None:
+        state = {
+            "session": self.session.state_dict(),
+            "progress": asdict(self.progress),
+            "random": random_state(),
+            "recipe_hash": recipe_hash(self.session.recipe),
+        }
+        save_checkpoint(self.path / CHECKPOINTS / "last", self.session.model, state)
+
+    def _stop(self) -> TrainingInterrupted:
+        self._save_last()
+        position, last = self.session.position, self.path / CHECKPOINTS / "last"
+        return TrainingInterrupted(
+            f"interrupted in epoch {position.epoch} after step {position.step} of "
+            f"{self.session.total_steps}; saved {last}",
+            "give the same command with --resume to go on from there",
+        )
+
+    def _not_finite(self, error: NotFiniteError) -> TrainingError:
+        last = self.path / CHECKPOINTS / "last"
+        kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        return TrainingError(
+            f"{error} (epoch {self.session.position.epoch}); {kept}",
+            "lower train.optimizer.lr, set train.clip, lengthen train.schedule.warmup, or use train.autocast=off",
+        )
+
+
+class _StopRequested(Exception):
+    """The loop was asked to stop and is at a place where it can."""

@@ -1,0 +1,242 @@
+"""Everything that one training run holds in memory, built from its recipe, and its state for resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from compactmtl.balancing import balancer
+from compactmtl.config import Recipe
+from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.base import Batch
+from compactmtl.data.loader import Loader
+from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.models import MultiTaskModel
+from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
+from compactmtl.train.checkpoint import seed_everything
+from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
+from compactmtl.train.run import example_inputs, fresh_model
+from compactmtl.train.sparse import Sparsifier, build_sparsifier
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Position:
+    """Where training is: the epoch in progress, its batches done, and optimizer steps done in all.
+
+    With all batches of an epoch done its validation is still to come.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Session:
+    """The live objects of a run."""
+
+    recipe: Recipe
+    tasks: dict[str, Task]
+    specs: Mapping[str, TargetSpec]
+    model: MultiTaskModel
+    balancer: nn.Module
+    optimizer: Optimizer
+    schedule: LambdaLR
+    scaler: torch.amp.GradScaler
+    sparsifier: Sparsifier | None
+    train_loader: Loader
+    select_loader: Loader
+    samples: dict[str, int]  # by split
+    device: torch.device
+    position: Position = field(default_factory=Position)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_loader)
+
+    @property
+    def total_steps(self) -> int:
+        return total_steps(self.recipe, len(self.train_loader))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        config = self.recipe.train
+        return config.optimizer.lr * rate(config.schedule, max(self.position.step - 1, 0), self.total_steps)
+
+    def autocast(self) -> torch.autocast:
+        """The recipe's mixed precision for forward passes."""
+        name = self.recipe.train.autocast
+        dtype = _DTYPES.get(name, torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=name != "off")
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Each task's loss on a batch, and their balanced sum; in float32 whatever the outputs' precision."""
+        image = batch["image"].to(self.device, non_blocking=True)
+        if self.recipe.train.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            outputs = self.model(image)
+        losses = {
+            name: task.loss(
+                outputs[name].float(), batch["targets"][task.target].to(self.device, non_blocking=True)
+            )
+            for name, task in self.tasks.items()
+        }
+        return losses, self.balancer.combine(losses)
+
+    def update(self, loss: Tensor) -> None:
+        """One optimizer step: backward, clip, step, proximal step, schedule."""
+        config = self.recipe.train
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        if self.sparsifier:
+            self.sparsifier.observe()
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        skipped = self._step()
+        if self.sparsifier and not skipped:
+            self.sparsifier.shrink(self.position.step)
+        self.schedule.step()
+        self.position.step += 1
+        self.position.batch += 1
+
+    def _step(self) -> bool:
+        """Step the optimizer; whether float16's scaler skipped the step for an overflow."""
+        if not self.scaler.is_enabled():
+            self.optimizer.step()
+            return False
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return bool(self.scaler.get_scale() < before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the model's weights and the random generators."""
+        position = self.position
+        return {
+            "position": [position.epoch, position.batch, position.step],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.position = Position(*state["position"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.balancer.load_state_dict(state["balancer"])
+        if self.sparsifier:
+            self.sparsifier.load_state_dict(state["sparsifier"])
+
+
+def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run; `max_steps` shortens the schedules with it."""
+    steps = recipe.train.epochs * steps_per_epoch
+    return min(steps, recipe.train.max_steps or steps)
+
+
+def build_session(recipe: Recipe) -> Session:
+    """Data, model, balancing, optimizer and sparsity of a recipe, seeded.
+
+    Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
+    """
+    device = find_device(recipe.train.device)
+    train_set = load_dataset(recipe.data, "train")
+    select_set = load_dataset(recipe.data, recipe.data.select_on)
+    tasks = build_tasks(recipe.tasks, train_set.specs)
+    if recipe.single_task:
+        delta_m(
+            recipe.single_task, recipe.single_task, tasks
+        )  # raises now what it would raise after an epoch
+    train_loader = build_loader(train_set, recipe.data, train=True, seed=recipe.seed)
+    select_loader = build_loader(select_set, recipe.data, train=False, seed=recipe.seed)
+    seed_everything(recipe.seed)
+    model = fresh_model(recipe, tasks).to(device)
+    if recipe.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    weighing = balancer(recipe.balancing.name, tasks).to(device)
+    steps = total_steps(recipe, len(train_loader))
+    (image,) = example_inputs(recipe)
+    sparsifier = build_sparsifier(recipe, model, (image.to(device),), steps)
+    groups = parameter_groups(model, weighing, sparsifier.shrunk if sparsifier else frozenset())
+    optimizer = build_optimizer(recipe.train.optimizer, groups)
+    if sparsifier:
+        sparsifier.attach(optimizer)
+    return Session(
+        recipe=recipe,
+        tasks=tasks,
+        specs=train_set.specs,
+        model=model,
+        balancer=weighing,
+        optimizer=optimizer,
+        schedule=build_schedule(recipe.train.schedule, optimizer, steps),
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.autocast == "float16"),
+        sparsifier=sparsifier,
+        train_loader=train_loader,
+        select_loader=select_loader,
+        samples={"train": len(train_set), recipe.data.select_on: len(select_set)},
+        device=device,
+    )
+
+
+def parameter_groups(model: nn.Module, weighing: nn.Module, shrunk: frozenset[str]) -> list[dict[str, Any]]:
+    """The model's parameters with and without weight decay, and the balancer's.
+
+    No decay on biases and norms (they don't overfit, and decay fights BatchNorm's scale) nor on
+    parameters that the proximal step shrinks (decay would shrink them twice).
+    """
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        (free if parameter.ndim < 2 or name in shrunk else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+    weights = list(weighing.parameters())
+    if weights:
+        groups.append({"params": weights, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a recipe. Raises ConfigError or MissingDependencyError."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"train.device: {name!r} is not a torch device", "use cpu, cuda or cuda:0"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MissingDependencyError(
+            f"train.device: {name} was asked for and this machine has {torch.cuda.device_count()} CUDA devices",
+            "add train.device=cpu, or check the driver with `compactmtl doctor`",
+        )
+    return device
+
+
+@contextmanager
+def torch_settings(recipe: Recipe) -> Iterator[None]:
+    """The recipe's thread count and bit-equal kernels, undone at the end."""
+    threads = torch.get_num_threads()
+    cudnn = torch.backends.cudnn
+    before = (cudnn.benchmark, cudnn.deterministic)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.benchmark, cudnn.deterministic = before

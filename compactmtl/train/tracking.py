@@ -1,0 +1,158 @@
+"""What a run says while it trains: log.jsonl always, TensorBoard, and a terminal or plain lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from compactmtl.tasks import Task
+from compactmtl.train.files import append_line, write_text
+from compactmtl.train.run import LOG, read_log
+
+
+class EventLog:
+    """log.jsonl: one event a line, durable before the next step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, **values: Any) -> None:
+        append_line(self.path, json.dumps({"event": event, **values}))
+
+    def rewind(self, epochs: int) -> None:
+        """Drop what was logged after `epochs` whole epochs: a resumed run writes it again."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # a kill in mid-line
+            lines.pop()
+        write_text(self.path, b"".join(lines).decode())
+        kept = [
+            event
+            for event in read_log(self.path)
+            if event["event"] != "end" and (event["event"] != "epoch" or event["epoch"] <= epochs)
+        ]
+        write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
+
+
+class Tracker:
+    """Sends every event to the log, TensorBoard and the console. A context manager.
+
+    On a terminal it shows a progress bar and one line an epoch, elsewhere only the lines.
+    """
+
+    def __init__(
+        self, path: Path, tasks: Mapping[str, Task], steps: int, done: int, console: Console
+    ) -> None:
+        self.log = EventLog(path / LOG)
+        self.console = console
+        self._tasks = tasks
+        self._steps = steps
+        self._writer = SummaryWriter(path / "tensorboard", purge_step=done + 1 if done else None)
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bar = (progress, progress.add_task("", total=self._steps, speed=""))
+            progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar[0].stop()
+        self._writer.close()
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def start(self, versions: Mapping[str, str]) -> None:
+        self.log.append("start", **versions)
+
+    def resume(self, epoch: int, step: int) -> None:
+        """Log that training goes on in `epoch` after `step` steps."""
+        self.log.rewind(epoch - 1)
+        self.log.append("resume", epoch=epoch, step=step)
+        self.say(f"resuming in epoch {epoch} after step {step} of {self._steps}")
+
+    def end(
+        self, best_epoch: int, best: Mapping[str, Mapping[str, float]], seconds: float, images: int
+    ) -> None:
+        """Log the end: the best epoch, its metrics, and seconds of training over all sittings."""
+        self.log.append("end", best_epoch=best_epoch, best=best, seconds=seconds)
+        self.say(f"trained {images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.0f} images/s)")
+        parts = (
+            f"{name} {format_metric(task, task.primary, best[name][task.primary])}"
+            for name, task in self._tasks.items()
+        )
+        self.say(f"best epoch {best_epoch}: " + "  ".join(parts))
+
+    def step(self, epoch: int, step: int, images_per_second: float) -> None:
+        """Move the bar; nothing is written elsewhere."""
+        if self._bar:
+            progress, task = self._bar
+            progress.update(
+                task, completed=step, description=f"epoch {epoch}", speed=f"{images_per_second:.0f} images/s"
+            )
+
+    def epoch(self, values: Mapping[str, Any], *, of: int, images: int, best: bool) -> None:
+        """Log one epoch's event; `images` is how many were trained on in it."""
+        self.log.append("epoch", **values)
+        for name, value in _scalars(values):
+            self._writer.add_scalar(name, value, values["step"])
+        self._writer.flush()
+        self.say(epoch_line(values, self._tasks, of=of, images=images, best=best))
+
+
+def epoch_line(
+    values: Mapping[str, Any], tasks: Mapping[str, Task], *, of: int, images: int, best: bool
+) -> str:
+    """One epoch in one line: loss, each task's primary metric, sparsity, speed."""
+    parts = [f"epoch {values['epoch']:>{len(str(of))}}/{of}", f"loss {values['train']['loss']:.4g}"]
+    for name, task in tasks.items():
+        parts.append(f"{name} {format_metric(task, task.primary, values['val'][name][task.primary])}")
+    if values["delta_m"] is not None:
+        parts.append(f"Δm {values['delta_m']:+.2%}")
+    if values["sparsity"] is not None and values["sparsity"]["macs_removable"] is None:
+        parts.append(f"groups zero {values['sparsity']['groups_zero']:.1%}")
+    elif values["sparsity"] is not None:
+        parts.append(f"MACs removable {values['sparsity']['macs_removable']:.1%}")
+    parts.append(f"{values['seconds']:.1f} s ({images / max(values['seconds'], 1e-9):.0f} images/s)")
+    return "  ".join(parts) + ("  *" if best else "")
+
+
+def format_metric(task: Task, metric: str, value: float) -> str:
+    """One metric as people read it: a share as a percentage, else with its unit."""
+    info = task.metric_info[metric]
+    if info.share:
+        return f"{metric} {value:.1%}"
+    unit = info.unit or task.spec.unit
+    return f"{metric} {value:.4g}{' ' + unit if unit else ''}"
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((f"{prefix}{name}", float(value)))
+    return found

@@ -1,0 +1,109 @@
+"""Durable writing: old or new, never half."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compactmtl.train.files import append_line, new_folder, recover, write_bytes, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    write_bytes(path, b"old")
+    write_bytes(path, b"new and longer")
+    assert path.read_bytes() == b"new and longer"
+    assert names(tmp_path) == ["weights"]
+
+
+def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    write_bytes(path, b"old")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_bytes(path, b"new")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["weights"]
+
+
+def test_a_full_disk_leaves_no_partial_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    append_line(path, "one")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="No space") as caught:
+            append_line(path, "two")
+    assert caught.value.filename == str(path)
+    append_line(path, "three")
+    assert path.read_text() == "one\nthree\n"
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "last"
+    for text in ("old", "new"):
+        with new_folder(path) as folder:
+            write_text(folder / text, text)
+    assert names(tmp_path) == ["last"]
+    assert names(path) == ["new"]
+
+
+def test_a_failure_while_filling_keeps_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "last"
+    with new_folder(path) as folder:
+        write_text(folder / "state", "old")
+    with pytest.raises(FileNotFoundError), new_folder(path) as folder:
+        write_text(folder / "state", "new")
+        write_text(folder / "missing" / "state", "new")
+    assert (path / "state").read_text() == "old"
+    assert names(tmp_path) == ["last"]
+
+
+def test_a_failed_second_rename_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last"
+    with new_folder(path) as folder:
+        write_text(folder / "state", "old")
+    rename = Path.rename
+
+    def fail_second(self: Path, target: Path) -> Path:
+        if self.name == ".last.tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with pytest.raises(OSError, match="Input/output"), new_folder(path) as folder:
+        write_text(folder / "state", "new")
+    assert (path / "state").read_text() == "old"
+
+
+def test_a_kill_between_the_renames_is_recovered(tmp_path: Path) -> None:
+    path = tmp_path / "last"
+    with new_folder(path) as folder:
+        write_text(folder / "state", "old")
+    path.rename(tmp_path / ".last.previous")  # what is on disk after a kill there
+    recover(path)
+    assert (path / "state").read_text() == "old"
+
+
+def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
+    path = tmp_path / "last"
+    (tmp_path / ".last.tmp").mkdir()
+    write_text(tmp_path / ".last.tmp" / "half", "half")
+    with new_folder(path) as folder:
+        write_text(folder / "state", "new")
+    assert names(path) == ["state"]
+    assert names(tmp_path) == ["last"]
