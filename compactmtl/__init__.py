@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compactmtl.balancing import balancer
+    from compactmtl.config import load_recipe, load_target
+    from compactmtl.data import load_dataset
+    from compactmtl.export import export_onnx
+    from compactmtl.graph import ChannelGraph
+    from compactmtl.models import build_model
+    from compactmtl.overparam import contract, overparameterize
+    from compactmtl.sparsity import GroupLasso, ProximalStep, channel_groups
+    from compactmtl.surgery import apply_plan, compact
+    from compactmtl.verify import check_parity, measure_latency
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compactmtl.config.merge import apply_overrides, merge, read_extended
@@ -11,6 +11,18 @@ from compactmtl.errors import ConfigError
 
 keys = st.sampled_from("abc")
 trees = st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(keys, inner, max_size=3), max_leaves=8)
+
+
+# Trees in which a key always holds the same kind of thing: x and y a number, a and b a mapping.
+shaped = st.recursive(
+    st.dictionaries(st.sampled_from("xy"), st.integers(0, 9), max_size=2),
+    lambda inner: st.builds(
+        dict.__or__,
+        st.dictionaries(st.sampled_from("xy"), st.integers(0, 9), max_size=2),
+        st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    ),
+    max_leaves=6,
+)
 
 
 def node(value: Any) -> Node:
@@ -28,12 +40,14 @@ def test_laying_a_tree_over_itself_changes_nothing(tree: Any) -> None:
     assert merge(node(tree), node(tree)).plain() == tree
 
 
-@given(*[st.dictionaries(keys, trees, max_size=3)] * 3)
+@settings(max_examples=50)
+@given(shaped, shaped, shaped)
 def test_merging_is_associative(first: Any, second: Any, third: Any) -> None:
     one, two, three = node(first), node(second), node(third)
     assert merge(merge(one, two), three).plain() == merge(one, merge(two, three)).plain()
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(keys, trees, max_size=3), st.dictionaries(keys, trees, max_size=3))
 def test_every_leaf_of_the_upper_tree_holds(under: Any, over: Any) -> None:
     merged = merge(node(under), node(over)).plain()

@@ -19,10 +19,7 @@ def test_the_wheel_carries_the_package_recipes_and_targets_and_nothing_else(whee
 @pytest.mark.slow
 def test_recipes_and_targets_lie_where_the_lookup_reads_them(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert (
-        "compactmtl/_bundled/recipes/demo.yaml" in names
-        or "compactmtl/_bundled/recipes/demo/dense.yaml" in names
-    )
+    assert "compactmtl/_bundled/recipes/scenes/dense.yaml" in names
     assert "compactmtl/_bundled/export/onnxruntime-cpu.yaml" in names
 
 

@@ -1,0 +1,148 @@
+import argparse
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from compactmtl.cli import main as cli
+from compactmtl.errors import CompactError, ConfigError, DataError, GateError, MissingDependencyError
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Run a command line whose one verb fails with the given exception."""
+
+    def run(failure: BaseException | None, *words: str) -> tuple[int, str, str]:
+        def work(args: argparse.Namespace) -> int:
+            if failure is not None:
+                raise failure
+            print("done")
+            return 0
+
+        def arguments(parser: argparse.ArgumentParser) -> None:
+            parser.add_argument("--out")
+
+        verb = SimpleNamespace(
+            HELP="train", EXAMPLE="compactmtl train demo", add_arguments=arguments, run=work
+        )
+        monkeypatch.setattr(cli, "_load", lambda name: verb)
+        code = cli.main(["train", *words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_verb_that_ends_well(invoke: Invoke) -> None:
+    assert invoke(None) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (CompactError("wrong", "mend"), 2),
+        (ConfigError("wrong", "mend"), 2),
+        (DataError("wrong", "mend"), 2),
+        (MissingDependencyError("wrong", "mend"), 3),
+        (GateError("wrong", "mend"), 4),
+        (CompactError("wrong", "mend", exit_code=7), 7),
+    ],
+)
+def test_a_user_s_error_is_told_with_its_mend_and_code(
+    invoke: Invoke, failure: CompactError, code: int
+) -> None:
+    assert invoke(failure) == (code, "", "error: wrong\n  mend\n")
+
+
+def test_a_hint_of_several_lines_is_indented_whole(invoke: Invoke) -> None:
+    assert invoke(CompactError("wrong", "one\ntwo"))[2] == "error: wrong\n  one\n  two\n"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOTDIR, errno.ENOENT])
+def test_a_disk_that_refuses_names_the_path(invoke: Invoke, number: int) -> None:
+    code, _, shown = invoke(OSError(number, "refused", "/runs/demo/log.jsonl"))
+    assert code == 2
+    assert shown.startswith("error: /runs/demo/log.jsonl: refused\n  ")
+    assert "Traceback" not in shown
+
+
+def test_a_full_disk_without_a_path_names_the_output_folder(invoke: Invoke) -> None:
+    code, _, shown = invoke(OSError(errno.ENOSPC, "No space left on device"), "--out", "runs")
+    assert (code, shown.splitlines()[0]) == (2, "error: runs: No space left on device")
+
+
+def test_ctrl_c_leaves_with_130(invoke: Invoke) -> None:
+    assert invoke(KeyboardInterrupt()) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "failure", [ValueError("inner"), OSError(errno.EIO, "inner"), AssertionError("inner")]
+)
+def test_anything_else_is_a_bug_with_its_traceback(invoke: Invoke, failure: Exception) -> None:
+    code, _, shown = invoke(failure)
+    assert code == 1
+    assert "Traceback" in shown
+    assert "inner" in shown
+    assert "this is a bug in compactmtl" in shown
+
+
+def test_the_help_of_a_verb_shows_its_example(invoke: Invoke) -> None:
+    code, shown, _ = invoke(None, "--help")
+    assert code == 0
+    assert "example:\n  compactmtl train demo" in shown
+
+
+def test_a_wrong_option_is_a_user_s_error(invoke: Invoke) -> None:
+    code, _, shown = invoke(None, "--nope")
+    assert code == 2
+    assert "--nope" in shown
+    assert "compactmtl train --help" in shown
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("trian", "did you mean train"), ("xyz", "the commands are data, recipes")]
+)
+def test_an_unknown_verb_comes_with_the_nearest(
+    word: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([word]) == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"]])
+def test_the_version(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == "compactmtl 0.1.0\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["help"]])
+def test_the_overview_names_every_verb_in_walking_order(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("commands:") + 1
+    assert tuple(line.split()[0] for line in lines[start : start + len(cli.VERBS)]) == cli.VERBS
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_verb_has_help_and_a_worked_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"usage: compactmtl {name}" in shown
+    assert f"example:\n  compactmtl {name}" in shown
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "import sys\nfrom compactmtl.cli.main import main\nsys.stdin.read()\nsys.exit(main(['targets', 'list']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # before it writes
+    _, shown = process.communicate()
+    assert (process.returncode, shown) == (cli.BROKEN_PIPE, b"")
