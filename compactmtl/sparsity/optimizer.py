@@ -1,0 +1,84 @@
+"""What the proximal step needs to know of an optimizer: rate, metric, and the state of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from compactmtl.errors import ConfigError, TrainingError
+from compactmtl.sparsity.slices import Slices
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+class OptimizerView:
+    """The optimizer as the proximal step sees it: SGD with or without momentum, Adam or AdamW.
+
+    Raises ConfigError at construction for any other optimizer, and for a tensor of the groups that is not in
+    it, does not train, or has weight decay (which would shrink it a second time).
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, slices: Iterable[Slices], *, decay_allowed: bool = False
+    ) -> None:
+        self.optimizer = optimizer
+        self.kind: Literal["sgd", "adam"]
+        if isinstance(optimizer, Adam):  # AdamW is one
+            self.kind = "adam"
+        elif isinstance(optimizer, SGD):
+            self.kind = "sgd"
+        else:
+            raise ConfigError(
+                f"no proximal step for optimizer {type(optimizer).__name__}", "use SGD, Adam or AdamW"
+            )
+        # Positions, not the dicts: loading a state replaces them.
+        self._position = {
+            id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
+        }
+        for s in slices:
+            if id(s.parameter) not in self._position or not s.parameter.requires_grad:
+                raise ConfigError(
+                    f"{s.name} belongs to a channel group and does not train",
+                    "give it to the optimizer, or leave its layer out of the groups' scope",
+                )
+            if not decay_allowed and self.options(s)["weight_decay"] != 0:
+                raise ConfigError(
+                    f"{s.name} belongs to a channel group and has weight decay, which would shrink it twice",
+                    "build the optimizer from split_parameter_groups(model, groups, weight_decay)",
+                )
+
+    def options(self, s: Slices) -> dict[str, Any]:
+        """The optimizer's parameter group of a tensor."""
+        return self.optimizer.param_groups[self._position[id(s.parameter)]]
+
+    def rate(self, s: Slices) -> float:
+        """The learning rate of a tensor."""
+        return float(self.options(s)["lr"])
+
+    def stepped(self, s: Slices) -> bool:
+        """Whether the optimizer has moved this tensor yet."""
+        return self.kind == "sgd" or "exp_avg_sq" in self.optimizer.state.get(s.parameter, {})
+
+    def metric(self, s: Slices) -> Tensor:
+        """D with which the optimizer's last step divided: √v̂ + ε for Adam, bias-corrected; 1 for SGD."""
+        if self.kind == "sgd":
+            return torch.ones((), dtype=s.parameter.dtype, device=s.parameter.device)
+        if not self.stepped(s):
+            raise TrainingError(
+                f"the optimizer has not stepped {s.name}, which belongs to a channel group",
+                "every grouped layer must take part in the loss; call optimizer.step() before the proximal step",
+            )
+        state, options = self.optimizer.state[s.parameter], self.options(s)
+        second: Tensor = state["max_exp_avg_sq" if options["amsgrad"] else "exp_avg_sq"]
+        correction: float = (1 - float(options["betas"][1]) ** float(state["step"])) ** 0.5
+        return (second.sqrt() / correction).add_(float(options["eps"]))
+
+    def forget(self, s: Slices, groups: Tensor) -> None:
+        """Clear the moments of the flagged `groups`, bool (n,): a dead group must not be pushed by its past."""
+        for name, value in self.optimizer.state.get(s.parameter, {}).items():
+            if name in _MOMENTS and isinstance(value, Tensor):
+                s.zero_(value, groups.to(value.device))

@@ -1,0 +1,100 @@
+"""The fewest groups, least important for their cost first, that meet the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compactmtl.graph.groups import GroupFamily, Member
+from compactmtl.sparsity.selection import Flags, marginal_macs, select, units
+
+
+def macs(keep: Sequence[Flags]) -> float:
+    """MACs of a chain of layers from 3 to 5 channels, each weighing more: bilinear in neighbors."""
+    counts = [3, *(int(k.sum()) for k in keep), 5]
+    return float(sum((i + 1) * a * b for i, (a, b) in enumerate(pairwise(counts))))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    share=st.floats(0, 0.95),
+    align=st.sampled_from([1, 2, 4]),
+    least=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+    died=st.floats(0, 0.3),
+)
+def test_selection_meets_the_target_and_its_own_rules(
+    sizes: list[int], share: float, align: int, least: int, seed: int, died: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    importance = [rng.random(n) for n in sizes]
+    families = [family(n) for n in sizes]
+    steps = [units(f, align, least) for f in families]
+    dead = [
+        (rng.random(n) < died) & (np.arange(n) >= floor) for n, (_, floor) in zip(sizes, steps, strict=True)
+    ]
+    everything = [np.ones(n, dtype=bool) for n in sizes]
+    costs = marginal_macs(macs, everything)
+    target = (1 - share) * macs(everything)
+    chosen = select(importance, dead, steps, costs, macs, target)
+    for gone, flags, n, (unit, floor), values in zip(dead, chosen, sizes, steps, importance, strict=True):
+        left = n - int(flags.sum())
+        assert left >= floor
+        assert not (gone & ~flags).any(), "what is dead stays chosen"
+        assert left in (n, n - int(gone.sum())) or left % unit == 0
+        alive = ~gone
+        if (flags & alive).any() and (~flags).any():
+            assert values[flags & alive].max() <= values[~flags].min(), "the least important go first"
+    smallest = [np.arange(n) < floor for n, (_, floor) in zip(sizes, steps, strict=True)]
+    if macs(smallest) <= target:
+        assert macs([~flags for flags in chosen]) <= target
+
+
+def test_no_group_more_than_needed_goes() -> None:
+    everything = [np.ones(10, dtype=bool)] * 2
+    importance = [np.arange(10.0), np.arange(10.0)]
+    target = 0.7 * macs(everything)
+    dead = [np.zeros(10, dtype=bool)] * 2
+    chosen = select(importance, dead, [(1, 1)] * 2, marginal_macs(macs, everything), macs, target)
+    assert macs([~flags for flags in chosen]) <= target
+    # The group that crossed the target is the last of one family; without the last of each it is missed.
+    both = [flags.copy() for flags in chosen]
+    for flags in both:
+        if flags.any():
+            flags[np.flatnonzero(flags)[-1]] = False
+    assert macs([~flags for flags in both]) > target
+
+
+def test_cheap_channels_go_only_when_they_matter_less() -> None:
+    costs = [1.0, 100.0]
+    importance = [np.full(8, 1.0), np.full(8, 10.0)]
+    everything = [np.ones(8, dtype=bool)] * 2
+    dead = [np.zeros(8, dtype=bool)] * 2
+    chosen = select(importance, dead, [(1, 1)] * 2, costs, macs, 0.8 * macs(everything))
+    # 1/1 a MAC in the first family against 10/100 in the second.
+    assert not chosen[0].any()
+    assert chosen[1].any()
+
+
+def test_marginal_cost_follows_what_is_left() -> None:
+    full = [np.ones(4, dtype=bool), np.ones(6, dtype=bool)]
+    assert marginal_macs(macs, full) == [1 * 3 + 2 * 6, 2 * 4 + 3 * 5]
+    half = [full[0], np.arange(6) < 3]
+    assert marginal_macs(macs, half) == [1 * 3 + 2 * 3, 2 * 4 + 3 * 5]
+
+
+def family(n: int, width: int = 1) -> GroupFamily:
+    indices = np.arange(n * width, dtype=np.int64).reshape(n, width)
+    return GroupFamily("layer", (Member("w", 0, indices, "producer"),), n, 1.0, 1.0)
+
+
+def test_units_count_channels_not_groups() -> None:
+    assert units(family(32), align=8, least=8) == (8, 8)
+    assert units(family(32), align=8, least=10) == (8, 16)
+    assert units(family(32, width=4), align=8, least=8) == (2, 2)
+    assert units(family(3), align=1, least=8) == (1, 3)
+    assert units(family(32), align=1, least=1) == (1, 1)
