@@ -81,11 +81,11 @@ class Convolution:
         nonzero = _nonzero(weight)
         axis = analysis.axis(source)
         if axis is None:
-            return np.logical_not(np.any(nonzero, axis=1)).astype(np.bool_)
+            return np.asarray(nonzero.sum(1) == 0, dtype=bool)
         known = analysis.zero(source) if padded else analysis.constant(source)
         live = ~known.reshape(groups, -1)
         per_output = np.repeat(live, nonzero.shape[0] // groups, axis=0)
-        return np.logical_not(np.any(nonzero & per_output, axis=1)).astype(np.bool_)
+        return np.asarray((nonzero & per_output).sum(1) == 0, dtype=bool)
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
         source, weight, groups, _ = _convolution(analysis, node)
@@ -154,7 +154,7 @@ class Linear:
         nonzero = _nonzero(analysis.tensor(given["weight"]))
         axis = analysis.axis(given["input"])
         live = np.ones(nonzero.shape[1], dtype=bool) if axis is None else ~analysis.constant(given["input"])
-        return np.logical_not(np.any(nonzero & live, axis=1)).astype(np.bool_)
+        return np.asarray((nonzero & live).sum(1) == 0, dtype=bool)
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
         given = arguments(node)
