@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -159,19 +160,22 @@ def _stages(
             compact, note = _evaluate(run, name, "compact", splits, notes)
         stages.append(Stage(form="compact", label="compact", size=final_size, metrics=compact, note=note))
     for export in exports:
-        stale = surgery is not None and not _of_compact(run, export)
-        if stale:
+        current, accuracy = _is_current(run, export), export.verification.accuracy
+        if not current:
             notes.append(
-                f"{name}: export {export.target} is older than the compact model; export again to compare it"
+                f"{name}: {export.target} holds another model than the run does now; export again to compare it"
             )
-        accuracy = export.verification.accuracy
+        elif not _is_whole(run, export):
+            notes.append(
+                f"{name}: {export.target} was measured on {accuracy.samples} samples of the val split"
+            )
         stages.append(
             Stage(
                 form="exported",
                 label=f"exported, {export.target}",
-                size=trained_size if stale else final_size,
-                metrics=None if stale else accuracy.artifact,
-                note="older than the compact model" if stale else f"{accuracy.samples} samples",
+                size=final_size if current else None,
+                metrics=accuracy.artifact if current else None,
+                note="" if current else "of another model",
             )
         )
     return stages
@@ -182,16 +186,29 @@ def _trained_metrics(run: Run) -> TaskMetrics | None:
     return dict(run.best) if run.recipe.data.select_on == "val" and run.best else None
 
 
-def _of_compact(run: Run, export: ExportView) -> bool:
-    """Whether an export is of the model in compact/, by time: surgery comes before the export of its result."""
-    verification = run.path / "export" / export.target / "verification.json"
-    return verification.stat().st_mtime_ns >= (run.path / "compact" / "surgery.json").stat().st_mtime_ns
+def _bundle(run: Run, export: ExportView) -> dict[str, Any]:
+    return _read_json(run.path / "export" / export.target / "bundle.json")
+
+
+def _is_current(run: Run, export: ExportView) -> bool:
+    """Whether an export is of the model that the run holds now: of its compact one, else of its plain one."""
+    plan = run.path / "compact" / "plan.json"
+    expected = hashlib.sha256(plan.read_bytes()).hexdigest() if plan.exists() else None
+    return bool(_bundle(run, export).get("plan_sha256") == expected)
+
+
+def _is_whole(run: Run, export: ExportView) -> bool:
+    """Whether accuracy was measured on the whole val split."""
+    target = _bundle(run, export).get("target") or {}
+    return (target.get("accuracy") or {}).get("samples") is None
 
 
 def _compact_metrics(run: Run, exports: Sequence[ExportView]) -> TaskMetrics | None:
-    """The torch model's metrics as an export measured them, the one over most samples."""
-    current = [export.verification.accuracy for export in exports if _of_compact(run, export)]
-    return max(current, key=lambda accuracy: accuracy.samples).torch if current else None
+    """The compact torch model's metrics over the whole val split, where an export measured them."""
+    for export in exports:
+        if _is_current(run, export) and _is_whole(run, export):
+            return export.verification.accuracy.torch
+    return None
 
 
 def _evaluate(
@@ -223,7 +240,7 @@ def _delta_reference(
 ) -> tuple[TaskMetrics | None, str | None]:
     """Metrics that Δm is against: the baseline's, else the recipe's single-task numbers, else none."""
     if has_baseline:
-        return views[0].final.metrics, views[0].name
+        return views[0].trained.metrics, views[0].name
     single = [run.recipe.single_task for run in runs]
     if single[0] and all(numbers == single[0] for numbers in single):
         return single[0], "the recipe's single-task numbers"

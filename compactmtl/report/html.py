@@ -14,7 +14,7 @@ from compactmtl.report import figures, table
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
 from compactmtl.report.pictures import data_uri
-from compactmtl.report.samples import SampleView
+from compactmtl.report.samples import SampleView, TaskSample, View
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         ratio=fmt.ratio,
         small=fmt.small,
         data_uri=data_uri,
+        prediction=_prediction,
     )
     template = environment.from_string(
         files("compactmtl.report").joinpath("template.html.j2").read_text(encoding="utf-8")
@@ -83,6 +84,10 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
     )
 
 
+def _prediction(task: TaskSample, label: str) -> View | None:
+    return task.predictions.get(label)
+
+
 def _title(report: Report) -> str:
     names = ", ".join(run.name for run in report.subjects)
     return f"{names} against {report.baseline}" if report.baseline else names
@@ -90,7 +95,7 @@ def _title(report: Report) -> str:
 
 def _headlines(run: RunView, report: Report) -> list[Headline]:
     """MACs, parameters, speed and Δm of the first run; what was not measured is said to be so."""
-    reference = report.baseline_run.final.size if report.baseline_run else run.trained.size
+    reference = report.baseline_run.trained.size if report.baseline_run else run.trained.size
     smallest = run.smallest
     headlines = []
     for quantity, label in (("macs", "MACs"), ("parameters", "parameters")):

@@ -187,7 +187,7 @@ class RunView(Frozen):
 
 
 class Report(Frozen):
-    """report.json. `baseline` names one of `runs`; Δm is against `delta_reference`."""
+    """report.json. `baseline` names one of `runs`, always as trained; Δm is against `delta_reference`."""
 
     version: Literal[1] = 1
     created: str

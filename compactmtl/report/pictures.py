@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -44,20 +45,32 @@ def comparison_strip(samples: Sequence[SampleView], *, tile: int = 192, gap: int
     small, bold = _font(max(11, tile // 15)), _font(max(12, tile // 13), bold=True)
     heading_height = int(bold.size * 1.9)
     rows = [row for sample in samples for row in _rows(sample, labels, has_target)]
-    heights = [_row_height(row, tile, small) for row in rows]
-    width = gap + (tile + gap) * len(headings)
+    gutter = int(small.size * 1.6) if any(row.task for row in rows) else 0
+    heights = [_row_height(row.cells, tile, small) for row in rows]
+    width = gutter + gap + (tile + gap) * len(headings)
     strip = Image.new("RGB", (width, heading_height + sum(height + gap for height in heights)), _PAPER)
     draw = ImageDraw.Draw(strip)
     for column, heading in enumerate(headings):
         text = _fit(draw, heading, bold, tile)
-        left = gap + column * (tile + gap) + (tile - draw.textlength(text, font=bold)) / 2
+        left = gutter + gap + column * (tile + gap) + (tile - draw.textlength(text, font=bold)) / 2
         draw.text((left, heading_height * 0.22), text, font=bold, fill=_INK)
     top = heading_height
     for row, height in zip(rows, heights, strict=True):
-        for column, cell in enumerate(row):
-            _draw_cell(strip, draw, cell, (gap + column * (tile + gap), top), (tile, height), small)
+        if row.task:
+            _draw_sideways(strip, row.task, (0, top), (gutter, height), small)
+        for column, cell in enumerate(row.cells):
+            left = gutter + gap + column * (tile + gap)
+            _draw_cell(strip, draw, cell, (left, top), (tile, height), small)
         top += height + gap
     return strip
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the strip: the map task's name, none for words, and the cells from the input on."""
+
+    task: str
+    cells: tuple[View | None, ...]
 
 
 def _labels(samples: Sequence[SampleView]) -> list[str]:
@@ -68,40 +81,36 @@ def _labels(samples: Sequence[SampleView]) -> list[str]:
     return list(labels)
 
 
-def _rows(sample: SampleView, labels: Sequence[str], has_target: bool) -> list[list[View | None]]:
+def _rows(sample: SampleView, labels: Sequence[str], has_target: bool) -> list[_Row]:
     """Cells of one sample: a row for every map task, or one row of words where there is none."""
     dense = [task for task in sample.tasks if task.dense]
-    told = [task for task in sample.tasks if not task.dense]
-
-    def words(pick: str | None) -> str:
-        lines = []
-        for task in told:
-            value = task.target if pick is None else task.predictions.get(pick)
-            if value is not None:
-                lines.append(f"{task.task}: {value.caption}")
-        return "\n".join(lines)
-
-    def row(index: int, label: str, cells: list[View | None]) -> list[View | None]:
-        captions = [words(None)] if has_target else []
-        captions += [words(label) for label in labels]
-        if index == 0:
-            cells = [
-                View(
-                    cell.picture if cell else None,
-                    "\n".join(filter(None, (caption, cell.caption if cell else ""))),
-                )
-                for cell, caption in zip(cells, captions, strict=True)
-            ]
-        return [View(sample.image if index == 0 else None, label), *cells]
-
+    words = [_words(sample, None)] if has_target else []
+    words += [_words(sample, label) for label in labels]
     if not dense:
-        return [row(0, "", [None] * (len(labels) + has_target))]
+        return [_Row("", (View(sample.image), *(View(None, text) for text in words)))]
     rows = []
     for index, task in enumerate(dense):
         cells: list[View | None] = [task.target] if has_target else []
         cells += [task.predictions.get(label) for label in labels]
-        rows.append(row(index, task.task, cells))
+        if index == 0:
+            cells = [_with_words(cell, text) for cell, text in zip(cells, words, strict=True)]
+        rows.append(_Row(task.task, (View(sample.image) if index == 0 else None, *cells)))
     return rows
+
+
+def _words(sample: SampleView, label: str | None) -> str:
+    """The told tasks of one column, a line each; the target's for None."""
+    told = [task for task in sample.tasks if not task.dense]
+    values = [(task.task, task.target if label is None else task.predictions.get(label)) for task in told]
+    return "\n".join(f"{name}: {value.caption}" for name, value in values if value is not None)
+
+
+def _with_words(cell: View | None, words: str) -> View | None:
+    if not words:
+        return cell
+    if cell is None:
+        return View(None, words)
+    return View(cell.picture, "\n".join(filter(None, (cell.caption, words))))
 
 
 def _row_height(row: Sequence[View | None], tile: int, font: ImageFont.FreeTypeFont) -> int:
@@ -139,6 +148,23 @@ def _draw_cell(
     for number, line in enumerate(cell.caption.splitlines()):
         y = top + font.size * (0.3 + 1.35 * number)
         draw.text((left + 4, y), _fit(draw, line, font, size[0] - 8), font=font, fill=_SOFT)
+
+
+def _draw_sideways(
+    strip: Image.Image,
+    text: str,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Text that reads upward, in the middle of a box."""
+    label = Image.new("RGB", (size[1], size[0]), _PAPER)
+    draw = ImageDraw.Draw(label)
+    fitted = _fit(draw, text, font, size[1])
+    draw.text(
+        ((size[1] - draw.textlength(fitted, font=font)) / 2, font.size * 0.2), fitted, font=font, fill=_SOFT
+    )
+    strip.paste(label.transpose(Image.Transpose.ROTATE_90), corner)
 
 
 def _resampling(picture: Image.Image, width: int) -> Image.Resampling:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compactmtl.report import format as fmt
-from compactmtl.report.model import Report, RunView, Stage, TaskView
+from compactmtl.report.model import ExportView, Report, RunView, Stage, TaskView
 from compactmtl.verify.result import LatencyResult, LatencyStats
 
 if TYPE_CHECKING:
@@ -65,21 +66,18 @@ def comparison(report: Report) -> Table:
     cells: list[list[Cell]] = [[] for _ in rows_of.labels]
     if baseline is not None:
         columns.append(baseline.name)
-        _extend(
-            cells,
-            rows_of.values(_Column(baseline.name, baseline, baseline.final), baseline_of=report.subjects),
-        )
+        _extend(cells, rows_of.values(_Column(baseline.name, baseline, baseline.trained)))
     for run in report.subjects:
+        lead = "" if len(report.subjects) == 1 else f"{run.name}, "
         reference = _Column(run.name, run, run.trained)
         if baseline is not None:
-            reference = _Column(baseline.name, baseline, baseline.final)
+            reference = _Column(baseline.name, baseline, baseline.trained)
         elif run.final is not run.trained:
-            columns.append(f"{run.name}, trained")
+            columns.append(f"{lead}trained")
             _extend(cells, rows_of.values(reference))
         subject = _Column(run.name, run, run.final)
-        columns.append(
-            run.name if baseline is not None or run.final is run.trained else f"{run.name}, {run.final.form}"
-        )
+        alone = baseline is not None or run.final is run.trained
+        columns.append(run.name if alone else f"{lead}{run.final.form}")
         _extend(cells, rows_of.values(subject))
         if subject.stage is not reference.stage:
             columns.append("change")
@@ -100,12 +98,13 @@ class _Rows:
         self.tasks = report.tasks
         self.delta_reference = report.delta_reference
         self.baseline = report.baseline
+        self.subjects = report.subjects
         self.labels = [
             f"{task.name}, {fmt.metric_name(task.primary)} {arrow(task)}".rstrip() for task in report.tasks
         ] + (["Δm ↑"] if self.delta_reference else [])
         self.labels += ["parameters ↓", "MACs ↓", "latency, median ↓"]
 
-    def values(self, column: _Column, baseline_of: Sequence[RunView] = ()) -> list[Cell]:
+    def values(self, column: _Column) -> list[Cell]:
         stage = column.stage
         cells = [_metric_cell(stage, task) for task in self.tasks]
         if self.delta_reference:
@@ -117,7 +116,7 @@ class _Rows:
                 cells.append(Cell(fmt.signed_percent(stage.delta_m), _tone(stage.delta_m)))
         cells.append(Cell(fmt.count(stage.size.parameters)) if stage.size else MISSING)
         cells.append(Cell(fmt.count(stage.size.macs)) if stage.size else MISSING)
-        latency = _own_latency(column, baseline_of)
+        latency = _latency(column, self.subjects)
         cells.append(Cell(fmt.milliseconds(latency.median_ms)) if latency else MISSING)
         return cells
 
@@ -131,7 +130,7 @@ class _Rows:
                 cells.append(NOTHING)
             else:
                 cells.append(_size_change(getattr(sizes[0], quantity), getattr(sizes[1], quantity)))
-        cells.append(_latency_change(subject))
+        cells.append(_latency_change(subject, reference))
         return cells
 
 
@@ -191,40 +190,58 @@ def subject_latency(result: LatencyResult) -> tuple[str, LatencyStats]:
     return name, result.stats[name]
 
 
+def _current_export(run: RunView) -> ExportView | None:
+    """The last export that is of the model the run holds now."""
+    current = {stage.label for stage in run.stages if stage.form == "exported" and stage.metrics is not None}
+    return next((one for one in reversed(run.exports) if f"exported, {one.target}" in current), None)
+
+
 def current_latency(run: RunView) -> LatencyResult | None:
     """The latency measured with the run's last current export."""
-    for export in reversed(run.exports):
-        if any(
-            stage.label == f"exported, {export.target}" and stage.metrics is not None for stage in run.stages
-        ):
-            return export.verification.latency
+    export = _current_export(run)
+    return export.verification.latency if export else None
+
+
+def _latency(column: _Column, subjects: Sequence[RunView]) -> LatencyStats | None:
+    """An exported form's own latency; a dense form's as the reference of the first pairing with it."""
+    if column.stage.form == "exported":
+        result = current_latency(column.run)
+        return subject_latency(result)[1] if result else None
+    for run in subjects:
+        result = current_latency(run)
+        if result is not None and _is_reference(column, run):
+            return result.stats[result.reference]
     return None
 
 
-def _own_latency(column: _Column, baseline_of: Sequence[RunView]) -> LatencyStats | None:
-    """Of the form that was exported; the reference's in the paired measurement for the model compared against."""
-    if column.stage is column.run.trained or baseline_of:
-        for run in baseline_of or (column.run,):
-            result = current_latency(run)
-            if result is not None and (result.reference != subject_latency(result)[0]):
-                return result.stats[result.reference]
-        if column.stage.form != "exported":
-            return None
-    if column.stage.form != "exported":
-        return None
-    result = current_latency(column.run)
-    return subject_latency(result)[1] if result else None
+def _is_reference(column: _Column, subject: RunView) -> bool:
+    """Whether `subject` was timed against this model.
+
+    Without a baseline an export is timed against its own run's trained form. With one it holds that model's
+    metrics, which tell it: the same weights give the same metrics to float rounding, other weights don't.
+    """
+    export = _current_export(subject)
+    if column.stage.form != "trained" or export is None:
+        return False
+    latency, theirs = export.verification.latency, export.verification.accuracy.baseline
+    if subject_latency(latency)[0] == latency.reference:
+        return False
+    if theirs is None:
+        return column.run.path == subject.path
+    ours = column.run.trained.metrics
+    return ours is not None and all(
+        metric in ours.get(task, {}) and math.isclose(ours[task][metric], value, rel_tol=1e-3, abs_tol=1e-6)
+        for task, metrics in theirs.items()
+        for metric, value in metrics.items()
+    )
 
 
-def _latency_change(subject: _Column) -> Cell:
-    """From the subject's own paired measurement, never across measurements."""
+def _latency_change(subject: _Column, reference: _Column) -> Cell:
+    """From the subject's own paired measurement, and only where that was against `reference`."""
     result = current_latency(subject.run)
-    if result is None or subject.stage.form != "exported":
+    if result is None or subject.stage.form != "exported" or not _is_reference(reference, subject.run):
         return NOTHING
-    name, _ = subject_latency(result)
-    if name == result.reference:
-        return NOTHING
-    return speedup_cell(result.speedup[name])
+    return speedup_cell(result.speedup[subject_latency(result)[0]])
 
 
 def speedup_cell(speedup: float) -> Cell:

@@ -82,11 +82,11 @@ def _models(runs: Sequence[Run], baseline: Run | None, report: Report) -> list[t
         if view.surgery is None:
             models.append((view.name, run.load_plain(), run))
         else:
+            lead = "" if len(runs) == 1 else f"{view.name}, "
             if baseline is None:
-                models.append((f"{view.name}, trained", run.load_plain(), run))
-            models.append(
-                (f"{view.name}, compact" if baseline is None else view.name, run.load_compact(), run)
-            )
+                models.append((f"{lead}trained", run.load_plain(), run))
+            label = f"{lead}compact" if baseline is None else view.name
+            models.append((label, run.load_compact(), run))
         if len(models) >= _MOST_MODELS:
             break
     return models

@@ -1,0 +1,370 @@
+"""Synthetic runs on disk, through the real schemas, with tiny models and a tiny val split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compactmtl.config.recipe import Recipe
+from compactmtl.data.base import Batch, Preprocessing, Sample
+from compactmtl.errors import DataError
+from compactmtl.report.samples import ValSplits
+from compactmtl.tasks import TargetSpec, Task, build_tasks
+from compactmtl.verify.result import (
+    AccuracyResult,
+    GateResult,
+    LatencyResult,
+    LatencyStats,
+    OutputParity,
+    ParityResult,
+    TaskMetrics,
+    Verification,
+)
+
+SIZE = (48, 64)
+ROOM = ("wall", "floor", "box", "sphere")
+SPECS = {
+    "segmentation": TargetSpec(kind="mask", classes=ROOM),
+    "depth": TargetSpec(kind="depth", unit="m"),
+    "normals": TargetSpec(kind="normals"),
+    "age": TargetSpec(kind="scalar", unit="years", mean=33.0, std=20.0),
+    "gender": TargetSpec(kind="class", classes=("male", "female")),
+}
+KINDS = {
+    "segmentation": "segmentation",
+    "depth": "depth",
+    "normals": "normals",
+    "age": "regression",
+    "gender": "classification",
+}
+ROOM_TASKS = ("segmentation", "depth", "normals")
+FACE_TASKS = ("age", "gender")
+BEST: TaskMetrics = {
+    "segmentation": {"miou": 0.712, "pixel_accuracy": 0.901},
+    "depth": {"abs_err": 0.213, "rel_err": 0.081, "rmse": 0.402},
+    "normals": {
+        "mean_angle": 12.31,
+        "median_angle": 7.9,
+        "within_11_25": 0.61,
+        "within_22_5": 0.83,
+        "within_30": 0.9,
+    },
+    "age": {"mae": 6.71, "rmse": 9.3},
+    "gender": {"accuracy": 0.891},
+}
+
+
+def make_recipe(tasks: tuple[str, ...] = ROOM_TASKS, **extra: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "description": "a synthetic run",
+            "data": {"name": "scenes", "size": SIZE, "batch_size": 2},
+            "tasks": {name: {"kind": KINDS[name]} for name in tasks},
+            **extra,
+        }
+    )
+
+
+class TinyModel(nn.Module):
+    """Maps by a 1×1 convolution, values by a linear layer on the mean color."""
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Conv2d(3, task.channels, 1) if task.dense else nn.Linear(3, task.channels)
+                for name, task in tasks.items()
+            }
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        pooled = image.mean((2, 3))
+        return {
+            name: head(image) if isinstance(head, nn.Conv2d) else head(pooled)
+            for name, head in self.heads.items()
+        }
+
+
+@dataclass(frozen=True)
+class SyntheticRun:
+    """What the report reads of a run."""
+
+    path: Path
+    name: str
+    recipe: Recipe
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        return build_tasks(self.recipe.tasks, SPECS)
+
+    def load_plain(self, checkpoint: str = "best") -> nn.Module:
+        return TinyModel(self.tasks).eval()
+
+    def load_compact(self) -> nn.Module:
+        return TinyModel(self.tasks).eval()
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "log.jsonl").read_text().splitlines()]
+
+    @property
+    def best(self) -> TaskMetrics:
+        events = self.log()
+        best: TaskMetrics = events[-1]["best"] if events and events[-1]["event"] == "end" else {}
+        return best
+
+
+def scaled(factor: float, tasks: tuple[str, ...] = ROOM_TASKS) -> TaskMetrics:
+    """Metrics that are all `factor` times the synthetic best ones."""
+    return {task: {metric: factor * value for metric, value in BEST[task].items()} for task in tasks}
+
+
+def stats(name: str, median: float, seed: int) -> LatencyStats:
+    samples = median * (1 + np.random.default_rng(seed).gamma(1.5, 0.03, 100))
+    return LatencyStats(
+        name=name,
+        batch=1,
+        samples_ms=tuple(samples.tolist()),
+        min_ms=float(samples.min()),
+        median_ms=float(np.median(samples)),
+        p90_ms=float(np.quantile(samples, 0.9)),
+        p99_ms=float(np.quantile(samples, 0.99)),
+        variation=float(samples.std() / samples.mean()),
+        backend="onnxruntime",
+        version="1.23.0",
+        provider="CPUExecutionProvider",
+        device="Some CPU @ 2 GHz",
+        precision="fp32",
+        threads=1,
+        includes_transfers=True,
+    )
+
+
+def verification(
+    tasks: tuple[str, ...] = ROOM_TASKS, *, passed: bool = True, baseline: TaskMetrics | None = None
+) -> Verification:
+    latency = {"dense": stats("dense", 8.4, 0), "compact": stats("compact", 4.1, 1)}
+    medians = {name: one.median_ms for name, one in latency.items()}
+    gates = [
+        GateResult(
+            gate="parity",
+            subject=task,
+            bound=1e-4,
+            value=3e-7,
+            passed=True,
+            message=f"{task}: 3e-07, at most 1e-04",
+        )
+        for task in tasks
+    ]
+    gates.append(
+        GateResult(
+            gate="latency",
+            subject="compact",
+            bound=1.5,
+            value=2.05 if passed else 1.2,
+            passed=passed,
+            message="compact: not as much faster as asked",
+        )
+    )
+    return Verification(
+        target="onnxruntime-cpu",
+        bundle_sha256="0" * 64,
+        parity=ParityResult(
+            outputs=tuple(
+                OutputParity(
+                    name=task,
+                    shape=(1, 3),
+                    max_abs=1e-6,
+                    max_relative=3e-7,
+                    cosine=1.0,
+                    tolerance=1e-4,
+                    passed=True,
+                )
+                for task in tasks
+            ),
+            samples=4,
+            passed=True,
+        ),
+        accuracy=AccuracyResult(
+            samples=8, torch=scaled(0.99, tasks), artifact=scaled(0.98, tasks), baseline=baseline
+        ),
+        latency=LatencyResult(
+            reference="dense",
+            stats=latency,
+            speedup={name: medians["dense"] / median for name, median in medians.items()},
+        ),
+        megabytes=3.21,
+        gates=tuple(gates),
+        passed=passed,
+        versions={"onnxruntime": "1.23.0"},
+        created="2026-01-02T03:04:05+00:00",
+    )
+
+
+SURGERY = {
+    "macs": {"before": 73_728, "after": 29_491},
+    "parameters": {"before": 32, "after": 13},
+    "layers": [
+        {
+            "name": f"encoder.layer{stage}.{block}.conv{conv}",
+            "type": "Conv2d",
+            "before": [64 * 2 ** (stage - 1)] * 2,
+            "after": [(40 + 8 * conv) * 2 ** (stage - 1) - 8 * block, 64 * 2 ** (stage - 1) - 16],
+            "macs": {"before": 30_000_000, "after": 12_000_000},
+        }
+        for stage in (1, 2, 3, 4)
+        for block in (0, 1)
+        for conv in (1, 2)
+    ],
+    "proof": {
+        "max_relative_error": 4.1e-16,
+        "tolerance": 1e-9,
+        "dtype": "float64",
+        "cases": [{"shape": [1, 3, 48, 64], "max_relative_error": 4.1e-16}],
+    },
+    "kept_whole": [{"name": "encoder.stem", "reason": "its input is the image"}],
+    "seconds": 1.2,
+}
+
+
+def write_run(
+    path: Path,
+    recipe: Recipe,
+    *,
+    factor: float = 1.0,
+    compacted: bool = False,
+    exported: bool = False,
+    passed: bool = True,
+    finished: bool = True,
+    baseline: TaskMetrics | None = None,
+) -> SyntheticRun:
+    """A run folder of 12 epochs as training, surgery and export leave it."""
+    tasks = tuple(recipe.tasks)
+    path.mkdir(parents=True)
+    meta = {
+        "version": 1,
+        "recipe": "scenes/dense",
+        "seed": recipe.seed,
+        "created": "2026-01-02T03:04:05+00:00",
+        "versions": {"torch": "2.14.1", "compactmtl": "0.1.0"},
+    }
+    (path / "meta.json").write_text(json.dumps(meta))
+    (path / "recipe.yaml").write_text("# resolved\n")
+    events: list[dict[str, Any]] = [{"event": "start"}]
+    for epoch in range(1, 13):
+        progress = 1 - 0.6 * 0.75**epoch
+        val = {
+            task: {
+                metric: factor
+                * value
+                * (
+                    progress
+                    if build_tasks(recipe.tasks, SPECS)[task].metric_info[metric].higher_is_better
+                    else 1 / progress
+                )
+                for metric, value in BEST[task].items()
+            }
+            for task in tasks
+        }
+        sparsity = {
+            "groups_zero": max(0.0, min(0.6, (epoch - 3) * 0.12)),
+            "strength": 0.01,
+            "macs_removable": max(0.0, min(0.62, (epoch - 3) * 0.13)),
+        }
+        events.append(
+            {
+                "event": "epoch",
+                "epoch": epoch,
+                "step": 10 * epoch,
+                "seconds": 3.5,
+                "lr": 1e-3,
+                "train": {"loss": 2.0 / epoch, "losses": dict.fromkeys(tasks, 1.0 / epoch)},
+                "val": val,
+                "score": progress,
+                "delta_m": None,
+                "sparsity": sparsity if compacted else None,
+            }
+        )
+    if finished:
+        events.append({"event": "end", "best_epoch": 11, "best": scaled(factor, tasks), "seconds": 43.0})
+    (path / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if compacted:
+        (path / "compact").mkdir()
+        (path / "compact" / "surgery.json").write_text(json.dumps(SURGERY))
+        (path / "compact" / "plan.json").write_text("{}")
+    if exported:
+        folder = path / "export" / "onnxruntime-cpu"
+        folder.mkdir(parents=True)
+        found = verification(tasks, passed=passed, baseline=baseline)
+        (folder / "verification.json").write_text(found.model_dump_json())
+        plan = hashlib.sha256(b"{}").hexdigest() if compacted else None
+        bundle = {"plan_sha256": plan, "target": {"accuracy": {"samples": None}}}
+        (folder / "bundle.json").write_text(json.dumps(bundle))
+    return SyntheticRun(path, path.name, recipe)
+
+
+class TinyVal:
+    """Eight images of a floor, a wall and a ball."""
+
+    split = "val"
+    specs = SPECS
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Sample:
+        height, width = SIZE
+        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+        floor = y > height * 0.6
+        ball = (x - width * (0.2 + 0.08 * index)) ** 2 + (y - height * 0.55) ** 2 < (height / 5) ** 2
+        mask = np.where(ball, 3, np.where(floor, 1, 0))
+        depth = np.where(ball, 2.0, np.where(floor, 6 - 4 * (y / height), 5.0))
+        normals = np.stack([np.zeros_like(x), np.where(floor, -1.0, 0.0), np.where(floor, 0.0, -1.0)])
+        image = np.stack([200 - 20 * depth, 60 + 60 * mask, 120 + x]).clip(0, 255)
+        targets = {
+            "segmentation": torch.from_numpy(mask).long(),
+            "depth": torch.from_numpy(depth.astype(np.float32))[None],
+            "normals": torch.from_numpy(normals.astype(np.float32)),
+            "age": torch.tensor(20.0 + 5 * index),
+            "gender": torch.tensor(index % 2),
+        }
+        return {"image": torch.from_numpy(image.astype(np.uint8)), "targets": targets}
+
+    def identifier(self, index: int) -> str:
+        return f"val/{index:05d}"
+
+
+class TinySplits(ValSplits):
+    """The tiny val split for every recipe; with `missing`, data that is not there."""
+
+    def __init__(self, missing: bool = False) -> None:
+        super().__init__()
+        self.missing = missing
+        self.loads = 0
+
+    def dataset(self, recipe: Recipe) -> TinyVal:  # type: ignore[override]
+        if self.missing:
+            raise DataError("there is no folder nowhere", "set data.root")
+        self.loads += 1
+        return TinyVal()
+
+    def preprocessing(self, recipe: Recipe) -> Preprocessing:
+        return Preprocessing(size=SIZE)
+
+    def loader(self, recipe: Recipe) -> list[Batch]:
+        dataset = self.dataset(recipe)
+        samples = [dataset[index] for index in range(len(dataset))]
+        mean = torch.tensor(Preprocessing.mean).view(1, 3, 1, 1)
+        std = torch.tensor(Preprocessing.std).view(1, 3, 1, 1)
+        image = (torch.stack([sample["image"] for sample in samples]).float() / 255 - mean) / std
+        targets = {name: torch.stack([sample["targets"][name] for sample in samples]) for name in SPECS}
+        return [{"image": image, "targets": targets}]
