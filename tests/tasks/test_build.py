@@ -1,5 +1,7 @@
 """From recipe sections to tasks: targets by name, errors that list what there is."""
 
+from __future__ import annotations
+
 import pytest
 
 from compactmtl.config.recipe import TaskConfig
@@ -22,7 +24,7 @@ KINDS = {
 }
 
 
-def test_tasks_keep_the_order_of_the_recipe():
+def test_tasks_keep_the_order_of_the_recipe() -> None:
     order = ["gender", "depth", "age", "seg", "normals"]
     tasks = build_tasks({name: TaskConfig(kind=KINDS[name]) for name in order}, SPECS)
     assert list(tasks) == order
@@ -33,18 +35,18 @@ def test_tasks_keep_the_order_of_the_recipe():
     ("name", "channels", "dense"),
     [("seg", 2, True), ("depth", 1, True), ("normals", 3, True), ("gender", 2, False), ("age", 1, False)],
 )
-def test_each_kind_knows_its_output_and_metrics(name, channels, dense):
+def test_each_kind_knows_its_output_and_metrics(name: str, channels: int, dense: bool) -> None:
     task = build_tasks({name: TaskConfig(kind=KINDS[name], weight=0.5)}, SPECS)[name]
     assert (task.kind, task.channels, task.dense, task.weight) == (KINDS[name], channels, dense, 0.5)
     assert task.primary in task.metric_info
 
 
-def test_a_task_can_have_another_name_than_its_target():
+def test_a_task_can_have_another_name_than_its_target() -> None:
     tasks = build_tasks({"years": TaskConfig(kind="regression", target="age")}, SPECS)
     assert tasks["years"].target == "age"
 
 
-def test_a_missing_target_lists_what_the_data_set_offers():
+def test_a_missing_target_lists_what_the_data_set_offers() -> None:
     with pytest.raises(ConfigError, match="no target 'ages'") as error:
         build_tasks({"ages": TaskConfig(kind="regression")}, SPECS)
     assert "gender (class)" in error.value.message
@@ -52,19 +54,19 @@ def test_a_missing_target_lists_what_the_data_set_offers():
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_target_of_another_kind_is_an_error(name):
+def test_a_target_of_another_kind_is_an_error(name: str) -> None:
     wrong = "regression" if name != "age" else "depth"
     with pytest.raises(ConfigError, match=f"but '{name}' is of kind '{SPECS[name].kind}'"):
         build_tasks({name: TaskConfig(kind=wrong)}, SPECS)
 
 
 @pytest.mark.parametrize("name", ["a.b", "", "1st", "x/y", "a b"])
-def test_a_name_that_cannot_name_an_output_is_an_error(name):
+def test_a_name_that_cannot_name_an_output_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match="task's name"):
         build_task(name, TaskConfig(kind="depth"), SPECS["depth"])
 
 
-def test_unknown_loss_and_option_are_errors():
+def test_unknown_loss_and_option_are_errors() -> None:
     with pytest.raises(ConfigError, match="no loss 'dice'"):
         build_task("seg", TaskConfig(kind="segmentation", loss="dice"), SPECS["seg"])
     with pytest.raises(ConfigError, match="label_smooth"):

@@ -1,5 +1,7 @@
 """The multi-task gain and the score."""
 
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ BASELINE = {
 }
 
 
-def scaled(factor):
+def scaled(factor: float) -> dict[str, dict[str, float]]:
     """Every metric better by `factor` - 1, as a share of its baseline."""
     return {
         task: {
@@ -51,11 +53,11 @@ def scaled(factor):
 
 
 @given(st.floats(0.5, 1.5))
-def test_a_uniform_relative_gain_is_the_gain(factor):
+def test_a_uniform_relative_gain_is_the_gain(factor: float) -> None:
     assert delta_m(scaled(factor), BASELINE, TASKS) == pytest.approx(factor - 1, abs=1e-12)  # float64
 
 
-def test_gain_by_hand():
+def test_gain_by_hand() -> None:
     tasks = {name: TASKS[name] for name in ("gender", "age")}
     found = delta_m({"gender": {"accuracy": 0.99}, "age": {"mae": 6.6, "rmse": 1.0}}, {
         "gender": {"accuracy": 0.9}, "age": {"mae": 6.0, "rmse": 9.0}
@@ -63,19 +65,19 @@ def test_gain_by_hand():
     assert found == pytest.approx((0.1 - 0.1) / 2, abs=1e-12)
 
 
-def test_each_task_weighs_the_same_however_many_metrics_it_has():
+def test_each_task_weighs_the_same_however_many_metrics_it_has() -> None:
     better = {**BASELINE, "gender": {"accuracy": 0.99}}
     assert delta_m(better, BASELINE, TASKS) == pytest.approx(0.1 / 5)
 
 
-def test_rmse_counts_only_where_the_baseline_states_nothing_else():
+def test_rmse_counts_only_where_the_baseline_states_nothing_else() -> None:
     tasks = {"age": TASKS["age"]}
     metrics = {"age": {"mae": 3.0, "rmse": 18.0}}
     assert delta_m(metrics, {"age": {"mae": 6.0, "rmse": 9.0}}, tasks) == pytest.approx(0.5)
     assert delta_m(metrics, {"age": {"rmse": 9.0}}, tasks) == pytest.approx(-1)
 
 
-def test_what_the_baseline_lacks_or_misspells_is_an_error():
+def test_what_the_baseline_lacks_or_misspells_is_an_error() -> None:
     metrics, tasks = {"age": {"mae": 5.0, "rmse": 7.0}}, {"age": TASKS["age"]}
     with pytest.raises(ConfigError, match="states no metric of task 'age'"):
         delta_m(metrics, {}, tasks)
@@ -85,12 +87,12 @@ def test_what_the_baseline_lacks_or_misspells_is_an_error():
         delta_m(metrics, {"ages": {"mae": 6.0}}, tasks)
 
 
-def test_a_gain_relative_to_zero_is_undefined():
+def test_a_gain_relative_to_zero_is_undefined() -> None:
     with pytest.raises(UndefinedGainError, match=r"age\.mae is 0"):
         delta_m({"age": {"mae": 5.0}}, {"age": {"mae": 0.0}}, {"age": TASKS["age"]})
 
 
-def test_score_is_one_where_nothing_is_wrong_and_half_at_the_scale():
+def test_score_is_one_where_nothing_is_wrong_and_half_at_the_scale() -> None:
     perfect = {"seg": {"miou": 1.0}, "depth": {"abs_err": 0.0}, "normals": {"mean_angle": 0.0}, "gender": {"accuracy": 1.0}, "age": {"mae": 0.0}}  # fmt: skip
     half = {"seg": {"miou": 0.5}, "depth": {"abs_err": 2.0}, "normals": {"mean_angle": 30.0}, "gender": {"accuracy": 0.5}, "age": {"mae": 20.0}}  # fmt: skip
     assert mean_score(perfect, TASKS) == pytest.approx(1)
@@ -98,6 +100,6 @@ def test_score_is_one_where_nothing_is_wrong_and_half_at_the_scale():
 
 
 @given(st.floats(0.51, 1.49), st.floats(0.51, 1.49))
-def test_score_orders_as_the_metrics_do(one, other):
+def test_score_orders_as_the_metrics_do(one: float, other: float) -> None:
     if one < other:
         assert mean_score(scaled(one), TASKS) <= mean_score(scaled(other), TASKS)

@@ -1,0 +1,104 @@
+"""Encoders: timm networks by name as maps or vectors, options, sizes, errors with a mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compactmtl.config.recipe import EncoderConfig
+from compactmtl.errors import ConfigError
+from compactmtl.models.encoder import build_encoder, last_map
+
+TINY: dict[str, Any] = {"channels": [4, 8, 8, 16], "layers": [1, 1, 1, 1]}
+
+
+def config(name: str = "resnet18", **rest: Any) -> EncoderConfig:
+    options = rest.pop("options", TINY if name == "resnet18" else {})
+    return EncoderConfig.model_validate({"name": name, "options": options, **rest})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_any_network_gives_what_it_says(name: str, dense: bool) -> None:
+    built = build_encoder(config(name), (64, 96), dense=dense)
+    with torch.inference_mode():
+        features = last_map(built.module.eval()(torch.randn(2, 3, 64, 96)))
+    assert features.shape[:2] == (2, built.channels)
+    assert features.ndim == (4 if dense else 2)
+
+
+@pytest.mark.slow
+def test_a_channels_last_network_gives_channels_first() -> None:
+    built = build_encoder(config("swin_tiny_patch4_window7_224"), (64, 96), dense=True)
+    with torch.inference_mode():
+        features = last_map(built.module.eval()(torch.randn(1, 3, 64, 96)))
+    assert features.shape == (1, 768, 2, 3)
+
+
+@pytest.mark.parametrize(("stride", "height"), [(8, 8), (16, 4), (32, 2)])
+def test_output_stride_is_kept(stride: int, height: int) -> None:
+    built = build_encoder(config(output_stride=stride), (64, 64), dense=True)
+    assert last_map(built.module(torch.randn(1, 3, 64, 64))).shape[-1] == height
+
+
+@pytest.mark.parametrize(("index", "channels", "height"), [(-1, 16, 2), (-2, 8, 4), (1, 4, 16)])
+def test_out_index_picks_a_map(index: int, channels: int, height: int) -> None:
+    built = build_encoder(config(options={**TINY, "out_index": index}), (64, 64), dense=True)
+    assert built.channels == channels
+    assert last_map(built.module(torch.randn(1, 3, 64, 64))).shape[-1] == height
+
+
+def test_building_leaves_batch_norm_as_it_was() -> None:
+    built = build_encoder(config(), (64, 64), dense=True)
+    means = [m.running_mean for m in built.module.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert means
+    assert all(mean is not None and not mean.any() for mean in means)
+    assert built.module.training
+
+
+def test_unknown_name_lists_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no model 'resnet81'") as error:
+        build_encoder(config("resnet81"), (64, 64), dense=False)
+    assert "resnet" in error.value.hint
+
+
+def test_unknown_pretrained_tag_lists_the_tags() -> None:
+    with pytest.raises(ConfigError, match="no weights 'best'") as error:
+        build_encoder(config("resnet18.best"), (64, 64), dense=False)
+    assert "resnet18.a1_in1k" in error.value.hint
+
+
+def test_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"options\.stem_widht") as error:
+        build_encoder(config(options={"stem_widht": 8}), (64, 64), dense=False)
+    assert "stem_width" in error.value.hint
+
+
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "num_classes", "features_only"])
+def test_an_option_that_the_recipe_sets_elsewhere_is_an_error(option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"options\.{option}"):
+        build_encoder(config(options={option: "x"}), (64, 64), dense=False)
+
+
+def test_a_network_that_cannot_be_dilated_says_so() -> None:
+    with pytest.raises(ConfigError, match="cannot be dilated"):
+        build_encoder(config("vit_tiny_patch16_224", output_stride=8), (64, 64), dense=True)
+
+
+def test_a_size_that_the_network_cannot_take_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="cannot take images of 64x96"):
+        build_encoder(config("vit_tiny_patch16_224", options={"img_size": 64}), (64, 96), dense=True)
+
+
+@pytest.mark.parametrize("index", [9, "last", True])
+def test_a_map_that_is_not_there_is_an_error(index: object) -> None:
+    with pytest.raises(ConfigError):
+        build_encoder(config(options={**TINY, "out_index": index}), (64, 64), dense=True)
+
+
+def test_out_index_without_a_map_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no task reads a feature map"):
+        build_encoder(config(options={**TINY, "out_index": -2}), (64, 64), dense=False)

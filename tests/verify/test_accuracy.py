@@ -1,0 +1,180 @@
+"""Accuracy over a split: the same metrics whatever the batches, for modules and for exported models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compactmtl.backends.base import Arrays, Description, Runner, TensorInfo
+from compactmtl.config.recipe import HeadConfig, TaskConfig
+from compactmtl.data.base import Batch
+from compactmtl.errors import ArtifactError, DataError
+from compactmtl.models import MultiTaskModel, build_head
+from compactmtl.tasks import TargetSpec, build_tasks
+from compactmtl.verify.accuracy import array_runner, evaluate, evaluating, torch_runner
+
+TASKS = build_tasks(
+    {
+        "seg": TaskConfig(kind="segmentation", target="mask"),
+        "depth": TaskConfig(kind="depth"),
+        "normals": TaskConfig(kind="normals"),
+        "gender": TaskConfig(kind="classification"),
+        "age": TaskConfig(kind="regression"),
+    },
+    {
+        "mask": TargetSpec("mask", classes=("a", "b", "c"), ignore_index=255),
+        "depth": TargetSpec("depth", unit="m", mean=3.0, std=1.0),
+        "normals": TargetSpec("normals"),
+        "gender": TargetSpec("class", classes=("male", "female")),
+        "age": TargetSpec("scalar", unit="years", mean=33.0, std=20.0),
+    },
+)
+SAMPLES, SIZE = 11, (12, 16)
+
+
+def model() -> MultiTaskModel:
+    encoder = nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5)
+    )
+    heads = {name: build_head(task, 6, HeadConfig(kind="fcn" if task.dense else "linear", width=4)) for name, task in TASKS.items()}  # fmt: skip
+    return MultiTaskModel(encoder, heads)
+
+
+def split() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, 3, (SAMPLES, *SIZE), generator=generator)
+    mask[:, :2] = 255
+    depth = 1 + 4 * torch.rand(SAMPLES, 1, *SIZE, generator=generator)
+    depth[:, :, 5] = 0
+    return {
+        "image": torch.randn(SAMPLES, 3, *SIZE, generator=generator),
+        "targets": {
+            "mask": mask,
+            "depth": depth,
+            "normals": nn.functional.normalize(torch.randn(SAMPLES, 3, *SIZE, generator=generator), dim=1),
+            "gender": torch.randint(0, 2, (SAMPLES,), generator=generator),
+            "age": 90 * torch.rand(SAMPLES, generator=generator),
+        },
+    }
+
+
+def batches(size: int) -> list[Batch]:
+    whole = split()
+    return [
+        {
+            "image": whole["image"][start : start + size],
+            "targets": {name: target[start : start + size] for name, target in whole["targets"].items()},
+        }
+        for start in range(0, SAMPLES, size)
+    ]
+
+
+def flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{task}.{name}": value for task, values in metrics.items() for name, value in values.items()}
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_metrics_do_not_depend_on_how_the_split_is_cut(size: int) -> None:
+    run = torch_runner(model())
+    found = evaluate(run, batches(size), TASKS)
+    assert list(found) == list(TASKS)
+    # another batch size may take other kernels: float32 rounding
+    assert flat(found) == pytest.approx(flat(evaluate(run, batches(SAMPLES), TASKS)), rel=1e-5)
+
+
+def test_metrics_are_the_tasks_own() -> None:
+    network = model().eval()
+    whole = split()
+    with torch.inference_mode():
+        outputs = network(whole["image"])
+    found = evaluate(torch_runner(network), batches(4), TASKS)
+    age = (outputs["age"][:, 0] - whole["targets"]["age"]).abs().mean().item()
+    gender = (outputs["gender"].argmax(1) == whole["targets"]["gender"]).float().mean().item()
+    assert found["age"]["mae"] == pytest.approx(age, rel=1e-5)  # the reference sums in float32
+    assert found["gender"]["accuracy"] == pytest.approx(gender, rel=1e-6)
+
+
+class Exported(Runner):
+    """A module behind the runner protocol with its batch fixed, as an exported model has."""
+
+    def __init__(self, module: nn.Module, batch: int | None) -> None:
+        self.module = module.eval()
+        self.inputs = (TensorInfo("image", (batch, 3, *SIZE), "float32"),)
+        self.outputs = tuple(TensorInfo(name) for name in TASKS)
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:
+        with torch.inference_mode():
+            return {
+                name: value.numpy() for name, value in self.module(torch.from_numpy(inputs["image"])).items()
+            }
+
+    def describe(self) -> Description:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("fixed", [None, 1, 4])
+@pytest.mark.parametrize("size", [3, SAMPLES])
+def test_an_exported_model_has_the_metrics_of_its_module(fixed: int | None, size: int) -> None:
+    network = model().eval()
+    expected = flat(evaluate(torch_runner(network), batches(size), TASKS))
+    with Exported(network, fixed) as runner:
+        found = evaluate(array_runner(runner), batches(size), TASKS)
+    # another batch size may take other kernels: float32 rounding
+    assert flat(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_of_two_inputs_cannot_be_evaluated() -> None:
+    runner = Exported(model(), None)
+    runner.inputs = (*runner.inputs, TensorInfo("mask"))
+    with pytest.raises(ArtifactError, match="takes 2 inputs"):
+        array_runner(runner)
+
+
+def test_evaluation_leaves_the_module_as_it_was() -> None:
+    network = model().train()
+    frozen = network.get_submodule("encoder.1").eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    modes = {name: module.training for name, module in network.named_modules()}
+    evaluate(torch_runner(network), batches(4), TASKS)
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    assert not frozen.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_modes_come_back_after_an_error() -> None:
+    network = model().train()
+    with pytest.raises(ZeroDivisionError), evaluating(network):
+        raise ZeroDivisionError
+    assert all(module.training for module in network.modules())
+
+
+def test_a_missing_output_is_an_error() -> None:
+    def run(image: Tensor) -> dict[str, Tensor]:
+        return {"seg": torch.zeros(len(image), 3, *SIZE)}
+
+    with pytest.raises(ArtifactError, match="no output 'depth'"):
+        evaluate(run, batches(4), TASKS)
+
+
+@pytest.mark.parametrize("shape", [(2, *SIZE), (3, 6, 8), (3,)])
+def test_an_output_of_a_wrong_shape_is_an_error(shape: tuple[int, ...]) -> None:
+    def run(image: Tensor) -> dict[str, Tensor]:
+        return {"seg": torch.zeros(len(image), *shape)}
+
+    with pytest.raises(ArtifactError, match="output 'seg' has shape"):
+        evaluate(run, batches(4), {"seg": TASKS["seg"]})
+
+
+def test_a_missing_target_and_an_empty_split_are_errors() -> None:
+    run = torch_runner(model())
+    without: list[Batch] = [{"image": split()["image"], "targets": {}}]
+    with pytest.raises(DataError, match="no target 'mask' for task 'seg'"):
+        evaluate(run, without, TASKS)
+    with pytest.raises(DataError, match="empty"):
+        evaluate(run, [], TASKS)
