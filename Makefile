@@ -12,6 +12,8 @@ help: ## show this help
 
 setup: $(STAMP) ## make .venv with the tested versions and install compactmtl into it
 
+# On Linux, PyPI's torch brings CUDA (about 5 GB). Without a GPU, a fifth of that will do:
+#   make setup PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 $(STAMP): pyproject.toml tools/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 3; }

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,10 +20,29 @@ def test_the_wheel_carries_the_package_recipes_and_targets_and_nothing_else(whee
 
 
 @pytest.mark.slow
-def test_recipes_and_targets_lie_where_the_lookup_reads_them(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "compactmtl/_bundled/recipes/scenes/dense.yaml" in names
-    assert "compactmtl/_bundled/export/onnxruntime-cpu.yaml" in names
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["recipes", "show", "scenes/dense"], "scenes/dense"),
+        (["targets", "show", "onnxruntime-cpu"], "onnxruntime-cpu"),
+    ],
+)
+def test_an_installed_package_finds_its_bundled_copies(
+    wheel: Path, tmp_path: Path, words: list[str], name: str
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    shown = subprocess.run(
+        [sys.executable, "-m", "compactmtl", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "_bundled" in shown.splitlines()[0]
+    assert shown.splitlines()[0].endswith(f"{name}.yaml")
 
 
 @pytest.mark.slow
