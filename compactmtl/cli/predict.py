@@ -72,7 +72,9 @@ def describe(predictions: list[Prediction], tasks: dict[str, Task]) -> str:
 
 
 def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, Any]:
-    """The single values as JSON: a class with its probabilities, a scalar with its unit."""
+    """What predictions.json keeps: a class with its probabilities, a scalar with its unit, a map in figures."""
+    from compactmtl.export.sheet import class_shares, depth_range
+
     found: dict[str, Any] = {}
     for one in predictions:
         spec = tasks[one.task].spec
@@ -80,4 +82,11 @@ def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, A
             found[one.task] = {"class": one.caption, "probabilities": one.probabilities}
         elif spec.kind == "scalar":
             found[one.task] = {"value": float(one.value), "unit": spec.unit}
+        elif spec.kind == "mask":
+            found[one.task] = {"pixel_shares": class_shares(one.value, spec.classes)}
+        elif spec.kind == "depth":
+            low, middle, high = depth_range(one.value)
+            found[one.task] = {"min": low, "median": middle, "max": high, "unit": spec.unit}
+        else:
+            found[one.task] = {"picture_only": True}
     return found

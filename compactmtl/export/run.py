@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.batching import run_batched
 from compactmtl.backends.machine import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
@@ -34,7 +33,7 @@ from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
 from compactmtl.train.files import new_folder
 from compactmtl.train.run import recipe_hash
-from compactmtl.verify.accuracy import evaluate, torch_runner
+from compactmtl.verify.accuracy import array_runner, evaluate, torch_runner
 from compactmtl.verify.gates import check_gates
 from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.parity import check_parity
@@ -250,20 +249,10 @@ def _accuracy(
 ) -> AccuracyResult:
     return AccuracyResult(
         samples=data.samples,
-        torch=evaluate(torch_runner(model, "cpu"), data.loader, run.tasks),
-        artifact=evaluate(_on_artifact(runner), data.loader, run.tasks),
-        baseline=None
-        if baseline is None
-        else evaluate(torch_runner(baseline, "cpu"), data.loader, run.tasks),
+        torch=evaluate(torch_runner(model), data.loader, run.tasks),
+        artifact=evaluate(array_runner(runner), data.loader, run.tasks),
+        baseline=None if baseline is None else evaluate(torch_runner(baseline), data.loader, run.tasks),
     )
-
-
-def _on_artifact(runner: Runner) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    def call(image: Tensor) -> Mapping[str, Tensor]:
-        outputs = run_batched(runner, {INPUT: image.numpy(force=True)})
-        return {name: torch.from_numpy(array) for name, array in outputs.items()}
-
-    return call
 
 
 def _latency(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from compactmtl.export.predict import Prediction
-from compactmtl.tasks.base import Task
+from compactmtl.tasks.base import TargetSpec, Task
+from compactmtl.tasks.pictures import palette
 
 LEAST_HEIGHT = (
     256  # pixels of a panel; smaller images are enlarged by whole numbers, so that pixels stay visible
@@ -18,22 +20,33 @@ LEAST_HEIGHT = (
 MARGIN = 12
 FONT_SIZE = 16
 LINE = 22
+SWATCH = 12
+LEGEND_CLASSES = 6  # the largest ones; predictions.json has all
+Color = tuple[int, ...]
 INK, PAPER = (24, 24, 27), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with its title and the lines of its legend, each with a color or none."""
+
+    title: str
+    picture: Image.Image
+    legend: tuple[tuple[Color | None, str], ...] = ()
 
 
 def sheet(
     image: NDArray[np.uint8], predictions: Sequence[Prediction], tasks: Mapping[str, Task]
 ) -> Image.Image:
     """Compose the picture of one image, uint8 (3, H, W): maps as panels, single values as lines below the input."""
-    panels = [("input", np.ascontiguousarray(image.transpose(1, 2, 0)))]
-    lines = []
-    for prediction in predictions:
-        task = tasks[prediction.task]
+    single = [one for one in predictions if not tasks[one.task].dense]
+    lines = tuple((None, f"{one.task}: {line(one)}") for one in single)
+    panels = [Panel("input", _enlarge(np.ascontiguousarray(image.transpose(1, 2, 0))), lines)]
+    for one in predictions:
+        task = tasks[one.task]
         if task.dense:
-            panels.append((prediction.task, task.picture(prediction.value)))
-        else:
-            lines.append(f"{prediction.task}: {line(prediction)}")
-    return _draw([(title, _enlarge(pixels)) for title, pixels in panels], lines)
+            panels.append(Panel(one.task, _enlarge(task.picture(one.value)), _legend(one, task.spec)))
+    return _draw(panels)
 
 
 def line(prediction: Prediction) -> str:
@@ -42,27 +55,66 @@ def line(prediction: Prediction) -> str:
     return prediction.caption if share is None else f"{prediction.caption} ({share:.0%})"
 
 
+def class_shares(mask: NDArray[Any], classes: Sequence[str]) -> dict[str, float]:
+    """Share of the pixels that each class covers, the largest first; absent classes are left out."""
+    counts = np.bincount(mask.ravel(), minlength=len(classes))[: len(classes)]
+    order = np.argsort(-counts, kind="stable")
+    return {classes[i]: float(counts[i] / mask.size) for i in order if counts[i]}
+
+
+def depth_range(depth: NDArray[Any]) -> tuple[float, float, float]:
+    """Smallest, median and largest depth where it is known, in its unit; zeros where it is nowhere."""
+    known = depth[depth > 0]
+    if not known.size:
+        return 0.0, 0.0, 0.0
+    return float(known.min()), float(np.median(known)), float(known.max())
+
+
+def _legend(prediction: Prediction, spec: TargetSpec) -> tuple[tuple[Color | None, str], ...]:
+    if spec.kind == "mask":
+        colors = palette(len(spec.classes))
+        shares = list(class_shares(prediction.value, spec.classes).items())[:LEGEND_CLASSES]
+        return tuple(
+            (tuple(colors[spec.classes.index(name)].tolist()), f"{name} {share:.0%}")
+            for name, share in shares
+        )
+    if spec.kind == "depth":
+        low, middle, high = depth_range(prediction.value)
+        return ((None, f"{low:.2f} to {high:.2f} {spec.unit}"), (None, f"median {middle:.2f} {spec.unit}"))
+    return ()
+
+
 def _enlarge(pixels: NDArray[np.uint8]) -> Image.Image:
     picture = Image.fromarray(pixels)
     factor = max(1, -(-LEAST_HEIGHT // picture.height))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _draw(panels: Sequence[tuple[str, Image.Image]], lines: Sequence[str]) -> Image.Image:
+def _draw(panels: Sequence[Panel]) -> Image.Image:
     font: Any = ImageFont.load_default(FONT_SIZE)
-    widths = [max(picture.width, round(font.getlength(title))) for title, picture in panels]
-    text_width = max((round(font.getlength(text)) for text in lines), default=0)
-    width = max(sum(widths) + MARGIN * (len(panels) - 1), text_width) + 2 * MARGIN
-    tallest = max(picture.height for _, picture in panels)
-    height = 2 * MARGIN + LINE + tallest + (LINE * len(lines) + MARGIN // 2 if lines else 0)
-    canvas = Image.new("RGB", (width, height), PAPER)
+    widths = [_width(panel, font) for panel in panels]
+    tallest = max(panel.picture.height for panel in panels)
+    below = max(len(panel.legend) for panel in panels) * LINE
+    width = sum(widths) + MARGIN * (len(panels) + 1)
+    canvas = Image.new(
+        "RGB", (width, 2 * MARGIN + LINE + tallest + (MARGIN // 2 + below if below else 0)), PAPER
+    )
     draw = ImageDraw.Draw(canvas)
     left = MARGIN
-    for (title, picture), panel_width in zip(panels, widths, strict=True):
-        draw.text((left, MARGIN), title, fill=INK, font=font)
-        canvas.paste(picture, (left, MARGIN + LINE))
+    for panel, panel_width in zip(panels, widths, strict=True):
+        draw.text((left, MARGIN), panel.title, fill=INK, font=font)
+        canvas.paste(panel.picture, (left, MARGIN + LINE))
+        top = MARGIN + LINE + tallest + MARGIN // 2
+        for color, text in panel.legend:
+            if color is not None:
+                draw.rectangle((left, top + 3, left + SWATCH, top + 3 + SWATCH), fill=color, outline=INK)
+            draw.text((left + (0 if color is None else SWATCH + 8), top), text, fill=INK, font=font)
+            top += LINE
         left += panel_width + MARGIN
-    top = MARGIN + LINE + tallest + MARGIN // 2
-    for index, text in enumerate(lines):
-        draw.text((MARGIN, top + index * LINE), text, fill=INK, font=font)
     return canvas
+
+
+def _width(panel: Panel, font: Any) -> int:
+    texts = [font.getlength(panel.title)]
+    texts += [font.getlength(text) + (0 if color is None else SWATCH + 8) for color, text in panel.legend]
+    return max(panel.picture.width, round(max(texts)))

@@ -22,7 +22,8 @@ from compactmtl.backends import Description, Runner
 from compactmtl.backends.machine import cpu_name, load_average
 from compactmtl.backends.torch import TorchRunner, device_of, synchronizer
 from compactmtl.errors import ConfigError
-from compactmtl.verify.parity import evaluation_mode, to_arrays
+from compactmtl.verify.accuracy import evaluating
+from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
 
 Runnable = Runner | nn.Module | Callable[..., object]
@@ -102,7 +103,7 @@ def _subject(runnable: Runnable, inputs: LatencyInputs, stack: ExitStack) -> _Su
     if isinstance(runnable, nn.Module):
         if arguments is None:
             raise ConfigError("a module can't be timed without inputs", "give the inputs it takes")
-        stack.enter_context(evaluation_mode(runnable))
+        stack.enter_context(evaluating(runnable))
         return _module_subject(runnable, arguments)
     if arguments is None:
         return _Subject(runnable, _host, includes_transfers=True)

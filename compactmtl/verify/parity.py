@@ -6,8 +6,7 @@ are a result with `passed` False, so that a report can show by how much.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.torch import device_of, named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, GateError
+from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.result import OutputParity, ParityResult
 
 Inputs = Tensor | tuple[Tensor, ...]  # positional arguments of the model
@@ -74,7 +74,7 @@ def check_parity(
     cases = example_inputs if isinstance(example_inputs, list) else [example_inputs]
     if not cases:
         raise ArtifactError("parity needs at least one input", "give example inputs")
-    with get_backend(target.backend).open(Path(path), target) as runner, evaluation_mode(model):
+    with get_backend(target.backend).open(Path(path), target) as runner, evaluating(model):
         return _compare(model, runner, cases, target, tolerance, output_names, str(path))
 
 
@@ -202,15 +202,3 @@ class _Tally:
             tolerance=tolerance,
             passed=relative <= tolerance,
         )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the block; afterwards each submodule is in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

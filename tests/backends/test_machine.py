@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ def _fresh_gpus() -> object:
 @pytest.mark.usefixtures("_fresh_gpus")
 class TestGpus:
     def test_no_driver_is_a_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+        monkeypatch.setattr(shutil, "which", lambda name: None)
         assert machine.nvidia_gpus() == ((), "no NVIDIA driver: nvidia-smi is not on the PATH")
 
     def test_driver_that_fails_is_a_reason(
@@ -38,7 +39,7 @@ class TestGpus:
         script = tmp_path / "nvidia-smi"  # type: ignore[operator]
         script.write_text("#!/bin/sh\necho 'driver/library version mismatch' >&2\nexit 18\n")
         script.chmod(0o755)
-        monkeypatch.setattr(machine.shutil, "which", lambda name: str(script))
+        monkeypatch.setattr(shutil, "which", lambda name: str(script))
         gpus, reason = machine.nvidia_gpus()
         assert gpus == ()
         assert "version mismatch" in reason
@@ -47,5 +48,5 @@ class TestGpus:
         script = tmp_path / "nvidia-smi"  # type: ignore[operator]
         script.write_text("#!/bin/sh\necho 'NVIDIA L4, 580.1'\n")
         script.chmod(0o755)
-        monkeypatch.setattr(machine.shutil, "which", lambda name: str(script))
+        monkeypatch.setattr(shutil, "which", lambda name: str(script))
         assert machine.nvidia_gpus() == (("NVIDIA L4, 580.1",), "")

@@ -83,7 +83,7 @@ def gates_of(
 
 
 def target(**options: object) -> Target:
-    return Target(backend="onnxruntime", **options)  # type: ignore[arg-type]
+    return Target(backend="onnxruntime", **options)
 
 
 def test_a_plain_target_gates_parity_and_every_metric() -> None:

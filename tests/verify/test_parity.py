@@ -91,7 +91,7 @@ def test_model_with_nan_weights_is_told_from_a_bad_file(
     path = write_onnx(tmp_path / "m.onnx", module)
     with torch.no_grad():
         module.alpha.weight[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match="^the torch model: output 'alpha' has 4 of 12"):
+    with pytest.raises(NonFiniteError, match=r"^the torch model: output 'alpha' has 4 of 12"):
         check_parity(module, path, image)
 
 

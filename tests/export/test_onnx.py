@@ -1,0 +1,145 @@
+"""The exported file is what was asked for: names, order, shapes, opset, values; or an error says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compactmtl.export import export_onnx
+from compactmtl.export.onnx import ExportError, data_file, model_tensors, read_metadata
+from compactmtl.verify import check_parity
+
+
+class Small(nn.Module):
+    """Convolution, batch norm and two heads, whose names are not in alphabetical order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.zeta = nn.Conv2d(4, 2, 1)
+        self.alpha = nn.Linear(4, 5)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(image)
+        return {"zeta": self.zeta(features), "alpha": self.alpha(features.mean((2, 3)))}
+
+
+@pytest.fixture(scope="module")
+def model() -> Small:
+    torch.manual_seed(0)
+    model = Small().train()
+    model(torch.randn(8, 3, 8, 8))  # batch norm learns statistics that differ from its first ones
+    return model
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensor:
+    return torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def path(model: Small, image: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    return export_onnx(model, image, folder / "new" / "model.onnx", metadata={"recipe": "abc"})
+
+
+def test_names_and_shapes_are_the_models_own_in_its_order(path: Path) -> None:
+    inputs, outputs = model_tensors(path)
+    assert inputs == {"image": (1, 3, 8, 8)}
+    assert list(outputs.items()) == [("zeta", (1, 2, 8, 8)), ("alpha", (1, 5))]
+
+
+def test_values_are_those_of_eval_mode_and_the_model_is_left_alone(
+    path: Path, model: Small, image: Tensor
+) -> None:
+    assert model.training
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert check_parity(model, path, image).passed
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_file_keeps_metadata_and_no_traces_of_the_machine(path: Path) -> None:
+    assert read_metadata(path)["recipe"] == "abc"
+    assert b".py" not in path.read_bytes()
+    assert [entry.version for entry in onnx.load(path).opset_import if entry.domain == ""] == [18]
+
+
+def test_nothing_else_is_left_in_the_folder(path: Path) -> None:
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_same_model_gives_the_same_file(path: Path, model: Small, image: Tensor, tmp_path: Path) -> None:
+    again = export_onnx(model, image, tmp_path / "model.onnx", metadata={"recipe": "abc"})
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_free_batch_takes_any_batch(model: Small, image: Tensor, tmp_path: Path) -> None:
+    path = export_onnx(model, image, tmp_path / "m.onnx", dynamic_batch=True)
+    inputs, outputs = model_tensors(path)
+    assert inputs == {"image": ("batch", 3, 8, 8)}
+    assert outputs == {"zeta": ("batch", 2, 8, 8), "alpha": ("batch", 5)}
+    assert check_parity(model, path, [image, torch.randn(2, 3, 8, 8), torch.randn(5, 3, 8, 8)]).passed
+
+
+def test_external_data_and_back(model: Small, image: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    export_onnx(model, image, path, external_data=True)
+    assert data_file(path).exists()
+    assert check_parity(model, path, image).passed
+    export_onnx(model, image, path)
+    assert not data_file(path).exists()  # weights of the former file would mislead
+    assert check_parity(model, path, image).passed
+
+
+def test_other_opset_and_names(model: Small, image: Tensor, tmp_path: Path) -> None:
+    path = export_onnx(
+        model, image, tmp_path / "m.onnx", opset=20, input_names=["pixels"], output_names=["map", "vector"]
+    )
+    inputs, outputs = model_tensors(path)
+    assert list(inputs) == ["pixels"]
+    assert list(outputs) == ["map", "vector"]
+    assert check_parity(model, path, image, output_names=["map", "vector"]).passed
+
+
+class Reshapes(nn.Module):
+    """Its output's first dimension isn't the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten()
+
+
+class Branches(nn.Module):
+    """Control flow that depends on the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else 2 * x
+
+
+class CountsUnique(nn.Module):
+    """An output whose shape depends on the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.unique(x)
+
+
+@pytest.mark.parametrize(
+    ("broken", "options", "message"),
+    [
+        (Reshapes(), {"dynamic_batch": True}, "outputs are"),
+        (Branches(), {}, "Branches can't be exported to ONNX: .*data-dependent"),
+        (CountsUnique(), {}, "outputs are"),
+        (Reshapes(), {"input_names": ["a", "b"]}, "2 input names for 1 inputs"),
+        (Reshapes(), {"output_names": ["x"]}, "both an input and an output"),
+        (Reshapes(), {"opset": 99}, "99"),
+    ],
+)
+def test_what_cannot_be_exported_is_an_error_and_leaves_no_file(
+    broken: nn.Module, options: dict[str, object], message: str, image: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_onnx(broken, image, tmp_path / "m.onnx", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
