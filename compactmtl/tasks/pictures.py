@@ -56,7 +56,7 @@ def _depth_colors() -> Picture:
     """256 colors of matplotlib's magma, reversed: near is bright."""
     from matplotlib import colormaps
 
-    table = (colormaps["magma_r"](np.linspace(0.02, 0.95, 256))[:, :3] * 255).round().astype(np.uint8)
+    table = (colormaps["magma_r"](np.linspace(0.02, 0.88, 256))[:, :3] * 255).round().astype(np.uint8)
     table.setflags(write=False)
     return table
 
