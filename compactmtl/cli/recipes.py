@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compactmtl.cli.listing import print_entries, print_file, print_resolved
 from compactmtl.errors import OK, CompactError, ConfigError
+
+if TYPE_CHECKING:
+    from compactmtl.config.recipe import Recipe
 
 HELP = "list, show, copy and check training recipes"
 EXAMPLE = """
@@ -31,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     copy.add_argument("out", metavar="FILE", nargs="?", type=Path, help="default: its last name, here")
     copy.add_argument("--resolved", action="store_true", help="write out every value, without `extends`")
     copy.add_argument("--force", action="store_true", help="overwrite FILE")
-    check = actions.add_parser("check", help="check recipes without running them")
+    check = actions.add_parser("check", help="check keys, types, targets, data set and its options")
     check.add_argument("recipes", metavar="RECIPE", nargs="*", help="names or paths; default: all")
 
 
@@ -88,23 +92,32 @@ def _refuse_relative_extends(path: Path) -> None:
 
 
 def _check(names: list[str]) -> None:
-    from compactmtl.config.load import load_target, resolve_recipe
+    from compactmtl.config.load import resolve_recipe
     from compactmtl.config.lookup import names as known_names
 
     checked = names or list(known_names("recipe"))
     if not checked:
         raise ConfigError("there are no recipes to check", "name one, or run where a folder recipes/ is")
-    faults: list[CompactError] = []
+    faults: dict[str, CompactError] = {}
     for name in checked:
         try:
-            resolved = resolve_recipe(name)
-            for target in resolved.recipe.targets:
-                load_target(target)
+            _check_references(resolve_recipe(name).recipe)
         except ConfigError as error:
             print(f"fault  {name}")
-            faults.append(error)
+            faults[name] = error
         else:
             print(f"ok     {name}")
     if faults:
-        hints = dict.fromkeys(error.hint for error in faults if error.hint)
-        raise ConfigError("\n".join(error.message for error in faults), "\n".join(hints))
+        hints = dict.fromkeys(error.hint for error in faults.values() if error.hint)
+        messages = [f"{name}: {error.message}" for name, error in faults.items()]
+        raise ConfigError("\n".join(messages), "\n".join(hints))
+
+
+def _check_references(recipe: Recipe) -> None:
+    """What a recipe names beyond itself: its targets, its data set and that set's options."""
+    from compactmtl.config import load_target, validate_options
+    from compactmtl.data.datasets import dataset_module
+
+    for target in recipe.targets:
+        load_target(target)
+    validate_options(dataset_module(recipe.data.name).Options, recipe.data.options, "data.options")

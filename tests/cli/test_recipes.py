@@ -88,6 +88,8 @@ def test_check_passes_what_is_right(run: Run) -> None:
         ("sed: 1", "recipes/bad.yaml:2: unknown key `sed`"),
         ("targets: [nowhere]", "no target named `nowhere`"),
         ("seed: [", "recipes/bad.yaml:3"),
+        ("data: {name: scnes}", "did you mean scenes"),
+        ("data: {options: {nois: 1}}", "unknown key `data.options.nois`"),
     ],
 )
 def test_check_names_every_fault_and_goes_on(run: Run, line: str, says: str) -> None:
