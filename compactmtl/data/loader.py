@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Batch, Preprocessing, VisionDataset
 from compactmtl.data.images import normalize
+from compactmtl.data.seeds import generator
 from compactmtl.data.transforms import augment, draw, jitter
 
 Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
@@ -52,7 +53,7 @@ class EpochSampler(Sampler[Keys]):
     def __iter__(self) -> Iterator[Keys]:
         order = np.arange(self._count)
         if self._shuffle:
-            order = np.random.default_rng((self._seed, self.epoch)).permutation(self._count)
+            order = generator("order", self._seed, self.epoch).permutation(self._count)
         epoch, start = self.epoch, self.start
         self.start = 0
         for batch in range(start, len(self)):
@@ -106,8 +107,8 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
     With train=True the samples are shuffled and augmented anew in each epoch (see EpochSampler); with train=False
     they come in order, whole and unchanged.
     """
-    generator = torch.Generator()  # of its own, so that a pass leaves torch's global random state alone
-    generator.manual_seed(seed)
+    own = torch.Generator()  # so that a pass leaves torch's global random state alone
+    own.manual_seed(seed)
     return Loader(
         BatchView(dataset, config, train=train, seed=seed),
         batch_size=None,  # the view makes batches itself
@@ -115,7 +116,7 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
         num_workers=config.workers,
         collate_fn=_as_is,
         persistent_workers=config.workers > 0,
-        generator=generator,
+        generator=own,
     )
 
 

@@ -16,6 +16,7 @@ from compactmtl.config.recipe import DataConfig, Frozen, Share
 from compactmtl.data import scenes_layout, scenes_raycast, scenes_render
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.seeds import generator
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import TargetSpec
 
@@ -99,7 +100,7 @@ class Scenes:
 
     def _generator(self, index: int, use: int) -> np.random.Generator:
         split = SPLITS.index(self._source)
-        return np.random.default_rng((self._options.seed, split, self._numbers[index], use))
+        return generator("scenes", self._options.seed, split, self._numbers[index], use)
 
     def _make(self, index: int) -> Arrays:
         room = self.room(index)

@@ -83,9 +83,9 @@ def _round_interval(origin: Array, rays: Array, radius: float) -> tuple[Array, A
 
 def _slab_interval(origin: Array, rays: Array, half: Array) -> tuple[Array, Array]:
     """Entry and exit of rays (D, N) through the box of half extents `half` about the center."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0: a ray within a side is no hit
         inverse = np.float32(1) / rays
-    near, far = (-half - origin)[:, None] * inverse, (half - origin)[:, None] * inverse
+        near, far = (-half - origin)[:, None] * inverse, (half - origin)[:, None] * inverse
     return np.minimum(near, far).max(axis=0), np.maximum(near, far).min(axis=0)
 
 
@@ -134,8 +134,9 @@ def nearest_solid(room: Room, origin: Array, rays: Array) -> tuple[Array, NDArra
 
 def cast(room: Room, origin: Array, rays: Array) -> Hits:
     """First surface on each ray. Surfaces are numbered: 6 faces, then decals, then solids."""
-    exits, signs = [], rays > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
+    rays = rays + np.float32(0)  # no -0: a ray along a wall leaves by the far one, infinitely late
+    exits, signs = [], rays >= 0
+    with np.errstate(divide="ignore"):
         for axis in range(3):
             walls = np.where(signs[axis], np.float32(room.size[axis]), np.float32(0))
             exits.append((walls - origin[axis]) / rays[axis])

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -24,6 +23,7 @@ from torchvision.transforms.v2 import functional as F
 
 from compactmtl.config.recipe import AugmentConfig
 from compactmtl.data.base import Sample
+from compactmtl.data.seeds import generator
 from compactmtl.tasks.base import TargetSpec
 
 
@@ -206,7 +206,7 @@ def draw(config: AugmentConfig, seed: int, epoch: int, index: int) -> Draw:
 
     Turning one transform on or off leaves the others as they were.
     """
-    u = np.random.default_rng((seed, epoch, index)).random(9).tolist()
+    u = generator("augment", seed, epoch, index).random(9).tolist()
     low, high = config.zoom
     return Draw(
         flip=config.flip and u[0] < 0.5,

@@ -6,8 +6,10 @@ A name is [age]_[gender]_[race]_[date and time].jpg, as in 26_0_2_20170104165550
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,11 +170,13 @@ class UTKFace:
         folder = folder_of(config.root)
         key = content_key(files, self._size)
         own = folder / ".compactmtl-cache"
-        try:
-            own.mkdir(exist_ok=True)
+        if (own / key).is_dir():
             return own / key
-        except OSError:  # a shared data folder is often read-only; the user's cache then serves
-            return user_cache() / "utkface" / key
+        with suppress(OSError):  # a shared data folder is often read-only; the user's cache then serves
+            own.mkdir(exist_ok=True)
+            if os.access(own, os.W_OK):
+                return own / key
+        return user_cache() / "utkface" / key
 
 
 def load(config: DataConfig, split: Split) -> UTKFace:
