@@ -45,6 +45,10 @@ class OptimizerView:
                     f"{s.name} belongs to a channel group and does not train",
                     "give it to the optimizer, or leave its layer out of the groups' scope",
                 )
+            if self.kind == "sgd" and not self.options(s)["momentum"] < 1:
+                raise ConfigError(
+                    f"SGD's momentum is {self.options(s)['momentum']}", "give a momentum below 1"
+                )
             if not decay_allowed and self.options(s)["weight_decay"] != 0:
                 raise ConfigError(
                     f"{s.name} belongs to a channel group and has weight decay, which would shrink it twice",
@@ -56,8 +60,17 @@ class OptimizerView:
         return self.optimizer.param_groups[self._position[id(s.parameter)]]
 
     def rate(self, s: Slices) -> float:
-        """The learning rate of a tensor."""
-        return float(self.options(s)["lr"])
+        """The rate at which a steady gradient moves a tensor, in units of the metric.
+
+        Adam's moment is an average of gradients and SGD's momentum buffer a sum, in which each gradient
+        counts (1 − dampening)/(1 − momentum) times. With the bare learning rate the penalty would be as many
+        times too weak against the loss.
+        """
+        options = self.options(s)
+        rate = float(options["lr"])
+        if self.kind == "sgd":
+            rate *= (1 - options["dampening"] * bool(options["momentum"])) / (1 - options["momentum"])
+        return rate
 
     def stepped(self, s: Slices) -> bool:
         """Whether the optimizer has moved this tensor yet."""

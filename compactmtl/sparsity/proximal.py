@@ -21,7 +21,8 @@ class ProximalStep:
         optimizer.step()
         proximal.step()
 
-    With SGD (momentum or not) a group is scaled by max(0, 1 − lr·λ√d/‖w‖). With Adam and AdamW the step is
+    With SGD a group is scaled by max(0, 1 − ηλ√d/‖w‖), where η is the learning rate, or the rate at which a
+    momentum buffer moves the weight, lr·(1 − dampening)/(1 − momentum). With Adam and AdamW the step is
     taken in the metric in which the optimizer stepped, √v̂ + ε with bias correction, so that an element that
     moves slowly also shrinks slowly; see `compactmtl.sparsity.prox`. The learning rates are read at each
     step. The moments of a group are cleared when it dies; it may come back where its gradient says so.

@@ -85,7 +85,7 @@ cases = st.fixed_dictionaries(
 
 
 @given(case=cases, exponent=st.floats(-8, 3), spread=st.floats(0, 10), blank=st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_adaptive_prox_meets_its_optimality_conditions(
     case: dict[str, object], exponent: float, spread: float, blank: bool
 ) -> None:
