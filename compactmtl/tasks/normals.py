@@ -83,12 +83,17 @@ def known_normals(target: Tensor) -> Tensor:
 
 
 def angles(a: Tensor, b: Tensor) -> Tensor:
-    """Angles in degrees between vectors (N, 3) of any length, (N,).
+    """Angles in degrees between vectors (B, 3, ...) of any length, (B, ...); 90 where one has no direction.
 
     By the arc tangent: the arc cosine of a float32 dot product is off by up to 0.03° near 0 and 180°.
     """
-    sine = torch.linalg.vector_norm(torch.linalg.cross(a, b, dim=1), dim=1)
-    return torch.rad2deg(torch.atan2(sine, (a * b).sum(1)))
+    (ax, ay, az), (bx, by, bz) = a.unbind(1), b.unbind(1)
+    # Written out: torch.linalg.cross and a norm along a strided dimension take six times as long on a CPU.
+    sine = ((ay * bz - az * by).square() + (az * bx - ax * bz).square() + (ax * by - ay * bx).square()).sqrt()
+    cosine = ax * bx + ay * by + az * bz
+    # atan2(0, 0) is 0: a dead head's zeros would score as a perfect prediction.
+    sine = sine.masked_fill((sine == 0) & (cosine == 0), 1.0)
+    return torch.rad2deg(torch.atan2(sine, cosine))
 
 
 class NormalsMetrics:
@@ -99,10 +104,8 @@ class NormalsMetrics:
         self._angles: list[NDArray[np.float32]] = []
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        known = known_normals(target)
-        # (B, 3, H, W) to (N, 3)
-        chosen, true = (x.float().movedim(1, -1)[known] for x in (F.normalize(output.float(), dim=1), target))
-        self._angles.append(angles(chosen, true).cpu().numpy())
+        found = angles(output.float(), target.float())
+        self._angles.append(found[known_normals(target)].cpu().numpy())
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split is known."""

@@ -68,13 +68,19 @@ class SegmentationTask:
 
     def decode(self, output: Tensor) -> Tensor:
         """Class index int64 (B, H, W)."""
-        return output.argmax(1)
+        return _greatest(output)
 
     def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
         return pictures.mask_picture(value, len(self.spec.classes))
 
     def caption(self, value: NDArray[Any]) -> str:
         return ""
+
+
+def _greatest(logits: Tensor) -> Tensor:
+    """Index of the greatest logit along the classes: (B, K, H, W) to (B, H, W)."""
+    # argmax along a strided dimension takes four times as long on a CPU (torch 2.14)
+    return logits.max(1).indices
 
 
 class SegmentationMetrics:
@@ -84,7 +90,7 @@ class SegmentationMetrics:
         self._confusion = ConfusionMatrix(task.name, task.spec)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        self._confusion.update(output.argmax(1), target)
+        self._confusion.update(_greatest(output), target)
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split counts."""

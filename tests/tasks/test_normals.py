@@ -94,3 +94,16 @@ def test_nothing_known_is_a_zero_loss_in_a_batch_and_an_error_in_a_split() -> No
 def test_decode_gives_unit_vectors() -> None:
     decoded = TASK.decode(torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(decoded.norm(dim=1), torch.ones(2, 4, 4), atol=1e-6)  # float32 rounding
+
+
+def test_angles_equal_the_arc_cosine_in_float64() -> None:
+    a, b = torch.randn(2, 5, 3, 7, 2).unbind(0)
+    expected = torch.rad2deg(torch.acos(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=1)))
+    # float32 near 180 degrees has steps of 1.5e-5
+    assert torch.allclose(angles(a, b).double(), expected, atol=1e-4)
+
+
+def test_a_prediction_of_zeros_is_no_perfect_one() -> None:
+    metrics = TASK.metrics()
+    metrics.update(torch.zeros(2, 3, 1, 1), facing(2))
+    assert metrics.compute()["mean_angle"] == 90
