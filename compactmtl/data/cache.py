@@ -10,8 +10,9 @@ import hashlib
 import json
 import mmap
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,7 @@ class MemoryStore:
 
     def fill(self) -> None:
         missing = np.flatnonzero(self._ready == 0).tolist()
-        with ThreadPoolExecutor(_threads()) as pool:
-            for _ in pool.map(self._put, missing):
-                pass
+        _for_each(self._put, missing)
 
     def _put(self, index: int) -> None:
         for name, value in self._make(index).items():
@@ -157,7 +156,7 @@ def _shared(count: int, layout: Layout) -> NDArray[Any]:
 
 def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    building = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     building.mkdir()
     try:
         arrays = {
@@ -174,9 +173,7 @@ def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) 
             for name, value in make(index).items():
                 arrays[name][index] = value
 
-        with ThreadPoolExecutor(_threads()) as pool:
-            for _ in pool.map(put, range(count)):
-                pass
+        _for_each(put, range(count))
         for array in arrays.values():
             array.flush()
         try:
@@ -188,5 +185,11 @@ def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) 
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _threads() -> int:
-    return min(os.cpu_count() or 1, 8)
+def _for_each(action: Callable[[int], None], numbers: Iterable[int]) -> None:
+    """Run in threads, which decoding sets free; the first failure stops the rest."""
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+    try:
+        for _ in pool.map(action, numbers):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -15,6 +15,7 @@ from compactmtl.data.base import Batch, Preprocessing, VisionDataset
 from compactmtl.data.images import normalize
 from compactmtl.data.seeds import generator
 from compactmtl.data.transforms import augment, draw, jitter
+from compactmtl.errors import CompactError
 
 Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
 
@@ -60,8 +61,11 @@ class EpochSampler(Sampler[Keys]):
             yield epoch, order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist()
 
 
-class BatchView(Dataset[Batch]):
-    """Whole batches of a data set by (epoch, indices)."""
+class BatchView(Dataset[Batch | CompactError]):
+    """Whole batches of a data set by (epoch, indices).
+
+    A damaged sample's error is handed back as a value: raised in a worker it would arrive wrapped in a traceback.
+    """
 
     def __init__(self, dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> None:
         self._dataset, self._train, self._seed = dataset, train, seed
@@ -70,8 +74,13 @@ class BatchView(Dataset[Batch]):
         augmented = config.augment
         self._moves = augmented.flip or augmented.shift > 0 or augmented.zoom != (1.0, 1.0)
 
-    def __getitem__(self, keys: Keys) -> Batch:
-        epoch, indices = keys
+    def __getitem__(self, keys: Keys) -> Batch | CompactError:
+        try:
+            return self._batch(*keys)
+        except CompactError as error:
+            return error
+
+    def _batch(self, epoch: int, indices: Sequence[int]) -> Batch:
         samples = [self._dataset[index] for index in indices]
         factors: Tensor | None = None
         if self._train and (self._moves or self._augment.color):
@@ -99,6 +108,13 @@ class Loader(DataLoader[Any]):
     """A torch DataLoader of `Batch`; its `sampler` takes set_epoch and set_start before a pass."""
 
     sampler: EpochSampler
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator class
+        """One pass; raises DataError for a sample that cannot be read."""
+        for batch in super().__iter__():
+            if isinstance(batch, CompactError):
+                raise batch
+            yield batch
 
 
 def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> Loader:

@@ -186,6 +186,9 @@ def zoom(value: Tensor, scale: float, translate: list[float]) -> Tensor:
     return wrapped
 
 
+_IMAGE = ""  # the image among the maps; no target has this name
+
+
 @dataclass(frozen=True)
 class Draw:
     """The random choices for one sample in one epoch.
@@ -227,7 +230,7 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
     A shift repeats the image's border; targets are unknown there (ignore index, 0), but a mask without an ignore index
     repeats its border like the image.
     """
-    maps = {"": cast(Tensor, tv_tensors.Image(sample["image"]))}
+    maps = {_IMAGE: cast(Tensor, tv_tensors.Image(sample["image"]))}
     others: dict[str, Tensor] = {}
     for name, target in sample["targets"].items():
         kind = specs[name].kind
@@ -253,13 +256,13 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
         left = span + round(choices.shift[0] * span)
         top = span + round(choices.shift[1] * span)
         for name, value in maps.items():
-            ignore = specs[name].ignore_index if name else None
-            edge = not name or (specs[name].kind == "mask" and ignore is None)
+            ignore = None if name == _IMAGE else specs[name].ignore_index
+            edge = name == _IMAGE or (specs[name].kind == "mask" and ignore is None)
             padded = F.pad(value, [span] * 4, fill=ignore or 0, padding_mode="edge" if edge else "constant")
             maps[name] = F.crop(padded, top, left, height, width)
     if choices.flip:
         maps = {name: F.horizontal_flip(value) for name, value in maps.items()}
-    image = _plain(maps.pop(""))
+    image = _plain(maps.pop(_IMAGE))
     for name, value in maps.items():
         plain = _plain(value)
         others[name] = plain[0] if specs[name].kind == "mask" else plain

@@ -6,6 +6,7 @@ A name is [age]_[gender]_[race]_[date and time].jpg, as in 26_0_2_20170104165550
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -194,6 +195,8 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
     if flat:
         notes.append(f"{folder} has no train/ and val/: split 80/20 by a hash of the names")
     unparsed: dict[str, None] = {}
+    seen: dict[bytes, tuple[Split, Path]] = {}
+    leaks: list[tuple[Path, Path]] = []
     for split in SPLITS:
         if split == "test" and (flat or not (folder / split).is_dir()):
             continue  # nothing in training needs it
@@ -209,9 +212,18 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
                 read_image(face.path)
             except DataError as error:
                 damaged.append(error.message)
+                continue
+            first = seen.setdefault(hashlib.sha256(face.path.read_bytes()).digest(), (split, face.path))
+            if first[0] != split:
+                leaks.append((face.path, first[1]))
         bad += damaged[:10]
         if len(damaged) > 10:
             bad.append(f"... and {len(damaged) - 10} more damaged images in {split}")
+    if leaks:
+        notes.append(
+            f"{len(leaks)} images are in two splits, byte for byte, such as {leaks[0][0]} and {leaks[0][1]}: "
+            "metrics on the later split flatter"
+        )
     if unparsed:
         examples = ", ".join(repr(name) for name in list(unparsed)[:3])
         notes.append(f"{len(unparsed)} names do not parse and are passed over, such as {examples}")

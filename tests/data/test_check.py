@@ -21,7 +21,8 @@ def faces(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         for number in range(count):
             path = folder / f"{10 + 5 * number}_{number % 2}_1_2017010{number}.jpg"
-            Image.fromarray(np.full((16, 16, 3), 20 * number, np.uint8)).save(path)
+            gray = 20 * number + (10 if split == "val" else 0)
+            Image.fromarray(np.full((16, 16, 3), gray, np.uint8)).save(path)
     return tmp_path
 
 
@@ -54,6 +55,15 @@ def test_damaged_images_are_problems_by_name(faces: Path) -> None:
     assert "30_0_0_0.jpg" in report.problems[0]
     assert "2 more damaged images in train" in report.problems[-1]
     assert report.counts == {"train": 20, "val": 3}
+
+
+def test_an_image_in_two_splits_is_noted(faces: Path) -> None:
+    source = faces / "UTKFace" / "train" / "20_0_1_20170102.jpg"
+    assert check_dataset(config(faces)).notes == []
+    (faces / "UTKFace" / "val" / "21_0_1_20170109.jpg").write_bytes(source.read_bytes())
+    (note,) = check_dataset(config(faces)).notes
+    assert "1 images are in two splits" in note
+    assert "21_0_1_20170109.jpg" in note
 
 
 def test_a_missing_split_or_root_is_a_problem_and_not_an_error(faces: Path, tmp_path: Path) -> None:

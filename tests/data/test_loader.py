@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import Batch, build_loader, load_dataset, preprocessing
 from compactmtl.data.loader import EpochSampler
+from compactmtl.errors import DataError
 
 AUGMENT = {"flip": True, "zoom": [1.0, 1.4], "shift": 2, "color": 0.3}
 
@@ -124,3 +126,16 @@ def test_a_start_serves_one_pass() -> None:
     sampler = EpochSampler(10, 2, shuffle=True, seed=0)
     sampler.set_start(3)
     assert [len(list(sampler)), len(list(sampler))] == [2, 5]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_is_a_plain_error_also_from_a_worker(workers: int, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "30_0_0_20170101.jpg").write_bytes(b"not a picture")
+    data = DataConfig(name="utkface", size=(8, 8), root=str(tmp_path), cache="none", workers=workers)
+    with pytest.raises(DataError) as caught:
+        list(build_loader(load_dataset(data, "val"), data, train=False, seed=0))
+    assert "30_0_0_20170101.jpg" in caught.value.message
+    assert "Traceback" not in caught.value.message
+    assert caught.value.hint
