@@ -83,7 +83,7 @@ def _check_names(path: Path, found: Mapping[str, Tensor], expected: Mapping[str,
         if found[name].shape != expected[name].shape:
             sizes = f"{tuple(found[name].shape)}, the model needs {tuple(expected[name].shape)}"
             raise ArtifactError(f"{path}: tensor {name} has shape {sizes}", hint)
-    for name in found:
+    for name in sorted(found):
         if name not in expected:
             raise ArtifactError(f"{path} has the tensor {name}, which the model does not", hint)
 

@@ -161,11 +161,15 @@ def _nearby(path: Path) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log.jsonl. Raises ArtifactError naming a damaged line."""
+    """The events of a log.jsonl; a last line that a kill cut off is left out.
+
+    Raises ArtifactError naming a damaged line.
+    """
     if not path.exists():
         return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
     events = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
             events.append(json.loads(line))
         except ValueError as error:

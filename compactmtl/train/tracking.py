@@ -28,12 +28,6 @@ class EventLog:
 
     def rewind(self, epochs: int) -> None:
         """Drop what was logged after `epochs` whole epochs: a resumed run writes it again."""
-        if not self.path.exists():
-            return
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # a kill in mid-line
-            lines.pop()
-        write_text(self.path, b"".join(lines).decode())
         kept = [
             event
             for event in read_log(self.path)
@@ -144,8 +138,7 @@ def format_metric(task: Task, metric: str, value: float) -> str:
     info = task.metric_info[metric]
     if info.share:
         return f"{metric} {value:.1%}"
-    unit = info.unit or task.spec.unit
-    return f"{metric} {value:.4g}{' ' + unit if unit else ''}"
+    return f"{metric} {value:.4g}{' ' + info.unit if info.unit else ''}"
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import io
+from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
 from compactmtl.config import Resolved, resolve_recipe
+from compactmtl.train import Run, train
 
 TINY = """\
 description: tiny
@@ -31,29 +33,44 @@ train:
   threads: 1
 """
 
-Make = Callable[..., Resolved]
+# dropout, an uncertainty balancer, factors and a sparsity controller: all that has a state of its own
+EVERYTHING = """
+balancing: {name: uncertainty}
+overparam: {kind: svd}
+sparsity:
+  selective: {mac_reduction: 0.3, start: 0.1, end: 0.6, every: 2, min_channels: 4}
+surgery: {align: 4}
+"""
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Make:
+@pytest.fixture(scope="session")
+def everything() -> str:
+    """Sections that give the tiny recipe every part with a state of its own."""
+    return EVERYTHING
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Resolved]:
     """tiny(*overrides, more=YAML) -> the resolved tiny recipe."""
 
     def make(*overrides: str, more: str = "") -> Resolved:
-        path = tmp_path / "tiny.yaml"
+        path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
         path.write_text(TINY + more)
         return resolve_recipe(path, list(overrides))
 
     return make
 
 
+@pytest.fixture(scope="session")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Resolved]
+) -> tuple[Resolved, Run]:
+    """A finished run of the tiny recipe with everything; not to be changed."""
+    resolved = tiny(more=EVERYTHING)
+    return resolved, train(resolved, tmp_path_factory.mktemp("whole") / "run", console=Console(quiet=True))
+
+
 @pytest.fixture
-def quiet() -> Callable[[], object]:
+def quiet() -> Callable[[], Console]:
     """A console that keeps its lines to itself; quiet().file.getvalue() has them."""
-    import io
-
-    from rich.console import Console
-
     return lambda: Console(file=io.StringIO(), width=200)
-
-
-__all__: Sequence[str] = ["Make"]

@@ -79,7 +79,7 @@ def test_a_tensor_too_few_or_too_many_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"lacks the tensor 1\.weight"):
         load_weights(small(), tmp_path / "few")
     save_checkpoint(tmp_path / "many", small(), {})
-    with pytest.raises(ArtifactError, match=r"has the tensor 1\.weight, which the model does not"):
+    with pytest.raises(ArtifactError, match=r"has the tensor 1\.bias, which the model does not"):
         load_weights(convolution, tmp_path / "many")
 
 

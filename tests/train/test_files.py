@@ -64,7 +64,7 @@ def test_a_failure_while_filling_keeps_the_old_folder(tmp_path: Path) -> None:
     path = tmp_path / "last"
     with new_folder(path) as folder:
         write_text(folder / "state", "old")
-    with pytest.raises(FileNotFoundError), new_folder(path) as folder:
+    with pytest.raises(FileNotFoundError), new_folder(path) as folder:  # noqa: PT012
         write_text(folder / "state", "new")
         write_text(folder / "missing" / "state", "new")
     assert (path / "state").read_text() == "old"

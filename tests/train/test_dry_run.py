@@ -1,0 +1,57 @@
+"""A dry run tells the truth about size and memory and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from compactmtl.config import Resolved
+from compactmtl.train import dry_run
+from compactmtl.train.session import build_session
+
+Make = Callable[..., Resolved]
+
+
+def test_it_writes_nothing(tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the cache that the recipe asks for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dry_run(tiny("data.cache=disk").recipe)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_shapes_steps_and_sizes(tiny: Make, everything: str) -> None:
+    result = dry_run(tiny(more=everything).recipe)
+    assert result.input == (4, 3, 32, 48)
+    assert result.outputs == {"segmentation": (4, 11, 32, 48), "depth": (4, 1, 32, 48)}
+    assert result.samples == {"train": 14, "val": 4}
+    assert (result.steps_per_epoch, result.total_steps) == (4, 12)
+    assert result.trained_parameters > result.parameters  # factors; the plain network is what is deployed
+    assert result.seconds > 0 and all(value > 0 for value in result.losses.values())
+    plain = dry_run(tiny().recipe)
+    assert (result.parameters, result.macs) == (plain.parameters, plain.macs)
+
+
+def test_memory_is_what_tensors_take(tiny: Make) -> None:
+    result = dry_run(tiny().recipe)
+    model = build_session(tiny().recipe).model
+    assert result.gradient_bytes == 4 * sum(p.numel() for p in model.parameters())
+    # AdamW: two moments a parameter, and one step count (float32) a tensor
+    assert result.optimizer_bytes == 2 * result.gradient_bytes + 4 * len(list(model.parameters()))
+    image = 4 * 4 * 3 * 32 * 48
+    assert result.activation_bytes > image
+    double = dry_run(tiny("data.batch_size=8").recipe)
+    # activations grow with the batch; masks and statistics of batch norm hardly do
+    assert double.activation_bytes == pytest.approx(2 * result.activation_bytes, rel=0.1)
+    assert result.total_bytes == sum(
+        (result.weight_bytes, result.gradient_bytes, result.optimizer_bytes, result.activation_bytes)
+    )
+
+
+def test_torch_is_left_alone(tiny: Make) -> None:
+    threads = torch.get_num_threads()
+    dry_run(tiny("train.threads=1").recipe)
+    assert torch.get_num_threads() == threads
