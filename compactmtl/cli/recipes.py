@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--resolved", action="store_true", help="every value with where it comes from")
     copy = actions.add_parser("copy", help="copy a recipe to change it")
     copy.add_argument("recipe", metavar="RECIPE", help="name or path")
-    copy.add_argument("out", metavar="FILE", nargs="?", type=Path, help="default: its last name, here")
+    copy.add_argument(
+        "out", metavar="FILE", nargs="?", type=Path, help="or a folder; default: its last name, here"
+    )
     copy.add_argument("--resolved", action="store_true", help="write out every value, without `extends`")
     copy.add_argument("--force", action="store_true", help="overwrite FILE")
     check = actions.add_parser("check", help="check keys, types, targets, data set and its options")
@@ -67,7 +69,9 @@ def _copy(args: argparse.Namespace) -> None:
     from compactmtl.config.load import dump_recipe, resolve_recipe
 
     resolved = resolve_recipe(args.recipe)
-    out: Path = args.out or Path(f"{Path(resolved.name).name}.yaml")
+    out: Path = args.out or Path()
+    if out.is_dir():
+        out /= f"{Path(resolved.name).name}.yaml"
     if out.exists() and not args.force:
         raise ConfigError(f"{out} exists", "name another file, or overwrite it with --force")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -61,6 +61,12 @@ def test_copy_writes_a_recipe_that_is_the_same(run: Run) -> None:
     assert "extends" not in Path("deep/er/x.yaml").read_text("utf-8")
 
 
+def test_copy_into_a_folder_keeps_the_name(run: Run) -> None:
+    Path("folder").mkdir()
+    assert run("copy", "kid", "folder")[0] == 0
+    assert load_recipe("folder/kid.yaml") == load_recipe("kid")
+
+
 def test_copy_overwrites_only_when_told(run: Run) -> None:
     Path("x.yaml").write_text("precious", "utf-8")
     code, _, shown = run("copy", "kid", "x.yaml")
