@@ -115,6 +115,6 @@ def _draw(panels: Sequence[Panel]) -> Image.Image:
 
 
 def _width(panel: Panel, font: Any) -> int:
-    texts = [font.getlength(panel.title)]
+    texts: list[float] = [font.getlength(panel.title)]
     texts += [font.getlength(text) + (0 if color is None else SWATCH + 8) for color, text in panel.legend]
-    return max(panel.picture.width, round(max(texts)))
+    return max(int(panel.picture.width), round(max(texts)))

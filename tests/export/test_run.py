@@ -51,8 +51,9 @@ def test_the_compact_model_is_timed_against_the_dense_one(verification: Verifica
     assert verification.latency.reference == "dense"
     assert set(verification.latency.stats) == {"dense", "compact"}
     assert {stats.batch for stats in verification.latency.stats.values()} == {2}
-    count = lambda model: sum(p.numel() for p in model.parameters())  # noqa: E731
-    assert count(compacted.load_compact()) < count(compacted.load_plain())
+    models = compacted.load_compact(), compacted.load_plain()
+    compact, dense = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
+    assert compact < dense
 
 
 def test_bundle_says_what_it_is(bundle: Bundle, compacted: Run) -> None:
@@ -74,6 +75,7 @@ def test_bundle_reads_back_equal_and_is_trusted(bundle: Bundle, verification: Ve
     assert set(bundle.tasks) == {"segmentation", "depth"}
 
 
+@pytest.mark.slow  # exports two models
 def test_run_without_surgery_against_a_baseline(trained: Run, tmp_path: Path) -> None:
     run = Run.open(shutil.copytree(trained.path, tmp_path / "run"))
     target = TARGET.model_copy(
@@ -92,6 +94,7 @@ def test_run_without_surgery_against_a_baseline(trained: Run, tmp_path: Path) ->
     assert not Bundle.open(run.path / "export" / "free").info.compact
 
 
+@pytest.mark.slow  # exports two models
 def test_failed_gate_is_kept_and_marked(compacted: Run, tmp_path: Path) -> None:
     run = Run.open(shutil.copytree(compacted.path, tmp_path / "run"))
     found = export_run(run, "tight", TARGET.model_copy(update={"max_megabytes": 0.001}))
@@ -103,10 +106,11 @@ def test_failed_gate_is_kept_and_marked(compacted: Run, tmp_path: Path) -> None:
 def test_what_raises_leaves_the_former_bundle(
     compacted: Run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*args: object, **kwargs: object) -> None:
+    def fails_half_way(model: object, inputs: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"half a model")
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("compactmtl.export.run.check_parity", broken)
+    monkeypatch.setattr("compactmtl.export.run.export_onnx", fails_half_way)
     with pytest.raises(RuntimeError, match="broken"):
         export_run(compacted, "small", TARGET)
     assert Bundle.open(bundle.path).info == bundle.info

@@ -1,0 +1,152 @@
+"""`export`, `predict` and `doctor` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compactmtl.cli.main import main
+from compactmtl.cli.predict import picture_names
+from compactmtl.errors import GATE, MISSING, OK, USAGE
+from compactmtl.export import Bundle
+from compactmtl.train import Run
+from tests.support.real_runs import write_run
+
+FACES = """
+data: {name: utkface, root: ROOT, size: [16, 16], batch_size: 4}
+tasks:
+  age: {kind: regression}
+  gender: {kind: classification}
+model: {encoder: {name: test_resnet}}
+"""
+TARGET = """
+backend: onnxruntime
+latency: {warmup: 1, repeats: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return write_run(tmp_path_factory.mktemp("runs") / "scenes")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on twenty colored squares with UTKFace's names."""
+    root = tmp_path_factory.mktemp("faces")
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{20 + i}_{i % 2}_{i % 5}_2017010{i:07d}.jpg.chip.jpg")
+    return write_run(tmp_path_factory.mktemp("runs") / "faces", FACES.replace("ROOT", str(root)))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_predict_draws_maps_and_keeps_their_figures(scenes: Run, image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    assert main(["predict", str(scenes.path), str(image), "--out", str(out)]) == OK
+    with Image.open(out / "photo.png") as picture:
+        assert picture.width > 3 * 24  # input, segmentation and depth side by side, enlarged
+        assert len(set(picture.get_flattened_data())) > 50
+    values = json.loads((out / "predictions.json").read_text())[str(image)]["tasks"]
+    assert sum(values["segmentation"]["pixel_shares"].values()) == pytest.approx(1)
+    assert 0 < values["depth"]["min"] <= values["depth"]["median"] <= values["depth"]["max"]
+    assert values["depth"]["unit"] == "m"
+
+
+def test_predict_tells_single_values_in_words(
+    faces: Run, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(faces.path), str(image), "--out", str(tmp_path)]) == OK
+    values = json.loads((tmp_path / "predictions.json").read_text())[str(image)]["tasks"]
+    assert values["age"]["unit"] == "years"
+    shares = values["gender"]["probabilities"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert values["gender"]["class"] == max(shares, key=shares.get)
+    assert f"gender {values['gender']['class']} (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"hello", "not a whole image"), (None, "no such image")])
+def test_predict_names_an_image_that_is_none(
+    content: bytes | None, message: str, scenes: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["predict", str(scenes.path), str(path), "--out", str(tmp_path / "out")]) == USAGE
+    said = capsys.readouterr().err
+    assert f"{path}: {message}" in said
+    assert "Traceback" not in said
+
+
+def test_pictures_of_images_with_one_name_are_numbered() -> None:
+    paths = [Path("a/x.jpg"), Path("b/x.png"), Path("x-2.jpg"), Path("c/x.jpg")]
+    names = picture_names(paths)
+    assert names[:2] == ["x.png", "x-2.png"]
+    assert len(set(names)) == 4
+
+
+@pytest.mark.parametrize("verb", ["export", "predict"])
+def test_folder_that_is_no_run(
+    verb: str, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"export": [], "predict": [str(image)]}[verb]
+    assert main([verb, str(tmp_path), *words]) == USAGE
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_export_without_the_backend_is_missing(
+    scenes: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", str(scenes.path), "--target", "onnxruntime-cpu"]) == MISSING
+    assert "compactmtl[cpu]" in capsys.readouterr().err
+    assert not (scenes.path / "export").exists()
+
+
+@pytest.mark.slow  # exports two models
+def test_export_prints_what_it_found_and_a_failed_gate_fails_the_command(
+    faces: Run, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sound.yaml").write_text(TARGET)
+    (tmp_path / "tight.yaml").write_text(TARGET + "max_megabytes: 0.001\n")
+    targets = [str(tmp_path / "tight.yaml"), str(tmp_path / "sound.yaml")]
+    assert main(["export", str(faces.path), "--target", *targets]) == GATE
+    said = capsys.readouterr()
+    assert "over 0.001 MB" in said.err
+    assert "Traceback" not in said.err
+    assert "gates: 5 of 5 hold" in said.out
+    assert Bundle.open(faces.path / "export" / "sound").doubt == ""
+    tight = faces.path / "export" / "tight"
+    assert main(["predict", str(tight), str(image), "--out", str(tmp_path / "out")]) == OK
+    assert "warning" in capsys.readouterr().err
+
+
+def test_doctor_says_what_runs_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == OK
+    said = capsys.readouterr().out
+    for word in ("torch", "onnxruntime, CPUExecutionProvider", "processor", "cache"):
+        assert word in said
+
+
+def test_doctor_survives_a_missing_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from compactmtl.backends import machine
+
+    real = machine.package_version
+    monkeypatch.setattr(machine, "package_version", lambda name: None if name == "torch" else real(name))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["doctor"]) == MISSING
+    assert "missing: pip install compactmtl" in capsys.readouterr().out

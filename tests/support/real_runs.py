@@ -1,0 +1,56 @@
+"""A run on disk as training leaves it, of an untrained model: what comes after training needs no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from compactmtl.config import resolve_recipe
+from compactmtl.data import load_dataset
+from compactmtl.tasks import build_tasks
+from compactmtl.train import Run, compact_run
+from compactmtl.train.checkpoint import save_best
+from compactmtl.train.run import create_folder, fresh_model, new_meta, recipe_hash
+
+SCENES = """
+data: {name: scenes, size: [16, 24], batch_size: 4, options: {train: 4, val: 5}}
+tasks:
+  segmentation: {kind: segmentation, head: {kind: fcn, width: 4}}
+  depth: {kind: depth, head: {kind: fcn, width: 4}}
+model: {encoder: {name: test_resnet}}
+"""
+
+
+def write_run(folder: Path, recipe: str = SCENES) -> Run:
+    """Write a run with the recipe's freshly drawn model as its best checkpoint."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_suffix(".yaml")
+    path.write_text(recipe)
+    resolved = resolve_recipe(path)
+    dataset = load_dataset(resolved.recipe.data, "val")
+    torch.manual_seed(0)
+    model = fresh_model(resolved.recipe, build_tasks(resolved.recipe.tasks, dataset.specs))
+    create_folder(folder, resolved.recipe, new_meta(resolved, dataset.specs), overwrite=False)
+    summary = {
+        "recipe_hash": recipe_hash(resolved.recipe),
+        "epoch": 1,
+        "step": 1,
+        "score": 0.0,
+        "metrics": {},
+    }
+    save_best(folder / "checkpoints" / "best", model, summary)
+    return Run.open(folder)
+
+
+def compact_half(run: Run) -> Run:
+    """Zero half of the first filters of each residual block, with their batch norms, and compact the run."""
+    weights = run.path / "checkpoints" / "best" / "weights.safetensors"
+    state = load_file(weights)
+    for key, value in state.items():
+        if key.endswith((".conv1.weight", ".bn1.weight", ".bn1.bias")) and ".layer" in key:
+            value[len(value) // 2 :] = 0
+    save_file(state, weights)
+    compact_run(run)
+    return run
