@@ -62,7 +62,7 @@ def test_values_are_told_in_words(pair: tuple[SyntheticRun, SyntheticRun]) -> No
     age, gender = sample.tasks
     assert not age.dense
     assert age.target is not None
-    assert age.target.caption == run.tasks["age"].caption(np.float32(20.0))
+    assert age.target.caption == run.tasks["age"].caption(np.asarray(20.0, np.float32))
     assert gender.predictions["dense"].caption in ("male", "female")
 
 
