@@ -18,7 +18,7 @@ from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
 from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.data.loader import Loader
-from compactmtl.errors import ConfigError, DataError, MissingDependencyError
+from compactmtl.errors import ArtifactError, ConfigError, DataError, MissingDependencyError
 from compactmtl.export.bundle import (
     MODEL_FILE,
     BundleInfo,
@@ -31,7 +31,9 @@ from compactmtl.export.bundle import (
 from compactmtl.export.onnx import Shape, data_file, export_onnx, model_tensors
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
+from compactmtl.train.checkpoint import WEIGHTS
 from compactmtl.train.files import new_folder
+from compactmtl.train.run import COMPACT as COMPACT_FOLDER
 from compactmtl.train.run import recipe_hash
 from compactmtl.verify.accuracy import array_runner, evaluate, torch_runner
 from compactmtl.verify.gates import check_gates
@@ -68,10 +70,11 @@ def export_run(
 
     A gate that fails is in the result (`passed` False) and the bundle is kept, marked; the caller decides.
     A former bundle stays as it was where anything raises: ConfigError on a target or baseline that doesn't
-    fit, MissingDependencyError where the backend can't run here, ParityError where the artifact's outputs
-    are not the torch model's or hold NaN.
+    fit, ArtifactError on a compact model that is older than the best checkpoint, MissingDependencyError where
+    the backend can't run here, ParityError where the artifact's outputs are not the torch model's or hold NaN.
     """
     _check_target(target_name, target)
+    _check_current(run)
     if baseline is not None:
         _check_baseline(run, baseline)
     model = run.load_compact() if run.has_compact else run.load_plain()
@@ -116,14 +119,29 @@ def _check_target(name: str, target: Target) -> None:
         )
 
 
+def _check_current(run: Run) -> None:
+    """A compact model from before the best checkpoint, after training went on, is another model."""
+    if not run.has_compact:
+        return
+    best, plan = run.path / "checkpoints" / "best" / WEIGHTS, run.path / COMPACT_FOLDER / "plan.json"
+    if best.exists() and best.stat().st_mtime_ns > plan.stat().st_mtime_ns:
+        raise ArtifactError(
+            f"the compact model of {run.path} is older than its best checkpoint",
+            f"run `compactmtl compact {run.path}` again",
+        )
+
+
 def _check_baseline(run: Run, baseline: Run) -> None:
-    """A baseline is of the same tasks on the same images; else neither metrics nor latencies compare."""
+    """A baseline has the same tasks on the same kind of images; else neither metrics nor latencies compare.
+
+    Its data.root doesn't matter: it is evaluated on the run's own images.
+    """
     if missing := sorted(set(run.tasks) - set(baseline.tasks)):
         raise ConfigError(
             f"baseline {baseline.path} lacks the tasks {missing} of {run.path}",
             "give a run of the same tasks",
         )
-    for key in ("name", "root", "size", "options"):
+    for key in ("name", "size", "options"):
         one, other = getattr(run.recipe.data, key), getattr(baseline.recipe.data, key)
         if one != other:
             raise ConfigError(
@@ -182,7 +200,7 @@ def _first_images(loader: Loader, count: int) -> Tensor:
 
 def _provenance(run: Run) -> dict[str, str]:
     """Strings kept in the ONNX file: which run, recipe and plan it came from, with which versions."""
-    plan = run.path / "compact" / "plan.json"
+    plan = run.path / COMPACT_FOLDER / "plan.json"
     return {
         "compactmtl.run": run.name,
         "compactmtl.recipe_sha256": recipe_hash(run.recipe),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,15 @@ def test_target_that_cannot_run_here(
     with pytest.raises(error, match=message):
         export_run(trained, "t", target)
     assert not (trained.path / "export").exists()
+
+
+def test_compact_model_from_before_the_best_checkpoint_is_refused(compacted: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(compacted.path, tmp_path / "run"))
+    plan = run.path / "compact" / "plan.json"
+    later = plan.stat().st_mtime_ns + 1
+    os.utime(run.path / "checkpoints" / "best" / "weights.safetensors", ns=(later, later))
+    with pytest.raises(ArtifactError, match="older than its best checkpoint"):
+        export_run(run, "t", TARGET)
 
 
 def test_baseline_on_other_data_is_refused(trained: Run, compacted: Run) -> None:
