@@ -88,7 +88,7 @@ class OptimizerView:
         state, options = self.optimizer.state[s.parameter], self.options(s)
         second: Tensor = state["max_exp_avg_sq" if options["amsgrad"] else "exp_avg_sq"]
         correction: float = (1 - float(options["betas"][1]) ** float(state["step"])) ** 0.5
-        return (second.sqrt() / correction).add_(float(options["eps"]))
+        return second.sqrt().div_(correction).add_(float(options["eps"]))
 
     def forget(self, s: Slices, groups: Tensor) -> None:
         """Clear the moments of the flagged `groups`, bool (n,): a dead group must not be pushed by its past."""

@@ -91,6 +91,6 @@ class ProximalStep:
             return prox_(family.slices, thresholds)
         # Where rates differ, the step's metric is D/lr: take D relative to the largest rate.
         metric = [
-            self._view.metric(s) * (reference / rate) for s, rate in zip(family.slices, rates, strict=True)
+            self._view.metric(s).mul_(reference / rate) for s, rate in zip(family.slices, rates, strict=True)
         ]
         return adaptive_prox_(family.slices, metric, thresholds)

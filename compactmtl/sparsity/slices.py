@@ -44,13 +44,13 @@ class Slices:
 
     def sums(self, values: Tensor) -> Tensor:
         """The sum of `values` (of the parameter's shape) over each group, (n,)."""
-        per_slice = values.sum(self._others) if self._others else values
+        per_slice = values.sum(self._others) if self._others else values.clone()
         return per_slice if self._identity else per_slice[self._on(values)[0]].sum(1)
 
-    def maxima(self, values: Tensor) -> Tensor:
-        """The largest of `values` in each group, (n,)."""
-        per_slice = values.amax(self._others) if self._others else values
-        return per_slice if self._identity else per_slice[self._on(values)[0]].amax(1)
+    def minima(self, values: Tensor) -> Tensor:
+        """The smallest of `values` in each group, (n,)."""
+        per_slice = values.amin(self._others) if self._others else values.clone()
+        return per_slice if self._identity else per_slice[self._on(values)[0]].amin(1)
 
     def spread(self, per_group: Tensor, elsewhere: float) -> Tensor:
         """`per_group` (n,) in a shape that broadcasts over the parameter, `elsewhere` outside all groups."""

@@ -1,4 +1,4 @@
-"""Sums, maxima and factors over groups agree with a loop over the groups."""
+"""Sums, minima and factors over groups agree with a loop over the groups."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_reductions_and_broadcasts(
     torch.testing.assert_close(
         slices.sums(values), torch.stack([p.sum() for p in parts]), rtol=1e-5, atol=1e-5
     )
-    assert torch.equal(slices.maxima(values), torch.stack([p.max() for p in parts]))
+    assert torch.equal(slices.minima(values), torch.stack([p.min() for p in parts]))
     expected = torch.full_like(values, 7.0)
     for i in range(n):
         expected.movedim(dim, 0)[indices[i]] = float(i)
