@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.config import load_target
+    from compactmtl.errors import ConfigError
     from compactmtl.export import export_run
     from compactmtl.train import Run
     from compactmtl.verify.gates import raise_failed
@@ -43,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     opened = Run.open(args.run)
     baseline = Run.open(args.baseline) if args.baseline else None
     # A target given by path is named after its file. All are read before any is exported.
-    targets = {Path(name).stem: load_target(name) for name in args.target or opened.recipe.targets}
+    names = {Path(name).stem: name for name in args.target or opened.recipe.targets}
+    if len(names) < len(args.target or ()):
+        raise ConfigError("two targets of one name would share a folder", "export them one by one, renamed")
+    targets = {stem: load_target(name) for stem, name in names.items()}
     verifications = {}
     for name, target in targets.items():
         print(f"{opened.name} for {name}", file=sys.stderr)

@@ -106,6 +106,15 @@ def test_folder_that_is_no_run(
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def test_two_targets_of_one_name_are_refused(
+    scenes: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "onnxruntime-cpu.yaml").write_text(TARGET)
+    targets = ["onnxruntime-cpu", str(tmp_path / "onnxruntime-cpu.yaml")]
+    assert main(["export", str(scenes.path), "--target", *targets]) == USAGE
+    assert "share a folder" in capsys.readouterr().err
+
+
 def test_export_without_the_backend_is_missing(
     scenes: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
