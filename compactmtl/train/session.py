@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from compactmtl.balancing import balancer
+from compactmtl.balancing import Balancer, balancer
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
@@ -48,7 +48,7 @@ class Session:
     tasks: dict[str, Task]
     specs: Mapping[str, TargetSpec]
     model: MultiTaskModel
-    balancer: nn.Module
+    balancer: Balancer
     optimizer: Optimizer
     schedule: LambdaLR
     scaler: torch.amp.GradScaler
@@ -98,7 +98,7 @@ class Session:
         """One optimizer step: backward, clip, step, proximal step, schedule."""
         config = self.recipe.train
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         if self.sparsifier:
             self.sparsifier.observe()
@@ -200,7 +200,8 @@ def parameter_groups(model: nn.Module, weighing: nn.Module, shrunk: frozenset[st
     No decay on biases and norms (they don't overfit, and decay fights BatchNorm's scale) nor on
     parameters that the proximal step shrinks (decay would shrink them twice).
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (free if parameter.ndim < 2 or name in shrunk else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,42 +12,13 @@ from rich.console import Console
 from compactmtl.config import Resolved, resolve_recipe
 from compactmtl.train import Run, train
 
-TINY = """\
-description: tiny
-data:
-  name: scenes
-  size: [32, 48]
-  batch_size: 4
-  augment: {flip: true, zoom: [1.0, 1.2], color: 0.1}
-  options: {train: 14, val: 4}
-tasks:
-  segmentation: {kind: segmentation, head: {kind: fcn, width: 8, dropout: 0.2}}
-  depth: {kind: depth, head: {kind: fcn, width: 8}}
-model:
-  encoder:
-    name: resnet10t
-    options: {channels: [16, 16, 24, 32], stem_width: 16}
-    output_stride: 16
-train:
-  epochs: 3
-  optimizer: {lr: 2e-3}
-  threads: 1
-"""
-
-# dropout, an uncertainty balancer, factors and a sparsity controller: all that has a state of its own
-EVERYTHING = """
-balancing: {name: uncertainty}
-overparam: {kind: svd}
-sparsity:
-  selective: {mac_reduction: 0.3, start: 0.1, end: 0.6, every: 2, min_channels: 4}
-surgery: {align: 4}
-"""
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def everything() -> str:
     """Sections that give the tiny recipe every part with a state of its own."""
-    return EVERYTHING
+    return (HERE / "everything.yaml").read_text().partition("extends: tiny.yaml\n")[2]
 
 
 @pytest.fixture(scope="session")
@@ -55,18 +27,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Resolved]:
 
     def make(*overrides: str, more: str = "") -> Resolved:
         path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-        path.write_text(TINY + more)
+        path.write_text((HERE / "tiny.yaml").read_text() + more)
         return resolve_recipe(path, list(overrides))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(
-    tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Resolved]
-) -> tuple[Resolved, Run]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Resolved, Run]:
     """A finished run of the tiny recipe with everything; not to be changed."""
-    resolved = tiny(more=EVERYTHING)
+    resolved = resolve_recipe(HERE / "everything.yaml")
     return resolved, train(resolved, tmp_path_factory.mktemp("whole") / "run", console=Console(quiet=True))
 
 

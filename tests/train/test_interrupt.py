@@ -14,9 +14,10 @@ from compactmtl.train.interrupt import Interrupt
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with Interrupt() as interrupt:
-        assert not interrupt.requested
+        states = [interrupt.requested]
         signal.raise_signal(number)
-        assert interrupt.requested
+        states.append(interrupt.requested)
+    assert states == [False, True]
     assert signal.getsignal(number) == before
 
 
