@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=BaseModel)
 
+UNSTEADY = 0.25  # standard deviation / mean; an idle machine stays well below a tenth
+
 
 def build_report(runs: Sequence[Run], baseline: Run | None, splits: ValSplits) -> Report:
     """Read everything the report shows from `runs` and `baseline`.
@@ -102,6 +104,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         ExportView(target=path.parent.name, verification=_parse(Verification, path))
         for path in sorted((run.path / "export").glob("*/verification.json"))
     )
+    notes.extend(_unsteady(name, exports))
     return RunView(
         name=name,
         path=str(run.path),
@@ -117,6 +120,19 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         seconds=end.get("seconds") if end else None,
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
     )
+
+
+def _unsteady(name: str, exports: Sequence[ExportView]) -> list[str]:
+    """A note for each export whose latencies vary so much that their ratio says little."""
+    notes = []
+    for export in exports:
+        variation = max(stats.variation for stats in export.verification.latency.stats.values())
+        if variation > UNSTEADY:
+            notes.append(
+                f"{name}: latencies on {export.target} vary by {variation:.0%} of their mean; measure again on "
+                "an idle machine before you rely on them"
+            )
+    return notes
 
 
 def _epochs(log: Sequence[Mapping[str, Any]], path: Path) -> tuple[Epoch, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import compactmtl
 from compactmtl.report import figures, table
@@ -61,6 +62,7 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         small=fmt.small,
         data_uri=data_uri,
         prediction=_prediction,
+        breakable=_breakable,
     )
     template = environment.from_string(
         files("compactmtl.report").joinpath("template.html.j2").read_text(encoding="utf-8")
@@ -82,6 +84,11 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         speedup=table.speedup_cell,
         NOT_RUN=fmt.NOT_RUN,
     )
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that may break after its dots and underscores."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
 
 
 def _prediction(task: TaskSample, label: str) -> View | None:

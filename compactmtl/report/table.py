@@ -109,7 +109,7 @@ class _Rows:
         cells = [_metric_cell(stage, task) for task in self.tasks]
         if self.delta_reference:
             if column.run.name == self.baseline:
-                cells.append(Cell("0 (reference)"))
+                cells.append(Cell("0"))
             elif stage.delta_m is None:
                 cells.append(MISSING)
             else:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compactmtl.config.recipe import Recipe
-from tests.support.synthetic_runs import SyntheticRun, TinySplits, make_recipe, scaled, write_run
+from tests.support.synthetic_runs import SyntheticRun, TinySplits, make_recipe, write_pair, write_run
 
 
 @pytest.fixture
@@ -20,16 +20,7 @@ def splits() -> TinySplits:
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[SyntheticRun, SyntheticRun]:
     """A dense baseline and a compact run that went down the whole road."""
-    dense = write_run(tmp_path / "runs" / "dense", make_recipe())
-    compact = write_run(
-        tmp_path / "runs" / "compact",
-        make_recipe(),
-        factor=0.99,
-        compacted=True,
-        exported=True,
-        baseline=scaled(1.0),
-    )
-    return dense, compact
+    return write_pair(tmp_path / "runs")
 
 
 @pytest.fixture

@@ -177,3 +177,13 @@ def test_the_report_survives_json(pair: Pair, splits: TinySplits) -> None:
     dense, compact = pair
     report = build([compact], dense, splits)
     assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_unsteady_latencies_are_noted(make_run: MakeRun, splits: TinySplits) -> None:
+    run = make_run("one", compacted=True, exported=True)
+    assert not build([run], None, splits).notes
+    path = run.path / "export" / "onnxruntime-cpu" / "verification.json"
+    found = json.loads(path.read_text())
+    found["latency"]["stats"]["compact"]["variation"] = 0.41
+    path.write_text(json.dumps(found))
+    assert any("vary by 41%" in note for note in build([run], None, splits).notes)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from compactmtl.report import Report, collect, write_collected
 from compactmtl.train import Run
-from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, TinySplits, make_recipe, scaled
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, TinySplits, make_recipe, scaled, write_pair
 
 MakeRun = Callable[..., SyntheticRun]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -26,6 +26,15 @@ def write(
 ) -> str:
     report, samples = collect(cast(list[Run], runs), cast(Run | None, baseline), TinySplits(missing))
     return write_collected(report, samples, out).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a pair of runs that went down the whole road; drawing it takes a second."""
+    folder = tmp_path_factory.mktemp("report")
+    dense, compact = write_pair(folder / "runs")
+    write([compact], dense, folder / "out")
+    return folder / "out"
 
 
 class Page(HTMLParser):
@@ -57,8 +66,8 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def test_the_page_is_whole_and_offline(pair: tuple[SyntheticRun, SyntheticRun], tmp_path: Path) -> None:
-    page = Page(write([pair[1]], pair[0], tmp_path / "out"))
+def test_the_page_is_whole_and_offline(written: Path) -> None:
+    page = Page((written / "report.html").read_text())
     assert page.attributes("html")[0]["lang"] == "en"
     images = page.attributes("img")
     assert len(images) == 6 * (1 + 3 * 3)  # six samples: the input, and target, dense, compact of three tasks
@@ -71,10 +80,8 @@ def test_the_page_is_whole_and_offline(pair: tuple[SyntheticRun, SyntheticRun], 
             assert value.startswith(("data:", "#")) or not value, (tag, value)
 
 
-def test_ids_are_unique_and_figures_are_told_in_words(
-    pair: tuple[SyntheticRun, SyntheticRun], tmp_path: Path
-) -> None:
-    page = Page(write([pair[1]], pair[0], tmp_path / "out"))
+def test_ids_are_unique_and_figures_are_told_in_words(written: Path) -> None:
+    page = Page((written / "report.html").read_text())
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     figures = [attributes for attributes in page.attributes("div") if attributes.get("role") == "img"]
@@ -104,11 +111,8 @@ def test_everything_a_user_wrote_is_escaped(make_run: MakeRun, tmp_path: Path) -
     assert evil in Page(html).text
 
 
-def test_report_json_is_the_model_without_pictures(
-    pair: tuple[SyntheticRun, SyntheticRun], tmp_path: Path
-) -> None:
-    write([pair[1]], pair[0], tmp_path / "out")
-    text = (tmp_path / "out" / "report.json").read_text()
+def test_report_json_is_the_model_without_pictures(written: Path) -> None:
+    text = (written / "report.json").read_text()
     assert "base64" not in text
     assert [run.name for run in Report.model_validate_json(text).runs] == ["dense", "compact"]
 

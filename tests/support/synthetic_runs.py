@@ -312,6 +312,15 @@ def write_run(
     return SyntheticRun(path, path.name, recipe)
 
 
+def write_pair(folder: Path) -> tuple[SyntheticRun, SyntheticRun]:
+    """A dense baseline and a compact run that went down the whole road."""
+    dense = write_run(folder / "dense", make_recipe())
+    compact = write_run(
+        folder / "compact", make_recipe(), factor=0.99, compacted=True, exported=True, baseline=scaled(1.0)
+    )
+    return dense, compact
+
+
 class TinyVal:
     """Eight images of a floor, a wall and a ball."""
 
