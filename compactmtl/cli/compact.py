@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.evaluate:
         print(compare(opened))
     print(f"compact model: {opened.path / 'compact'}")
-    print(f"next: compactmtl export {opened.path} --target {opened.recipe.targets[0]}")
+    print(f"next: compactmtl export {opened.path}")
     return 0
 
 

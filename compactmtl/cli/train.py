@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     finished = train(resolved, path, resume=args.resume, overwrite=args.overwrite)
     print(f"run: {finished.path}")
-    print(f"next: compactmtl compact {finished.path}")
+    print(f"next: compactmtl {'export' if resolved.recipe.sparsity is None else 'compact'} {finished.path}")
     return 0
 
 

@@ -113,7 +113,8 @@ def load_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{folder} holds no checkpoint yet", "let the run train for at least one epoch"
+            f"{folder} holds no checkpoint yet",
+            "let the run train on with --resume; a sparse run's best is chosen once its target is reached",
         ) from error
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged: {error}", "train again with --overwrite") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -18,20 +18,13 @@ from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
 from compactmtl.errors import TrainingError
 from compactmtl.tasks import delta_m, mean_score
-from compactmtl.train.checkpoint import (
-    load_state,
-    load_weights,
-    random_state,
-    restore_random_state,
-    save_best,
-    save_checkpoint,
-)
+from compactmtl.train.checkpoint import save_best
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
+from compactmtl.train.resume import Progress, restore, save_last
 from compactmtl.train.run import (
     CHECKPOINTS,
     Run,
     check_folder,
-    check_recipe_hash,
     check_same_recipe,
     create_folder,
     is_run,
@@ -45,21 +38,6 @@ from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.result import TaskMetrics
-
-
-@dataclass
-class Progress:
-    """What the loop itself remembers; part of the checkpoint."""
-
-    best_score: float = -math.inf
-    best_epoch: int = 0
-    best_metrics: TaskMetrics = field(default_factory=dict)
-    stale: int = 0  # epochs since the best
-    seconds: float = 0.0  # of all whole epochs, validation apart
-    images: int = 0
-    epoch_seconds: float = 0.0  # of the epoch in progress, as the two below
-    epoch_images: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # losses over steps
 
 
 def train(
@@ -88,29 +66,17 @@ def train(
         if (run := Run.open(path)).finished:
             console.print(f"{path} is finished: nothing to resume", highlight=False, soft_wrap=True)
             return run
-    with torch_settings(recipe), Interrupt() as interrupt:
+    with torch_settings(recipe):
         session, progress = build_session(recipe), Progress()
         if resume:
             restore(session, progress, path / CHECKPOINTS / "last")
             update_recipe(path, recipe)
         else:
             create_folder(path, recipe, new_meta(resolved, session.specs), overwrite=overwrite)
-        with Tracker(path, session.tasks, session.total_steps, session.position.step, console) as tracker:
+        tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
+        with tracker, Interrupt() as interrupt:
             Loop(session, progress, path, tracker, interrupt).run(resumed=resume)
     return Run.open(path)
-
-
-def restore(session: Session, progress: Progress, folder: Path) -> None:
-    """Put session, progress and random generators to where the checkpoint `folder` was written."""
-    state = load_state(folder)
-    if state is None:  # killed before the first checkpoint
-        return
-    check_recipe_hash(state, session.recipe, folder)
-    load_weights(session.model, folder)
-    session.load_state_dict(state["session"])
-    for name, value in state["progress"].items():
-        setattr(progress, name, value)
-    restore_random_state(state["random"])
 
 
 @dataclass
@@ -232,13 +198,7 @@ class Loop:
         self._save_last()
 
     def _save_last(self) -> None:
-        state = {
-            "session": self.session.state_dict(),
-            "progress": asdict(self.progress),
-            "random": random_state(),
-            "recipe_hash": recipe_hash(self.session.recipe),
-        }
-        save_checkpoint(self.path / CHECKPOINTS / "last", self.session.model, state)
+        save_last(self.session, self.progress, self.path / CHECKPOINTS / "last")
 
     def _stop(self) -> TrainingInterrupted:
         self._save_last()

@@ -56,7 +56,7 @@ def test_train_compact_and_again(
     assert f"{surgery['macs']['before']:,}" in printed and f"{surgery['macs']['after']:,}" in printed
     assert "proof: largest difference" in printed
     assert "segmentation miou" in printed and "(difference " in printed
-    assert "--target onnxruntime-cpu" in printed
+    assert f"next: compactmtl export {run}" in printed
 
     code, error = failing("train", EVERYTHING, "--out", out)
     assert code == 2 and "holds a run already" in error and "--resume" in error

@@ -1,0 +1,61 @@
+"""What `last` holds beside the weights, so that a run goes on bit-equal from any step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from compactmtl.train.checkpoint import (
+    load_state,
+    load_weights,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from compactmtl.train.run import check_recipe_hash, recipe_hash
+from compactmtl.train.session import Session
+from compactmtl.verify.result import TaskMetrics
+
+
+@dataclass
+class Progress:
+    """What the loop itself remembers; part of the checkpoint."""
+
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    best_metrics: TaskMetrics = field(default_factory=dict)
+    stale: int = 0  # epochs since the best
+    seconds: float = 0.0  # of all whole epochs, validation apart
+    images: int = 0
+    epoch_seconds: float = 0.0  # of the epoch in progress, as the two below
+    epoch_images: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # losses over steps
+
+
+def save_last(session: Session, progress: Progress, folder: Path) -> None:
+    """Write weights, session, progress and random generators as the checkpoint `folder`."""
+    state = {
+        "session": session.state_dict(),
+        "progress": asdict(progress),
+        "random": random_state(),
+        "recipe_hash": recipe_hash(session.recipe),
+    }
+    save_checkpoint(folder, session.model, state)
+
+
+def restore(session: Session, progress: Progress, folder: Path) -> None:
+    """Put session, progress and random generators to where the checkpoint `folder` was written.
+
+    Nothing happens where there is none: the run was killed before its first. Raises ArtifactError for a
+    checkpoint that is damaged or of another recipe.
+    """
+    state = load_state(folder)
+    if state is None:
+        return
+    check_recipe_hash(state, session.recipe, folder)
+    load_weights(session.model, folder)
+    session.load_state_dict(state["session"])
+    for name, value in state["progress"].items():
+        setattr(progress, name, value)
+    restore_random_state(state["random"])
