@@ -29,25 +29,28 @@ class Binding:
     dim: int
     ids: Ids
     roles: set[Role] = field(default_factory=set)
+    groups: int = 1  # of a grouped convolution's inputs, (groups * size of the dimension)
 
 
 @dataclass(frozen=True)
 class Product:
     """A convolution or linear layer: what it costs and where constants of its input can be folded.
 
-    MACs are `scale` * outputs kept * inputs kept; a depthwise layer has `inputs` None. `input_node` is
-    None where the input's channels are not tracked.
+    `outputs` (O,) and `inputs` (I,) are ids; MACs are `scale` * outputs kept * inputs kept. A depthwise
+    layer has `inputs` None. `node_in` is None where the input's channels are not tracked. `weight` is None
+    where the weight is computed from parameters; `matrix` (O, I / groups) sums it over the kernel.
     """
 
     name: str
     kind: str
-    weight: str
+    weight: str | None
     bias: str | None
     node: fx.Node
-    input_node: fx.Node | None
+    node_in: fx.Node | None
     outputs: Ids
     inputs: Ids | None
     input_size: int
+    groups: int
     scale: float
     padded: bool
 
@@ -64,8 +67,8 @@ class Rule(Protocol):
 
 def operator(node: fx.Node) -> str:
     """The operator's plain name: `aten.relu_.default` and `aten.relu.default` are both `relu`."""
-    name = getattr(node.target, "_schema", None)
-    text = name.name if name is not None else getattr(node.target, "__name__", str(node.target))
+    schema = getattr(node.target, "_schema", None)
+    text = schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
     return str(text).removeprefix("aten::").rstrip("_") or str(text)
 
 
@@ -73,7 +76,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     """The call's arguments by the names of its schema, defaults filled in."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
-        return dict(enumerate(node.args))  # type: ignore[arg-type]
+        return {str(index): value for index, value in enumerate(node.args)}
     values: dict[str, Any] = {}
     for index, argument in enumerate(schema.arguments):
         if index < len(node.args):
@@ -83,6 +86,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         else:
             values[argument.name] = argument.default_value
     return values
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """The tensor that an operator of one tensor reads."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 class Analysis:
@@ -95,12 +105,17 @@ class Analysis:
         self.rules: dict[fx.Node, Rule] = {}
         self.barriers: dict[fx.Node, str] = {}
         self.bindings: dict[tuple[str, int], Binding] = {}
-        self.products: list[Product] = []
+        self.products: dict[fx.Node, Product] = {}
         self.constants: dict[fx.Node, Flags] = {}
         self.values: dict[fx.Node, NDArray[np.float64]] = {}
         self.uses: dict[fx.Node, Flags] = {}
+        self.exact: dict[fx.Node, Flags] = {}  # used by value: not to be dropped unless 0
         self.kept_whole: dict[str, str] = {}
-        self.positions: dict[fx.Node, NDArray[np.int64]] = {}  # rearranged: each entry's place in the input
+        self.positions: dict[fx.Node, Ids] = {}  # rearranged: each entry's place in the input
+        self.sized: dict[fx.Node, Ids] = {}  # calls whose arguments count channels -> those channels
+        self.scaled: dict[fx.Node, tuple[fx.Node, Ids]] = {}  # attention -> what makes its queries, their ids
+        self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters alone -> value
+        self._tensors = dict(traced.tensors.values())
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -118,16 +133,22 @@ class Analysis:
         return self.traced.tensors[node][0] if node in self.traced.tensors else None
 
     def tensor(self, node: fx.Node) -> Tensor:
-        return self.traced.tensors[node][1]
+        """The value of a node that depends on parameters alone."""
+        value = self.traced.tensors[node][1] if node in self.traced.tensors else self.static[node]
+        assert value is not None
+        return value
+
+    def is_static(self, node: fx.Node) -> bool:
+        return node in self.traced.tensors or node in self.static
 
     def constant(self, node: fx.Node) -> Flags:
-        """Which entries of the node's axis are constant, (n,)."""
+        """Which entries of the node's axis are constant, in the axis's shape."""
         axis = self.axis(node)
         assert axis is not None
-        return self.constants.get(node, np.zeros(len(axis.ids), dtype=bool))
+        return self.constants.get(node, np.zeros(axis.ids.shape, dtype=bool))
 
     def zero(self, node: fx.Node) -> Flags:
-        """Which entries of the node's axis are the constant 0, (n,)."""
+        """Which entries of the node's axis are the constant 0, in the axis's shape."""
         flags = self.constant(node)
         return flags & (self.values[node] == 0) if flags.any() else flags
 
@@ -140,10 +161,19 @@ class Analysis:
         """The ids of a parameter's dimension, made at first sight."""
         binding = self.bindings.get((name, dim))
         if binding is None:
-            size = next(value.shape[dim] for key, value in self.traced.tensors.values() if key == name)
-            binding = self.bindings[name, dim] = Binding(name, dim, self.space.fresh(int(size)))
+            size = int(self._tensors[name].shape[dim])
+            binding = self.bindings[name, dim] = Binding(name, dim, self.space.fresh(size))
         if role is not None:
             binding.roles.add(role)
+        return binding.ids
+
+    def bind_grouped(self, name: str, groups: int) -> Ids:
+        """The ids of all inputs of a grouped convolution, whose weight's dimension 1 each group reads anew."""
+        binding = self.bindings.get((name, 1))
+        if binding is None or binding.groups == 1:
+            size = int(self._tensors[name].shape[1]) * groups
+            binding = Binding(name, 1, self.space.fresh(size), {"consumer"}, groups)
+            self.bindings[name, 1] = binding
         return binding.ids
 
     def pin(self, node: fx.Node) -> None:
@@ -154,21 +184,48 @@ class Analysis:
         """Mark entries of a node's axis as used; a node without an axis needs no mark."""
         axis = self.axis(node)
         if axis is not None:
-            self.uses[node] = self.uses.get(node, np.zeros(len(axis.ids), dtype=bool)) | flags
+            self.uses[node] = self.uses.get(node, np.zeros(axis.ids.shape, dtype=bool)) | flags
+
+    def use_exactly(self, node: fx.Node, flags: Flags) -> None:
+        """Mark entries as used by an operator that cannot do without their value unless it is 0."""
+        self.use(node, flags)
+        axis = self.axis(node)
+        if axis is not None:
+            self.exact[node] = self.exact.get(node, np.zeros(axis.ids.shape, dtype=bool)) | flags
+
+    def use_all(self, node: fx.Node) -> None:
+        axis = self.axis(node)
+        if axis is not None:
+            self.use(node, np.ones(axis.ids.shape, dtype=bool))
 
     # -- passes ------------------------------------------------------------------------------------
 
     def run(self, rules: dict[str, Rule], fallback: Rule, example_inputs: Sequence[Tensor]) -> None:
         """All three passes."""
+        self._find_static()
         self._layouts(rules, fallback)
         self._forward(example_inputs)
         self._backward()
+
+    def _find_static(self) -> None:
+        for node in self.traced.calls:
+            inputs = node.all_input_nodes
+            if inputs and all(self.is_static(source) for source in inputs):
+                self.static[node] = None
+        with torch.inference_mode():
+            for node in self.static:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._static_value)
+                self.static[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _static_value(self, node: fx.Node) -> Tensor:
+        # A static call may write into its argument: the model's own tensors are not to be touched.
+        return self.tensor(node).clone() if node in self.traced.tensors else self.tensor(node)
 
     def _layouts(self, rules: dict[str, Rule], fallback: Rule) -> None:
         for node, (name, value) in self.traced.tensors.items():
             if value.ndim and value.is_floating_point():
                 dims = [dim for dim in range(value.ndim) if value.shape[dim] > 1] or [0]
-                self.layouts[node] = tuple(Axis(dim, self.bind(name, dim, None)) for dim in dims)
+                self.layouts[node] = tuple(Axis((dim,), self.bind(name, dim, None)) for dim in dims)
         for node in self.traced.calls:
             rule = rules.get(operator(node), fallback)
             reason = rule.layout(self, node)
@@ -180,7 +237,8 @@ class Analysis:
                     self._note_kept(source, f"{operator(node)}: {reason}")
             else:
                 self.rules[node] = rule
-                if len(self.layouts.get(node, ())) > 1 or node in self.traced.hazards:
+                several = len(self.layouts.get(node, ())) > 1 and node not in self.static
+                if several or node in self.traced.hazards:
                     self.pin(node)
         for node in self.traced.outputs:
             self.pin(node)
@@ -191,54 +249,53 @@ class Analysis:
             self.kept_whole.setdefault(name, reason)
 
     def _forward(self, example_inputs: Sequence[Tensor]) -> None:
-        for node, (_, value) in self.traced.tensors.items():
+        for node in [*self.traced.tensors, *self.static]:
             axis = self.axis(node)
-            if axis is not None and node not in self.traced.hazards:
-                self.constants[node] = np.ones(len(axis.ids), dtype=bool)
-                self.values[node] = value.detach().double().cpu().flatten().numpy()
+            if axis is None or node in self.traced.hazards or not isinstance(node.meta.get("val"), Tensor):
+                continue
+            value = self.tensor(node)
+            if value.numel() == axis.ids.size:
+                self.constants[node] = np.ones(axis.ids.shape, dtype=bool)
+                self.values[node] = value.detach().double().cpu().reshape(axis.ids.shape).numpy()
         for node, value in self.traced.run(example_inputs):
             axis = self.axis(node)
             rule = self.rules.get(node)
-            if axis is None or rule is None or node in self.traced.hazards or not isinstance(value, Tensor):
+            skip = axis is None or rule is None or node in self.traced.hazards or node in self.static
+            if skip or not isinstance(value, Tensor):
                 continue
+            assert axis is not None and rule is not None
             flags = rule.constant(self, node)
             if flags.any():
-                flags, self.values[node] = _confirm(value, axis.dim, flags)
+                flags, self.values[node] = _confirm(value, axis, flags)
             self.constants[node] = flags
 
     def _backward(self) -> None:
         for node in self.traced.outputs:
-            axis = self.axis(node)
-            if axis is not None:
-                self.use(node, np.ones(len(axis.ids), dtype=bool))
+            self.use_all(node)
         for node in reversed(self.traced.calls):
             rule = self.rules.get(node)
             axis = self.axis(node)
+            if node in self.static:
+                continue
             if rule is None:
                 for source in self.tensors_in(node):
-                    self._use_all(source)
-            else:
-                flags = self.uses.get(node)
-                if axis is None:
-                    flags = np.ones(0, dtype=bool)
-                elif flags is None or node in self.traced.hazards:
-                    flags = np.full(len(axis.ids), node in self.traced.hazards)
-                rule.used(self, node, flags)
-
-    def _use_all(self, node: fx.Node) -> None:
-        axis = self.axis(node)
-        if axis is not None:
-            self.use(node, np.ones(len(axis.ids), dtype=bool))
+                    self.use_all(source)
+                continue
+            flags = np.ones(0, dtype=bool)
+            if axis is not None:
+                written = node in self.traced.hazards
+                flags = np.full(axis.ids.shape, written) | self.uses.get(node, np.zeros(1, dtype=bool))
+            rule.used(self, node, flags)
 
 
-def _confirm(value: Tensor, dim: int, flags: Flags) -> tuple[Flags, NDArray[np.float64]]:
+def _confirm(value: Tensor, axis: Axis, flags: Flags) -> tuple[Flags, NDArray[np.float64]]:
     """Read the constants off a real run; an entry that is not uniform there is live after all."""
-    flat = value.detach().movedim(dim, 0).reshape(value.shape[dim], -1)
-    chosen = flat[torch.from_numpy(flags)].double()
+    first = value.detach().movedim(axis.dims, tuple(range(len(axis.dims))))
+    chosen = first.reshape(flags.size, -1)[torch.from_numpy(flags.ravel())].double()
     low, high = chosen.amin(1), chosen.amax(1)
     # Rounding differs between pixels where a kernel sums in another order; a real dependence is far larger.
     uniform = (high - low) <= 1e-5 * torch.maximum(high.abs(), low.abs())
-    values = np.zeros(len(flags))
+    values = np.zeros(flags.shape)
     values[flags] = ((low + high) / 2).cpu().numpy()
     confirmed = flags.copy()
     confirmed[flags] = uniform.cpu().numpy()

@@ -22,7 +22,8 @@ class ChannelGraph:
     """Coordinates of every channel of a traced model, in classes that can only go together.
 
     `labels` (n ids,) is each id's class; `fixed` (n classes,) marks classes that can never go, such as
-    those of inputs, outputs and operators without a rule.
+    those of inputs, outputs and operators without a rule. Where classes of a grid must go in equal numbers,
+    a group of `groups()` is one class of every row.
     """
 
     def __init__(self, analysis: Analysis, parameters: frozenset[str]) -> None:
@@ -33,11 +34,12 @@ class ChannelGraph:
         # A coordinate that no activation carries, such as a kernel's width, is no channel: it stays.
         self.fixed: Flags = np.ones(self.classes, dtype=bool)
         for node in analysis.traced.calls:
-            for axis in analysis.layouts.get(node, ()):
+            for axis in analysis.layouts.get(node, ()) if node not in analysis.static else ():
                 self.fixed[self.labels[axis.ids]] = False
         self.fixed[self.labels[analysis.space.pinned()]] = True
         self._families: list[GroupFamily] | None = None
         self._family_classes: list[Ids] = []
+        self._coupled_of: Ids = np.arange(self.classes)
         self._count: dict[str, csr_matrix] = {}
 
     @classmethod
@@ -61,32 +63,39 @@ class ChannelGraph:
         return self._families
 
     def _find_families(self) -> list[GroupFamily]:
+        space = self.analysis.space
+        coupled = space.classes(coupled=True)
+        self._coupled_of = np.zeros(self.classes, dtype=np.int64)
+        self._coupled_of[self.labels] = coupled
+        count = int(coupled.max()) + 1 if len(coupled) else 0
+        fixed = np.zeros(count, dtype=bool)
+        fixed[self._coupled_of[self.fixed]] = True
         bindings = [b for b in self.analysis.bindings.values() if b.roles and b.name in self._parameters]
         # Classes with the same number of entries in the same parameters are alike. A random fingerprint per
         # binding, summed over entries, tells them apart (64 bits: a false match is out of reach).
         marks = np.random.default_rng(0).integers(1, 2**62, size=len(bindings), dtype=np.int64)
-        keys = np.zeros(self.classes, dtype=np.int64)
-        produced = np.zeros(self.classes, dtype=bool)
+        keys = np.zeros(count, dtype=np.int64)
+        produced = np.zeros(count, dtype=bool)
         for mark, binding in zip(marks, bindings, strict=True):
-            np.add.at(keys, self.labels[binding.ids], mark)
+            np.add.at(keys, coupled[binding.ids], mark)
             if "producer" in binding.roles:
-                produced[self.labels[binding.ids]] = True
-        free = np.flatnonzero(produced & ~self.fixed)
+                produced[coupled[binding.ids]] = True
+        free = np.flatnonzero(produced & ~fixed)
         families: list[GroupFamily] = []
         self._family_classes = []
         _, first, inverse = np.unique(keys[free], return_index=True, return_inverse=True)
         for family in np.argsort(first, kind="stable"):
             classes = free[inverse == family]
-            members = self._members(bindings, classes)
+            members = self._members([b for b in bindings if b.groups == 1], coupled, classes, count)
             name = next(m.parameter for m in members if m.role == "producer").rpartition(".")[0]
             families.append(GroupFamily(name, members, len(classes), 0.0, 0.0))
             self._family_classes.append(classes)
         full = self.macs_of_classes(np.ones(self.classes, dtype=bool))
         costed = []
         for family, classes in zip(families, self._family_classes, strict=True):
-            alive = np.ones(self.classes, dtype=bool)
+            alive = np.ones(count, dtype=bool)
             alive[classes[0]] = False
-            macs = full - self.macs_of_classes(alive)
+            macs = full - self.macs_of_classes(alive[self._coupled_of])
             costed.append(
                 GroupFamily(
                     family.name, family.members, family.size, macs, self._parameters_of(family.members)
@@ -94,12 +103,13 @@ class ChannelGraph:
             )
         return costed
 
-    def _members(self, bindings: Sequence[Binding], classes: Ids) -> tuple[Member, ...]:
-        place = np.full(self.classes, -1, dtype=np.int64)
+    @staticmethod
+    def _members(bindings: Sequence[Binding], labels: Ids, classes: Ids, count: int) -> tuple[Member, ...]:
+        place = np.full(count, -1, dtype=np.int64)
         place[classes] = np.arange(len(classes))
         members = []
         for binding in bindings:
-            group = place[self.labels[binding.ids]]
+            group = place[labels[binding.ids]]
             entries = np.flatnonzero(group >= 0)
             if len(entries) == 0:
                 continue
@@ -124,7 +134,7 @@ class ChannelGraph:
 
     def layer_macs(self, alive: Flags) -> NDArray[np.float64]:
         """MACs of each of `analysis.products` with only the `alive` classes left."""
-        products = self.analysis.products
+        products = list(self.analysis.products.values())
         if not self._count:
             self._count = {
                 "outputs": self._counts([p.outputs for p in products]),
@@ -150,10 +160,10 @@ class ChannelGraph:
         families = self.groups()
         if len(keep) != len(families):
             raise ValueError(f"keep needs {len(families)} arrays, one a family, found {len(keep)}")
-        alive = np.ones(self.classes, dtype=bool)
+        alive = np.ones(int(self._coupled_of.max()) + 1, dtype=bool)
         for flags, classes in zip(keep, self._family_classes, strict=True):
             alive[classes] = flags
-        return self.macs_of_classes(alive)
+        return self.macs_of_classes(alive[self._coupled_of])
 
     # -- liveness ------------------------------------------------------------------------------------
 
@@ -163,10 +173,12 @@ class ChannelGraph:
         alive = self.fixed.copy()
         for node in analysis.traced.calls:
             axis = analysis.axis(node)
-            if axis is None or node not in analysis.rules:
+            if axis is None or node not in analysis.rules or node in analysis.static:
                 continue
-            used = analysis.uses.get(node, np.zeros(len(axis.ids), dtype=bool))
-            alive[self.labels[axis.ids[used & ~analysis.constant(node)]]] = True
+            none = np.zeros(axis.ids.shape, dtype=bool)
+            live = analysis.uses.get(node, none) & ~analysis.constant(node)
+            exact = analysis.exact.get(node, none) & ~analysis.zero(node)
+            alive[self.labels[axis.ids[live | exact]]] = True
         return alive
 
 

@@ -15,16 +15,33 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Axis:
-    """A dimension of a tensor whose entries are channel coordinates; `ids` is (shape[dim],).
+    """Dimensions of a tensor whose entries are channel coordinates.
 
-    An id may appear more than once (a flattened map has each channel's id once per pixel).
+    `ids` has one dimension for each of `dims`: (C,) for the usual one, (heads, size) where a view has split
+    the channel. An id may appear more than once (a flattened map has each channel's id once per pixel).
     """
 
-    dim: int
+    dims: tuple[int, ...]
     ids: Ids
+
+    @property
+    def dim(self) -> int | None:
+        """The dimension, where there is just one."""
+        return self.dims[0] if len(self.dims) == 1 else None
 
 
 Layout = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Coordinates that stay a full grid: every row keeps as many entries as the others.
+
+    With `product`, the same entries in every row: the grid is walked in another order later on.
+    """
+
+    ids: Ids  # (rows, columns)
+    product: bool
 
 
 class Space:
@@ -32,6 +49,7 @@ class Space:
 
     def __init__(self) -> None:
         self.size = 0
+        self.grids: list[Grid] = []
         self._pairs: list[tuple[Ids, Ids]] = []
         self._pinned: list[Ids] = []
 
@@ -41,21 +59,30 @@ class Space:
         return ids
 
     def union(self, one: Ids, other: Ids) -> None:
-        """Entry i of `one` goes if and only if entry i of `other` goes."""
+        """Entry i of `one` goes if and only if entry i of `other` goes (broadcast against each other)."""
         if one is not other:
-            self._pairs.append((np.ravel(one), np.ravel(other)))
+            left, right = np.broadcast_arrays(one, other)
+            self._pairs.append((left.ravel(), right.ravel()))
 
     def pin(self, ids: Ids) -> None:
         """These coordinates can never go."""
         self._pinned.append(np.ravel(ids))
 
-    def classes(self) -> Ids:
-        """The class of every id, as (size,) labels from 0."""
-        if self._pairs:
-            rows = np.concatenate([one for one, _ in self._pairs])
-            columns = np.concatenate([other for _, other in self._pairs])
-        else:
-            rows = columns = np.empty(0, dtype=np.int64)
+    def grid(self, ids: Ids, product: bool = False) -> None:
+        """These coordinates, (rows, columns), must stay a full grid."""
+        if ids.shape[0] > 1 and ids.shape[1] > 0:
+            self.grids.append(Grid(ids, product))
+
+    def classes(self, coupled: bool = False) -> Ids:
+        """The class of every id, as (size,) labels from 0.
+
+        `coupled` also joins column j of all rows of each grid, so that any class can go on its own.
+        """
+        pairs = list(self._pairs)
+        if coupled:
+            pairs += [(np.broadcast_to(g.ids[:1], g.ids.shape).ravel(), g.ids.ravel()) for g in self.grids]
+        rows = np.concatenate([one for one, _ in pairs]) if pairs else np.empty(0, dtype=np.int64)
+        columns = np.concatenate([other for _, other in pairs]) if pairs else np.empty(0, dtype=np.int64)
         links = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(self.size, self.size))
         _, labels = connected_components(links, directed=False)
         classes: Ids = np.asarray(labels, dtype=np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from compactmtl.graph.analysis import Product
 from compactmtl.graph.channel_graph import ChannelGraph
-from compactmtl.graph.space import Flags
+from compactmtl.graph.space import Flags, Grid
 
 
 def choose_alive(graph: ChannelGraph, align: int, pinned: Flags) -> Flags:
@@ -20,6 +20,7 @@ def choose_alive(graph: ChannelGraph, align: int, pinned: Flags) -> Flags:
         _keep_one_of_each(graph, alive)
         _keep_carriers(graph, alive)
         _keep_aligned(graph, alive, align)
+        _keep_grids(graph, alive)
         if int(alive.sum()) == before:
             return alive
 
@@ -29,7 +30,7 @@ def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | Non
     constants = removed_constants(graph, product, alive)
     if not product.padded or not constants.any():
         return None
-    node = product.input_node
+    node = product.node_in
     assert node is not None
     analysis = graph.analysis
     axis = analysis.axis(node)
@@ -42,7 +43,7 @@ def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | Non
 
 def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Flags:
     """Input entries of a product that go although they hold a constant other than 0, (inputs,)."""
-    node = product.input_node
+    node = product.node_in
     if node is None or product.inputs is None:
         return np.zeros(0, dtype=bool)
     analysis = graph.analysis
@@ -55,10 +56,10 @@ def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Fl
 
 def _keep_constants_of_shared_weights(graph: ChannelGraph, alive: Flags) -> None:
     """A weight that is read twice has one bias: constants of its inputs cannot be folded into it."""
-    shared = Counter(product.weight for product in graph.analysis.products)
-    shared.update(product.bias for product in graph.analysis.products if product.bias is not None)
-    for product in graph.analysis.products:
-        if shared[product.weight] > 1 or (product.bias is not None and shared[product.bias] > 1):
+    shared = Counter(p.weight for p in graph.analysis.products.values() if p.weight is not None)
+    shared.update(p.bias for p in graph.analysis.products.values() if p.bias is not None)
+    for product in graph.analysis.products.values():
+        if any(name is not None and shared[name] > 1 for name in (product.weight, product.bias)):
             constants = removed_constants(graph, product, alive)
             if constants.any():
                 assert product.inputs is not None
@@ -73,7 +74,7 @@ def _keep_one_of_each(graph: ChannelGraph, alive: Flags) -> None:
 
 
 def _keep_carriers(graph: ChannelGraph, alive: Flags) -> None:
-    for product in graph.analysis.products:
+    for product in graph.analysis.products.values():
         carrier = carrier_of(graph, product, alive)
         if carrier is not None:
             assert product.inputs is not None
@@ -83,10 +84,28 @@ def _keep_carriers(graph: ChannelGraph, alive: Flags) -> None:
 def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
     if align == 1:
         return
-    for product in graph.analysis.products:
+    for product in graph.analysis.products.values():
         classes = graph.labels[product.outputs]
         kept = int(alive[classes].sum())
         wanted = min(-(-kept // align) * align, len(classes))
         if kept < wanted:
             dead, first = np.unique(classes[~alive[classes]], return_index=True)
             alive[dead[np.argsort(first)][: wanted - kept]] = True
+
+
+def _keep_grids(graph: ChannelGraph, alive: Flags) -> None:
+    for grid in graph.analysis.space.grids:
+        _keep_grid(graph, alive, grid)
+
+
+def _keep_grid(graph: ChannelGraph, alive: Flags, grid: Grid) -> None:
+    """Every row keeps as many entries as the fullest; of a product grid, the same ones."""
+    classes = graph.labels[grid.ids]
+    kept = alive[classes]
+    counts = kept.sum(1)
+    if grid.product:
+        alive[classes[:, kept.any(0)]] = True
+    elif counts.min() < counts.max():
+        for row in np.flatnonzero(counts < counts.max()):
+            dead = classes[row][~kept[row]]
+            alive[dead[: counts.max() - counts[row]]] = True

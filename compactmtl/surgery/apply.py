@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.errors import ArtifactError
-from compactmtl.surgery.plan import BiasShift, Merge, Plan, Slice, signature
+from compactmtl.surgery.plan import BiasShift, Merge, Plan, Scale, Slice, signature
 
 _MEND = "rebuild the model from the recipe that the plan was made for"
 
@@ -31,7 +31,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     with torch.no_grad():
         for merge in plan.merges:
             _merge(small, merge)
-        for cut in plan.slices:
+        for scale in plan.scales:
+            _scale(small, scale)
+        for cut in sorted(plan.slices, key=lambda cut: cut.groups == 1):  # grouped ones need all rows
             _slice(small, cut)
         for shift in plan.biases:
             _shift(small, shift)
@@ -77,13 +79,32 @@ def _slice(model: nn.Module, cut: Slice) -> None:
             f"whose shape is {tuple(value.shape)}",
             _MEND,
         )
-    if max(cut.keep) >= cut.size or len(set(cut.keep)) != len(cut.keep):
+    if max(cut.keep) >= cut.size * cut.groups or len(set(cut.keep)) != len(cut.keep):
         raise ArtifactError(
             f"the plan keeps indices of {cut.tensor} that are out of range or repeated (size {cut.size})",
             "the plan is damaged: run `compactmtl compact` again",
         )
     index = torch.tensor(cut.keep, device=value.device)
-    _replace(model, value, value.detach().index_select(cut.dim, index).contiguous())
+    if cut.groups == 1:
+        _replace(model, value, value.detach().index_select(cut.dim, index).contiguous())
+        return
+    if value.shape[0] % cut.groups or len(cut.keep) % cut.groups:
+        raise ArtifactError(
+            f"the plan keeps unequal numbers of inputs in the {cut.groups} groups of {cut.tensor}",
+            "the plan is damaged: run `compactmtl compact` again",
+        )
+    rows = value.detach().reshape(cut.groups, -1, *value.shape[1:])
+    each = index.reshape(cut.groups, -1) % cut.size
+    kept = torch.cat([rows[group].index_select(1, each[group]) for group in range(cut.groups)])
+    _replace(model, value, kept.contiguous())
+
+
+def _scale(model: nn.Module, scale: Scale) -> None:
+    value = _read(model, scale.tensor)
+    if max(scale.rows) >= value.shape[0]:
+        raise ArtifactError(f"the plan scales rows of {scale.tensor} that it does not have", _MEND)
+    rows = list(scale.rows)
+    value[rows] = (value[rows].double() * scale.factor).to(value.dtype)
 
 
 def _merge(model: nn.Module, merge: Merge) -> None:
@@ -131,3 +152,11 @@ def _mend_layers(model: nn.Module, plan: Plan) -> None:
             counted = module.weight if module.weight is not None else module.running_mean
             if counted is not None:
                 module.num_features = counted.shape[0]
+    modules = dict(model.named_modules())
+    for path, attributes in plan.attributes.items():
+        for name, value in attributes.items():
+            old: object = vars(modules[path]).get(name) if path in modules else None
+            if type(old) is not int and not isinstance(old, (list, tuple)):
+                raise ArtifactError(f"the plan sets {path}.{name}, which the model does not have", _MEND)
+            new = list(value) if isinstance(old, list) and isinstance(value, tuple) else value
+            setattr(modules[path], name, new)

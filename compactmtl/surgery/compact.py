@@ -113,7 +113,7 @@ class _Attempt:
         """Removed classes by the layer that first writes them: what is rolled back together."""
         units: list[tuple[str, Flags]] = []
         left = removed.copy()
-        for product in self._graph.analysis.products:
+        for product in self._graph.analysis.products.values():
             flags = np.zeros_like(left)
             flags[self._graph.labels[product.outputs]] = True
             flags &= left

@@ -27,6 +27,17 @@ class Slice(_Edit):
     dim: Index
     size: Annotated[int, Field(ge=1)] = Field(description="size of the dimension before")
     keep: tuple[Index, ...] = Field(min_length=1)
+    groups: Annotated[int, Field(ge=1)] = Field(
+        1, description="of a grouped convolution: `keep` lists each group's inputs, counted over all groups"
+    )
+
+
+class Scale(_Edit):
+    """Rows of a weight or bias times a factor: makes up for attention's scale, which follows the width."""
+
+    tensor: str
+    rows: tuple[Index, ...]
+    factor: float
 
 
 class Merge(_Edit):
@@ -47,7 +58,7 @@ class BiasShift(_Edit):
 
 
 class Plan(_Edit):
-    """Edits in the order in which they are applied: merges, slices, bias shifts, layer attributes.
+    """Edits in the order in which they are applied: merges, scales, slices, bias shifts, layer attributes.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
@@ -55,10 +66,14 @@ class Plan(_Edit):
     version: Literal[1] = 1
     signature: str
     merges: tuple[Merge, ...] = ()
+    scales: tuple[Scale, ...] = ()
     slices: tuple[Slice, ...] = ()
     biases: tuple[BiasShift, ...] = ()
     groups: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="new number of groups of depthwise and grouped convolutions"
+        default_factory=dict, description="new number of groups of depthwise convolutions"
+    )
+    attributes: dict[str, dict[str, int | tuple[int, ...]]] = Field(
+        default_factory=dict, description="module -> attribute -> new value, where a forward counts channels"
     )
 
     @property

@@ -74,7 +74,7 @@ def layer_changes(graph: ChannelGraph, alive: Flags) -> tuple[LayerChange, ...]:
     full = graph.layer_macs(np.ones(graph.classes, dtype=bool))
     left = graph.layer_macs(alive)
     changes = []
-    for position, product in enumerate(graph.analysis.products):
+    for position, product in enumerate(graph.analysis.products.values()):
         kept = int(alive[graph.labels[product.outputs]].sum())
         if product.inputs is not None:
             inputs = int(alive[graph.labels[product.inputs]].sum())

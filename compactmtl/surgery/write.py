@@ -1,4 +1,4 @@
-"""Turn the choice of channels into a plan: slices, merged carriers, folded constants, groups."""
+"""Turn the choice of channels into a plan: slices, merged carriers, folded constants, scales, groups."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from compactmtl.graph.analysis import Product
+from compactmtl.graph.analysis import Binding, Product, arguments
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carrier_of, removed_constants
-from compactmtl.surgery.plan import BiasShift, Merge, Plan, Slice, signature
+from compactmtl.surgery.counted import counted_attributes
+from compactmtl.surgery.plan import BiasShift, Merge, Plan, Scale, Slice, signature
 
 
 def write_plan(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Plan:
@@ -19,11 +20,9 @@ def write_plan(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Plan:
     for binding in graph.analysis.bindings.values():
         keep = np.flatnonzero(alive[graph.labels[binding.ids]])
         if len(keep) < len(binding.ids):
-            slices.append(
-                Slice(tensor=binding.name, dim=binding.dim, size=len(binding.ids), keep=tuple(keep.tolist()))
-            )
+            slices.append(_slice(binding, keep))
     merges, biases, groups = [], [], {}
-    for product in graph.analysis.products:
+    for product in graph.analysis.products.values():
         kept_outputs = alive[graph.labels[product.outputs]]
         if product.kind == "depthwise" and not kept_outputs.all():
             repeat = len(product.outputs) // product.input_size
@@ -41,16 +40,28 @@ def write_plan(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Plan:
     return Plan(
         signature=signature(model),
         merges=tuple(merge for merge in merges if merge.sources),
+        scales=tuple(_scales(graph, alive)),
         slices=tuple(slices),
         biases=tuple(biases),
         groups=groups,
+        attributes=counted_attributes(graph, model, alive),
+    )
+
+
+def _slice(binding: Binding, keep: NDArray[np.int64]) -> Slice:
+    return Slice(
+        tensor=binding.name,
+        dim=binding.dim,
+        size=len(binding.ids) // binding.groups,
+        keep=tuple(keep.tolist()),
+        groups=binding.groups,
     )
 
 
 def _merge(graph: ChannelGraph, product: Product, alive: Flags, constants: Flags) -> Merge:
     carrier = carrier_of(graph, product, alive)
-    assert carrier is not None and product.input_node is not None
-    values = graph.analysis.values[product.input_node]
+    assert carrier is not None and product.node_in is not None and product.weight is not None
+    values = graph.analysis.values[product.node_in]
     sources = [int(source) for source in np.flatnonzero(constants) if source != carrier]
     ratios = [float(values[source] / values[carrier]) for source in sources]
     return Merge(weight=product.weight, carrier=carrier, sources=tuple(sources), ratios=tuple(ratios))
@@ -58,9 +69,28 @@ def _merge(graph: ChannelGraph, product: Product, alive: Flags, constants: Flags
 
 def _fold(graph: ChannelGraph, product: Product, constants: Flags) -> NDArray[np.float64]:
     """What the constant inputs add to every output, (outputs,)."""
-    assert product.input_node is not None
-    weight = next(value for name, value in graph.analysis.traced.tensors.values() if name == product.weight)
-    matrix = weight.detach().double().flatten(2).sum(2) if weight.ndim > 2 else weight.detach().double()
-    values = graph.analysis.values[product.input_node]
-    result: NDArray[np.float64] = matrix.cpu().numpy()[:, constants] @ values[constants]
+    assert product.node_in is not None
+    weight = graph.analysis.tensor(arguments(product.node)["weight"]).detach().double()
+    matrix: NDArray[np.float64] = (weight.flatten(2).sum(2) if weight.ndim > 2 else weight).cpu().numpy()
+    values = np.where(constants, graph.analysis.values[product.node_in], 0.0).reshape(product.groups, -1)
+    per_output = np.repeat(values, len(matrix) // product.groups, axis=0)
+    result: NDArray[np.float64] = (matrix * per_output).sum(1)
     return result
+
+
+def _scales(graph: ChannelGraph, alive: Flags) -> list[Scale]:
+    """Attention divides by the root of its width: narrower queries are scaled to make up for it."""
+    scales = []
+    for maker, ids in graph.analysis.scaled.values():
+        before = ids.shape[-1]
+        after = int(alive[graph.labels[ids.reshape(-1, before)[0]]].sum())
+        if after == before:
+            continue
+        product = graph.analysis.products[maker]
+        assert product.weight is not None
+        rows = tuple(np.flatnonzero(np.isin(product.outputs, ids)).tolist())
+        factor = float(np.sqrt(after / before))
+        scales += [
+            Scale(tensor=name, rows=rows, factor=factor) for name in (product.weight, product.bias) if name
+        ]
+    return scales

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from compactmtl.graph.analysis import Rule
-from compactmtl.graph.rules import pointwise, product, reduce, shape
+from compactmtl.graph.rules import attention, norm, parts, pointwise, product, reduce, shape
 from compactmtl.graph.rules.fallback import Fallback
 
-RULES: dict[str, Rule] = {**pointwise.RULES, **product.RULES, **reduce.RULES, **shape.RULES}
+RULES: dict[str, Rule] = {
+    **attention.RULES,
+    **norm.RULES,
+    **parts.RULES,
+    **pointwise.RULES,
+    **product.RULES,
+    **reduce.RULES,
+    **shape.RULES,
+}
 FALLBACK: Rule = Fallback()

@@ -5,16 +5,26 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, operator
+from compactmtl.graph.analysis import Analysis, Rule, operator, source_of
 from compactmtl.graph.space import Axis, Flags
 
 
-def _aligned(analysis: Analysis, node: fx.Node, source: fx.Node, dim: int) -> int | None:
-    """The dimension of `source` that broadcasts onto the node's `dim`, where it is full size there."""
-    own = dim - (len(analysis.shape(node)) - len(analysis.shape(source)))
-    if own < 0 or analysis.shape(source)[own] != analysis.shape(node)[dim]:
-        return None
-    return own
+def _offset(analysis: Analysis, node: fx.Node, source: fx.Node) -> int:
+    """How far right broadcasting moves the dimensions of `source`."""
+    return len(analysis.shape(node)) - len(analysis.shape(source))
+
+
+def _placed(analysis: Analysis, node: fx.Node, source: fx.Node) -> list[Axis]:
+    """The axes of `source` where they lie in the output; those broadcast from one entry are pinned."""
+    offset = _offset(analysis, node, source)
+    placed = []
+    for axis in analysis.layouts.get(source, ()):
+        dims = tuple(dim + offset for dim in axis.dims)
+        if axis.ids.shape == tuple(analysis.shape(node)[dim] for dim in dims):
+            placed.append(Axis(dims, axis.ids))
+        else:
+            analysis.space.pin(axis.ids)
+    return placed
 
 
 class Pointwise:
@@ -22,54 +32,50 @@ class Pointwise:
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         sources = analysis.tensors_in(node)
-        rank = len(analysis.shape(node))
-        merged: dict[int, Axis] = {}
+        placed = {source: _placed(analysis, node, source) for source in sources}
+        if node in analysis.static:
+            merged: dict[tuple[int, ...], Axis] = {}
+            for axes in placed.values():
+                for axis in axes:
+                    if axis.dims in merged:
+                        analysis.space.union(merged[axis.dims].ids, axis.ids)
+                    else:
+                        merged[axis.dims] = axis
+            analysis.layouts[node] = tuple(merged.values())
+            return None
+        leading = [axis for source in sources if not analysis.is_static(source) for axis in placed[source]]
+        every = [axis for axes in placed.values() for axis in axes]
+        main = max(leading or every, key=lambda axis: len(axis.dims), default=None)
+        if main is None:
+            analysis.layouts[node] = ()
+            return None
+        for axis in every:
+            if set(axis.dims) <= set(main.dims):
+                shape = [axis.ids.shape[axis.dims.index(dim)] if dim in axis.dims else 1 for dim in main.dims]
+                order = np.argsort(axis.dims)
+                analysis.space.union(main.ids, axis.ids.transpose(order).reshape(shape))
+            else:
+                analysis.space.pin(axis.ids)
         for source in sources:
-            offset = rank - len(analysis.shape(source))
-            for axis in analysis.layouts.get(source, ()):
-                dim = axis.dim + offset
-                if len(axis.ids) != analysis.shape(node)[dim]:
-                    analysis.space.pin(axis.ids)  # one value broadcast over a whole dimension
-                elif dim in merged:
-                    analysis.space.union(merged[dim].ids, axis.ids)
-                else:
-                    merged[dim] = Axis(dim, axis.ids)
-        for dim in merged:
-            for source in sources:
-                own = _aligned(analysis, node, source, dim)
-                tracked = any(axis.dim == own for axis in analysis.layouts.get(source, ()))
-                if own is not None and not tracked and analysis.shape(node)[dim] > 1:
-                    analysis.space.pin(merged[dim].ids)
-        # A parameter of several dimensions, such as a position embedding, only restricts its own others.
-        main = self._main(analysis, sources, rank)
-        if main is not None and len(merged) > 1 and main in merged:
-            for dim, axis in merged.items():
-                if dim != main:
-                    analysis.space.pin(axis.ids)
-            merged = {main: merged[main]}
-        analysis.layouts[node] = tuple(merged[dim] for dim in sorted(merged))
+            known = {dim for axis in placed[source] for dim in axis.dims}
+            offset = _offset(analysis, node, source)
+            for dim in main.dims:
+                full = dim >= offset and analysis.shape(source)[dim - offset] > 1
+                if full and dim not in known:
+                    analysis.space.pin(main.ids)
+        analysis.layouts[node] = (main,)
         return None
-
-    @staticmethod
-    def _main(analysis: Analysis, sources: list[fx.Node], rank: int) -> int | None:
-        """The dimension of the activations' own axis, as counted in the output."""
-        dims = {
-            axis.dim + rank - len(analysis.shape(source))
-            for source in sources
-            if analysis.parameter(source) is None and (axis := analysis.axis(source)) is not None
-        }
-        return dims.pop() if len(dims) == 1 else None
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
         axis = analysis.axis(node)
         assert axis is not None
-        flags = np.ones(len(axis.ids), dtype=bool)
-        zero = np.zeros(len(axis.ids), dtype=bool)
+        flags = np.ones(axis.ids.shape, dtype=bool)
+        zero = np.zeros(axis.ids.shape, dtype=bool)
         for source in analysis.tensors_in(node):
             if self._reads_axis(analysis, node, source, axis):
                 flags &= analysis.constant(source)
                 zero |= analysis.zero(source)
-            elif analysis.parameter(source) is None or analysis.tensor(source).numel() > 1:
+            elif not analysis.is_static(source) or analysis.tensor(source).numel() > 1:
                 flags[:] = False  # another tensor's value is mixed into every coordinate
         return flags | zero if operator(node) == "mul" else flags
 
@@ -80,37 +86,46 @@ class Pointwise:
             if axis is None or not self._reads_axis(analysis, node, source, axis):
                 own = analysis.axis(source)
                 if own is not None:
-                    analysis.use(source, np.ones(len(own.ids), dtype=bool))
+                    analysis.use_exactly(source, np.ones(own.ids.shape, dtype=bool))
                 continue
             flags = used
             if operator(node) == "mul":
-                others = [o for o in sources if o is not source and self._reads_axis(analysis, node, o, axis)]
-                for other in others:
-                    flags = flags & ~analysis.zero(other)
+                for other in sources:
+                    if other is not source and self._reads_axis(analysis, node, other, axis):
+                        flags = flags & ~analysis.zero(other)
             analysis.use(source, flags)
 
     @staticmethod
     def _reads_axis(analysis: Analysis, node: fx.Node, source: fx.Node, axis: Axis) -> bool:
         own = analysis.axis(source)
-        if own is None or len(own.ids) != len(axis.ids):
+        if own is None or own.ids.shape != axis.ids.shape:
             return False
-        return own.dim + len(analysis.shape(node)) - len(analysis.shape(source)) == axis.dim
+        offset = _offset(analysis, node, source)
+        return tuple(dim + offset for dim in own.dims) == axis.dims
 
 
 class Passing(Pointwise):
     """Operators of one tensor that leave coordinates as they are, whatever else they take."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        analysis.layouts[node] = analysis.layouts.get(source, ())
+        analysis.layouts[node] = analysis.layouts.get(source_of(node), ())
         return None
 
 
 _passing, _pointwise = Passing(), Pointwise()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "to", "alias"),
+        (
+            "dropout",
+            "feature_dropout",
+            "alpha_dropout",
+            "clone",
+            "contiguous",
+            "detach",
+            "to",
+            "alias",
+            "type_as",
+        ),
         _passing,
     ),
     # Pointwise, although ATen does not tag them so.

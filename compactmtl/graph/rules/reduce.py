@@ -5,99 +5,152 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, arguments
+from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
 from compactmtl.graph.space import Axis, Flags
 
 
-class Spatial:
-    """Operators on each channel's positions, the channel at dimension 1."""
+class _OneTensor:
+    """Operators that read one tensor whose coordinates they keep."""
+
+    def untracked(self, analysis: Analysis, node: fx.Node) -> None:
+        analysis.pin(source_of(node))
+        analysis.layouts[node] = ()
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return analysis.constant(source_of(node))
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        if analysis.axis(source_of(node)) is not None:
+            if analysis.axis(node) is None:
+                analysis.use_all(source_of(node))
+            else:
+                analysis.use(source_of(node), used)
+
+
+class Spatial(_OneTensor):
+    """Operators on each channel's positions, which are the last dimensions."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        source = arguments(node)["self" if "self" in arguments(node) else "input"]
-        axis = analysis.axis(source)
+        axis = analysis.axis(source_of(node))
         if axis is None:
-            analysis.pin(source)
-            analysis.layouts[node] = ()
-        elif axis.dim != len(analysis.shape(source)) - self.spatial(node) - 1:
-            return "the channel is one of the pooled dimensions"
+            self.untracked(analysis, node)
+            return None
+        first = len(analysis.shape(source_of(node))) - self.positions(node)
+        if any(dim >= first for dim in axis.dims):
+            return "the channel is one of the dimensions that it pools"
+        analysis.layouts[node] = (axis,)
+        return None
+
+    @staticmethod
+    def positions(node: fx.Node) -> int:
+        """How many trailing dimensions are positions."""
+        name = operator(node)
+        return 1 if "1d" in name else 3 if "3d" in name else 2
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        padding = arguments(node).get("padding", 0)
+        padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+        if padded and "avg" in operator(node):
+            return analysis.zero(source_of(node))
+        return analysis.constant(source_of(node))
+
+
+class Padding(Spatial):
+    """pad: what it adds is another value than a constant channel's, unless both are 0."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        axis = analysis.axis(source_of(node))
+        rank = len(analysis.shape(source_of(node)))
+        sizes = list(arguments(node)["pad"])
+        touched = {rank - 1 - index // 2 for index, size in enumerate(sizes) if int(size) != 0}
+        if axis is None:
+            self.untracked(analysis, node)
+        elif touched & set(axis.dims):
+            return "it pads the channel"
         else:
             analysis.layouts[node] = (axis,)
         return None
 
-    @staticmethod
-    def spatial(node: fx.Node) -> int:
-        """How many trailing dimensions are positions."""
-        name = str(node.target)
-        return 1 if "1d" in name else 3 if "3d" in name or "trilinear" in name else 2
-
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
         given = arguments(node)
-        source = given["self" if "self" in given else "input"]
-        padding = given.get("padding", 0)
-        padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
-        if padded and "avg" in str(node.target):
-            return analysis.zero(source)
-        return analysis.constant(source)
-
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        given = arguments(node)
-        source = given["self" if "self" in given else "input"]
-        if analysis.axis(source) is not None:
-            analysis.use(source, used)
+        if given.get("mode", "constant") != "constant":
+            return analysis.constant(source_of(node))
+        return (
+            analysis.zero(source_of(node))
+            if not given.get("value")
+            else np.zeros_like(analysis.constant(source_of(node)))
+        )
 
 
-class Reduction:
+class Reduction(_OneTensor):
     """mean, sum, amax, amin over dimensions that are not the channel's."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         given = arguments(node)
-        source = given["self"]
-        dims = given.get("dim")
+        source = source_of(node)
         rank = len(analysis.shape(source))
-        axis = analysis.axis(source)
-        if axis is None:
-            analysis.pin(source)
-            analysis.layouts[node] = ()
-            return None
+        dims = given.get("dim")
         chosen = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-        reduced = {int(dim) % rank for dim in chosen}
-        if axis.dim in reduced:
-            return "it reduces over the channel"
-        shift = 0 if given.get("keepdim") else sum(dim < axis.dim for dim in reduced)
-        analysis.layouts[node] = (Axis(axis.dim - shift, axis.ids),)
+        reduced = {int(dim) % rank for dim in chosen} if rank else set()
+        kept = []
+        for axis in analysis.layouts.get(source, ()):
+            if reduced & set(axis.dims):
+                if node not in analysis.static:
+                    return "it reduces over the channel"
+                analysis.space.pin(axis.ids)
+                continue
+            shift = [
+                0 if given.get("keepdim") else sum(other < dim for other in reduced) for dim in axis.dims
+            ]
+            kept.append(Axis(tuple(dim - by for dim, by in zip(axis.dims, shift, strict=True)), axis.ids))
+        if len(analysis.layouts.get(source, ())) > 1 and node not in analysis.static:
+            self.untracked(analysis, node)
+        else:
+            analysis.layouts[node] = tuple(kept)
         return None
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        source = arguments(node)["self"]
-        return analysis.constant(source)
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        source = arguments(node)["self"]
-        if analysis.axis(source) is not None:
-            analysis.use(source, used)
-
-
-class Softmax(Reduction):
+class Softmax(_OneTensor):
     """Softmax over positions; over the channel it is a barrier. A constant becomes 1/n, not itself."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        given = arguments(node)
-        source = given["self"]
+        source = source_of(node)
         axis = analysis.axis(source)
         if axis is None:
-            return "its input's channels are not tracked"
-        if int(given["dim"]) % len(analysis.shape(source)) == axis.dim:
+            self.untracked(analysis, node)
+        elif int(arguments(node)["dim"]) % len(analysis.shape(source)) in axis.dims:
             return "it normalizes over the channel"
-        analysis.layouts[node] = (axis,)
+        else:
+            analysis.layouts[node] = (axis,)
         return None
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        axis = analysis.axis(node)
-        assert axis is not None
-        return np.zeros(len(axis.ids), dtype=bool)
+        return np.zeros_like(analysis.constant(source_of(node)))
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        if analysis.axis(source_of(node)) is not None and analysis.axis(node) is not None:
+            analysis.use_exactly(source_of(node), used)
+        else:
+            super().used(analysis, node, used)
 
 
-_spatial, _reduction, _softmax = Spatial(), Reduction(), Softmax()
+class Roll(_OneTensor):
+    """roll and flip along positions: the same values elsewhere."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        source = source_of(node)
+        axis = analysis.axis(source)
+        rank = len(analysis.shape(source))
+        if axis is None:
+            self.untracked(analysis, node)
+        elif not arguments(node)["dims"] or {int(d) % rank for d in arguments(node)["dims"]} & set(axis.dims):
+            return "it moves the channel"
+        else:
+            analysis.layouts[node] = (axis,)
+        return None
+
+
+_spatial, _reduction, _softmax, _roll = Spatial(), Reduction(), Softmax(), Roll()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
@@ -110,13 +163,16 @@ RULES: dict[str, Rule] = {
                 f"upsample_{kind}"
                 for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d")
             ),
-            *(f"upsample_{kind}" for kind in ("bicubic2d", "trilinear3d", "_nearest_exact2d")),
+            *(f"upsample_{kind}" for kind in ("bicubic2d", "trilinear3d")),
             "_upsample_nearest_exact2d",
             "_upsample_bilinear2d_aa",
+            "_upsample_bicubic2d_aa",
         ),
         _spatial,
     ),
+    "pad": Padding(),
+    "constant_pad_nd": Padding(),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction),
-    "softmax": _softmax,
-    "log_softmax": _softmax,
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax"), _softmax),
+    **dict.fromkeys(("roll", "flip"), _roll),
 }

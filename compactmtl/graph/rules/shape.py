@@ -1,56 +1,77 @@
-"""View, flatten, permute, concat: where each coordinate lies after the shape has changed."""
+"""View, flatten, permute, expand: where each coordinate lies after the shape has changed."""
 
 from __future__ import annotations
 
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, arguments
+from compactmtl.graph.analysis import Analysis, Rule, arguments, source_of
 from compactmtl.graph.space import Axis, Flags, Ids
 
 
 class Rearranged:
-    """Operators of one tensor that move entries: `positions` gives, for each output entry, its input entry."""
+    """Operators of one tensor that move its entries.
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[int, Ids] | str:
+    `analysis.positions[node]` gives, for each entry of the output's axis, its place in the flattened input's.
+    """
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        """The output's dims and, in their shape, the positions; or why the axis cannot be followed."""
         raise NotImplementedError
 
+    def input(self, node: fx.Node) -> fx.Node:
+        return source_of(node)
+
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        source = arguments(node)["self"]
-        axis = analysis.axis(source)
-        if axis is None:
+        source = self.input(node)
+        layout = analysis.layouts.get(source, ())
+        if node in analysis.static and len(layout) > 1:
+            placed = [(axis, self.place(analysis, node, axis)) for axis in layout]
+            followed = [(axis, where) for axis, where in placed if not isinstance(where, str)]
+            dims = [dim for _, (where, _) in followed for dim in where]
+            kept = []
+            for axis, (where, positions) in followed:
+                if any(dims.count(dim) > 1 for dim in where) or len(where) > 1:
+                    analysis.space.pin(axis.ids)
+                else:
+                    kept.append(Axis(where, axis.ids.ravel()[positions]))
+            for axis, where_or_reason in placed:
+                if isinstance(where_or_reason, str):
+                    analysis.space.pin(axis.ids)
+            analysis.layouts[node] = tuple(kept)
+            return None
+        if len(layout) != 1:
             analysis.pin(source)
             analysis.layouts[node] = ()
             return None
-        placed = self.place(analysis, node, axis)
-        if isinstance(placed, str):
-            return placed
-        dim, positions = placed
-        analysis.layouts[node] = (Axis(dim, axis.ids[positions]),)
-        self._positions(analysis)[node] = positions
+        result = self.place(analysis, node, layout[0])
+        if isinstance(result, str):
+            return result
+        dims_out, positions = result
+        analysis.layouts[node] = (Axis(dims_out, layout[0].ids.ravel()[positions]),)
+        analysis.positions[node] = positions
         return None
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        source = arguments(node)["self"]
-        flags: Flags = analysis.constant(source)[self._positions(analysis)[node]]
+        flags: Flags = analysis.constant(self.input(node)).ravel()[analysis.positions[node]]
         return flags
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        source = arguments(node)["self"]
+        source = self.input(node)
         axis = analysis.axis(source)
-        if axis is not None:
-            flags = np.zeros(len(axis.ids), dtype=bool)
-            np.logical_or.at(flags, self._positions(analysis)[node], used)
-            analysis.use(source, flags)
+        if axis is None:
+            return
+        if node not in analysis.positions:
+            analysis.use_all(source)
+            return
+        flags = np.zeros(axis.ids.size, dtype=bool)
+        np.logical_or.at(flags, analysis.positions[node].ravel(), used.ravel())
+        analysis.use(source, flags.reshape(axis.ids.shape))
 
-    @staticmethod
-    def _positions(analysis: Analysis) -> dict[fx.Node, Ids]:
-        return analysis.positions
 
-
-def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Pair the smallest runs of dimensions of two shapes that hold the same number of entries."""
-    blocks: list[tuple[list[int], list[int]]] = []
+    pairs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
         one, other = [i] if i < len(before) else [], [j] if j < len(after) else []
@@ -66,126 +87,111 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
                 other.append(j)
                 right *= after[j]
                 j += 1
-        blocks.append((one, other))
-    return blocks
+        pairs.append((one, other))
+    return pairs
 
 
 class Reshape(Rearranged):
     """view, reshape, flatten, unsqueeze, squeeze: the same entries in the same order."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[int, Ids] | str:
-        before, after = analysis.shape(arguments(node)["self"]), analysis.shape(node)
-        for one, other in _blocks(before, after):
-            if axis.dim not in one:
-                continue
-            sizes = tuple(before[dim] for dim in one)
-            entry = np.arange(len(axis.ids)).reshape([-1 if dim == axis.dim else 1 for dim in one])
-            grid = np.broadcast_to(entry, sizes).reshape([after[dim] for dim in other])
-            varying = [k for k in range(grid.ndim) if (grid != grid.take([0], axis=k)).any()]
-            if len(varying) > 1:
-                return "it splits the channel into several dimensions"
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        before, after = analysis.shape(source_of(node)), analysis.shape(node)
+        one: list[int] = []
+        other: list[int] = []
+        for left, right in blocks(before, after):
+            if set(left) & set(axis.dims):
+                one += left
+                other += right
+        entry = np.arange(axis.ids.size).reshape([before[dim] if dim in axis.dims else 1 for dim in one])
+        grid = np.broadcast_to(entry, [before[dim] for dim in one]).reshape([after[dim] for dim in other])
+        varying = [k for k in range(grid.ndim) if (grid != grid.take([0], axis=k)).any()]
+        if not varying:
             # An axis of one channel may sit on any dimension of size 1.
-            kept = varying[0] if varying else next((k for k in range(grid.ndim) if grid.shape[k] == 1), None)
-            if kept is None:
-                return "it spreads the channel over positions"
-            index = [0] * grid.ndim
-            index[kept] = slice(None)  # type: ignore[call-overload]
-            return other[kept], np.ascontiguousarray(grid[tuple(index)])
-        return "the channel is not among its dimensions"
+            varying = [k for k in range(grid.ndim) if grid.shape[k] == 1][:1]
+        if not varying:
+            return "it spreads one channel over positions"
+        index = tuple(slice(None) if k in varying else 0 for k in range(grid.ndim))
+        positions = np.ascontiguousarray(grid[index])
+        ids = axis.ids.ravel()[positions]
+        if ids.ndim > 1:
+            analysis.space.grid(ids.reshape(-1, ids.shape[-1]))
+        if len(varying) > 1 or len(axis.dims) > 1:
+            analysis.sized[node] = ids
+        return tuple(other[k] for k in varying), positions
 
 
 class Permute(Rearranged):
     """permute and transpose."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[int, Ids] | str:
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
         given = arguments(node)
-        rank = len(analysis.shape(given["self"]))
+        rank = len(analysis.shape(source_of(node)))
         order = list(range(rank))
         if "dims" in given:
             order = [int(dim) % rank for dim in given["dims"]]
-        else:
+        elif "dim0" in given:
             one, other = int(given["dim0"]) % rank, int(given["dim1"]) % rank
             order[one], order[other] = order[other], order[one]
-        return order.index(axis.dim), np.arange(len(axis.ids))
+        elif rank == 2:
+            order = [1, 0]
+        moved = [order.index(dim) for dim in axis.dims]
+        sort = np.argsort(moved)
+        if moved != sorted(moved):
+            # Walked in another order from here on, each row has to keep the same columns.
+            analysis.space.grid(axis.ids.reshape(-1, axis.ids.shape[-1]), product=True)
+        positions = np.arange(axis.ids.size).reshape(axis.ids.shape).transpose(sort)
+        return tuple(sorted(moved)), np.ascontiguousarray(positions)
 
 
-class Concat:
-    """cat: along the channel the coordinates stand one after another; elsewhere they go together."""
+class Expand(Rearranged):
+    """expand and repeat along dimensions that carry no channel."""
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        sources, dim = self._parts(analysis, node)
-        axes = [analysis.axis(source) for source in sources]
-        places = {axis.dim for axis in axes if axis is not None}
-        if not places:
-            for source in sources:
-                analysis.pin(source)
-            analysis.layouts[node] = ()
-            return None
-        if len(places) > 1:
-            return "its inputs have their channels in different places"
-        place = places.pop()
-        pieces = []
-        for source, axis in zip(sources, axes, strict=True):
-            if axis is None:
-                analysis.pin(source)
-                ids = analysis.space.fresh(analysis.shape(source)[place])
-                analysis.space.pin(ids)
-            else:
-                ids = axis.ids
-            pieces.append(ids)
-        if dim == place:
-            analysis.layouts[node] = (Axis(place, np.concatenate(pieces)),)
-        else:
-            for piece in pieces[1:]:
-                analysis.space.union(pieces[0], piece)
-            analysis.layouts[node] = (Axis(place, pieces[0]),)
-        return None
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        before, after = analysis.shape(source_of(node)), analysis.shape(node)
+        offset = len(after) - len(before)
+        dims = tuple(dim + offset for dim in axis.dims)
+        if any(after[dim] != before[dim - offset] for dim in dims):
+            return "it repeats the channel"
+        return dims, np.arange(axis.ids.size).reshape(axis.ids.shape)
+
+
+class PixelShuffle(Rearranged):
+    """pixel_shuffle: r² channels become one, and go together."""
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        rank = len(analysis.shape(source_of(node)))
+        if axis.dim != rank - 3:
+            return "the channel is not where it is shuffled from"
+        square = int(arguments(node)["upscale_factor"]) ** 2
+        analysis.space.union(axis.ids.reshape(-1, square), axis.ids.reshape(-1, square)[:, :1])
+        return (rank - 3,), np.arange(0, axis.ids.size, square)
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        sources, dim = self._parts(analysis, node)
-        axis = analysis.axis(node)
-        assert axis is not None
-        flags = [
-            analysis.constant(source)
-            if analysis.axis(source) is not None and analysis.parameter(source) is None
-            else np.zeros(analysis.shape(source)[axis.dim], dtype=bool)
-            for source in sources
-        ]
-        if dim == axis.dim:
-            return np.concatenate(flags)
-        together: Flags = np.logical_and.reduce(flags)
-        first = sources[0]
-        for source in sources[1:]:
-            if together.any():
-                together &= analysis.values[first] == analysis.values[source]
-        return together
+        source = source_of(node)
+        square = int(arguments(node)["upscale_factor"]) ** 2
+        flags = analysis.constant(source).reshape(-1, square)
+        if not flags.any():
+            return flags[:, 0]
+        values = analysis.values[source].reshape(-1, square)
+        same: Flags = flags.all(1) & (values == values[:, :1]).all(1)
+        return same
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        sources, dim = self._parts(analysis, node)
-        axis = analysis.axis(node)
-        if axis is None:
-            return
-        start = 0
-        for source in sources:
-            size = analysis.shape(source)[axis.dim]
-            if analysis.axis(source) is not None:
-                analysis.use(source, used[start : start + size] if dim == axis.dim else used)
-            start += size if dim == axis.dim else 0
-
-    @staticmethod
-    def _parts(analysis: Analysis, node: fx.Node) -> tuple[list[fx.Node], int]:
-        given = arguments(node)
-        sources = [source for source in given["tensors"] if np.prod(analysis.shape(source)) > 0]
-        return sources, int(given["dim"]) % len(analysis.shape(node))
+        square = int(arguments(node)["upscale_factor"]) ** 2
+        if analysis.axis(source_of(node)) is not None:
+            analysis.use(source_of(node), np.repeat(used, square))
 
 
-_reshape, _permute = Reshape(), Permute()
+_reshape, _permute, _expand = Reshape(), Permute(), Expand()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "squeeze", "unflatten", "view_as"),
+        (
+            *("view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "squeeze", "unflatten"),
+            *("view_as", "reshape_as"),
+        ),
         _reshape,
     ),
-    **dict.fromkeys(("permute", "transpose", "swapaxes", "t"), _permute),
-    "cat": Concat(),
-    "concat": Concat(),
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "t", "numpy_T", "mT"), _permute),
+    **dict.fromkeys(("expand", "expand_as"), _expand),
+    "pixel_shuffle": PixelShuffle(),
 }

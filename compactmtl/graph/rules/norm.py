@@ -1,0 +1,87 @@
+"""Normalization: batch norm scales each channel; the others mix channels and keep them whole."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import fx
+
+from compactmtl.graph.analysis import Analysis, Rule, arguments
+from compactmtl.graph.groups import Role
+from compactmtl.graph.space import Axis, Flags
+
+
+class BatchNorm:
+    """Batch norm with running statistics: a scale and shift of each channel."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        given = arguments(node)
+        axes = [axis for axis in analysis.layouts.get(given["input"], ()) if axis.dim == 1]
+        if not axes:
+            return "its input's channels are not tracked"
+        if given["training"] or given["running_mean"] is None:
+            if node not in analysis.static:
+                return "it uses the statistics of the batch"
+            # Standardized weights: each filter by its own statistics, so its inputs stay whole.
+            for axis in analysis.layouts[given["input"]]:
+                if axis.dim != 1:
+                    analysis.space.pin(axis.ids)
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            if given[key] is not None:
+                role: Role | None = "affine" if key in ("weight", "bias") else None
+                name = analysis.parameter(given[key])
+                if name is not None:
+                    analysis.space.union(analysis.bind(name, 0, role), axes[0].ids)
+                else:
+                    own = analysis.axis(given[key])
+                    if own is None or own.ids.shape != axes[0].ids.shape:
+                        return f"its {key} is computed in a way that cannot be followed"
+                    analysis.space.union(own.ids, axes[0].ids)
+        analysis.layouts[node] = (axes[0],)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        given = arguments(node)
+        return analysis.constant(given["input"]) | self._scaled_by_zero(analysis, given["weight"])
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        given = arguments(node)
+        analysis.use(given["input"], used & ~self._scaled_by_zero(analysis, given["weight"]))
+
+    @staticmethod
+    def _scaled_by_zero(analysis: Analysis, weight: fx.Node | None) -> Flags:
+        if weight is None:
+            return np.zeros(1, dtype=bool)
+        zero: Flags = (analysis.tensor(weight) == 0).cpu().numpy()
+        return zero
+
+
+class WeightNorm:
+    """`_weight_norm` (v, g, dim 0): each filter by its own norm, so its inputs stay whole."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        given = arguments(node)
+        if int(given.get("dim", 0)) != 0:
+            return "it normalizes over another dimension than the filters"
+        first: Axis | None = None
+        for source in analysis.tensors_in(node):
+            for axis in analysis.layouts.get(source, ()):
+                if axis.dim != 0:
+                    analysis.space.pin(axis.ids)
+                elif first is None:
+                    first = axis
+                else:
+                    analysis.space.union(first.ids, axis.ids)
+        analysis.layouts[node] = () if first is None else (first,)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        axis = analysis.axis(node)
+        assert axis is not None
+        return np.zeros(axis.ids.shape, dtype=bool)
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        for source in analysis.tensors_in(node):
+            analysis.use_all(source)
+
+
+RULES: dict[str, Rule] = {"batch_norm": BatchNorm(), "_weight_norm": WeightNorm()}

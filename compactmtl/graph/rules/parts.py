@@ -1,0 +1,240 @@
+"""Concatenation and its opposites: cat, stack, slice, select, split, chunk, unbind."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import fx
+
+from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
+from compactmtl.graph.rules.shape import Rearranged
+from compactmtl.graph.space import Axis, Flags, Ids
+
+_SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_chunk", "unsafe_split")
+
+
+class Concat:
+    """cat: along the channel the coordinates stand one after another; elsewhere they go together."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        sources, dim = self._parts(analysis, node)
+        axes = [analysis.axis(source) for source in sources]
+        places = {axis.dims for axis in axes if axis is not None}
+        if not places:
+            for source in sources:
+                analysis.pin(source)
+            analysis.layouts[node] = ()
+            return None
+        if len(places) > 1:
+            return "its inputs have their channels in different places"
+        place = places.pop()
+        pieces = []
+        for source, axis in zip(sources, axes, strict=True):
+            if axis is None:
+                analysis.pin(source)
+                shape = [analysis.shape(source)[where] for where in place]
+                ids = analysis.space.fresh(int(np.prod(shape))).reshape(shape)
+                analysis.space.pin(ids)
+            else:
+                ids = axis.ids
+            pieces.append(ids)
+        if dim in place:
+            analysis.layouts[node] = (Axis(place, np.concatenate(pieces, place.index(dim))),)
+        else:
+            for piece in pieces[1:]:
+                analysis.space.union(pieces[0], piece)
+            analysis.layouts[node] = (Axis(place, pieces[0]),)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        sources, dim = self._parts(analysis, node)
+        axis = analysis.axis(node)
+        assert axis is not None
+        flags = []
+        for source in sources:
+            shape = [analysis.shape(source)[where] for where in axis.dims]
+            known = analysis.axis(source) is not None and not analysis.is_static(source)
+            flags.append(analysis.constant(source) if known else np.zeros(shape, dtype=bool))
+        if dim in axis.dims:
+            return np.concatenate(flags, axis.dims.index(dim))
+        together: Flags = np.logical_and.reduce(flags)
+        for source in sources[1:]:
+            if together.any():
+                together &= analysis.values[sources[0]] == analysis.values[source]
+        return together
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        sources, dim = self._parts(analysis, node)
+        axis = analysis.axis(node)
+        start = 0
+        for source in sources:
+            if axis is None:
+                analysis.use_all(source)
+                continue
+            if dim not in axis.dims:
+                analysis.use(source, used)
+                continue
+            size = analysis.shape(source)[dim]
+            window = [slice(None)] * used.ndim
+            window[axis.dims.index(dim)] = slice(start, start + size)
+            analysis.use(source, used[tuple(window)])
+            start += size
+
+    @staticmethod
+    def _parts(analysis: Analysis, node: fx.Node) -> tuple[list[fx.Node], int]:
+        given = arguments(node)
+        sources = [source for source in given["tensors"] if np.prod(analysis.shape(source)) > 0]
+        return sources, int(given["dim"]) % len(analysis.shape(node))
+
+
+class Stack(Concat):
+    """stack: a new dimension in front of which the inputs' coordinates go together."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        sources, dim = self._parts(analysis, node)
+        axes = [analysis.axis(source) for source in sources]
+        if any(axis is None for axis in axes) or len({axis.dims for axis in axes if axis}) != 1:
+            return "its inputs' channels are not tracked alike"
+        first = axes[0]
+        assert first is not None
+        for axis in axes[1:]:
+            assert axis is not None
+            analysis.space.union(first.ids, axis.ids)
+        analysis.layouts[node] = (Axis(tuple(d + (d >= dim) for d in first.dims), first.ids),)
+        return None
+
+
+class Window(Rearranged):
+    """slice, narrow, select: some entries of a dimension."""
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        given = arguments(node)
+        shape = analysis.shape(source_of(node))
+        dim = int(given.get("dim") or 0) % len(shape)
+        positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
+        selecting = operator(node) == "select"
+        if dim not in axis.dims:
+            gone = selecting
+            return tuple(d - (gone and d > dim) for d in axis.dims), positions
+        where = axis.dims.index(dim)
+        if selecting:
+            return _after_removal(np.asarray(positions.take(int(given["index"]), axis=where)), axis, dim)
+        size = shape[dim]
+        start, stop, step = self._bounds(given, size)
+        if (start, stop, step) == (0, size, 1):
+            return axis.dims, positions
+        if step != 1:
+            return "it strides over the channel"
+        _split_evenly(analysis, node, axis, where, start, stop)
+        return axis.dims, np.ascontiguousarray(positions.take(range(start, stop), axis=where))
+
+    @staticmethod
+    def _bounds(given: dict[str, object], size: int) -> tuple[int, int, int]:
+        def whole(value: object, default: int) -> int:
+            return default if value is None else int(value)  # type: ignore[call-overload]
+
+        if "length" in given:
+            start = whole(given["start"], 0) % size
+            return start, start + whole(given["length"], 0), 1
+        return slice(whole(given["start"], 0), whole(given["end"], size), whole(given["step"], 1)).indices(
+            size
+        )
+
+
+def _after_removal(positions: Ids, axis: Axis, dim: int) -> tuple[tuple[int, ...], Ids] | str:
+    left = tuple(d - (d > dim) for d in axis.dims if d != dim)
+    if not left:
+        return "it picks a single channel"
+    return left, np.ascontiguousarray(positions)
+
+
+def _split_evenly(analysis: Analysis, node: fx.Node, axis: Axis, where: int, start: int, stop: int) -> None:
+    """A cut into equal parts is written as a share of the whole: the parts keep equal counts."""
+    size = axis.ids.shape[where]
+    length = stop - start
+    analysis.sized[node] = axis.ids
+    if length and size % length == 0 and start % length == 0 and axis.ids.ndim == 1:
+        analysis.space.grid(axis.ids.reshape(size // length, length))
+
+
+class Split:
+    """split, chunk, unbind: the parts are read by getitem."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        source = source_of(node)
+        axis = analysis.axis(source)
+        analysis.layouts[node] = ()
+        if axis is None:
+            analysis.pin(source)
+            return None
+        dim = split_dim(analysis, node)
+        if dim in axis.dims:
+            sizes = [shape[dim] if operator(node) != "unbind" else 1 for shape in part_shapes(node, source)]
+            where = axis.dims.index(dim)
+            if operator(node) != "unbind":
+                analysis.sized[node] = axis.ids
+            if len(set(sizes)) == 1:
+                moved = np.moveaxis(axis.ids, where, 0)
+                if axis.ids.ndim == 1 or operator(node) == "unbind":
+                    analysis.space.grid(moved.reshape(len(sizes), -1))
+                else:
+                    return "it splits one of several channel dimensions"
+            elif axis.ids.ndim > 1:
+                return "it splits one of several channel dimensions"
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return np.zeros(0, dtype=bool)
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        return None  # its parts say what they use
+
+
+def split_dim(analysis: Analysis, node: fx.Node) -> int:
+    """The dimension that a split cuts."""
+    return int(arguments(node).get("dim") or 0) % len(analysis.shape(source_of(node)))
+
+
+def part_shapes(node: fx.Node, source: fx.Node) -> list[tuple[int, ...]]:
+    """The shapes of a split's parts."""
+    return [tuple(int(size) for size in part.shape) for part in node.meta["val"]]
+
+
+class Part(Rearranged):
+    """getitem of a split: a window of the split tensor."""
+
+    def input(self, node: fx.Node) -> fx.Node:
+        parent = source_of(node)
+        return source_of(parent) if operator(parent) in _SPLITS else parent
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        parent = source_of(node)
+        if operator(parent) not in _SPLITS or parent in analysis.barriers:
+            analysis.layouts[node] = ()
+            return None
+        return super().layout(analysis, node)
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        parent = source_of(node)
+        dim = split_dim(analysis, parent)
+        index = node.args[1]
+        assert isinstance(index, int)
+        positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
+        unbound = operator(parent) == "unbind"
+        if dim not in axis.dims:
+            return tuple(d - (unbound and d > dim) for d in axis.dims), positions
+        where = axis.dims.index(dim)
+        if unbound:
+            return _after_removal(np.asarray(positions.take(index, axis=where)), axis, dim)
+        sizes = [shape[dim] for shape in part_shapes(parent, source_of(parent))]
+        start = sum(sizes[:index])
+        return axis.dims, np.ascontiguousarray(positions.take(range(start, start + sizes[index]), axis=where))
+
+
+_concat, _window, _split = Concat(), Window(), Split()
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("cat", "concat"), _concat),
+    "stack": Stack(),
+    **dict.fromkeys(("slice", "narrow", "select"), _window),
+    **dict.fromkeys(_SPLITS, _split),
+    "getitem": Part(),
+}
