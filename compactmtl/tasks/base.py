@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-TargetKind = Literal["mask", "depth", "normals", "class", "scalar"]
+TargetKind = Literal["mask", "depth", "normals", "disparity", "class", "multilabel", "scalar", "instances"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class TargetSpec:
       normals  float32 (B, 3, H, W), unit vectors in the camera frame (x right, y down, z forward); 0 where unknown
       class    int64 (B,), class index
       scalar   float32 (B,) in `unit`
+      disparity  float32 (B, 1, H, W), proportional to inverse depth; 0 where unknown
+      multilabel float32 (B, len(classes)), 1 present, 0 absent, -1 unknown
+      instances  int64 (B, 2, H, W): instance number from 1 (0 none, -1 a crowd to ignore) and class index
     """
 
     kind: TargetKind
