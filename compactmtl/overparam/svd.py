@@ -168,7 +168,7 @@ def _factors(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _factor(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     # float64 on the CPU: half types have no SVD, and the factors should add no error of their own.
     exact = matrix.to("cpu", torch.float64)
-    u, s, vh = torch.linalg.svd(exact, full_matrices=False)
+    u, s, vh = _svd(exact, single=matrix.dtype != torch.float64)
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     noise = max(torch.finfo(matrix.dtype).eps, max(matrix.shape) * torch.finfo(torch.float64).eps)
     live = int((s > noise * s[0]).sum())
@@ -177,13 +177,32 @@ def _factor(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if live < rank:
         # Where the singular value is 0 the gradients of U, V and M would all vanish for ever. With
         # orthonormal columns in U and zeros in V the product is the same and V's gradient is not 0.
-        u[:, live:] = _orthonormal_beside(u[:, :live] / root[:live], rank - live)
+        u[:, live:] = _orthonormal_beside(u[:, :live], rank - live)
         v[live:] = 0
     return u, v
 
 
+def _svd(matrix: Tensor, *, single: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The thin SVD of a float64 matrix, by the eigenvectors of its Gram matrix where float32 will hold it.
+
+    That takes a third of the time and U·S·Vᵀ is as exact, because V is orthonormal and U·S is the matrix times
+    V. Singular values and columns of U lose digits only below 1e-7 of the largest, beneath float32's rounding.
+    """
+    if not single:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u, s, vh
+    if matrix.shape[0] < matrix.shape[1]:
+        u, s, vh = _svd(matrix.T, single=True)
+        return vh.T, s, u.T
+    v = torch.linalg.eigh(matrix.T @ matrix).eigenvectors.flip(1)
+    scaled = matrix @ v
+    s = scaled.norm(dim=0)
+    return scaled / s.clamp_min(torch.finfo(s.dtype).tiny), s, v.T
+
+
 def _orthonormal_beside(basis: Tensor, count: int) -> Tensor:
-    """Random orthonormal columns (m, count), orthogonal to the orthonormal columns of `basis` (m, k)."""
+    """Random orthonormal columns (m, count), orthogonal to the independent columns of `basis` (m, k)."""
+    basis = torch.linalg.qr(basis).Q
     columns = torch.randn(basis.shape[0], count, dtype=basis.dtype)
     for _ in range(2):  # a second projection removes what rounding left of the first
         columns = torch.linalg.qr(columns - basis @ (basis.T @ columns)).Q
