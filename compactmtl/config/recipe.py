@@ -78,7 +78,17 @@ class HeadConfig(Frozen):
 class TaskConfig(Frozen):
     """One output of the network with its target, loss and head."""
 
-    kind: Literal["segmentation", "depth", "normals", "classification", "regression"]
+    kind: Literal[
+        "segmentation",
+        "depth",
+        "disparity",
+        "normals",
+        "boundaries",
+        "classification",
+        "multilabel",
+        "regression",
+        "binned_regression",
+    ]
     target: str | None = Field(None, description="name of the target in the data set; the task's by default")
     loss: str | None = Field(None, description="a loss of this kind of task; its first by default")
     weight: Annotated[float, Field(ge=0)] = 1.0
