@@ -93,7 +93,8 @@ class Depthwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.hardswish(self.depth(self.expand(x)))
         gate = torch.sigmoid(self.gate(x.mean((2, 3))))
-        return self.project(x * gate[:, :, None, None])
+        out: Tensor = self.project(x * gate[:, :, None, None])
+        return out
 
 
 def test_depthwise_and_gate_go_with_their_channel() -> None:
@@ -115,7 +116,8 @@ class Concat(nn.Module):
         self.join = nn.Conv2d(10, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(torch.cat([self.left(x), self.right(x)], 1))
+        out: Tensor = self.join(torch.cat([self.left(x), self.right(x)], 1))
+        return out
 
 
 def test_concat_keeps_its_parts_apart() -> None:
@@ -132,7 +134,8 @@ class Flattened(nn.Module):
         self.head = nn.Linear(4 * 16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.conv(x).flatten(1))
+        out: Tensor = self.head(self.conv(x).flatten(1))
+        return out
 
 
 def test_flattened_channel_owns_all_its_pixels() -> None:
@@ -152,7 +155,8 @@ class Barrier(nn.Module):
         self.three = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.three(torch.relu(self.two(self.norm(self.one(x.flatten(2))[..., :8]))))
+        out: Tensor = self.three(torch.relu(self.two(self.norm(self.one(x.flatten(2))[..., :8]))))
+        return out
 
 
 def test_unknown_operator_is_a_barrier_and_says_so() -> None:
@@ -199,7 +203,8 @@ class InPlaceThroughView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         y[:, :2].add_(1.0)
-        return self.last(y)
+        out: Tensor = self.last(y)
+        return out
 
 
 def test_write_through_a_view_pins_its_channels() -> None:
