@@ -34,7 +34,7 @@ class Affine(nn.Module):
 
 
 class PositiveScale(nn.Module):
-    """softplus(x) * scale: a depth in the data's unit, positive whatever the weights are, and linear when large."""
+    """softplus(x) * scale: a depth or disparity in the data's unit, always positive, and linear when large."""
 
     scale: Tensor
 
@@ -130,12 +130,12 @@ def build_head(task: Task, in_channels: int, config: HeadConfig | None = None) -
     config = head_config(task, config)
     kind = FCNHead if config.kind == "fcn" else LinearHead
     head = kind(in_channels, task.channels, config, _output(task))
-    if task.spec.kind == "depth" and task.spec.mean > 0:
+    if task.spec.kind in ("depth", "disparity") and task.spec.mean > 0:
         assert head.last.bias is not None
         ratio = task.spec.mean / task.spec.std
         # The inverse of softplus: the head starts at the training mean.
         nn.init.constant_(head.last.bias, ratio + math.log(-math.expm1(-ratio)))
-    elif task.spec.kind == "scalar":
+    elif task.kind == "regression":
         assert head.last.bias is not None
         nn.init.zeros_(head.last.bias)  # the affine after it makes that the training mean
     return head
@@ -143,8 +143,8 @@ def build_head(task: Task, in_channels: int, config: HeadConfig | None = None) -
 
 def _output(task: Task) -> nn.Module:
     """The fixed function after a task's last layer."""
-    if task.spec.kind == "scalar":
+    if task.kind == "regression":
         return Affine(task.spec.std, task.spec.mean)
-    if task.spec.kind == "depth":
+    if task.spec.kind in ("depth", "disparity"):
         return PositiveScale(task.spec.std)
     return nn.Identity()
