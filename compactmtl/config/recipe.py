@@ -69,10 +69,17 @@ class DataConfig(Frozen):
 class HeadConfig(Frozen):
     """The part of the network that belongs to one task."""
 
-    kind: Literal["linear", "fcn"] = "linear"
-    width: Annotated[int, Field(ge=1)] = Field(64, description="hidden channels or features")
+    kind: Literal["linear", "mlp", "fcn", "deeplabv3", "deeplabv3plus", "mtan"] = "linear"
+    width: Annotated[int, Field(ge=1)] = Field(
+        64, description="hidden channels or features; DeepLab's papers have 256"
+    )
     depth: Annotated[int, Field(ge=0)] = Field(1, description="hidden layers before the last one")
     dropout: Share = 0.0
+    rates: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        description="DeepLab's dilations; by default 6, 12, 18 at an output stride of 16 and in proportion at others",
+    )
+    predictor: Literal["fcn", "deeplabv3"] = Field("fcn", description="what follows a mtan head's attention")
 
 
 class TaskConfig(Frozen):
