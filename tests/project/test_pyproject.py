@@ -12,7 +12,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # gpu and tensorrt need hardware that the tested versions were not recorded on.
 TESTED = PROJECT["dependencies"] + [
-    word for extra in ("cpu", "openvino", "baselines", "dev") for word in EXTRAS[extra]
+    word for extra in ("cpu", "openvino", "baselines", "datasets", "dev") for word in EXTRAS[extra]
 ]
 
 
