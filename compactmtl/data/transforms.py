@@ -1,11 +1,12 @@
-"""Joint random transforms of an image and its targets, exact in the geometry of depth and normals.
+"""Joint random transforms of an image and its targets, exact in the geometry of depth, disparity and normals.
 
-`Depth` and `Normals` are torchvision tv_tensors, so that any torchvision.transforms.v2 transform treats them right or
-refuses. The camera model: a picture keeps its focal length, and a crop may move its principal point. Then
+`Depth`, `Disparity` and `Normals` are torchvision tv_tensors, so that any torchvision.transforms.v2 transform treats them
+right or refuses. The camera model: a picture keeps its focal length, and a crop may move its principal point. Then
 - a mirror image negates the normals' x;
 - a zoom by s shows the scene squeezed along the view: depth is divided by s, and a normal, which is a covector, turns
-  to (nx, ny, s nz), renormalized (depth: Eigen et al., arXiv:1406.2283, section 3.4);
-- a shift changes neither.
+  to (nx, ny, s nz), renormalized (depth: Eigen et al., arXiv:1406.2283, section 3.4); disparity, as inverse depth, is
+  multiplied by s;
+- a shift changes none of them.
 Values that are unknown (0) stay so, and no value is ever a mixture of two pixels.
 """
 
@@ -34,6 +35,13 @@ class Depth(tv_tensors.TVTensor):  # type: ignore[misc]
         return data.as_subclass(cls)
 
 
+class Disparity(tv_tensors.TVTensor):  # type: ignore[misc]
+    """Proportional to inverse depth, float (..., 1, H, W); 0 where unknown."""
+
+    def __new__(cls, data: Tensor) -> Disparity:
+        return data.as_subclass(cls)
+
+
 class Normals(tv_tensors.TVTensor):  # type: ignore[misc]
     """Unit normals in the camera frame (x right, y down, z forward), float (..., 3, H, W); 0 where unknown."""
 
@@ -50,13 +58,18 @@ def _flip_depth(depth: Depth) -> Depth:
     return Depth(F.horizontal_flip_image(_plain(depth)))
 
 
+@F.register_kernel(F.horizontal_flip, Disparity)  # type: ignore[untyped-decorator]
+def _flip_disparity(disparity: Disparity) -> Disparity:
+    return Disparity(F.horizontal_flip_image(_plain(disparity)))
+
+
 @F.register_kernel(F.horizontal_flip, Normals)  # type: ignore[untyped-decorator]
 def _flip_normals(normals: Normals) -> Normals:
     flipped = F.horizontal_flip_image(_plain(normals))
     return Normals(flipped * flipped.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1))
 
 
-def _register_copying(kind: type[Depth] | type[Normals]) -> None:
+def _register_copying(kind: type[Depth] | type[Disparity] | type[Normals]) -> None:
     """Crop, pad with unknown, and resize by the nearest pixel: nothing of these changes a value."""
 
     @F.register_kernel(F.crop, kind)  # type: ignore[untyped-decorator]
@@ -73,7 +86,7 @@ def _register_copying(kind: type[Depth] | type[Normals]) -> None:
         return kind(F.resize_image(_plain(value), size, **options))
 
 
-def _register_refusal(kind: type[Depth] | type[Normals]) -> None:
+def _register_refusal(kind: type[Depth] | type[Disparity] | type[Normals]) -> None:
     """v2 would pass an unknown type through unchanged; a wrong target is worse than an error."""
     names = ("vertical_flip", "rotate", "perspective", "elastic", "resized_crop")
     for functional in (getattr(F, name) for name in names):
@@ -85,7 +98,7 @@ def _register_refusal(kind: type[Depth] | type[Normals]) -> None:
             )
 
 
-for _kind in (Depth, Normals):
+for _kind in (Depth, Disparity, Normals):
     _register_copying(_kind)
     _register_refusal(_kind)
 
@@ -154,6 +167,20 @@ def _affine_depth(
     return Depth(_zoomed(depth, angle, translate, scale, shear, center) / scale)
 
 
+@F.register_kernel(F.affine, Disparity)  # type: ignore[untyped-decorator]
+def _affine_disparity(
+    disparity: Disparity,
+    angle: float,
+    translate: list[float],
+    scale: float,
+    shear: list[float],
+    interpolation: Any = None,
+    fill: Any = None,
+    center: list[float] | None = None,
+) -> Disparity:
+    return Disparity(_zoomed(disparity, angle, translate, scale, shear, center) * scale)
+
+
 @F.register_kernel(F.affine, Normals)  # type: ignore[untyped-decorator]
 def _affine_normals(
     normals: Normals,
@@ -174,9 +201,9 @@ def _affine_normals(
 def zoom(value: Tensor, scale: float, translate: list[float]) -> Tensor:
     """v2's affine with this scale and translation (x, y) in pixels, about ten times as quick.
 
-    An Image is interpolated between pixels; a Mask, Depth or Normals takes the nearest one.
+    An Image is interpolated between pixels; a Mask, Depth, Disparity or Normals takes the nearest one.
     """
-    if isinstance(value, (Depth, Normals)):
+    if isinstance(value, (Depth, Disparity, Normals)):
         moved: Tensor = F.affine(value, 0.0, translate, scale, [0.0, 0.0])
         return moved
     height, width = value.shape[-2:]
@@ -238,6 +265,8 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
             maps[name] = tv_tensors.Mask(target[None])
         elif kind == "depth":
             maps[name] = Depth(target)
+        elif kind == "disparity":
+            maps[name] = Disparity(target)
         elif kind == "normals":
             maps[name] = Normals(target)
         else:

@@ -19,7 +19,7 @@ from compactmtl.data.base import Sample
 from compactmtl.data.scenes_layout import Camera, random_room
 from compactmtl.data.scenes_raycast import cast, pixel_rays
 from compactmtl.data.scenes_render import render
-from compactmtl.data.transforms import Depth, Draw, Normals, augment, draw, jitter, zoom
+from compactmtl.data.transforms import Depth, Disparity, Draw, Normals, augment, draw, jitter, zoom
 from compactmtl.tasks.base import TargetSpec
 
 SPECS = {
@@ -151,6 +151,38 @@ def test_unknown_stays_unknown_and_nothing_is_mixed(
     assert got["mask"].shape == before["mask"].shape
 
 
+@settings(max_examples=40)
+@given(st.floats(1, 3), st.tuples(share, share), st.tuples(share, share), st.integers(0, 4), st.booleans())
+def test_disparity_stays_inverse_depth(
+    scale: float, place: tuple[float, float], shift: tuple[float, float], span: int, flip: bool
+) -> None:
+    """Focal length times baseline is a constant of the camera, which no transform of the picture may change."""
+    constant = 7.5
+    one = sample()
+    depth = one["targets"]["depth"]
+    disparity = torch.where(depth > 0, constant / depth.clamp_min(1e-6), 0)
+    pair: Sample = {"image": one["image"], "targets": {"depth": depth, "disparity": disparity}}
+    specs = {"depth": TargetSpec("depth", unit="m"), "disparity": TargetSpec("disparity", unit="px")}
+    choices = Draw(**(STILL | {"zoom": scale, "place": place, "shift": shift, "flip": flip}))
+    got = augment(pair, specs, AugmentConfig(shift=span), choices)["targets"]
+    known = got["depth"] > 0
+    assert torch.equal(got["disparity"] > 0, known)
+    product = got["depth"][known] * got["disparity"][known]
+    torch.testing.assert_close(product, torch.full_like(product, constant))
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.0])
+def test_a_zoomed_pair_of_pictures_has_the_disparity_of_the_zoomed_left_one(scale: float) -> None:
+    """A point at columns (x, x - d) of a stereo pair is at (s x, s x - s d) of the pair zoomed by s."""
+    width = 16
+    left = torch.arange(width, dtype=torch.float64)
+    disparity = 0.25 * left + 1  # a slanted plane: where each left pixel is seen in the right picture
+    got = zoom(Disparity(disparity.expand(1, 4, width).clone()), scale, [0.0, 0.0])[0, 0]
+    place = ((left + 0.5 - width / 2) / scale + width / 2 - 0.5).round()  # the left pixel that is shown
+    right = place - disparity[place.long()]
+    torch.testing.assert_close(got, scale * (place - right))
+
+
 def test_image_and_targets_move_together() -> None:
     height, width = 12, 16
     index = torch.arange(height * width).view(height, width)
@@ -219,6 +251,11 @@ def test_any_v2_transform_treats_depth_and_normals_right_or_refuses() -> None:
     for refused in (v2.RandomRotation((10, 20)), v2.RandomVerticalFlip(p=1.0), v2.RandomAffine(10, shear=5)):
         with pytest.raises(TypeError):
             refused(Normals(one["normals"]))
+        with pytest.raises(TypeError):
+            refused(Disparity(one["depth"]))
+    disparity = v2.RandomHorizontalFlip(p=1.0)(Disparity(one["depth"]))
+    assert isinstance(disparity, Disparity)
+    assert torch.equal(disparity.flip(-1), one["depth"])
     larger = v2.Resize((24, 32))(Depth(one["depth"]))
     assert set(larger.flatten().tolist()) == set(one["depth"].flatten().tolist())
     padded = v2.Pad(2, fill=7)(Depth(one["depth"]))
