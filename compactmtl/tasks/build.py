@@ -9,9 +9,13 @@ from typing import Protocol
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import TargetSpec, Task
+from compactmtl.tasks.binned_regression import BinnedRegressionTask
+from compactmtl.tasks.boundaries import BoundariesTask
 from compactmtl.tasks.classification import ClassificationTask
 from compactmtl.tasks.common import nearest
 from compactmtl.tasks.depth import DepthTask
+from compactmtl.tasks.disparity import DisparityTask
+from compactmtl.tasks.multilabel import MultilabelTask
 from compactmtl.tasks.normals import NormalsTask
 from compactmtl.tasks.regression import RegressionTask
 from compactmtl.tasks.segmentation import SegmentationTask
@@ -24,9 +28,13 @@ class _Builder(Protocol):
 KINDS: Mapping[str, _Builder] = {
     "segmentation": SegmentationTask.build,
     "depth": DepthTask.build,
+    "disparity": DisparityTask.build,
     "normals": NormalsTask.build,
+    "boundaries": BoundariesTask.build,
     "classification": ClassificationTask.build,
+    "multilabel": MultilabelTask.build,
     "regression": RegressionTask.build,
+    "binned_regression": BinnedRegressionTask.build,
 }
 
 # The name becomes an output of the exported model, a folder part and a column of tables.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -32,9 +32,10 @@ def check_spec(name: str, config: TaskConfig, spec: TargetSpec, kind: TargetKind
             f"but {config.target or name!r} is of kind {spec.kind!r}",
             f"set tasks.{name}.kind or tasks.{name}.target so that they agree",
         )
-    if kind in ("mask", "class") and len(spec.classes) < 2:
+    least = {"mask": 2, "class": 2, "multilabel": 1}.get(kind, 0)
+    if len(spec.classes) < least:
         raise ConfigError(
-            f"tasks.{name}: target {config.target or name!r} names {len(spec.classes)} classes, needs at least 2",
+            f"tasks.{name}: target {config.target or name!r} names {len(spec.classes)} classes, needs at least {least}",
             "mend the classes in the data set's target specification",
         )
     if not spec.std > 0:
@@ -58,6 +59,16 @@ def choose_loss(name: str, config: TaskConfig, losses: Sequence[str]) -> str:
             f"tasks.{name}.loss: {config.kind} has no loss {config.loss!r}", nearest(config.loss, losses)
         )
     return config.loss
+
+
+def check_used(name: str, config: TaskConfig, loss: str, uses: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError where an option is set that the chosen loss passes over; `uses`: option to its losses."""
+    for option, losses in uses.items():
+        if option in config.options and loss not in losses:
+            raise ConfigError(
+                f"tasks.{name}.options.{option}: the loss {loss!r} has no {option}",
+                f"leave it out, or set tasks.{name}.loss: {losses[0]}",
+            )
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:

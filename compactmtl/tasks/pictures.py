@@ -1,4 +1,4 @@
-"""Targets and predictions as (H, W, 3) uint8 pictures: class colors, depth scale, normals, words."""
+"""Targets and predictions as (H, W, 3) uint8 pictures: class colors, distance scale, normals, boundaries, words."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ FIRST_COLORS = (
     (140, 209, 125),
 )
 IGNORED = (24, 24, 27)  # near black: no class has it
+MARKED = (38, 70, 140)
 GOLDEN_RATIO = 0.618033988749895
 
 
@@ -52,8 +53,8 @@ def mask_picture(mask: NDArray[Any], classes: int) -> Picture:
 
 
 @cache
-def _depth_colors() -> Picture:
-    """256 colors of matplotlib's magma, reversed: near is bright."""
+def _scale_colors() -> Picture:
+    """256 colors of matplotlib's magma from bright to dark, without the ends that are like paper and like IGNORED."""
     from matplotlib import colormaps
 
     table = (colormaps["magma_r"](np.linspace(0.02, 0.88, 256))[:, :3] * 255).round().astype(np.uint8)
@@ -66,13 +67,31 @@ def depth_picture(depth: NDArray[Any], reference: NDArray[Any] | None = None) ->
 
     The scale runs from the least to the greatest known depth of `reference`, or of `depth` where there is none.
     """
-    depth = np.asarray(depth, dtype=np.float64).reshape(depth.shape[-2:])
-    scale = depth if reference is None else np.asarray(reference, dtype=np.float64)
+    return _positive_picture(depth, reference, _scale_colors())
+
+
+def disparity_picture(disparity: NDArray[Any], reference: NDArray[Any] | None = None) -> Picture:
+    """Disparity as `depth_picture` shows depth: near is bright, which here is the greatest value."""
+    return _positive_picture(disparity, reference, _scale_colors()[::-1])
+
+
+def _positive_picture(value: NDArray[Any], reference: NDArray[Any] | None, colors: Picture) -> Picture:
+    value = np.asarray(value, dtype=np.float64).reshape(value.shape[-2:])
+    scale = value if reference is None else np.asarray(reference, dtype=np.float64)
     known_scale = scale[np.isfinite(scale) & (scale > 0)]
-    known = np.isfinite(depth) & (depth > 0)
+    known = np.isfinite(value) & (value > 0)
     low, high = (known_scale.min(), known_scale.max()) if known_scale.size else (0.0, 1.0)
-    share = (np.where(known, depth, low) - low) / max(high - low, 1e-12)
-    picture: Picture = _depth_colors()[(share.clip(0, 1) * 255).round().astype(np.int64)]
+    share = (np.where(known, value, low) - low) / max(high - low, 1e-12)
+    picture: Picture = colors[(share.clip(0, 1) * 255).round().astype(np.int64)]
+    picture[~known] = IGNORED
+    return picture
+
+
+def probability_picture(probability: NDArray[Any]) -> Picture:
+    """Probabilities (H, W) from white (0) to dark blue (1); what is not finite (unknown) is near black."""
+    known = np.isfinite(probability)
+    share = np.where(known, probability, 0).clip(0, 1)[..., None]
+    picture: Picture = ((1 - share) * 255 + share * np.array(MARKED)).round().astype(np.uint8)
     picture[~known] = IGNORED
     return picture
 
@@ -85,6 +104,11 @@ def normals_picture(normals: NDArray[Any]) -> Picture:
     picture: Picture = np.moveaxis(((shown + 1) / 2).clip(0, 1) * 255, 0, -1).round().astype(np.uint8)
     picture[~(normals != 0).any(0)] = IGNORED
     return picture
+
+
+def value_text(value: float, unit: str) -> str:
+    """A number with its unit, such as "31.2 years"; "unknown" where it is not finite."""
+    return f"{value:.1f} {unit}".rstrip() if np.isfinite(value) else "unknown"
 
 
 def text_picture(text: str, size: tuple[int, int] = (96, 192)) -> Picture:

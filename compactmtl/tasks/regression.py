@@ -88,9 +88,7 @@ class RegressionTask:
         return pictures.text_picture(self.caption(value))
 
     def caption(self, value: NDArray[Any]) -> str:
-        if not np.isfinite(value):
-            return "unknown"
-        return f"{float(value):.1f} {self.spec.unit}".rstrip()
+        return pictures.value_text(float(value), self.spec.unit)
 
 
 class RegressionMetrics:

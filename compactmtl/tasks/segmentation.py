@@ -14,20 +14,24 @@ from torch import Tensor
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import MetricInfo, TargetSpec
-from compactmtl.tasks.common import check_spec, choose_loss, cross_entropy, read_options
+from compactmtl.tasks.common import check_spec, check_used, choose_loss, cross_entropy, read_options
 from compactmtl.tasks.confusion import ConfusionMatrix
+from compactmtl.tasks.losses import focal, soft_dice
 
 
 class SegmentationOptions(Frozen):
     """Options of a segmentation task."""
 
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the cross-entropy
+    gamma: Annotated[float, Field(ge=1)] = 2.0  # of the focal loss: how little easy pixels count
 
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """Logits (B, K, H, W) against a mask int64 (B, H, W). Loss: cross-entropy over the pixels that count.
+    """Logits (B, K, H, W) against a mask int64 (B, H, W).
 
+    Losses over the pixels that count: `cross_entropy`; `dice`, 1 - the mean soft Dice of the classes in the batch;
+    `cross_entropy_dice`, their sum; `focal`, cross-entropy that weighs hard pixels more (see `losses`).
     Metrics, exact over the split: `miou`, the mean intersection over union of the classes present in the target
     or in the prediction, and `pixel_accuracy`. Raises DataError for a label outside the classes.
     """
@@ -41,7 +45,7 @@ class SegmentationTask:
 
     kind: ClassVar[str] = "segmentation"
     dense: ClassVar[bool] = True
-    losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "dice", "cross_entropy_dice", "focal")
     primary: ClassVar[str] = "miou"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "miou": MetricInfo(higher_is_better=True, share=True),
@@ -54,6 +58,8 @@ class SegmentationTask:
         check_spec(name, config, spec, "mask")
         options = read_options(SegmentationOptions, name, config)
         loss = choose_loss(name, config, cls.losses)
+        uses = {"label_smoothing": ("cross_entropy", "cross_entropy_dice"), "gamma": ("focal",)}
+        check_used(name, config, loss, uses)
         return cls(name, config.target or name, spec, config.weight, loss, options)
 
     @property
@@ -61,7 +67,13 @@ class SegmentationTask:
         return len(self.spec.classes)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(output, target, self.spec.ignore_index, self.options.label_smoothing)
+        ignore = self.spec.ignore_index
+        if self.loss_name == "focal":
+            return focal(output, target, ignore, self.options.gamma)
+        if self.loss_name == "dice":
+            return soft_dice(output, target, ignore)
+        loss = cross_entropy(output, target, ignore, self.options.label_smoothing)
+        return loss + soft_dice(output, target, ignore) if self.loss_name == "cross_entropy_dice" else loss
 
     def metrics(self) -> SegmentationMetrics:
         return SegmentationMetrics(self)

@@ -67,7 +67,7 @@ def test_a_name_that_cannot_name_an_output_is_an_error(name: str) -> None:
 
 
 def test_unknown_loss_and_option_are_errors() -> None:
-    with pytest.raises(ConfigError, match="no loss 'dice'"):
-        build_task("seg", TaskConfig(kind="segmentation", loss="dice"), SPECS["seg"])
+    with pytest.raises(ConfigError, match="no loss 'hinge'"):
+        build_task("seg", TaskConfig(kind="segmentation", loss="hinge"), SPECS["seg"])
     with pytest.raises(ConfigError, match="label_smooth"):
         build_task("seg", TaskConfig(kind="segmentation", options={"label_smooth": 0.1}), SPECS["seg"])

@@ -1,0 +1,58 @@
+"""Losses of labels beside cross-entropy: soft Dice and focal. All leave ignored elements out and work in float32.
+
+Sources: Dice arXiv:1606.04797 (V-Net, section 3; with first powers in the denominator), focal arXiv:1708.02002, eq. 4.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compactmtl.tasks.common import masked_mean
+
+
+def soft_dice(output: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
+    """1 - the mean over classes of 2 Σ p g / (Σ p + Σ g), with sums over all elements of the batch that count.
+
+    output (B, K, ...) logits, target (B, ...) class indices; p is the softmax, g is 1 where the target is the class.
+    The mean is over the classes present in the target: an absent one has a Dice of 0 whatever the prediction is.
+    A zero with a graph where no element counts.
+    """
+    valid = _valid(target, ignore_index)
+    labels = torch.where(valid, target, torch.zeros_like(target))
+    shares = output.float().softmax(1) * valid[:, None]
+    truth = torch.zeros_like(shares).scatter_(1, labels[:, None], valid[:, None].float())
+    axes = [0, *range(2, output.ndim)]
+    overlap, size = (shares * truth).sum(axes), truth.sum(axes)
+    dice = 2 * overlap / (shares.sum(axes) + size).clamp(min=torch.finfo(torch.float32).tiny)
+    return masked_mean(1 - dice, size > 0)
+
+
+def focal(output: Tensor, target: Tensor, ignore_index: int | None, gamma: float) -> Tensor:
+    """Mean over the elements that count of (1 - p)^γ (-log p), p the softmax of the true class.
+
+    output (B, K, ...) logits, target (B, ...) class indices, γ at least 1. A zero with a graph where none counts.
+    """
+    valid = _valid(target, ignore_index)
+    labels = torch.where(valid, target, torch.zeros_like(target))
+    surprise = F.cross_entropy(output.float(), labels, reduction="none")
+    # rounding can put p a bit above 1
+    missing = (-torch.expm1(-surprise)).clamp(min=0)
+    return masked_mean(missing.pow(gamma) * surprise, valid)
+
+
+def binary_focal(output: Tensor, target: Tensor, valid: Tensor, gamma: float, alpha: float | None) -> Tensor:
+    """Mean over `valid` of α_t (1 - p_t)^γ (-log p_t); all three tensors have one shape, target is 0 or 1.
+
+    α weighs the ones and 1 - α the zeros; none for neither. A zero with a graph where nothing is valid.
+    """
+    from torchvision.ops import sigmoid_focal_loss
+
+    labels = torch.where(valid, target, torch.zeros_like(target)).float()
+    values = sigmoid_focal_loss(output.float(), labels, alpha=-1 if alpha is None else alpha, gamma=gamma)
+    return masked_mean(values, valid)
+
+
+def _valid(target: Tensor, ignore_index: int | None) -> Tensor:
+    return torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index

@@ -1,0 +1,165 @@
+"""Multilabel: for each of several classes whether an image has it, such as the attributes of a face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from compactmtl.config.recipe import Frozen, Share, TaskConfig
+from compactmtl.errors import DataError
+from compactmtl.tasks import pictures
+from compactmtl.tasks.base import MetricInfo, TargetSpec
+from compactmtl.tasks.common import (
+    check_spec,
+    check_used,
+    choose_loss,
+    masked_mean,
+    nothing_valid,
+    read_options,
+)
+from compactmtl.tasks.losses import binary_focal
+
+UNKNOWN = -1
+
+
+class MultilabelOptions(Frozen):
+    """Options of a multilabel task."""
+
+    gamma: Annotated[float, Field(ge=1)] = 2.0  # of the focal loss: how little easy labels count
+    alpha: Share | None = None  # of the focal loss: weight of a present label, 1 - alpha of an absent one
+    per_class: bool = False  # also report the accuracy of each class
+
+
+@dataclass(frozen=True)
+class MultilabelTask:
+    """Logits (B, K) against float32 (B, K): 1 present, 0 absent, -1 unknown, which counts nowhere.
+
+    Losses, means over the known labels: `bce`; `focal`, arXiv:1708.02002, eq. 5. A label is predicted where its
+    probability is above one half.
+
+    Metrics over the known labels of the split: `accuracy`, the mean over classes of the share that is right, and
+    `mean_f1`, the mean over classes of 2 TP / (2 TP + FP + FN). A class of which nothing is known has no part in
+    either, nor has one that is neither there nor predicted in the F1 (1 where that is so of every class). With the
+    option `per_class` also `accuracy_<class>`; a class of which nothing is known is then an error.
+    """
+
+    name: str
+    target: str
+    spec: TargetSpec
+    weight: float
+    loss_name: str
+    options: MultilabelOptions
+
+    kind: ClassVar[str] = "multilabel"
+    dense: ClassVar[bool] = False
+    losses: ClassVar[tuple[str, ...]] = ("bce", "focal")
+    primary: ClassVar[str] = "mean_f1"
+
+    @classmethod
+    def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
+        """Raises ConfigError where target, loss or options do not fit."""
+        check_spec(name, config, spec, "multilabel")
+        options = read_options(MultilabelOptions, name, config)
+        loss = choose_loss(name, config, cls.losses)
+        check_used(name, config, loss, {"gamma": ("focal",), "alpha": ("focal",)})
+        return cls(name, config.target or name, spec, config.weight, loss, options)
+
+    @property
+    def channels(self) -> int:
+        return len(self.spec.classes)
+
+    @property
+    def metric_info(self) -> Mapping[str, MetricInfo]:
+        share = MetricInfo(higher_is_better=True, share=True)
+        info = {"mean_f1": share, "accuracy": share}
+        if self.options.per_class:
+            # The mean counts in Δm; its parts would count a second time.
+            one = MetricInfo(higher_is_better=True, share=True, gain=False)
+            info |= {f"accuracy_{label}": one for label in self.spec.classes}
+        return info
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        known = target != UNKNOWN
+        if self.loss_name == "focal":
+            return binary_focal(output, target, known, self.options.gamma, self.options.alpha)
+        labels = torch.where(known, target, torch.zeros_like(target)).float()
+        values = F.binary_cross_entropy_with_logits(output.float(), labels, reduction="none")
+        return masked_mean(values, known)
+
+    def metrics(self) -> MultilabelMetrics:
+        return MultilabelMetrics(self)
+
+    def decode(self, output: Tensor) -> Tensor:
+        """1 where a label is predicted, else 0: float32 (B, K)."""
+        return (output > 0).float()
+
+    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+        return pictures.text_picture(self.caption(value))
+
+    def caption(self, value: NDArray[Any]) -> str:
+        """The classes that are present, such as "Smiling, Young", and "none" where none is."""
+        if (value == UNKNOWN).all():
+            return "unknown"
+        present = [label for label, there in zip(self.spec.classes, value, strict=True) if there == 1]
+        return ", ".join(present) or "none"
+
+
+class MultilabelMetrics:
+    """For each class the counts of target by prediction over the known labels of the split."""
+
+    def __init__(self, task: MultilabelTask) -> None:
+        self._task = task
+        self._counts = torch.zeros(task.channels, 2, 2, dtype=torch.int64)  # class, target, prediction
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Raises DataError for a label that is none of 1, 0 and -1."""
+        output, target = output.cpu(), target.cpu()
+        wrong = (target != 1) & (target != 0) & (target != UNKNOWN)
+        if wrong.any():
+            raise DataError(
+                f"task {self._task.name!r}: label {float(target[wrong][0]):g} is none of 1 (present), 0 (absent) "
+                "and -1 (unknown)",
+                "mend the target, or the data set that gives it",
+            )
+        predicted = output > 0
+        for truth in (0, 1):
+            here = target == truth
+            self._counts[:, truth, 1] += (here & predicted).sum(0)
+            self._counts[:, truth, 0] += (here & ~predicted).sum(0)
+
+    def compute(self) -> dict[str, float]:
+        """Raises DataError where no label of the split is known."""
+        counts = self._counts.double()
+        total = counts.sum((1, 2))
+        known = total > 0
+        if not known.any():
+            raise nothing_valid(self._task.name)
+        accuracy = (counts[:, 0, 0] + counts[:, 1, 1]) / total
+        hits = 2 * counts[:, 1, 1]
+        size = hits + counts[:, 0, 1] + counts[:, 1, 0]
+        there = size > 0
+        found = {
+            "mean_f1": float((hits[there] / size[there]).mean()) if there.any() else 1.0,
+            "accuracy": float(accuracy[known].mean()),
+        }
+        if self._task.options.per_class:
+            if not known.all():
+                label = self._task.spec.classes[int((~known).nonzero()[0])]
+                raise DataError(
+                    f"task {self._task.name!r}: no image of the split has a known label of {label!r}, so it has no "
+                    "accuracy",
+                    "leave that class out of the data set's classes, or set per_class: false",
+                )
+            found |= {
+                f"accuracy_{label}": float(value)
+                for label, value in zip(self._task.spec.classes, accuracy, strict=True)
+            }
+        return found
