@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from compactmtl.balancing.base import Balancer
 
 # Tasks whose target is a real quantity: the Gaussian likelihood halves their loss.
-REGRESSION_KINDS: Final = frozenset({"depth", "normals", "regression"})
+REGRESSION_KINDS: Final = frozenset({"depth", "disparity", "normals", "regression"})
 
 
 class Uncertainty(Balancer):
     """Σ w_t·(c_t·exp(−s_t)·L_t + s_t/2), where s_t = log σ_t² is learned and starts at 0.
 
-    c_t is 1/2 for regression kinds (depth, normals, regression) and 1 for the rest, as in the paper. The
+    c_t is 1/2 for regression kinds (depth, disparity, normals, regression) and 1 for the rest, as in the paper. The
     loss may be negative. Each s_t is a parameter, in the order of the tasks in `log_variances` (T,); it
     must be in the optimizer, without weight decay, or the weights stay at their start.
     """

@@ -18,11 +18,14 @@ from compactmtl.tasks import TargetSpec, Task, build_tasks
 _KIND_OF_TASK: Mapping[str, str] = {
     "mask": "segmentation",
     "depth": "depth",
+    "disparity": "disparity",
     "normals": "normals",
     "class": "classification",
+    "multilabel": "multilabel",
     "scalar": "regression",
+    "instances": "instances",
 }
-_DENSE = ("mask", "depth", "normals")
+_DENSE = ("mask", "depth", "disparity", "normals", "instances")
 _LOOKED_AT = {"dense": 60, "labels": 2000}  # samples a distribution is taken from, spread over the split
 _GAP = 6
 
@@ -165,17 +168,36 @@ def _describe(spec: TargetSpec, values: NDArray[Any]) -> str:
             f"; ignored {ignored:.1%}" if ignored else ""
         )
     if spec.kind == "scalar":
+        unknown = 1 - np.isfinite(values).mean()
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return f"scalar, {spec.unit}: known 0.0%"
         low, middle, high = np.percentile(values, (5, 50, 95))
         return (
             f"scalar, {spec.unit}: mean {values.mean():.1f}, std {values.std():.1f}, "
             f"5/50/95 % {low:.0f}/{middle:.0f}/{high:.0f}, range {values.min():.0f} to {values.max():.0f}"
+            + (f"; unknown {unknown:.1%}" if unknown else "")
+        )
+    if spec.kind == "multilabel":
+        known = values >= 0
+        shares = (values == 1).sum(0) / np.maximum(known.sum(0), 1)
+        text = ", ".join(f"{name} {share:.1%}" for name, share in zip(spec.classes, shares, strict=True))
+        unknown = 1 - known.mean()
+        return f"multilabel, {len(spec.classes)} classes: {text}" + (
+            f"; unknown {unknown:.1%}" if unknown else ""
+        )
+    if spec.kind == "instances":
+        counts = [len(np.unique(numbers[numbers > 0])) for numbers in values[:, 0]]
+        return (
+            f"instances, {len(spec.classes)} classes: {np.mean(counts):.1f} an image, at most {max(counts)}; "
+            f"pixels of instances {(values[:, 0] > 0).mean():.1%}, of crowds {(values[:, 0] < 0).mean():.1%}"
         )
     known = np.any(values != 0, axis=1)
-    if spec.kind == "depth" and known.any():
-        depths = values[:, 0][known]
-        low, middle, high = np.percentile(depths, (5, 50, 95))
+    if spec.kind in ("depth", "disparity") and known.any():
+        found = values[:, 0][known]
+        low, middle, high = np.percentile(found, (5, 50, 95))
         return (
-            f"depth, {spec.unit}: 5/50/95 % {low:.2f}/{middle:.2f}/{high:.2f}, "
-            f"range {depths.min():.2f} to {depths.max():.2f}; known {known.mean():.1%}"
+            f"{spec.kind}, {spec.unit or 'no unit'}: 5/50/95 % {low:.4g}/{middle:.4g}/{high:.4g}, "
+            f"range {found.min():.4g} to {found.max():.4g}; known {known.mean():.1%}"
         )
     return f"{spec.kind}: known {known.mean():.1%}"
