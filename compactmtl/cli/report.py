@@ -11,16 +11,25 @@ if TYPE_CHECKING:
 HELP = "compare runs in one offline page and a table"
 EXAMPLE = """\
 compactmtl report runs/scenes-compact --baseline runs/scenes-dense
-compactmtl report runs/seed0 runs/seed1 --baseline runs/dense --out reports/seeds"""
+compactmtl report runs/seed0 runs/seed1 --baseline runs/dense --out reports/seeds
+compactmtl report runs/faces-* --baseline single --latex > table.tex"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
-    parser.add_argument("--baseline", metavar="RUN", help="the run that Δm and changes are against")
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: the first run's folder)")
     parser.add_argument(
+        "--baseline",
+        metavar="RUN",
+        help="the run that Δm and changes are against; or `single`: the single-task runs among RUN, over their seeds",
+    )
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: the first run's folder)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--markdown", action="store_true", help="print the table as Markdown, for a README or an issue"
+    )
+    form.add_argument(
+        "--latex", action="store_true", help="print the table of recipes over seeds as LaTeX, for a paper"
     )
 
 
@@ -30,29 +39,39 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.report import collect, write_collected
+    from compactmtl.report.reference import SINGLE, Single
     from compactmtl.train import Run
 
     runs = [Run.open(path) for path in args.runs]
-    baseline = Run.open(args.baseline) if args.baseline is not None else None
+    baseline: Run | Single | None = None
+    if args.baseline is not None:
+        baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline)
     report, samples = collect(runs, baseline)
     page = write_collected(report, samples, Path(args.out) if args.out is not None else runs[0].path)
-    _print_table(report, as_markdown=args.markdown)
+    _print_table(report, as_markdown=args.markdown, as_latex=args.latex)
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     passed, gates = report.gates
     if passed < gates:
         print(f"{gates - passed} of {gates} gates failed: see the page", file=sys.stderr)
-    print(f"report: {page}", file=sys.stderr if args.markdown else sys.stdout)
+    print(f"report: {page}", file=sys.stderr if args.markdown or args.latex else sys.stdout)
     return 0
 
 
-def _print_table(report: Report, *, as_markdown: bool) -> None:
-    """Markdown where asked, colored on a terminal, aligned plain text in a pipe."""
+def _print_table(report: Report, *, as_markdown: bool, as_latex: bool) -> None:
+    """Recipes over their seeds where there are several, else the comparison of the runs.
+
+    Markdown or LaTeX where asked, colored on a terminal, aligned plain text in a pipe.
+    """
     import sys
 
+    from compactmtl.report.delta_formats import delta_cells, latex, shows_more
     from compactmtl.report.table import comparison, markdown, plain, rich_table
 
-    table = comparison(report)
+    if as_latex:
+        print(latex(report))
+        return
+    table = delta_cells(report) if shows_more(report) else comparison(report)
     if as_markdown:
         print(markdown(table))
     elif sys.stdout.isatty():

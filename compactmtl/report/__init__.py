@@ -1,6 +1,7 @@
 """One data model of what runs became; HTML, JSON, tables and pictures from it."""
 
 from compactmtl.report.collect import build_report
+from compactmtl.report.delta_formats import delta_cells, latex
 from compactmtl.report.model import Report
 from compactmtl.report.pictures import comparison_strip
 from compactmtl.report.samples import SampleView, TaskSample, View
@@ -16,6 +17,8 @@ __all__ = [
     "collect",
     "comparison",
     "comparison_strip",
+    "delta_cells",
+    "latex",
     "markdown",
     "plain",
     "write_collected",

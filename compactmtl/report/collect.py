@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from compactmtl.errors import ArtifactError, ConfigError, DataError
+from compactmtl.report.delta_table import delta_table
 from compactmtl.report.model import (
     Epoch,
     ExportView,
@@ -23,6 +24,14 @@ from compactmtl.report.model import (
     Stage,
     Surgery,
     TaskView,
+)
+from compactmtl.report.reference import (
+    Reference,
+    Single,
+    of_baseline,
+    of_recipes,
+    of_single_runs,
+    split_single,
 )
 from compactmtl.verify.result import TaskMetrics, Verification
 
@@ -37,52 +46,75 @@ Model = TypeVar("Model", bound=BaseModel)
 UNSTEADY = 0.25  # standard deviation / mean; an idle machine stays well below a tenth
 
 
-def build_report(runs: Sequence[Run], baseline: Run | None, splits: ValSplits) -> Report:
+def build_report(runs: Sequence[Run], baseline: Run | Single | None, splits: ValSplits) -> Report:
     """Read everything the report shows from `runs` and `baseline`.
 
+    With baseline "single", the single-task runs among `runs` are what Δm is against: each task's mean over its seeds.
     A form of a model whose metrics no file holds is evaluated on the val split (`splits` loads it); where the
     data is not there, its cell says "not run" and a note says why.
 
     Raises ArtifactError for a damaged file of a run, ConfigError where runs don't compare.
     """
+    subjects, singles, against = _roles(runs, baseline)
+    ordered = [*([against] if against is not None else []), *subjects, *singles]
+    _check_comparable(ordered)
+    names = _unique_names(ordered)
+    notes: list[str] = []
+    views = [_view(run, name, splits, notes, against) for run, name in zip(ordered, names, strict=True)]
+    multi = len(ordered) - len(singles)
+    if singles:
+        reference: Reference | None = of_single_runs(views[multi:])
+    else:
+        reference = of_baseline(views[0]) if against is not None else of_recipes(ordered)
+    if reference is not None:
+        views[:multi] = [
+            _with_delta(view, run, reference.metrics, notes)
+            for view, run in zip(views[:multi], ordered[:multi], strict=True)
+        ]
+    pairs = list(zip(views, ordered, strict=True))
+    table, table_notes = delta_table(
+        pairs[:multi], pairs[multi:], reference, pairs[0] if against is not None else None
+    )
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tasks=_task_views(ordered),
+        baseline=names[0] if against is not None else None,
+        delta_reference=reference.label if reference is not None else None,
+        runs=tuple(views),
+        single_task_runs=tuple(names[multi:]),
+        delta_table=table,
+        notes=tuple(dict.fromkeys([*notes, *table_notes])),
+    )
+
+
+def _roles(runs: Sequence[Run], baseline: Run | Single | None) -> tuple[list[Run], list[Run], Run | None]:
+    """Who plays which part: subjects, single-task runs that are the reference, the baseline run."""
+    if isinstance(baseline, str):
+        subjects, singles = split_single(runs)
+        return subjects, singles, None
     subjects = [run for run in runs if baseline is None or run.path.resolve() != baseline.path.resolve()]
     if not subjects:
         raise ConfigError(
             "the baseline is the only run", "name at least one other run, or leave --baseline out"
         )
-    ordered = ([baseline] if baseline is not None else []) + subjects
-    _check_comparable(ordered)
-    names = _unique_names(ordered)
-    notes: list[str] = []
-    views = [_view(run, name, splits, notes, baseline) for run, name in zip(ordered, names, strict=True)]
-    reference, reference_name = _delta_reference(views, ordered, baseline is not None)
-    tasks = _task_views(ordered)
-    if reference is not None:
-        views = [_with_delta(view, run, reference, notes) for view, run in zip(views, ordered, strict=True)]
-    return Report(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tasks=tasks,
-        baseline=names[0] if baseline is not None else None,
-        delta_reference=reference_name,
-        runs=tuple(views),
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    return subjects, [], baseline
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:
-    first = runs[0]
+    first, seen = runs[0], set(runs[0].tasks)
     for run in runs[1:]:
         if run.recipe.data.name != first.recipe.data.name:
             raise ConfigError(
                 f"{run.path} was trained on {run.recipe.data.name}, {first.path} on {first.recipe.data.name}",
                 "a report compares runs on one data set; make one report for each",
             )
-        if not set(run.tasks) & set(first.tasks):
+        if not set(run.tasks) & seen:
             raise ConfigError(
                 f"{run.path} and {first.path} have no task in common "
                 f"({', '.join(run.tasks)}; {', '.join(first.tasks)})",
                 "compare runs that share at least one task",
             )
+        seen |= set(run.tasks)
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
@@ -251,18 +283,6 @@ def _cost(run: Run, model: nn.Module) -> Size:
     return Size(parameters=measured.parameters, macs=measured.macs)
 
 
-def _delta_reference(
-    views: Sequence[RunView], runs: Sequence[Run], has_baseline: bool
-) -> tuple[TaskMetrics | None, str | None]:
-    """Metrics that Δm is against: the baseline's, else the recipe's single-task numbers, else none."""
-    if has_baseline:
-        return views[0].trained.metrics, views[0].name
-    single = [run.recipe.single_task for run in runs]
-    if single[0] and all(numbers == single[0] for numbers in single):
-        return single[0], "the recipe's single-task numbers"
-    return None, None
-
-
 def _with_delta(view: RunView, run: Run, reference: TaskMetrics, notes: list[str]) -> RunView:
     """The view with Δm at every measured stage; where it is undefined, a note says why."""
     from compactmtl.tasks.gain import delta_m
@@ -286,7 +306,9 @@ def _task_views(runs: Sequence[Run]) -> tuple[TaskView, ...]:
     for run in runs:
         for name, task in run.tasks.items():
             metrics = {
-                metric: MetricView(higher_is_better=info.higher_is_better, unit=info.unit, share=info.share)
+                metric: MetricView(
+                    higher_is_better=info.higher_is_better, unit=info.unit, share=info.share, gain=info.gain
+                )
                 for metric, info in task.metric_info.items()
             }
             tasks.setdefault(name, TaskView(name=name, kind=task.kind, primary=task.primary, metrics=metrics))

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 import compactmtl
-from compactmtl.report import figures, table
+from compactmtl.report import delta_formats, figures, table
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
 from compactmtl.report.pictures import data_uri
@@ -74,6 +74,7 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         headlines=[headline for run in report.subjects[:1] for headline in _headlines(run, report)],
         gates=report.gates,
         table=table.comparison(report),
+        delta=delta_formats.grid(report) if delta_formats.shows_more(report) else None,
         samples=samples,
         labels=list(
             dict.fromkeys(label for one in samples for task in one.tasks for label in task.predictions)
@@ -97,7 +98,8 @@ def _prediction(task: TaskSample, label: str) -> View | None:
 
 def _title(report: Report) -> str:
     names = ", ".join(run.name for run in report.subjects)
-    return f"{names} against {report.baseline}" if report.baseline else names
+    against = "single-task networks" if report.single_task_runs else report.baseline
+    return f"{names} against {against}" if against else names
 
 
 def _headlines(run: RunView, report: Report) -> list[Headline]:
@@ -138,7 +140,9 @@ def _stage_cell(stage: Stage, task: TaskView, metric: str) -> table.Cell:
 
 
 def _subjects_first(report: Report) -> list[RunView]:
-    return [*report.subjects, *([report.baseline_run] if report.baseline_run else [])]
+    baseline = [report.baseline_run] if report.baseline_run else []
+    singles = [run for run in report.runs if run.name in report.single_task_runs]
+    return [*report.subjects, *baseline, *singles]
 
 
 def _page(run: RunView, number: int, report: Report) -> RunPage:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -102,6 +104,7 @@ class MetricView(Frozen):
     higher_is_better: bool
     unit: str = ""
     share: bool = False
+    gain: bool = True  # counts in Δm, and is a column of the papers' tables
 
 
 class TaskView(Frozen):
@@ -186,8 +189,52 @@ class RunView(Frozen):
         return sizes[-1] if sizes else None
 
 
+class Spread(Frozen):
+    """One number over the runs of a recipe: mean, sample standard deviation (none for one run), and each run's."""
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return cls(mean=statistics.fmean(values), std=std, values=tuple(values))
+
+
+class DeltaRow(Frozen):
+    """One recipe over its seeds. `values` of every spread are in the order of `runs`.
+
+    The row of single-task networks holds each task's own runs, so only there does the order differ; its sizes are
+    those of all the networks together.
+    """
+
+    label: str
+    form: str  # which form of the model was measured, such as trained
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    metrics: dict[str, dict[str, Spread]]
+    delta_m: Spread | None
+    parameters: Spread | None
+    macs: Spread | None
+
+
+class DeltaTable(Frozen):
+    """The papers' table: recipes by metrics, Δm and size, each as mean and deviation over seeds.
+
+    `reference` says what Δm is against; where that is among the runs, it is the first row.
+    """
+
+    reference: str | None
+    rows: tuple[DeltaRow, ...]
+
+
 class Report(Frozen):
-    """report.json. `baseline` names one of `runs`, always as trained; Δm is against `delta_reference`."""
+    """report.json. `baseline` names one of `runs`, always as trained; Δm is against `delta_reference`.
+
+    `single_task_runs` names those of `runs` that Δm is against as single-task networks.
+    """
 
     version: Literal[1] = 1
     created: str
@@ -195,6 +242,8 @@ class Report(Frozen):
     baseline: str | None
     delta_reference: str | None
     runs: tuple[RunView, ...]
+    single_task_runs: tuple[str, ...] = ()
+    delta_table: DeltaTable | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -213,4 +262,6 @@ class Report(Frozen):
     @property
     def subjects(self) -> tuple[RunView, ...]:
         """The runs that the report is about."""
-        return tuple(run for run in self.runs if run.name != self.baseline)
+        return tuple(
+            run for run in self.runs if run.name != self.baseline and run.name not in self.single_task_runs
+        )

@@ -9,25 +9,30 @@ from typing import TYPE_CHECKING
 
 from compactmtl.errors import DataError
 from compactmtl.report.collect import build_report
+from compactmtl.report.delta_formats import delta_cells, latex
 from compactmtl.report.html import render
 from compactmtl.report.model import Report
 from compactmtl.report.pictures import comparison_strip
 from compactmtl.report.samples import SampleView, ValSplits, predict_samples
+from compactmtl.report.table import markdown
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from compactmtl.report.reference import Single
     from compactmtl.train import Run
 
 HTML = "report.html"
 JSON = "report.json"
+MARKDOWN, LATEX = "delta.md", "delta.tex"
 PREVIEW = "preview.png"
 _MOST_MODELS = 4  # columns of predictions that still fit a page
 
 
-def write_report(runs: Sequence[Run], baseline: Run | None, out: Path) -> Path:
-    """Write `out`/report.html, `out`/report.json and `out`/preview.png and return the page's path.
+def write_report(runs: Sequence[Run], baseline: Run | Single | None, out: Path) -> Path:
+    """Write `out`/report.html, report.json, delta.md, delta.tex and preview.png, and return the page's path.
 
+    With baseline "single", the single-task runs among `runs` are what Δm is against.
     Reads what the runs' folders hold, evaluates only forms that nothing measured, and draws a few val samples.
     Raises ArtifactError for a damaged run, ConfigError where runs don't compare, OSError where `out` can't be
     written.
@@ -37,13 +42,14 @@ def write_report(runs: Sequence[Run], baseline: Run | None, out: Path) -> Path:
 
 
 def collect(
-    runs: Sequence[Run], baseline: Run | None, splits: ValSplits | None = None
+    runs: Sequence[Run], baseline: Run | Single | None, splits: ValSplits | None = None
 ) -> tuple[Report, list[SampleView]]:
     """The report's data and its pictures, which are only in the page."""
     splits = splits or ValSplits()
     report = build_report(runs, baseline, splits)
     try:
-        return report, predict_samples(_models(runs, baseline, report), splits)
+        against = None if isinstance(baseline, str) else baseline
+        return report, predict_samples(_models(runs, against, report), splits)
     except DataError as error:
         note = f"No pictures: {error.message}"
         return report.model_copy(update={"notes": (*report.notes, note)}), []
@@ -56,6 +62,9 @@ def write_collected(report: Report, samples: Sequence[SampleView], out: Path) ->
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)
     write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
+    if report.delta_table is not None:
+        write_text(out / MARKDOWN, markdown(delta_cells(report)) + "\n")
+        write_text(out / LATEX, latex(report) + "\n")
     if samples:
         few = samples[:2] if any(task.dense for task in samples[0].tasks) else samples
         buffer = io.BytesIO()
@@ -79,6 +88,8 @@ def _models(runs: Sequence[Run], baseline: Run | None, report: Report) -> list[t
         ):
             continue
         view = views[str(run.path)]
+        if view.name in report.single_task_runs:
+            continue
         if view.surgery is None:
             models.append((view.name, run.load_plain(), run))
         else:

@@ -211,13 +211,13 @@ def specs_from_json(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Target
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 over all that decides a run's result; the data's place, workers and device do not."""
-    text = json.dumps(_deciding(recipe), sort_keys=True)
+    text = json.dumps(deciding(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipe_differences(one: Recipe, other: Recipe) -> list[str]:
     """Dotted keys that decide a run's result and differ, with both values."""
-    first, second = _deciding(one), _deciding(other)
+    first, second = deciding(one), deciding(other)
     keys = sorted(set(first) | set(second))
     return [
         f"{key}: {json.dumps(first.get(key))} and {json.dumps(second.get(key))}"
@@ -248,7 +248,8 @@ def check_recipe_hash(state: Mapping[str, Any], recipe: Recipe, folder: Path) ->
         )
 
 
-def _deciding(recipe: Recipe) -> dict[str, Any]:
+def deciding(recipe: Recipe) -> dict[str, Any]:
+    """Every value that decides a run's result, by dotted key."""
     flat = dict(_flatten(recipe.model_dump(mode="json"), ""))
     return {key: value for key, value in flat.items() if key not in _PLACE}
 

@@ -1,0 +1,234 @@
+"""The Δm table as text, Markdown, LaTeX, and cells for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from compactmtl.report import format as fmt
+from compactmtl.report.model import DeltaRow, MetricView, Report, Spread
+from compactmtl.report.table import Cell, Row, Table
+
+MISSING = Cell("—", "missing")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of every row. `group` is the task it belongs to, empty for Δm and sizes."""
+
+    group: str
+    name: str
+    unit: str
+    arrow: str
+    cells: tuple[Cell, ...]
+    best: frozenset[int]  # rows that hold the best mean
+
+    @property
+    def heading(self) -> str:
+        """Name, unit and which way is better."""
+        return f"{self.name}{f', {self.unit}' if self.unit else ''} {self.arrow}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Labels of the rows, columns, and what the numbers are."""
+
+    labels: tuple[str, ...]
+    columns: tuple[Column, ...]
+    caption: str
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Tasks with how many columns each has, in order; the last columns under an empty name."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return spans
+
+
+def shows_more(report: Report) -> bool:
+    """Whether the Δm table says what the comparison does not: runs over seeds, or single-task networks."""
+    table = report.delta_table
+    return table is not None and (
+        bool(report.single_task_runs) or any(len(row.runs) > 1 for row in table.rows)
+    )
+
+
+def grid(report: Report) -> Grid:
+    """The report's Δm table, formatted: metrics that the papers' tables count, Δm, parameters and MACs.
+
+    Needs `report.delta_table`.
+    """
+    table = report.delta_table
+    assert table is not None
+    rows = table.rows
+    columns: list[Column] = []
+    for task in report.tasks:
+        for metric, info in task.metrics.items():
+            spreads = [row.metrics.get(task.name, {}).get(metric) for row in rows]
+            if info.gain and any(spreads):
+                columns.append(_metric_column(task.name, metric, info, spreads))
+    if table.reference is not None:
+        columns.append(_delta_column(rows))
+    for quantity, name in (("parameters", "parameters"), ("macs", "MACs")):
+        spreads = [getattr(row, quantity) for row in rows]
+        columns.append(_column("", name, "", False, spreads, _counts))
+    return Grid(tuple(map(_label, rows)), tuple(columns), _caption(report))
+
+
+def delta_cells(report: Report) -> Table:
+    """The Δm table as one plain table, for a terminal, text and Markdown."""
+    found = grid(report)
+    rows = tuple(
+        Row(label, tuple(column.cells[index] for column in found.columns))
+        for index, label in enumerate(found.labels)
+    )
+    names = tuple(f"{column.group} {column.heading}".strip() for column in found.columns)
+    return Table(names, rows, found.caption)
+
+
+def latex(report: Report) -> str:
+    """A `tabular` for a paper, best means in bold; needs the package booktabs."""
+    found = grid(report)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"% {found.caption}",
+        f"\\begin{{tabular}}{{l{'r' * len(found.columns)}}}",
+        "\\toprule",
+    ]
+    heads, rules, first = [""], [], 2
+    for group, span in found.groups:
+        heads.append(f"\\multicolumn{{{span}}}{{c}}{{{_escape(group)}}}")
+        if group:
+            rules.append(f"\\cmidrule(lr){{{first}-{first + span - 1}}}")
+        first += span
+    lines += [" & ".join(heads) + " \\\\", " ".join(rules)] if rules else []
+    lines.append(" & ".join(["", *(_escape(column.heading) for column in found.columns)]) + " \\\\")
+    lines.append("\\midrule")
+    for index, label in enumerate(found.labels):
+        cells = []
+        for column in found.columns:
+            text = _escape(column.cells[index].text)
+            cells.append(f"\\textbf{{{text}}}" if index in column.best else text)
+        lines.append(" & ".join([_escape(label), *cells]) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def _label(row: DeltaRow) -> str:
+    runs = len(row.runs)
+    parts = [row.label] + ([row.form] if row.form != "trained" else [])
+    return ", ".join([*parts, *([f"{runs} runs"] if runs > 1 else [])])
+
+
+def _metric_column(task: str, metric: str, info: MetricView, spreads: Sequence[Spread | None]) -> Column:
+    scale = 100.0 if info.share else 1.0
+    digits = _decimals([scale * spread.mean for spread in spreads if spread is not None])
+
+    def write(spread: Spread) -> str:
+        return _plus_minus(spread, scale, digits)
+
+    unit = "%" if info.share else info.unit
+    return _column(task, fmt.metric_name(metric), unit, info.higher_is_better, spreads, write)
+
+
+def _delta_column(rows: Sequence[DeltaRow]) -> Column:
+    spreads = [row.delta_m for row in rows]
+
+    def write(spread: Spread) -> str:
+        text = _plus_minus(spread, 100.0, 2)
+        return f"+{text}" if round(100 * spread.mean, 2) > 0 else text
+
+    column = _column("", "Δm", "%", True, spreads, write)
+    toned = [
+        replace(cell, tone="good" if spread.mean > 0 else "bad")
+        if spread is not None and spread.mean
+        else cell
+        for cell, spread in zip(column.cells, spreads, strict=True)
+    ]
+    return replace(column, cells=tuple(toned))
+
+
+def _column(
+    group: str,
+    name: str,
+    unit: str,
+    higher_is_better: bool,
+    spreads: Sequence[Spread | None],
+    write: Callable[[Spread], str],
+) -> Column:
+    cells = tuple(MISSING if spread is None else Cell(write(spread)) for spread in spreads)
+    means = {index: spread.mean for index, spread in enumerate(spreads) if spread is not None}
+    best = (max if higher_is_better else min)(means.values(), default=math.nan)
+    winners = (
+        frozenset(index for index, mean in means.items() if mean == best) if len(means) > 1 else frozenset()
+    )
+    return Column(group, name, unit, "↑" if higher_is_better else "↓", cells, winners)
+
+
+def _plus_minus(spread: Spread, scale: float, digits: int) -> str:
+    mean = f"{scale * spread.mean:.{digits}f}"
+    if float(mean) == 0:
+        mean = mean.lstrip("-")
+    text = mean if spread.std is None else f"{mean} ± {scale * spread.std:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """Decimals that give the largest value four significant digits, as the papers print them; at most four."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return 4 if largest < 1 else min(4, max(0, 3 - math.floor(math.log10(largest))))
+
+
+def _counts(spread: Spread) -> str:
+    text = fmt.count(spread.mean)
+    return text if not spread.std else f"{text} ± {fmt.count(spread.std)}"
+
+
+def _caption(report: Report) -> str:
+    table = report.delta_table
+    assert table is not None
+    parts = [f"val split of {report.runs[0].data}"]
+    if any(len(row.runs) > 1 for row in table.rows):
+        parts.append("mean ± standard deviation over runs")
+    if table.reference is not None:
+        parts.append(f"Δm against {table.reference}")
+    if report.single_task_runs:
+        parts.append("sizes of the single-task networks added up")
+    return "; ".join(parts)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "Δm": r"$\Delta_m$",
+    "Δ": r"$\Delta$",
+    "°": r"$^\circ$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "—": "---",
+    "×": r"$\times$",
+}
+
+
+def _escape(text: str) -> str:
+    """Text as LaTeX sets it."""
+    pieces, rest = [], text
+    while rest:
+        symbol = next((one for one in ("Δm", rest[0]) if rest.startswith(one)), rest[0])
+        pieces.append(_LATEX.get(symbol, symbol))
+        rest = rest[len(symbol) :]
+    return "".join(pieces)
