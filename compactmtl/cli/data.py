@@ -26,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser(
         "check", help="count, decode, describe and draw; exit 2 where something is wrong"
     )
-    check.add_argument("name", metavar="NAME", help="data set: scenes or utkface")
+    check.add_argument(
+        "name",
+        metavar="NAME",
+        help="data set: scenes, utkface, camvid, rgbd, ccp, multimnist, celebamask, nyuv2, cityscapes, coco, folder; "
+        "or a class of your own as package.module:Class",
+    )
     check.add_argument(
         "overrides",
         metavar="key=value",
@@ -107,7 +112,7 @@ def _write_picture(config: DataConfig, args: argparse.Namespace) -> None:
     from compactmtl.data.check import sample_sheet
     from compactmtl.data.datasets import load_dataset
 
-    out: Path = args.out or Path(f"data-{config.name}.png")
+    out: Path = args.out or Path(f"data-{config.name.replace(':', '-')}.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DataError(f"{out}: not the name of a picture", "end it in .png")
     dataset = load_dataset(config.model_copy(update={"cache": "none"}), args.split)

@@ -1,30 +1,68 @@
-"""Data sets by name. Each is a module with DESCRIPTION, DEFAULT_SIZE, DEFAULT_ROOT, SPLITS, Options, load, problems."""
+"""Data sets by name: a module of this package, or a class of the user's own as `package.module:Class`."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from pydantic import BaseModel
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Split, VisionDataset
+from compactmtl.data.external import external, is_external
 from compactmtl.errors import ConfigError, DataError
 
-DATASETS = ("scenes", "utkface")
+DATASETS = (
+    "scenes",
+    "utkface",
+    "camvid",
+)
 
 
-def dataset_module(name: str) -> ModuleType:
+class DatasetModule(Protocol):
+    """What every data set's module has; `external` gives the same for a class of the user's."""
+
+    @property
+    def DESCRIPTION(self) -> str:
+        """One line for the check."""
+
+    @property
+    def DEFAULT_SIZE(self) -> tuple[int, int]:
+        """Height and width where none is given."""
+
+    @property
+    def DEFAULT_ROOT(self) -> str | None:
+        """Folder where none is given; none for generated data."""
+
+    @property
+    def SPLITS(self) -> tuple[Split, ...]:
+        """Train, val and, where there is one, test."""
+
+    @property
+    def Options(self) -> type[BaseModel]:
+        """Model of data.options."""
+
+    def load(self, config: DataConfig, split: Split) -> VisionDataset:
+        """One split; raises DataError."""
+
+    def problems(self, config: DataConfig) -> tuple[list[str], list[str]]:
+        """(problems, notes): what would stop training, and what is passed over."""
+
+
+def dataset_module(name: str) -> DatasetModule:
     """The module of a data set; ConfigError with the nearest names where there is none."""
+    if is_external(name):
+        return cast(DatasetModule, external(name))
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the data sets are {', '.join(DATASETS)}"
-        raise ConfigError(f"data.name: no data set {name!r}", hint)
-    return importlib.import_module(f"compactmtl.data.{name}")
+        raise ConfigError(
+            f"data.name: no data set {name!r}", f"{hint}; a class of your own is package.module:Class"
+        )
+    return cast(DatasetModule, importlib.import_module(f"compactmtl.data.{name}"))
 
 
 def load_dataset(config: DataConfig | str, split: Split, **fields: Any) -> VisionDataset:
@@ -51,7 +89,7 @@ def load_dataset(config: DataConfig | str, split: Split, **fields: Any) -> Visio
         raise DataError(f"{config.name} has no split {split!r}", f"its splits are {', '.join(module.SPLITS)}")
     if split == "holdout" and config.holdout == 0:
         raise ConfigError("data.holdout is 0, so there is no split holdout", "set data.holdout, such as 0.1")
-    return cast(VisionDataset, module.load(config, split))
+    return module.load(config, split)
 
 
 def _plain(value: Any) -> Any:

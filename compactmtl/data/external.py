@@ -1,0 +1,311 @@
+"""Data sets of the user's own: a class named as `package.module:Class` in a recipe's data.name.
+
+The class takes (config: DataConfig, split: Split) and has what `VisionDataset` says: `specs`, len(), indexing that gives
+a Sample at config.size, and `identifier`. It may name its splits (`splits`, by default train and val), its options
+(`Options`, a pydantic model) and a `default_size`. The holdout, the caches and the checks of every sample are done here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from compactmtl.config import validate_options
+from compactmtl.config.recipe import DataConfig, Frozen
+from compactmtl.data.base import Sample, Split, VisionDataset
+from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.files import layout, source_of
+from compactmtl.errors import CompactError, ConfigError, DataError
+from compactmtl.tasks.base import TargetSpec
+
+_NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
+_METHODS = ("__len__", "__getitem__", "identifier")
+_SHOWN = 10
+
+
+class NoOptions(Frozen):
+    """The options of a class that declares none."""
+
+
+@dataclass(frozen=True)
+class External:
+    """A class of the user's as the data set modules are: the same names, the same meaning."""
+
+    name: str
+    dataset: type[Any]
+    DESCRIPTION: str
+    DEFAULT_SIZE: tuple[int, int]
+    DEFAULT_ROOT: str | None
+    SPLITS: tuple[Split, ...]
+    Options: type[BaseModel]
+
+    def load(self, config: DataConfig, split: Split) -> VisionDataset:
+        """One split: checked, with a holdout and caches. Raises DataError for a sample that its `specs` do not fit."""
+        return _Wrapped(self, config, split)
+
+    def problems(self, config: DataConfig) -> tuple[list[str], list[str]]:
+        """Every sample is made once: (problems, notes)."""
+        validate_options(self.Options, config.options, "data.options")
+        bad: list[str] = []
+        for split in self.SPLITS:
+            try:
+                dataset = _Wrapped(self, config, split)
+            except DataError as error:
+                if split != "test":  # nothing in training needs it
+                    bad.append(error.message)
+                continue
+            found = dataset.faults()
+            more = [f"... and {len(found) - _SHOWN} more in {split}"] if len(found) > _SHOWN else []
+            bad += found[:_SHOWN] + more
+        return bad, []
+
+
+def is_external(name: str) -> bool:
+    """Whether a data.name means a class of the user's own."""
+    return ":" in name
+
+
+def external(name: str) -> External:
+    """The data set class that `package.module:Class` names.
+
+    Raises ConfigError where the module cannot be imported or what it names is not a data set class.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"data.name: {name!r} does not name a class", "write package.module:Class, such as mydata:Birds"
+        )
+    module_name, attribute = match["module"], match["attribute"]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name + ".").startswith(error.name + "."):
+            raise ConfigError(
+                f"data.name: there is no module {error.name} for {name!r}",
+                "install the package, or put its folder on the path: PYTHONPATH=. compactmtl …",
+            ) from None
+        raise ConfigError(
+            f"data.name: {module_name} needs the module {error.name}, which is not installed",
+            f"install {error.name}",
+        ) from None
+    except Exception as error:  # whatever the user's file does wrong is told as its own error
+        raise ConfigError(
+            f"data.name: {module_name} fails when imported: {_place(error)}{type(error).__name__}: {error}",
+            f"run python -c 'import {module_name}' to see the whole of it",
+        ) from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        classes = sorted(key for key, value in vars(module).items() if _fits(value))
+        raise ConfigError(
+            f"data.name: {module_name} has no {attribute}",
+            f"its data set classes: {', '.join(classes) or 'none'}",
+        )
+    if not _fits(found):
+        lacking = [method for method in _METHODS if not callable(getattr(found, method, None))]
+        what = f"lacks {', '.join(lacking)}" if inspect.isclass(found) else "is not a class"
+        raise ConfigError(f"data.name: {name} {what}", "see docs/datasets.md for what a data set class has")
+    return _described(name, found)
+
+
+def _described(name: str, found: type[Any]) -> External:
+    splits = tuple(getattr(found, "splits", ("train", "val")))
+    if not {"train", "val"} <= set(splits) <= {"train", "val", "test"}:
+        raise ConfigError(
+            f"data.name: {name}.splits is {splits}", "name train and val, and test where there is one"
+        )
+    options = getattr(found, "Options", NoOptions)
+    if not (inspect.isclass(options) and issubclass(options, BaseModel)):
+        raise ConfigError(
+            f"data.name: {name}.Options is no pydantic model", "derive it from pydantic.BaseModel"
+        )
+    text = (inspect.getdoc(found) or "").strip().partition("\n")[0]
+    size = tuple(getattr(found, "default_size", (128, 128)))
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ConfigError(f"data.name: {name}.default_size is {size}", "give height and width in pixels")
+    return External(
+        name,
+        found,
+        text or f"the class {name}",
+        (size[0], size[1]),
+        getattr(found, "default_root", None),
+        splits,
+        options,
+    )
+
+
+class _Wrapped:
+    """The user's data set with its samples checked, a part of it held out, and its arrays cached."""
+
+    def __init__(self, source: External, config: DataConfig, split: Split) -> None:
+        validate_options(source.Options, config.options, "data.options")
+        self.split: str = split
+        self._name, self._size = source.name, config.size
+        self._inner = _made(source, config, source_of(split))
+        self.specs: Mapping[str, TargetSpec] = _specs(source.name, self._inner)
+        count = len(self._inner)
+        self._names = [str(self._inner.identifier(index)) for index in range(count)]
+        self._numbers = list(range(count))
+        if split in ("train", "holdout"):
+            kept, held = hold_out(self._names, config.holdout)
+            self._numbers = held if split == "holdout" else kept
+        if not self._numbers:
+            raise DataError(f"{source.name}: split {split} holds no sample", "check data.root")
+        layouts = {"image": Layout((3, *config.size), "uint8")}
+        layouts |= {name: layout(spec, config.size) for name, spec in self.specs.items()}
+        home = user_cache()
+        if config.cache == "disk":
+            key = content_key(_code(source.dataset), self._facts(), config.model_dump(mode="json"), split)
+            home = home / "external" / key
+        self._store = open_store(config.cache, len(self._numbers), layouts, self._make, home)
+        if config.cache == "memory":
+            self._store.fill()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Sample:
+        arrays = self._store.read(index)
+        targets = {}
+        for name, spec in self.specs.items():
+            value = torch.from_numpy(np.asarray(arrays[name]))
+            targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
+        return {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+
+    def identifier(self, index: int) -> str:
+        """As the user's class says."""
+        return self._names[self._numbers[index]]
+
+    def faults(self) -> list[str]:
+        """What is wrong with samples that cannot be used."""
+        found: list[str] = []
+        for index in range(len(self)):
+            try:
+                self._make(index)
+            except DataError as error:
+                found.append(error.message)
+        return found
+
+    def _make(self, index: int) -> Arrays:
+        number = self._numbers[index]
+        try:
+            sample = self._inner[number]
+        except (CompactError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # the user's own code: told as a fault of that sample
+            raise DataError(
+                f"{self._name}: sample {self._names[number]} fails: "
+                f"{_place(error)}{type(error).__name__}: {error}",
+                "mend the class, or take the sample out",
+            ) from error
+        return checked(sample, self.specs, self._size, f"{self._name}: sample {self._names[number]}")
+
+    def _facts(self) -> list[tuple[str, int, int]]:
+        """Names, with size and time of those that are files, so that a cache does not outlive a change."""
+        facts = []
+        for number in self._numbers:
+            path = Path(self._names[number])
+            status = path.stat() if path.is_file() else None
+            facts.append((str(path), status.st_size if status else 0, status.st_mtime_ns if status else 0))
+        return facts
+
+
+def checked(sample: Any, specs: Mapping[str, TargetSpec], size: tuple[int, int], where: str) -> Arrays:
+    """A sample as arrays to store. Raises DataError, beginning with `where`, for what does not fit its specification."""
+    try:
+        image, targets = sample["image"], sample["targets"]
+        extra = sorted(set(targets) ^ set(specs))
+    except (TypeError, KeyError, IndexError) as error:
+        raise DataError(
+            f"{where} is not a Sample", 'give {"image": tensor, "targets": {name: tensor}}'
+        ) from error
+    if extra:
+        raise DataError(
+            f"{where}: targets are {', '.join(sorted(targets))}; specs say {', '.join(sorted(specs))}",
+            "give exactly the targets of specs",
+        )
+    arrays = {"image": _array(image, (3, *size), "uint8", f"{where}: image")}
+    for name, spec in specs.items():
+        here = f"{where}: target {name} ({spec.kind})"
+        kind = layout(spec, size)
+        array = _array(targets[name], kind.shape, "int64" if kind.dtype != "float32" else "float32", here)
+        if kind.dtype == "float32" and not np.isfinite(array).all():
+            raise DataError(
+                f"{here} holds a value that is not finite", "mark unknown values as TargetSpec says"
+            )
+        if spec.kind in ("mask", "class"):
+            wrong = (array < 0) | (array >= len(spec.classes))
+            if spec.ignore_index is not None:
+                wrong &= array != spec.ignore_index
+            if wrong.any():
+                raise DataError(
+                    f"{here} holds {int(array[wrong][0])}; its {len(spec.classes)} classes are "
+                    f"0 to {len(spec.classes) - 1}",
+                    "mend the labels, or name an ignore_index in the TargetSpec",
+                )
+        arrays[name] = array.astype(kind.dtype)
+    return arrays
+
+
+def _array(value: Any, shape: Sequence[int], dtype: str, where: str) -> np.ndarray[Any, np.dtype[Any]]:
+    array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
+        raise DataError(
+            f"{where} is {array.dtype} {array.shape}, expected {dtype} {tuple(shape)}",
+            "give it at config.size, in the format that TargetSpec describes",
+        )
+    return array
+
+
+def _made(source: External, config: DataConfig, split: Split) -> Any:
+    try:
+        return source.dataset(config, split)
+    except CompactError:
+        raise
+    except Exception as error:  # the user's own code: told as a fault of the data set
+        raise DataError(
+            f"{source.name}: making split {split} fails: {_place(error)}{type(error).__name__}: {error}",
+            "the class takes (config, split); see docs/datasets.md",
+        ) from error
+
+
+def _specs(name: str, dataset: Any) -> Mapping[str, TargetSpec]:
+    specs = getattr(dataset, "specs", None)
+    if (
+        not isinstance(specs, Mapping)
+        or not specs
+        or not all(isinstance(spec, TargetSpec) for spec in specs.values())
+    ):
+        raise ConfigError(
+            f"data.name: {name} has no `specs`", "set self.specs = {target: TargetSpec(...)} in __init__"
+        )
+    return specs
+
+
+def _fits(value: Any) -> bool:
+    return inspect.isclass(value) and all(callable(getattr(value, method, None)) for method in _METHODS)
+
+
+def _code(cls: type[Any]) -> str:
+    """The source of the class's file, so that a cache on disk does not outlive a change of it."""
+    try:
+        return Path(inspect.getfile(cls)).read_text(encoding="utf-8")
+    except (OSError, TypeError):
+        return cls.__qualname__
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code an exception came from, as "file:line: "."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}: " if last is not None else ""

@@ -1,0 +1,201 @@
+"""What data sets of files share: the root folder, splits, the store of decoded samples, and the search for damage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from compactmtl.config.recipe import DataConfig
+from compactmtl.data.base import Sample, Split
+from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.errors import DataError
+from compactmtl.tasks.base import TargetSpec
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_SHOWN = 10  # damaged files that a check names one by one
+
+
+@dataclass(frozen=True)
+class Record:
+    """The files of one sample. `name` is the same wherever the data set lies, and decides the split."""
+
+    name: str
+    image: Path
+    files: tuple[Path, ...] = ()  # those beside the image
+
+
+R = TypeVar("R", bound=Record)
+Read = Callable[[R], Arrays]
+
+
+def layout(spec: TargetSpec, size: tuple[int, int]) -> Layout:
+    """How a target of one sample is stored."""
+    match spec.kind:
+        case "mask":
+            return Layout(size, "uint8")
+        case "depth" | "disparity":
+            return Layout((1, *size), "float32")
+        case "normals":
+            return Layout((3, *size), "float32")
+        case "instances":
+            return Layout((2, *size), "int16")
+        case "class":
+            return Layout((), "int64")
+        case "multilabel":
+            return Layout((len(spec.classes),), "float32")
+        case "scalar":
+            return Layout((), "float32")
+
+
+class FileDataset(Generic[R]):
+    """Samples of one split, read from files and kept as `config.cache` says.
+
+    `read` gives a record's arrays: the image uint8 (3, H, W) as `image`, and each target of `specs` by its name at
+    `config.size`. `folder` is the data set's own, where a disk cache goes; `key` is whatever else decides the arrays.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        split: Split,
+        specs: Mapping[str, TargetSpec],
+        records: Sequence[R],
+        read: Read[R],
+        folder: Path,
+        key: object = None,
+    ) -> None:
+        if not records:
+            raise DataError(
+                f"{folder}: split {split} of {config.name} holds no sample",
+                "change data.holdout or add images",
+            )
+        self.specs = specs
+        self.split = split
+        self._records = records
+        layouts = {"image": Layout((3, *config.size), "uint8")}
+        layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
+        home = user_cache()
+        if config.cache == "disk":
+            files = [(r.name, *(_size_and_time(f) for f in (r.image, *r.files))) for r in records]
+            home = cache_folder(
+                folder, config.name, content_key(files, list(layouts), config.size, config.options, key)
+            )
+        self._store = open_store(
+            config.cache, len(records), layouts, lambda index: read(records[index]), home
+        )
+        if config.cache == "memory":
+            self._store.fill()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        arrays = self._store.read(index)
+        targets = {}
+        for name, spec in self.specs.items():
+            value = torch.from_numpy(np.asarray(arrays[name]))
+            targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
+        return {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+
+    def identifier(self, index: int) -> str:
+        """The image file's path."""
+        return str(self._records[index].image)
+
+
+def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequence[str], mend: str) -> Path:
+    """The data set's folder: `root` itself where it holds one of `marks`, else the first `<root>/<inner>` that does.
+
+    Raises DataError saying what was looked for and, with `mend`, where to get it.
+    """
+    if root is None:
+        raise DataError(f"data.root: {name} needs the folder of its files", f"give root=FOLDER; {mend}")
+    top = Path(root).expanduser()
+    if not top.is_dir():
+        what = "is a file, not a folder" if top.exists() else "no such folder"
+        raise DataError(f"{top}: {what} (data.root of {name})", mend)
+    for folder in (top, *(top / part for part in inner)):
+        if any((folder / mark).exists() for mark in marks):
+            return folder
+    raise DataError(f"{top}: no {name} here; looked for {', '.join(marks)}, also in {', '.join(inner)}", mend)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name, hidden ones apart."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def part(records: Sequence[R], shares: Mapping[Split, float], split: Split) -> list[R]:
+    """One split of records that come without any: fixed by a hash of the names; `train` is what the others leave."""
+    rest = list(records)
+    for other, share in shares.items():
+        wanted = share * len(records) / max(len(rest), 1)
+        kept, held = hold_out([record.name for record in rest], wanted)
+        if other == split:
+            return [rest[i] for i in held]
+        rest = [rest[i] for i in kept]
+    return rest
+
+
+def held_apart(records: Sequence[R], config: DataConfig, split: Split) -> list[R]:
+    """The training records of split `train` or `holdout`; those of other splits as they are."""
+    if split not in ("train", "holdout"):
+        return list(records)
+    kept, held = hold_out([record.name for record in records], config.holdout)
+    return [records[i] for i in (held if split == "holdout" else kept)]
+
+
+def source_of(split: Split) -> Split:
+    """The split of the data set that a split is taken from."""
+    return "train" if split == "holdout" else split
+
+
+def damaged(records: Iterable[R], read: Read[R], where: str) -> list[str]:
+    """What decoding says of the files that cannot be used, the first ten one by one."""
+
+    def attempt(record: R) -> str | None:
+        try:
+            read(record)
+        except DataError as error:
+            return error.message
+        return None
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        found = [message for message in pool.map(attempt, records) if message is not None]
+    more = [f"... and {len(found) - _SHOWN} more damaged files in {where}"] if len(found) > _SHOWN else []
+    return found[:_SHOWN] + more
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """A few names, as examples."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def cache_folder(folder: Path, name: str, key: str) -> Path:
+    """Where a disk cache of this content goes: in the data set's folder or, where that is read-only, the user's cache."""
+    own = folder / ".compactmtl-cache"
+    if (own / key).is_dir():
+        return own / key
+    with suppress(OSError):
+        own.mkdir(exist_ok=True)
+        if os.access(own, os.W_OK):
+            return own / key
+    return user_cache() / name / key
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
