@@ -138,7 +138,8 @@ def format_metric(task: Task, metric: str, value: float) -> str:
     info = task.metric_info[metric]
     if info.share:
         return f"{metric} {value:.1%}"
-    return f"{metric} {value:.4g}{' ' + info.unit if info.unit else ''}"
+    unit = info.unit if info.unit in ("", "°") else f" {info.unit}"
+    return f"{metric} {value:.4g}{unit}"
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

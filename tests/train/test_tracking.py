@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from compactmtl.config import Resolved
+from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ArtifactError
+from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.train import Run
 from compactmtl.train.tracking import EventLog, Tracker, epoch_line, format_metric
 
@@ -35,6 +37,8 @@ def test_an_epoch_is_one_line_with_every_task(run: Run) -> None:
 def test_metrics_are_shown_with_their_units(run: Run) -> None:
     assert format_metric(run.tasks["segmentation"], "miou", 0.4123) == "miou 41.2%"
     assert format_metric(run.tasks["depth"], "abs_err", 0.21) == "abs_err 0.21 m"
+    normals = build_task("normals", TaskConfig(kind="normals"), TargetSpec("normals"))
+    assert format_metric(normals, "mean_angle", 17.25) == "mean_angle 17.25°"
     assert format_metric(run.tasks["depth"], "rel_err", 0.07) == "rel_err 0.07"
 
 
