@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
@@ -31,6 +33,10 @@ DEFAULT_ROOT = "data"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 GENDERS = ("male", "female")
 ETHNICITIES = ("White", "Black", "Asian", "Indian", "Others")
+OLDEST = 116
+# Seven classes, as arXiv:2409.16651 has; the paper does not say where they end. These follow the stages of a life:
+# 1-2, 3-9, 10-20, 21-27, 28-45, 46-65 and 66-116.
+AGE_BINS = (2, 9, 20, 27, 45, 65)
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 _NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+(?:\.[A-Za-z]+)*")
@@ -42,7 +48,18 @@ _MEND = (
 
 
 class Options(Frozen):
-    """utkface has no options."""
+    """Options of utkface."""
+
+    age_bins: tuple[int, ...] = Field(
+        AGE_BINS, description="last age in years of each class of age_bin but the oldest, in ascending order"
+    )
+
+    @field_validator("age_bins")
+    @classmethod
+    def _ascending(cls, bounds: tuple[int, ...]) -> tuple[int, ...]:
+        if not bounds or list(bounds) != sorted({*bounds}) or not 1 <= bounds[0] <= bounds[-1] < OLDEST:
+            raise ValueError(f"needs one or more ascending ages from 1 to {OLDEST - 1}, found {list(bounds)}")
+        return bounds
 
 
 @dataclass(frozen=True)
@@ -66,9 +83,15 @@ class Listing:
 def parse_name(path: Path) -> Face | None:
     """What the file's name says, or None where it does not follow the pattern or age is not in 1 to 116."""
     match = _NAME.fullmatch(path.name)
-    if match is None or not 1 <= int(match["age"]) <= 116:
+    if match is None or not 1 <= int(match["age"]) <= OLDEST:
         return None
     return Face(path, int(match["age"]), int(match["gender"]), int(match["race"]))
+
+
+def age_classes(bounds: Sequence[int]) -> tuple[str, ...]:
+    """Names of the classes that end at these ages and of the oldest, such as "3-9"."""
+    pairs = zip([1, *(bound + 1 for bound in bounds)], [*bounds, OLDEST], strict=True)
+    return tuple(str(low) if low == high else f"{low}-{high}" for low, high in pairs)
 
 
 def folder_of(root: str | None) -> Path:
@@ -117,10 +140,14 @@ def list_split(root: str | None, split: Split, holdout: float = 0.0) -> Listing:
 
 
 class UTKFace:
-    """Faces of one split. Targets: `age` (years, 1 to 116), `gender` (2 classes) and `ethnicity` (5 classes)."""
+    """Faces of one split.
+
+    Targets: `age` (years, 1 to 116), `age_bin` (7 classes of age, or those of the option `age_bins`), `gender`
+    (2 classes) and `ethnicity` (5 classes).
+    """
 
     def __init__(self, config: DataConfig, split: Split) -> None:
-        validate_options(Options, config.options, "data.options")
+        self._age_bins = validate_options(Options, config.options, "data.options").age_bins
         self.split = split
         listing = list_split(config.root, split, config.holdout)
         self._faces, self._size = listing.faces, config.size
@@ -133,6 +160,7 @@ class UTKFace:
             "age": TargetSpec(
                 "scalar", unit="years", mean=float(ages.mean()), std=float(max(ages.std(), 1e-3))
             ),
+            "age_bin": TargetSpec("class", classes=age_classes(self._age_bins)),
             "gender": TargetSpec("class", classes=GENDERS),
             "ethnicity": TargetSpec("class", classes=ETHNICITIES),
         }
@@ -152,6 +180,7 @@ class UTKFace:
             "image": torch.from_numpy(self._store.read(index)["image"]),
             "targets": {
                 "age": torch.tensor(face.age, dtype=torch.float32),
+                "age_bin": torch.tensor(bisect_left(self._age_bins, face.age)),
                 "gender": torch.tensor(face.gender),
                 "ethnicity": torch.tensor(face.ethnicity),
             },

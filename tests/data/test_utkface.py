@@ -176,6 +176,30 @@ def test_a_data_folder_that_cannot_be_written_uses_the_users_cache(
     assert dataset[0]["image"].any()
 
 
-def test_options_are_refused(root: Path) -> None:
+def test_the_bins_of_age_hold_the_age(root: Path) -> None:
+    dataset = load_dataset(config(root), "train")
+    spec = dataset.specs["age_bin"]
+    assert spec.classes == ("1-2", "3-9", "10-20", "21-27", "28-45", "46-65", "66-116")
+    for index in range(len(dataset)):
+        targets = dataset[index]["targets"]
+        low, high = map(int, spec.classes[int(targets["age_bin"])].split("-"))
+        assert low <= targets["age"] <= high
+        assert targets["age_bin"].dtype == torch.int64
+
+
+def test_bins_of_ones_own(root: Path) -> None:
+    dataset = load_dataset(config(root, options={"age_bins": [1, 26]}), "train")
+    assert dataset.specs["age_bin"].classes == ("1", "2-26", "27-116")
+    found = {int(dataset[i]["targets"]["age"]): int(dataset[i]["targets"]["age_bin"]) for i in range(10)}
+    assert (found[1], found[7], found[26], found[33], found[116]) == (0, 1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("bounds", [[], [9, 2], [2, 2], [0, 5], [20, 116]])
+def test_bins_that_are_no_bins_are_refused(bounds: list[int], root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.options\.age_bins"):
+        load_dataset(config(root, options={"age_bins": bounds}), "train")
+
+
+def test_an_unknown_option_is_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.options\.crop"):
         load_dataset(config(root, options={"crop": True}), "train")
