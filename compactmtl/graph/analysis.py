@@ -38,7 +38,7 @@ class Product:
 
     `outputs` (O,) and `inputs` (I,) are ids; MACs are `scale` * outputs kept * inputs kept. A depthwise
     layer has `inputs` None. `node_in` is None where the input's channels are not tracked. `weight` is None
-    where the weight is computed from parameters; `matrix` (O, I / groups) sums it over the kernel.
+    where the weight is computed from parameters.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Product:
     groups: int
     scale: float
     padded: bool
+    folds: bool  # constants of its input can be folded into its bias or merged into a carrier
 
 
 class Rule(Protocol):

@@ -44,7 +44,7 @@ def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | Non
 def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Flags:
     """Input entries of a product that go although they hold a constant other than 0, (inputs,)."""
     node = product.node_in
-    if node is None or product.inputs is None:
+    if node is None or product.inputs is None or not product.folds:
         return np.zeros(0, dtype=bool)
     analysis = graph.analysis
     flags = analysis.constant(node)

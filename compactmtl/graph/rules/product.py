@@ -114,9 +114,18 @@ class _Layer:
             groups=groups,
             scale=scale / (1 if depthwise else groups),
             padded=padded,
+            folds=self._folds(analysis, weight_node, groups, depthwise, padded),
         )
         analysis.layouts[node] = (Axis((channel_dim,), written),)
         return None
+
+    def _folds(
+        self, analysis: Analysis, weight_node: fx.Node, groups: int, depthwise: bool, padded: bool
+    ) -> bool:
+        if depthwise:
+            return True  # its own channel becomes a constant or stays live: nothing is left to fold
+        carried = not padded or groups == 1
+        return carried and not self.transposed and analysis.parameter(weight_node) is not None
 
     def _group(self, analysis: Analysis, weight_node: fx.Node, read: Ids, written: Ids, groups: int) -> None:
         """Grouped: every group keeps as many inputs as the others, and as many outputs."""
@@ -174,10 +183,8 @@ class _Layer:
         reads = self.connections(analysis, node, groups) & used[:, None]
         flags: Flags = reads.reshape(groups, -1, reads.shape[1]).any(1).ravel()
         analysis.use(source, flags)
-        product = analysis.products[node]
-        grouped = product.inputs is not None and groups > 1 and product.padded
-        if self.transposed or product.weight is None or grouped:
-            analysis.use_exactly(source, flags)  # no bias or carrier can take a constant over
+        if not analysis.products[node].folds:
+            analysis.use_exactly(source, flags)
 
     @staticmethod
     def _follows(analysis: Analysis, node: fx.Node, source: fx.Node) -> bool:

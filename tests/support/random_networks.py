@@ -1,0 +1,228 @@
+"""Small random networks out of every operator family that surgery follows, with random channels masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Draw = Callable[[int], int]  # draw(n) -> an integer in [0, n)
+
+
+class Plain(nn.Module):
+    def __init__(self, width: int, out: int, bias: bool, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out, 3, padding=padding, bias=bias)
+        self.norm = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(x + self.norm(self.two(F.hardswish(self.one(x)))))
+
+
+class Inverted(nn.Module):
+    """Expand, depthwise, squeeze-and-excite, project."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.expand, self.project = nn.Conv2d(width, inner, 1, bias=False), nn.Conv2d(inner, width, 1)
+        self.norm = nn.BatchNorm2d(inner)
+        self.depth = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.down, self.up = nn.Linear(inner, 4), nn.Linear(4, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.depth(F.relu(self.norm(self.expand(x)))))
+        gate = torch.sigmoid(self.up(F.relu(self.down(y.mean((2, 3))))))
+        out: Tensor = x + self.project(y * gate[:, :, None, None])
+        return out
+
+
+class Grouped(nn.Module):
+    def __init__(self, width: int, out: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x))
+
+
+class Halves(nn.Module):
+    """Split in two, transform one half, put them together again (cross-stage partial)."""
+
+    def __init__(self, width: int, chunk: bool) -> None:
+        super().__init__()
+        self.part = width // 2
+        self.chunk = chunk
+        self.conv = nn.Conv2d(self.part, self.part, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1) if self.chunk else torch.split(x, self.part, 1)
+        return torch.cat([a, torch.tanh(self.conv(b))], 1)
+
+
+class Shuffle(nn.Module):
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.conv = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        x = x.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return F.elu(self.conv(x))
+
+
+class Upscale(nn.Module):
+    def __init__(self, width: int, kind: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(width, width * (4 if kind == 0 else 1), 1)
+        self.transposed = nn.ConvTranspose2d(width, width, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.avg_pool2d(x, 2))
+        if self.kind == 0:
+            return F.relu(F.pixel_shuffle(y, 2))
+        if self.kind == 1:
+            return F.relu(self.transposed(y))
+        return F.relu(F.interpolate(y, scale_factor=2, mode="bilinear"))
+
+
+class Pools(nn.Module):
+    """Padded pools: the average is no longer uniform at the border, the maximum is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return F.max_pool2d(y, 3, 1, 1) + F.avg_pool2d(y, 3, 1, 1) + F.pad(y, (1, 0, 0, 1))[..., 1:, :-1]
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.fused = heads, 4, fused
+        self.qkv, self.proj = nn.Linear(width, 3 * 4 * heads), nn.Linear(4 * heads, width)
+        self.scale = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).reshape(b, h * w, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        y = self.proj(y.transpose(1, 2).flatten(2))
+        out: Tensor = x + y.transpose(1, 2).reshape(b, -1, h, w)
+        return out
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 1)
+        self.gamma = nn.Parameter(torch.rand(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.conv(x) * self.gamma
+        return out
+
+
+class Normed(nn.Module):
+    """LayerNorm over the channel: a barrier between two layers that can shrink."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.one, self.two = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.two(F.gelu(self.one(self.norm(x.permute(0, 2, 3, 1)))))
+        out: Tensor = x + y.permute(0, 3, 1, 2)
+        return out
+
+
+class Network(nn.Module):
+    """Blocks one after another, a map and a vector as outputs."""
+
+    def __init__(self, draw: Draw, depth: int) -> None:
+        super().__init__()
+        width = 8
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        blocks: list[nn.Module] = []
+        for _ in range(depth):
+            kind = draw(11)
+            if kind == 0:
+                out = (4, 8, 12)[draw(3)]
+                blocks.append(Plain(width, out, bool(draw(2)), draw(2)))
+                width = out
+            else:
+                blocks.append(_block(kind, width, draw))
+        self.blocks = nn.ModuleList(blocks)
+        self.map = nn.Conv2d(width, 2, 3, padding=1)
+        self.vector = nn.Linear(width * 4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return {"map": self.map(x), "vector": self.vector(F.adaptive_avg_pool2d(x, 2).flatten(1))}
+
+
+def _block(kind: int, width: int, draw: Draw) -> nn.Module:
+    makers: dict[int, Callable[[], nn.Module]] = {
+        1: lambda: Residual(width, 6),
+        2: lambda: Inverted(width, 10),
+        3: lambda: Grouped(width, width, (2, 4)[draw(2)]),
+        4: lambda: Halves(width, bool(draw(2))),
+        5: lambda: Shuffle(width, (2, 4)[draw(2)]),
+        6: lambda: Upscale(width, draw(3)),
+        7: lambda: Pools(width),
+        8: lambda: Attention(width, (1, 2)[draw(2)], bool(draw(2))),
+        9: lambda: LayerScale(width),
+        10: lambda: Normed(width, 12),
+    }
+    return makers[kind]()
+
+
+def mask(model: nn.Module, draw: Draw) -> None:
+    """Zero random filters, biases, norm affines, input slices and scales, each layer in its own way."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.uniform_(-0.5, 0.5)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+            weight = getattr(module, "weight", None)
+            if not isinstance(weight, nn.Parameter) or isinstance(module, nn.LayerNorm):
+                continue
+            kind = draw(4)
+            rows = torch.rand(weight.shape[0]) < 0.4
+            if kind == 0:
+                continue
+            if kind == 3 and weight.ndim > 1:
+                weight[:, torch.rand(weight.shape[1]) < 0.4] = 0
+                continue
+            weight[rows] = 0
+            if kind == 1 and getattr(module, "bias", None) is not None:
+                module.bias[rows] = 0  # type: ignore[operator]
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter[torch.rand(len(parameter)) < 0.3] = 0
