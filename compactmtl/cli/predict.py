@@ -72,21 +72,26 @@ def describe(predictions: list[Prediction], tasks: dict[str, Task]) -> str:
 
 
 def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, Any]:
-    """What predictions.json keeps: a class with its probabilities, a scalar with its unit, a map in figures."""
-    from compactmtl.export.sheet import class_shares, depth_range
+    """What predictions.json keeps: classes with their probabilities, a scalar with its unit, a map in figures."""
+    from compactmtl.export.sheet import boundary_share, class_shares, depth_range
 
     found: dict[str, Any] = {}
     for one in predictions:
-        spec = tasks[one.task].spec
-        if spec.kind == "class":
+        kind, spec = tasks[one.task].kind, tasks[one.task].spec
+        if kind == "classification":
             found[one.task] = {"class": one.caption, "probabilities": one.probabilities}
-        elif spec.kind == "scalar":
+        elif kind == "multilabel":
+            present = [name for name, there in zip(spec.classes, one.value, strict=True) if there]
+            found[one.task] = {"classes": present, "probabilities": one.probabilities}
+        elif kind in ("regression", "binned_regression"):
             found[one.task] = {"value": float(one.value), "unit": spec.unit}
-        elif spec.kind == "mask":
+        elif kind == "segmentation":
             found[one.task] = {"pixel_shares": class_shares(one.value, spec.classes)}
-        elif spec.kind == "depth":
+        elif kind in ("depth", "disparity"):
             low, middle, high = depth_range(one.value)
             found[one.task] = {"min": low, "median": middle, "max": high, "unit": spec.unit}
+        elif kind == "boundaries":
+            found[one.task] = {"boundary_share": boundary_share(one.value)}
         else:
             found[one.task] = {"picture_only": True}
     return found

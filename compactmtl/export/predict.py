@@ -33,7 +33,7 @@ class Prediction:
     task: str
     value: NDArray[Any]  # decoded, in the target's own format and unit, without a batch dimension
     caption: str  # in words; empty for maps
-    probabilities: dict[str, float]  # by class name; empty for all but classification
+    probabilities: dict[str, float]  # of classification and multilabel, by class name; else empty
 
 
 class Predictor:
@@ -91,7 +91,7 @@ class Predictor:
     def _decode(self, name: str, task: Task, output: Tensor) -> Prediction:
         value = task.decode(output)[0].numpy()
         probabilities: dict[str, float] = {}
-        if task.spec.kind == "class":
-            shares = output[0].softmax(dim=0).tolist()
-            probabilities = dict(zip(task.spec.classes, shares, strict=True))
+        if task.kind in ("classification", "multilabel"):
+            shares = output[0].softmax(dim=0) if task.kind == "classification" else output[0].sigmoid()
+            probabilities = dict(zip(task.spec.classes, shares.tolist(), strict=True))
         return Prediction(name, value, task.caption(value), probabilities)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from compactmtl.export.predict import Prediction
-from compactmtl.tasks.base import TargetSpec, Task
+from compactmtl.tasks.base import Task
 from compactmtl.tasks.pictures import palette
 
 LEAST_HEIGHT = (
@@ -45,7 +45,7 @@ def sheet(
     for one in predictions:
         task = tasks[one.task]
         if task.dense:
-            panels.append(Panel(one.task, _enlarge(task.picture(one.value)), _legend(one, task.spec)))
+            panels.append(Panel(one.task, _enlarge(task.picture(one.value)), _legend(one, task)))
     return _draw(panels)
 
 
@@ -63,24 +63,32 @@ def class_shares(mask: NDArray[Any], classes: Sequence[str]) -> dict[str, float]
 
 
 def depth_range(depth: NDArray[Any]) -> tuple[float, float, float]:
-    """Smallest, median and largest depth where it is known, in its unit; zeros where it is nowhere."""
+    """Smallest, median and largest depth or disparity where it is known, in its unit; zeros where it is nowhere."""
     known = depth[depth > 0]
     if not known.size:
         return 0.0, 0.0, 0.0
     return float(known.min()), float(np.median(known)), float(known.max())
 
 
-def _legend(prediction: Prediction, spec: TargetSpec) -> tuple[tuple[Color | None, str], ...]:
-    if spec.kind == "mask":
+def boundary_share(probability: NDArray[Any]) -> float:
+    """Share of the pixels that are more likely a boundary than not."""
+    return float((probability > 0.5).mean())
+
+
+def _legend(prediction: Prediction, task: Task) -> tuple[tuple[Color | None, str], ...]:
+    spec = task.spec
+    if task.kind == "segmentation":
         colors = palette(len(spec.classes))
         shares = list(class_shares(prediction.value, spec.classes).items())[:LEGEND_CLASSES]
         return tuple(
             (tuple(colors[spec.classes.index(name)].tolist()), f"{name} {share:.0%}")
             for name, share in shares
         )
-    if spec.kind == "depth":
-        low, middle, high = depth_range(prediction.value)
-        return ((None, f"{low:.2f} to {high:.2f} {spec.unit}"), (None, f"median {middle:.2f} {spec.unit}"))
+    if task.kind in ("depth", "disparity"):
+        low, middle, high = (f"{value:.3g} {spec.unit}".rstrip() for value in depth_range(prediction.value))
+        return ((None, f"{low} to {high}"), (None, f"median {middle}"))
+    if task.kind == "boundaries":
+        return ((None, f"boundary {boundary_share(prediction.value):.1%}"),)
     return ()
 
 

@@ -99,7 +99,7 @@ class Task(Protocol):
         """A fresh accumulator."""
 
     def decode(self, output: Tensor) -> Tensor:
-        """The head's raw output as a prediction in the target's own format and unit."""
+        """The head's raw output as a prediction in the target's own format and unit (of boundaries: probabilities)."""
 
     def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
         """One decoded prediction or target (no batch dimension) as an (H, W, 3) picture.
