@@ -19,8 +19,8 @@ from compactmtl.data.files import (
     some,
     source_of,
 )
+from compactmtl.data.formats import read_mask
 from compactmtl.data.images import read_image
-from compactmtl.data.maps import read_mask
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 

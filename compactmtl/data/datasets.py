@@ -19,6 +19,7 @@ DATASETS = (
     "scenes",
     "utkface",
     "camvid",
+    "celebamask",
 )
 
 
