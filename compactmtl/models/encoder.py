@@ -1,4 +1,4 @@
-"""The shared trunk: any timm model by name, giving one vector an image or one feature map."""
+"""The shared trunk: any timm model by name or SegNet, giving one vector an image or feature maps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.config.recipe import EncoderConfig
+from compactmtl.config.validate import validate_options
 from compactmtl.errors import ConfigError
-from compactmtl.models.weights import fetch_pretrained, load_encoder_weights
+from compactmtl.models.features import FeatureMap, Needs
+from compactmtl.models.mtan import BlockMaps, block_maps
+from compactmtl.models.segnet import SMALLEST, SegNet, SegNetOptions
+from compactmtl.models.weights import fetch_pretrained, load_encoder_weights, load_segnet_weights
+
+SEGNET = "segnet"
 
 # Arguments of timm.create_model that the recipe sets elsewhere, or that would load more than plain weights.
 RESERVED = {
@@ -35,11 +41,17 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class BuiltEncoder:
-    """An encoder and the width of what it gives: (B, channels), or (B, channels, h, w) where `dense`."""
+    """An encoder and the width of what it gives: (B, channels), or (B, channels, h, w) where `dense`.
+
+    Where it gives maps, `maps` describes them, the last one of `channels`. `expansion` is that of its blocks, 1 where
+    they are not bottlenecks or not looked into.
+    """
 
     module: nn.Module
     channels: int
     dense: bool
+    maps: tuple[FeatureMap, ...] = ()
+    expansion: int = 1
 
 
 class ChannelsFirst(nn.Module):
@@ -54,45 +66,74 @@ class ChannelsFirst(nn.Module):
         return [x.permute(0, 3, 1, 2).contiguous() for x in maps]
 
 
-def last_map(features: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """What heads read of an encoder: its only output, or the last of several maps."""
-    return features if isinstance(features, Tensor) else features[-1]
-
-
 def build_encoder(
-    config: EncoderConfig, size: tuple[int, int], *, dense: bool, initialize: bool = True
+    config: EncoderConfig,
+    size: tuple[int, int],
+    *,
+    dense: bool,
+    needs: Needs = "last",
+    initialize: bool = True,
 ) -> BuiltEncoder:
-    """The timm network `config.name` for images (B, 3, *size).
+    """The timm network `config.name`, or `segnet`, for images (B, 3, *size).
 
-    `dense` asks for a feature map (the last, or the one at `options.out_index`), else for the pooled features that
-    timm would give its own classifier. Weights come from the file `config.weights` where there is one, else from
-    timm's download where `config.pretrained`, else at random; without `initialize` always at random, for a model
-    whose weights are about to be loaded.
+    `dense` asks for feature maps, else for the pooled features that timm would give its own classifier. `needs` says
+    which: the last one (or the one at `options.out_index`), all up to it, or two a stage, for attention. Weights come
+    from the file `config.weights` where there is one, else from timm's download where `config.pretrained`, else at
+    random; without `initialize` always at random, for a model whose weights are about to be loaded.
 
-    Raises ConfigError for an unknown name, option or file and for a size that the network cannot take; ArtifactError
-    for a file that does not hold the network's weights; MissingDependencyError where a download fails.
+    Raises ConfigError for an unknown name, option or file, for a size that the network cannot take and maps that it
+    cannot give; ArtifactError for a file that does not hold the network's weights; MissingDependencyError where a
+    download fails.
     """
-    options = _options(config, size, dense)
-    create = partial(_create, config.name, options)
+    if config.name == SEGNET:
+        return _build_segnet(config, size, dense=dense, needs=needs, initialize=initialize)
+    options = _options(config, size, dense, needs)
+    create = partial(_create, config.name, options, needs == "blocks")
     if initialize and config.weights is not None:
         network = load_encoder_weights(config, options, create)
     elif initialize and config.pretrained:
         network = fetch_pretrained(config.name, create)
     else:
         network = create()
-    shape = _output_shape(network, config.name, size)
-    if len(shape) != (4 if dense else 2):
+    shapes = _output_shapes(network, config.name, size)
+    if any(len(shape) != (4 if dense else 2) for shape in shapes):
         raise ConfigError(
-            f"model.encoder.name: {config.name} gives an output of {len(shape)} dimensions {tuple(shape)}, "
+            f"model.encoder.name: {config.name} gives an output of {len(shapes[-1])} dimensions {tuple(shapes[-1])}, "
             f"needs {4 if dense else 2}",
             "choose an encoder that gives feature maps"
             if dense
             else "choose an encoder with a pooled output",
         )
-    return BuiltEncoder(network, shape[1], dense)
+    maps = tuple(FeatureMap(shape[1], max(1, round(size[0] / shape[2]))) for shape in shapes) if dense else ()
+    if isinstance(network, BlockMaps):
+        return BuiltEncoder(network, shapes[-1][1], dense, block_maps(maps), network.expansion)
+    return BuiltEncoder(network, shapes[-1][1], dense, maps)
 
 
-def _options(config: EncoderConfig, size: tuple[int, int], dense: bool) -> dict[str, Any]:
+def _build_segnet(
+    config: EncoderConfig, size: tuple[int, int], *, dense: bool, needs: Needs, initialize: bool
+) -> BuiltEncoder:
+    """SegNet with weights of the first half as the recipe says. Raises ConfigError as build_encoder does."""
+    options = validate_options(SegNetOptions, config.options, "model.encoder.options")
+    if not dense:
+        raise ConfigError(
+            "model.encoder.name: segnet gives a map at the image's size and no task reads one",
+            "choose a timm encoder for tasks of one value an image",
+        )
+    if config.output_stride is not None:
+        raise ConfigError("model.encoder.output_stride: segnet's is 1", "remove output_stride")
+    if min(size) < SMALLEST:
+        raise ConfigError(
+            f"model.encoder.name: segnet cannot take images of {size[0]}x{size[1]}",
+            f"give data.size {SMALLEST} pixels a side or more",
+        )
+    network = SegNet(options, blocks=needs == "blocks")
+    if initialize and (config.weights is not None or config.pretrained):
+        load_segnet_weights(network, config)
+    return BuiltEncoder(network, network.widths[0], True, network.maps, network.expansion)
+
+
+def _options(config: EncoderConfig, size: tuple[int, int], dense: bool, needs: Needs) -> dict[str, Any]:
     """Arguments of timm.create_model. Raises ConfigError for an unknown model or an option that is not the user's."""
     _check_name(config.name)
     options: dict[str, Any] = dict(config.options)
@@ -107,17 +148,26 @@ def _options(config: EncoderConfig, size: tuple[int, int], dense: bool) -> dict[
         )
     if config.output_stride is not None:
         options["output_stride"] = config.output_stride
-    if dense:
-        options |= {"features_only": True, "out_indices": (-1 if out_index is None else out_index,)}
-    elif out_index is not None:
+    if out_index is not None and (not dense or needs == "blocks"):
         raise ConfigError(
-            "model.encoder.options.out_index: no task reads a feature map",
-            "remove it, or give a task a head of kind fcn",
+            "model.encoder.options.out_index: "
+            + ("a mtan head reads every stage" if dense else "no task reads a feature map"),
+            "remove it" + ("" if dense else ", or give a task a head of kind fcn"),
         )
-    else:
-        options["num_classes"] = 0
     if _fixed_size(config.name) and "img_size" not in options and not options.get("dynamic_img_size"):
         options["img_size"] = size
+    if not dense:
+        options["num_classes"] = 0
+        return options
+    options["features_only"] = True
+    last = -1 if out_index is None else out_index
+    if needs == "last":
+        options["out_indices"] = (last,)
+    elif out_index is not None:
+        every: Any = timm.create_model(config.name, **options)
+        count = len(every.feature_info.channels())
+        # One out of range goes to timm, which says so.
+        options["out_indices"] = tuple(range(last % count + 1)) if -count <= last < count else (last,)
     return options
 
 
@@ -142,8 +192,11 @@ def _fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
-def _create(name: str, options: dict[str, Any], **pretrained: Any) -> nn.Module:
-    """timm.create_model, its maps channels first, its complaints about arguments as ConfigError."""
+def _create(name: str, options: dict[str, Any], blocks: bool = False, **pretrained: Any) -> nn.Module:
+    """timm.create_model, its maps channels first, its complaints about arguments as ConfigError.
+
+    With `blocks` it gives two maps a stage. Raises ConfigError where it cannot.
+    """
     try:
         module: nn.Module = timm.create_model(name, **options, **pretrained)
     except TypeError as error:
@@ -157,6 +210,8 @@ def _create(name: str, options: dict[str, Any], **pretrained: Any) -> nn.Module:
             f"model.encoder: timm cannot build {name} with {options}: {error or type(error).__name__}",
             "check output_stride and the options against timm's documentation of this model",
         ) from error
+    if blocks:
+        return BlockMaps.of(module, name)
     channels_last = options.get("features_only") and str(getattr(module, "output_fmt", "")) == "Format.NHWC"
     return ChannelsFirst(module) if channels_last else module
 
@@ -183,14 +238,15 @@ def _arguments(class_name: str) -> list[str]:
     return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
 
 
-def _output_shape(network: nn.Module, name: str, size: tuple[int, int]) -> torch.Size:
-    """Shape of the output for one image, worked out on the meta device: no arithmetic, the network untouched."""
+def _output_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[torch.Size]:
+    """Shapes of the outputs for one image, worked out on the meta device: no arithmetic, the network untouched."""
     probe = copy.deepcopy(network).to("meta").eval()
     try:
         with torch.inference_mode():
-            return last_map(probe(torch.empty(1, 3, *size, device="meta"))).shape
+            outputs = probe(torch.empty(1, 3, *size, device="meta"))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"model.encoder.name: {name} cannot take images of {size[0]}x{size[1]}: {error}",
             "change data.size; some networks need a multiple of their stride or window",
         ) from error
+    return [outputs.shape] if isinstance(outputs, Tensor) else [output.shape for output in outputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,18 @@ from torch import Tensor, nn
 
 from compactmtl.config.recipe import HeadConfig
 from compactmtl.errors import ConfigError
+from compactmtl.models.deeplab import DeepLabV3Head, DeepLabV3PlusHead
+from compactmtl.models.features import FeatureMap, Needs
+from compactmtl.models.layers import conv_norm_relu
+from compactmtl.models.mtan import MTANHead, attention_predictor
 from compactmtl.tasks import Task
+
+VECTOR_KINDS = ("linear", "mlp")  # heads that give one value an image; all others give maps
+NEEDS: dict[str, Needs] = {
+    "deeplabv3plus": "pyramid",
+    "mtan": "blocks",
+}  # of the encoder; others read its last map
+DEFAULT_STRIDE = 16  # of a map that nothing is said of
 
 
 class Affine(nn.Module):
@@ -50,16 +62,24 @@ class PositiveScale(nn.Module):
 class LinearHead(nn.Module):
     """Features (B, C), or a map (B, C, h, w) that is averaged first, to (B, channels).
 
-    `depth` hidden layers of `width` features with ReLU, dropout, one last linear layer, then `output`.
+    `depth` hidden layers of `width` features with ReLU (before it batch norm, where `normalized`), dropout, one last
+    linear layer, then `output`.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, config: HeadConfig, output: nn.Module | None = None
+        self,
+        in_channels: int,
+        channels: int,
+        config: HeadConfig,
+        output: nn.Module | None = None,
+        *,
+        normalized: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [config.width] * config.depth
+        hidden = _normalized_linear if normalized else _hidden_linear
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.hidden = nn.Sequential(*(_hidden_linear(*pair) for pair in pairwise(widths)))
+        self.hidden = nn.Sequential(*(hidden(*pair) for pair in pairwise(widths)))
         self.dropout = nn.Dropout(config.dropout)
         self.last = nn.Linear(widths[-1], channels)
         self.output = nn.Identity() if output is None else output
@@ -83,7 +103,7 @@ class FCNHead(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [config.width] * config.depth
-        self.hidden = nn.Sequential(*(_hidden_conv(*pair) for pair in pairwise(widths)))
+        self.hidden = nn.Sequential(*(conv_norm_relu(*pair) for pair in pairwise(widths)))
         self.dropout = nn.Dropout2d(config.dropout)
         self.last = nn.Conv2d(widths[-1], channels, 1)
         self.output = nn.Identity() if output is None else output
@@ -100,10 +120,8 @@ def _hidden_linear(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU())
 
 
-def _hidden_conv(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
+def _normalized_linear(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
 
 
 def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
@@ -113,23 +131,40 @@ def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
     """
     if config is None:
         return HeadConfig(kind="fcn" if task.dense else "linear")
-    if (config.kind == "fcn") != task.dense:
-        gives, right = ("one value an image", "linear") if config.kind == "fcn" else ("a map", "fcn")
+    if dense_head(config) != task.dense:
+        gives = "a map" if task.dense else "one value an image"
+        right = (
+            "fcn (with depth: 0 it is one 1x1 convolution) or deeplabv3" if task.dense else "linear or mlp"
+        )
         raise ConfigError(
             f"tasks.{task.name}.head.kind: a {config.kind} head cannot serve a {task.kind} task, which gives {gives}",
-            f"use kind: {right}" + ("" if right == "linear" else "; with depth: 0 it is one 1x1 convolution"),
+            f"use kind: {right}",
         )
     return config
 
 
-def build_head(task: Task, in_channels: int, config: HeadConfig | None = None) -> nn.Module:
+def dense_head(config: HeadConfig) -> bool:
+    """Whether this kind of head gives a map."""
+    return config.kind not in VECTOR_KINDS
+
+
+def build_head(
+    task: Task,
+    in_channels: int,
+    config: HeadConfig | None = None,
+    maps: Sequence[FeatureMap] = (),
+    *,
+    expansion: int = 1,
+) -> nn.Module:
     """A head for `task` on features of `in_channels` channels, called as head(features, (H, W)).
 
-    Raises ConfigError where the configured kind of head cannot give the task's output.
+    `maps` describes all maps that the encoder gives, for heads that read several or go by the stride of the last;
+    such heads are called with the whole list. `expansion` is the encoder's, for its attention.
+
+    Raises ConfigError where the configured kind of head cannot give the task's output or read these maps.
     """
     config = head_config(task, config)
-    kind = FCNHead if config.kind == "fcn" else LinearHead
-    head = kind(in_channels, task.channels, config, _output(task))
+    head = _head(task, in_channels, config, maps, expansion)
     if task.spec.kind in ("depth", "disparity") and task.spec.mean > 0:
         assert head.last.bias is not None
         ratio = task.spec.mean / task.spec.std
@@ -139,6 +174,23 @@ def build_head(task: Task, in_channels: int, config: HeadConfig | None = None) -
         assert head.last.bias is not None
         nn.init.zeros_(head.last.bias)  # the affine after it makes that the training mean
     return head
+
+
+def _head(
+    task: Task, in_channels: int, config: HeadConfig, maps: Sequence[FeatureMap], expansion: int
+) -> LinearHead | FCNHead | DeepLabV3Head | DeepLabV3PlusHead | MTANHead:
+    output = _output(task)
+    if config.kind == "mtan":
+        predictor = _head(task, in_channels, attention_predictor(config), maps, expansion)
+        return MTANHead(maps, expansion, predictor)
+    if config.kind == "deeplabv3plus":
+        return DeepLabV3PlusHead(maps, task.channels, config, output)
+    if config.kind == "deeplabv3":
+        stride = maps[-1].stride if maps else DEFAULT_STRIDE
+        return DeepLabV3Head(in_channels, task.channels, config, output, stride=stride)
+    if config.kind == "fcn":
+        return FCNHead(in_channels, task.channels, config, output)
+    return LinearHead(in_channels, task.channels, config, output, normalized=config.kind == "mlp")
 
 
 def _output(task: Task) -> nn.Module:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from compactmtl.config.recipe import Recipe
 from compactmtl.errors import ConfigError
-from compactmtl.models.encoder import build_encoder, last_map
-from compactmtl.models.heads import build_head, head_config
+from compactmtl.models.encoder import build_encoder
+from compactmtl.models.features import Needs, last_map
+from compactmtl.models.heads import NEEDS, build_head, dense_head, head_config
+from compactmtl.models.mtan import MTANHead, SharedAttention
 from compactmtl.tasks import Task
 
 
 class MultiTaskModel(nn.Module):
     """Image (B, 3, H, W) to {task: output}, in the order of `heads`.
 
-    `encoder(image)` gives features (B, C) or (B, C, h, w), or a list of maps of which the last is read.
-    `heads[task](features, (H, W))` gives that task's output. Raises ConfigError for a task name that torch cannot
-    give a submodule.
+    `encoder(image)` gives features (B, C) or (B, C, h, w), or a list of maps, of which a head reads the last, or all
+    where its attribute `needs` is "pyramid" or "blocks". `heads[task](features, (H, W))` gives that task's output; a
+    MTANHead is also given `encoder.attention`. Raises ConfigError for a task name that torch cannot give a submodule.
     """
 
     def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module]) -> None:
@@ -34,9 +37,17 @@ class MultiTaskModel(nn.Module):
             self.heads[name] = head
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        features = last_map(self.encoder(image))
-        size = image.shape[-2:]
-        return {name: head(features, size) for name, head in self.heads.items()}
+        features = self.encoder(image)
+        size = (image.shape[-2], image.shape[-1])
+        return {name: self.run_head(name, features, size) for name in self.heads}
+
+    def run_head(self, name: str, features: Tensor | Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """The output of one task for what `encoder(image)` gave on images of `size` = (H, W)."""
+        head = self.heads[name]
+        if isinstance(head, MTANHead):
+            return cast(Tensor, head(features, size, self.encoder.attention))
+        several = getattr(head, "needs", "last") != "last"
+        return cast(Tensor, head(features if several else last_map(features), size))
 
 
 def build_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool = True) -> MultiTaskModel:
@@ -50,7 +61,23 @@ def build_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool =
     MissingDependencyError where pretrained weights cannot be fetched.
     """
     configs = {name: head_config(task, recipe.tasks[name].head) for name, task in tasks.items()}
-    dense = any(config.kind == "fcn" for config in configs.values())
-    encoder = build_encoder(recipe.model.encoder, recipe.data.size, dense=dense, initialize=initialize)
-    heads = {name: build_head(task, encoder.channels, configs[name]) for name, task in tasks.items()}
+    encoder = build_encoder(
+        recipe.model.encoder,
+        recipe.data.size,
+        dense=any(dense_head(config) for config in configs.values()),
+        needs=_needs([config.kind for config in configs.values()]),
+        initialize=initialize,
+    )
+    heads = {
+        name: build_head(task, encoder.channels, configs[name], encoder.maps, expansion=encoder.expansion)
+        for name, task in tasks.items()
+    }
+    if any(isinstance(head, MTANHead) for head in heads.values()):
+        encoder.module.attention = SharedAttention(encoder.maps, encoder.expansion)
     return MultiTaskModel(encoder.module, heads).train()
+
+
+def _needs(kinds: Sequence[str]) -> Needs:
+    """What heads of these kinds read of the encoder, all together."""
+    found = {NEEDS.get(kind, "last") for kind in kinds}
+    return "blocks" if "blocks" in found else "pyramid" if "pyramid" in found else "last"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
+from compactmtl.models.segnet import SegNet, from_vgg
 
 # Modules whose errors mean that a download did not come through.
 NETWORK_PACKAGES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib")
 LISTED = 8  # names that an error spells out
 OWN_PREFIX = "encoder."  # of the encoder's weights in a checkpoint of a MultiTaskModel
+ATTENTION_PREFIX = "attention."  # of layers that are put beside an encoder for its mtan heads
+VGG = "vgg16_bn"  # whose convolutions are SegNet's first half
 
 
 def fetch_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
@@ -74,12 +78,8 @@ def load_encoder_weights(
     path = Path(str(config.weights))
     state = _read(path)
     if any(key.startswith(OWN_PREFIX) for key in state):
-        own = {
-            key.removeprefix(OWN_PREFIX): value for key, value in state.items() if key.startswith(OWN_PREFIX)
-        }
         network = create()
-        _check(path, config.name, own, network.state_dict())
-        network.load_state_dict(own, strict=False)  # checked; counters of batches may be missing
+        _load_own(path, config.name, state, network)
         return network
     # timm renames layers in a feature extractor, so names are held against the whole model,
     whole = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
@@ -102,6 +102,38 @@ def load_encoder_weights(
         if isinstance(source := getattr(module, "pretrained_cfg", None), dict):
             source.pop("state_dict", None)  # else every copy of the network would carry the file along
     return network
+
+
+def load_segnet_weights(network: SegNet, config: EncoderConfig) -> None:
+    """Give `network` the weights of `config.weights`, or else VGG-16's from timm.
+
+    The file holds VGG-16's weights under the names of timm or torchvision (for the first half; the second keeps its
+    random ones), or a checkpoint of a MultiTaskModel with this encoder. Raises as load_encoder_weights and
+    fetch_pretrained do.
+    """
+    if config.weights is None:
+        path, state = (
+            Path(VGG),
+            fetch_pretrained(VGG, partial(timm.create_model, VGG, num_classes=0)).state_dict(),
+        )
+    else:
+        path = Path(config.weights)
+        state = _read(path)
+    if any(key.startswith(OWN_PREFIX) for key in state):
+        _load_own(path, config.name, state, network)
+        return
+    half = {key: value for key, value in network.state_dict().items() if key.startswith("down.")}
+    found = from_vgg(state)
+    _check(path, f"{config.name}, whose first half is {VGG}'s of width 64", found, half)
+    network.load_state_dict(found, strict=False)  # checked; the second half has no pretrained weights
+
+
+def _load_own(path: Path, name: str, state: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Load the encoder's part of a MultiTaskModel's weights, less the attention that belongs to its heads."""
+    own = {key.removeprefix(OWN_PREFIX): value for key, value in state.items() if key.startswith(OWN_PREFIX)}
+    own = {key: value for key, value in own.items() if not key.startswith(ATTENTION_PREFIX)}
+    _check(path, name, own, network.state_dict())
+    network.load_state_dict(own, strict=False)  # checked; counters of batches may be missing
 
 
 def _read(path: Path) -> dict[str, Tensor]:

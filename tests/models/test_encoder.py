@@ -10,7 +10,8 @@ from torch import nn
 
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import ConfigError
-from compactmtl.models.encoder import build_encoder, last_map
+from compactmtl.models.encoder import build_encoder
+from compactmtl.models.features import last_map
 
 TINY: dict[str, Any] = {"channels": [4, 8, 8, 16], "layers": [1, 1, 1, 1]}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.models import MultiTaskModel, build_encoder
-from compactmtl.models.encoder import last_map
+from compactmtl.models.features import last_map
 
 TINY: dict[str, Any] = {"channels": [4, 8, 8, 16], "layers": [1, 1, 1, 1]}
 
