@@ -12,6 +12,7 @@ HELP = "train a recipe into a run folder"
 EXAMPLE = """\
 compactmtl train scenes/compact
 compactmtl train utkface/dense data.root=/data train.epochs=5 --name faces-short
+compactmtl train utkface/dense data.root=/data --task age
 compactmtl train utkface/dense data.root=/data --dry-run
 compactmtl train utkface/dense data.root=/data --resume"""
 
@@ -25,8 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="values laid over the recipe, such as train.epochs=5",
     )
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="train this task alone (give it again for more than one)",
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="two steps on small pictures, to see that everything is in place"
+    )
     parser.add_argument("--out", metavar="DIR", default="runs", help="folder of runs (default: runs)")
-    parser.add_argument("--name", help="name of the run (default: the recipe's, with - for /)")
+    parser.add_argument("--name", help="name of the run (default: the recipe's, with - for /, and --task's)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     parser.add_argument(
@@ -42,8 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.config import resolve_recipe
 
-    resolved = resolve_recipe(args.recipe, args.overrides)
-    path = Path(args.out) / (args.name or resolved.name.replace("/", "-"))
+    resolved = resolve_recipe(
+        args.recipe, args.overrides, overlays=["_smoke"] if args.smoke else [], tasks=args.task
+    )
+    default = "-".join([*resolved.name.split("/"), *args.task, *(["smoke"] if args.smoke else [])])
+    path = Path(args.out) / (args.name or default)
     from compactmtl.train import dry_run, train
 
     if args.dry_run:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compactmtl.config.lookup import Entry, Kind, entries, find, name_of
-from compactmtl.config.merge import apply_overrides, read_extended
+from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
+from compactmtl.config.merge import apply_overrides, merge, read_extended
 from compactmtl.config.recipe import Frozen, Recipe
 from compactmtl.config.target import Target
 from compactmtl.config.validate import validate
-from compactmtl.config.yaml import Node, dump_yaml
+from compactmtl.config.yaml import Node, Place, dump_yaml
+from compactmtl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,25 @@ class ResolvedTarget:
     path: Path
 
 
-def resolve_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
+def resolve_recipe(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    overlays: Sequence[str | Path] = (),
+    tasks: Sequence[str] = (),
+) -> Resolved:
     """A recipe by name or path, `key=value` overrides laid over it, with the origin of each value.
+
+    Args:
+        overlays: recipe files by name or path, such as `_smoke`, laid over the recipe before the overrides are.
+        tasks: the tasks to keep; all where none is named.
 
     Raises:
         ConfigError: naming file and line, the key, what was expected and found, and the nearest right key or name.
     """
-    path, node = _read("recipe", name_or_path, overrides)
+    path, node = _read("recipe", name_or_path, overrides, overlays)
+    if tasks:
+        node = _keep_tasks(node, tasks)
     name = name_of("recipe", path)
     recipe = validate(Recipe, node, f"recipe {name}")
     return Resolved(recipe, dict(_origins(recipe, node)), name, path)
@@ -83,9 +96,35 @@ def list_targets() -> list[Entry]:
     return entries("target")
 
 
-def _read(kind: Kind, name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, Node]:
+def _read(
+    kind: Kind, name_or_path: str | Path, overrides: Sequence[str], overlays: Sequence[str | Path] = ()
+) -> tuple[Path, Node]:
     path = find(kind, name_or_path)
-    return path, apply_overrides(read_extended(kind, path), overrides)
+    node = read_extended(kind, path)
+    for overlay in overlays:
+        node = merge(node, read_extended(kind, find(kind, overlay)))
+    return path, apply_overrides(node, overrides)
+
+
+def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
+    """The recipe with these tasks alone, and the single-task numbers of these alone."""
+    assert isinstance(node.value, dict)
+    section = node.value.get("tasks")
+    named = section.value if section is not None and isinstance(section.value, dict) else {}
+    offered = [name for name, task in named.items() if not task.removed]
+    for name in kept:
+        if name not in offered:
+            near = close_names(name, offered)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"its tasks are {', '.join(offered)}"
+            raise ConfigError(f"the recipe has no task {name!r}", hint)
+    dropped = {name: Node(None, Place(None)) for name in offered if name not in kept}
+    over: dict[str, Node] = {"tasks": Node(dropped, Place(None))}
+    numbers = node.value.get("single_task")
+    if numbers is not None and isinstance(numbers.value, dict):
+        over["single_task"] = Node(
+            {name: gone for name, gone in dropped.items() if name in numbers.value}, Place(None)
+        )
+    return merge(node, Node(over, Place(None)))
 
 
 def _origins(model: Frozen, node: Node) -> Iterator[tuple[str, str]]:

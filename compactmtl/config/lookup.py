@@ -39,11 +39,16 @@ def roots(kind: Kind) -> list[Path]:
 
 
 def names(kind: Kind) -> dict[str, Path]:
-    """Every name with its file, sorted; where two folders hold a name, the one that `find` takes."""
+    """Every name with its file, sorted; where two folders hold a name, the one that `find` takes.
+
+    A file whose name begins with _ is a part that others extend or lay over themselves: `find` takes it, no list shows
+    it.
+    """
     found: dict[str, Path] = {}
     for root in roots(kind):
         for path in root.rglob("*.yaml"):
-            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+            if not path.name.startswith("_"):
+                found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
     return dict(sorted(found.items()))
 
 

@@ -71,6 +71,37 @@ def test_overrides_lie_over_everything(folder: Path) -> None:
     assert (recipe.train.epochs, recipe.tasks["age"].weight, recipe.sparsity) == (7, 2.0, None)
 
 
+def test_an_overlay_lies_over_the_recipe_and_under_the_overrides(folder: Path) -> None:
+    (folder / "over.yaml").write_text("seed: 5\ntrain: {epochs: 2, max_steps: 2}\n", "utf-8")
+    resolved = resolve_recipe("child.yaml", ["train.max_steps=9"], overlays=["over.yaml"])
+    assert (resolved.recipe.seed, resolved.recipe.train.epochs, resolved.recipe.train.max_steps) == (5, 2, 9)
+    assert resolved.origins["train.epochs"] == "over.yaml:2"
+    assert resolved.name == "child"
+
+
+def test_a_task_can_be_kept_alone_with_its_single_task_numbers(folder: Path) -> None:
+    numbers = "single_task={age: {mae: 6}, sex: {accuracy: 0.9}}"
+    recipe = resolve_recipe("base.yaml", [numbers], tasks=["age"]).recipe
+    assert list(recipe.tasks) == ["age"]
+    assert list(recipe.single_task) == ["age"]
+
+
+@pytest.mark.parametrize(
+    ("task", "hint"), [("agee", "did you mean age?"), ("zebra", "its tasks are age, sex")]
+)
+def test_a_task_to_keep_that_the_recipe_lacks_comes_with_the_nearest(
+    folder: Path, task: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"no task '{task}'") as error:
+        resolve_recipe("base.yaml", tasks=[task])
+    assert error.value.hint == hint
+
+
+def test_a_task_that_the_recipe_took_away_cannot_be_kept(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no task 'age'"):
+        resolve_recipe("child.yaml", tasks=["age"])
+
+
 def test_a_wrong_override_names_itself_as_the_place(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"^override: unknown key `train.epoch`"):
         load_recipe("base.yaml", ["train.epoch=7"])

@@ -42,6 +42,14 @@ def test_the_list_has_each_name_once_as_find_takes_it(folders: Path) -> None:
     assert found["mine"].description == "mine of work"
 
 
+def test_a_part_for_others_is_found_and_not_listed(folders: Path) -> None:
+    part = Path.cwd() / "recipes" / "_part.yaml"
+    part.parent.mkdir(exist_ok=True)
+    part.write_text("seed: 1\n")
+    assert lookup.find("recipe", "_part") == part
+    assert "_part" not in lookup.names("recipe")
+
+
 def test_a_file_that_cannot_be_read_is_listed_as_such(folders: Path) -> None:
     (folders / "work/recipes/broken.yaml").write_bytes(b"\xff\xff")
     found = {entry.name: entry.description for entry in lookup.entries("recipe")}

@@ -246,13 +246,14 @@ def write_run(
     passed: bool = True,
     finished: bool = True,
     baseline: TaskMetrics | None = None,
+    recipe_name: str = "scenes/dense",
 ) -> SyntheticRun:
     """A run folder of 12 epochs as training, surgery and export leave it."""
     tasks = tuple(recipe.tasks)
     path.mkdir(parents=True)
     meta = {
         "version": 1,
-        "recipe": "scenes/dense",
+        "recipe": recipe_name,
         "seed": recipe.seed,
         "created": "2026-01-02T03:04:05+00:00",
         "versions": {"torch": "2.14.1", "compactmtl": "0.1.0"},
