@@ -69,7 +69,7 @@ class DataConfig(Frozen):
 class HeadConfig(Frozen):
     """The part of the network that belongs to one task."""
 
-    kind: Literal["linear", "mlp", "fcn", "deeplabv3", "deeplabv3plus", "mtan"] = "linear"
+    kind: Literal["linear", "mlp", "fcn", "deeplabv3", "deeplabv3plus", "mtan", "instances"] = "linear"
     width: Annotated[int, Field(ge=1)] = Field(
         64, description="hidden channels or features; DeepLab's papers have 256"
     )
@@ -95,12 +95,13 @@ class TaskConfig(Frozen):
         "multilabel",
         "regression",
         "binned_regression",
+        "instances",
     ]
     target: str | None = Field(None, description="name of the target in the data set; the task's by default")
     loss: str | None = Field(None, description="a loss of this kind of task; its first by default")
     weight: Annotated[float, Field(ge=0)] = 1.0
     head: HeadConfig | None = Field(
-        None, description="linear for one value an image, fcn for maps by default"
+        None, description="linear for one value an image, fcn for maps, instances for instances by default"
     )
     options: dict[str, Scalar] = Field(default_factory=dict, description="options of this kind of task")
 

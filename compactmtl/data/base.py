@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, NotRequired, Protocol, TypedDict
 
 from torch import Tensor
 
 from compactmtl.tasks.base import TargetSpec
+from compactmtl.tasks.instance_scoring import InstanceReference
 
 Split = Literal["train", "holdout", "val", "test"]
 
@@ -18,6 +19,9 @@ class Sample(TypedDict):
 
     image: Tensor
     targets: dict[str, Tensor]
+    references: NotRequired[
+        dict[str, InstanceReference]
+    ]  # of targets that are scored at the image's own size
 
 
 class Batch(TypedDict):
@@ -25,6 +29,7 @@ class Batch(TypedDict):
 
     image: Tensor
     targets: dict[str, Tensor]
+    references: NotRequired[dict[str, list[InstanceReference]]]  # by target, one an image; evaluation only
 
 
 @dataclass(frozen=True)

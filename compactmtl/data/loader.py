@@ -95,13 +95,17 @@ class BatchView(Dataset[Batch | CompactError]):
         images = torch.stack([sample["image"] for sample in samples])
         if factors is not None:
             images = jitter(images.to(torch.float32), factors)
-        return {
+        batch: Batch = {
             "image": normalize(images, self._preprocessing),
             "targets": {
                 name: torch.stack([sample["targets"][name] for sample in samples])
                 for name in self._dataset.specs
             },
         }
+        if not self._train and "references" in samples[0]:
+            names = list(samples[0]["references"])
+            batch["references"] = {name: [sample["references"][name] for sample in samples] for name in names}
+        return batch
 
 
 class Loader(DataLoader[Any]):

@@ -15,6 +15,7 @@ from compactmtl.tasks.classification import ClassificationTask
 from compactmtl.tasks.common import nearest
 from compactmtl.tasks.depth import DepthTask
 from compactmtl.tasks.disparity import DisparityTask
+from compactmtl.tasks.instances import InstancesTask
 from compactmtl.tasks.multilabel import MultilabelTask
 from compactmtl.tasks.normals import NormalsTask
 from compactmtl.tasks.regression import RegressionTask
@@ -35,6 +36,7 @@ KINDS: Mapping[str, _Builder] = {
     "multilabel": MultilabelTask.build,
     "regression": RegressionTask.build,
     "binned_regression": BinnedRegressionTask.build,
+    "instances": InstancesTask.build,
 }
 
 # The name becomes an output of the exported model, a folder part and a column of tables.

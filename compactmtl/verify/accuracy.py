@@ -13,6 +13,7 @@ from compactmtl.backends.batching import run_batched
 from compactmtl.data.base import Batch
 from compactmtl.errors import ArtifactError, DataError
 from compactmtl.tasks import Task
+from compactmtl.tasks.instance_scoring import InstanceMetrics
 from compactmtl.verify.result import TaskMetrics
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]  # image (B, 3, H, W) to {task: output}
@@ -43,7 +44,12 @@ def evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task]) -> Ta
                 )
             target = batch["targets"][task.target]
             _check_shape(task, outputs[name], batch["image"])
-            metrics[name].update(outputs[name].detach(), target.to(outputs[name].device))
+            output, found = outputs[name].detach(), metrics[name]
+            references = batch.get("references", {}).get(task.target)
+            if references is not None and isinstance(found, InstanceMetrics):
+                found.update(output, target, references)
+            else:
+                found.update(output, target.to(output.device))
     if empty:
         raise DataError("the split to evaluate on is empty", "run `compactmtl data check` on the data set")
     return {name: found.compute() for name, found in metrics.items()}
@@ -96,7 +102,9 @@ def array_runner(runner: Runner) -> Run:
 
 
 def _check_shape(task: Task, output: Tensor, image: Tensor) -> None:
-    expected = (len(image), task.channels, *(image.shape[-2:] if task.dense else ()))
+    stride = getattr(task, "stride", 1)  # an instance head's cells; every other map has the image's size
+    size = tuple(-(-side // stride) for side in image.shape[-2:]) if task.dense else ()
+    expected = (len(image), task.channels, *size)
     if tuple(output.shape) != expected:
         raise ArtifactError(
             f"output {task.name!r} has shape {tuple(output.shape)}, expected {expected}",

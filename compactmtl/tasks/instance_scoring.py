@@ -1,0 +1,191 @@
+"""Mask AP of instances as the COCO benchmark computes it, by pycocotools, at each image's own size.
+
+Source: arXiv:1405.0312 (Microsoft COCO) and pycocotools.cocoeval.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compactmtl.errors import DataError, MissingDependencyError
+from compactmtl.tasks.common import nothing_valid
+from compactmtl.tasks.instance_decoding import Instances
+
+Rle = Mapping[str, Any]  # COCO's run lengths: size (height, width) and counts
+
+
+@dataclass(frozen=True)
+class InstanceReference:
+    """The instances of one image at its own size, for scoring.
+
+    annotations: each with class index `label`, `segmentation` in any form of COCO (polygons, run lengths), `area` in
+    pixels and `iscrowd`.
+    """
+
+    height: int
+    width: int
+    annotations: tuple[Mapping[str, Any], ...]
+
+
+class InstanceMetrics:
+    """Detections and references of a whole split."""
+
+    def __init__(self, name: str, classes: Sequence[str], decode: Callable[[Tensor], Instances]) -> None:
+        self._name, self._classes, self._decode = name, classes, decode
+        self._mask = mask_module()
+        self._images: list[dict[str, Any]] = []
+        self._truth: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+
+    def update(
+        self, output: Tensor, target: Tensor, references: Sequence[InstanceReference] | None = None
+    ) -> None:
+        """Add a batch: output (B, K + 4, h, w), target (B, 2, H, W).
+
+        With `references`, one an image, the instances are scored at the images' own sizes against these and the
+        target only says which part of the output shows the image; else they are scored against the target.
+        """
+        for number, (one, instances) in enumerate(zip(output.cpu(), target.cpu(), strict=True)):
+            seen = (int(instances.shape[-2]), int(instances.shape[-1]))
+            reference = references[number] if references is not None else self._from_target(instances)
+            size = (reference.height, reference.width)
+            image = len(self._images) + 1
+            self._images.append({"id": image, "height": size[0], "width": size[1]})
+            for annotation in reference.annotations:
+                self._truth.append(self._annotation(image, annotation, size))
+            self._add_found(image, self._decode(one), seen, size)
+
+    def compute(self) -> dict[str, float]:
+        """Raises DataError where the split has no instance that counts."""
+        if all(one["iscrowd"] for one in self._truth):
+            raise nothing_valid(self._name)
+        from pycocotools.cocoeval import COCOeval
+
+        with redirect_stdout(io.StringIO()):  # pycocotools talks
+            scoring = COCOeval(self._dataset(self._truth), self._dataset(self._found), "segm")
+            scoring.evaluate()
+            scoring.accumulate()
+            scoring.summarize()
+        ap, ap50, ap75 = (float(value) for value in scoring.stats[:3])
+        return {"ap": ap, "ap50": ap50, "ap75": ap75}
+
+    def _dataset(self, annotations: list[dict[str, Any]]) -> Any:
+        from pycocotools.coco import COCO
+
+        dataset = COCO()
+        dataset.dataset = {
+            "images": self._images,
+            "annotations": [one | {"id": number} for number, one in enumerate(annotations, 1)],
+            "categories": [
+                {"id": number, "name": name} for number, name in enumerate(self._classes, 1)
+            ],  # from 1: an id of 0 counts as "none" in places
+        }
+        dataset.createIndex()
+        return dataset
+
+    def _annotation(self, image: int, given: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        rle = to_rle(given["segmentation"], size)
+        return {
+            "image_id": image,
+            "category_id": int(given["label"]) + 1,
+            "segmentation": rle,
+            "area": float(given["area"]),
+            "bbox": self._mask.toBbox(rle).tolist(),
+            "iscrowd": int(given["iscrowd"]),
+        }
+
+    def _add_found(self, image: int, found: Instances, seen: tuple[int, int], size: tuple[int, int]) -> None:
+        numbers = found.numbers[: seen[0], : seen[1]]
+        for number, (label, score) in enumerate(
+            zip(found.classes.tolist(), found.scores.tolist(), strict=True), 1
+        ):
+            rle = self._mask.encode(np.asfortranarray(resize_mask(numbers == number, size).numpy()))
+            area = float(self._mask.area(rle))
+            if area == 0:  # cut off with the padding
+                continue
+            self._found.append(
+                {
+                    "image_id": image,
+                    "category_id": label + 1,
+                    "segmentation": rle,
+                    "area": area,
+                    "bbox": self._mask.toBbox(rle).tolist(),
+                    "score": score,
+                    "iscrowd": 0,
+                }
+            )
+
+    def _from_target(self, target: Tensor) -> InstanceReference:
+        """The reference of a map (2, H, W) at its own size; each class's crowd pixels are one crowd."""
+        numbers, labels = target.numpy()
+        annotations: list[Mapping[str, Any]] = []
+        for number in np.unique(numbers[numbers > 0]).tolist():
+            mask = numbers == number
+            annotations.append(self._drawn(mask, int(labels[mask][0]), crowd=False))
+        for label in np.unique(labels[numbers == -1]).tolist():
+            if 0 <= label < len(self._classes):
+                annotations.append(self._drawn((numbers == -1) & (labels == label), label, crowd=True))
+        return InstanceReference(numbers.shape[0], numbers.shape[1], tuple(annotations))
+
+    def _drawn(self, mask: NDArray[np.bool_], label: int, *, crowd: bool) -> Mapping[str, Any]:
+        rle = self._mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        area = float(self._mask.area(rle))
+        return {"label": label, "segmentation": rle, "area": area, "iscrowd": int(crowd)}
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A bool mask (H, W) as uint8 of `size`: interpolated between pixels, at least one half counts as inside."""
+    if tuple(mask.shape) == size:
+        return mask.to(torch.uint8)
+    value = F.interpolate(mask[None, None].float(), size=size, mode="bilinear", align_corners=False)
+    return (value[0, 0] >= 0.5).to(torch.uint8)
+
+
+def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
+    """COCO's polygons, run lengths or compressed run lengths as compressed run lengths.
+
+    Raises DataError where they are none of these or of another size.
+    """
+    mask = mask_module()
+    height, width = size
+    try:
+        if isinstance(segmentation, list):
+            polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+            if len(polygons) < 1:
+                raise ValueError("no polygon of three corners or more")
+            merged: Rle = mask.merge(mask.frPyObjects(polygons, height, width))
+            return merged
+        if tuple(segmentation["size"]) != size:
+            raise ValueError(f"run lengths of {tuple(segmentation['size'])} in an image of {size}")
+        if isinstance(segmentation["counts"], list):
+            made: Rle = mask.frPyObjects(segmentation, height, width)
+            return made
+        return {"size": [height, width], "counts": segmentation["counts"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"a segmentation is neither polygons nor run lengths of COCO: {error}",
+            "run `compactmtl data check` on the data set",
+        ) from error
+
+
+def mask_module() -> ModuleType:
+    """pycocotools.mask. Raises MissingDependencyError where the package is not installed."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise MissingDependencyError(
+            "instances need pycocotools, which is not installed", "pip install 'compactmtl[datasets]'"
+        ) from error
+    module: ModuleType = mask
+    return module
