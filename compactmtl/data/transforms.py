@@ -263,6 +263,8 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
         kind = specs[name].kind
         if kind == "mask":
             maps[name] = tv_tensors.Mask(target[None])
+        elif kind == "instances":
+            maps[name] = tv_tensors.Mask(target)
         elif kind == "depth":
             maps[name] = Depth(target)
         elif kind == "disparity":
@@ -285,7 +287,7 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
         left = span + round(choices.shift[0] * span)
         top = span + round(choices.shift[1] * span)
         for name, value in maps.items():
-            ignore = None if name == _IMAGE else specs[name].ignore_index
+            ignore = None if name == _IMAGE else _unknown(specs[name])
             edge = name == _IMAGE or (specs[name].kind == "mask" and ignore is None)
             padded = F.pad(value, [span] * 4, fill=ignore or 0, padding_mode="edge" if edge else "constant")
             maps[name] = F.crop(padded, top, left, height, width)
@@ -296,6 +298,12 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
         plain = _plain(value)
         others[name] = plain[0] if specs[name].kind == "mask" else plain
     return {"image": image, "targets": {name: others[name] for name in sample["targets"]}}
+
+
+def _unknown(spec: TargetSpec) -> int | None:
+    """What a target holds where nothing is known, or None for a mask in which every pixel is known."""
+    # Of instances: neither an instance nor a place without one (and no class of a crowd).
+    return -1 if spec.kind == "instances" else spec.ignore_index
 
 
 def jitter(images: Tensor, factors: Tensor) -> Tensor:

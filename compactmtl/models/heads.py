@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from compactmtl.config.recipe import HeadConfig
 from compactmtl.errors import ConfigError
 from compactmtl.models.deeplab import DeepLabV3Head, DeepLabV3PlusHead
 from compactmtl.models.features import FeatureMap, Needs
+from compactmtl.models.instance_head import InstanceHead
 from compactmtl.models.layers import conv_norm_relu
 from compactmtl.models.mtan import MTANHead, attention_predictor
 from compactmtl.tasks import Task
@@ -21,6 +23,7 @@ from compactmtl.tasks import Task
 VECTOR_KINDS = ("linear", "mlp")  # heads that give one value an image; all others give maps
 NEEDS: dict[str, Needs] = {
     "deeplabv3plus": "pyramid",
+    "instances": "pyramid",
     "mtan": "blocks",
 }  # of the encoder; others read its last map
 DEFAULT_STRIDE = 16  # of a map that nothing is said of
@@ -125,12 +128,19 @@ def _normalized_linear(inputs: int, outputs: int) -> nn.Module:
 
 
 def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
-    """The head that a recipe gives a task: by default `fcn` for maps, `linear` for one value an image.
+    """The head that a recipe gives a task: by default `instances` for instances, `fcn` for other maps, `linear` for
+    one value an image.
 
     Raises ConfigError where the kind of head cannot give the task's output.
     """
     if config is None:
-        return HeadConfig(kind="fcn" if task.dense else "linear")
+        own: Literal["instances", "fcn"] = "instances" if task.kind == "instances" else "fcn"
+        return HeadConfig(kind=own if task.dense else "linear")
+    if (config.kind == "instances") != (task.kind == "instances"):
+        raise ConfigError(
+            f"tasks.{task.name}.head.kind: a {config.kind} head cannot serve a {task.kind} task",
+            "a head of kind instances belongs to a task of kind instances, and such a task needs one",
+        )
     if dense_head(config) != task.dense:
         gives = "a map" if task.dense else "one value an image"
         right = (
@@ -178,11 +188,13 @@ def build_head(
 
 def _head(
     task: Task, in_channels: int, config: HeadConfig, maps: Sequence[FeatureMap], expansion: int
-) -> LinearHead | FCNHead | DeepLabV3Head | DeepLabV3PlusHead | MTANHead:
+) -> LinearHead | FCNHead | DeepLabV3Head | DeepLabV3PlusHead | MTANHead | InstanceHead:
     output = _output(task)
     if config.kind == "mtan":
         predictor = _head(task, in_channels, attention_predictor(config), maps, expansion)
         return MTANHead(maps, expansion, predictor)
+    if config.kind == "instances":
+        return InstanceHead(maps, task.channels, config)
     if config.kind == "deeplabv3plus":
         return DeepLabV3PlusHead(maps, task.channels, config, output)
     if config.kind == "deeplabv3":
