@@ -105,6 +105,7 @@ def test_interrupted_twice_is_bit_equal(
     assert_equal(train(resolved, tmp_path / "run", resume=True, console=quiet()), whole)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_an_epoch_resumes_bit_equal(
     tmp_path: Path, quiet: Quiet, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[Resolved, Run]
 ) -> None:

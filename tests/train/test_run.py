@@ -117,6 +117,7 @@ def test_a_damaged_log_line_is_named(run: Run) -> None:
         run.log()
 
 
+@pytest.mark.slow
 def test_compacting_again_replaces_the_old_result(run: Run) -> None:
     compact_run(run, align=1)
     first = json.loads((run.path / "compact" / "surgery.json").read_text())
