@@ -32,13 +32,13 @@ class IndexUnpool(nn.Module):
     """Values (B, C, H // 2, W // 2) to a map (B, C, *size) that is 0 but at the indices of IndexPool."""
 
     def forward(self, x: Tensor, places: Places, size: tuple[int, int]) -> Tensor:
-        return F.max_unpool2d(x, places[0], [WINDOW], [WINDOW], output_size=size)
+        return F.max_unpool2d(x, places[0], (WINDOW, WINDOW), (WINDOW, WINDOW), output_size=size)
 
 
 class MaskPool(nn.Module):
-    """(B, C, H, W) to the maxima (B, C, H // 2, W // 2) and four masks of that shape, in the dtype of x.
+    """(B, C, H, W) to the maxima (B, C, H // 2, W // 2) and four masks of that shape, bool.
 
-    A mask is 1 where its corner of the window holds the maximum and no corner before it does: the one that torch's
+    A mask is true where its corner of the window holds the maximum and no corner before it does: the one that torch's
     indices name, ties included, which after a ReLU are the rule rather than the exception.
     """
 
@@ -49,14 +49,13 @@ class MaskPool(nn.Module):
         taken: Tensor | None = None
         for row, column in CORNERS:
             equal = x[..., row:height:WINDOW, column:width:WINDOW] == pooled
-            first = equal if taken is None else equal & ~taken
-            taken = equal if taken is None else taken | equal
-            masks.append(first.to(x.dtype))
+            masks.append(equal if taken is None else torch.logical_and(equal, torch.logical_not(taken)))
+            taken = equal if taken is None else torch.logical_or(taken, equal)
         return pooled, tuple(masks)
 
 
 class MaskUnpool(nn.Module):
-    """Values (B, C, H // 2, W // 2) to a map (B, C, *size) that is 0 but where the masks of MaskPool are 1."""
+    """Values (B, C, H // 2, W // 2) to a map (B, C, *size) that is 0 but where the masks of MaskPool are true."""
 
     def forward(self, x: Tensor, places: Places, size: tuple[int, int]) -> Tensor:
         corners = [x * mask for mask in places]
