@@ -18,8 +18,11 @@ from compactmtl.errors import ConfigError, DataError
 DATASETS = (
     "scenes",
     "utkface",
+    "nyuv2",
     "camvid",
     "celebamask",
+    "rgbd",
+    "ccp",
 )
 
 

@@ -15,9 +15,9 @@ _KINECT_INVALID = 65535  # what 7-Scenes writes where the sensor saw nothing; ot
 
 
 def read_mask(
-    path: Path, size: tuple[int, int], classes: int, ignore: int | None = None
+    path: Path, size: tuple[int, int] | None, classes: int, ignore: int | None = None
 ) -> NDArray[np.uint8]:
-    """Class indices uint8 (H, W) of a file with one number a pixel (a palette's index counts, not its color).
+    """Class indices uint8 (H, W) of a file with one number a pixel (a palette's index counts, not its color); as it is without `size`.
 
     Raises DataError, naming the file, for a value that is neither one of the classes nor `ignore`.
     """
@@ -35,7 +35,7 @@ def read_mask(
             f"{path}: holds the value{'s' * (len(wrong) > 1)} {shown}, expected {allowed}",
             "a mask holds class numbers, not gray levels; mend the file or the list of classes",
         )
-    return nearest(labels, size).astype(np.uint8)
+    return (labels if size is None else nearest(labels, size)).astype(np.uint8)
 
 
 def read_depth(
