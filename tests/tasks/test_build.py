@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError
 from compactmtl.tasks import TargetSpec, build_task, build_tasks
+from compactmtl.tasks.build import KINDS as BUILDERS
 
 SPECS = {
     "seg": TargetSpec("mask", classes=("a", "b")),
@@ -14,6 +17,8 @@ SPECS = {
     "normals": TargetSpec("normals"),
     "gender": TargetSpec("class", classes=("male", "female")),
     "age": TargetSpec("scalar", unit="years"),
+    "disparity": TargetSpec("disparity"),
+    "traits": TargetSpec("multilabel", classes=("a", "b", "c")),
 }
 KINDS = {
     "seg": "segmentation",
@@ -21,6 +26,8 @@ KINDS = {
     "normals": "normals",
     "gender": "classification",
     "age": "regression",
+    "disparity": "disparity",
+    "traits": "multilabel",
 }
 
 
@@ -33,12 +40,41 @@ def test_tasks_keep_the_order_of_the_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("name", "channels", "dense"),
-    [("seg", 2, True), ("depth", 1, True), ("normals", 3, True), ("gender", 2, False), ("age", 1, False)],
+    [
+        ("seg", 2, True),
+        ("depth", 1, True),
+        ("normals", 3, True),
+        ("gender", 2, False),
+        ("age", 1, False),
+        ("disparity", 1, True),
+        ("traits", 3, False),
+    ],
 )
 def test_each_kind_knows_its_output_and_metrics(name: str, channels: int, dense: bool) -> None:
     task = build_tasks({name: TaskConfig(kind=KINDS[name], weight=0.5)}, SPECS)[name]
     assert (task.kind, task.channels, task.dense, task.weight) == (KINDS[name], channels, dense, 0.5)
     assert task.primary in task.metric_info
+
+
+def test_one_target_can_serve_several_tasks() -> None:
+    bins = {"low": 1.0, "high": 100.0, "bins": 10}
+    configs = {
+        "seg": TaskConfig(kind="segmentation"),
+        "edges": TaskConfig(kind="boundaries", target="seg"),
+        "age": TaskConfig(kind="regression"),
+        "age_bins": TaskConfig(kind="binned_regression", target="age", options=bins),
+    }
+    tasks = build_tasks(configs, SPECS)
+    assert {name: (task.target, task.channels, task.dense) for name, task in tasks.items()} == {
+        "seg": ("seg", 2, True),
+        "edges": ("seg", 1, True),
+        "age": ("age", 1, False),
+        "age_bins": ("age", 10, False),
+    }
+
+
+def test_every_kind_of_the_recipe_can_be_built() -> None:
+    assert set(get_args(TaskConfig.model_fields["kind"].annotation)) == set(BUILDERS)
 
 
 def test_a_task_can_have_another_name_than_its_target() -> None:

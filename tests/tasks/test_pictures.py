@@ -47,6 +47,34 @@ def test_depth_scale_is_the_reference_s() -> None:
     assert not np.array_equal(pictures.depth_picture(np.array([[[1.0, 3.0]]]), reference), target)
 
 
+def test_disparity_is_depths_scale_turned_over() -> None:
+    value = np.array([[[1.0, 2.0, 3.0, 0.0]]])
+    disparity, depth = pictures.disparity_picture(value), pictures.depth_picture(value)
+    assert np.array_equal(disparity[:, [2, 0, 3]], depth[:, [0, 2, 3]])
+    assert disparity[0, 0].sum() < disparity[0, 1].sum() < disparity[0, 2].sum()
+
+
+def test_probability_darkens_and_unknown_is_marked() -> None:
+    picture = pictures.probability_picture(np.array([[0.0, 0.4, 1.0, np.nan]]))[0]
+    assert picture[0].tolist() == [255, 255, 255]
+    assert picture[0].sum() > picture[1].sum() > picture[2].sum()
+    assert tuple(picture[2]) == pictures.MARKED
+    assert tuple(picture[3]) == pictures.IGNORED
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (31.24, "years", "31.2 years"),
+        (-0.5, "", "-0.5"),
+        (np.nan, "years", "unknown"),
+        (np.inf, "", "unknown"),
+    ],
+)
+def test_a_value_in_words(value: float, unit: str, text: str) -> None:
+    assert pictures.value_text(value, unit) == text
+
+
 @pytest.mark.parametrize("depth", [np.zeros((1, 2, 2)), np.full((1, 2, 2), np.nan), np.full((1, 2, 2), 3.0)])
 def test_depth_without_range_is_a_picture_all_the_same(depth: NDArray[np.float64]) -> None:
     assert pictures.depth_picture(depth).shape == (2, 2, 3)

@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec, Task, build_task
+from compactmtl.tasks.losses import focal, soft_dice
 
 CLASSES = ("floor", "wall", "box", "sphere")
 IGNORE = 255
@@ -113,6 +114,26 @@ def test_loss_is_the_mean_over_pixels_that_count() -> None:
     )
     expected = F.cross_entropy(output, target, ignore_index=IGNORE, label_smoothing=0.1)
     assert torch.allclose(smoothed.loss(output, target), expected, rtol=1e-6)
+
+
+def test_each_loss_is_the_one_that_it_names() -> None:
+    generator = torch.Generator().manual_seed(4)
+    output = torch.randn(3, 4, 5, 5, generator=generator)
+    target = torch.randint(0, 4, (3, 5, 5), generator=generator)
+    target[0, 0] = IGNORE
+    entropy, dice = (task(loss=loss).loss(output, target) for loss in ("cross_entropy", "dice"))
+    assert torch.equal(dice, soft_dice(output, target, IGNORE))
+    assert torch.equal(task(loss="cross_entropy_dice").loss(output, target), entropy + dice)
+    hard = task(loss="focal", options={"gamma": 3.0}).loss(output, target)
+    assert torch.equal(hard, focal(output, target, IGNORE, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"), [("dice", {"label_smoothing": 0.1}), ("cross_entropy", {"gamma": 2.0})]
+)
+def test_an_option_that_the_loss_would_pass_over_is_an_error(loss: str, options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"the loss '{loss}' has no {next(iter(options))}"):
+        task(loss=loss, options=options)
 
 
 def test_a_batch_without_a_known_pixel_has_zero_loss_with_zero_gradient() -> None:
