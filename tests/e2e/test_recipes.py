@@ -1,0 +1,73 @@
+"""Every recipe goes down the whole road in two steps, on data that the test writes in the data set's true layout."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from compactmtl.cli.main import main
+from compactmtl.config import list_recipes, resolve_recipe
+from compactmtl.verify.result import Verification
+
+RECIPES = [entry.name for entry in list_recipes()]
+GENERATED = {"scenes": ["data.options.train=8", "data.options.val=4"]}
+COUNT = 4  # of each split: two steps of two
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of written data sets, by name; filled as tests ask."""
+    return {}
+
+
+def data_overrides(name: str, layouts: dict[str, Path], factory: pytest.TempPathFactory) -> list[str]:
+    """What makes a recipe read a small data set: fewer generated samples, or the root of files written once."""
+    if name in GENERATED:
+        return GENERATED[name]
+    if name not in layouts:
+        root = factory.mktemp(name)
+        module = importlib.import_module(f"tests.support.layouts.{name}")
+        getattr(module, f"write_{name}")(root, count=COUNT)
+        layouts[name] = root
+    return [f"data.root={layouts[name]}"]
+
+
+def test_every_recipe_passes_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "check"]) == 0
+    assert capsys.readouterr().out.count("ok ") == len(RECIPES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a ResNet-50 with three heads, on one slow core
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_a_recipe_become_a_verified_bundle(
+    name: str,
+    tmp_path: Path,
+    layouts: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = resolve_recipe(name).recipe
+    overrides = data_overrides(recipe.data.name, layouts, tmp_path_factory)
+    run = tmp_path / "run"
+    train = ["train", name, "--smoke", *overrides, "--out", str(tmp_path), "--name", "run"]
+    assert main(train) == 0, capsys.readouterr().err
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["event"] == "epoch"] == [2]
+
+    assert main(["compact", str(run)]) == 0, capsys.readouterr().err
+    surgery = json.loads((run / "compact" / "surgery.json").read_text())
+    assert surgery["proof"]["max_relative_error"] <= surgery["proof"]["tolerance"]
+
+    # 4: a latency bound may fail on a busy machine; parity and accuracy may not
+    assert main(["export", str(run), "--target", "onnxruntime-cpu"]) in (0, 4), capsys.readouterr().err
+    path = run / "export" / "onnxruntime-cpu" / "verification.json"
+    found = Verification.model_validate_json(path.read_text())
+    assert found.parity.passed, found.parity
+    assert {output.name for output in found.parity.outputs} == set(recipe.tasks)
+    assert set(found.accuracy.artifact) == set(recipe.tasks)
+    failed = [gate for gate in found.gates if not gate.passed and gate.gate != "latency"]
+    assert not failed
