@@ -166,7 +166,8 @@ def _coupled(model: nn.Module, image: tuple[Tensor, ...], generator: torch.Gener
 def _torch_pruning_groups(model: nn.Module, image: tuple[Tensor, ...]) -> Iterator[Any]:
     import torch_pruning as tp
 
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=image[0])
+    with torch.enable_grad():  # its tracer follows autograd
+        graph = tp.DependencyGraph().build_dependency(model, example_inputs=image[0])
     yield from graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])
 
 
@@ -274,7 +275,7 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
     for module in model.modules():
         if isinstance(module, (_ConvNd, nn.Linear)) and not getattr(module, "transposed", False):
             handles.append(module.register_forward_hook(watch))
-    batch = torch.randn(4, *image[0].shape[1:])
+    batch = torch.randn(16, *image[0].shape[1:])  # few inputs leave channels at zero by chance
     outputs = _leaves(model(batch))
     sum((o * torch.randn_like(o)).sum() for o in outputs).backward()  # type: ignore[union-attr]
     model.zero_grad(set_to_none=True)
@@ -306,7 +307,7 @@ def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
             if len(indices) != size:
                 dead[:] = False
                 break
-            rows = module.weight.detach()[indices].flatten(1)
+            rows = module.weight.detach()[indices].reshape(size, -1)
             dead &= (rows == 0).all(1)
             if module.bias is not None:
                 dead &= module.bias.detach()[indices] == 0
