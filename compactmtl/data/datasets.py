@@ -23,6 +23,9 @@ DATASETS = (
     "celebamask",
     "rgbd",
     "ccp",
+    "multimnist",
+    "coco",
+    "folder",
 )
 
 
