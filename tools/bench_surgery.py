@@ -31,6 +31,7 @@ from compactmtl.graph import ChannelGraph, cost
 from compactmtl.surgery import compact
 
 PATTERNS = ("A", "A2", "B", "C", "D")
+OUTPUTS = (1000, 21)  # classes of the zoo: the layers that write them stay whole
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|, float32
 ZOO = (
     *("resnet18", "resnet50", "resnet26d", "seresnet50", "resnext50_32x4d", "res2net50_26w_4s", "skresnet18"),
@@ -168,7 +169,9 @@ def _torch_pruning_groups(model: nn.Module, image: tuple[Tensor, ...]) -> Iterat
 
     with torch.enable_grad():  # its tracer follows autograd
         graph = tp.DependencyGraph().build_dependency(model, example_inputs=image[0])
-    yield from graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])
+    layers = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    outputs = [layer for layer in layers if layer.weight.shape[0] in OUTPUTS]
+    yield from graph.get_all_groups(ignored_layers=outputs, root_module_types=[nn.Conv2d, nn.Linear])
 
 
 def _writers(group: Any) -> Iterator[tuple[Any, list[int]]]:
