@@ -33,7 +33,7 @@ def test_metrics_over_batches_equal_brute_force_over_the_whole_split(
     target[0, 0, 0, 0] = 5
     output = target + torch.randn(target.shape, generator=generator)
     metrics = task(options={"min_disparity": 4.0}).metrics()
-    for x, y in zip(output.split(batch), target.split(batch), strict=True):
+    for x, y in zip(torch.split(output, batch), torch.split(target, batch), strict=True):
         metrics.update(x, y)
     known = target.numpy() >= 4
     true, error = (value.numpy()[known].astype(np.float64) for value in (target, output - target))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compactmtl.tasks.losses import binary_focal, focal, soft_dice
@@ -26,9 +27,10 @@ def batch(seed: int, classes: int = 4, present: int = 4, ignored: float = 0.3) -
     return 2 * torch.randn(3, classes, 5, 6, generator=generator), target
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    return shares
 
 
 @settings(max_examples=25, deadline=None)

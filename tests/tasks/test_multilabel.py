@@ -35,7 +35,7 @@ def labels(seed: int, unknown: float, images: int = 40) -> tuple[Tensor, Tensor]
 
 def measured(one: Task, output: Tensor, target: Tensor, batch: int = 7) -> dict[str, float]:
     metrics = one.metrics()
-    for x, y in zip(output.split(batch), target.split(batch), strict=True):
+    for x, y in zip(torch.split(output, batch), torch.split(target, batch), strict=True):
         metrics.update(x, y)
     return metrics.compute()
 
