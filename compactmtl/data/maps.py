@@ -42,13 +42,14 @@ def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
     Raises DataError, naming the file, where it is missing, cut short, or of another form.
     """
     try:
-        values = np.load(path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "it belongs to an image that is there; fetch it") from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", _FETCH_AGAIN) from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+    if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiub":
         raise DataError(f"{path}: not one array of numbers", _FETCH_AGAIN)
+    values: NDArray[Any] = loaded
     if values.ndim == dimensions + 1 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != dimensions or 0 in values.shape:

@@ -55,7 +55,8 @@ def normals_from_depth(
     padded = np.pad(inverse, radius)  # 0: unknown
     bound = step * inverse
     # Sums over the neighbors (i, j) that count of 1, i, j, ii, ij, jj, e, ie, je; e is the difference of inverse depth.
-    total, si, sj, sii, sij, sjj, se, sei, sej = np.zeros((9, height, width), np.float32)
+    sums = np.zeros((9, height, width), np.float32)
+    total, si, sj, sii, sij, sjj, se, sei, sej = sums  # views
     window = range(-radius, radius + 1, every)
     e, part = np.empty_like(inverse), np.empty_like(inverse)
     for j in window:
@@ -80,9 +81,7 @@ def normals_from_depth(
             below += row[number]
         row[0] *= j
         sjj += row[0]
-    total, si, sj, sii, sij, sjj, se, sei, sej = (
-        one.astype(np.float64) for one in (total, si, sj, sii, sij, sjj, se, sei, sej)
-    )
+    total, si, sj, sii, sij, sjj, se, sei, sej = sums.astype(np.float64)  # differences of large sums follow
     count = np.maximum(total, 1)
     vii, vij, vjj = sii - si * si / count, sij - si * sj / count, sjj - sj * sj / count
     vei, vej = sei - se * si / count, sej - se * sj / count

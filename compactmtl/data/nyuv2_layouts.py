@@ -1,0 +1,259 @@
+"""The layouts in which NYUv2 is found, each read to the same arrays.
+
+- the labelled .mat file, as distributed;
+- a folder of PNG files that tools/prepare_nyuv2.py makes of it: {train,val}/{image,label,depth,normal}/0001.png with
+  NYU40 labels from 0 (255 unlabeled), depth in 1/5000 m, and normals as n = value / 127.5 - 1;
+- the .npy files of MTAN and LibMTL: {train,val}/{image,label,depth,normal}/0.npy, channels last, image in [0, 1], 13
+  classes (-1 unlabeled), depth in metres.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.data.base import Split
+from compactmtl.data.files import Record, images_in
+from compactmtl.data.formats import metres, read_depth_units, read_mask, read_normals
+from compactmtl.data.images import read_image
+from compactmtl.data.maps import check_npy, check_png, nearest, read_npy, relabel, resize_image
+from compactmtl.data.normals import Intrinsics, normals_from_depth
+from compactmtl.data.nyuv2_labels import CLASSES_13, CLASSES_40, IGNORE, class_table, label_table
+from compactmtl.data.nyuv2_mat import MAT, MatFile
+from compactmtl.errors import ConfigError, DataError
+
+# Of the color camera, onto which the labelled file's depth is projected. Source: the data set's toolbox.
+CAMERA = Intrinsics((480, 640), (518.857901, 519.469611), (325.582449, 253.736166))
+DEPTH_UNITS = 5000.0  # to the metre, in the PNG files
+SCENES = "scenes.json"
+PARTS = ("image", "label", "depth", "normal")
+
+Size = tuple[int, int]
+DepthKind = Literal["filled", "raw"]
+
+
+@dataclass(frozen=True)
+class Frame(Record):
+    """One frame: its number in the .mat file, and its scene where that is known."""
+
+    number: int = 0
+    scene: str = ""
+
+
+class Layout(Protocol):
+    """One way in which the frames are kept."""
+
+    description: str
+    has_normals: bool
+
+    def frames(self, split: Split) -> list[Frame]:
+        """Those of `train` or `val`, in order. Raises DataError where there are none."""
+
+    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]: ...
+
+    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+        """Class indices (H, W), 255 where unlabeled."""
+
+    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
+        """Metres (1, H, W), 0 where unknown; as stored with size None."""
+
+    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
+        """As stored, float (3, H, W); 0 where unknown."""
+
+    def faults(self, frame: Frame) -> list[str]:
+        """What is wrong with a frame's files, by a look at each that is quick."""
+
+
+def open_layout(folder: Path, depth: DepthKind, classes: int) -> Layout:
+    """The layout of a folder; files made for quick reading come before the .mat file.
+
+    Raises ConfigError for options that the layout cannot give.
+    """
+    train = folder / "train" / "image"
+    trees: tuple[tuple[str, Callable[[Path], Layout]], ...] = ((".png", PngTree), (".npy", NpyTree))
+    for suffix, tree in trees:
+        if train.is_dir() and any(path.suffix == suffix for path in train.iterdir()):
+            if depth == "raw":
+                raise ConfigError(f"data.options.depth: raw depth is in {MAT} alone", "leave it out")
+            if suffix == ".npy" and classes != 13:
+                raise ConfigError(
+                    f"data.options.classes: {folder} has 13 classes, not {classes}",
+                    f"set it to 13, or use {MAT}",
+                )
+            return tree(folder)
+    return MatLayout(folder, depth)
+
+
+class MatLayout:
+    """The .mat file."""
+
+    has_normals = False
+
+    def __init__(self, folder: Path, depth: DepthKind) -> None:
+        self._file = MatFile(folder / MAT)
+        self._kind = depth
+        beside = "splits.mat" if (folder / "splits.mat").is_file() else "the official one"
+        self.description = f"{self._file.path}, split: {beside}"
+
+    def frames(self, split: Split) -> list[Frame]:
+        numbers = self._file.split()[0 if split == "train" else 1]
+        scenes = self._file.scenes()
+        return [Frame(f"{i + 1:04d}", self._file.path, (), i, scenes[i]) for i in numbers]
+
+    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
+        return resize_image(self._file.image(frame.number), size)
+
+    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+        where = f"{frame.image}: frame {frame.name}"
+        return relabel(nearest(self._file.labels(frame.number), size), label_table(classes), where)
+
+    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
+        depth = self._file.depth(frame.number, self._kind)[None]
+        return depth if size is None else nearest(depth, size)
+
+    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
+        raise DataError(f"{frame.image}: has no normals", "derive them from depth")
+
+    def faults(self, frame: Frame) -> list[str]:
+        return []  # a look inside is a whole read; the file's length was checked when it was opened
+
+
+class _Tree:
+    """Folders {train,val}/{image,label,depth,normal} of files that have one name in each."""
+
+    suffix: str
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.has_normals = (folder / "train" / "normal").is_dir()
+        self.description = f"{folder}, {self.suffix} files"
+
+    def frames(self, split: Split) -> list[Frame]:
+        found = self._images(self.folder / split / "image")
+        if not found:
+            raise DataError(
+                f"{self.folder / split / 'image'}: no {self.suffix} files",
+                "train/ and val/ are both needed; see tools/prepare_nyuv2.py",
+            )
+        scenes = self._scenes()
+        return [
+            Frame(
+                f.stem, f, tuple(self._beside(f, part) for part in self._parts()), 0, scenes.get(f.stem, "")
+            )
+            for f in found
+        ]
+
+    def _parts(self) -> tuple[str, ...]:
+        return PARTS[1:] if self.has_normals else PARTS[1:3]
+
+    def _images(self, folder: Path) -> list[Path]:
+        return [path for path in images_in(folder) if path.suffix == self.suffix]
+
+    @staticmethod
+    def _beside(image: Path, part: str) -> Path:
+        return image.parent.parent / part / image.name
+
+    def _scenes(self) -> dict[str, str]:
+        path = self.folder / SCENES
+        if not path.is_file():
+            return {}
+        try:
+            held = json.loads(path.read_text("utf-8"))
+            return {str(name): str(scene) for name, scene in held.items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{path}: not names with their scenes ({error})", "remove it or make it again"
+            ) from error
+
+
+class PngTree(_Tree):
+    """The PNG files that tools/prepare_nyuv2.py makes."""
+
+    suffix = ".png"
+
+    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
+        return read_image(frame.image, size)
+
+    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+        path = frame.files[0]
+        return class_table(classes)[read_mask(path, size, len(CLASSES_40), IGNORE)]
+
+    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
+        units = read_depth_units(frame.files[1])
+        return metres(units, size or (units.shape[0], units.shape[1]), DEPTH_UNITS)
+
+    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
+        return read_normals(frame.files[2], size)
+
+    def faults(self, frame: Frame) -> list[str]:
+        return [fault for path in (frame.image, *frame.files) if (fault := check_png(path))]
+
+
+class NpyTree(_Tree):
+    """The .npy files of MTAN and LibMTL."""
+
+    suffix = ".npy"
+
+    def _images(self, folder: Path) -> list[Path]:
+        found = [path for path in folder.glob("*.npy") if path.stem.isdecimal()]
+        return sorted(found, key=lambda path: int(path.stem))
+
+    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
+        values = channels_first(read_npy(frame.image, 3), frame.image)
+        if values.dtype != np.uint8:
+            if values.min() < 0 or values.max() > 1:
+                raise DataError(
+                    f"{frame.image}: values from {values.min():.3g} to {values.max():.3g}, expected 0 to 1",
+                    "fetch the data again",
+                )
+            values = np.rint(values * 255).astype(np.uint8)
+        return resize_image(values, size)
+
+    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+        return npy_mask(frame.files[0], size, len(CLASSES_13))
+
+    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
+        depth = read_npy(frame.files[1], 2).astype(np.float32)[None]
+        depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+        return depth if size is None else nearest(depth, size)
+
+    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
+        normals = nearest(channels_first(read_npy(frame.files[2], 3), frame.files[2]), size).astype(
+            np.float32
+        )
+        length = np.sqrt((normals**2).sum(0, keepdims=True))
+        known = np.isfinite(length) & (length > 0.5)  # an averaged or empty one points nowhere
+        return np.where(known, normals / np.where(known, length, 1), 0).astype(np.float32)
+
+    def faults(self, frame: Frame) -> list[str]:
+        return [fault for path in (frame.image, *frame.files) if (fault := check_npy(path))]
+
+
+def channels_first(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    """(H, W, 3) as (3, H, W); DataError for another shape."""
+    if values.shape[-1] != 3:
+        raise DataError(f"{path}: expected the shape (H, W, 3), found {values.shape}", "fetch the data again")
+    return values.transpose(2, 0, 1)
+
+
+def npy_mask(path: Path, size: Size, classes: int) -> NDArray[np.uint8]:
+    """Class indices (H, W) of a .npy file with whole numbers from -1, which becomes 255."""
+    labels = nearest(read_npy(path, 2), size)
+    wrong = labels[(labels != np.rint(labels)) | (labels < -1) | (labels >= classes)]
+    if wrong.size:
+        raise DataError(
+            f"{path}: holds the value {wrong.flat[0]:g}, expected -1 (unlabeled) to {classes - 1}",
+            "check that the file is of this data set and was not resized with smoothing",
+        )
+    return np.where(labels < 0, IGNORE, labels).astype(np.uint8)
+
+
+def derived_normals(depth: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
+    """Normals (3, H, W) at `size` of a whole depth map (1, h, w), with NYUv2's camera."""
+    return nearest(normals_from_depth(depth[0], CAMERA.resized((depth.shape[1], depth.shape[2]))), size)
