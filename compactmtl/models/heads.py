@@ -138,7 +138,7 @@ def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
         return HeadConfig(kind=own if task.dense else "linear")
     if (config.kind == "instances") != (task.kind == "instances"):
         raise ConfigError(
-            f"tasks.{task.name}.head.kind: a {config.kind} head cannot serve a {task.kind} task",
+            f"tasks.{task.name}.head.kind: a {config.kind} head cannot serve a task of kind {task.kind}",
             "a head of kind instances belongs to a task of kind instances, and such a task needs one",
         )
     if dense_head(config) != task.dense:
