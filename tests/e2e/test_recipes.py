@@ -14,7 +14,6 @@ from compactmtl.verify.result import Verification
 
 RECIPES = [entry.name for entry in list_recipes()]
 GENERATED = {"scenes": ["data.options.train=8", "data.options.val=4"]}
-COUNT = 4  # of each split: two steps of two
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +29,7 @@ def data_overrides(name: str, layouts: dict[str, Path], factory: pytest.TempPath
     if name not in layouts:
         root = factory.mktemp(name)
         module = importlib.import_module(f"tests.support.layouts.{name}")
-        getattr(module, f"write_{name}")(root, count=COUNT)
+        getattr(module, f"write_{name}")(root)
         layouts[name] = root
     return [f"data.root={layouts[name]}"]
 
