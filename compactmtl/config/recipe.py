@@ -24,6 +24,9 @@ class AugmentConfig(Frozen):
     zoom: tuple[float, float] = Field(
         (1.0, 1.0), description="scale range of a random zoom-and-crop; depth is divided by the scale"
     )
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(
+        0.0, description="largest angle of a random turn about the middle, in degrees"
+    )
     shift: Annotated[int, Field(ge=0)] = Field(
         0, description="pad by this many pixels and crop back at random"
     )

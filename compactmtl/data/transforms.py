@@ -6,6 +6,7 @@ right or refuses. The camera model: a picture keeps its focal length, and a crop
 - a zoom by s shows the scene squeezed along the view: depth is divided by s, and a normal, which is a covector, turns
   to (nx, ny, s nz), renormalized (depth: Eigen et al., arXiv:1406.2283, section 3.4); disparity, as inverse depth, is
   multiplied by s;
+- a turn about the optical axis turns the normals' x and y with it and changes neither depth nor disparity;
 - a shift changes none of them.
 Values that are unknown (0) stay so, and no value is ever a mixture of two pixels.
 """
@@ -23,6 +24,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from compactmtl.config.recipe import AugmentConfig
+from compactmtl.data import rotation
 from compactmtl.data.base import Sample
 from compactmtl.data.seeds import generator
 from compactmtl.tasks.base import TargetSpec
@@ -88,7 +90,7 @@ def _register_copying(kind: type[Depth] | type[Disparity] | type[Normals]) -> No
 
 def _register_refusal(kind: type[Depth] | type[Disparity] | type[Normals]) -> None:
     """v2 would pass an unknown type through unchanged; a wrong target is worse than an error."""
-    names = ("vertical_flip", "rotate", "perspective", "elastic", "resized_crop")
+    names = ("vertical_flip", "perspective", "elastic", "resized_crop")
     for functional in (getattr(F, name) for name in names):
 
         @F.register_kernel(functional, kind)  # type: ignore[untyped-decorator]
@@ -98,8 +100,26 @@ def _register_refusal(kind: type[Depth] | type[Disparity] | type[Normals]) -> No
             )
 
 
+def _register_rotation(kind: type[Depth] | type[Disparity] | type[Normals]) -> None:
+    @F.register_kernel(F.rotate, kind)  # type: ignore[untyped-decorator]
+    def _rotate(
+        value: Tensor,
+        angle: float,
+        interpolation: Any = None,
+        expand: bool = False,
+        center: list[float] | None = None,
+        fill: Any = None,
+    ) -> Tensor:
+        if expand:
+            raise TypeError(f"{kind.__name__} keeps its size when it is turned; use expand=False")
+        # v2 turns the other way round in rotate than in affine
+        turned: Tensor = F.affine(value, -angle, [0.0, 0.0], 1.0, [0.0, 0.0], center=center)
+        return turned
+
+
 for _kind in (Depth, Disparity, Normals):
     _register_copying(_kind)
+    _register_rotation(_kind)
     _register_refusal(_kind)
 
 
@@ -135,7 +155,7 @@ def _bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return value.round_().to(torch.uint8)
 
 
-def _zoomed(
+def _moved(
     value: Tensor,
     angle: float,
     translate: list[float],
@@ -143,11 +163,14 @@ def _zoomed(
     shear: list[float],
     center: list[float] | None,
 ) -> Tensor:
-    if angle % 360 or any(shear):
-        raise TypeError(
-            "a rotated or sheared picture has no exact depth and normals here; zoom and shift only"
-        )
+    """A map's own nearest values where zoom, turn and shift bring them, 0 elsewhere."""
+    if any(shear):
+        raise TypeError("a sheared picture has no exact depth and normals; zoom, turn and shift only")
     height, width = value.shape[-2:]
+    if angle % 360:
+        x, y = translate
+        about = None if center is None else (center[0], center[1])
+        return rotation.nearest(_plain(value), *rotation.places((height, width), angle, scale, (x, y), about))
     rows = _sources(height, scale, translate[1], center[1] if center else None)
     columns = _sources(width, scale, translate[0], center[0] if center else None)
     return _nearest(_plain(value), rows, columns)
@@ -164,7 +187,7 @@ def _affine_depth(
     fill: Any = None,
     center: list[float] | None = None,
 ) -> Depth:
-    return Depth(_zoomed(depth, angle, translate, scale, shear, center) / scale)
+    return Depth(_moved(depth, angle, translate, scale, shear, center) / scale)
 
 
 @F.register_kernel(F.affine, Disparity)  # type: ignore[untyped-decorator]
@@ -178,7 +201,7 @@ def _affine_disparity(
     fill: Any = None,
     center: list[float] | None = None,
 ) -> Disparity:
-    return Disparity(_zoomed(disparity, angle, translate, scale, shear, center) * scale)
+    return Disparity(_moved(disparity, angle, translate, scale, shear, center) * scale)
 
 
 @F.register_kernel(F.affine, Normals)  # type: ignore[untyped-decorator]
@@ -192,7 +215,11 @@ def _affine_normals(
     fill: Any = None,
     center: list[float] | None = None,
 ) -> Normals:
-    moved = _zoomed(normals, angle, translate, scale, shear, center)
+    moved = _moved(normals, angle, translate, scale, shear, center)
+    if angle % 360:
+        cosine, sine = rotation.cosine_and_sine(angle)
+        x, y, z = moved.unbind(-3)
+        moved = torch.stack([cosine * x - sine * y, sine * x + cosine * y, z], dim=-3)
     turned = moved * moved.new_tensor([1.0, 1.0, scale]).view(3, 1, 1)
     length = (turned * turned).sum(-3, keepdim=True).sqrt()  # several times as quick as vector_norm here
     return Normals(turned / length.clamp_min(1e-12))
@@ -213,6 +240,24 @@ def zoom(value: Tensor, scale: float, translate: list[float]) -> Tensor:
     return wrapped
 
 
+def turn(value: Tensor, angle: float, fill: float | None = 0) -> Tensor:
+    """A map or image turned clockwise by `angle` degrees about its middle.
+
+    An Image is interpolated and its border repeated; a Mask takes the nearest pixel, and `fill` outside, or its border
+    where that is none; of Depth, Disparity and Normals the outside is unknown.
+    """
+    if isinstance(value, (Depth, Disparity, Normals)):
+        turned: Tensor = F.affine(value, angle, [0.0, 0.0], 1.0, [0.0, 0.0])
+        return turned
+    height, width = value.shape[-2:]
+    where = rotation.places((height, width), angle)
+    plain = _plain(value)
+    is_image = isinstance(value, tv_tensors.Image)
+    found = rotation.bilinear(plain, *where) if is_image else rotation.nearest(plain, *where, fill)
+    wrapped: Tensor = tv_tensors.wrap(found, like=value)
+    return wrapped
+
+
 _IMAGE = ""  # the image among the maps; no target has this name
 
 
@@ -221,7 +266,8 @@ class Draw:
     """The random choices for one sample in one epoch.
 
     `place` puts the zoomed window between the edges and `shift` moves the picture by up to that share of the range,
-    both (x, y) in [-1, 1]; `color` are the factors of brightness, contrast and saturation.
+    both (x, y) in [-1, 1]; `color` are the factors of brightness, contrast and saturation; `angle` is in degrees,
+    clockwise.
     """
 
     flip: bool
@@ -229,6 +275,7 @@ class Draw:
     place: tuple[float, float]
     shift: tuple[float, float]
     color: tuple[float, float, float]
+    angle: float = 0.0
 
 
 def draw(config: AugmentConfig, seed: int, epoch: int, index: int) -> Draw:
@@ -236,7 +283,7 @@ def draw(config: AugmentConfig, seed: int, epoch: int, index: int) -> Draw:
 
     Turning one transform on or off leaves the others as they were.
     """
-    u = generator("augment", seed, epoch, index).random(9).tolist()
+    u = generator("augment", seed, epoch, index).random(10).tolist()
     low, high = config.zoom
     return Draw(
         flip=config.flip and u[0] < 0.5,
@@ -248,14 +295,15 @@ def draw(config: AugmentConfig, seed: int, epoch: int, index: int) -> Draw:
             1 + config.color * (2 * u[7] - 1),
             1 + config.color * (2 * u[8] - 1),
         ),
+        angle=config.rotate * (2 * u[9] - 1),
     )
 
 
 def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConfig, choices: Draw) -> Sample:
-    """The sample zoomed, shifted and mirrored; color is for `jitter`, on the whole batch.
+    """The sample zoomed, turned, shifted and mirrored; color is for `jitter`, on the whole batch.
 
-    A shift repeats the image's border; targets are unknown there (ignore index, 0), but a mask without an ignore index
-    repeats its border like the image.
+    A turn and a shift repeat the image's border; targets are unknown there (ignore index, 0), but a mask without an
+    ignore index repeats its border like the image.
     """
     maps = {_IMAGE: cast(Tensor, tv_tensors.Image(sample["image"]))}
     others: dict[str, Tensor] = {}
@@ -282,6 +330,10 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
             -choices.zoom * choices.place[1] * reach * (height - 1),
         ]
         maps = {name: zoom(value, choices.zoom, translate) for name, value in maps.items()}
+    if choices.angle:
+        for name, value in maps.items():
+            fill = None if name == _IMAGE else _unknown(specs[name])
+            maps[name] = turn(value, choices.angle, fill)
     if config.shift:
         span = config.shift
         left = span + round(choices.shift[0] * span)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,12 @@ def test_any_v2_transform_treats_depth_and_normals_right_or_refuses() -> None:
     assert isinstance(depth, Depth)
     assert isinstance(normals, Normals)
     assert torch.equal(normals.flip(-1)[0], -one["normals"][0])
-    for refused in (v2.RandomRotation((10, 20)), v2.RandomVerticalFlip(p=1.0), v2.RandomAffine(10, shear=5)):
+    refusing = (
+        v2.RandomRotation((10, 20), expand=True),
+        v2.RandomVerticalFlip(p=1.0),
+        v2.RandomAffine(10, shear=5),
+    )
+    for refused in refusing:
         with pytest.raises(TypeError):
             refused(Normals(one["normals"]))
         with pytest.raises(TypeError):
@@ -270,15 +276,21 @@ def test_choices_depend_on_their_numbers_and_not_on_each_other() -> None:
     assert without.zoom == draw(full, 1, 2, 3).zoom
     assert without.shift == draw(full, 1, 2, 3).shift
     assert without.color == (1.0, 1.0, 1.0)
+    turned = draw(full.model_copy(update={"rotate": 30.0}), 1, 2, 3)
+    assert turned == replace(draw(full, 1, 2, 3), angle=turned.angle)
+    assert draw(full, 1, 2, 3).angle == 0
 
 
 def test_choices_fill_their_ranges() -> None:
-    config = AugmentConfig(flip=True, zoom=(1.0, 1.5), shift=4, color=0.3)
+    config = AugmentConfig(flip=True, zoom=(1.0, 1.5), shift=4, color=0.3, rotate=20)
     many = [draw(config, 0, 0, i) for i in range(400)]
     assert 0.4 < np.mean([d.flip for d in many]) < 0.6
     zooms = [d.zoom for d in many]
     assert 1.0 <= min(zooms) < 1.02
     assert 1.48 < max(zooms) <= 1.5
+    angles = [d.angle for d in many]
+    assert -20 <= min(angles) < -19
+    assert 19 < max(angles) <= 20
     color = np.array([d.color for d in many])
     assert 0.7 <= color.min() < 0.71
     assert 1.29 < color.max() <= 1.3
