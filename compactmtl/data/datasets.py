@@ -19,6 +19,7 @@ DATASETS = (
     "scenes",
     "utkface",
     "nyuv2",
+    "cityscapes",
     "camvid",
     "celebamask",
     "rgbd",

@@ -56,7 +56,6 @@ def normals_from_depth(
     bound = step * inverse
     # Sums over the neighbors (i, j) that count of 1, i, j, ii, ij, jj, e, ie, je; e is the difference of inverse depth.
     sums = np.zeros((9, height, width), np.float32)
-    total, si, sj, sii, sij, sjj, se, sei, sej = sums  # views
     window = range(-radius, radius + 1, every)
     e, part = np.empty_like(inverse), np.empty_like(inverse)
     for j in window:
@@ -71,17 +70,12 @@ def normals_from_depth(
             row[2] += np.multiply(part, np.float32(i), out=part)
             row[3] += e
             row[4] += np.multiply(e, np.float32(i), out=e)
-        total += row[0]
-        si += row[1]
-        sii += row[2]
-        se += row[3]
-        sei += row[4]
-        for number, below in ((0, sj), (1, sij), (3, sej)):
-            row[number] *= j
-            below += row[number]
-        row[0] *= j
-        sjj += row[0]
-    total, si, sj, sii, sij, sjj, se, sei, sej = sums.astype(np.float64)  # differences of large sums follow
+        sums[[0, 1, 3, 6, 7]] += row
+        row *= j
+        sums[[2, 4, 8]] += row[[0, 1, 3]]
+        sums[5] += j * row[0]
+    # Differences of large sums follow.
+    total, si, sj, sii, sij, sjj, se, sei, sej = sums.astype(np.float64)
     count = np.maximum(total, 1)
     vii, vij, vjj = sii - si * si / count, sij - si * sj / count, sjj - sj * sj / count
     vei, vej = sei - se * si / count, sej - se * sj / count

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,9 @@ from compactmtl.data.base import Split
 from compactmtl.data.files import Record, images_in
 from compactmtl.data.formats import metres, read_depth_units, read_mask, read_normals
 from compactmtl.data.images import read_image
-from compactmtl.data.maps import check_npy, check_png, nearest, read_npy, relabel, resize_image
+from compactmtl.data.maps import check_npy, check_png, nearest, relabel, resize_image
 from compactmtl.data.normals import Intrinsics, normals_from_depth
+from compactmtl.data.npy import npy_image, npy_mask, npy_normals, npy_positive, numbered
 from compactmtl.data.nyuv2_labels import CLASSES_13, CLASSES_40, IGNORE, class_table, label_table
 from compactmtl.data.nyuv2_mat import MAT, MatFile
 from compactmtl.errors import ConfigError, DataError
@@ -201,57 +202,22 @@ class NpyTree(_Tree):
     suffix = ".npy"
 
     def _images(self, folder: Path) -> list[Path]:
-        found = [path for path in folder.glob("*.npy") if path.stem.isdecimal()]
-        return sorted(found, key=lambda path: int(path.stem))
+        return numbered(folder)
 
     def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
-        values = channels_first(read_npy(frame.image, 3), frame.image)
-        if values.dtype != np.uint8:
-            if values.min() < 0 or values.max() > 1:
-                raise DataError(
-                    f"{frame.image}: values from {values.min():.3g} to {values.max():.3g}, expected 0 to 1",
-                    "fetch the data again",
-                )
-            values = np.rint(values * 255).astype(np.uint8)
-        return resize_image(values, size)
+        return npy_image(frame.image, size)
 
     def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
-        return npy_mask(frame.files[0], size, len(CLASSES_13))
+        return npy_mask(frame.files[0], size, len(CLASSES_13), IGNORE)
 
     def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
-        depth = read_npy(frame.files[1], 2).astype(np.float32)[None]
-        depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
-        return depth if size is None else nearest(depth, size)
+        return npy_positive(frame.files[1], size)
 
     def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
-        normals = nearest(channels_first(read_npy(frame.files[2], 3), frame.files[2]), size).astype(
-            np.float32
-        )
-        length = np.sqrt((normals**2).sum(0, keepdims=True))
-        known = np.isfinite(length) & (length > 0.5)  # an averaged or empty one points nowhere
-        return np.where(known, normals / np.where(known, length, 1), 0).astype(np.float32)
+        return npy_normals(frame.files[2], size)
 
     def faults(self, frame: Frame) -> list[str]:
         return [fault for path in (frame.image, *frame.files) if (fault := check_npy(path))]
-
-
-def channels_first(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    """(H, W, 3) as (3, H, W); DataError for another shape."""
-    if values.shape[-1] != 3:
-        raise DataError(f"{path}: expected the shape (H, W, 3), found {values.shape}", "fetch the data again")
-    return values.transpose(2, 0, 1)
-
-
-def npy_mask(path: Path, size: Size, classes: int) -> NDArray[np.uint8]:
-    """Class indices (H, W) of a .npy file with whole numbers from -1, which becomes 255."""
-    labels = nearest(read_npy(path, 2), size)
-    wrong = labels[(labels != np.rint(labels)) | (labels < -1) | (labels >= classes)]
-    if wrong.size:
-        raise DataError(
-            f"{path}: holds the value {wrong.flat[0]:g}, expected -1 (unlabeled) to {classes - 1}",
-            "check that the file is of this data set and was not resized with smoothing",
-        )
-    return np.where(labels < 0, IGNORE, labels).astype(np.uint8)
 
 
 def derived_normals(depth: NDArray[np.float32], size: Size) -> NDArray[np.float32]:

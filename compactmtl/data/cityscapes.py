@@ -1,0 +1,319 @@
+"""The `cityscapes` data set: street scenes with segmentation, disparity and parts of people and vehicles.
+
+Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", arXiv:1604.01685.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from compactmtl.config import validate_options
+from compactmtl.config.recipe import DataConfig, Frozen
+from compactmtl.data.base import Split
+from compactmtl.data.cache import Arrays
+from compactmtl.data.cityscapes_labels import (
+    CLASS_NAMES,
+    IGNORE,
+    PARTS,
+    label_table,
+    parts_of,
+    without_unlabeled,
+)
+from compactmtl.data.files import FileDataset, Record, damaged, held_apart, root_folder, some, source_of
+from compactmtl.data.images import read_image
+from compactmtl.data.maps import check_npy, check_png, nearest, read_map, relabel
+from compactmtl.data.npy import npy_image, npy_mask, npy_positive, numbered
+from compactmtl.errors import ConfigError, DataError
+from compactmtl.tasks.base import TargetSpec
+
+DESCRIPTION = "street scenes with segmentation, disparity and part segmentation; the user's own download"
+DEFAULT_SIZE = (128, 256)  # of MTAN and LibMTL
+DEFAULT_ROOT = "data"
+SPLITS: tuple[Split, ...] = ("train", "val")  # the labels of test are not published
+
+_SITE = "https://www.cityscapes-dataset.com/downloads"
+_MEND = (
+    f"download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from {_SITE} (an account is needed) and unpack "
+    "them in one folder (tools/prepare_cityscapes.py does), or take the .npy files of MTAN from "
+    "https://github.com/lorenmt/mtan, and set data.root to their folder"
+)
+_LOOKED_AT = 12  # images that a check decodes, and that a statistic is taken from
+_IMAGE = "_leftImg8bit.png"
+# Beside images and labels: folder, ending of its files, and the archive that holds it.
+_FOLDERS = {
+    "disparity": ("disparity", "_disparity.png", "disparity_trainvaltest.zip"),
+    "camera": ("camera", "_camera.json", "camera_trainvaltest.zip"),
+    "parts": ("gtFinePanopticParts", "_gtFinePanopticParts.tif", "gtFinePanopticParts_trainval.zip"),
+}
+
+
+class Options(Frozen):
+    """`data.options` of cityscapes."""
+
+    classes: Literal[7, 19] = Field(7, description="7 groups the 19 that the benchmark evaluates")
+    disparity: Literal["px", "1/m"] = Field(
+        "px",
+        description="unit: pixels of the 2048 wide picture, or inverse depth by each camera's calibration",
+    )
+
+
+def folder_of(root: str | None) -> Path:
+    """The folder with leftImg8bit/, or MTAN's train/image/. Raises DataError with where to get them."""
+    return root_folder(
+        root, "cityscapes", ("cityscapes", "Cityscapes"), ("leftImg8bit", "train/image", "val/image"), _MEND
+    )
+
+
+def load(config: DataConfig, split: Split) -> FileDataset[Record]:
+    """The frames of a split: `segmentation`, and `disparity` and `parts` where their folders are."""
+    options = validate_options(Options, config.options, "data.options")
+    folder = folder_of(config.root)
+    layout = _open(folder, options)
+    records = held_apart(layout.records(source_of(split)), config, split)
+    specs = {"segmentation": TargetSpec("mask", classes=CLASS_NAMES[options.classes], ignore_index=IGNORE)}
+    if "disparity" in layout.offers:
+        mean, std = _statistics(layout)
+        specs["disparity"] = TargetSpec("disparity", unit=layout.unit, mean=mean, std=std)
+    if "parts" in layout.offers:
+        # Every pixel has a part or is background; the index is for the border that a random shift lays bare.
+        specs["parts"] = TargetSpec("mask", classes=PARTS, ignore_index=IGNORE)
+    return FileDataset(
+        config, split, specs, records, _reader(layout, config.size), folder, key=[layout.offers, options]
+    )
+
+
+def problems(config: DataConfig) -> tuple[list[str], list[str]]:
+    """What would stop training, and what is missing or worth knowing: (problems, notes).
+
+    Every file is looked at, and a dozen frames of each split are decoded.
+    """
+    options = validate_options(Options, config.options, "data.options")
+    layout = _open(folder_of(config.root), options)
+    bad: list[str] = []
+    notes: list[str] = []
+    for split in SPLITS:
+        try:
+            records = layout.records(split)
+        except DataError as error:
+            bad.append(error.message)
+            continue
+        notes += layout.passed_over(split)
+        faults = [
+            fault
+            for r in records
+            for path in (r.image, *r.files)
+            if (fault := layout.fault(path)) is not None
+        ]
+        bad += faults[:10] + ([f"... and {len(faults) - 10} more in {split}"] if len(faults) > 10 else [])
+        if not faults:
+            bad += damaged(_some(records), _reader(layout, config.size), split)
+    return bad, notes + layout.missing()
+
+
+class OfficialTree:
+    """leftImg8bit/, gtFine/ and, where they are, disparity/, camera/ and gtFinePanopticParts/, by split and city."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.folder = folder
+        self.unit = options.disparity
+        self._table = label_table(options.classes)
+        there = {name for name, (part, _, _) in _FOLDERS.items() if (folder / part).is_dir()}
+        self.offers = tuple(name for name in ("disparity", "parts") if name in there)
+        self._metric = options.disparity == "1/m" and "disparity" in self.offers
+        if self._metric and "camera" not in there:
+            raise DataError(
+                f"{folder / 'camera'}: no such folder; inverse depth in 1/m needs each camera's calibration",
+                f"fetch camera_trainvaltest.zip from {_SITE}, or set data.options.disparity to px",
+            )
+
+    def records(self, split: Split) -> list[Record]:
+        """Frames that have labels, in the order of their names. Raises DataError where there are none."""
+        found = [r for r in self._frames(split) if r.files[0].is_file()]
+        if not found:
+            raise DataError(
+                f"{self.folder}: no frame of {split} with labels, such as gtFine/{split}/<city>/*_gtFine_labelIds.png",
+                _MEND,
+            )
+        return found
+
+    def passed_over(self, split: Split) -> list[str]:
+        """Notes on frames without labels."""
+        without = [r.name for r in self._frames(split) if not r.files[0].is_file()]
+        return [f"{len(without)} frames of {split} have no labels: {some(without)}"] if without else []
+
+    def missing(self) -> list[str]:
+        """Notes on targets that the folder does not offer."""
+        return [
+            f"no {name}: {self.folder / _FOLDERS[name][0]} is not there ({_FOLDERS[name][2]} of {_SITE})"
+            for name in ("disparity", "parts")
+            if name not in self.offers
+        ]
+
+    def fault(self, path: Path) -> str | None:
+        """What a quick look says of a file."""
+        if path.suffix == ".png":
+            return check_png(path)
+        return None if path.is_file() else f"{path}: no such file"
+
+    def image(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """uint8 (3, H, W)."""
+        return read_image(record.image, size)
+
+    def segmentation(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Class indices (H, W)."""
+        path = record.files[0]
+        return relabel(without_unlabeled(nearest(_one_number(path), size)), self._table, path)
+
+    def disparity(self, record: Record, size: tuple[int, int]) -> NDArray[np.float32]:
+        """(1, H, W) in `unit`: the files hold 256 d + 1, and 0 where unknown."""
+        path = record.files[1]
+        stored = nearest(_one_number(path), size).astype(np.float32)
+        if stored.max() <= 255:
+            raise DataError(f"{path}: expected 16 bits a pixel, found 8", "fetch the file again")
+        pixels = np.maximum(stored - 1, 0) / 256
+        if self._metric:
+            pixels /= _focal_times_baseline(record.files[2])
+        return pixels.astype(np.float32)[None]
+
+    def parts(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Part classes (H, W)."""
+        return parts_of(nearest(_one_number(record.files[-1]), size))
+
+    def _frames(self, split: Split) -> list[Record]:
+        wanted = [name for name in _FOLDERS if name in self.offers or (name == "camera" and self._metric)]
+        frames = []
+        for image in sorted((self.folder / "leftImg8bit" / split).glob(f"*/*{_IMAGE}")):
+            city, name = image.parent.name, image.name.removesuffix(_IMAGE)
+            labels = self.folder / "gtFine" / split / city / f"{name}_gtFine_labelIds.png"
+            others = [
+                self.folder / part / split / city / f"{name}{suffix}"
+                for part, suffix, _ in (_FOLDERS[one] for one in wanted)
+            ]
+            frames.append(Record(name, image, (labels, *others)))
+        return frames
+
+
+class NpyTree:
+    """MTAN's and LibMTL's {train,val}/{image,label_7,label_19,depth}/0.npy; `depth` holds inverse depth."""
+
+    unit = ""  # scaled by those who made the files
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.folder = folder
+        self._classes = options.classes
+        self._labels = f"label_{options.classes}"
+        if options.disparity != "px":
+            raise ConfigError(
+                f"data.options.disparity: {folder} holds inverse depth in a unit of its own", "leave it out"
+            )
+        if (folder / "train").is_dir() and not (folder / "train" / self._labels).is_dir():
+            found = ", ".join(sorted(path.name for path in (folder / "train").glob("label*")))
+            raise ConfigError(
+                f"data.options.classes: {folder / 'train'} has no {self._labels} (found: {found or 'no labels'})",
+                "set it to the classes that are there",
+            )
+        self.offers = ("disparity",) if (folder / "train" / "depth").is_dir() else ()
+
+    def records(self, split: Split) -> list[Record]:
+        """The numbered files, in order. Raises DataError where there are none."""
+        top = self.folder / split
+        images = numbered(top / "image")
+        if not images:
+            raise DataError(f"{top / 'image'}: no .npy files", _MEND)
+        parts = [self._labels, *(["depth"] if self.offers else [])]
+        return [Record(f.stem, f, tuple(top / part / f.name for part in parts)) for f in images]
+
+    def passed_over(self, split: Split) -> list[str]:
+        """None."""
+        return []
+
+    def missing(self) -> list[str]:
+        """Notes on targets that the folder does not offer."""
+        return [] if self.offers else [f"no disparity: {self.folder / 'train' / 'depth'} is not there"]
+
+    def fault(self, path: Path) -> str | None:
+        """What a quick look says of a file."""
+        return check_npy(path)
+
+    def image(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """uint8 (3, H, W)."""
+        return npy_image(record.image, size)
+
+    def segmentation(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Class indices (H, W)."""
+        return npy_mask(record.files[0], size, self._classes, IGNORE)
+
+    def disparity(self, record: Record, size: tuple[int, int]) -> NDArray[np.float32]:
+        """(1, H, W) as stored; 0 where unknown."""
+        return npy_positive(record.files[1], size)
+
+    def parts(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Never offered."""
+        raise DataError(f"{record.image}: has no parts", "use the official files")
+
+
+Layout = OfficialTree | NpyTree
+
+
+def _open(folder: Path, options: Options) -> Layout:
+    return (OfficialTree if (folder / "leftImg8bit").is_dir() else NpyTree)(folder, options)
+
+
+def _reader(layout: Layout, size: tuple[int, int]) -> Callable[[Record], Arrays]:
+    def read(record: Record) -> Arrays:
+        arrays: Arrays = {
+            "image": layout.image(record, size),
+            "segmentation": layout.segmentation(record, size),
+        }
+        if "disparity" in layout.offers:
+            arrays["disparity"] = layout.disparity(record, size)
+        if "parts" in layout.offers:
+            arrays["parts"] = layout.parts(record, size)
+        return arrays
+
+    return read
+
+
+def _statistics(layout: Layout) -> tuple[float, float]:
+    """Mean and standard deviation of disparity over some training frames, for a head that starts at the mean."""
+    maps = [layout.disparity(record, (64, 128)) for record in _some(layout.records("train"))]
+    known = np.concatenate([one[one > 0] for one in maps])
+    if not known.size:
+        raise DataError(f"{layout.folder}: disparity is unknown everywhere", _MEND)
+    return float(known.mean()), float(known.std()) or float(known.mean())
+
+
+def _focal_times_baseline(path: Path) -> float:
+    """Of a calibration file, in pixels times metres: disparity in pixels over it is inverse depth."""
+    try:
+        camera = json.loads(path.read_text("utf-8"))
+        product = float(camera["intrinsic"]["fx"]) * float(camera["extrinsic"]["baseline"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: not a camera's calibration ({error!r})", "fetch camera_trainvaltest.zip again"
+        ) from error
+    if not product > 0:
+        raise DataError(f"{path}: fx times baseline is {product}", "fetch camera_trainvaltest.zip again")
+    return product
+
+
+def _one_number(path: Path) -> NDArray[np.integer]:
+    values = read_map(path)
+    if values.ndim != 2:
+        raise DataError(
+            f"{path}: expected one number a pixel, found {values.shape[-1]} channels",
+            "the colored pictures are for looking at; fetch the ids",
+        )
+    return values
+
+
+def _some(records: Sequence[Record]) -> list[Record]:
+    """Up to a dozen, spread evenly."""
+    return [records[i] for i in np.unique(np.linspace(0, len(records) - 1, _LOOKED_AT).astype(int))]

@@ -1,0 +1,67 @@
+"""The .npy files of MTAN and LibMTL: one array a file, named by number, channels last, unlabeled -1 and unknown 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.data.maps import nearest, read_npy, resize_image
+from compactmtl.errors import DataError
+
+Size = tuple[int, int]
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The files 0.npy, 1.npy, ... of a folder in the order of their numbers."""
+    found = [path for path in folder.glob("*.npy") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+def npy_image(path: Path, size: Size) -> NDArray[np.uint8]:
+    """uint8 (3, H, W) of a file with values from 0 to 1, or with bytes. Raises DataError for any others."""
+    values = _channels_first(path)
+    if values.dtype != np.uint8:
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"{path}: values from {low:.3g} to {high:.3g}, expected 0 to 1", "fetch the data again"
+            )
+        values = np.rint(values * 255).astype(np.uint8)
+    return resize_image(values, size)
+
+
+def npy_mask(path: Path, size: Size, classes: int, ignore: int) -> NDArray[np.uint8]:
+    """Class indices (H, W) of a file with whole numbers from -1, which becomes `ignore`. DataError for any others."""
+    labels = nearest(read_npy(path, 2), size)
+    right = (labels == np.rint(labels)) & (labels >= -1) & (labels < classes)
+    if not right.all():
+        raise DataError(
+            f"{path}: holds the value {labels[~right][0]:g}, expected -1 (unlabeled) to {classes - 1}",
+            "check that the file is of this data set and was not resized with smoothing",
+        )
+    return np.where(labels < 0, ignore, labels).astype(np.uint8)
+
+
+def npy_positive(path: Path, size: Size | None) -> NDArray[np.float32]:
+    """Depth or disparity (1, H, W), as stored with size None; 0 where it is not finite or not positive."""
+    values = read_npy(path, 2).astype(np.float32)[None]
+    values = np.where(np.isfinite(values) & (values > 0), values, 0).astype(np.float32)
+    return values if size is None else nearest(values, size)
+
+
+def npy_normals(path: Path, size: Size) -> NDArray[np.float32]:
+    """Unit normals (3, H, W); 0 where the file has none."""
+    normals = nearest(_channels_first(path), size).astype(np.float32)
+    length = np.sqrt((normals**2).sum(0, keepdims=True))
+    known = np.isfinite(length) & (length > 0.5)  # an averaged or empty one points nowhere
+    return np.where(known, normals / np.where(known, length, 1), 0).astype(np.float32)
+
+
+def _channels_first(path: Path) -> NDArray[Any]:
+    values = read_npy(path, 3)
+    if values.shape[-1] != 3:
+        raise DataError(f"{path}: expected the shape (H, W, 3), found {values.shape}", "fetch the data again")
+    return values.transpose(2, 0, 1)
