@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-for-compactmtl
+# One process a core and one thread a process: small models gain nothing from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast check
@@ -25,10 +27,10 @@ demo: $(STAMP) ## train, compact, export, verify and report on rendered rooms; u
 	$(BIN)/compactmtl demo
 
 test: $(STAMP) ## every test that needs no GPU
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 test-fast: $(STAMP) ## the unit tests, under two minutes
-	$(BIN)/python -m pytest -m 'not gpu and not slow'
+	$(PYTEST) -m 'not gpu and not slow'
 
 check: $(STAMP) ## format, lint, types, import direction, wheel contents
 	$(BIN)/ruff format --check .
