@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 Form = Literal["keras", "arrays", "idx"]
 
 
-def write_multimnist(root: Path, *, count: int = 60, form: Form = "keras", seed: int = 0) -> Path:
-    """`count` digits for training (or in all) and a third as many for testing; gives the root.
+def write_multimnist(root: Path, *, count: int = 10, form: Form = "keras", seed: int = 0) -> Path:
+    """MNIST with `count` digits in each of val and test, and more in train; gives the root.
 
     Form: keras is mnist.npz, arrays an .npz of images and labels sorted by class, idx the four gzipped files.
     """
-    train, test = digits(count, seed), digits(max(count // 3, 1), seed + 1)
+    train, test = digits((10 if form == "arrays" else 6) * count, seed), digits(count, seed + 1)
     root.mkdir(parents=True, exist_ok=True)
     if form == "keras":
         named = dict(zip(("x_train", "y_train", "x_test", "y_test"), (*train, *test), strict=True))
