@@ -78,7 +78,7 @@ class FileDataset(Generic[R]):
                 "change data.holdout or add images",
             )
         self.specs = specs
-        self.split = split
+        self.split: str = split
         self._records = records
         layouts = {"image": Layout((3, *config.size), "uint8")}
         layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}

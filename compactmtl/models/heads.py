@@ -175,6 +175,8 @@ def build_head(
     """
     config = head_config(task, config)
     head = _head(task, in_channels, config, maps, expansion)
+    if isinstance(head, InstanceHead):
+        return head
     if task.spec.kind in ("depth", "disparity") and task.spec.mean > 0:
         assert head.last.bias is not None
         ratio = task.spec.mean / task.spec.std

@@ -53,19 +53,20 @@ class Instances:
 def decode_instances(output: Tensor, options: DecodingOptions) -> Instances:
     """The instances of one image; output (K + 4, h, w), maps of (h * STRIDE, w * STRIDE) pixels."""
     output = output.float()
-    logits, center, offset = output.split([output.shape[0] - EXTRA_CHANNELS, 1, 2])
+    classes = output.shape[0] - EXTRA_CHANNELS
+    logits, center, offset = output[:classes], output[classes], output[classes + 1 :]
     label = upsample(logits, STRIDE)
     best, labels = label.max(0)
-    places, heat = _peaks(center[0], options)
+    places, heat = _peaks(center, options)
     rows, columns = (labels > 0).nonzero(as_tuple=True)
     if len(places) == 0 or len(rows) == 0:
         return Instances(torch.zeros_like(labels), labels.new_zeros(0), heat.new_zeros(0))
     way = upsample(offset, STRIDE)[:, rows, columns] * OFFSET_UNIT
     votes = torch.stack([rows + 0.5 + way[0], columns + 0.5 + way[1]], 1)
-    owner = torch.cat([_nearest(part, places) for part in votes.split(16384)])
+    owner = torch.cat([_nearest(part, places) for part in torch.split(votes, 16384)])
     label = label[:, rows, columns]
     certainty = (best[rows, columns] - label.logsumexp(0)).exp()
-    return _gather(labels, rows, columns, owner, certainty, heat, output.shape[0] - EXTRA_CHANNELS)
+    return _gather(labels, rows, columns, owner, certainty, heat, classes)
 
 
 def _gather(

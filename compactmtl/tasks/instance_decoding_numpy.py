@@ -67,13 +67,14 @@ def _peaks(center: Floats, threshold: float, window: int, limit: int) -> tuple[F
     order = np.argsort(-center[rows, columns], kind="stable")[:limit]
     rows, columns = rows[order], columns[order]
     places = (np.stack([rows, columns], 1) + 0.5).astype(np.float32) * STRIDE
-    return places.astype(np.float32), heat[rows, columns]
+    return places.astype(np.float32), heat[rows, columns].astype(np.float32)
 
 
 def _nearest(votes: Floats, places: Floats) -> Ints:
     down = votes[:, None, 0] - places[None, :, 0]
     right = votes[:, None, 1] - places[None, :, 1]
-    return (down * down + right * right).argmin(1).astype(np.int64)
+    nearest: Ints = (down * down + right * right).argmin(1).astype(np.int64)
+    return nearest
 
 
 def upsample(value: Floats, factor: int) -> Floats:

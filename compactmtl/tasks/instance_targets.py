@@ -83,7 +83,7 @@ def _instances(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Instances of the whole batch: index (B, H, W) of each pixel's, -1 for none; area (N,) and place (N, 2) in pixels."""
     things = numbers > 0
     keys = _image_of(numbers)[things] * (int(numbers.max().clamp(min=0)) + 1) + numbers[things]
-    unique, inverse = keys.unique(return_inverse=True)
+    unique, inverse = keys.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     index = torch.full_like(numbers, -1)
     index[things] = inverse
     area = torch.bincount(inverse, minlength=len(unique))

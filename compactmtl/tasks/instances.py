@@ -99,11 +99,11 @@ class InstancesTask:
         classes = len(self.spec.classes)
         small_area = self.options.small_area * target.shape[-2] * target.shape[-1]
         cells = cell_targets(target, classes, small_area)
-        logits, center, offset = output.split([classes + 1, 1, 2], dim=1)
+        logits, center, offset = output[:, : classes + 1], output[:, classes + 1], output[:, classes + 2 :]
         options = self.options
         return (
             options.classes * self._class_loss(logits, cells)
-            + options.centers * center_loss(center[:, 0], cells.center, cells.known)
+            + options.centers * center_loss(center, cells.center, cells.known)
             + options.offsets * self._offset_loss(offset, cells)
         )
 

@@ -121,14 +121,14 @@ def test_a_batch_without_instances_has_a_finite_loss_and_gradients(fill: int) ->
     target = torch.zeros(1, 2, 16, 16, dtype=torch.int64)
     target[:, 0] = fill
     loss = task().loss(output, target)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert output.grad is not None and output.grad.isfinite().all()
     assert (float(loss.detach()) == 0) == (fill == -1)
 
 
 def test_crowds_leave_no_gradient_on_classes_and_centers() -> None:
     output = torch.randn(2, 7, 8, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    task().loss(output, scene()).backward()
+    task().loss(output, scene()).backward()  # type: ignore[no-untyped-call]
     assert output.grad is not None
     assert not output.grad[1, :, 4:, 5:].any() and output.grad[1, :, :4].any()
 
