@@ -75,7 +75,7 @@ def load(config: DataConfig, split: Split) -> NYUv2:
     options = validate_options(Options, config.options, "data.options")
     folder = folder_of(config.root)
     layout = open_layout(folder, options.depth, options.classes)
-    frames = _chosen(layout.frames(source_of(split)), config, split)
+    frames = _chosen(layout, config, split)
     mean, std = _depth_statistics(layout)
     specs = {
         "segmentation": TargetSpec("mask", classes=CLASS_NAMES[options.classes], ignore_index=IGNORE),
@@ -168,21 +168,25 @@ def _takes_stored(layout: Layout, options: Options) -> bool:
     return options.normals == "stored" or (options.normals == "auto" and layout.has_normals)
 
 
-def _chosen(frames: list[Frame], config: DataConfig, split: Split) -> list[Frame]:
-    """The frames of train or holdout; whole scenes are held out, as frames of one scene look alike."""
-    if split not in ("train", "holdout") or config.holdout == 0 or not all(frame.scene for frame in frames):
+def _chosen(layout: Layout, config: DataConfig, split: Split) -> list[Frame]:
+    """The frames of a split; for a holdout whole scenes are set aside, as frames of one scene look alike."""
+    frames = layout.frames(source_of(split))
+    if split == "val" or config.holdout == 0:
+        return frames
+    scenes = layout.scenes(frames)
+    if not all(scenes):
         return held_apart(frames, config, split)
-    scenes = sorted(
-        {frame.scene for frame in frames}, key=lambda scene: hashlib.sha256(scene.encode()).digest()
-    )
     held: set[str] = set()
     count, wanted = 0, max(round(len(frames) * config.holdout), 1)
-    for scene in scenes[:-1]:  # one is left to train on
+    ranked = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
+    for scene in ranked[:-1]:  # one is left to train on
         if count >= wanted:
             break
         held.add(scene)
-        count += sum(frame.scene == scene for frame in frames)
-    return [frame for frame in frames if (frame.scene in held) == (split == "holdout")]
+        count += scenes.count(scene)
+    return [
+        frame for frame, scene in zip(frames, scenes, strict=True) if (scene in held) == (split == "holdout")
+    ]
 
 
 def _depth_statistics(layout: Layout) -> tuple[float, float]:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -41,10 +41,9 @@ DepthKind = Literal["filled", "raw"]
 
 @dataclass(frozen=True)
 class Frame(Record):
-    """One frame: its number in the .mat file, and its scene where that is known."""
+    """One frame and its number in the .mat file."""
 
     number: int = 0
-    scene: str = ""
 
 
 class Layout(Protocol):
@@ -55,6 +54,9 @@ class Layout(Protocol):
 
     def frames(self, split: Split) -> list[Frame]:
         """Those of `train` or `val`, in order. Raises DataError where there are none."""
+
+    def scenes(self, frames: Sequence[Frame]) -> list[str]:
+        """The scene of each; empty names where it is not known."""
 
     def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]: ...
 
@@ -104,8 +106,11 @@ class MatLayout:
 
     def frames(self, split: Split) -> list[Frame]:
         numbers = self._file.split()[0 if split == "train" else 1]
-        scenes = self._file.scenes()
-        return [Frame(f"{i + 1:04d}", self._file.path, (), i, scenes[i]) for i in numbers]
+        return [Frame(f"{i + 1:04d}", self._file.path, (), i) for i in numbers]
+
+    def scenes(self, frames: Sequence[Frame]) -> list[str]:
+        names = self._file.scenes()
+        return [names[frame.number] for frame in frames]
 
     def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
         return resize_image(self._file.image(frame.number), size)
@@ -142,13 +147,19 @@ class _Tree:
                 f"{self.folder / split / 'image'}: no {self.suffix} files",
                 "train/ and val/ are both needed; see tools/prepare_nyuv2.py",
             )
-        scenes = self._scenes()
-        return [
-            Frame(
-                f.stem, f, tuple(self._beside(f, part) for part in self._parts()), 0, scenes.get(f.stem, "")
-            )
-            for f in found
-        ]
+        return [Frame(f.stem, f, tuple(self._beside(f, part) for part in self._parts())) for f in found]
+
+    def scenes(self, frames: Sequence[Frame]) -> list[str]:
+        path = self.folder / SCENES
+        if not path.is_file():
+            return [""] * len(frames)
+        try:
+            held = json.loads(path.read_text("utf-8"))
+            return [str(held.get(frame.name, "")) for frame in frames]
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{path}: not names with their scenes ({error})", "remove it or make it again"
+            ) from error
 
     def _parts(self) -> tuple[str, ...]:
         return PARTS[1:] if self.has_normals else PARTS[1:3]
@@ -159,18 +170,6 @@ class _Tree:
     @staticmethod
     def _beside(image: Path, part: str) -> Path:
         return image.parent.parent / part / image.name
-
-    def _scenes(self) -> dict[str, str]:
-        path = self.folder / SCENES
-        if not path.is_file():
-            return {}
-        try:
-            held = json.loads(path.read_text("utf-8"))
-            return {str(name): str(scene) for name, scene in held.items()}
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{path}: not names with their scenes ({error})", "remove it or make it again"
-            ) from error
 
 
 class PngTree(_Tree):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class MatFile:
 
     def scenes(self) -> list[str]:
         """Each frame's scene, such as kitchen_0004; empty names where the file does not say."""
-        return self._texts("scenes") or [""] * self.count
+        return self._texts("scenes", range(self.count)) or [""] * self.count
 
     def split(self) -> Numbers:
         """Numbers of the frames to train and to test: of splits.mat beside the file, or the official ones.
@@ -77,10 +78,9 @@ class MatFile:
         return official_split()
 
     def _check_names(self) -> None:
-        names = self._texts("names")
-        for label, name in NAMED_LABELS.items():
-            if names and (len(names) < label or names[label - 1] != name):
-                found = names[label - 1] if len(names) >= label else "nothing"
+        names = self._texts("names", [label - 1 for label in NAMED_LABELS])
+        for (label, name), found in zip(NAMED_LABELS.items(), names, strict=False):
+            if found != name:
                 raise DataError(f"{self.path}: label {label} is {found!r}, in NYUv2 it is {name!r}", FETCH)
 
     def _open(self) -> Any:
@@ -113,14 +113,15 @@ class MatFile:
                 f"{self.path}: {name} of frame {number + 1} is damaged ({error})", FETCH
             ) from error
 
-    def _texts(self, name: str) -> list[str]:
-        """A cell array of strings; empty where the file has none of this name."""
+    def _texts(self, name: str, numbers: Sequence[int]) -> list[str]:
+        """Strings of a cell array; empty where the file has none of this name. Each costs a tenth of a millisecond."""
         handle = self._open()
         if name not in handle:
             return []
         try:
-            return ["".join(map(chr, np.ravel(handle[where]))) for where in np.ravel(handle[name])]
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            references = np.ravel(handle[name])
+            return ["".join(map(chr, np.ravel(handle[references[number]]))) for number in numbers]
+        except (OSError, RuntimeError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"{self.path}: {name} cannot be read ({error})", FETCH) from error
 
     def __getstate__(self) -> dict[str, Any]:
