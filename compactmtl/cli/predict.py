@@ -74,6 +74,7 @@ def describe(predictions: list[Prediction], tasks: dict[str, Task]) -> str:
 def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, Any]:
     """What predictions.json keeps: classes with their probabilities, a scalar with its unit, a map in figures."""
     from compactmtl.export.sheet import boundary_share, class_shares, depth_range
+    from compactmtl.tasks.instances import list_instances
 
     found: dict[str, Any] = {}
     for one in predictions:
@@ -92,6 +93,8 @@ def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, A
             found[one.task] = {"min": low, "median": middle, "max": high, "unit": spec.unit}
         elif kind == "boundaries":
             found[one.task] = {"boundary_share": boundary_share(one.value)}
+        elif kind == "instances":
+            found[one.task] = {"instances": list_instances(one.value, spec.classes)}
         else:
             found[one.task] = {"picture_only": True}
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from compactmtl.export.predict import Prediction
 from compactmtl.tasks.base import Task
+from compactmtl.tasks.instances import list_instances
 from compactmtl.tasks.pictures import palette
 
 LEAST_HEIGHT = (
@@ -89,6 +91,13 @@ def _legend(prediction: Prediction, task: Task) -> tuple[tuple[Color | None, str
         return ((None, f"{low} to {high}"), (None, f"median {middle}"))
     if task.kind == "boundaries":
         return ((None, f"boundary {boundary_share(prediction.value):.1%}"),)
+    if task.kind == "instances":
+        colors = palette(len(spec.classes))
+        counts = Counter(str(one["class"]) for one in list_instances(prediction.value, spec.classes))
+        return tuple(
+            (tuple(colors[spec.classes.index(name)].tolist()), f"{count} {name}")
+            for name, count in counts.most_common(LEGEND_CLASSES)
+        )
     return ()
 
 

@@ -6,7 +6,7 @@ Source: arXiv:1911.10194 (Panoptic-DeepLab); the loss of the centers is that of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -137,9 +137,22 @@ class InstancesTask:
 
     def caption(self, value: NDArray[Any]) -> str:
         """Counts by class, such as "3 person, 1 dog"; crowds are left out."""
-        pairs = np.unique(value.reshape(2, -1), axis=1).T
-        counts = Counter(self.spec.classes[label] for number, label in pairs.tolist() if number > 0)
+        counts = Counter(str(one["class"]) for one in list_instances(value, self.spec.classes))
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+
+
+def list_instances(value: NDArray[Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The instances of a map (2, H, W) by number, without crowds.
+
+    Each with its `class` by name, `box` as left, top, right and bottom edge in pixels, and its count of `pixels`.
+    """
+    found: list[dict[str, Any]] = []
+    for number in np.unique(value[0][value[0] > 0]).tolist():
+        rows, columns = np.nonzero(value[0] == number)
+        edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        name = classes[int(value[1][rows[0], columns[0]])]
+        found.append({"class": name, "box": [int(edge) for edge in edges], "pixels": len(rows)})
+    return found
 
 
 def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:

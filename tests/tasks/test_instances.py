@@ -16,7 +16,7 @@ from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.tasks.instance_decoding_numpy import OFFSET_UNIT
 from compactmtl.tasks.instance_scoring import InstanceReference, resize_mask, to_rle
 from compactmtl.tasks.instance_targets import CellTargets, cell_targets
-from compactmtl.tasks.instances import InstancesTask, center_loss
+from compactmtl.tasks.instances import InstancesTask, center_loss, list_instances
 
 CLASSES = ("cat", "dog", "cow")
 SMALL = 40.0
@@ -240,3 +240,10 @@ def test_wrong_configurations_are_named(config: dict[str, Any], said: str) -> No
 def test_another_kind_of_target_is_refused() -> None:
     with pytest.raises(ConfigError, match="'mask'"):
         build_task("things", TaskConfig(kind="instances"), TargetSpec("mask", classes=CLASSES))
+
+
+def test_instances_are_listed_with_class_box_and_size() -> None:
+    assert list_instances(scene()[0].numpy(), CLASSES) == [
+        {"class": "cow", "box": [8, 4, 32, 20], "pixels": 24 * 16},
+        {"class": "dog", "box": [32, 24, 38, 30], "pixels": 36},
+    ]
