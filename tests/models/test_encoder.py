@@ -103,3 +103,46 @@ def test_a_map_that_is_not_there_is_an_error(index: object) -> None:
 def test_out_index_without_a_map_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no task reads a feature map"):
         build_encoder(config(options={**TINY, "out_index": -2}), (64, 64), dense=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("resnet18", [2, 4, 8, 16, 32]),
+        ("mobilenetv3_small_050", [2, 4, 8, 16, 32]),
+        ("convnext_atto", [4, 8, 16, 32]),
+        ("vit_tiny_patch16_224", [16, 16, 16]),
+    ],
+)
+def test_a_pyramid_holds_every_map_as_described(name: str, strides: list[int]) -> None:
+    built = build_encoder(config(name), (64, 96), dense=True, needs="pyramid")
+    with torch.inference_mode():
+        maps = built.module.eval()(torch.randn(1, 3, 64, 96))
+    assert [found.stride for found in built.maps] == strides
+    assert [m.shape[1] for m in maps] == [found.channels for found in built.maps]
+    assert [64 // m.shape[2] for m in maps] == strides
+    assert built.maps[-1].channels == built.channels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("swin_tiny_patch4_window7_224", [4, 8, 16, 32]),
+        ("efficientnet_b0", [2, 4, 8, 16, 32]),
+        ("hrnet_w18_small", [2, 4, 8, 16, 32]),
+    ],
+)
+def test_a_larger_networks_pyramid_holds_every_map(name: str, strides: list[int]) -> None:
+    test_a_pyramid_holds_every_map_as_described(name, strides)
+
+
+@pytest.mark.parametrize(("index", "strides"), [(1, [2, 4]), (-2, [2, 4, 8, 16]), (0, [2])])
+def test_a_pyramid_ends_at_out_index(index: int, strides: list[int]) -> None:
+    built = build_encoder(config(options={**TINY, "out_index": index}), (64, 64), dense=True, needs="pyramid")
+    assert [found.stride for found in built.maps] == strides
+
+
+def test_a_pyramid_to_a_map_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ConfigError):
+        build_encoder(config(options={**TINY, "out_index": 9}), (64, 64), dense=True, needs="pyramid")

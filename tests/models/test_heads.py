@@ -83,11 +83,53 @@ def test_the_default_head_follows_the_task() -> None:
     assert isinstance(build_head(AGE, 4), LinearHead)
 
 
-@pytest.mark.parametrize(("task", "kind", "right"), [(SEG, "linear", "fcn"), (AGE, "fcn", "linear")])
+@pytest.mark.parametrize(
+    ("task", "kind", "right"),
+    [
+        (SEG, "linear", "fcn"),
+        (SEG, "mlp", "deeplabv3"),
+        (AGE, "fcn", "linear"),
+        (AGE, "deeplabv3", "mlp"),
+        (GENDER, "mtan", "linear"),
+    ],
+)
 def test_a_head_that_cannot_serve_its_task_is_an_error(task: Task, kind: str, right: str) -> None:
     with pytest.raises(ConfigError, match=rf"tasks\.{task.name}\.head\.kind: a {kind} head") as error:
         head_config(task, HeadConfig.model_validate({"kind": kind}))
     assert right in error.value.hint
+
+
+def test_mlp_normalizes_its_hidden_layers() -> None:
+    head = build_head(GENDER, 5, HeadConfig(kind="mlp", width=6, depth=2))
+    assert [type(module) for module in head.get_submodule("hidden.0").children()] == [
+        nn.Linear,
+        nn.BatchNorm1d,
+        nn.ReLU,
+    ]
+    features = 100 + 50 * torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    hidden = head.get_submodule("hidden.0")[:2](features)  # type: ignore[index]
+    assert (
+        hidden.mean(0).abs().max() < 1e-4 and (hidden.std(0) - 1).abs().max() < 0.02
+    )  # unbiased against biased
+    assert head(features).shape == (64, 2)
+    assert head.eval()(features[:1]).shape == (1, 2)
+
+
+def test_mlp_reads_maps_and_gives_units_as_linear_does() -> None:
+    head = build_head(AGE, 5, HeadConfig(kind="mlp", width=6)).eval()
+    last = head.get_submodule("last")
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    assert head(torch.randn(2, 5, 3, 4)).flatten().tolist() == pytest.approx([33.0] * 2)
+
+
+@pytest.mark.parametrize("kind", ["fcn", "deeplabv3"])
+def test_every_dense_head_starts_depth_at_the_training_mean(kind: str) -> None:
+    head = build_head(DEPTH, 4, HeadConfig.model_validate({"kind": kind, "width": 4}))
+    last = head.get_submodule("last")
+    assert isinstance(last, nn.Conv2d)
+    nn.init.zeros_(last.weight)
+    assert head(torch.randn(2, 4, 2, 2)).mean().item() == pytest.approx(3.0)
 
 
 def test_dropout_acts_in_training_only() -> None:
