@@ -53,9 +53,12 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.config import resolve_recipe
 
-    resolved = resolve_recipe(
-        args.recipe, args.overrides, overlays=["_smoke"] if args.smoke else [], tasks=args.task
-    )
+    resolved = resolve_recipe(args.recipe, args.overrides, tasks=args.task)
+    if args.smoke:
+        sparsity = resolved.recipe.sparsity
+        selective = sparsity is not None and sparsity.selective is not None
+        overlays = ["_smoke", *(["_smoke-selective"] if selective else [])]
+        resolved = resolve_recipe(args.recipe, args.overrides, overlays=overlays, tasks=args.task)
     default = "-".join([*resolved.name.split("/"), *args.task, *(["smoke"] if args.smoke else [])])
     path = Path(args.out) / (args.name or default)
     from compactmtl.train import dry_run, train
