@@ -17,7 +17,7 @@ from compactmtl.config.recipe import EncoderConfig
 from compactmtl.config.validate import validate_options
 from compactmtl.errors import ConfigError
 from compactmtl.models.features import FeatureMap, Needs
-from compactmtl.models.mtan import BlockMaps, block_maps
+from compactmtl.models.mtan import BlockMaps
 from compactmtl.models.segnet import SMALLEST, SegNet, SegNetOptions
 from compactmtl.models.weights import fetch_pretrained, load_encoder_weights, load_segnet_weights
 
@@ -104,10 +104,13 @@ def build_encoder(
             if dense
             else "choose an encoder with a pooled output",
         )
-    maps = tuple(FeatureMap(shape[1], max(1, round(size[0] / shape[2]))) for shape in shapes) if dense else ()
+    channels = shapes[-1][1]
     if isinstance(network, BlockMaps):
-        return BuiltEncoder(network, shapes[-1][1], dense, block_maps(maps), network.expansion)
-    return BuiltEncoder(network, shapes[-1][1], dense, maps)
+        return BuiltEncoder(network, channels, dense, network.maps(shapes), network.expansion)
+    # As timm says: an odd size tells no stride.
+    strides = _feature_info(network).reduction() if dense else ()
+    maps = tuple(FeatureMap(shape[1], stride) for shape, stride in zip(shapes, strides, strict=dense))
+    return BuiltEncoder(network, channels, dense, maps)
 
 
 def _build_segnet(
@@ -164,8 +167,7 @@ def _options(config: EncoderConfig, size: tuple[int, int], dense: bool, needs: N
     if needs == "last":
         options["out_indices"] = (last,)
     elif out_index is not None:
-        every: Any = timm.create_model(config.name, **options)
-        count = len(every.feature_info.channels())
+        count = len(_feature_info(timm.create_model(config.name, **options)).channels())
         # One out of range goes to timm, which says so.
         options["out_indices"] = tuple(range(last % count + 1)) if -count <= last < count else (last,)
     return options
@@ -236,6 +238,11 @@ def _arguments(class_name: str) -> list[str]:
     """Names of the arguments of a timm model class, none where the class is not found."""
     found = getattr(timm.models, class_name, None)
     return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
+
+
+def _feature_info(network: nn.Module) -> Any:
+    """What timm says of the maps of a feature extractor."""
+    return (network.body if isinstance(network, ChannelsFirst) else network).feature_info
 
 
 def _output_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[torch.Size]:

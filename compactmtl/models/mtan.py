@@ -9,9 +9,8 @@ maps have one size, the picks are carried by one convolution instead of two with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,10 @@ from compactmtl.models.layers import conv_norm_relu
 class BlockMaps(nn.ModuleDict):
     """A timm ResNet's feature extractor under its own names, giving two maps a stage: before its last block, after it."""
 
-    def __init__(self, body: nn.ModuleDict) -> None:
+    def __init__(self, body: nn.ModuleDict, strides: Sequence[int]) -> None:
         super().__init__(dict(body.items()))
         self.order = tuple(body)  # attention may be put beside them
+        self.strides = tuple(strides)  # of the stages
 
     @classmethod
     def of(cls, network: nn.Module, name: str) -> BlockMaps:
@@ -46,7 +46,16 @@ class BlockMaps(nn.ModuleDict):
                 f"model.encoder.name: a mtan head needs two blocks a stage, {name} has stages of one",
                 "use a deeper ResNet, such as resnet18",
             )
-        return cls(network)
+        info: Any = network.feature_info
+        said = dict(zip(info.module_name(), info.reduction(), strict=True))
+        return cls(network, [said[key] for key, module in network.items() if _is_stage(key, module)])
+
+    def maps(self, shapes: Sequence[torch.Size]) -> tuple[FeatureMap, ...]:
+        """What `forward` gives, in its order, from the shapes (B, C, h, w) that it has."""
+        return tuple(
+            FeatureMap(shape[1], self.strides[index // 2], "map" if index % 2 else "before")
+            for index, shape in enumerate(shapes)
+        )
 
     @property
     def expansion(self) -> int:
@@ -67,11 +76,6 @@ class BlockMaps(nn.ModuleDict):
             else:
                 x = module(x)
         return maps
-
-
-def block_maps(maps: Sequence[FeatureMap]) -> tuple[FeatureMap, ...]:
-    """The descriptions of BlockMaps' maps with the part of its stage that each is."""
-    return tuple(replace(found, part="map" if index % 2 else "before") for index, found in enumerate(maps))
 
 
 def _is_stage(name: str, module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_a_closed_mask_shuts_a_stage_out() -> None:
     model = built(RESNET).eval()
     head = model.heads["seg"]
     assert isinstance(head, MTANHead)
-    norm = head.masks[-1][-2]
+    norm = cast(nn.Sequential, head.masks[-1])[-2]
     assert isinstance(norm, nn.BatchNorm2d)
     nn.init.zeros_(norm.weight)
     nn.init.constant_(norm.bias, -200.0)  # the sigmoid of which is 0 in float32
@@ -100,8 +100,13 @@ def test_a_resnet_keeps_its_function_and_its_names() -> None:
 def test_the_widths_inside_follow_the_trunks_bottlenecks() -> None:
     head = built(BOTTLENECKS).heads["seg"]
     assert isinstance(head, MTANHead)
-    hidden = [mask[0].out_channels for mask in head.masks]  # type: ignore[index, union-attr]
+    hidden = [cast(nn.Conv2d, mask.get_submodule("0")).out_channels for mask in head.masks]
     assert hidden == [2, 2, 4, 4]
+
+
+def test_an_odd_size_leaves_the_strides_as_they_are() -> None:
+    built = build_encoder(EncoderConfig.model_validate(RESNET), (45, 75), dense=True, needs="blocks")
+    assert [m.stride for m in built.maps] == [4, 4, 8, 8, 16, 16, 32, 32]
 
 
 def test_other_heads_read_the_last_map_beside_it() -> None:
