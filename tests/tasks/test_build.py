@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import re
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -107,3 +109,17 @@ def test_unknown_loss_and_option_are_errors() -> None:
         build_task("seg", TaskConfig(kind="segmentation", loss="hinge"), SPECS["seg"])
     with pytest.raises(ConfigError, match="label_smooth"):
         build_task("seg", TaskConfig(kind="segmentation", options={"label_smooth": 0.1}), SPECS["seg"])
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_the_documentation_names_every_loss_and_option(kind: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{kind}` \|.*$", text, re.MULTILINE)
+    task_class = BUILDERS[kind].__self__  # type: ignore[attr-defined]  # a bound class method
+    for loss in task_class.losses:
+        assert f"`{loss}`" in row
+    assert f"| `{task_class.primary}`" in row  # its first metric
+    found = re.search(rf"^- \*\*{kind}\*\*.*?(?=^- |\Z)", text, re.MULTILINE | re.DOTALL)
+    for option in get_type_hints(task_class)["options"].model_fields:
+        assert found is not None
+        assert f"`{option}`" in found[0]
