@@ -59,6 +59,23 @@ def test_markdown_alone_goes_to_standard_output(
     assert "report:" in captured.err
 
 
+def test_latex_alone_goes_to_standard_output(
+    runs: dict[str, SyntheticRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(runs["compact"].path), "--baseline", str(runs["dense"].path), "--latex"]
+    assert main(["report", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("% needs") and captured.out.endswith("\\end{tabular}\n")
+    assert "report:" in captured.err
+
+
+def test_a_single_task_baseline_that_is_not_there_exits_2(
+    runs: dict[str, SyntheticRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(runs["dense"].path), "--baseline", "single"]) == 2
+    assert "--task NAME" in capsys.readouterr().err
+
+
 def test_failed_gates_are_told(runs: dict[str, SyntheticRun], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(runs["failed"].path)]) == 0
     assert "1 of 4 gates failed" in capsys.readouterr().err

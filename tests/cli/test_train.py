@@ -68,6 +68,17 @@ def test_train_compact_and_again(
     assert code == 2 and "--align 0" in error
 
 
+def test_one_task_alone_in_two_smoke_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path)
+    assert main(["train", TINY, "--task", "depth", "--smoke", "--out", out]) == 0
+    run = tmp_path / "tiny-depth-smoke"
+    assert f"run: {run}" in capsys.readouterr().out
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    (epoch,) = [line for line in log if line["event"] == "epoch"]
+    assert epoch["step"] == 2
+    assert list(epoch["val"]) == ["depth"]
+
+
 def test_a_dry_run_says_what_training_takes_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
