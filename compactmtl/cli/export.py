@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     names = {Path(name).stem: name for name in args.target or opened.recipe.targets}
     if len(names) < len(args.target or ()):
         raise ConfigError("two targets of one name would share a folder", "export them one by one, renamed")
+    if not names:
+        raise ConfigError(f"the recipe of {opened.path} names no targets", "give --target NAME")
     targets = {stem: load_target(name) for stem, name in names.items()}
     verifications = {}
     for name, target in targets.items():
