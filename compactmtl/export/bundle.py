@@ -7,7 +7,6 @@ bundle.json lists the SHA-256 of each model file; verification.json names the SH
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ArtifactError
 from compactmtl.tasks import build_task
 from compactmtl.tasks.base import TargetSpec, Task
-from compactmtl.train.files import write_text
+from compactmtl.train.files import sha256_file, write_text
 from compactmtl.verify.result import Verification
 
 VERSION = 1
@@ -79,6 +78,7 @@ class BundleInfo(Frozen):
     preprocessing: Preprocessing
     recipe_sha256: str
     plan_sha256: str | None
+    weights_sha256: str | None = None  # of the checkpoint or compact model that was exported
     versions: dict[str, str]
     created: str
 
@@ -188,12 +188,6 @@ def bundle_tasks(tasks: Mapping[str, Task], configs: Mapping[str, TaskConfig]) -
         )
         for name, task in tasks.items()
     }
-
-
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _EXPORT_AGAIN = "export the run again: compactmtl export RUN --target NAME"

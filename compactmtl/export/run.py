@@ -18,21 +18,19 @@ from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
 from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.data.loader import Loader
-from compactmtl.errors import ArtifactError, ConfigError, DataError, MissingDependencyError
+from compactmtl.errors import ConfigError, DataError, MissingDependencyError
 from compactmtl.export.bundle import (
     MODEL_FILE,
     BundleInfo,
     TensorRecord,
     bundle_tasks,
-    sha256_file,
     write_bundle,
     write_verification,
 )
 from compactmtl.export.onnx import Shape, data_file, export_onnx, model_tensors
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
-from compactmtl.train.checkpoint import WEIGHTS
-from compactmtl.train.files import new_folder
+from compactmtl.train.files import new_folder, sha256_file
 from compactmtl.train.run import COMPACT as COMPACT_FOLDER
 from compactmtl.train.run import recipe_hash
 from compactmtl.verify.accuracy import array_runner, evaluate, torch_runner
@@ -70,11 +68,10 @@ def export_run(
 
     A gate that fails is in the result (`passed` False) and the bundle is kept, marked; the caller decides.
     A former bundle stays as it was where anything raises: ConfigError on a target or baseline that doesn't
-    fit, ArtifactError on a compact model that is older than the best checkpoint, MissingDependencyError where
+    fit, ArtifactError on a compact model that isn't of the best checkpoint, MissingDependencyError where
     the backend can't run here, ParityError where the artifact's outputs are not the torch model's or hold NaN.
     """
     _check_target(target_name, target)
-    _check_current(run)
     if baseline is not None:
         _check_baseline(run, baseline)
     model = run.load_compact() if run.has_compact else run.load_plain()
@@ -116,18 +113,6 @@ def _check_target(name: str, target: Target) -> None:
     if not availability.available:
         raise MissingDependencyError(
             f"target '{name}' can't run here: {availability.reason}", availability.hint
-        )
-
-
-def _check_current(run: Run) -> None:
-    """A compact model from before the best checkpoint, after training went on, is another model."""
-    if not run.has_compact:
-        return
-    best, plan = run.path / "checkpoints" / "best" / WEIGHTS, run.path / COMPACT_FOLDER / "plan.json"
-    if best.exists() and best.stat().st_mtime_ns > plan.stat().st_mtime_ns:
-        raise ArtifactError(
-            f"the compact model of {run.path} is older than its best checkpoint",
-            f"run `compactmtl compact {run.path}` again",
         )
 
 
@@ -204,6 +189,7 @@ def _provenance(run: Run) -> dict[str, str]:
     return {
         "compactmtl.run": run.name,
         "compactmtl.recipe_sha256": recipe_hash(run.recipe),
+        "compactmtl.weights_sha256": sha256_file(run.deployed_weights),
         **({"compactmtl.plan_sha256": sha256_file(plan)} if run.has_compact else {}),
         **{f"version.{name}": version for name, version in package_versions().items()},
     }
@@ -241,6 +227,7 @@ def _bundle_info(
         preprocessing=preprocessing(run.recipe.data),
         recipe_sha256=provenance["compactmtl.recipe_sha256"],
         plan_sha256=provenance.get("compactmtl.plan_sha256"),
+        weights_sha256=provenance["compactmtl.weights_sha256"],
         versions=package_versions(),
         created=_now(),
     )

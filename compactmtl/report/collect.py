@@ -33,6 +33,7 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
+from compactmtl.train.files import sha256_file
 from compactmtl.verify.result import TaskMetrics, Verification
 
 if TYPE_CHECKING:
@@ -242,7 +243,11 @@ def _is_current(run: Run, export: ExportView) -> bool:
     """Whether an export is of the model that the run holds now: of its compact one, else of its plain one."""
     plan = run.path / "compact" / "plan.json"
     expected = hashlib.sha256(plan.read_bytes()).hexdigest() if plan.exists() else None
-    return bool(_bundle(run, export).get("plan_sha256") == expected)
+    bundle = _bundle(run, export)
+    if bundle.get("plan_sha256") != expected:
+        return False
+    weights = bundle.get("weights_sha256")  # training may have gone on under the same plan, or with none
+    return weights is None or bool(weights == sha256_file(run.deployed_weights))
 
 
 def _is_whole(run: Run, export: ExportView) -> bool:

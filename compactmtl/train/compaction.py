@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from torch import Tensor
 
 from compactmtl.surgery import CompactResult, compact, save_compact
-from compactmtl.train.files import new_folder
-from compactmtl.train.run import COMPACT, Run
+from compactmtl.train.files import new_folder, write_text
+from compactmtl.train.run import COMPACT, SOURCE, Run, compact_source
 
 
 def compact_run(run: Run, align: int | None = None) -> CompactResult:
@@ -21,4 +23,5 @@ def compact_run(run: Run, align: int | None = None) -> CompactResult:
     result = compact(model, inputs, align=align or run.recipe.surgery.align)
     with new_folder(run.path / COMPACT) as folder:
         save_compact(result, folder)
+        write_text(folder / SOURCE, json.dumps(compact_source(run.path, folder), indent=2) + "\n")
     return result

@@ -5,6 +5,7 @@ Every error is an OSError that carries the path, so that the command line can na
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ def append_line(path: Path, line: str) -> None:
         except OSError:
             os.truncate(path, size)
             raise
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

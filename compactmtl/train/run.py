@@ -27,8 +27,8 @@ from compactmtl.models import MultiTaskModel, build_model
 from compactmtl.overparam import contract, overparameterize
 from compactmtl.surgery import load_compact
 from compactmtl.tasks import TargetSpec, Task, build_tasks
-from compactmtl.train.checkpoint import load_state, load_summary, load_weights
-from compactmtl.train.files import write_text
+from compactmtl.train.checkpoint import WEIGHTS, load_state, load_summary, load_weights
+from compactmtl.train.files import sha256_file, write_text
 from compactmtl.verify.result import TaskMetrics
 
 RECIPE = "recipe.yaml"
@@ -36,6 +36,8 @@ META = "meta.json"
 LOG = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 COMPACT = "compact"
+PLAN = "plan.json"
+SOURCE = "source.json"  # which checkpoint a compact model was made of, and what was written
 VERSION = 1
 
 # where and beside what a run happens; all else decides its result and must be the same to resume
@@ -109,17 +111,27 @@ class Run:
 
     @property
     def has_compact(self) -> bool:
-        return (self.path / COMPACT / "plan.json").exists()
+        return (self.path / COMPACT / PLAN).exists()
 
     def load_compact(self) -> MultiTaskModel:
-        """The model after surgery, in eval mode. Raises ArtifactError before `compactmtl compact`."""
+        """The model after surgery, in eval mode.
+
+        Raises ArtifactError before `compactmtl compact`, and where what it wrote isn't of the best checkpoint
+        or was changed since.
+        """
         folder = self.path / COMPACT
         if not self.has_compact:
             raise ArtifactError(f"{self.path} has no compact model", f"run `compactmtl compact {self.path}`")
+        check_compact(self.path)
         plain = build_model(self.recipe, self.tasks, initialize=False)
         model = load_compact(plain, folder)
         assert isinstance(model, MultiTaskModel)
         return model.eval()
+
+    @property
+    def deployed_weights(self) -> Path:
+        """The file of the weights that are exported: the compact model's where there is one, else the best's."""
+        return self.path / (COMPACT if self.has_compact else f"{CHECKPOINTS}/best") / WEIGHTS
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
         """A deterministic random batch at the recipe's size, float32 (batch, 3, H, W)."""
@@ -260,6 +272,36 @@ def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flatten(child, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, value
+
+
+def compact_source(path: Path, folder: Path) -> dict[str, str]:
+    """source.json for the compact model in `folder`: SHA-256 of the run's best weights and of what was made of them."""
+    return {
+        "checkpoint": sha256_file(path / CHECKPOINTS / "best" / WEIGHTS),
+        PLAN: sha256_file(folder / PLAN),
+        WEIGHTS: sha256_file(folder / WEIGHTS),
+    }
+
+
+def check_compact(path: Path) -> None:
+    """Whether the compact model of the run at `path` is the one that was made, and proved, of its best checkpoint.
+
+    Raises ArtifactError where training has gone on since, or a file was changed or is missing.
+    """
+    folder, again = path / COMPACT, f"run `compactmtl compact {path}` again"
+    try:
+        written = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+        found = compact_source(path, folder)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{error.filename} is missing", again) from error
+    except ValueError as error:
+        raise ArtifactError(f"{folder / SOURCE} is damaged: {error}", again) from error
+    for name, sha256 in found.items():
+        if isinstance(written, dict) and written.get(name) == sha256:
+            continue
+        if name == "checkpoint":
+            raise ArtifactError(f"the compact model of {path} is not of its best checkpoint", again)
+        raise ArtifactError(f"{folder / name} is not the file that surgery wrote: its hash is off", again)
 
 
 def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from compactmtl.config.target import AccuracyConfig, LatencyConfig, OnnxConfig, Target
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.export import Bundle, Predictor, export_run
-from compactmtl.export.bundle import BundleHashError, BundleVersionError, sha256_file
+from compactmtl.export.bundle import BundleHashError, BundleVersionError
 from compactmtl.export.onnx import read_metadata
 from compactmtl.train import Run
+from compactmtl.train.files import sha256_file
 from compactmtl.verify import Verification
 
 FAST = LatencyConfig(batch=2, warmup=1, repeats=3)
@@ -65,6 +66,7 @@ def test_bundle_says_what_it_is(bundle: Bundle, compacted: Run) -> None:
     assert info.tasks["depth"].spec.unit == "m"
     assert info.preprocessing.size == (16, 24)
     assert info.plan_sha256 == sha256_file(compacted.path / "compact" / "plan.json")
+    assert info.weights_sha256 == sha256_file(compacted.path / "compact" / "weights.safetensors")
     kept = read_metadata(bundle.model_path)
     assert kept["compactmtl.recipe_sha256"] == info.recipe_sha256
     assert kept["compactmtl.plan_sha256"] == info.plan_sha256
@@ -137,13 +139,26 @@ def test_target_that_cannot_run_here(
     assert not (trained.path / "export").exists()
 
 
-def test_compact_model_from_before_the_best_checkpoint_is_refused(compacted: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("checkpoints/best/weights.safetensors", "not of its best checkpoint"),  # training went on
+        ("compact/weights.safetensors", "not the file that surgery wrote"),
+    ],
+)
+def test_compact_model_that_was_not_made_of_the_best_checkpoint_is_refused(
+    compacted: Run, tmp_path: Path, file: str, message: str
+) -> None:
     run = Run.open(shutil.copytree(compacted.path, tmp_path / "run"))
-    plan = run.path / "compact" / "plan.json"
-    later = plan.stat().st_mtime_ns + 1
-    os.utime(run.path / "checkpoints" / "best" / "weights.safetensors", ns=(later, later))
-    with pytest.raises(ArtifactError, match="older than its best checkpoint"):
+    state = load_file(run.path / file)
+    save_file(
+        {name: value + 1 if value.is_floating_point() else value for name, value in state.items()},
+        run.path / file,
+    )
+    with pytest.raises(ArtifactError, match=message):
         export_run(run, "t", TARGET)
+    with pytest.raises(ArtifactError, match=message):
+        Predictor.open(run.path)
 
 
 def test_baseline_on_other_data_is_refused(trained: Run, compacted: Run) -> None:
