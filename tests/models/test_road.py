@@ -39,7 +39,10 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int]]] = {
         (64, 96),
     ),
     "swin-tiny": (
-        {"name": "swin_tiny_patch4_window7_224", "options": {"embed_dim": 24, "num_heads": [1, 2, 4, 8]}},
+        {
+            "name": "swin_tiny_patch4_window7_224",
+            "options": {"embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]},
+        },
         {"kind": "fcn"},
         (56, 84),
     ),
@@ -104,10 +107,14 @@ def test_the_papers_networks_go_the_whole_way(name: str, tmp_path: Path) -> None
     share = make_sparse(factorized, image)
     assert share > 0.2
     result = compact(factorized, (image,))
-    report = result.report
-    assert report.proof.passed
-    removed = 1 - report.macs_after / report.macs_before
-    assert removed == pytest.approx(share, abs=0.05)  # a layer whose channels are all dead keeps one
+    assert result.report.proof.passed
+    # Of the layers alone, as the groups count: the whole model's MACs hold attention's products too.
+    before, after = (
+        sum(getattr(layer, key) for layer in result.report.layers) for key in ("macs_before", "macs_after")
+    )
+    assert 1 - after / before == pytest.approx(
+        share, abs=0.02
+    )  # a layer whose channels are all dead keeps one
     path = export_onnx(result.model, image, tmp_path / "model.onnx")
     parity = check_parity(contract(factorized), path, (image,))
     assert parity.passed, parity
