@@ -152,12 +152,12 @@ def _distributions(dataset: VisionDataset) -> dict[str, str]:
     if not samples:
         return {}
     return {
-        name: _describe(spec, np.stack([targets[name].numpy() for targets in samples]))
+        name: describe_target(spec, np.stack([targets[name].numpy() for targets in samples]))
         for name, spec in dataset.specs.items()
     }
 
 
-def _describe(spec: TargetSpec, values: NDArray[Any]) -> str:
+def describe_target(spec: TargetSpec, values: NDArray[Any]) -> str:
     """One line: the format of a target and how its values (N, ...) are spread."""
     if spec.kind in ("mask", "class"):
         known = values if spec.ignore_index is None else values[values != spec.ignore_index]

@@ -10,8 +10,9 @@ from PIL import Image
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
-from compactmtl.data.check import sample_sheet
+from compactmtl.data.check import describe_target, sample_sheet
 from compactmtl.errors import ConfigError
+from compactmtl.tasks import TargetSpec
 
 
 @pytest.fixture
@@ -106,3 +107,32 @@ def test_the_sheet_of_faces_has_words(faces: Path) -> None:
     sheet = sample_sheet(load_dataset(config(faces), "val"), 3)
     words = sheet[24:, 6 + 160 + 12 :]
     assert (words < 100).sum() > 500  # ink
+
+
+@pytest.mark.parametrize(
+    ("spec", "values", "expected"),
+    [
+        (
+            TargetSpec("multilabel", classes=("Hat", "Young")),
+            [[1, -1], [0, 1], [1, 1], [0, -1]],
+            "multilabel, 2 classes: Hat 50.0%, Young 100.0%; unknown 25.0%",
+        ),
+        (
+            TargetSpec("disparity", unit="px"),
+            [[[[0, 8], [8, 8]]], [[[8, 8], [8, 8]]]],
+            "disparity, px: 5/50/95 % 8/8/8, range 8 to 8; known 87.5%",
+        ),
+        (
+            TargetSpec("instances", classes=("cat", "dog")),
+            [[[[1, 2], [0, -1]], [[0, 0], [0, 1]]], [[[0, 0], [0, 3]], [[0, 0], [0, 1]]]],
+            "instances, 2 classes: 1.5 an image, at most 2; pixels of instances 37.5%, of crowds 12.5%",
+        ),
+        (
+            TargetSpec("scalar", unit="years"),
+            [20, float("nan"), 40, 30],
+            "scalar, years: mean 30.0, std 8.2, 5/50/95 % 21/30/39, range 20 to 40; unknown 25.0%",
+        ),
+    ],
+)
+def test_a_target_is_described_in_a_line(spec: TargetSpec, values: list[object], expected: str) -> None:
+    assert describe_target(spec, np.array(values, np.float64)) == expected

@@ -138,3 +138,26 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(head(features), head(features))
     head.eval()
     assert torch.equal(head(features), head(features))
+
+
+def test_disparity_starts_at_the_training_mean_and_stays_positive() -> None:
+    spec = TargetSpec("disparity", unit="px", mean=20.0, std=12.0)
+    head = build_head(build_task("disparity", TaskConfig(kind="disparity"), spec), 4)
+    last = head.get_submodule("last")
+    assert isinstance(last, nn.Conv2d)
+    nn.init.zeros_(last.weight)
+    assert head(torch.randn(1, 4, 2, 2)).mean().item() == pytest.approx(20.0)
+    nn.init.constant_(last.weight, -0.1)
+    assert (head.train()(torch.randn(2, 4, 2, 2)) > 0).all()
+
+
+def test_binned_regression_gives_plain_logits() -> None:
+    spec = TargetSpec("scalar", unit="years", mean=33.0, std=20.0)
+    config = TaskConfig(kind="binned_regression", options={"low": 1.0, "high": 101.0, "bins": 11})
+    task = build_task("age", config, spec)
+    head = build_head(task, 8, HeadConfig(depth=0))
+    last = head.get_submodule("last")
+    assert isinstance(last, nn.Linear)
+    features = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(head(features), last(features))
+    assert task.decode(head(features)).shape == (3,)
