@@ -124,9 +124,10 @@ def _described(name: str, found: type[Any]) -> External:
             f"data.name: {name}.splits is {splits}", "name train and val, and test where there is one"
         )
     options = getattr(found, "Options", NoOptions)
-    if not (inspect.isclass(options) and issubclass(options, BaseModel)):
+    if not (inspect.isclass(options) and issubclass(options, Frozen)):
         raise ConfigError(
-            f"data.name: {name}.Options is no pydantic model", "derive it from pydantic.BaseModel"
+            f"data.name: {name}.Options does not refuse unknown keys",
+            "derive it from compactmtl.config.recipe.Frozen, a pydantic model",
         )
     text = (inspect.getdoc(found) or "").strip().partition("\n")[0]
     size = tuple(getattr(found, "default_size", (128, 128)))

@@ -142,9 +142,10 @@ def overlay(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uin
 def pair_up(digits: int, count: int, seed: int, split: Split, path: Path) -> list[Pair]:
     """`count` pairs out of `digits`; each digit is on the left as often as any other, give or take once."""
     rng = generator("multimnist", seed, SPLITS.index(split))
-    rounds = -(-count // digits)
-    left = np.concatenate([rng.permutation(digits) for _ in range(rounds)])[:count].tolist()
-    right = np.concatenate([rng.permutation(digits) for _ in range(rounds)])[:count].tolist()
+    # Round by round, so that a larger count only adds pairs.
+    rounds = [(rng.permutation(digits), rng.permutation(digits)) for _ in range(-(-count // digits))]
+    left = np.concatenate([one for one, _ in rounds])[:count].tolist()
+    right = np.concatenate([other for _, other in rounds])[:count].tolist()
     return [
         Pair(f"multimnist-{split}-{number:05d}", path, (), a, b)
         for number, (a, b) in enumerate(zip(left, right, strict=True))
@@ -172,7 +173,8 @@ def _with_test(train: Digits, test: Digits) -> dict[Split, Digits]:
 
 def _from_npz(path: Path) -> dict[Split, Digits]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # An opened file, as numpy leaves one of its own open where the content is damaged.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             content: dict[str, NDArray[Any]] = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a whole .npz file ({error})", _MEND) from error

@@ -1,0 +1,135 @@
+"""The folder format: every kind of target, every way to split, every mistake by file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compactmtl.config.recipe import DataConfig
+from compactmtl.data import check_dataset, load_dataset
+from compactmtl.errors import CompactError, DataError
+from tests.support.layouts.folder import DATASET, write_folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_folder(tmp_path, count=10)
+
+
+def config(root: Path, **fields: Any) -> DataConfig:
+    return DataConfig.model_validate({"name": "folder", "size": (24, 32), "root": str(root)} | fields)
+
+
+def by_name(root: Path, split: Any, **fields: Any) -> dict[str, dict[str, torch.Tensor]]:
+    dataset = load_dataset(config(root, **fields), split)
+    return {Path(dataset.identifier(i)).stem: dataset[i]["targets"] for i in range(len(dataset))}
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_every_kind_of_target(cache: str, root: Path) -> None:
+    samples = by_name(root, "train", cache=cache) | by_name(root, "val", cache=cache)
+    assert len(samples) == 10
+    targets = samples["004"]
+    assert (targets["segmentation"][0] == 255).all()
+    assert set(targets["segmentation"][1:].flatten().tolist()) <= {0, 1, 2}
+    assert float(targets["depth"][0, 0, 0]) == pytest.approx(1.004)
+    assert not targets["depth"][0, -1].any()
+    assert float(targets["normals"][2, 0, 0]) == pytest.approx(-1, abs=1e-4)
+    assert targets["things"].tolist() == [-1, 0]  # the table has box before ball
+    assert samples["003"]["things"].tolist() == [1, 1]
+    assert float(targets["height"]) == 154.5
+    assert [int(samples[f"{n:03d}"]["weather"]) for n in range(3)] == [0, 1, 0]
+
+
+def test_the_scalars_spec_is_of_the_training_images(root: Path) -> None:
+    values = torch.stack([t["height"] for t in by_name(root, "train").values()]).double()
+    spec = load_dataset(config(root), "val").specs["height"]
+    assert spec.unit == "cm"
+    assert spec.mean == pytest.approx(float(values.mean()))
+    assert spec.std == pytest.approx(float(values.std(correction=0)))
+
+
+def test_without_lists_a_fixed_share_is_val_and_this_is_said(root: Path) -> None:
+    report = check_dataset(config(root))
+    assert report.counts == {"train": 8, "val": 2}
+    assert report.problems == []
+    assert "20% of the images are val" in report.notes[0]
+
+
+def test_folders_split(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, count=6, split=True)
+    assert sorted(by_name(root, "val")) == ["001", "003", "005"]
+    assert check_dataset(config(root)).notes == []
+
+
+def test_lists_split(root: Path) -> None:
+    (root / "train.txt").write_text("000.jpg\n001\n\n005.jpg\n")
+    (root / "val.txt").write_text("002\n")
+    assert sorted(by_name(root, "train")) == ["000", "001", "005"]
+    assert list(by_name(root, "val")) == ["002"]
+    (root / "val.txt").write_text("002\n77.jpg\n")
+    with pytest.raises(DataError, match=r"val\.txt:2: no image 77\.jpg"):
+        load_dataset(config(root), "val")
+
+
+def test_images_that_lack_a_target_are_noted(root: Path) -> None:
+    (root / "depth" / "003.png").unlink()
+    lines = (root / "weather.csv").read_text().splitlines()
+    (root / "weather.csv").write_text("\n".join(line for line in lines if not line.startswith("007")))
+    report = check_dataset(config(root))
+    assert "2 images lack a target and are passed over: 003, 007" in report.notes[0]
+    assert sum(report.counts.values()) == 8
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "match"),
+    [
+        ("dataset.yaml", "kind: mask", "kind: masks", r"dataset\.yaml:3: `targets\.segmentation\.kind`"),
+        ("dataset.yaml", "classes: [sun, rain]", "klasses: [sun, rain]", r"dataset\.yaml:\d+: .*klasses"),
+        ("dataset.yaml", "[sun, rain]", "[sun]", "at least 2"),
+        ("dataset.yaml", "[ball, box]", "[ball, ball]", "twice"),
+        ("weather.csv", "image,value", "file,value", r"weather\.csv:1: columns file, value"),
+        ("weather.csv", "001.jpg,rain", "001.jpg,snow", r"weather\.csv:3: no class 'snow'"),
+        ("weather.csv", "001.jpg", "000.jpg", r"weather\.csv:3: image 000\.jpg is listed twice"),
+        ("weather.csv", "001.jpg,rain", "001.jpg,rain,1", r"weather\.csv:3: 3 values, expected 2"),
+        ("things.csv", "001,1,1", "001,yes,1", r"things\.csv:3: 'yes'"),
+        ("things.csv", "image,box,ball", "image,box,bat", r"things\.csv:1: columns"),
+        ("height.csv", "151.5", "nan", r"height\.csv:3: 'nan' is not a number"),
+    ],
+)
+def test_mistakes_are_named_by_file_and_line(file: str, old: str, new: str, match: str, root: Path) -> None:
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(CompactError, match=match):
+        load_dataset(config(root), "train")
+
+
+@pytest.mark.parametrize("missing", ["dataset.yaml", "images", "height.csv"])
+def test_what_is_missing_is_named(missing: str, root: Path) -> None:
+    (root / missing).rename(root / "elsewhere")
+    with pytest.raises(DataError, match=missing) as caught:
+        load_dataset(config(root), "train")
+    assert "docs/datasets.md" in caught.value.hint
+
+
+def test_damaged_files_are_named(root: Path) -> None:
+    (root / "segmentation" / "002.png").write_bytes(b"x")
+    (root / "images" / "005.jpg").write_bytes(b"x")
+    problems = " ".join(check_dataset(config(root)).problems)
+    assert "segmentation/002.png" in problems and "images/005.jpg" in problems
+
+
+def test_a_disk_cache_follows_the_tables_and_the_description(root: Path) -> None:
+    before = by_name(root, "train", cache="disk")
+    name = sorted(before)[0]
+    text = (root / "height.csv").read_text()
+    old = next(line for line in text.splitlines() if line.startswith(name))
+    (root / "height.csv").write_text(text.replace(old, f"{name}.jpg,9.5"))
+    assert float(by_name(root, "train", cache="disk")[name]["height"]) == 9.5
+    (root / "dataset.yaml").write_text(DATASET.replace("kind: depth", "kind: depth, units_per_metre: 500"))
+    after = by_name(root, "train", cache="disk")[name]["depth"]
+    assert torch.allclose(after, 2 * before[name]["depth"])
