@@ -20,7 +20,8 @@ def rays(camera: Intrinsics = CAMERA) -> NDArray[np.float64]:
 
 
 def degrees(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.degrees(np.arccos((one * other).sum(0).clip(-1, 1)))
+    angles: NDArray[np.floating] = np.degrees(np.arccos((one * other).sum(0).clip(-1, 1)))
+    return angles
 
 
 tilt = st.floats(-0.8, 0.8)
