@@ -61,7 +61,8 @@ class Task(Protocol):
     """One output of the network. Built by `build_task(name, config, spec)`.
 
     `channels` is the width of the head's last layer; `dense` says whether the output is a map
-    (B, channels, H, W) at the input's size or one vector an image (B, channels).
+    (B, channels, H, W) at the input's size or one vector an image (B, channels). A dense task with an attribute
+    `stride` gives a map of cells of so many pixels a side instead, and makes the input's size of it when it decodes.
     """
 
     primary: ClassVar[str]  # the metric that a one-line summary shows
