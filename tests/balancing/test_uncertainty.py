@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
 
 from compactmtl.balancing import Uncertainty, balancer
+from compactmtl.config.recipe import TaskConfig
 
 
 @dataclass
@@ -27,6 +29,13 @@ def test_formula_for_both_kinds() -> None:
     expected = 2 * (0.5 * math.exp(-0.7) * 3 + 0.35) + (math.exp(0.4) * 1.5 - 0.2)
     assert found.item() == pytest.approx(expected, rel=1e-6)  # float32
     assert uncertainty.log() == pytest.approx({"age": math.exp(-0.7), "gender": math.exp(0.4)}, rel=1e-6)
+
+
+def test_only_tasks_of_a_real_quantity_have_half_their_loss() -> None:
+    halved = {"depth", "disparity", "normals", "regression"}
+    kinds = get_args(TaskConfig.model_fields["kind"].annotation)
+    uncertainty = balancer("uncertainty", {kind: FakeTask(kind) for kind in kinds})  # type: ignore[arg-type]
+    assert uncertainty.log() == {kind: 0.5 if kind in halved else 1.0 for kind in kinds}
 
 
 def test_an_optimizer_finds_the_minimum_in_closed_form() -> None:
