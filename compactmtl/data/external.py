@@ -2,7 +2,7 @@
 
 The class takes (config: DataConfig, split: Split) and has what `VisionDataset` says: `specs`, len(), indexing that gives
 a Sample at config.size, and `identifier`. It may name its splits (`splits`, by default train and val), its options
-(`Options`, a pydantic model) and a `default_size`. The holdout, the caches and the checks of every sample are done here.
+(`Options`, a subclass of Frozen) and a `default_size`. The holdout, the caches and the checks of every sample are done here.
 """
 
 from __future__ import annotations
