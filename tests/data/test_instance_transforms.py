@@ -54,3 +54,12 @@ def test_number_and_class_stay_together_under_any_zoom(scale: float, x: float, y
     zoomed = moved(scene(), AugmentConfig(zoom=(1.0, 3.0)), zoom=scale, place=(x, y))["targets"]["instances"]
     pairs = {tuple(pair) for pair in zoomed.flatten(1).T.tolist()}
     assert pairs <= {(0, 0), (1, 1), (2, 0), (-1, 0)}
+
+
+def test_a_turned_picture_has_its_instances_turned_and_its_corners_unknown() -> None:
+    instances = torch.zeros(2, 9, 9, dtype=torch.int64)
+    instances[0, 1:4, 2:5], instances[1, 1:4, 2:5] = 1, 1
+    quarter = moved(instances, AugmentConfig(rotate=90), angle=90.0)["targets"]["instances"]
+    assert torch.equal(quarter, instances.rot90(-1, (-2, -1)))  # clockwise
+    eighth = moved(instances, AugmentConfig(rotate=45), angle=45.0)["targets"]["instances"]
+    assert eighth[:, 0, 0].tolist() == [-1, -1] and eighth[:, 4, 4].tolist() == [0, 0]
