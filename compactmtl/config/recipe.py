@@ -110,7 +110,7 @@ class TaskConfig(Frozen):
 
 
 class EncoderConfig(Frozen):
-    """The shared trunk, any timm model by name."""
+    """The shared trunk, any timm model by name, or segnet."""
 
     name: str = "resnet18"
     pretrained: bool = Field(False, description="fetch timm's weights by name")
@@ -118,7 +118,8 @@ class EncoderConfig(Frozen):
     output_stride: Literal[8, 16, 32] | None = Field(None, description="dilate to keep this stride")
     options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,
-        description="passed to timm.create_model; out_index picks the feature map (the last by default)",
+        description="passed to timm.create_model; out_index picks the feature map (the last by default); "
+        "segnet has width and unpool",
     )
 
 
