@@ -10,7 +10,7 @@ import pytest
 from compactmtl.cli.main import main
 from compactmtl.report import write
 from compactmtl.train import Run
-from tests.support.synthetic_runs import SyntheticRun, TinySplits, make_recipe, scaled, write_run
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, TinySplits, make_recipe, scaled, write_run
 
 
 @pytest.fixture
@@ -67,6 +67,22 @@ def test_latex_alone_goes_to_standard_output(
     captured = capsys.readouterr()
     assert captured.out.startswith("% needs") and captured.out.endswith("\\end{tabular}\n")
     assert "report:" in captured.err
+
+
+def test_seeds_against_single_task_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [write_run(tmp_path / f"{task}-alone", make_recipe((task,))) for task in FACE_TASKS]
+    made += [write_run(tmp_path / f"both-{seed}", make_recipe(FACE_TASKS, seed=seed)) for seed in (0, 1)]
+    known = {str(run.path): run for run in made}
+    monkeypatch.setattr(Run, "open", lambda path: known[str(path)])
+    monkeypatch.setattr(write, "ValSplits", TinySplits)
+    out = tmp_path / "out"
+    assert main(["report", *known, "--baseline", "single", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "single-task networks" in printed and "scenes/dense, 2 runs" in printed
+    assert {"report.html", "report.json", "delta.md", "delta.tex"} <= {path.name for path in out.iterdir()}
+    assert "Recipes over their runs" in (out / "report.html").read_text()
 
 
 def test_a_single_task_baseline_that_is_not_there_exits_2(
