@@ -222,8 +222,11 @@ def specs_from_json(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Target
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 over all that decides a run's result; the data's place, workers and device do not."""
-    text = json.dumps(deciding(recipe), sort_keys=True)
+    """SHA-256 over all that decides a run's result; the data's place, workers and device do not.
+
+    Values at their default are left out: a later version's new key does not make old runs foreign.
+    """
+    text = json.dumps(deciding(recipe, defaults=False), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -260,9 +263,9 @@ def check_recipe_hash(state: Mapping[str, Any], recipe: Recipe, folder: Path) ->
         )
 
 
-def deciding(recipe: Recipe) -> dict[str, Any]:
-    """Every value that decides a run's result, by dotted key."""
-    flat = dict(_flatten(recipe.model_dump(mode="json"), ""))
+def deciding(recipe: Recipe, defaults: bool = True) -> dict[str, Any]:
+    """Every value that decides a run's result, by dotted key; without `defaults` only those that differ from it."""
+    flat = dict(_flatten(recipe.model_dump(mode="json", exclude_defaults=not defaults), ""))
     return {key: value for key, value in flat.items() if key not in _PLACE}
 
 
