@@ -113,11 +113,11 @@ def test_the_papers_networks_go_the_whole_way(name: str, tmp_path: Path) -> None
         sum(getattr(layer, key) for layer in result.report.layers) for key in ("macs_before", "macs_after")
     )
     removed = 1 - after / before
-    # All that the groups count, less what a layer of dead channels keeps. Of Swin's attention surgery rolls back what
-    # its proof at another resolution, where windows differ, does not bear out; the report names it.
+    # All that the groups count, less what layers of dead channels keep; and in Swin less the attention of a stage, for
+    # which the proof fails and surgery rolls back. The report names it.
     rolled_back = any("rolled back" in reason for reason in result.report.kept_whole.values())
     assert rolled_back <= (name == "swin-tiny")
-    assert share * (0.8 if rolled_back else 0.95) <= removed <= share + 0.02
+    assert share - 0.05 <= removed <= share + 0.02
     path = export_onnx(result.model, image, tmp_path / "model.onnx")
     parity = check_parity(contract(factorized), path, (image,))
     assert parity.passed, parity
