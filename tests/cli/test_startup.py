@@ -1,8 +1,8 @@
 """`--help` and the lists answer at once: nothing heavy is imported for them."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -38,13 +38,17 @@ def test_nothing_heavy_is_loaded(words: list[str]) -> None:
     assert not HEAVY & set(loaded)
 
 
+def _child_seconds() -> float:
+    """CPU time of finished child processes: what other processes of the machine do is not in it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("words", QUICK, ids=" ".join)
-def test_the_answer_comes_within_half_a_second(words: list[str]) -> None:
+def test_the_answer_takes_less_than_half_a_second(words: list[str]) -> None:
     seconds = []
-    for _ in range(5):  # the best of five: other processes share the machine
-        start = time.perf_counter()
+    for _ in range(3):
+        start = _child_seconds()
         subprocess.run([sys.executable, "-m", "compactmtl", *words], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < 0.5:
-            break
+        seconds.append(_child_seconds() - start)
     assert min(seconds) < 0.5
