@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from compactmtl.errors import ArtifactError
@@ -20,7 +20,7 @@ def save_compact(result: CompactResult, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "surgery.json").write_text(json.dumps(result.report.to_json(), indent=1))
     state = {name: value.detach().contiguous().clone() for name, value in result.model.state_dict().items()}
-    save_file(state, folder / "weights.safetensors")
+    (folder / "weights.safetensors").write_bytes(save(state))  # a full disk is an OSError that names the file
     (folder / "plan.json").write_text(result.plan.to_json())
     return folder
 
