@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     copy.add_argument("--resolved", action="store_true", help="write out every value, without `extends`")
     copy.add_argument("--force", action="store_true", help="overwrite FILE")
-    check = actions.add_parser("check", help="check keys, types, targets, data set and its options")
+    check = actions.add_parser("check", help="check keys, types, targets, encoder, data set, its options and, of scenes, the tasks' targets")
     check.add_argument("recipes", metavar="RECIPE", nargs="*", help="names or paths; default: all")
 
 
@@ -118,10 +118,16 @@ def _check(names: list[str]) -> None:
 
 
 def _check_references(recipe: Recipe) -> None:
-    """What a recipe names beyond itself: its targets, its data set and that set's options."""
+    """What a recipe names beyond itself: its targets, data set, that set's options and targets, and encoder."""
     from compactmtl.config import load_target, validate_options
+    from compactmtl.data import load_dataset
     from compactmtl.data.datasets import dataset_module
+    from compactmtl.models.encoder import check_encoder_name
+    from compactmtl.tasks import build_tasks
 
     for target in recipe.targets:
         load_target(target)
     validate_options(dataset_module(recipe.data.name).Options, recipe.data.options, "data.options")
+    check_encoder_name(recipe.model.encoder.name)
+    if recipe.data.name == "scenes":  # what other data sets offer is only known from their files
+        build_tasks(recipe.tasks, load_dataset(recipe.data, "train").specs)

@@ -96,6 +96,8 @@ def test_check_passes_what_is_right(run: Run) -> None:
         ("seed: [", "recipes/bad.yaml:3"),
         ("data: {name: scnes}", "did you mean scenes"),
         ("data: {options: {nois: 1}}", "unknown key `data.options.nois`"),
+        ("model: {encoder: {name: resnet81}}", "timm has no model 'resnet81'"),
+        ("tasks: {age: {kind: regression}}", "age"),
     ],
 )
 def test_check_names_every_fault_and_goes_on(run: Run, line: str, says: str) -> None:
