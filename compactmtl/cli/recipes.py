@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     copy.add_argument("--resolved", action="store_true", help="write out every value, without `extends`")
     copy.add_argument("--force", action="store_true", help="overwrite FILE")
-    check = actions.add_parser("check", help="check keys, types, targets, encoder, data set, its options and, of scenes, the tasks' targets")
+    check = actions.add_parser(
+        "check",
+        help="check keys, types, targets, encoder, data set, its options and, of scenes, the tasks' targets",
+    )
     check.add_argument("recipes", metavar="RECIPE", nargs="*", help="names or paths; default: all")
 
 
