@@ -63,8 +63,8 @@ def check_parity(
         example_inputs: a tensor or a tuple of positional arguments, batch first; or a list of such cases,
             with several batch sizes where the artifact's batch is free.
         target: backend, provider and tolerances; ONNX Runtime on the CPU by default.
-        tolerance: largest |difference| as a share of the reference's range (max - min over all cases; its
-            largest magnitude where it is constant). Overrides the target's; 1e-4 where neither is given.
+        tolerance: largest |difference| as a share of the reference's range (max - min over all cases, at
+            least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's; 1e-4 where neither is given.
         output_names: names that the export gave to the model's outputs, where not the model's own.
 
     Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
@@ -189,7 +189,10 @@ class _Tally:
 
     def result(self, name: str, tolerance: float) -> OutputParity:
         # A constant reference has no range: its magnitude is the scale, and 1 where it is zero throughout.
-        scale = (self.high - self.low) or abs(self.high) or 1.0
+        # A range below 1 % of the magnitude is too fine for float32, whose steps are 1e-7 of the value.
+        magnitude = max(abs(self.low), abs(self.high))
+        span = self.high - self.low
+        scale = max(span, magnitude / 100) if span else magnitude or 1.0
         norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
         both_zero = self.reference_square == self.artifact_square == 0.0
         relative = self.max_abs / scale

@@ -23,7 +23,7 @@ class OutputParity(Record):
     name: str
     shape: tuple[int, ...]
     max_abs: float
-    max_relative: float  # max_abs / (max - min of the reference)
+    max_relative: float  # max_abs / (max - min of the reference, at least 1 % of its largest magnitude)
     cosine: float
     tolerance: float
     passed: bool

@@ -165,3 +165,13 @@ def test_constant_and_zero_references_have_a_scale() -> None:
     zero.add(np.zeros(2, np.float32), np.zeros(2, np.float32))
     result = zero.result("x", 1e-4)
     assert (result.max_relative, result.cosine, result.passed) == (0.0, 1.0, True)
+
+
+def test_a_range_finer_than_float32_resolves_is_measured_against_the_magnitude() -> None:
+    nearly_constant = _Tally((2,))
+    reference = np.array([3.6, 3.601], np.float32)
+    nearly_constant.add(reference, np.nextafter(reference, np.float32(4)))  # one rounding step each
+    assert nearly_constant.result("x", 1e-4).passed
+    off = _Tally((2,))
+    off.add(reference, reference + np.float32(1e-4))  # hundreds of steps: a real difference
+    assert not off.result("x", 1e-4).passed
