@@ -41,14 +41,15 @@ def _check(seed: int, depth: int, align: int) -> float:
     return result.report.mac_reduction
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10_000), depth=st.integers(1, 3), align=st.sampled_from([1, 4]))
 def test_compact_equals_masked(seed: int, depth: int, align: int) -> None:
     _check(seed, depth, align)
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.timeout(900)
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10_000_000), depth=st.integers(2, 6), align=st.sampled_from([1, 4, 8]))
 @example(seed=0, depth=4, align=1)
 def test_compact_equals_masked_on_deeper_networks(seed: int, depth: int, align: int) -> None:
