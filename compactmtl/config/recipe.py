@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Scalar = bool | int | float | str | None
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
+from compactmtl.config.schema import Frozen as Frozen
+from compactmtl.config.schema import Positive as Positive
+from compactmtl.config.schema import Scalar as Scalar
+from compactmtl.config.schema import ScheduleConfig as ScheduleConfig
+from compactmtl.config.schema import Share as Share
 
 
 class AugmentConfig(Frozen):
@@ -139,14 +136,6 @@ class OptimizerConfig(Frozen):
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decay rates")
 
 
-class ScheduleConfig(Frozen):
-    """Learning rate over the steps of the whole run."""
-
-    name: Literal["one_cycle", "cosine", "constant"] = "cosine"
-    warmup: Share = Field(0.05, description="share of all steps in which the rate rises")
-    final: Share = Field(0.0, description="last rate as a share of the peak")
-
-
 class TrainConfig(Frozen):
     """The loop."""
 
@@ -164,12 +153,6 @@ class TrainConfig(Frozen):
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="stop after this many optimizer steps, for smoke runs"
     )
-
-
-class BalancingConfig(Frozen):
-    """How task losses are weighed against each other."""
-
-    name: Literal["equal", "uncertainty"] = "equal"
 
 
 class OverparamConfig(Frozen):
@@ -228,6 +211,7 @@ class Recipe(Frozen):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     balancing: BalancingConfig = BalancingConfig()
+    regularization: RegularizationConfig = RegularizationConfig()
     overparam: OverparamConfig | None = None
     sparsity: SparsityConfig | None = None
     surgery: SurgeryConfig = SurgeryConfig()
