@@ -229,8 +229,10 @@ class Analysis:
                 self.layouts[node] = tuple(Axis((dim,), self.bind(name, dim, None)) for dim in dims)
         for node in self.traced.calls:
             rule = rules.get(operator(node), fallback)
+            self.space.cause = f"{operator(node)}: its channels are not followed"
             reason = rule.layout(self, node)
             if reason is not None:
+                self.space.cause = f"{operator(node)}: {reason}"
                 self.barriers[node] = reason
                 self.layouts[node] = ()
                 for source in self.tensors_in(node):
@@ -240,7 +242,9 @@ class Analysis:
                 self.rules[node] = rule
                 several = len(self.layouts.get(node, ())) > 1 and node not in self.static
                 if several or node in self.traced.hazards:
+                    self.space.cause = "written through a view" if not several else self.space.cause
                     self.pin(node)
+        self.space.cause = "an output of the model"
         for node in self.traced.outputs:
             self.pin(node)
 

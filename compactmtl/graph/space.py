@@ -49,9 +49,10 @@ class Space:
 
     def __init__(self) -> None:
         self.size = 0
+        self.cause = ""  # why what is pinned now has to stay
         self.grids: list[Grid] = []
         self._pairs: list[tuple[Ids, Ids]] = []
-        self._pinned: list[Ids] = []
+        self._pinned: list[tuple[Ids, str]] = []
 
     def fresh(self, count: int) -> Ids:
         ids = np.arange(self.size, self.size + count, dtype=np.int64)
@@ -65,8 +66,8 @@ class Space:
             self._pairs.append((left.ravel(), right.ravel()))
 
     def pin(self, ids: Ids) -> None:
-        """These coordinates can never go."""
-        self._pinned.append(np.ravel(ids))
+        """These coordinates can never go, for the reason in `cause`."""
+        self._pinned.append((np.ravel(ids), self.cause))
 
     def grid(self, ids: Ids, product: bool = False) -> None:
         """These coordinates, (rows, columns), must stay a full grid."""
@@ -91,5 +92,13 @@ class Space:
     def pinned(self) -> Ids:
         if not self._pinned:
             return np.empty(0, dtype=np.int64)
-        pinned: Ids = np.unique(np.concatenate(self._pinned))
+        pinned: Ids = np.unique(np.concatenate([ids for ids, _ in self._pinned]))
         return pinned
+
+    def causes(self, labels: Ids) -> dict[int, str]:
+        """Why each class of `labels` has to stay, of those that something pins: the first reason given."""
+        reasons: dict[int, str] = {}
+        for ids, cause in self._pinned:
+            for label in np.unique(labels[ids]):
+                reasons.setdefault(int(label), cause)
+        return reasons

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph.aliases import resolve_mutations
@@ -32,10 +34,15 @@ class Traced:
     def calls(self) -> list[fx.Node]:
         return [node for node in self.module.graph.nodes if node.op == "call_function"]
 
-    def run(self, example_inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
+    def run(self, example_inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Yield every call with its value, freeing each value after its last use."""
-        values: dict[fx.Node, Any] = {node: value for node, (_, value) in self.tensors.items()}
-        values.update(zip(self.inputs, example_inputs, strict=True))
+        values: dict[fx.Node, Any] = {
+            # What the graph writes into is copied: the model's own tensors are not to be touched.
+            node: value.clone() if node in self.hazards else value
+            for node, (_, value) in self.tensors.items()
+        }
+        given = zip(self.inputs, tree_leaves(list(example_inputs)), strict=True)
+        values.update((node, leaf.clone() if node in self.hazards else leaf) for node, leaf in given)
         nodes = self.calls
         last: dict[fx.Node, fx.Node] = {}
         for node in nodes:
@@ -66,26 +73,52 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> Traced:
-    """Trace `model` in eval mode. Raises SurgeryError where torch.export cannot."""
+def check_model(model: nn.Module) -> None:
+    """Raise SurgeryError where `model` is no module or holds values that nothing can be said of."""
     if not isinstance(model, nn.Module):
         raise SurgeryError(f"expected an nn.Module, found {type(model).__name__}", "pass the model itself")
-    bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
+    # A buffer may hold infinities on purpose, such as an attention mask.
+    named = [
+        *((f"parameter {name}", value, torch.isfinite) for name, value in model.named_parameters()),
+        *((f"buffer {name}", value, lambda v: ~torch.isnan(v)) for name, value in model.named_buffers()),
+    ]
+    bad = []
+    for name, value, fine in named:
+        if value.is_meta or is_lazy(value):
+            raise SurgeryError(
+                f"{name} has no values yet",
+                "build the model on a real device, load its weights, and run lazy layers once",
+            )
+        if not fine(value).all():
+            bad.append(name)
     if bad:
         raise SurgeryError(
-            f"parameter {bad[0]} holds values that are not finite"
-            + (f" (and {len(bad) - 1} more)" * (len(bad) > 1)),
+            f"{bad[0]} holds values that are not finite" + (f" (and {len(bad) - 1} more)" * (len(bad) > 1)),
             "load a checkpoint from before training diverged",
         )
-    inputs = tuple(example_inputs)
+
+
+def check_inputs(example_inputs: Sequence[Any]) -> None:
+    """Raise SurgeryError where the example inputs are not what model(*example_inputs) takes."""
+    if not isinstance(example_inputs, (list, tuple)):
+        kind = type(example_inputs).__name__
+        raise SurgeryError(
+            f"the example inputs have to be a list or tuple, found a {kind}",
+            "pass (image,) for a model of one input",
+        )
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(list(example_inputs))):
+        raise SurgeryError("the example inputs hold no tensor", "pass what model(*example_inputs) takes")
+
+
+def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
+    """Trace `model` in eval mode. Raises SurgeryError where torch.export cannot."""
+    check_model(model)
+    check_inputs(example_inputs)
     try:
         with evaluating(model), torch.no_grad():
-            program = torch.export.export(model, inputs, strict=False)
+            program = torch.export.export(model, tuple(example_inputs), strict=False)
     except Exception as error:
-        raise SurgeryError(
-            f"{type(model).__name__} could not be traced: {type(error).__name__}: {str(error).splitlines()[0]}",
-            "check that model(*example_inputs) runs in eval mode and does not branch on tensor values",
-        ) from error
+        raise _explained(model, example_inputs, error) from error
     module = program.graph_module
     signature = program.graph_signature
     state = {
@@ -116,3 +149,25 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> Traced:
             "return tensors, or a dict or list of them",
         )
     return Traced(module, tensors, tuple(users), outputs, hazards)
+
+
+def _explained(model: nn.Module, example_inputs: Sequence[Any], error: Exception) -> SurgeryError:
+    """Whether the model does not run at all on its inputs, or runs and cannot be traced."""
+    name = type(model).__name__
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*example_inputs)
+    except Exception as own:
+        return SurgeryError(
+            f"{name} does not run on its example inputs: {first_line(own)}",
+            "pass example inputs that model(*example_inputs) accepts",
+        )
+    return SurgeryError(
+        f"{name} could not be traced: {first_line(error)}",
+        "its forward may not branch on tensor values, and has to return tensors, or dicts or lists of them",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"

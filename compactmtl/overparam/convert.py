@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Literal, TypeVar
 from torch import nn
 
 from compactmtl.errors import CompactError, ConfigError
+from compactmtl.graph.copies import copy_model
 from compactmtl.overparam.svd import FactorizedConv2d, FactorizedLinear
 
 Plain = nn.Conv2d | nn.Linear
@@ -201,7 +201,7 @@ def _rank(rank: Rank, full: int) -> int:
 
 def _replaced(model: Model, replace: Callable[[str, nn.Module], nn.Module | None]) -> Model:
     """A deep copy of `model` with modules replaced in place, a shared module by one shared replacement."""
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     if (root := replace("", model)) is not None:
         return _as(model, root)
     done: dict[int, nn.Module] = {}

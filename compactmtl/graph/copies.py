@@ -1,0 +1,45 @@
+"""Copies of a model: deep, in another float type, or sharing the tensors of the original."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Every parameter, buffer and tensor attribute of every module, each once."""
+    seen: set[int] = set()
+    for module in model.modules():
+        attributes = (value for value in vars(module).values() if isinstance(value, Tensor))
+        for value in (*module._parameters.values(), *module._buffers.values(), *attributes):
+            if value is not None and id(value) not in seen:
+                seen.add(id(value))
+                yield value
+
+
+def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = False) -> Model:
+    """A deep copy of `model`, floating tensors in `dtype` where it is given.
+
+    With `share` the copy holds the very tensors of the original: it may replace them but not write into them.
+    Unlike `copy.deepcopy` this takes tensors that were computed from parameters, such as the `weight` that
+    `torch.nn.utils.weight_norm` leaves behind, and never holds a tensor in two types at once.
+    """
+    memo: dict[int, Tensor] = {}
+    for value in tensors_of(model):
+        if share:
+            memo[id(value)] = value
+        elif type(value) in (Tensor, nn.Parameter):  # other classes know how they are copied
+            memo[id(value)] = _copied(value, dtype)
+    return copy.deepcopy(model, memo)
+
+
+def _copied(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    wanted = dtype if dtype is not None and value.is_floating_point() else value.dtype
+    fresh = value.detach().to(wanted, copy=True)
+    return nn.Parameter(fresh, value.requires_grad) if isinstance(value, nn.Parameter) else fresh
