@@ -5,6 +5,7 @@ Two runs of one recipe on one machine are bit-equal, and so is a run that was in
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
 from compactmtl.errors import TrainingError
 from compactmtl.tasks import delta_m, mean_score
+from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.checkpoint import save_best
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.resume import Progress, restore, save_last
@@ -118,12 +120,16 @@ class Loop:
         return position.step >= self.session.total_steps or self.progress.stale >= (patience or math.inf)
 
     def _train_epoch(self) -> None:
-        """The rest of the epoch's batches."""
+        """The rest of the epoch's batches, after those of its pass 1 where it has one."""
         session, progress, position = self.session, self.progress, self.session.position
+        if session.diagonals is not None:
+            session.model.train()
+            self._train_diagonals(session.diagonals)
         watch = LossWatch([*session.tasks, "total"], session.device, progress.sums)
         session.model.train()
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
-        for batch in self._batches():
+        left = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
+        for batch in self._batches(position.epoch, position.batch, left):
             losses, total = session.forward(batch)
             watch.note(position.step + 1, {**losses, "total": total})
             session.update(total)
@@ -139,14 +145,33 @@ class Loop:
         if self.interrupt.requested:
             raise _StopRequested
 
-    def _batches(self) -> Iterator[Batch]:
-        """The epoch's batches from the position on."""
-        session, position = self.session, self.session.position
-        if position.batch >= session.steps_per_epoch or position.step >= session.total_steps:
+    def _train_diagonals(self, diagonals: DiagonalPass) -> None:
+        """The rest of the epoch's pass 1, over the data in an order of its own; the rest of the model stays."""
+        session, progress, epoch = self.session, self.progress, self.session.position.epoch
+        first, images, start = diagonals.start(epoch), 0, time.perf_counter()
+        watch = LossWatch(list(session.tasks), session.device, diagonals.sums)
+        with diagonals.training():
+            for batch in self._batches(-epoch, first, diagonals.steps_per_epoch):
+                watch.note(diagonals.place.step + 1, session.update_diagonals(batch))
+                images += len(batch["image"])
+                if self.interrupt.requested:
+                    break
+        watch.look()
+        check_weights(session.model, session.position.step)
+        diagonals.sums = watch.sums
+        progress.epoch_images += images
+        progress.epoch_seconds += time.perf_counter() - start
+        if self.interrupt.requested:
+            raise _StopRequested
+
+    def _batches(self, order: int, first: int, last: int) -> Iterator[Batch]:
+        """Batches `first` to `last` (not included) of the data in the order of epoch number `order`."""
+        loader = self.session.train_loader
+        if first >= last:
             return iter(())
-        session.train_loader.sampler.set_epoch(position.epoch)
-        session.train_loader.sampler.set_start(position.batch)
-        return iter(session.train_loader)
+        loader.sampler.set_epoch(order)
+        loader.sampler.set_start(first)
+        return itertools.islice(loader, last - first)
 
     def _validate(self) -> TaskMetrics:
         run = torch_runner(self.session.model, self.session.device)
@@ -177,6 +202,7 @@ class Loop:
                 "recipe_hash": recipe_hash(session.recipe),
             }
             save_best(self.path / CHECKPOINTS / "best", session.model, summary)
+        session.balancer.end_epoch()
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {
@@ -189,6 +215,7 @@ class Loop:
             "score": score,
             "delta_m": gain,
             "sparsity": session.sparsifier.report() if session.sparsifier else None,
+            "diagonals": session.diagonals.report() if session.diagonals else None,
         }
         self.tracker.epoch(values, of=session.recipe.train.epochs, images=progress.epoch_images, best=best)
         progress.seconds += progress.epoch_seconds

@@ -19,9 +19,12 @@ from compactmtl.data.base import Batch
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.models import MultiTaskModel
+from compactmtl.overparam import factorized_layers
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
+from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
 from compactmtl.train.checkpoint import seed_everything
 from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
+from compactmtl.train.passes import Pass, backward, branch, still_statistics
 from compactmtl.train.run import example_inputs, fresh_model
 from compactmtl.train.sparse import Sparsifier, build_sparsifier
 
@@ -57,7 +60,9 @@ class Session:
     select_loader: Loader
     samples: dict[str, int]  # by split
     device: torch.device
+    diagonals: DiagonalPass | None = None  # pass 1 of alternating training
     position: Position = field(default_factory=Position)
+    seen: Pass | None = None  # by `forward`, for `update`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,24 +86,41 @@ class Session:
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Each task's loss on a batch, and their balanced sum; in float32 whatever the outputs' precision."""
+        self.seen = self._pass(batch)
+        return self.seen.losses, self.balancer.combine(self.seen.losses)
+
+    def _pass(self, batch: Batch) -> Pass:
         image = batch["image"].to(self.device, non_blocking=True)
         if self.recipe.train.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            outputs = self.model(image)
+            features = branch(self.model.encoder(image))
+            size = (image.shape[-2], image.shape[-1])
+            outputs = {name: self.model.run_head(name, features, size) for name in self.model.heads}
         losses = {
             name: task.loss(
                 outputs[name].float(), batch["targets"][task.target].to(self.device, non_blocking=True)
             )
             for name, task in self.tasks.items()
         }
-        return losses, self.balancer.combine(losses)
+        return Pass(batch, image, features, losses)
+
+    def update_diagonals(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of pass 1 on a batch: each task's diagonals on its own loss; returns the losses."""
+        assert self.diagonals is not None
+        losses = self._pass(batch).losses
+        self.diagonals.step(losses)
+        return losses
 
     def update(self, loss: Tensor) -> None:
-        """One optimizer step: backward, clip, step, proximal step, schedule."""
+        """One optimizer step on the last forward pass, whose balanced loss is `loss`: backward, clip, step, proximal
+        step, schedule."""
         config = self.recipe.train
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        assert self.seen is not None
+        batch = self.seen.batch
+        backward(self.balancer, self.model, self.seen, loss, self.scaler)
+        self.seen = None  # and its graph with it
         self.scaler.unscale_(self.optimizer)
         if self.sparsifier:
             self.sparsifier.observe()
@@ -107,6 +129,9 @@ class Session:
         skipped = self._step()
         if self.sparsifier and not skipped:
             self.sparsifier.shrink(self.position.step)
+        if self.balancer.relooks and not skipped:
+            with torch.no_grad(), still_statistics(self.model):
+                self.balancer.after_step(self._pass(batch).losses)
         self.schedule.step()
         self.position.step += 1
         self.position.batch += 1
@@ -131,6 +156,7 @@ class Session:
             "scaler": self.scaler.state_dict(),
             "balancer": self.balancer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
+            "diagonals": self.diagonals.state_dict() if self.diagonals else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,6 +168,8 @@ class Session:
         self.balancer.load_state_dict(state["balancer"])
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
+        if self.diagonals:
+            self.diagonals.load_state_dict(state["diagonals"])
 
 
 def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
@@ -169,11 +197,20 @@ def build_session(recipe: Recipe) -> Session:
     model = fresh_model(recipe, tasks).to(device)
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    weighing = balancer(recipe.balancing.name, tasks).to(device)
+    weighing = balancer(
+        recipe.balancing.name, tasks, at=recipe.balancing.at, options=recipe.balancing.options
+    ).to(device)
     steps = total_steps(recipe, len(train_loader))
     (image,) = example_inputs(recipe)
     sparsifier = build_sparsifier(recipe, model, (image.to(device),), steps)
-    groups = parameter_groups(model, weighing, sparsifier.shrunk if sparsifier else frozenset())
+    diagonals = build_diagonal_pass(recipe, model, device, len(train_loader))
+    groups = parameter_groups(
+        model,
+        weighing,
+        sparsifier.shrunk if sparsifier else frozenset(),
+        factor_lr=recipe.train.optimizer.lr * (recipe.overparam.lr_scale if recipe.overparam else 1.0),
+        diagonals=diagonals is None,
+    )
     optimizer = build_optimizer(recipe.train.optimizer, groups)
     if sparsifier:
         sparsifier.attach(optimizer)
@@ -191,20 +228,41 @@ def build_session(recipe: Recipe) -> Session:
         select_loader=select_loader,
         samples={"train": len(train_set), recipe.data.select_on: len(select_set)},
         device=device,
+        diagonals=diagonals,
     )
 
 
-def parameter_groups(model: nn.Module, weighing: nn.Module, shrunk: frozenset[str]) -> list[dict[str, Any]]:
-    """The model's parameters with and without weight decay, and the balancer's.
+def parameter_groups(
+    model: nn.Module,
+    weighing: nn.Module,
+    shrunk: frozenset[str],
+    *,
+    factor_lr: float | None = None,
+    diagonals: bool = True,
+) -> list[dict[str, Any]]:
+    """The model's parameters with and without weight decay, factors at a rate of their own, and the balancer's.
 
-    No decay on biases and norms (they don't overfit, and decay fights BatchNorm's scale) nor on
-    parameters that the proximal step shrinks (decay would shrink them twice).
+    No decay on biases, norms and the factors' diagonals (they don't overfit, and decay fights BatchNorm's
+    scale) nor on parameters that the proximal step shrinks (decay would shrink them twice). The diagonals are
+    left out where another pass trains them.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    layers = factorized_layers(model).values()
+    scales = {id(getattr(layer, layer.diagonals)) for layer in layers if layer.diagonals}
+    factors = {id(one) for layer in layers for one in layer.factors().values()} if factor_lr else set()
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        (free if parameter.ndim < 2 or name in shrunk else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        if id(parameter) in scales and not diagonals:
+            continue
+        decays = parameter.ndim > 1 and name not in shrunk and id(parameter) not in scales
+        found.setdefault((id(parameter) in factors, decays), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            **({"lr": factor_lr} if factor else {}),
+            **({} if decays else {"weight_decay": 0.0}),
+        }
+        for (factor, decays), parameters in sorted(found.items(), reverse=True)
+    ]
     weights = list(weighing.parameters())
     if weights:
         groups.append({"params": weights, "weight_decay": 0.0})

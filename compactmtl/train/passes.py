@@ -1,0 +1,83 @@
+"""From one forward pass to gradients: through one scalar, or task by task where the balancer compares gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from compactmtl.balancing import Balancer, GradientBalancer, balanced_backward
+from compactmtl.data.base import Batch
+from compactmtl.errors import ConfigError
+from compactmtl.models import MultiTaskModel
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a forward pass leaves for the backward one: features as the heads read them, a loss for each task, and a
+    penalty that is added after balancing."""
+
+    batch: Batch
+    image: Tensor
+    features: Any
+    losses: dict[str, Tensor]
+    penalty: Tensor | None = None
+
+
+def branch(features: Any) -> Any:
+    """Features as views, none of which is computed from another: gradients by them add up to the encoder's."""
+    if isinstance(features, Tensor):
+        return features.view_as(features)
+    if isinstance(features, Mapping):
+        return {name: branch(part) for name, part in features.items()}
+    return [branch(part) for part in features]
+
+
+def backward(
+    balancer: Balancer, model: MultiTaskModel, seen: Pass, total: Tensor, scaler: torch.amp.GradScaler
+) -> None:
+    """Fill `.grad`: of `total`, or of each loss that `seen` has where the balancer aggregates gradients.
+
+    Raises TrainingError naming a task whose gradient cannot be used.
+    """
+    scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
+    balancer.loss_scale = scale
+    if not isinstance(balancer, GradientBalancer):
+        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        return
+    features = seen.features
+    if isinstance(features, Mapping):
+        if balancer.at == "features":
+            raise ConfigError(
+                "balancing.at: features are not shared where each task has its own", "use shared_parameters"
+            )
+        features = []
+    late = getattr(model.encoder, "attention", None)
+    balanced_backward(
+        balancer,
+        seen.losses,
+        [features] if isinstance(features, Tensor) else list(features),
+        model.encoder.parameters(),
+        {name: head.parameters() for name, head in model.heads.items()},
+        late=late.parameters() if isinstance(late, nn.Module) else (),
+        penalty=seen.penalty,
+        scale=scale,
+    )
+
+
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalization over the batch goes on without moving its running statistics, for passes beside the step's own."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False  # statistics of the batch are used all the same in training mode
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
