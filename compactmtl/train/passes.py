@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from compactmtl.balancing import Balancer, GradientBalancer, balanced_backward
 from compactmtl.data.base import Batch
@@ -68,16 +66,3 @@ def backward(
         penalty=seen.penalty,
         scale=scale,
     )
-
-
-@contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalization over the batch goes on without moving its running statistics, for passes beside the step's own."""
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False  # statistics of the batch are used all the same in training mode
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from compactmtl.balancing import Balancer, balancer
+from compactmtl.balancing import Balancer, balancer, still_statistics
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
@@ -24,7 +24,7 @@ from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
 from compactmtl.train.checkpoint import seed_everything
 from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
-from compactmtl.train.passes import Pass, backward, branch, still_statistics
+from compactmtl.train.passes import Pass, backward, branch
 from compactmtl.train.run import example_inputs, fresh_model
 from compactmtl.train.sparse import Sparsifier, build_sparsifier
 
