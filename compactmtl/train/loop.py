@@ -125,13 +125,14 @@ class Loop:
         if session.diagonals is not None:
             session.model.train()
             self._train_diagonals(session.diagonals)
-        watch = LossWatch([*session.tasks, "total"], session.device, progress.sums)
+        names = [*session.tasks, *session.penalties, "total"]
+        watch = LossWatch(names, session.device, progress.sums)
         session.model.train()
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
         left = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
         for batch in self._batches(position.epoch, position.batch, left):
             losses, total = session.forward(batch)
-            watch.note(position.step + 1, {**losses, "total": total})
+            watch.note(position.step + 1, {**losses, **session.penalties, "total": total})
             session.update(total)
             images += len(batch["image"])
             self.tracker.step(position.epoch, position.step, images / (time.perf_counter() - start))
@@ -202,7 +203,7 @@ class Loop:
                 "recipe_hash": recipe_hash(session.recipe),
             }
             save_best(self.path / CHECKPOINTS / "best", session.model, summary)
-        session.balancer.end_epoch()
+        session.end_epoch()
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {
@@ -210,7 +211,12 @@ class Loop:
             "step": position.step,
             "seconds": progress.epoch_seconds,
             "lr": session.lr,
-            "train": {"loss": means.pop("total"), "losses": means},
+            "train": {
+                "loss": means.pop("total"),
+                "losses": {name: means[name] for name in session.tasks},
+                "penalties": {name: means[name] for name in session.penalties},
+            },
+            "balancing": session.balancer.log(),
             "val": metrics,
             "score": score,
             "delta_m": gain,

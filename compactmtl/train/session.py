@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
 from compactmtl.train.checkpoint import seed_everything
 from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
 from compactmtl.train.passes import Pass, backward, branch
+from compactmtl.train.regularize import Regularizer, build_regularizer
 from compactmtl.train.run import example_inputs, fresh_model
 from compactmtl.train.sparse import Sparsifier, build_sparsifier
 
@@ -61,6 +63,7 @@ class Session:
     samples: dict[str, int]  # by split
     device: torch.device
     diagonals: DiagonalPass | None = None  # pass 1 of alternating training
+    regularizer: Regularizer | None = None
     position: Position = field(default_factory=Position)
     seen: Pass | None = None  # by `forward`, for `update`
 
@@ -85,25 +88,48 @@ class Session:
         return torch.autocast(self.device.type, dtype=dtype, enabled=name != "off")
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Each task's loss on a batch, and their balanced sum; in float32 whatever the outputs' precision."""
-        self.seen = self._pass(batch)
-        return self.seen.losses, self.balancer.combine(self.seen.losses)
+        """Each task's loss on a batch, and their balanced sum with penalties; in float32 whatever the outputs'
+        precision."""
+        self.seen = seen = self._pass(batch)
+        total = self.balancer.combine(seen.losses)
+        if self.regularizer and self.regularizer.names:
+            seen.penalties.update(self.regularizer.penalties(seen, total, self.position.step))
+            total = total + torch.stack(list(seen.penalties.values())).sum()
+        return seen.losses, total
 
     def _pass(self, batch: Batch) -> Pass:
         image = batch["image"].to(self.device, non_blocking=True)
         if self.recipe.train.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
+        regularizer = self.regularizer
+        if regularizer and regularizer.reads_image and torch.is_grad_enabled():
+            image = image.detach().requires_grad_()
         with self.autocast():
             features = branch(self.model.encoder(image))
             size = (image.shape[-2], image.shape[-1])
-            outputs = {name: self.model.run_head(name, features, size) for name in self.model.heads}
-        losses = {
-            name: task.loss(
-                outputs[name].float(), batch["targets"][task.target].to(self.device, non_blocking=True)
-            )
-            for name, task in self.tasks.items()
-        }
-        return Pass(batch, image, features, losses)
+            outputs = {name: [self.model.run_head(name, features, size)] for name in self.model.heads}
+            if regularizer and regularizer.pseudo:
+                for name, extra in regularizer.pseudo.outputs(features, size).items():
+                    outputs[name] += extra
+        targets, losses = {}, {}
+        for name, task in self.tasks.items():
+            targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
+            found = [task.loss(output.float(), targets[name]) for output in outputs[name]]
+            losses[name] = found[0] if len(found) == 1 else torch.stack(found).mean()
+        return Pass(batch, image, features, targets, losses)
+
+    @property
+    def penalties(self) -> dict[str, Tensor]:
+        """The penalties that the recipe asks for, as "penalty/NAME", with those of the last forward pass."""
+        names = self.regularizer.names if self.regularizer else ()
+        found = self.seen.penalties if self.seen else {}
+        return {f"penalty/{name}": found.get(name, torch.zeros(())) for name in names}
+
+    def end_epoch(self) -> None:
+        """What balancer and regularizers do between epochs."""
+        self.balancer.end_epoch()
+        if self.regularizer:
+            self.regularizer.end_epoch(self.position.epoch)
 
     def update_diagonals(self, batch: Batch) -> dict[str, Tensor]:
         """One step of pass 1 on a batch: each task's diagonals on its own loss; returns the losses."""
@@ -119,8 +145,9 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
         assert self.seen is not None
         batch = self.seen.batch
-        backward(self.balancer, self.model, self.seen, loss, self.scaler)
-        self.seen = None  # and its graph with it
+        self._backward(loss)
+        if self.regularizer and self.regularizer.looks_uphill:
+            self._backward_uphill(batch, self.regularizer)
         self.scaler.unscale_(self.optimizer)
         if self.sparsifier:
             self.sparsifier.observe()
@@ -135,6 +162,22 @@ class Session:
         self.schedule.step()
         self.position.step += 1
         self.position.batch += 1
+
+    def _backward(self, loss: Tensor) -> None:
+        """Gradients of the last forward pass, whose graph goes with it."""
+        seen, self.seen = self.seen, None
+        assert seen is not None
+        pseudo = self.regularizer.pseudo if self.regularizer else None
+        backward(self.balancer, self.model, seen, loss, self.scaler, pseudo)
+
+    def _backward_uphill(self, batch: Batch, regularizer: Regularizer) -> None:
+        """Replace the gradients by those at weights moved along them; balancer and statistics don't see it."""
+        remembered = copy.deepcopy(self.balancer.state_dict())
+        with regularizer.uphill(self.model), still_statistics(self.model):
+            self.optimizer.zero_grad(set_to_none=True)
+            _, loss = self.forward(batch)
+            self._backward(loss)
+        self.balancer.load_state_dict(remembered)
 
     def _step(self) -> bool:
         """Step the optimizer; whether float16's scaler skipped the step for an overflow."""
@@ -157,6 +200,7 @@ class Session:
             "balancer": self.balancer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
             "diagonals": self.diagonals.state_dict() if self.diagonals else {},
+            "regularizer": self.regularizer.state_dict() if self.regularizer else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -170,6 +214,8 @@ class Session:
             self.sparsifier.load_state_dict(state["sparsifier"])
         if self.diagonals:
             self.diagonals.load_state_dict(state["diagonals"])
+        if self.regularizer:
+            self.regularizer.load_state_dict(state["regularizer"])
 
 
 def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
@@ -204,6 +250,7 @@ def build_session(recipe: Recipe) -> Session:
     (image,) = example_inputs(recipe)
     sparsifier = build_sparsifier(recipe, model, (image.to(device),), steps)
     diagonals = build_diagonal_pass(recipe, model, device, len(train_loader))
+    regularizer = build_regularizer(recipe, model, tasks, steps, device)
     groups = parameter_groups(
         model,
         weighing,
@@ -211,6 +258,8 @@ def build_session(recipe: Recipe) -> Session:
         factor_lr=recipe.train.optimizer.lr * (recipe.overparam.lr_scale if recipe.overparam else 1.0),
         diagonals=diagonals is None,
     )
+    if regularizer and regularizer.pseudo:
+        groups += parameter_groups(regularizer.pseudo, nn.Module(), frozenset())
     optimizer = build_optimizer(recipe.train.optimizer, groups)
     if sparsifier:
         sparsifier.attach(optimizer)
@@ -229,6 +278,7 @@ def build_session(recipe: Recipe) -> Session:
         samples={"train": len(train_set), recipe.data.select_on: len(select_set)},
         device=device,
         diagonals=diagonals,
+        regularizer=regularizer,
     )
 
 
@@ -247,7 +297,7 @@ def parameter_groups(
     left out where another pass trains them.
     """
     layers = factorized_layers(model).values()
-    scales = {id(getattr(layer, layer.diagonals)) for layer in layers if layer.diagonals}
+    scales = {id(layer.diagonals) for layer in layers}
     factors = {id(one) for layer in layers for one in layer.factors().values()} if factor_lr else set()
     found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
