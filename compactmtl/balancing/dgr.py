@@ -13,13 +13,10 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from compactmtl.balancing.dummies import DummyHeads, Initialization
+from compactmtl.balancing.dummies import DummyHeads, Features, Initialization, call_head
 from compactmtl.balancing.statistics import still_statistics
 from compactmtl.errors import ConfigError
-from compactmtl.models.features import last_map
-from compactmtl.models.mtan import MTANHead
 
-Features = Tensor | Sequence[Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -133,7 +130,7 @@ class DummyGradientNorm(nn.Module):
 
             def losses(weights: Mapping[str, Tensor]) -> Tensor:
                 outputs = heads.outputs(
-                    weights, lambda head: _call(heads.template, head, features, size, attention)
+                    weights, lambda head: call_head(heads.template, head, features, size, attention)
                 )
                 return torch.stack([self._losses[task](output, target) for output in outputs])
 
@@ -200,20 +197,6 @@ def _leaf(features: Tensor) -> Tensor:
     """Cut off from the encoder, in float32 or wider: a double backward in half precision would be noise."""
     wide = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     return wide.requires_grad_(features.requires_grad and torch.is_grad_enabled())
-
-
-def _call(
-    template: nn.Module,
-    head: Callable[..., Tensor],
-    features: Features,
-    size: tuple[int, int] | None,
-    attention: nn.Module | None,
-) -> Tensor:
-    """Call a head as MultiTaskModel does, or with features alone where there is no size."""
-    if isinstance(template, MTANHead):
-        return head(features, size, attention)
-    given = features if getattr(template, "needs", "last") != "last" else last_map(features)
-    return head(given) if size is None else head(given, size)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from compactmtl.errors import ConfigError
+from compactmtl.models.features import last_map
+from compactmtl.models.mtan import MTANHead
+
+Features = Tensor | Sequence[Tensor]
 
 Initialization = Literal[
     "default", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"
@@ -138,3 +142,17 @@ class DummyHeads:
         """Move or cast everything, as nn.Module's `_apply`."""
         self.template._apply(fn)  # type: ignore[no-untyped-call]
         self.weights = {name: fn(stack) for name, stack in self.weights.items()}
+
+
+def call_head(
+    architecture: nn.Module,
+    head: Callable[..., Tensor],
+    features: Features,
+    size: tuple[int, int] | None,
+    attention: nn.Module | None,
+) -> Tensor:
+    """Call `head`, which is built like `architecture`, as MultiTaskModel does, or with features alone without a size."""
+    if isinstance(architecture, MTANHead):
+        return head(features, size, attention)
+    given = features if getattr(architecture, "needs", "last") != "last" else last_map(features)
+    return head(given) if size is None else head(given, size)

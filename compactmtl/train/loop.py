@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from compactmtl.config import Resolved
+from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.errors import TrainingError
 from compactmtl.tasks import delta_m, mean_score
@@ -111,7 +112,9 @@ class Loop:
                 "no epoch had a finite score, so there is no best checkpoint",
                 f"look at the metrics in {tracker.log.path}; lower train.optimizer.lr or set train.clip",
             )
-        tracker.end(progress.best_epoch, progress.best_metrics, progress.seconds, progress.images)
+        tracker.end(
+            progress.best_epoch, progress.best_metrics, self._val(), progress.seconds, progress.images
+        )
 
     def _done(self) -> bool:
         position, patience = self.session.position, self.session.recipe.train.patience
@@ -184,6 +187,15 @@ class Loop:
 
         return evaluate(interruptible, self.session.select_loader, self.session.tasks)
 
+    def _val(self) -> TaskMetrics:
+        """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
+        session, data = self.session, self.session.recipe.data
+        if data.select_on == "val":
+            return self.progress.best_metrics
+        loader = build_loader(load_dataset(data, "val"), data, train=False, seed=session.recipe.seed)
+        model = Run.open(self.path).load_plain().to(session.device)
+        return evaluate(torch_runner(model, session.device), loader, session.tasks)
+
     def _finish_epoch(self, metrics: TaskMetrics) -> None:
         """Score, checkpoint and log; then the next epoch is in progress."""
         session, progress, position = self.session, self.progress, self.session.position
@@ -214,7 +226,7 @@ class Loop:
             "train": {
                 "loss": means.pop("total"),
                 "losses": {name: means[name] for name in session.tasks},
-                "penalties": {name: means[name] for name in session.penalties},
+                "penalties": {name.removeprefix("penalty/"): means[name] for name in session.penalties},
             },
             "balancing": session.balancer.log(),
             "val": metrics,
