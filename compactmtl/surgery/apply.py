@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.errors import ArtifactError
-from compactmtl.surgery.plan import BiasShift, Merge, Plan, Scale, Slice, signature
+from compactmtl.surgery.gather import install
+from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
 
 _MEND = "rebuild the model from the recipe that the plan was made for"
 
@@ -38,7 +39,22 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         for shift in plan.biases:
             _shift(small, shift)
     _mend_layers(small, plan)
+    for gather in plan.gathers:
+        _gather(small, gather)
     return small
+
+
+def _gather(model: nn.Module, gather: Gather) -> None:
+    module, _ = _owner(model, f"{gather.module}.weight")
+    weight = _read(model, f"{gather.module}.weight")
+    rows, columns = weight.shape[:2]
+    inputs, outputs = gather.inputs, gather.outputs
+    if (inputs is not None and len(inputs) != columns) or (outputs is not None and max(outputs) > rows):
+        raise ArtifactError(
+            f"the plan gathers channels of {gather.module} that its weight of shape {tuple(weight.shape)} does not have",
+            _MEND,
+        )
+    install(module, inputs, outputs, gather.constants)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

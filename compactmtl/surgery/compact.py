@@ -32,7 +32,7 @@ class CompactResult:
 
 
 def compact(
-    model: nn.Module, example_inputs: Sequence[Tensor], align: int = 1, tolerance: float = 1e-4
+    model: nn.Module, example_inputs: Sequence[Tensor], align: int = 1, tolerance: float = 1e-4, gather: bool = False
 ) -> CompactResult:
     """Remove every channel of `model` that has no effect, without changing its function in eval mode.
 
