@@ -26,7 +26,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.surgery import compact
 
-GATHER = ""
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|, float32
 VARIES = 1e-3  # a network whose masked output moves less than this with the input proves nothing
 
@@ -186,7 +185,7 @@ def latency_ratio(model: nn.Module, small: nn.Module, image: tuple[Tensor, ...],
 
 def _ours(model: nn.Module, image: tuple[Tensor, ...], full: float, gather: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    result = compact(model, image, gather=gather) if gather else compact(model, image)
+    result = compact(model, image, gather=gather)
     seconds = time.perf_counter() - started
     parameters = sum(p.numel() for p in model.parameters())
     return {
@@ -213,7 +212,7 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
     full = layer_macs(model, image)
     row["bound"] = bound(copy.deepcopy(model), image)
     row |= _ours(model, image, full, gather=False)
-    if pattern in ("A", "A2", "B") and "gather" in GATHER:
+    if pattern in ("A", "A2", "B"):
         row["gather"] = _ours(model, image, full, gather=True)
     started = time.perf_counter()
     try:

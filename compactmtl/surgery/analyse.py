@@ -11,10 +11,15 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Grid
 
 
-def choose_alive(graph: ChannelGraph, align: int, pinned: Flags) -> Flags:
-    """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says."""
+def choose_alive(
+    graph: ChannelGraph, align: int, pinned: Flags, unbiased: frozenset[str] = frozenset()
+) -> Flags:
+    """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
+
+    `unbiased` names layers that cannot be given a bias.
+    """
     alive = graph.live_classes() | pinned
-    _keep_constants_of_shared_weights(graph, alive)
+    _keep_constants_without_bias(graph, alive, unbiased)
     while True:
         before = int(alive.sum())
         _keep_one_of_each(graph, alive)
@@ -54,12 +59,13 @@ def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Fl
     return gone
 
 
-def _keep_constants_of_shared_weights(graph: ChannelGraph, alive: Flags) -> None:
-    """A weight that is read twice has one bias: constants of its inputs cannot be folded into it."""
+def _keep_constants_without_bias(graph: ChannelGraph, alive: Flags, unbiased: frozenset[str]) -> None:
+    """A weight that is read twice has one bias, and a parameter used outside a layer may have none."""
     shared = Counter(p.weight for p in graph.analysis.products.values() if p.weight is not None)
     shared.update(p.bias for p in graph.analysis.products.values() if p.bias is not None)
     for product in graph.analysis.products.values():
-        if any(name is not None and shared[name] > 1 for name in (product.weight, product.bias)):
+        several = any(name is not None and shared[name] > 1 for name in (product.weight, product.bias))
+        if several or (not product.padded and product.bias is None and product.name in unbiased):
             constants = removed_constants(graph, product, alive)
             if constants.any():
                 assert product.inputs is not None

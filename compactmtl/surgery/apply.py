@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compactmtl.errors import ArtifactError
+from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery.gather import install
 from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
 
@@ -28,7 +30,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             f"the plan was made for another model than this {type(model).__name__}: names or shapes differ",
             _MEND,
         )
-    small = copy.deepcopy(model)
+    small = _Editor(copy_model(model, share=True))
     with torch.no_grad():
         for merge in plan.merges:
             _merge(small, merge)
@@ -38,123 +40,156 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             _slice(small, cut)
         for shift in plan.biases:
             _shift(small, shift)
-    _mend_layers(small, plan)
+    small.separate(model)
+    _mend_layers(small.model, plan)
     for gather in plan.gathers:
         _gather(small, gather)
-    return small
+    return small.model
 
 
-def _gather(model: nn.Module, gather: Gather) -> None:
-    module, _ = _owner(model, f"{gather.module}.weight")
-    weight = _read(model, f"{gather.module}.weight")
-    rows, columns = weight.shape[:2]
-    inputs, outputs = gather.inputs, gather.outputs
-    if (inputs is not None and len(inputs) != columns) or (outputs is not None and max(outputs) > rows):
-        raise ArtifactError(
-            f"the plan gathers channels of {gather.module} that its weight of shape {tuple(weight.shape)} does not have",
-            _MEND,
-        )
-    install(module, inputs, outputs, gather.constants)
+class _Editor:
+    """A model that shares its tensors with another one until they are replaced: what goes is never copied."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        for module in model.modules():
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+            for store in stores:
+                for leaf, value in store.items():
+                    if isinstance(value, Tensor):
+                        self._places.setdefault(id(value), []).append((store, leaf))
+
+    def owner(self, name: str) -> tuple[nn.Module, str]:
+        path, _, leaf = name.rpartition(".")
+        try:
+            return self.model.get_submodule(path), leaf
+        except AttributeError as error:
+            raise ArtifactError(f"the plan edits {name}, which the model does not have", _MEND) from error
+
+    def read(self, name: str) -> Tensor:
+        owner, leaf = self.owner(name)
+        value: Tensor | None = owner._parameters.get(leaf)
+        if value is None:
+            value = owner._buffers.get(leaf)
+        if value is None:
+            raise ArtifactError(f"the plan edits {name}, which the model does not have", _MEND)
+        return value
+
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Put `new` wherever the model holds `old`: a tied tensor stays tied."""
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        places = self._places.pop(id(old))
+        for store, leaf in places:
+            store[leaf] = new
+        self._places[id(new)] = places
+
+    def separate(self, original: nn.Module) -> None:
+        """Copy what is still shared with `original`."""
+        for value in tensors_of(original):
+            if id(value) in self._places:
+                self.replace(value, value.detach().clone())
 
 
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    try:
-        return model.get_submodule(path), leaf
-    except AttributeError as error:
-        raise ArtifactError(f"the plan edits {name}, which the model does not have", _MEND) from error
-
-
-def _read(model: nn.Module, name: str) -> Tensor:
-    owner, leaf = _owner(model, name)
-    value: Tensor | None = owner._parameters.get(leaf)
-    if value is None:
-        value = owner._buffers.get(leaf)
-    if value is None:
-        raise ArtifactError(f"the plan edits {name}, which the model does not have", _MEND)
-    return value
-
-
-def _replace(model: nn.Module, old: Tensor, new: Tensor) -> None:
-    """Put `new` wherever the model holds `old`: a tied tensor stays tied."""
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    for module in model.modules():
-        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for store in stores:
-            for leaf, value in store.items():
-                if value is old:
-                    store[leaf] = new
-
-
-def _slice(model: nn.Module, cut: Slice) -> None:
-    value = _read(model, cut.tensor)
+def _slice(small: _Editor, cut: Slice) -> None:
+    value = small.read(cut.tensor)
     if cut.dim >= value.ndim or value.shape[cut.dim] != cut.size:
         raise ArtifactError(
             f"the plan expects {cut.size} entries in dimension {cut.dim} of {cut.tensor}, "
             f"whose shape is {tuple(value.shape)}",
             _MEND,
         )
-    if max(cut.keep) >= cut.size * cut.groups or len(set(cut.keep)) != len(cut.keep):
-        raise ArtifactError(
-            f"the plan keeps indices of {cut.tensor} that are out of range or repeated (size {cut.size})",
-            "the plan is damaged: run `compactmtl compact` again",
-        )
     index = torch.tensor(cut.keep, device=value.device)
     if cut.groups == 1:
-        _replace(model, value, value.detach().index_select(cut.dim, index).contiguous())
+        small.replace(value, value.detach().index_select(cut.dim, index).contiguous())
         return
-    if value.shape[0] % cut.groups or len(cut.keep) % cut.groups:
+    counts = Counter(kept // cut.size for kept in cut.keep)
+    if (
+        cut.dim != 1
+        or value.shape[0] % cut.groups
+        or len(counts) < cut.groups
+        or len(set(counts.values())) > 1
+    ):
         raise ArtifactError(
             f"the plan keeps unequal numbers of inputs in the {cut.groups} groups of {cut.tensor}",
             "the plan is damaged: run `compactmtl compact` again",
         )
     rows = value.detach().reshape(cut.groups, -1, *value.shape[1:])
-    each = index.reshape(cut.groups, -1) % cut.size
+    each = index.sort().values.reshape(cut.groups, -1) % cut.size
     kept = torch.cat([rows[group].index_select(1, each[group]) for group in range(cut.groups)])
-    _replace(model, value, kept.contiguous())
+    small.replace(value, kept.contiguous())
 
 
-def _scale(model: nn.Module, scale: Scale) -> None:
-    value = _read(model, scale.tensor)
+def _scale(small: _Editor, scale: Scale) -> None:
+    value = small.read(scale.tensor)
     if max(scale.rows) >= value.shape[0]:
         raise ArtifactError(f"the plan scales rows of {scale.tensor} that it does not have", _MEND)
     rows = list(scale.rows)
-    value[rows] = (value[rows].double() * scale.factor).to(value.dtype)
+    scaled = value.detach().clone()
+    scaled[rows] = (scaled[rows].double() * scale.factor).to(value.dtype)
+    small.replace(value, scaled)
 
 
-def _merge(model: nn.Module, merge: Merge) -> None:
-    weight = _read(model, merge.weight)
-    if max(merge.carrier, *merge.sources) >= weight.shape[1]:
+def _merge(small: _Editor, merge: Merge) -> None:
+    weight = small.read(merge.weight)
+    if weight.ndim < 2 or max(merge.carrier, *merge.sources) >= weight.shape[1]:
         raise ArtifactError(
-            f"the plan merges inputs of {merge.weight} that are out of range (it has {weight.shape[1]})",
+            f"the plan merges inputs of {merge.weight} that are out of range (shape {tuple(weight.shape)})",
             "the plan is damaged: run `compactmtl compact` again",
         )
-    exact = weight.detach().double()
+    merged = weight.detach().clone()
     ratios = torch.tensor(merge.ratios, dtype=torch.float64, device=weight.device)
-    sources = exact[:, list(merge.sources)]
-    exact[:, merge.carrier] += (sources * ratios.view(1, -1, *[1] * (weight.ndim - 2))).sum(1)
-    weight.copy_(exact)
+    added = merged[:, list(merge.sources)].double() * ratios.view(1, -1, *[1] * (weight.ndim - 2))
+    merged[:, merge.carrier] = (merged[:, merge.carrier].double() + added.sum(1)).to(weight.dtype)
+    small.replace(weight, merged)
 
 
-def _shift(model: nn.Module, shift: BiasShift) -> None:
-    owner, leaf = _owner(model, shift.bias)
+def _shift(small: _Editor, shift: BiasShift) -> None:
     values = torch.tensor(shift.values, dtype=torch.float64)
     if shift.new:
-        weight = next(owner.parameters(recurse=False))
+        owner, leaf = small.owner(shift.bias)
+        if owner._parameters.get(leaf, values) is not None or not has_bias_slot(owner):
+            raise ArtifactError(f"the plan adds {shift.bias}, which the model has no empty place for", _MEND)
+        weight = small.read(f"{shift.bias.removesuffix(leaf)}weight")
+        if len(values) != weight.shape[0]:
+            raise ArtifactError(
+                f"the plan adds {len(values)} entries as {shift.bias} to {weight.shape[0]} channels", _MEND
+            )
         owner._parameters[leaf] = nn.Parameter(values.to(weight))
         return
-    bias = _read(model, shift.bias)
+    bias = small.read(shift.bias)
     if bias.shape != values.shape:
         raise ArtifactError(
             f"the plan shifts {len(values)} entries of {shift.bias}, whose shape is {tuple(bias.shape)}",
             _MEND,
         )
-    bias.copy_(bias.double() + values.to(bias.device))
+    small.replace(bias, (bias.detach().double() + values.to(bias.device)).to(bias.dtype))
+
+
+def has_bias_slot(module: nn.Module) -> bool:
+    """Whether a bias put into this module, which has none, is added to its output."""
+    return isinstance(module, (nn.Linear, _ConvNd)) and "bias" in module._parameters
+
+
+def _gather(editor: _Editor, gather: Gather) -> None:
+    module, leaf = editor.owner(f"{gather.module}.weight")
+    rows, columns = editor.read(f"{gather.module}.{leaf}").shape[:2]
+    inputs, outputs = gather.inputs, gather.outputs
+    if (inputs is not None and len(inputs) != columns) or (outputs is not None and max(outputs) > rows):
+        raise ArtifactError(
+            f"the plan gathers channels of {gather.module} that do not fit its {rows} outputs and {columns} inputs",
+            "the plan is damaged: run `compactmtl compact` again",
+        )
+    install(module, inputs, outputs, gather.constants)
 
 
 def _mend_layers(model: nn.Module, plan: Plan) -> None:
     """Make every layer's own numbers agree with the shapes of its tensors."""
+    for name, groups in plan.groups.items():
+        layer = _module(model, name, f"regroups {name}")
+        if not isinstance(layer, _ConvNd) or layer.weight.shape[0] % groups:
+            raise ArtifactError(f"the plan gives {groups} groups to {name}, which it does not fit", _MEND)
     for name, module in model.named_modules():
         if isinstance(module, _ConvNd):
             module.groups = plan.groups.get(name, module.groups)
@@ -164,15 +199,24 @@ def _mend_layers(model: nn.Module, plan: Plan) -> None:
             module.in_channels = inner * (1 if module.transposed else module.groups)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, (_BatchNorm, _InstanceNorm)):
             counted = module.weight if module.weight is not None else module.running_mean
             if counted is not None:
                 module.num_features = counted.shape[0]
-    modules = dict(model.named_modules())
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = module.weight.shape[0]
     for path, attributes in plan.attributes.items():
+        owner = _module(model, path, f"sets attributes of {path or 'the model'}")
         for name, value in attributes.items():
-            old: object = vars(modules[path]).get(name) if path in modules else None
+            old: object = vars(owner).get(name)
             if type(old) is not int and not isinstance(old, (list, tuple)):
                 raise ArtifactError(f"the plan sets {path}.{name}, which the model does not have", _MEND)
             new = list(value) if isinstance(old, list) and isinstance(value, tuple) else value
-            setattr(modules[path], name, new)
+            setattr(owner, name, new)
+
+
+def _module(model: nn.Module, path: str, deed: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise ArtifactError(f"the plan {deed}, which the model does not have", _MEND) from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from compactmtl.errors import ArtifactError
@@ -17,7 +17,7 @@ Index = Annotated[int, Field(ge=0)]
 
 
 class _Edit(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Slice(_Edit):
@@ -31,12 +31,20 @@ class Slice(_Edit):
         1, description="of a grouped convolution: `keep` lists each group's inputs, counted over all groups"
     )
 
+    @model_validator(mode="after")
+    def _in_range(self) -> Slice:
+        if max(self.keep) >= self.size * self.groups or len(set(self.keep)) != len(self.keep):
+            raise ValueError(
+                f"it keeps indices of {self.tensor} that are out of range or repeated (size {self.size})"
+            )
+        return self
+
 
 class Scale(_Edit):
     """Rows of a weight or bias times a factor: makes up for attention's scale, which follows the width."""
 
     tensor: str
-    rows: tuple[Index, ...]
+    rows: tuple[Index, ...] = Field(min_length=1)
     factor: float
 
 
@@ -45,8 +53,16 @@ class Merge(_Edit):
 
     weight: str
     carrier: Index
-    sources: tuple[Index, ...]
+    sources: tuple[Index, ...] = Field(min_length=1)
     ratios: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_ratio_each(self) -> Merge:
+        if len(self.ratios) != len(self.sources) or self.carrier in self.sources:
+            raise ValueError(
+                f"it merges inputs of {self.weight} into themselves or by a wrong number of ratios"
+            )
+        return self
 
 
 class BiasShift(_Edit):
@@ -99,7 +115,7 @@ class Plan(_Edit):
         return self.model_dump_json(indent=1)
 
     @classmethod
-    def from_json(cls, text: str, source: str = "plan") -> Plan:
+    def from_json(cls, text: str | bytes, source: str = "plan") -> Plan:
         """Read a plan. Raises ArtifactError where it is damaged or of another version."""
         try:
             return cls.model_validate_json(text)
@@ -114,7 +130,7 @@ class Plan(_Edit):
     @classmethod
     def load(cls, path: Path) -> Plan:
         try:
-            return cls.from_json(path.read_text(), str(path))
+            return cls.from_json(path.read_bytes(), str(path))
         except FileNotFoundError as error:
             raise ArtifactError(f"{path} does not exist", "run `compactmtl compact RUN` first") from error
 

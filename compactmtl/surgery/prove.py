@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from compactmtl.errors import SurgeryError
-from compactmtl.graph.trace import evaluating
+from compactmtl.graph.copies import copy_model
+from compactmtl.graph.trace import evaluating, first_line
 
 _DOUBLE_LIMIT = 400_000_000  # parameters above which a second copy in float64 may not fit
+
+# What is left of exact edits: sums in another order, and constants that were folded in float32 (1e-8 of the
+# output over a whole network). A wrong edit is off by far more. In float32 the two models' own rounding counts.
+_TOLERANCE = {torch.float64: 1e-6}
+_FLOAT32_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -38,71 +44,174 @@ class Proof:
         return max((case.max_relative_error for case in self.cases), default=0.0)
 
     @property
+    def failed_case(self) -> int:
+        """The first case whose error is too large or that could not run."""
+        wrong = [case.max_relative_error > self.tolerance for case in self.cases]
+        return wrong.index(True) if True in wrong else len(self.cases)
+
+    @property
     def passed(self) -> bool:
-        return not self.failure and self.max_relative_error <= self.tolerance
+        return not self.failure and bool(self.cases) and self.max_relative_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the original gives in eval mode: on the example, on fresh noise for twice the batch, and at another resolution."""
+
+    inputs: tuple[tuple[Any, ...], ...]
+    outputs: tuple[list[Tensor], ...]
+    dtype: torch.dtype
+
+
+def reference(original: nn.Module, example_inputs: Sequence[Any]) -> Reference:
+    """Run the original, in float64 where that fits and where the model takes it.
+
+    Batch sizes and resolutions that the original itself cannot run, or whose output holds nothing finite, are
+    left out. Raises SurgeryError where that is so of the example.
+    """
+    own = next((value.dtype for value in original.parameters() if value.is_floating_point()), torch.float32)
+    small = sum(value.numel() for value in original.parameters()) <= _DOUBLE_LIMIT
+    failure: Exception | None = None
+    # A model that makes tensors of a fixed type on its way may refuse float64.
+    for dtype in dict.fromkeys([torch.float64, own] if small else [own]):
+        model = copy_model(original, dtype=dtype)
+        inputs = [_cast(example_inputs, dtype)]
+        try:
+            outputs = [_outputs(model, inputs[0])]
+        except Exception as error:
+            failure = error
+            continue
+        _require_finite(original, outputs[0])
+        for variant in _variants(example_inputs, dtype):
+            if len(inputs) > 1 and _shape(variant) == _shape(inputs[0]):
+                continue  # fresh noise has been tried at another shape
+            try:
+                found = _outputs(model, variant)
+            except Exception:
+                continue  # a batch size or resolution that the network does not take
+            if all(_has_finite(value) for value in found):
+                inputs.append(variant)
+                outputs.append(found)
+        return Reference(tuple(inputs), tuple(outputs), dtype)
+    assert failure is not None
+    raise SurgeryError(
+        f"{type(original).__name__} does not run on its example inputs: {first_line(failure)}",
+        "pass example inputs that model(*example_inputs) accepts",
+    ) from failure
+
+
+def compare(
+    expected: Reference, small: nn.Module, tolerance: float | None = None, case: int | None = None
+) -> Proof:
+    """Run the compact model on every case of the original, or on one `case` alone.
+
+    `tolerance` is the largest error allowed, by default 1e-6 in float64 and 1e-4 in narrower types.
+    """
+    if tolerance is None:
+        tolerance = _TOLERANCE.get(expected.dtype, _FLOAT32_TOLERANCE)
+    dtype = str(expected.dtype).removeprefix("torch.")
+    model = copy_model(small, dtype=expected.dtype)
+    cases: list[Case] = []
+    for position, (inputs, outputs) in enumerate(zip(expected.inputs, expected.outputs, strict=True)):
+        if case is not None and position != case:
+            continue
+        try:
+            found = _outputs(model, inputs)
+        except Exception as error:
+            return Proof(tuple(cases), tolerance, dtype, first_line(error))
+        cases.append(Case(_shape(inputs), _error(outputs, found)))
+    return Proof(tuple(cases), tolerance, dtype)
 
 
 def prove(
-    original: nn.Module, small: nn.Module, example_inputs: Sequence[Tensor], tolerance: float = 1e-4
+    original: nn.Module, small: nn.Module, example_inputs: Sequence[Any], tolerance: float | None = None
 ) -> Proof:
-    """Compare the outputs of two models in eval mode on the example and on fresh random inputs.
-
-    In float64 where both fit. Batch sizes and resolutions that the original model itself cannot run are
-    left out. Raises SurgeryError where the original cannot run the example.
-    """
-    double = sum(p.numel() for p in original.parameters()) <= _DOUBLE_LIMIT
-    dtype = torch.float64 if double else next((p.dtype for p in original.parameters()), torch.float32)
-    one, other = (copy.deepcopy(model).to(dtype) for model in (original, small))
-    cases: list[Case] = []
-    with evaluating(one), evaluating(other), torch.inference_mode():
-        for position, inputs in enumerate(_inputs(example_inputs, dtype)):
-            try:
-                expected = _outputs(one, inputs)
-            except Exception as error:
-                if position == 0:
-                    raise SurgeryError(
-                        f"{type(original).__name__} does not run on its example inputs: {error}",
-                        "pass example inputs that model(*example_inputs) accepts",
-                    ) from error
-                continue
-            try:
-                found = _outputs(other, inputs)
-            except Exception as error:
-                return Proof(tuple(cases), tolerance, str(dtype), f"{type(error).__name__}: {error}")
-            cases.append(Case(tuple(inputs[0].shape), _error(expected, found)))
-    return Proof(tuple(cases), tolerance, str(dtype).removeprefix("torch."))
+    """Compare the outputs of two models in eval mode: see `reference` and `compare`."""
+    return compare(reference(original, example_inputs), small, tolerance)
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
+    # A forward may write into its inputs: each run has its own.
+    own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs))
+    with evaluating(model), torch.inference_mode():
+        leaves = tree_leaves(model(*own))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _require_finite(original: nn.Module, outputs: Sequence[Tensor]) -> None:
+    for position, value in enumerate(outputs):
+        if not _has_finite(value):
+            raise SurgeryError(
+                f"output {position} of {type(original).__name__} holds nothing finite on the example inputs",
+                "pass example inputs, and weights, that give finite outputs",
+            )
+
+
+def _has_finite(value: Tensor) -> bool:
+    return value.numel() == 0 or bool(torch.isfinite(value).any())
 
 
 def _error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    worst = 0.0
-    for one, other in zip(expected, found, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        scale = float(one.abs().max()) or 1.0
-        error = float((one - other).abs().max()) / scale
-        worst = max(worst, error if error == error else float("inf"))
-    return worst
+    if len(expected) != len(found):
+        return float("inf")
+    return max((_difference(one, other) for one, other in zip(expected, found, strict=True)), default=0.0)
 
 
-def _inputs(example_inputs: Sequence[Tensor], dtype: torch.dtype) -> list[list[Tensor]]:
-    """The example itself, fresh noise of its shape, twice the batch, and another resolution of every image."""
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference as a share of the largest finite value; infinities have to agree."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return float("inf")
+    if one.numel() == 0:
+        return 0.0
+    if not one.is_complex():
+        one, other = one.double(), other.double()
+    finite = torch.isfinite(one)
+    same = (one == other) | (torch.isnan(one) & torch.isnan(other))
+    if not bool((same | (finite & torch.isfinite(other))).all()):
+        return float("inf")
+    scale = float(one[finite].abs().max()) or 1.0
+    return float(torch.where(same, 0.0, (one - other).abs()).max()) / scale
+
+
+def _shape(inputs: Sequence[Any]) -> tuple[int, ...]:
+    return next(tuple(leaf.shape) for leaf in tree_leaves(list(inputs)) if isinstance(leaf, Tensor))
+
+
+def _cast(inputs: Sequence[Any], dtype: torch.dtype) -> tuple[Any, ...]:
+    return tuple(
+        tree_map(
+            lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
+            list(inputs),
+        )
+    )
+
+
+def _variants(example_inputs: Sequence[Any], dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """Fresh inputs for twice the batch, at another resolution of every image, and of the example's own shape."""
     generator = torch.Generator().manual_seed(0)
 
     def fresh(value: Tensor, shape: Sequence[int]) -> Tensor:
-        if not value.is_floating_point():
-            return value
-        return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(value.device, dtype)
+        if value.is_floating_point():
+            noise = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+            return noise.to(value.device, dtype)
+        # Whole numbers may be indices: only values that the example holds are known to be valid.
+        drawn = torch.randint(max(1, value.numel()), tuple(shape), generator=generator).to(value.device)
+        return value.ravel()[drawn] if value.numel() else value
 
-    shapes = [tuple(value.shape) for value in example_inputs]
-    doubled = [(2 * shape[0], *shape[1:]) if shape else shape for shape in shapes]
-    larger = [(*shape[:-2], shape[-2] + 32, shape[-1] + 32) if len(shape) == 4 else shape for shape in shapes]
-    as_given = [value.to(dtype) if value.is_floating_point() else value for value in example_inputs]
-    cases = [as_given]
-    for variant in (shapes, doubled, larger):
-        if variant is shapes or variant != shapes:
-            cases.append([fresh(value, shape) for value, shape in zip(example_inputs, variant, strict=True)])
-    return cases
+    def doubled(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2 * shape[0], *shape[1:]) if shape else shape
+
+    def larger(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-2], shape[-2] + 32, shape[-1] + 32) if len(shape) == 4 else shape
+
+    def redrawn(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> tuple[Any, ...]:
+        def one(leaf: Any) -> Any:
+            return fresh(leaf, change(tuple(leaf.shape))) if isinstance(leaf, Tensor) else leaf
+
+        return tuple(tree_map(one, list(example_inputs)))
+
+    shapes = [tuple(leaf.shape) for leaf in tree_leaves(list(example_inputs)) if isinstance(leaf, Tensor)]
+    variants = [redrawn(doubled)]
+    if any(len(shape) == 4 for shape in shapes):
+        variants.append(redrawn(larger))
+    return [*variants, redrawn(lambda shape: shape)]

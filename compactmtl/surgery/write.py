@@ -87,7 +87,11 @@ def _folded_besides(graph: ChannelGraph, product: Product, thin: Thinned) -> Fla
     if thin.inputs is None or product.node_in is None or product.padded or not product.folds:
         return np.zeros(product.input_size, dtype=bool)
     constant = graph.analysis.constant(product.node_in)
-    return constant & (graph.analysis.values[product.node_in] != 0) & ~thin.inputs if constant.any() else constant
+    return (
+        constant & (graph.analysis.values[product.node_in] != 0) & ~thin.inputs
+        if constant.any()
+        else constant
+    )
 
 
 def _gather(graph: ChannelGraph, product: Product, alive: Flags, thin: Thinned) -> Gather:
