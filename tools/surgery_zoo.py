@@ -153,6 +153,7 @@ def _coupled(model: nn.Module, image: tuple[Tensor, ...], generator: torch.Gener
 
 
 def torch_pruning_groups(model: nn.Module, image: tuple[Tensor, ...]) -> Iterator[Any]:
+    """Torch-Pruning's groups of channels, those of the layers that write the output left out."""
     import torch_pruning as tp
 
     with torch.enable_grad():  # its tracer follows autograd

@@ -132,7 +132,7 @@ def _aligned(needed: Flags, kept: Flags, align: int) -> Flags:
 
 
 def install(
-    module: nn.Module, inputs: list[int] | None, outputs: list[int] | None, constants: list[float]
+    module: nn.Module, inputs: Sequence[int] | None, outputs: Sequence[int] | None, constants: Sequence[float]
 ) -> None:
     """Make a layer gather its inputs and spread its outputs.
 

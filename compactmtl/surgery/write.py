@@ -59,9 +59,9 @@ def write_plan(
         groups=groups,
         attributes=counted_attributes(graph, model, alive),
         gathers=tuple(
-            _gather(graph, product, alive, thinned[product.weight])
+            _gather(graph, product, alive, thin)
             for product in graph.analysis.products.values()
-            if product.weight in thinned
+            if (thin := thinned.get(product.weight or "")) is not None
         ),
     )
 
