@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from surgery_zoo import PATTERNS, ZOO, NotMasked, build, mask, torch_pruning_groups, writers
+from surgery_zoo import PATTERNS, ZOO, NotMasked, build, calibrate, mask, torch_pruning_groups, writers
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -206,6 +206,7 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
         torch.manual_seed(seed)
         model, image = build(name)
         mask(model, image, pattern, seed)
+        calibrate(model, image)
         row["varies"] = varies(model, image)
         if row["varies"] > VARIES:
             break

@@ -125,6 +125,12 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
         settings = model.default_cfg
         if settings.get("fixed_input_size"):
             size = settings["input_size"][-1]
+    _randomize(model)
+    return model.eval(), (torch.randn(1, 3, size, size),)
+
+
+def _randomize(model: nn.Module) -> None:
+    """Norms as after training; nothing stays at the zero that some networks begin with, such as a branch's gain."""
     module: Any
     with torch.no_grad():
         for module in model.modules():
@@ -134,7 +140,27 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
                 statistics.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.2)
-    return model.eval(), (torch.randn(1, 3, size, size),)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2 and parameter.abs().max() < 1e-3:
+                if name.endswith("bias"):
+                    parameter.normal_(0, 0.1)
+                else:
+                    parameter.uniform_(0.5, 1.5)
+
+
+def calibrate(model: nn.Module, image: tuple[Tensor, ...]) -> None:
+    """Batch norms take the statistics of what they see, as after training.
+
+    Without it a good part of the channels never gets past its ReLU, whatever the mask: dead, but by chance.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(16, *image[0].shape[1:]))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
 
 
 def _half(count: int, generator: torch.Generator) -> Tensor:

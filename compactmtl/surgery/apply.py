@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.copies import copy_model, tensors_of
+from compactmtl.surgery.computed import contract_computed
 from compactmtl.surgery.gather import install
 from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
 
@@ -30,7 +31,12 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             f"the plan was made for another model than this {type(model).__name__}: names or shapes differ",
             _MEND,
         )
-    small = _Editor(copy_model(model, share=True))
+    copied = copy_model(model, share=True)
+    try:
+        contract_computed(copied, plan.contracted)
+    except KeyError as error:
+        raise ArtifactError(f"the plan contracts {error}, which the model does not have", _MEND) from error
+    small = _Editor(copied)
     with torch.no_grad():
         for merge in plan.merges:
             _merge(small, merge)

@@ -13,17 +13,21 @@ from torch.utils._pytree import tree_map
 
 from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
+from compactmtl.graph.copies import copy_model
 from compactmtl.graph.space import Flags
 from compactmtl.graph.trace import check_inputs, check_model, first_line
 from compactmtl.overparam import contract
 from compactmtl.surgery.analyse import choose_alive
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
+from compactmtl.surgery.computed import computed_layers, contract_computed
 from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.kept import kept_whole
-from compactmtl.surgery.plan import Plan
+from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
-from compactmtl.surgery.report import SurgeryReport, layer_changes
+from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
 from compactmtl.surgery.write import write_plan
+
+ROUNDED = 1e-4  # largest relative error where weights are computed in float32 once instead of at every call
 
 
 @dataclass(frozen=True)
@@ -65,26 +69,75 @@ def compact(
     )
     plain = _plain_copy(model)
     graph = ChannelGraph.trace(plain, inputs)
-    attempt = _Attempt(graph, plain, reference(plain, inputs), align, tolerance)
-    alive, rolled_back = attempt.search()
-    if gather:
-        rolled_back += attempt.gather(alive)
-    plan, small, proof = attempt.result(alive)
+    expected = reference(plain, inputs)
+    found = None
+    computed = computed_layers(graph, plain)
+    if computed:
+        found = _remove(plain, inputs, expected, align, tolerance, gather, computed)
+    if found is None or found.plan.empty:  # nothing gained: layers with computed weights stay what they are
+        found = _remove(plain, inputs, expected, align, tolerance, gather, graph=graph)
+    assert found is not None
+    plan, small = found.plan, found.model
     before, after = cost(plain, inputs), cost(small, inputs)
     report = SurgeryReport(
         macs_before=before.macs,
         macs_after=after.macs,
         parameters_before=before.parameters,
         parameters_after=after.parameters,
-        layers=layer_changes(graph, alive),
-        proof=proof,
-        kept_whole={
-            **kept_whole(graph, alive),
-            **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
-        },
+        layers=found.layers,
+        proof=found.proof,
+        kept_whole=found.kept_whole,
+        contracted=plan.contracted,
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)
+
+
+@dataclass(frozen=True)
+class _Removal:
+    plan: Plan
+    model: nn.Module
+    proof: Proof
+    layers: tuple[LayerChange, ...]
+    kept_whole: dict[str, str]
+
+
+def _remove(
+    plain: nn.Module,
+    inputs: Sequence[Any],
+    expected: Reference,
+    align: int,
+    tolerance: float | None,
+    gather: bool,
+    computed: Sequence[str] = (),
+    graph: ChannelGraph | None = None,
+) -> _Removal | None:
+    """Remove what is dead, with the layers `computed` contracted first.
+
+    None where that does not keep the function: their weights, computed in float64 for the proof, are then rounded.
+    """
+    contracted, original = plain, expected
+    if computed:
+        contracted = copy_model(plain, share=True)
+        contract_computed(contracted, computed)
+        expected = reference(contracted, inputs)
+    if graph is None:
+        graph = ChannelGraph.trace(contracted, inputs)
+    attempt = _Attempt(graph, contracted, expected, align, tolerance)
+    alive, rolled_back = attempt.search()
+    if gather:
+        rolled_back += attempt.gather(alive)
+    plan, small, proof = attempt.result(alive)
+    if computed:
+        proof = compare(original, small, max(tolerance or 0.0, ROUNDED))
+        if not proof.passed:
+            return None
+    plan = plan.model_copy(update={"contracted": tuple(computed), "signature": signature(plain)})
+    kept = {
+        **kept_whole(graph, alive),
+        **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
+    }
+    return _Removal(plan, small, proof, layer_changes(graph, alive), kept)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
