@@ -1,73 +1,85 @@
-"""What a balancer is, and the choice of one by name."""
+"""What a balancer is: from one loss for each task to the one scalar, or the one gradient, that is followed."""
 
 from __future__ import annotations
 
-import difflib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from compactmtl.errors import ConfigError
-from compactmtl.tasks.base import Task
+from compactmtl.config.schema import Frozen
+from compactmtl.errors import ConfigError, TrainingError
+
+
+class NoOptions(Frozen):
+    """Options of a method that has none."""
 
 
 class Balancer(nn.Module):
-    """Combines task losses. Its parameters, where it has any, belong into the optimizer.
+    """Combines task losses. Its parameters, where it has any, belong into the optimizer; its state_dict holds all that
+    a resumed run needs.
 
     `weights` and `kinds` map each task to its recipe weight and its kind (see `balancer`).
     """
+
+    relooks: ClassVar[bool] = False  # whether `after_step` must be called
 
     def __init__(self, weights: Mapping[str, float], kinds: Mapping[str, str]) -> None:
         super().__init__()
         self.weights = dict(weights)
         self.kinds = dict(kinds)
+        self.loss_scale = 1.0  # of backward, where half precision scales the loss
 
     def combine(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar to minimize, of one scalar loss for each task.
 
         Raises ConfigError where the tasks of `losses` are not those of the balancer.
         """
+        self._check_tasks(losses)
+        return self._combine(losses)
+
+    @abstractmethod
+    def _combine(self, losses: Mapping[str, Tensor]) -> Tensor: ...
+
+    def _check_tasks(self, losses: Mapping[str, Tensor]) -> None:
         if losses.keys() != self.weights.keys():
             raise ConfigError(
                 f"losses of {', '.join(sorted(losses))} cannot be combined by a balancer of"
                 f" {', '.join(sorted(self.weights))}",
                 "give one loss for each task",
             )
-        return self._combine(losses)
 
-    @abstractmethod
-    def _combine(self, losses: Mapping[str, Tensor]) -> Tensor: ...
+    def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Each loss times its task's weight, float32 or wider (T,), in the order of the tasks.
+
+        float32 at least: under autocast a half-precision sum would round small losses away.
+        """
+        return torch.stack(
+            [weight * losses[task].to(_wide(losses[task].dtype)) for task, weight in self.weights.items()]
+        )
+
+    def after_step(self, losses: Mapping[str, Tensor]) -> None:
+        """Learn from the losses of the same batch after the optimizer's step; see `relooks`."""
+
+    def end_epoch(self) -> None:
+        """Learn from an epoch that has ended."""
 
     def log(self) -> dict[str, float]:
         """The factor by which each task's loss counts now."""
         return dict(self.weights)
 
 
-def balancer(name: str, tasks: Sequence[str] | Mapping[str, Task] | Mapping[str, float]) -> Balancer:
-    """The balancer `name` ("equal" or "uncertainty") for these tasks.
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
-    `tasks` are names (all of weight 1), weights by name, or the tasks themselves, whose `weight` and
-    `kind` are read. Raises ConfigError for an unknown name, no task at all, or a negative weight.
-    """
-    from compactmtl.balancing.equal import Equal
-    from compactmtl.balancing.uncertainty import Uncertainty
 
-    known: dict[str, type[Balancer]] = {"equal": Equal, "uncertainty": Uncertainty}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ConfigError(
-            f"unknown balancing {name!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
-        )
-    weights: dict[str, float] = {}
-    kinds: dict[str, str] = {}
-    for task in tasks:
-        value = tasks[task] if isinstance(tasks, Mapping) else 1.0
-        weights[task] = float(value) if isinstance(value, int | float) else value.weight
-        kinds[task] = "" if isinstance(value, int | float) else value.kind
-    if not weights:
-        raise ConfigError("balancing needs at least one task")
-    if negative := [task for task, weight in weights.items() if not weight >= 0]:
-        raise ConfigError(f"the weight of task {negative[0]} is {weights[negative[0]]}", "weights are >= 0")
-    return known[name](weights, kinds)
+def check_positive(name: str, values: Tensor, tasks: Mapping[str, float]) -> None:
+    """Raise TrainingError naming the first task whose loss is not above 0, for methods that take its logarithm."""
+    for task, value in zip(tasks, values.tolist(), strict=True):
+        if not value > 0:
+            raise TrainingError(
+                f"balancing {name} takes the logarithm of each loss, and that of task {task!r} is {value}",
+                "choose another loss for the task, or another balancing.name",
+            )

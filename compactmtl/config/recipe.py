@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
+from compactmtl.config.overparam import OverparamConfig
 from compactmtl.config.schema import Frozen as Frozen
 from compactmtl.config.schema import Positive as Positive
 from compactmtl.config.schema import Scalar as Scalar
@@ -155,17 +156,6 @@ class TrainConfig(Frozen):
     )
 
 
-class OverparamConfig(Frozen):
-    """Which layers are trained as products of factors. Source: arXiv:2308.13300."""
-
-    kind: Literal["svd"] = "svd"
-    rank: Literal["full"] | Annotated[int, Field(ge=1)] | Positive = Field(
-        "full", description="full, a number (int), or a share of full (float)"
-    )
-    scope: Literal["encoder", "model"] = "encoder"
-    exclude: tuple[str, ...] = Field((), description="globs of layer names left plain")
-
-
 class SelectiveConfig(Frozen):
     """Shrink only the channels that matter least per MAC, on a schedule, to a stated target."""
 
@@ -219,3 +209,11 @@ class Recipe(Frozen):
     single_task: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="single-task metrics (task -> metric -> value), to show Δm against"
     )
+
+    @model_validator(mode="after")
+    def _one_weight_to_shrink(self) -> Recipe:
+        if self.sparsity is not None and self.overparam is not None and self.overparam.per_task:
+            raise ValueError(
+                "overparam.per_task: sparsity needs one weight for all tasks; remove one of the two"
+            )
+        return self

@@ -154,7 +154,14 @@ class Analysis:
         return flags & (self.values[node] == 0) if flags.any() else flags
 
     def tensors_in(self, node: fx.Node) -> list[fx.Node]:
-        return [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
+        """The tensors that a call reads, of a split's part the tensor that was split."""
+        found = []
+        for item in node.all_input_nodes:
+            if isinstance(item.meta.get("val"), Tensor):
+                found.append(item)
+            elif item.op == "call_function":
+                found += self.tensors_in(item)
+        return found
 
     # -- writing -----------------------------------------------------------------------------------
 

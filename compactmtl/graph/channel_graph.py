@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compactmtl.graph.analysis import Analysis, Binding
 from compactmtl.graph.groups import GroupFamily, Member, Role
@@ -168,18 +168,28 @@ class ChannelGraph:
     # -- liveness ------------------------------------------------------------------------------------
 
     def live_classes(self) -> Flags:
-        """Classes that must stay: fixed, or with a coordinate that varies with the input and is used."""
+        """Classes that must stay: fixed, varying, or with a constant that its reader cannot do without."""
+        exact = self._classes_of(self.analysis.exact.get, self.analysis.zero)
+        return self.fixed | self.varying_classes() | exact
+
+    def varying_classes(self) -> Flags:
+        """Classes with a coordinate that varies with the input and is used."""
+        return self._classes_of(self.analysis.uses.get, self.analysis.constant)
+
+    def _classes_of(
+        self, marked: Callable[[fx.Node], Flags | None], known: Callable[[fx.Node], Flags]
+    ) -> Flags:
+        """Classes with a coordinate of an activation that is marked and not known."""
         analysis = self.analysis
-        alive = self.fixed.copy()
+        found = np.zeros(self.classes, dtype=bool)
         for node in analysis.traced.calls:
             axis = analysis.axis(node)
             if axis is None or node not in analysis.rules or node in analysis.static:
                 continue
-            none = np.zeros(axis.ids.shape, dtype=bool)
-            live = analysis.uses.get(node, none) & ~analysis.constant(node)
-            exact = analysis.exact.get(node, none) & ~analysis.zero(node)
-            alive[self.labels[axis.ids[live | exact]]] = True
-        return alive
+            flags = marked(node)
+            if flags is not None:
+                found[self.labels[axis.ids[flags & ~known(node)]]] = True
+        return found
 
 
 MacModel = Callable[[Sequence[Flags]], float]

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from compactmtl.errors import SurgeryError
-from compactmtl.graph.aliases import resolve_mutations
+from compactmtl.graph.aliases import is_mutation, resolve_mutations
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
             tensors[node] = (name, constant if isinstance(constant, Tensor) else torch.as_tensor(constant))
         else:
             users.append(node)
+    _drop_unread(module.graph)
     hazards = frozenset(resolve_mutations(module.graph))
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = tuple(output.all_input_nodes)
@@ -149,6 +150,13 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
             "return tensors, or a dict or list of them",
         )
     return Traced(module, tensors, tuple(users), outputs, hazards)
+
+
+def _drop_unread(graph: fx.Graph) -> None:
+    """Calls whose result nothing reads, such as checks of a type, say nothing of the channels."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and not is_mutation(node):
+            graph.erase_node(node)
 
 
 def _explained(model: nn.Module, example_inputs: Sequence[Any], error: Exception) -> SurgeryError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -16,12 +16,19 @@ from compactmtl.models.mtan import MTANHead, SharedAttention
 from compactmtl.tasks import Task
 
 
+class TaskEncoders(nn.ModuleDict):
+    """An encoder a task in place of the shared one: an image to {task: what its encoder gives}."""
+
+    def forward(self, image: Tensor) -> dict[str, Any]:
+        return {task: encoder(image) for task, encoder in self.items()}
+
+
 class MultiTaskModel(nn.Module):
     """Image (B, 3, H, W) to {task: output}, in the order of `heads`.
 
     `encoder(image)` gives features (B, C) or (B, C, h, w), or a list of maps, of which a head reads the last, or all
     where its attribute `needs` is "pyramid" or "blocks". `heads[task](features, (H, W))` gives that task's output; a
-    MTANHead is also given `encoder.attention`. Raises ConfigError for a task name that torch cannot give a submodule.
+    MTANHead is also given `encoder.attention`. An encoder that is a TaskEncoders gives each task its own. Raises ConfigError for a task name that torch cannot give a submodule.
     """
 
     def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module]) -> None:
@@ -41,11 +48,13 @@ class MultiTaskModel(nn.Module):
         size = (image.shape[-2], image.shape[-1])
         return {name: self.run_head(name, features, size) for name in self.heads}
 
-    def run_head(self, name: str, features: Tensor | Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def run_head(self, name: str, features: Any, size: tuple[int, int]) -> Tensor:
         """The output of one task for what `encoder(image)` gave on images of `size` = (H, W)."""
-        head = self.heads[name]
+        head, encoder = self.heads[name], self.encoder
+        if isinstance(encoder, TaskEncoders):
+            features, encoder = features[name], encoder[name]
         if isinstance(head, MTANHead):
-            return cast(Tensor, head(features, size, self.encoder.attention))
+            return cast(Tensor, head(features, size, encoder.attention))
         several = getattr(head, "needs", "last") != "last"
         return cast(Tensor, head(features if several else last_map(features), size))
 

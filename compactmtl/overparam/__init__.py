@@ -1,11 +1,14 @@
-"""Layers trained as products of factors, and their exact contraction to plain layers."""
+"""Layers trained in a richer form than they are deployed in, and their exact contraction to plain layers."""
 
 from compactmtl.overparam.convert import contract, factor_of, factorized_layers, overparameterize
-from compactmtl.overparam.svd import FactorizedConv2d, FactorizedLinear
+from compactmtl.overparam.kinds import DIAGONAL, Kind, Rank
+from compactmtl.overparam.layer import OverparamLayer
 
 __all__ = [
-    "FactorizedConv2d",
-    "FactorizedLinear",
+    "DIAGONAL",
+    "Kind",
+    "OverparamLayer",
+    "Rank",
     "contract",
     "factor_of",
     "factorized_layers",

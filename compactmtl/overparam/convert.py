@@ -1,4 +1,4 @@
-"""Turn a model's layers into factorized ones and back. Source: arXiv:2308.13300."""
+"""Turn a model's layers into their training form and back. Source: arXiv:2308.13300."""
 
 from __future__ import annotations
 
@@ -12,103 +12,148 @@ from torch import nn
 
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
-from compactmtl.overparam.svd import FactorizedConv2d, FactorizedLinear
+from compactmtl.overparam.kinds import (
+    DIAGONAL,
+    Kind,
+    Rank,
+    build_layer,
+    check_kind,
+    check_rank,
+    full_rank,
+    takes,
+)
+from compactmtl.overparam.layer import Evaluation, OverparamLayer
+from compactmtl.overparam.per_task import split_encoder
 
-Plain = nn.Conv2d | nn.Linear
-Factorized = FactorizedConv2d | FactorizedLinear
-Rank = Literal["full"] | int | float
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def overparameterize(
     model: Model,
-    kind: Literal["svd"] = "svd",
+    kind: Kind = "svd",
     rank: Rank = "full",
     scope: Literal["encoder", "model"] = "encoder",
     exclude: Sequence[str] = (),
+    *,
+    tasks: Sequence[str] = (),
+    per_task: bool = False,
+    depthwise: bool = False,
+    evaluation: Evaluation = "auto",
+    initialize: bool = True,
 ) -> Model:
-    """A copy of `model` whose convolutions and linears are products of factors, with the same function.
+    """A copy of `model` whose convolutions and linears are in a richer form to train, with the same function.
 
-    The function is unchanged to float tolerance at rank "full"; a number (int) caps every layer's rank,
-    a share in (0, 1] (float) cuts it to that share of full, and both start at the best approximation.
-    `scope` "encoder" takes the layers below `model.encoder`, or all of a model that has no such part.
-    `exclude` holds globs of layer names that stay plain. Layers of exactly the types nn.Conv2d and
-    nn.Linear take part, depthwise convolutions stay plain, and a module used twice stays one module.
-    A model on the meta device gets factors without values, to load a checkpoint into.
+    Args:
+        model: on the meta device it gets factors without values, to load a checkpoint into.
+        kind: `svd` (U·M·V, the paper's), `cp` and `tucker` in its place; `expandnet_cl`, `expandnet_ck` and `repvgg`
+            to compare with; `none` leaves every layer plain.
+        rank: "full" keeps the function to float tolerance; a number (int) caps every layer's rank, a share in (0, 1]
+            (float) cuts it to that share of full, and both start at an approximation; a multiple above 1 (float) is
+            truly over-complete. For ExpandNet the rate of expansion, a float of at least 1.
+        scope: "encoder" takes the layers below `model.encoder`, or all of a model that has no such part.
+        exclude: globs of layer names that stay plain.
+        tasks: tasks with a diagonal of their own in every layer (svd, cp, tucker); without it there is one for all.
+        per_task: each of `tasks` gets a weight of its own, U·M(t)·V, and so an encoder pass of its own; by default
+            the diagonals multiply, and there is one weight.
+        depthwise: take depthwise convolutions too.
+        evaluation: "contract" the weight and convolve once, convolve in "sequence", or what is cheaper ("auto").
+        initialize: False leaves zeros for factors whose values are about to be loaded.
 
-    Raises ConfigError for an unknown kind or scope, a rank out of range, weights that are not finite or
-    tied between layers, a pattern that names no layer, and a model without a layer to factorize.
+    Layers of exactly the types nn.Conv2d and nn.Linear take part, and a module used twice stays one module.
+
+    Raises ConfigError for an unknown kind, scope or task, a rank out of range, weights that are not finite or tied
+    between layers, a pattern that names no layer, and a model without a layer to factorize.
     """
-    if kind != "svd":
-        raise ConfigError(f"unknown over-parameterization {kind!r}", "known: svd")
+    check_kind(kind)
     inside = in_scope(model, scope)
     if factorized_layers(model):
         raise ConfigError("the model is factorized already", "contract it first")
-    candidates = {name: m for name, m in _named(model) if inside(name) and _is_plain(m)}
+    _check_tasks(model, kind, tasks, per_task)
+    if kind == "none":
+        return copy_model(model)
+    candidates = {
+        name: m for name, m in _named(model) if inside(name) and takes(kind, m, depthwise=depthwise)
+    }
     names = _without(candidates, exclude)
     chosen = {id(candidates[name]) for name in names}
     if not chosen:
         raise ConfigError(
-            f"no layer to factorize in scope {scope!r}",
-            "factorizing needs an nn.Conv2d (not depthwise) or nn.Linear that is not excluded",
+            f"no layer to factorize in scope {scope!r}", f"{kind} needs {_NEEDS.get(kind, _NEEDS['svd'])}"
         )
     _reject_tied(model, chosen)
-    largest = max(_full_rank(candidates[name]) for name in names)
-    _check_rank(rank, largest)
+    plain = [m for m in candidates.values() if isinstance(m, nn.Conv2d | nn.Linear) and id(m) in chosen]
+    check_rank(kind, rank, max(full_rank(kind, m) for m in plain))
+    diagonals = 1 if per_task else max(len(tasks), 1)
 
     def replace(name: str, module: nn.Module) -> nn.Module | None:
         if name not in names or not isinstance(module, nn.Conv2d | nn.Linear):
             return None
-        r = _rank(rank, _full_rank(module))
         try:
-            return (
-                FactorizedConv2d(module, r) if isinstance(module, nn.Conv2d) else FactorizedLinear(module, r)
-            )
+            layer = build_layer(kind, module, rank, diagonals, initialize=initialize)
         except CompactError as error:
             raise type(error)(f"layer {name or '(the model)'}: {error.message}", error.hint) from error
+        layer.evaluation = evaluation
+        return layer
 
-    return _replaced(model, replace)
+    trained = _replaced(model, replace)
+    if per_task:
+        split_encoder(trained, tasks)
+    return trained
 
 
-def contract(model: Model) -> Model:
+_NEEDS = {
+    "svd": "an nn.Conv2d (not depthwise) or nn.Linear that is not excluded",
+    "expandnet_ck": "an nn.Conv2d (not depthwise) with a kernel of more than 3×3; expandnet_cl takes the others",
+    "repvgg": "an nn.Conv2d (not depthwise) with a kernel of more than 1×1",
+}
+
+
+def contract(model: Model, keep_factors_below: float | None = None) -> Model:
     """A copy of `model` with plain layers for factorized ones, under the original state_dict names.
 
     Each weight is exactly the one that the factorized layer convolved with. A model without factorized
-    layers comes back as a plain copy.
+    layers comes back as a plain copy. `keep_factors_below` (a share of at most 1) leaves thin layers in a row,
+    under new names, where they need less than that share of the plain layer's MACs. Raises ConfigError for a share
+    out of range.
     """
+    if keep_factors_below is not None and not 0 < keep_factors_below <= 1:
+        raise ConfigError(
+            f"keep_factors_below {keep_factors_below} is out of range", "a share of MACs lies in (0, 1]"
+        )
 
     def replace(_name: str, module: nn.Module) -> nn.Module | None:
-        return module.contracted() if isinstance(module, FactorizedConv2d | FactorizedLinear) else None
+        return module.contracted(keep_factors_below) if isinstance(module, OverparamLayer) else None
 
     return _replaced(model, replace)
 
 
-def factorized_layers(model: nn.Module) -> dict[str, Factorized]:
-    """The factorized layers of `model` by name, each once."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, FactorizedConv2d | FactorizedLinear)
-    }
+def factorized_layers(model: nn.Module) -> dict[str, OverparamLayer]:
+    """The layers of `model` in training form by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, OverparamLayer)}
 
 
 def factor_of(model: nn.Module, parameter: str, dim: int) -> tuple[str, int]:
     """The parameter of `model`, and its dimension, that carries dimension `dim` of a plain parameter.
 
-    `parameter` is a name in the contracted model. For a factorized convolution, dimension 0 (output
-    channels) and 2 (kernel rows) of "layer.weight" are ("layer.U", 0) and ("layer.U", 1), dimension 1
-    (input channels) and 3 (kernel columns) are ("layer.V", 1) and ("layer.V", 2); for a factorized
-    linear 0 is ("layer.U", 0) and 1 is ("layer.V", 1). Every other parameter carries itself. A zero
-    slice of the factor is a zero slice of the weight. Raises ConfigError for an unknown name or dimension.
+    `parameter` is a name in the contracted model. Of a layer W = U·M·V, dimension 0 (output channels) and 2 (kernel
+    rows) of "layer.weight" are ("layer.U", 0) and ("layer.U", 1), dimension 1 (input channels) and 3 (kernel columns)
+    are ("layer.V", 1) and ("layer.V", 2); other kinds have factors of their own. Every other parameter carries
+    itself. A zero slice of the factor is a zero slice of the weight. Raises ConfigError for an unknown name or
+    dimension, and for a form that has no one factor for it.
     """
     path, _, leaf = parameter.rpartition(".")
     try:
         owner = model.get_submodule(path)
     except AttributeError as error:
         raise ConfigError(f"the model has no parameter {parameter!r}") from error
-    if leaf == "weight" and isinstance(owner, FactorizedConv2d | FactorizedLinear):
-        if dim not in owner.factor_dims:
+    if leaf == "weight" and isinstance(owner, OverparamLayer):
+        if not 0 <= dim < len(owner.geometry.weight_shape()):
             raise ConfigError(f"{parameter} has no dimension {dim}")
+        if dim not in owner.factor_dims:
+            raise ConfigError(
+                f"no one factor of {type(owner).__name__} {path} carries dimension {dim} of its weight",
+                "channel groups need svd, cp, tucker or expandnet layers",
+            )
         factor, factor_dim = owner.factor_dims[dim]
         return f"{path}.{factor}" if path else factor, factor_dim
     tensor = owner._parameters.get(leaf)
@@ -132,23 +177,31 @@ def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(model.named_modules(remove_duplicate=False))
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether the layer's function is that of its own weight parameter and nothing else.
-
-    A subclass may transform the weight on its way, a parametrization or a hook may compute it.
-    """
-    if type(module) is nn.Linear:
-        return module._parameters.get("weight") is not None
-    if type(module) is nn.Conv2d:
-        return module._parameters.get("weight") is not None and module.weight.shape[1] > 1
-    return False
-
-
-def _full_rank(module: nn.Module) -> int:
-    if isinstance(module, nn.Conv2d):
-        return FactorizedConv2d.full_rank(module)
-    assert isinstance(module, nn.Linear)
-    return FactorizedLinear.full_rank(module)
+def _check_tasks(model: nn.Module, kind: str, tasks: Sequence[str], per_task: bool) -> None:
+    if not tasks and not per_task:
+        return
+    if kind not in DIAGONAL:
+        raise ConfigError(
+            f"{kind} has no diagonals for tasks to own",
+            f"kinds with diagonals: {', '.join(sorted(DIAGONAL))}",
+        )
+    if not tasks:
+        raise ConfigError("per_task needs the tasks' names", "give tasks=[...]")
+    if len(set(tasks)) < len(tasks):
+        raise ConfigError(f"a task is named twice in {', '.join(tasks)}", "name each task once")
+    heads = getattr(model, "heads", None)
+    if isinstance(heads, nn.ModuleDict) and (unknown := [task for task in tasks if task not in heads]):
+        near = difflib.get_close_matches(unknown[0], list(heads), n=1)
+        raise ConfigError(
+            f"the model has no task {unknown[0]!r}",
+            f"did you mean {near[0]}?" if near else f"its tasks are {', '.join(heads)}",
+        )
+    if not per_task:
+        return
+    if not isinstance(getattr(model, "encoder", None), nn.Module) or not isinstance(heads, nn.ModuleDict):
+        raise ConfigError("per_task needs a model with an encoder and heads", "leave per_task out")
+    if missing := [head for head in heads if head not in tasks]:
+        raise ConfigError(f"task {missing[0]} would have no encoder", "name every task for per_task")
 
 
 def _without(candidates: Mapping[str, nn.Module], exclude: Sequence[str]) -> set[str]:
@@ -180,23 +233,6 @@ def _reject_tied(model: nn.Module, chosen: set[int]) -> None:
                 f"{' and '.join(names)} are one tensor, and factorizing would tie them apart",
                 "exclude these layers by name",
             )
-
-
-def _check_rank(rank: Rank, largest: int) -> None:
-    if rank == "full":
-        return
-    if isinstance(rank, bool | str):
-        raise ConfigError(f"rank {rank!r} is not a rank", "give full, a number, or a share of full")
-    if isinstance(rank, int) and not 1 <= rank <= largest:
-        raise ConfigError(f"rank {rank} is out of range", f"this model's layers take ranks 1 to {largest}")
-    if isinstance(rank, float) and not 0 < rank <= 1:
-        raise ConfigError(f"rank {rank} is out of range", "a share of the full rank lies in (0, 1]")
-
-
-def _rank(rank: Rank, full: int) -> int:
-    if isinstance(rank, str):
-        return full
-    return min(rank, full) if isinstance(rank, int) else max(1, round(rank * full))
 
 
 def _replaced(model: Model, replace: Callable[[str, nn.Module], nn.Module | None]) -> Model:

@@ -16,17 +16,17 @@ def kept_whole(graph: ChannelGraph, alive: Flags) -> dict[str, str]:
     """
     analysis = graph.analysis
     causes = graph.analysis.space.causes(graph.labels)
-    needed = graph.live_classes()
+    dead = ~graph.varying_classes() & graph.live_classes() & alive
     kept = {_layer(name): reason for name, reason in analysis.kept_whole.items()}
     for node, product in analysis.products.items():
         if product.name in kept or node not in analysis.rules:
             continue
         classes = graph.labels[product.outputs]
-        dead = np.unique(classes[analysis.constant(node).ravel() & alive[classes] & needed[classes]])
-        reasons = [causes[int(label)] for label in dead if int(label) in causes]
+        idle = np.unique(classes[analysis.constant(node).ravel() & dead[classes]])
+        reasons = [causes[int(label)] for label in idle if int(label) in causes]
         if reasons:
             kept[product.name] = reasons[0]
-        elif len(dead):
+        elif len(idle):
             kept[product.name] = "a constant that cannot be folded into what reads it"
     return kept
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.graph import cost
-from compactmtl.overparam import contract
-from compactmtl.train.run import example_inputs
+from compactmtl.train.run import example_inputs, plain_form
 from compactmtl.train.session import Session, build_session, torch_settings
 
 
@@ -55,7 +54,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     recipe = recipe.model_copy(update={"data": data})
     with torch_settings(recipe):
         session = build_session(recipe)
-        plain = contract(session.model) if recipe.overparam else session.model
+        plain = plain_form(recipe, session.model)
         (image,) = example_inputs(recipe)
         deployed = cost(plain, (image.to(session.device),))
         batch = next(iter(session.train_loader))

@@ -5,6 +5,7 @@ Two runs of one recipe on one machine are bit-equal, and so is a run that was in
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,11 @@ from rich.console import Console
 from torch import Tensor
 
 from compactmtl.config import Resolved
+from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.errors import TrainingError
 from compactmtl.tasks import delta_m, mean_score
+from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.checkpoint import save_best
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.resume import Progress, restore, save_last
@@ -109,7 +112,9 @@ class Loop:
                 "no epoch had a finite score, so there is no best checkpoint",
                 f"look at the metrics in {tracker.log.path}; lower train.optimizer.lr or set train.clip",
             )
-        tracker.end(progress.best_epoch, progress.best_metrics, progress.seconds, progress.images)
+        tracker.end(
+            progress.best_epoch, progress.best_metrics, self._val(), progress.seconds, progress.images
+        )
 
     def _done(self) -> bool:
         position, patience = self.session.position, self.session.recipe.train.patience
@@ -118,14 +123,19 @@ class Loop:
         return position.step >= self.session.total_steps or self.progress.stale >= (patience or math.inf)
 
     def _train_epoch(self) -> None:
-        """The rest of the epoch's batches."""
+        """The rest of the epoch's batches, after those of its pass 1 where it has one."""
         session, progress, position = self.session, self.progress, self.session.position
-        watch = LossWatch([*session.tasks, "total"], session.device, progress.sums)
+        if session.diagonals is not None:
+            session.model.train()
+            self._train_diagonals(session.diagonals)
+        names = [*session.tasks, *session.penalties, "total"]
+        watch = LossWatch(names, session.device, progress.sums)
         session.model.train()
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
-        for batch in self._batches():
+        left = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
+        for batch in self._batches(position.epoch, position.batch, left):
             losses, total = session.forward(batch)
-            watch.note(position.step + 1, {**losses, "total": total})
+            watch.note(position.step + 1, {**losses, **session.penalties, "total": total})
             session.update(total)
             images += len(batch["image"])
             self.tracker.step(position.epoch, position.step, images / (time.perf_counter() - start))
@@ -139,14 +149,33 @@ class Loop:
         if self.interrupt.requested:
             raise _StopRequested
 
-    def _batches(self) -> Iterator[Batch]:
-        """The epoch's batches from the position on."""
-        session, position = self.session, self.session.position
-        if position.batch >= session.steps_per_epoch or position.step >= session.total_steps:
+    def _train_diagonals(self, diagonals: DiagonalPass) -> None:
+        """The rest of the epoch's pass 1, over the data in an order of its own; the rest of the model stays."""
+        session, progress, epoch = self.session, self.progress, self.session.position.epoch
+        first, images, start = diagonals.start(epoch), 0, time.perf_counter()
+        watch = LossWatch(list(session.tasks), session.device, diagonals.sums)
+        with diagonals.training():
+            for batch in self._batches(-epoch, first, diagonals.steps_per_epoch):
+                watch.note(diagonals.place.step + 1, session.update_diagonals(batch))
+                images += len(batch["image"])
+                if self.interrupt.requested:
+                    break
+        watch.look()
+        check_weights(session.model, session.position.step)
+        diagonals.sums = watch.sums
+        progress.epoch_images += images
+        progress.epoch_seconds += time.perf_counter() - start
+        if self.interrupt.requested:
+            raise _StopRequested
+
+    def _batches(self, order: int, first: int, last: int) -> Iterator[Batch]:
+        """Batches `first` to `last` (not included) of the data in the order of epoch number `order`."""
+        loader = self.session.train_loader
+        if first >= last:
             return iter(())
-        session.train_loader.sampler.set_epoch(position.epoch)
-        session.train_loader.sampler.set_start(position.batch)
-        return iter(session.train_loader)
+        loader.sampler.set_epoch(order)
+        loader.sampler.set_start(first)
+        return itertools.islice(loader, last - first)
 
     def _validate(self) -> TaskMetrics:
         run = torch_runner(self.session.model, self.session.device)
@@ -157,6 +186,15 @@ class Loop:
             return run(image)
 
         return evaluate(interruptible, self.session.select_loader, self.session.tasks)
+
+    def _val(self) -> TaskMetrics:
+        """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
+        session, data = self.session, self.session.recipe.data
+        if data.select_on == "val":
+            return self.progress.best_metrics
+        loader = build_loader(load_dataset(data, "val"), data, train=False, seed=session.recipe.seed)
+        model = Run.open(self.path).load_plain().to(session.device)
+        return evaluate(torch_runner(model, session.device), loader, session.tasks)
 
     def _finish_epoch(self, metrics: TaskMetrics) -> None:
         """Score, checkpoint and log; then the next epoch is in progress."""
@@ -177,6 +215,7 @@ class Loop:
                 "recipe_hash": recipe_hash(session.recipe),
             }
             save_best(self.path / CHECKPOINTS / "best", session.model, summary)
+        session.end_epoch()
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {
@@ -184,11 +223,17 @@ class Loop:
             "step": position.step,
             "seconds": progress.epoch_seconds,
             "lr": session.lr,
-            "train": {"loss": means.pop("total"), "losses": means},
+            "train": {
+                "loss": means.pop("total"),
+                "losses": {name: means[name] for name in session.tasks},
+                "penalties": {name.removeprefix("penalty/"): means[name] for name in session.penalties},
+            },
+            "balancing": session.balancer.log(),
             "val": metrics,
             "score": score,
             "delta_m": gain,
             "sparsity": session.sparsifier.report() if session.sparsifier else None,
+            "diagonals": session.diagonals.report() if session.diagonals else None,
         }
         self.tracker.epoch(values, of=session.recipe.train.epochs, images=progress.epoch_images, best=best)
         progress.seconds += progress.epoch_seconds

@@ -106,8 +106,7 @@ class Run:
 
     def load_plain(self, checkpoint: Checkpoint = "best") -> MultiTaskModel:
         """The model contracted to plain layers, in eval mode; no channel removed."""
-        model = self.load_model(checkpoint)
-        return contract(model).eval() if self.recipe.overparam else model
+        return plain_form(self.recipe, self.load_model(checkpoint)).eval()
 
     @property
     def has_compact(self) -> bool:
@@ -123,7 +122,8 @@ class Run:
         if not self.has_compact:
             raise ArtifactError(f"{self.path} has no compact model", f"run `compactmtl compact {self.path}`")
         check_compact(self.path)
-        plain = build_model(self.recipe, self.tasks, initialize=False)
+        # factorized and contracted again: the deployed form may have other layers than the plain one
+        plain = plain_form(self.recipe, fresh_model(self.recipe, self.tasks, initialize=False))
         model = load_compact(plain, folder)
         assert isinstance(model, MultiTaskModel)
         return model.eval()
@@ -198,8 +198,23 @@ def fresh_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool =
     if options is None:
         return model
     return overparameterize(
-        model, kind=options.kind, rank=options.rank, scope=options.scope, exclude=options.exclude
+        model,
+        kind=options.kind,
+        rank=options.rank,
+        scope=options.scope,
+        exclude=options.exclude,
+        tasks=list(tasks) if options.owned else (),
+        per_task=options.per_task,
+        depthwise=options.depthwise,
+        evaluation=options.evaluation,
+        initialize=initialize,
     )
+
+
+def plain_form(recipe: Recipe, model: MultiTaskModel) -> MultiTaskModel:
+    """A trained model in the form that the recipe deploys: contracted, thin layers left where it asks for them."""
+    options = recipe.overparam
+    return model if options is None else contract(model, options.keep_factors_below)
 
 
 def example_inputs(recipe: Recipe, batch: int = 1) -> tuple[Tensor]:

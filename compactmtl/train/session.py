@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,16 +13,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from compactmtl.balancing import Balancer, balancer
+from compactmtl.balancing import Balancer, balancer, still_statistics
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.models import MultiTaskModel
+from compactmtl.overparam import factorized_layers
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
+from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
 from compactmtl.train.checkpoint import seed_everything
 from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
+from compactmtl.train.passes import Pass, backward, branch
+from compactmtl.train.regularize import Regularizer, build_regularizer
 from compactmtl.train.run import example_inputs, fresh_model
 from compactmtl.train.sparse import Sparsifier, build_sparsifier
 
@@ -57,7 +62,10 @@ class Session:
     select_loader: Loader
     samples: dict[str, int]  # by split
     device: torch.device
+    diagonals: DiagonalPass | None = None  # pass 1 of alternating training
+    regularizer: Regularizer | None = None
     position: Position = field(default_factory=Position)
+    seen: Pass | None = None  # by `forward`, for `update`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,25 +88,66 @@ class Session:
         return torch.autocast(self.device.type, dtype=dtype, enabled=name != "off")
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Each task's loss on a batch, and their balanced sum; in float32 whatever the outputs' precision."""
+        """Each task's loss on a batch, and their balanced sum with penalties; in float32 whatever the outputs'
+        precision."""
+        self.seen = seen = self._pass(batch)
+        total = self.balancer.combine(seen.losses)
+        if self.regularizer and self.regularizer.names:
+            seen.penalties.update(self.regularizer.penalties(seen, total, self.position.step))
+            total = total + torch.stack(list(seen.penalties.values())).sum()
+        return seen.losses, total
+
+    def _pass(self, batch: Batch) -> Pass:
         image = batch["image"].to(self.device, non_blocking=True)
         if self.recipe.train.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
+        regularizer = self.regularizer
+        if regularizer and regularizer.reads_image and torch.is_grad_enabled():
+            image = image.detach().requires_grad_()
         with self.autocast():
-            outputs = self.model(image)
-        losses = {
-            name: task.loss(
-                outputs[name].float(), batch["targets"][task.target].to(self.device, non_blocking=True)
-            )
-            for name, task in self.tasks.items()
-        }
-        return losses, self.balancer.combine(losses)
+            features = branch(self.model.encoder(image))
+            size = (image.shape[-2], image.shape[-1])
+            outputs = {name: [self.model.run_head(name, features, size)] for name in self.model.heads}
+            if regularizer and regularizer.pseudo:
+                for name, extra in regularizer.pseudo.outputs(features, size).items():
+                    outputs[name] += extra
+        targets, losses = {}, {}
+        for name, task in self.tasks.items():
+            targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
+            found = [task.loss(output.float(), targets[name]) for output in outputs[name]]
+            losses[name] = found[0] if len(found) == 1 else torch.stack(found).mean()
+        return Pass(batch, image, features, targets, losses)
+
+    @property
+    def penalties(self) -> dict[str, Tensor]:
+        """The penalties that the recipe asks for, as "penalty/NAME", with those of the last forward pass."""
+        names = self.regularizer.names if self.regularizer else ()
+        found = self.seen.penalties if self.seen else {}
+        return {f"penalty/{name}": found.get(name, torch.zeros(())) for name in names}
+
+    def end_epoch(self) -> None:
+        """What balancer and regularizers do between epochs."""
+        self.balancer.end_epoch()
+        if self.regularizer:
+            self.regularizer.end_epoch(self.position.epoch)
+
+    def update_diagonals(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of pass 1 on a batch: each task's diagonals on its own loss; returns the losses."""
+        assert self.diagonals is not None
+        losses = self._pass(batch).losses
+        self.diagonals.step(losses)
+        return losses
 
     def update(self, loss: Tensor) -> None:
-        """One optimizer step: backward, clip, step, proximal step, schedule."""
+        """One optimizer step on the last forward pass, whose balanced loss is `loss`: backward, clip, step, proximal
+        step, schedule."""
         config = self.recipe.train
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        assert self.seen is not None
+        batch = self.seen.batch
+        self._backward(loss)
+        if self.regularizer and self.regularizer.looks_uphill:
+            self._backward_uphill(batch, self.regularizer)
         self.scaler.unscale_(self.optimizer)
         if self.sparsifier:
             self.sparsifier.observe()
@@ -107,9 +156,28 @@ class Session:
         skipped = self._step()
         if self.sparsifier and not skipped:
             self.sparsifier.shrink(self.position.step)
+        if self.balancer.relooks and not skipped:
+            with torch.no_grad(), still_statistics(self.model):
+                self.balancer.after_step(self._pass(batch).losses)
         self.schedule.step()
         self.position.step += 1
         self.position.batch += 1
+
+    def _backward(self, loss: Tensor) -> None:
+        """Gradients of the last forward pass, whose graph goes with it."""
+        seen, self.seen = self.seen, None
+        assert seen is not None
+        pseudo = self.regularizer.pseudo if self.regularizer else None
+        backward(self.balancer, self.model, seen, loss, self.scaler, pseudo)
+
+    def _backward_uphill(self, batch: Batch, regularizer: Regularizer) -> None:
+        """Replace the gradients by those at weights moved along them; balancer and statistics don't see it."""
+        remembered = copy.deepcopy(self.balancer.state_dict())
+        with regularizer.uphill(self.model), still_statistics(self.model):
+            self.optimizer.zero_grad(set_to_none=True)
+            _, loss = self.forward(batch)
+            self._backward(loss)
+        self.balancer.load_state_dict(remembered)
 
     def _step(self) -> bool:
         """Step the optimizer; whether float16's scaler skipped the step for an overflow."""
@@ -131,6 +199,8 @@ class Session:
             "scaler": self.scaler.state_dict(),
             "balancer": self.balancer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
+            "diagonals": self.diagonals.state_dict() if self.diagonals else {},
+            "regularizer": self.regularizer.state_dict() if self.regularizer else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,6 +212,10 @@ class Session:
         self.balancer.load_state_dict(state["balancer"])
         if self.sparsifier:
             self.sparsifier.load_state_dict(state["sparsifier"])
+        if self.diagonals:
+            self.diagonals.load_state_dict(state["diagonals"])
+        if self.regularizer:
+            self.regularizer.load_state_dict(state["regularizer"])
 
 
 def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
@@ -169,11 +243,23 @@ def build_session(recipe: Recipe) -> Session:
     model = fresh_model(recipe, tasks).to(device)
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    weighing = balancer(recipe.balancing.name, tasks).to(device)
+    weighing = balancer(
+        recipe.balancing.name, tasks, at=recipe.balancing.at, options=recipe.balancing.options
+    ).to(device)
     steps = total_steps(recipe, len(train_loader))
     (image,) = example_inputs(recipe)
     sparsifier = build_sparsifier(recipe, model, (image.to(device),), steps)
-    groups = parameter_groups(model, weighing, sparsifier.shrunk if sparsifier else frozenset())
+    diagonals = build_diagonal_pass(recipe, model, device, len(train_loader))
+    regularizer = build_regularizer(recipe, model, tasks, steps, device)
+    groups = parameter_groups(
+        model,
+        weighing,
+        sparsifier.shrunk if sparsifier else frozenset(),
+        factor_lr=recipe.train.optimizer.lr * (recipe.overparam.lr_scale if recipe.overparam else 1.0),
+        diagonals=diagonals is None,
+    )
+    if regularizer and regularizer.pseudo:
+        groups += parameter_groups(regularizer.pseudo, nn.Module(), frozenset())
     optimizer = build_optimizer(recipe.train.optimizer, groups)
     if sparsifier:
         sparsifier.attach(optimizer)
@@ -191,20 +277,42 @@ def build_session(recipe: Recipe) -> Session:
         select_loader=select_loader,
         samples={"train": len(train_set), recipe.data.select_on: len(select_set)},
         device=device,
+        diagonals=diagonals,
+        regularizer=regularizer,
     )
 
 
-def parameter_groups(model: nn.Module, weighing: nn.Module, shrunk: frozenset[str]) -> list[dict[str, Any]]:
-    """The model's parameters with and without weight decay, and the balancer's.
+def parameter_groups(
+    model: nn.Module,
+    weighing: nn.Module,
+    shrunk: frozenset[str],
+    *,
+    factor_lr: float | None = None,
+    diagonals: bool = True,
+) -> list[dict[str, Any]]:
+    """The model's parameters with and without weight decay, factors at a rate of their own, and the balancer's.
 
-    No decay on biases and norms (they don't overfit, and decay fights BatchNorm's scale) nor on
-    parameters that the proximal step shrinks (decay would shrink them twice).
+    No decay on biases, norms and the factors' diagonals (they don't overfit, and decay fights BatchNorm's
+    scale) nor on parameters that the proximal step shrinks (decay would shrink them twice). The diagonals are
+    left out where another pass trains them.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    layers = factorized_layers(model).values()
+    scales = {id(layer.diagonals) for layer in layers}
+    factors = {id(one) for layer in layers for one in layer.factors().values()} if factor_lr else set()
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        (free if parameter.ndim < 2 or name in shrunk else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        if id(parameter) in scales and not diagonals:
+            continue
+        decays = parameter.ndim > 1 and name not in shrunk and id(parameter) not in scales
+        found.setdefault((id(parameter) in factors, decays), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            **({"lr": factor_lr} if factor else {}),
+            **({} if decays else {"weight_decay": 0.0}),
+        }
+        for (factor, decays), parameters in sorted(found.items(), reverse=True)
+    ]
     weights = list(weighing.parameters())
     if weights:
         groups.append({"params": weights, "weight_decay": 0.0})

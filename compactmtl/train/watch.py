@@ -48,6 +48,8 @@ class LossWatch:
 
 def describe(name: str) -> str:
     """A loss by the name that `LossWatch` has it under."""
+    if name.startswith("penalty/"):
+        return f"the penalty {name.removeprefix('penalty/')}"
     return "the balanced loss" if name == "total" else f"the loss of task '{name}'"
 
 

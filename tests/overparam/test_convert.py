@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compactmtl.errors import ConfigError
-from compactmtl.overparam import contract, factor_of, factorized_layers, overparameterize
-from compactmtl.overparam.svd import FactorizedConv2d
+from compactmtl.graph import cost
+from compactmtl.models import MultiTaskModel
+from compactmtl.overparam import Kind, contract, factor_of, factorized_layers, overparameterize
+from compactmtl.overparam.svd import SvdLayer
 
 
 class Net(nn.Module):
@@ -68,7 +71,8 @@ def test_contract_gives_the_plain_models_layers_and_names(net: Net, image: Tenso
     assert {name: value.shape for name, value in plain.state_dict().items()} == shapes
     assert list(plain.state_dict()) == list(net.state_dict())
     assert [type(m) for m in plain.modules()] == [type(m) for m in net.modules()]
-    assert torch.equal(plain(image), factorized(image))
+    with torch.no_grad():  # as in deployment; with gradients a layer may convolve in sequence
+        assert torch.equal(plain(image), factorized(image))
     net.load_state_dict(plain.state_dict())
     assert torch.equal(net(image), plain(image))
 
@@ -83,7 +87,7 @@ def test_a_model_without_an_encoder_is_taken_whole() -> None:
         "0",
         "1",
     }
-    assert isinstance(overparameterize(nn.Conv2d(2, 2, 3)), FactorizedConv2d)
+    assert isinstance(overparameterize(nn.Conv2d(2, 2, 3)), SvdLayer)
 
 
 def test_a_shared_module_stays_shared(net: Net) -> None:
@@ -174,7 +178,7 @@ def test_factor_of_unknown(net: Net, name: str, dim: int) -> None:
         factor_of(overparameterize(net), name, dim)
 
 
-@pytest.mark.parametrize("rank", [0, -1, 10, 0.0, 1.5, True, "half"])
+@pytest.mark.parametrize("rank", [0, -1, 10, 0.0, 100.0, float("nan"), True, "half"])
 def test_rank_out_of_range(net: Net, rank: object) -> None:
     with pytest.raises(ConfigError, match="rank"):
         overparameterize(net, rank=rank)  # type: ignore[arg-type]
@@ -213,7 +217,7 @@ def test_factorizing_twice_is_an_error(net: Net) -> None:
 
 def test_unknown_kind_and_scope(net: Net) -> None:
     with pytest.raises(ConfigError, match="unknown over-parameterization"):
-        overparameterize(net, kind="tucker")  # type: ignore[arg-type]
+        overparameterize(net, kind="tuker")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="unknown scope"):
         overparameterize(net, scope="heads")  # type: ignore[arg-type]
 
@@ -221,3 +225,143 @@ def test_unknown_kind_and_scope(net: Net) -> None:
 def test_weights_that_a_parametrization_computes_stay_as_they_are() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
     assert set(factorized_layers(overparameterize(model))) == {"1"}
+
+
+@pytest.fixture
+def model() -> MultiTaskModel:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 5))
+    return MultiTaskModel(encoder, {task: Mean() for task in ("age", "pose")}).eval()
+
+
+class Mean(nn.Module):
+    """A head without parameters."""
+
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        return features.mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", ["svd", "cp", "tucker", "expandnet_cl", "expandnet_ck", "repvgg"])
+def test_every_kind_trains_and_contracts_to_the_plain_model(
+    kind: Kind, model: MultiTaskModel, image: Tensor
+) -> None:
+    trained = overparameterize(model, kind).train()
+    for _ in range(2):
+        loss = sum(output.square().sum() for output in trained(image).values())
+        assert isinstance(loss, Tensor)
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(1e-3 * parameter.grad)
+                    parameter.grad = None
+    trained.eval()
+    plain = contract(trained)
+    assert {n: v.shape for n, v in plain.state_dict().items()} == {
+        n: v.shape for n, v in model.state_dict().items()
+    }
+    with torch.no_grad():
+        expected, found = trained(image), plain(image)
+    assert all(torch.equal(found[task], expected[task]) for task in expected)
+    assert not torch.equal(found["age"], model(image)["age"])
+
+
+def test_none_is_a_plain_copy(model: MultiTaskModel, image: Tensor) -> None:
+    copied = overparameterize(model, "none")
+    assert not factorized_layers(copied) and copied is not model
+    assert torch.equal(copied(image)["age"], model(image)["age"])
+
+
+def test_tasks_own_rows_of_one_diagonal(model: MultiTaskModel, image: Tensor) -> None:
+    trained = overparameterize(model, tasks=("age", "pose"))
+    diagonals = [layer.diagonals for layer in factorized_layers(trained).values()]
+    assert [None if m is None else len(m) for m in diagonals] == [2, 2]
+    torch.testing.assert_close(trained(image)["age"], model(image)["age"], rtol=1e-5, atol=1e-6)  # float32
+
+
+def test_a_weight_a_task_is_an_encoder_a_task(model: MultiTaskModel, image: Tensor) -> None:
+    trained = overparameterize(model, tasks=("age", "pose"), per_task=True)
+    torch.testing.assert_close(trained(image)["pose"], model(image)["pose"], rtol=1e-5, atol=1e-6)  # float32
+    with torch.no_grad():
+        trained.get_parameter("encoder.pose.0.M").mul_(-1)
+    plain = contract(trained)
+    found = plain(image)
+    torch.testing.assert_close(found["age"], model(image)["age"], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found["pose"], model(image)["pose"])
+    shared = {name for name, _ in trained.named_parameters()}
+    assert "encoder.age.0.U" in shared and "encoder.pose.0.U" not in shared  # one tensor, named once
+    assert "encoder.pose.0.M" in shared
+
+
+def test_statistics_are_each_tasks_own(model: MultiTaskModel, image: Tensor) -> None:
+    trained = overparameterize(model, tasks=("age", "pose"), per_task=True)
+    with torch.no_grad():
+        trained.get_parameter("encoder.pose.0.M").mul_(3)
+    trained.train()(image)
+    one, other = (trained.get_buffer(f"encoder.{task}.1.running_var") for task in ("age", "pose"))
+    assert (other > one).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ("age", "poses")}, "no task 'poses'"),
+        ({"tasks": ("age", "age")}, "named twice"),
+        ({"tasks": ("age",), "per_task": True}, "pose would have no encoder"),
+        ({"per_task": True}, "needs the tasks' names"),
+        ({"kind": "repvgg", "tasks": ("age", "pose")}, "repvgg has no diagonals"),
+        ({"kind": "repvgg", "rank": 2}, "branches have no rank"),
+        ({"kind": "expandnet_cl", "rank": 0.5}, "rank 0.5 is out of range"),
+        ({"kind": "expandnet_cl", "rank": 4}, "rank 4 is out of range"),
+    ],
+)
+def test_what_does_not_fit_is_named(model: MultiTaskModel, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        overparameterize(model, **options)
+
+
+def test_a_kernel_too_small_for_a_chain_is_named(net: Net) -> None:
+    with pytest.raises(ConfigError, match="no layer to factorize") as caught:
+        overparameterize(net, "expandnet_ck")
+    assert "expandnet_cl" in caught.value.hint
+
+
+def test_thin_layers_stay_where_they_need_fewer_macs(net: Net, image: Tensor) -> None:
+    trained = overparameterize(net, rank=2)
+    thin = contract(trained, keep_factors_below=0.5)
+    # 3×3 of 3 to 8 channels at rank 2: 2·3·3 + 8·2·3 of 8·3·9 MACs; 1×1 of 8 to 8: 32 of 64, which is no less
+    assert [type(m) for m in (thin.encoder["stem"], thin.encoder["shared"])] == [nn.Sequential, nn.Conv2d]
+    assert list(thin.encoder["stem"].state_dict()) == ["V.weight", "U.weight"]
+    torch.testing.assert_close(thin(image), contract(trained)(image), rtol=1e-5, atol=1e-6)  # float32
+    whole, parts = (cost(model, (image,)).macs for model in (contract(trained), thin))
+    assert parts < whole
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_a_share_of_macs_out_of_range(net: Net, share: float) -> None:
+    with pytest.raises(ConfigError, match="keep_factors_below"):
+        contract(overparameterize(net), keep_factors_below=share)
+
+
+def test_depthwise_layers_take_part_where_asked(net: Net, image: Tensor) -> None:
+    trained = overparameterize(net, depthwise=True)
+    assert "encoder.depthwise" in factorized_layers(trained)
+    torch.testing.assert_close(trained(image), net(image), rtol=1e-5, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("kind", ["svd", "cp", "tucker", "expandnet_cl", "repvgg"])
+def test_without_values_it_takes_a_checkpoint(kind: Kind, net: Net, image: Tensor) -> None:
+    trained = overparameterize(net, kind)
+    torch.manual_seed(1)
+    empty = overparameterize(Net().eval(), kind, initialize=False)
+    state = {name: value for name, value in empty.state_dict().items() if name.endswith((".U", ".B", ".P"))}
+    assert state and all((value == 0).all() for value in state.values())
+    empty.load_state_dict(trained.state_dict())
+    assert torch.equal(empty(image), trained(image))
+
+
+@pytest.mark.parametrize("kind", ["repvgg", "expandnet_ck"])
+def test_a_form_without_one_factor_for_a_slice_says_so(kind: Kind, model: MultiTaskModel) -> None:
+    trained = overparameterize(model, kind)
+    with pytest.raises(ConfigError, match="no one factor"):
+        factor_of(trained, "encoder.3.weight", 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import fx
 
@@ -18,7 +20,7 @@ class BatchNorm:
         axes = [axis for axis in analysis.layouts.get(given["input"], ()) if axis.dim == 1]
         if not axes:
             return "its input's channels are not tracked"
-        if given["training"] or given["running_mean"] is None:
+        if self._own_statistics(given):
             if node not in analysis.static:
                 return "it uses the statistics of the batch"
             # Standardized weights: each filter by its own statistics, so its inputs stay whole.
@@ -48,11 +50,54 @@ class BatchNorm:
         analysis.use(given["input"], used & ~self._scaled_by_zero(analysis, given["weight"]))
 
     @staticmethod
+    def _own_statistics(given: dict[str, Any]) -> bool:
+        """Whether each channel is normalized over all of the batch that is there."""
+        return bool(given["training"]) or given["running_mean"] is None
+
+    @staticmethod
     def _scaled_by_zero(analysis: Analysis, weight: fx.Node | None) -> Flags:
         if weight is None:
             return np.zeros(1, dtype=bool)
         zero: Flags = (analysis.tensor(weight) == 0).cpu().numpy()
         return zero
+
+
+class InstanceNorm(BatchNorm):
+    """Instance norm: each channel of each image by its own statistics, which of zeros are 0."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        reason = super().layout(analysis, node)
+        axis = analysis.axis(node)
+        if axis is not None:
+            analysis.sized[node] = axis.ids  # without weights, its own count of features is checked
+        return reason
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        given = arguments(node)
+        return analysis.zero(given["input"]) | self._scaled_by_zero(analysis, given["weight"])
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        given = arguments(node)
+        read = used & ~self._scaled_by_zero(analysis, given["weight"])
+        # Another constant is divided by its own rounding: it is not to be trusted.
+        analysis.use_exactly(given["input"], read)
+
+    @staticmethod
+    def _own_statistics(given: dict[str, Any]) -> bool:
+        return False
+
+
+class Mixing:
+    """Norms over the channel: removing one would change all others, so every channel stays."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        return "it normalizes over the channels together"
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return np.zeros(0, dtype=bool)
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        return None  # a barrier uses all that it reads
 
 
 class WeightNorm:
@@ -84,4 +129,9 @@ class WeightNorm:
             analysis.use_all(source)
 
 
-RULES: dict[str, Rule] = {"batch_norm": BatchNorm(), "_weight_norm": WeightNorm()}
+RULES: dict[str, Rule] = {
+    "batch_norm": BatchNorm(),
+    "instance_norm": InstanceNorm(),
+    "_weight_norm": WeightNorm(),
+    **dict.fromkeys(("layer_norm", "group_norm", "rms_norm"), Mixing()),
+}

@@ -6,6 +6,7 @@ import numpy as np
 from torch import fx
 
 from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
+from compactmtl.graph.rules.reduce import Pair
 from compactmtl.graph.rules.shape import Rearranged
 from compactmtl.graph.space import Axis, Flags, Ids
 
@@ -202,7 +203,7 @@ def part_shapes(node: fx.Node, source: fx.Node) -> list[tuple[int, ...]]:
 
 
 class Part(Rearranged):
-    """getitem of a split: a window of the split tensor."""
+    """getitem of a split, a window of the split tensor, or of values and their places."""
 
     def input(self, node: fx.Node) -> fx.Node:
         parent = source_of(node)
@@ -210,10 +211,32 @@ class Part(Rearranged):
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         parent = source_of(node)
-        if operator(parent) not in _SPLITS or parent in analysis.barriers:
+        if parent in analysis.barriers or (
+            operator(parent) not in _SPLITS and not self._paired(analysis, node)
+        ):
             analysis.layouts[node] = ()
             return None
+        if self._paired(analysis, node):
+            analysis.layouts[node] = analysis.layouts[parent]
+            return None
         return super().layout(analysis, node)
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        if not self._paired(analysis, node):
+            return super().constant(analysis, node)
+        flags = analysis.constant(source_of(source_of(node)))
+        return flags if node.args[1] == 0 else np.zeros_like(flags)
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        if not self._paired(analysis, node):
+            super().used(analysis, node, used)
+        elif analysis.axis(node) is not None:
+            analysis.use(source_of(source_of(node)), used)
+
+    @staticmethod
+    def _paired(analysis: Analysis, node: fx.Node) -> bool:
+        """Whether it is one of the two results of an operator such as max_pool2d_with_indices."""
+        return isinstance(analysis.rules.get(source_of(node)), Pair)
 
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
         parent = source_of(node)

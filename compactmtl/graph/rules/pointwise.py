@@ -127,6 +127,39 @@ class Passing(Pointwise):
         return None
 
 
+class Slopes(Pointwise):
+    """prelu: one slope for all channels, or one for each, which lie on dimension 1."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        source, slopes = node.args[0], node.args[1]
+        assert isinstance(source, fx.Node) and isinstance(slopes, fx.Node)
+        axis, name = analysis.axis(source), analysis.parameter(slopes)
+        if name is None:
+            return "its slopes are computed"
+        if analysis.tensor(slopes).numel() > 1:
+            if axis is None or axis.dim != 1:
+                return "its input's channels are not tracked"
+            analysis.space.union(analysis.bind(name, 0, None), axis.ids)
+        analysis.layouts[node] = analysis.layouts.get(source, ())
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return analysis.constant(source_of(node))
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        analysis.use(source_of(node), used)
+
+
+class Filled(Passing):
+    """zeros_like and the like: the shape of a tensor, and nothing of its values."""
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return np.ones_like(analysis.constant(source_of(node)))
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        return None
+
+
 _passing, _pointwise = Passing(), Pointwise()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
@@ -143,6 +176,8 @@ RULES: dict[str, Rule] = {
         ),
         _passing,
     ),
+    "prelu": Slopes(),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like"), Filled()),
     # Pointwise, although ATen does not tag them so.
     **dict.fromkeys(
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def _tracked_input(analysis: Analysis, source: fx.Node, dim: int, size: int) -> 
     return read, False
 
 
-class _Layer:
+class _Layer(ABC):
     """What convolution and linear layers share: how they bind, and how constants and uses pass them."""
 
     transposed = False
@@ -158,9 +159,9 @@ class _Layer:
         per_group = nonzero.reshape(groups, -1, nonzero.shape[1]).transpose(0, 2, 1)
         return per_group.reshape(-1, per_group.shape[2])
 
+    @abstractmethod
     def known_inputs(self, analysis: Analysis, node: fx.Node) -> Flags:
         """Inputs whose effect on every output position is the same constant."""
-        raise NotImplementedError
 
     def groups(self, node: fx.Node) -> int:
         return int(arguments(node).get("groups", 1))

@@ -83,7 +83,7 @@ class Padding(Spatial):
 
 
 class Reduction(_OneTensor):
-    """mean, sum, amax, amin over dimensions that are not the channel's."""
+    """mean, amax, amin and the like over dimensions that are not the channel's: a constant stays one."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         given = arguments(node)
@@ -153,6 +153,93 @@ def tie_rows(analysis: Analysis, axis: Axis, over: list[int]) -> Ids:
     )
 
 
+class Sum(Reduction):
+    """Reductions whose result for a constant grows with the number of positions: only zeros pass."""
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return analysis.zero(source_of(node))
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        _use_unless_zero(analysis, node, used)
+
+
+class Opaque(Reduction):
+    """Reductions that say nothing of a constant: the place of the largest value, the log of a sum."""
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return np.zeros_like(analysis.constant(source_of(node)))
+
+
+def _use_unless_zero(analysis: Analysis, node: fx.Node, used: Flags) -> None:
+    source = source_of(node)
+    if analysis.axis(source) is not None and analysis.axis(node) is not None:
+        analysis.use_exactly(source, used)
+    elif analysis.axis(source) is not None:
+        analysis.use_all(source)
+
+
+class Pair:
+    """Operators that give values and their places, along positions: max_pool2d_with_indices, max over a dimension.
+
+    Their parts are read by getitem.
+    """
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        source = source_of(node)
+        axis = analysis.axis(source)
+        analysis.layouts[node] = ()
+        if axis is None:
+            analysis.pin(source)
+            return None
+        given = arguments(node)
+        rank = len(analysis.shape(source))
+        if "pool" in operator(node):
+            reduced, gone = set(range(rank - Spatial.positions(node), rank)), set[int]()
+        elif given.get("dim") is None:
+            return "it flattens the channel"
+        else:
+            reduced = {int(given["dim"]) % rank}
+            gone = reduced if given.get("keepdim") is False else set()
+        if reduced & set(axis.dims):
+            return "it reorders or reduces the channel"
+        dims = tuple(dim - sum(other < dim for other in gone) for dim in axis.dims)
+        analysis.layouts[node] = (Axis(dims, axis.ids),)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return np.zeros(0, dtype=bool)
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        return None  # its parts say what they use
+
+
+class Unpool:
+    """max_unpool: values put at places; a zero needs no place."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        values, places = self._operands(node)
+        one, other = analysis.axis(values), analysis.axis(places)
+        if one is None or other is None or one.dims != other.dims or one.dim != 1:
+            return "the channels of its values and their places are not tracked alike"
+        analysis.space.union(one.ids, other.ids)
+        analysis.layouts[node] = (one,)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return analysis.zero(self._operands(node)[0])
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        values, places = self._operands(node)
+        analysis.use_exactly(values, used)
+        analysis.use(places, used & ~analysis.zero(values))
+
+    @staticmethod
+    def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+        values, places = node.args[0], node.args[1]
+        assert isinstance(values, fx.Node) and isinstance(places, fx.Node)
+        return values, places
+
+
 class Softmax(_OneTensor):
     """Softmax over positions; over the channel it is a barrier. A constant becomes 1/n, not itself.
 
@@ -177,10 +264,13 @@ class Softmax(_OneTensor):
         return np.zeros_like(analysis.constant(source_of(node)))
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        if analysis.axis(source_of(node)) is not None and analysis.axis(node) is not None:
-            analysis.use_exactly(source_of(node), used)
-        else:
-            super().used(analysis, node, used)
+        _use_unless_zero(analysis, node, used)
+
+
+def _dims(node: fx.Node) -> list[int]:
+    """The dimensions that a call names; none where it means all."""
+    given = arguments(node)
+    return [int(given["dim"])] if "dim" in given else [int(dim) for dim in given["dims"]]
 
 
 class Roll(_OneTensor):
@@ -192,22 +282,29 @@ class Roll(_OneTensor):
         rank = len(analysis.shape(source))
         if axis is None:
             self.untracked(analysis, node)
-        elif not arguments(node)["dims"] or {int(d) % rank for d in arguments(node)["dims"]} & set(axis.dims):
+        elif not (dims := _dims(node)) or {dim % rank for dim in dims} & set(axis.dims):
             return "it moves the channel"
         else:
             analysis.layouts[node] = (axis,)
         return None
 
 
-_spatial, _reduction, _softmax, _roll = Spatial(), Reduction(), Softmax(), Roll()
+class Cumulative(Roll):
+    """cumsum, cumprod along positions: only zeros stay what they are."""
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return analysis.zero(source_of(node))
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        _use_unless_zero(analysis, node, used)
+
+
+_spatial, _reduction, _sum, _opaque = Spatial(), Reduction(), Sum(), Opaque()
+_softmax, _roll, _cumulative, _pair = Softmax(), Roll(), Cumulative(), Pair()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
-            *(
-                f"{kind}_pool{n}d"
-                for kind in ("max", "avg", "adaptive_avg", "adaptive_max")
-                for n in (1, 2, 3)
-            ),
+            *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)),
             *(
                 f"upsample_{kind}"
                 for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d")
@@ -221,7 +318,22 @@ RULES: dict[str, Rule] = {
     ),
     "pad": Padding(),
     "constant_pad_nd": Padding(),
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction),
+    **dict.fromkeys(("mean", "amax", "amin", "var", "std"), _reduction),
+    **dict.fromkeys(("sum", "prod", "linalg_vector_norm", "norm"), _sum),
+    **dict.fromkeys(("logsumexp", "argmax", "argmin"), _opaque),
+    **dict.fromkeys(("cumsum", "cumprod"), _cumulative),
+    **dict.fromkeys(
+        (
+            *(
+                f"{kind}_pool{n}d{end}"
+                for kind, end in (("max", "_with_indices"), ("adaptive_max", ""))
+                for n in (1, 2, 3)
+            ),
+            *("max", "min", "sort", "topk", "kthvalue", "median", "mode", "cummax", "cummin"),
+        ),
+        _pair,
+    ),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), Unpool()),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), _softmax),
     **dict.fromkeys(("roll", "flip"), _roll),
 }

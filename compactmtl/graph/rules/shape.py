@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, arguments, source_of
+from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
 from compactmtl.graph.space import Axis, Flags, Ids
 
 
-class Rearranged:
+class Rearranged(ABC):
     """Operators of one tensor that move its entries.
 
     `analysis.positions[node]` gives, for each entry of the output's axis, its place in the flattened input's.
     """
 
+    @abstractmethod
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
         """The output's dims and, in their shape, the positions; or why the axis cannot be followed."""
-        raise NotImplementedError
 
     def input(self, node: fx.Node) -> fx.Node:
         return source_of(node)
@@ -124,16 +126,7 @@ class Permute(Rearranged):
     """permute and transpose."""
 
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        given = arguments(node)
-        rank = len(analysis.shape(source_of(node)))
-        order = list(range(rank))
-        if "dims" in given:
-            order = [int(dim) % rank for dim in given["dims"]]
-        elif "dim0" in given:
-            one, other = int(given["dim0"]) % rank, int(given["dim1"]) % rank
-            order[one], order[other] = order[other], order[one]
-        elif rank == 2:
-            order = [1, 0]
+        order = self._order(node, len(analysis.shape(source_of(node))))
         moved = [order.index(dim) for dim in axis.dims]
         sort = np.argsort(moved)
         if moved != sorted(moved):
@@ -142,9 +135,30 @@ class Permute(Rearranged):
         positions = np.arange(axis.ids.size).reshape(axis.ids.shape).transpose(sort)
         return tuple(sorted(moved)), np.ascontiguousarray(positions)
 
+    @staticmethod
+    def _order(node: fx.Node, rank: int) -> list[int]:
+        """The input's dimension that each dimension of the output is."""
+        given = arguments(node)
+        if "dims" in given:
+            return [int(dim) % rank for dim in given["dims"]]
+        if "source" in given:
+            ends = (given["source"], given["destination"])
+            one, other = ([int(d) % rank for d in ([end] if isinstance(end, int) else end)] for end in ends)
+            rest = iter(dim for dim in range(rank) if dim not in one)
+            return [one[other.index(dim)] if dim in other else next(rest) for dim in range(rank)]
+        order = list(range(rank))
+        if "dim0" in given or "axis0" in given:
+            first, second = (int(given[f"dim{i}" if "dim0" in given else f"axis{i}"]) % rank for i in (0, 1))
+            order[first], order[second] = order[second], order[first]
+        elif operator(node) in ("mT", "mH", "adjoint"):
+            order[-2:] = order[:-3:-1]
+        else:
+            order.reverse()
+        return order
+
 
 class Expand(Rearranged):
-    """expand and repeat along dimensions that carry no channel."""
+    """expand, repeat and tile along dimensions that carry no channel."""
 
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
         before, after = analysis.shape(source_of(node)), analysis.shape(node)
@@ -153,6 +167,37 @@ class Expand(Rearranged):
         if any(after[dim] != before[dim - offset] for dim in dims):
             return "it repeats the channel"
         return dims, np.arange(axis.ids.size).reshape(axis.ids.shape)
+
+
+class Interleave(Rearranged):
+    """repeat_interleave along a dimension that carries no channel."""
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        dim = arguments(node).get("dim")
+        if dim is None or int(dim) % len(analysis.shape(node)) in axis.dims:
+            return "it repeats the channel"
+        return axis.dims, np.arange(axis.ids.size).reshape(axis.ids.shape)
+
+
+class ChannelShuffle(Rearranged):
+    """channel_shuffle: the channels as (groups, rest), walked the other way round."""
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        if axis.dim != 1:
+            return "the channel is not where it is shuffled from"
+        groups = int(arguments(node)["groups"])
+        analysis.space.grid(axis.ids.reshape(groups, -1), product=True)
+        return (1,), np.arange(axis.ids.size).reshape(groups, -1).T.ravel()
+
+
+class PixelUnshuffle(Rearranged):
+    """pixel_unshuffle: each channel becomes r² of them."""
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        rank = len(analysis.shape(source_of(node)))
+        if axis.dim != rank - 3:
+            return "the channel is not where it is shuffled from"
+        return (rank - 3,), np.repeat(np.arange(axis.ids.size), int(arguments(node)["downscale_factor"]) ** 2)
 
 
 class PixelShuffle(Rearranged):
@@ -191,7 +236,16 @@ RULES: dict[str, Rule] = {
         ),
         _reshape,
     ),
-    **dict.fromkeys(("permute", "transpose", "swapaxes", "t", "numpy_T", "mT"), _permute),
-    **dict.fromkeys(("expand", "expand_as"), _expand),
+    **dict.fromkeys(
+        (
+            *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"),
+            *("t", "numpy_T", "mT", "mH", "adjoint"),
+        ),
+        _permute,
+    ),
+    **dict.fromkeys(("expand", "expand_as", "repeat", "tile"), _expand),
+    "repeat_interleave": Interleave(),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), ChannelShuffle()),
+    "pixel_unshuffle": PixelUnshuffle(),
     "pixel_shuffle": PixelShuffle(),
 }

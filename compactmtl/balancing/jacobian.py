@@ -1,0 +1,138 @@
+"""Gradients of several task losses by the same tensors, and what methods read of them.
+
+Legend: T tasks, n elements of all shared tensors together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """`rows[p]` is (T, *shape of tensor p): the gradient of each task's loss by it, in the order of `tasks`.
+
+    `split` says that each process holds the columns of its own samples (features) rather than all columns (parameters).
+    """
+
+    tasks: tuple[str, ...]
+    rows: tuple[Tensor, ...]
+    split: bool = False
+
+    def gramian(self) -> Tensor:
+        """Inner products of the tasks' gradients, float64 (T, T) on the CPU, over all processes."""
+        count = len(self.tasks)
+        device = self.rows[0].device
+        total = torch.zeros(count, count, dtype=torch.float64, device=device)
+        for row in self.rows:
+            flat = row.reshape(count, -1)
+            total += (flat @ flat.T).double()
+        if self.split and distributed():
+            dist.all_reduce(total)
+        total = (total + total.T).cpu() / 2
+        return total
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """Σ_t weights[t] · gradient of task t, by shared tensor."""
+        return [torch.tensordot(weights.to(row.device, row.dtype), row, dims=1) for row in self.rows]
+
+    def matrix(self) -> Tensor:
+        """All gradients side by side, (T, n)."""
+        return torch.cat([row.reshape(len(self.tasks), -1) for row in self.rows], dim=1)
+
+    def parts(self, vector: Tensor) -> list[Tensor]:
+        """A vector (n,) cut into the shapes of the shared tensors."""
+        sizes = [row[0].numel() for row in self.rows]
+        return [part.view_as(row[0]) for part, row in zip(vector.split(sizes), self.rows, strict=True)]  # type: ignore[no-untyped-call]
+
+    def only(self, positions: Sequence[int]) -> Jacobian:
+        """The tasks at these positions alone."""
+        chosen = torch.as_tensor(positions)
+        return Jacobian(
+            tuple(self.tasks[index] for index in positions),
+            tuple(row[chosen.to(row.device)] for row in self.rows),
+            self.split,
+        )
+
+
+@dataclass(frozen=True)
+class TaskGradients:
+    """The jacobian by the shared tensors, and each task's gradients by its own parameters."""
+
+    jacobian: Jacobian
+    own: Mapping[str, list[Tensor]]
+
+
+def task_gradients(
+    losses: Mapping[str, Tensor],
+    shared: Sequence[Tensor],
+    own: Mapping[str, Sequence[Tensor]],
+    *,
+    split: bool,
+    scale: float = 1.0,
+    retain: bool = False,
+) -> TaskGradients:
+    """One backward pass a task, from its loss to `shared` and to the tensors that are its `own`.
+
+    The losses are multiplied by `scale`, and so are the gradients of `own`; the jacobian is divided by it again. Where
+    several processes train together, gradients by parameters are averaged over them. `retain` keeps the graph.
+    """
+    gradients: dict[str, list[Tensor]] = {}
+    own_gradients: dict[str, list[Tensor]] = {}
+    last = list(losses)[-1]
+    for task, loss in losses.items():
+        wanted = [*shared, *own[task]]
+        found = torch.autograd.grad(
+            loss * scale, wanted, retain_graph=retain or task != last, allow_unused=True
+        )
+        filled = [
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(wanted, found, strict=True)
+        ]
+        gradients[task] = filled[: len(shared)]
+        own_gradients[task] = filled[len(shared) :]
+    rows = []
+    for index in range(len(shared)):
+        row = torch.stack([gradients[task][index] for task in losses])
+        for task in losses:
+            gradients[task][index] = (
+                row  # frees the single gradient: twice the jacobian at most for one tensor
+            )
+        wide = torch.promote_types(row.dtype, torch.float32)  # features may be of half precision
+        rows.append(row.to(wide) / (scale * (world() if split else 1)))
+    if distributed():
+        if not split:
+            average(rows)
+        average([gradient for found_ in own_gradients.values() for gradient in found_])
+    return TaskGradients(Jacobian(tuple(losses), tuple(rows), split), own_gradients)
+
+
+def distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if distributed() else 1
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes."""
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+        tensor /= world()
+
+
+def first_process_decides(tensor: Tensor, device: torch.device) -> Tensor:
+    """The first process's value, for methods that draw at random."""
+    if not distributed():
+        return tensor
+    shared = tensor.to(device)
+    dist.broadcast(shared, src=0)
+    return shared.to(tensor.device)

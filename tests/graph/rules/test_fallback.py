@@ -1,0 +1,56 @@
+"""Barriers: what is not followed stays whole, exact, and is named with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.support.masking import Between, compacted, image, shape
+
+Function = Callable[[Tensor], Tensor]
+
+ORDER = torch.tensor([3, 1, 2, 0, 4, 5, 7, 6])
+
+# What reorders, mixes or counts the channels themselves: none of them may lose one. Beside each the operator that
+# is named as the reason, or nothing where a value of all channels gets into each and none is dead any more.
+BARRIERS: dict[str, tuple[str, Function]] = {
+    "cumsum": ("cumsum", lambda x: x.cumsum(1)),
+    "sort": ("sort", lambda x: x.sort(1).values),
+    "topk": ("topk", lambda x: x.topk(8, 1).values),
+    "gather": ("argsort", lambda x: x.gather(1, x.argsort(1))),
+    "scatter": ("argsort", lambda x: torch.zeros_like(x).scatter_add(1, x.argsort(1), x)),
+    "index": ("index", lambda x: x[:, ORDER]),
+    "index_select": ("index_select", lambda x: x.index_select(1, ORDER)),
+    "flip": ("flip", lambda x: x.flip(1)),
+    "roll": ("roll", lambda x: x.roll(1, 1)),
+    "roll of all": ("roll", lambda x: x.roll(1)),
+    "stride over channels": ("slice", lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1)),
+    "unbound channels": ("getitem", lambda x: torch.stack(x.unbind(1), 1)),
+    "einsum": ("einsum", lambda x: torch.einsum("bchw,bdhw->bchw", x, x)),
+    "mean over channels": ("mean", lambda x: torch.cat([x, x.mean(1, keepdim=True)], 1)[:, :8]),
+    "argmax over channels": ("", lambda x: x + x.argmax(1, keepdim=True)),
+    "softmax over channels": ("softmax", lambda x: x.softmax(1)),
+    "local response norm": ("", lambda x: F.local_response_norm(x, 3)),
+    "glu": ("glu", lambda x: torch.cat([F.glu(x, 1)] * 2, 1)),
+    "unfold": ("im2col", lambda x: F.fold(F.unfold(x, 2, stride=2), [8, 8], 2, stride=2)),
+    "grid_sample": ("grid_sampler", lambda x: F.grid_sample(x, _grid(x), align_corners=False)),
+    "complex": ("complex", lambda x: torch.view_as_real(torch.complex(x, x)).sum(-1)),
+    "fourier": ("fft_rfft", lambda x: torch.fft.rfft(x, dim=-1).abs()),
+}
+
+
+def _grid(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[0], 4, 4, 2, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("case", BARRIERS)
+def test_barrier_keeps_every_channel(case: str) -> None:
+    result = compacted(Between(BARRIERS[case][1]), image())
+    assert shape(result, "first.weight")[0] == 8
+    assert result.plan.empty
+    reason = result.report.kept_whole.get("first", "")
+    assert reason.startswith(f"{BARRIERS[case][0]}: ") if BARRIERS[case][0] else not reason
