@@ -1,7 +1,7 @@
 """Surgery on a zoo of networks and masks: exactness, how much goes, how much could go, beside Torch-Pruning.
 
-    python tools/bench_surgery.py run --out surgery.jsonl        # goes on where it stopped
-    python tools/bench_surgery.py table surgery.jsonl            # Markdown, and surgery.json beside it
+    python -m tools.bench_surgery run --out surgery.jsonl        # goes on where it stopped
+    python -m tools.bench_surgery table surgery.jsonl            # Markdown, and surgery.json beside it
 
 Each line of the JSONL file is one network under one pattern of `surgery_zoo`, with random weights.
 """
@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from surgery_zoo import PATTERNS, ZOO, NotMasked, build, calibrate, mask, torch_pruning_groups, writers
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.surgery import compact
+from tools.surgery_zoo import PATTERNS, ZOO, NotMasked, build, calibrate, mask, torch_pruning_groups, writers
 
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|, float32
 VARIES = 1e-3  # a network whose masked output moves less than this with the input proves nothing

@@ -141,7 +141,8 @@ def _randomize(model: nn.Module) -> None:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.2)
         for name, parameter in model.named_parameters():
-            if parameter.ndim < 2 and parameter.abs().max() < 1e-3:
+            vector = parameter.numel() == max(parameter.shape, default=1)
+            if vector and parameter.abs().max() < 1e-3:
                 if name.endswith("bias"):
                     parameter.normal_(0, 0.1)
                 else:

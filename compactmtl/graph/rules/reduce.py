@@ -154,20 +154,33 @@ def tie_rows(analysis: Analysis, axis: Axis, over: list[int]) -> Ids:
 
 
 class Sum(Reduction):
-    """Reductions whose result for a constant grows with the number of positions: only zeros pass."""
+    """Reductions whose result for a constant grows with the number of positions: only zeros pass.
+
+    The rows of a channel that has several dimensions are always as many: over them alone a constant passes.
+    """
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return analysis.zero(source_of(node))
+        if self._of_rows_alone(analysis, node):
+            return super().constant(analysis, node)
+        return np.asarray(analysis.zero(source_of(node)).all(axis=self._gone(analysis, node)), dtype=bool)
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        _use_unless_zero(analysis, node, used)
+        if self._of_rows_alone(analysis, node):
+            super().used(analysis, node, used)
+        else:
+            _use_unless_zero(analysis, node, np.expand_dims(used, self._gone(analysis, node)))
+
+    def _of_rows_alone(self, analysis: Analysis, node: fx.Node) -> bool:
+        dims = arguments(node).get("dim")
+        count = 1 if isinstance(dims, int) else len(dims or ())
+        return 0 < count == len(self._gone(analysis, node))
 
 
 class Opaque(Reduction):
     """Reductions that say nothing of a constant: the place of the largest value, the log of a sum."""
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return np.zeros_like(analysis.constant(source_of(node)))
+        return np.zeros_like(super().constant(analysis, node))
 
 
 def _use_unless_zero(analysis: Analysis, node: fx.Node, used: Flags) -> None:
