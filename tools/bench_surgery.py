@@ -1,11 +1,9 @@
 """Surgery on a zoo of networks and masks: exactness, how much goes, how much could go, beside Torch-Pruning.
 
-    python tools/bench_surgery.py run --out surgery.jsonl        # goes on where it stopped
-    python tools/bench_surgery.py table surgery.jsonl            # Markdown
+    python -m tools.bench_surgery run --out surgery.jsonl        # goes on where it stopped
+    python -m tools.bench_surgery table surgery.jsonl            # Markdown, and surgery.json beside it
 
-Each line of the JSONL file is one network under one pattern. Random weights; half of the channels masked:
-A filters and their batch norm zeroed, A2 filters zeroed with the norm's bias live, B input slices, C our
-coupled groups, D Torch-Pruning's groups.
+Each line of the JSONL file is one network under one pattern of `surgery_zoo`, with random weights.
 """
 
 from __future__ import annotations
@@ -15,213 +13,21 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from compactmtl.graph import ChannelGraph, cost
 from compactmtl.surgery import compact
+from tools.surgery_zoo import PATTERNS, ZOO, NotMasked, build, calibrate, mask, torch_pruning_groups, writers
 
-PATTERNS = ("A", "A2", "B", "C", "D")
-OUTPUTS = (1000, 21)  # classes of the zoo: the layers that write them stay whole
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|, float32
-ZOO = (
-    *("resnet18", "resnet50", "resnet26d", "seresnet50", "resnext50_32x4d", "res2net50_26w_4s", "skresnet18"),
-    *(
-        "regnetx_002",
-        "regnety_002",
-        "regnetz_b16",
-        "densenet121",
-        "dla34",
-        "dla60_res2net",
-        "vovnet39a",
-        "ese_vovnet19b_dw",
-    ),
-    *(
-        "mobilenetv2_100",
-        "mobilenetv3_small_100",
-        "mobilenetv4_conv_small",
-        "efficientnet_b0",
-        "efficientnetv2_rw_t",
-    ),
-    *(
-        "ghostnet_100",
-        "ghostnetv2_100",
-        "mnasnet_100",
-        "fbnetc_100",
-        "hardcorenas_a",
-        "tinynet_e",
-        "lcnet_050",
-    ),
-    *(
-        "cspresnet50",
-        "cspdarknet53",
-        "darknet53",
-        "hrnet_w18_small",
-        "hrnet_w18_small_v2",
-        "selecsls42b",
-        "rexnet_100",
-    ),
-    *(
-        "inception_v3",
-        "xception41",
-        "repvgg_a0",
-        "mobileone_s0",
-        "nfnet_l0",
-        "nf_regnet_b0",
-        "gernet_s",
-        "ecaresnet26t",
-    ),
-    *(
-        "vit_tiny_patch16_224",
-        "deit_tiny_patch16_224",
-        "swin_tiny_patch4_window7_224",
-        "pvt_v2_b0",
-        "coat_tiny",
-    ),
-    *(
-        "maxvit_tiny_tf_224",
-        "convnext_atto",
-        "convnextv2_atto",
-        "poolformer_s12",
-        "mixer_s32_224",
-        "levit_128s",
-    ),
-    *(
-        "efficientformer_l1",
-        "edgenext_xx_small",
-        "mobilevit_xxs",
-        "fastvit_t8",
-        "twins_pcpvt_small",
-        "xcit_nano_12_p16_224",
-    ),
-    *(
-        "tv:alexnet",
-        "tv:vgg11_bn",
-        "tv:squeezenet1_1",
-        "tv:googlenet",
-        "tv:shufflenet_v2_x0_5",
-        "tv:shufflenet_v2_x1_0",
-    ),
-    *("tv:mobilenet_v2", "tv:mnasnet0_5", "tv:wide_resnet50_2"),
-    *(
-        "tv:fcn_resnet50",
-        "tv:deeplabv3_resnet50",
-        "tv:deeplabv3_mobilenet_v3_large",
-        "tv:lraspp_mobilenet_v3_large",
-    ),
-)
-
-
-def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network with random weights and norms, and one example input."""
-    size = 96
-    model: Any
-    if name.startswith("tv:"):
-        extra: dict[str, Any] = {}
-        if any(key in name for key in ("fcn", "deeplab", "lraspp")):
-            extra = {"weights_backbone": None}
-        if "googlenet" in name:
-            extra = {"init_weights": True, "aux_logits": False}
-        model = torchvision.models.get_model(name[3:], weights=None, **extra)
-    else:
-        model = timm.create_model(name)
-        settings = model.default_cfg
-        if settings.get("fixed_input_size"):
-            size = settings["input_size"][-1]
-    module: Any
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, _BatchNorm) and module.affine:
-                statistics: Any = module
-                statistics.running_mean.normal_(0, 0.2)
-                statistics.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.2)
-    return model.eval(), (torch.randn(1, 3, size, size),)
-
-
-def _half(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator)[: count // 2]
-
-
-def _coupled(model: nn.Module, image: tuple[Tensor, ...], generator: torch.Generator) -> None:
-    for family in ChannelGraph.trace(model, image).groups():
-        if family.size < 4:
-            continue
-        dead = _half(family.size, generator).numpy()
-        for member in family.members:
-            if member.role != "consumer":
-                index = torch.from_numpy(np.ascontiguousarray(member.indices[dead].ravel()))
-                model.get_parameter(member.parameter).index_fill_(member.dim, index, 0.0)
-
-
-def _torch_pruning_groups(model: nn.Module, image: tuple[Tensor, ...]) -> Iterator[Any]:
-    import torch_pruning as tp
-
-    with torch.enable_grad():  # its tracer follows autograd
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=image[0])
-    layers = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
-    outputs = [layer for layer in layers if layer.weight.shape[0] in OUTPUTS]
-    yield from graph.get_all_groups(ignored_layers=outputs, root_module_types=[nn.Conv2d, nn.Linear])
-
-
-def _writers(group: Any) -> Iterator[tuple[Any, list[int]]]:
-    """The layers of a Torch-Pruning group whose outputs or affines carry its channels."""
-    for dependency, indices in group:
-        module = dependency.target.module
-        name = getattr(dependency.handler, "__name__", "")
-        if isinstance(module, (_ConvNd, nn.Linear, _BatchNorm)) and "out" in name:
-            yield module, list(indices)
-
-
-def _by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...], generator: torch.Generator) -> None:
-    for group in _torch_pruning_groups(model, image):
-        size = len(group[0][1])
-        if size < 4:
-            continue
-        dead = set(_half(size, generator).tolist())
-        for module, indices in _writers(group):
-            if len(indices) == size:
-                rows = [index for position, index in enumerate(indices) if position in dead]
-                module.weight.data[rows] = 0
-                if module.bias is not None:
-                    module.bias.data[rows] = 0
-
-
-def mask(model: nn.Module, image: tuple[Tensor, ...], pattern: str, seed: int) -> None:
-    """Zero half of the channels as the pattern says."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        if pattern == "C":
-            _coupled(model, image, generator)
-            return
-        if pattern == "D":
-            _by_torch_pruning(model, image, generator)
-            return
-        modules: list[Any] = list(model.modules())
-        layers = [i for i, module in enumerate(modules) if isinstance(module, _ConvNd)]
-        for i in layers[1:]:
-            layer = modules[i]
-            if pattern == "B" and layer.weight.shape[1] > 1:
-                layer.weight[:, _half(layer.weight.shape[1], generator)] = 0
-            elif pattern != "B":
-                rows = _half(layer.weight.shape[0], generator)
-                layer.weight[rows] = 0
-                if layer.bias is not None:
-                    layer.bias[rows] = 0
-                norm = modules[i + 1] if i + 1 < len(modules) else None
-                if pattern == "A" and isinstance(norm, _BatchNorm) and norm.num_features == len(layer.weight):
-                    norm.weight[rows] = 0
-                    norm.bias[rows] = 0
+VARIES = 1e-3  # a network whose masked output moves less than this with the input proves nothing
 
 
 def _leaves(output: object) -> list[Tensor]:
@@ -257,28 +63,68 @@ def error(one: nn.Module, other: nn.Module, image: tuple[Tensor, ...]) -> float:
     return worst
 
 
+@dataclass
+class _Seen:
+    """What was seen of one layer: which entries of its input and output move, which outputs get a gradient."""
+
+    reads: Tensor
+    writes: Tensor
+    gradient: Tensor
+    positions: float = 0.0  # at which the kernel is applied, for one image
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    kinds = (_ConvNd, nn.Linear)
+    return [m for m in model.modules() if isinstance(m, kinds) and not getattr(m, "transposed", False)]
+
+
+def _channel_dim(module: nn.Module, value: Tensor) -> int:
+    return 1 if isinstance(module, _ConvNd) else value.ndim - 1
+
+
+def layer_macs(model: nn.Module, image: tuple[Tensor, ...]) -> float:
+    """MACs of the convolutions and linear layers that are called as modules, for one image."""
+    total = 0.0
+
+    def count(module: Any, _: object, output: Tensor) -> None:
+        nonlocal total
+        positions = output.numel() / output.shape[_channel_dim(module, output)] / len(image[0])
+        total += positions * module.weight.numel()
+
+    handles = [layer.register_forward_hook(count) for layer in _layers(model)]
+    with torch.no_grad():
+        model(*image)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
 def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
     """Share of the MACs left when every convolution and linear drops what is constant, unread or without gradient."""
-    seen: dict[Any, dict[str, Tensor]] = {}
-    handles = []
+    seen: dict[Any, _Seen] = {}
+    size = int(image[0].shape[-1])
+    batch = torch.randn(
+        16 if size < 160 else 6, *image[0].shape[1:]
+    )  # few inputs leave channels at zero by chance
 
     def watch(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        dim = 1 if isinstance(module, _ConvNd) else output.ndim - 1
-        spread = [t.detach().movedim(dim, 0).flatten(1) for t in (inputs[0], output)]
-        record = seen.setdefault(module, {"scale": torch.tensor(0.0)})
-        for key, flat in zip(("in", "out"), spread, strict=True):
-            moves = (flat.amax(1) - flat.amin(1)) > 1e-6 * flat.abs().amax(1)
-            record[key] = record.get(key, torch.zeros_like(moves)) | moves
-        record["scale"] = record["scale"] + output[0].numel() / output.shape[dim]
-        if output.requires_grad:
-            output.register_hook(  # type: ignore[no-untyped-call]
-                lambda grad: record.update(grad=(grad.movedim(dim, 0).flatten(1) != 0).any(1))
-            )
+        dim = _channel_dim(module, output)
+        moves = []
+        for value in (inputs[0], output):
+            flat = value.detach().movedim(dim, 0).flatten(1)
+            moves.append((flat.amax(1) - flat.amin(1)) > 1e-6 * flat.abs().amax(1))
+        none = torch.zeros_like(moves[1])
+        record = seen.setdefault(module, _Seen(torch.zeros_like(moves[0]), none, none.clone()))
+        record.reads, record.writes = record.reads | moves[0], record.writes | moves[1]
+        record.positions += output.numel() / output.shape[dim] / len(batch)
 
-    for module in model.modules():
-        if isinstance(module, (_ConvNd, nn.Linear)) and not getattr(module, "transposed", False):
-            handles.append(module.register_forward_hook(watch))
-    batch = torch.randn(16, *image[0].shape[1:])  # few inputs leave channels at zero by chance
+        def arrive(gradient: Tensor) -> None:
+            record.gradient = record.gradient | (gradient.movedim(dim, 0).flatten(1) != 0).any(1)
+
+        if output.requires_grad:
+            output.register_hook(arrive)  # type: ignore[no-untyped-call]
+
+    handles = [layer.register_forward_hook(watch) for layer in _layers(model)]
     outputs = _leaves(model(batch))
     sum((o * torch.randn_like(o)).sum() for o in outputs).backward()  # type: ignore[union-attr]
     model.zero_grad(set_to_none=True)
@@ -287,26 +133,27 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
     full = left = 0.0
     for module, record in seen.items():
         weight = module.weight.detach()
-        assert isinstance(weight, Tensor)
         groups = int(getattr(module, "groups", 1))
-        kernel = float(np.prod(weight.shape[2:]))
-        outs = record["out"] & record.get("grad", torch.ones_like(record["out"]))
-        rows = outs.reshape(groups, -1).sum(1)
+        each = record.positions * float(np.prod(weight.shape[2:]))
+        rows = (record.writes & record.gradient).reshape(groups, -1).sum(1)
         nonzero = (weight != 0).flatten(2).any(2) if weight.ndim > 2 else weight != 0
         read = nonzero.reshape(groups, -1, nonzero.shape[1]).any(1)
-        columns = (record["in"].reshape(groups, -1) & read).sum(1)
-        full += float(record["scale"]) * kernel * weight.shape[0] * weight.shape[1]
-        left += float(record["scale"]) * kernel * float((rows * columns).sum())
+        columns = (record.reads.reshape(groups, -1) & read).sum(1)
+        full += each * weight.shape[0] * weight.shape[1]
+        left += each * float((rows * columns).sum())
     return left / full
 
 
 def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
     """What Torch-Pruning removes when told to drop every channel whose writers are all zero."""
+    import torch_pruning as tp
+
     small = copy.deepcopy(model)
-    for group in list(_torch_pruning_groups(small, image)):
+    chosen = []
+    for group in torch_pruning_groups(small, image):
         size = len(group[0][1])
         dead = torch.ones(size, dtype=torch.bool)
-        for module, indices in _writers(group):
+        for module, indices in writers(group):
             if len(indices) != size:
                 dead[:] = False
                 break
@@ -315,42 +162,63 @@ def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
             if module.bias is not None:
                 dead &= module.bias.detach()[indices] == 0
         if dead.any() and not dead.all():
-            import torch_pruning as tp
-
-            root = group[0][0].target.module
-            graph = tp.DependencyGraph().build_dependency(small, example_inputs=image[0])
-            handler = (
-                tp.prune_conv_out_channels if isinstance(root, _ConvNd) else tp.prune_linear_out_channels
-            )
-            graph.get_pruning_group(root, handler, idxs=torch.nonzero(dead).flatten().tolist()).prune()
+            chosen.append((group[0][0].target.module, torch.nonzero(dead).flatten().tolist()))
+    with torch.enable_grad():
+        graph = tp.DependencyGraph().build_dependency(small, example_inputs=image[0])
+    for root, indices in chosen:
+        handler = tp.prune_conv_out_channels if isinstance(root, _ConvNd) else tp.prune_linear_out_channels
+        graph.get_pruning_group(root, handler, idxs=indices).prune()
     return small
 
 
+def latency_ratio(model: nn.Module, small: nn.Module, image: tuple[Tensor, ...], rounds: int = 7) -> float:
+    """Median time of `model` over that of `small`, one image each in turn, in eager mode."""
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for own, network in zip(times, (model, small), strict=True):
+                started = time.perf_counter()
+                network(*image)
+                own.append(time.perf_counter() - started)
+    return float(np.median(times[0]) / np.median(times[1]))
+
+
+def _ours(model: nn.Module, image: tuple[Tensor, ...], full: float, gather: bool) -> dict[str, Any]:
+    started = time.perf_counter()
+    result = compact(model, image, gather=gather)
+    seconds = time.perf_counter() - started
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "error": error(model, result.model, image),
+        "macs": layer_macs(result.model, image) / full,
+        "parameters": sum(p.numel() for p in result.model.parameters()) / parameters,
+        "kept_whole": len(result.report.kept_whole),
+        "rolled_back": sum("rolled back" in reason for reason in result.report.kept_whole.values()),
+        "seconds": seconds,
+        "latency": latency_ratio(model, result.model, image),
+    }
+
+
 def measure(name: str, pattern: str) -> dict[str, Any]:
-    """One row: ours and Torch-Pruning's on the same mask."""
+    """One row: ours without and with gather, and Torch-Pruning's, on the same mask."""
     row: dict[str, Any] = {"network": name, "pattern": pattern}
-    for seed in range(3):
+    for seed in range(4):
         torch.manual_seed(seed)
         model, image = build(name)
         mask(model, image, pattern, seed)
+        calibrate(model, image)
         row["varies"] = varies(model, image)
-        if row["varies"] > 1e-3:
+        if row["varies"] > VARIES:
             break
-    full = cost(model, image)
+    full = layer_macs(model, image)
     row["bound"] = bound(copy.deepcopy(model), image)
-    started = time.perf_counter()
-    result = compact(model, image)
-    row["seconds"] = time.perf_counter() - started
-    row |= {
-        "error": error(model, result.model, image),
-        "macs": result.report.macs_after / full.macs,
-        "parameters": result.report.parameters_after / full.parameters,
-        "kept_whole": len(result.report.kept_whole),
-    }
+    row |= _ours(model, image, full, gather=False)
+    if pattern in ("A", "A2", "B"):
+        row["gather"] = _ours(model, image, full, gather=True)
     started = time.perf_counter()
     try:
         other = by_torch_pruning(model, image)
-        row["tp"] = {"error": error(model, other, image), "macs": cost(other, image).macs / full.macs}
+        row["tp"] = {"error": error(model, other, image), "macs": layer_macs(other, image) / full}
     except Exception as failure:
         row["tp"] = {"failure": f"{type(failure).__name__}: {failure}"[:200]}
     row["tp"]["seconds"] = time.perf_counter() - started
@@ -366,47 +234,75 @@ def run(out: Path, names: list[str], patterns: list[str]) -> None:
         for pattern in patterns:
             if (name, pattern) in done:
                 continue
+            row: dict[str, Any] = {"network": name, "pattern": pattern}
             try:
                 row = measure(name, pattern)
+            except NotMasked as reason:
+                row["not_masked"] = str(reason)[:200]
             except Exception as failure:
-                row = {
-                    "network": name,
-                    "pattern": pattern,
-                    "failure": f"{type(failure).__name__}: {failure}"[:300],
-                }
+                row["failure"] = f"{type(failure).__name__}: {failure}"[:300]
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
 
 
-def removed_share(row: dict[str, Any], macs: Callable[[dict[str, Any]], float]) -> float | None:
+def removed_share(row: dict[str, Any], macs: float) -> float | None:
     """What went as a share of what could go (1 - bound)."""
-    return (1 - macs(row)) / (1 - row["bound"]) if row["bound"] < 1 else None
+    return (1 - macs) / (1 - row["bound"]) if row["bound"] < 1 else None
+
+
+def _shares(rows: list[dict[str, Any]], macs: Callable[[dict[str, Any]], float]) -> list[float]:
+    return [share for row in rows if (share := removed_share(row, macs(row))) is not None]
+
+
+def _figures(shares: list[float]) -> str:
+    return f"{np.median(shares):.2f} / {np.percentile(shares, 10):.2f}" if shares else "–"
 
 
 def table(path: Path) -> str:
-    """Markdown: one row a pattern."""
+    """Markdown: one row a pattern, then every network whose result is not exact or that could not be masked."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     lines = [
-        "| pattern | networks | exact | silent errors | crashed | share of removable MACs gone: median | 10th percentile "
-        "| Torch-Pruning: exact | median where exact |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| pattern | networks | exact | wrong | crashed | removable MACs gone, median / 10th percentile | with gather "
+        "| latency, plain → with gather | Torch-Pruning: exact | its median / 10th percentile where exact |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for pattern in PATTERNS:
-        chosen = [r for r in rows if r["pattern"] == pattern]
-        fine = [r for r in chosen if "failure" not in r and r["varies"] > 1e-3]
+        chosen = [r for r in rows if r["pattern"] == pattern and "not_masked" not in r]
+        ran = [r for r in chosen if "failure" not in r]
+        fine = [r for r in ran if r["varies"] > VARIES]
         exact = [r for r in fine if r["error"] <= EXACT]
-        shares = [s for r in exact if (s := removed_share(r, lambda r: r["macs"])) is not None]
         theirs = [r for r in fine if r["tp"].get("error", 1.0) <= EXACT]
-        their_shares = [s for r in theirs if (s := removed_share(r, lambda r: r["tp"]["macs"])) is not None]
-        if not fine:
-            continue
+        gathered = [r for r in fine if "gather" in r and r["gather"]["error"] <= EXACT]
+        speed = "–"
+        if gathered:
+            pair = [
+                np.median([r[key] if key else r["gather"]["latency"] for r in gathered])
+                for key in ("latency", "")
+            ]
+            speed = f"{pair[0]:.2f}× → {pair[1]:.2f}×"
+        wrong = len(fine) - len(exact) + sum("gather" in r and r["gather"]["error"] > EXACT for r in fine)
         lines.append(
-            f"| {pattern} | {len(fine)} | {len(exact)} | {len(fine) - len(exact)} | "
-            f"{sum('failure' in r for r in chosen)} | {np.median(shares):.2f} | {np.percentile(shares, 10):.2f} | "
-            f"{len(theirs)} | {np.median(their_shares) if their_shares else float('nan'):.2f} |"
+            f"| {pattern} | {len(fine)} | {len(exact)} | {wrong} | {len(chosen) - len(ran)} "
+            f"| {_figures(_shares(exact, lambda r: r['macs']))} "
+            f"| {_figures(_shares(gathered, lambda r: r['gather']['macs']))} | {speed} "
+            f"| {len(theirs)} | {_figures(_shares(theirs, lambda r: r['tp']['macs']))} |"
         )
+    lines += ["", *(_remark(row) for row in rows if _remark(row))]
     return "\n".join(lines)
+
+
+def _remark(row: dict[str, Any]) -> str:
+    what = f"- {row['network']}, {row['pattern']}: "
+    if "not_masked" in row:
+        return what + f"no mask ({row['not_masked']})"
+    if "failure" in row:
+        return what + f"failed ({row['failure']})"
+    if row["varies"] <= VARIES:
+        return what + "the masks made it constant, left out"
+    if row["error"] > EXACT:
+        return what + f"wrong by {row['error']:.1e}"
+    return ""
 
 
 def main() -> None:
@@ -427,6 +323,8 @@ def main() -> None:
         run(given.out, given.networks, given.patterns)
     else:
         print(table(given.file))
+        rows = [json.loads(line) for line in given.file.read_text().splitlines()]
+        given.file.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.copies import copy_model, tensors_of
-from compactmtl.surgery.plan import BiasShift, Merge, Plan, Scale, Slice, signature
+from compactmtl.surgery.computed import contract_computed
+from compactmtl.surgery.gather import install
+from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
 
 _MEND = "rebuild the model from the recipe that the plan was made for"
 
@@ -29,7 +31,12 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             f"the plan was made for another model than this {type(model).__name__}: names or shapes differ",
             _MEND,
         )
-    small = _Editor(copy_model(model, share=True))
+    copied = copy_model(model, share=True)
+    try:
+        contract_computed(copied, plan.contracted)
+    except KeyError as error:
+        raise ArtifactError(f"the plan contracts {error}, which the model does not have", _MEND) from error
+    small = _Editor(copied)
     with torch.no_grad():
         for merge in plan.merges:
             _merge(small, merge)
@@ -41,6 +48,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             _shift(small, shift)
     small.separate(model)
     _mend_layers(small.model, plan)
+    for gather in plan.gathers:
+        _gather(small, gather)
     return small.model
 
 
@@ -167,6 +176,18 @@ def _shift(small: _Editor, shift: BiasShift) -> None:
 def has_bias_slot(module: nn.Module) -> bool:
     """Whether a bias put into this module, which has none, is added to its output."""
     return isinstance(module, (nn.Linear, _ConvNd)) and "bias" in module._parameters
+
+
+def _gather(editor: _Editor, gather: Gather) -> None:
+    module, leaf = editor.owner(f"{gather.module}.weight")
+    rows, columns = editor.read(f"{gather.module}.{leaf}").shape[:2]
+    inputs, outputs = gather.inputs, gather.outputs
+    if (inputs is not None and len(inputs) != columns) or (outputs is not None and max(outputs) > rows):
+        raise ArtifactError(
+            f"the plan gathers channels of {gather.module} that do not fit its {rows} outputs and {columns} inputs",
+            "the plan is damaged: run `compactmtl compact` again",
+        )
+    install(module, inputs, outputs, gather.constants)
 
 
 def _mend_layers(model: nn.Module, plan: Plan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,21 @@ from torch.utils._pytree import tree_map
 
 from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
+from compactmtl.graph.copies import copy_model
 from compactmtl.graph.space import Flags
 from compactmtl.graph.trace import check_inputs, check_model, first_line
 from compactmtl.overparam import contract
 from compactmtl.surgery.analyse import choose_alive
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
+from compactmtl.surgery.computed import computed_layers, contract_computed
+from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.kept import kept_whole
-from compactmtl.surgery.plan import Plan
+from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
-from compactmtl.surgery.report import SurgeryReport, layer_changes
+from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
 from compactmtl.surgery.write import write_plan
+
+ROUNDED = 1e-4  # largest relative error where weights are computed in float32 once instead of at every call
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,11 @@ class CompactResult:
 
 
 def compact(
-    model: nn.Module, example_inputs: Sequence[Any], align: int = 1, tolerance: float | None = None
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    align: int = 1,
+    tolerance: float | None = None,
+    gather: bool = False,
 ) -> CompactResult:
     """Remove every channel of `model` that has no effect, without changing its function in eval mode.
 
@@ -43,7 +52,8 @@ def compact(
     left as it was. What cannot be removed exactly is left alone and listed in the report: an edit that
     fails its proof (largest error over `tolerance` of the output's largest value, by default 1e-6 in float64
     and 1e-4 where only a narrower type fits) is rolled back. `example_inputs` are what model(*example_inputs)
-    takes: tensors, or lists and dicts of them.
+    takes: tensors, or lists and dicts of them. With `gather` layers also pick the channels that they need by index
+    where the tensor around them keeps more and the MACs saved outweigh the memory moved, as predicted.
     Raises SurgeryError where the model cannot be traced, or gives other outputs at every run.
     """
     if isinstance(align, bool) or not isinstance(align, int) or align < 1:
@@ -59,24 +69,75 @@ def compact(
     )
     plain = _plain_copy(model)
     graph = ChannelGraph.trace(plain, inputs)
-    attempt = _Attempt(graph, plain, reference(plain, inputs), align, tolerance)
-    alive, rolled_back = attempt.search()
-    plan, small, proof = attempt.result(alive)
+    expected = reference(plain, inputs)
+    found = None
+    computed = computed_layers(graph, plain)
+    if computed:
+        found = _remove(plain, inputs, expected, align, tolerance, gather, computed)
+    if found is None or found.plan.empty:  # nothing gained: layers with computed weights stay what they are
+        found = _remove(plain, inputs, expected, align, tolerance, gather, graph=graph)
+    assert found is not None
+    plan, small = found.plan, found.model
     before, after = cost(plain, inputs), cost(small, inputs)
     report = SurgeryReport(
         macs_before=before.macs,
         macs_after=after.macs,
         parameters_before=before.parameters,
         parameters_after=after.parameters,
-        layers=layer_changes(graph, alive),
-        proof=proof,
-        kept_whole={
-            **kept_whole(graph, alive),
-            **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
-        },
+        layers=found.layers,
+        proof=found.proof,
+        kept_whole=found.kept_whole,
+        contracted=plan.contracted,
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)
+
+
+@dataclass(frozen=True)
+class _Removal:
+    plan: Plan
+    model: nn.Module
+    proof: Proof
+    layers: tuple[LayerChange, ...]
+    kept_whole: dict[str, str]
+
+
+def _remove(
+    plain: nn.Module,
+    inputs: Sequence[Any],
+    expected: Reference,
+    align: int,
+    tolerance: float | None,
+    gather: bool,
+    computed: Sequence[str] = (),
+    graph: ChannelGraph | None = None,
+) -> _Removal | None:
+    """Remove what is dead, with the layers `computed` contracted first.
+
+    None where that does not keep the function: their weights, computed in float64 for the proof, are then rounded.
+    """
+    contracted, original = plain, expected
+    if computed:
+        contracted = copy_model(plain, share=True)
+        contract_computed(contracted, computed)
+        expected = reference(contracted, inputs)
+    if graph is None:
+        graph = ChannelGraph.trace(contracted, inputs)
+    attempt = _Attempt(graph, contracted, expected, align, tolerance)
+    alive, rolled_back = attempt.search()
+    if gather:
+        rolled_back += attempt.gather(alive)
+    plan, small, proof = attempt.result(alive)
+    if computed:
+        proof = compare(original, small, max(tolerance or 0.0, ROUNDED))
+        if not proof.passed:
+            return None
+    plan = plan.model_copy(update={"contracted": tuple(computed), "signature": signature(plain)})
+    kept = {
+        **kept_whole(graph, alive),
+        **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
+    }
+    return _Removal(plan, small, proof, layer_changes(graph, alive), kept)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -108,6 +169,7 @@ class _Attempt:
             for product in graph.analysis.products.values()
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
+        self._thinned: dict[str, Thinned] = {}
         self._last: tuple[bytes, Result] | None = None
 
     def search(self) -> tuple[Flags, list[str]]:
@@ -151,8 +213,38 @@ class _Attempt:
             self._last = (key, self._tried(alive, None))
         return self._last[1]
 
+    def gather(self, alive: Flags) -> list[str]:
+        """Thin layers by index, on top of the classes that go; the layers for which that had to be rolled back."""
+        chosen = choose_thinned(self._graph, self._plain, alive, self._align)
+        accepted: dict[str, Thinned] = {}
+        blamed = self._blame_gathers(alive, chosen, accepted)
+        self._thinned, self._last = accepted, None
+        if not self.result(alive)[2].passed:
+            self._thinned, self._last, blamed = {}, None, list(chosen)
+        return [f"{name} (its gather)" for name in blamed]
+
+    def _blame_gathers(
+        self, alive: Flags, among: Mapping[str, Thinned], accepted: dict[str, Thinned]
+    ) -> list[str]:
+        """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
+        if not among:
+            return []
+        self._thinned, self._last = {**accepted, **among}, None
+        if self.result(alive)[2].passed:
+            accepted.update(among)
+            return []
+        names = list(among)
+        if len(names) == 1:
+            return names
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        return [
+            name
+            for half in halves
+            for name in self._blame_gathers(alive, {key: among[key] for key in half}, accepted)
+        ]
+
     def _tried(self, alive: Flags, case: int | None) -> Result:
-        plan = write_plan(self._graph, self._plain, alive)
+        plan = write_plan(self._graph, self._plain, alive, self._thinned)
         small = apply_plan(self._plain, plan).eval()
         return plan, small, compare(self._expected, small, self._tolerance, case)
 

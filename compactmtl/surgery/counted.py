@@ -63,11 +63,15 @@ def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[
     kept = alive[graph.labels[ids]]
     pairs = [(kept.size, int(kept.sum()))]
     if operator(node) in ("split", "split_with_sizes", "chunk", "tensor_split"):
+        source = source_of(node)
+        dim = int(arguments(node).get("dim") or 0) % len(graph.analysis.shape(source))
+        axis = graph.analysis.axis(source)
+        assert axis is not None
+        row = np.moveaxis(kept, axis.dims.index(dim), -1).reshape(-1, kept.shape[axis.dims.index(dim)])[0]
         start = 0
-        dim = int(arguments(node).get("dim") or 0) % len(graph.analysis.shape(source_of(node)))
         for part in node.meta["val"]:
             size = int(part.shape[dim])
-            pairs.append((size, int(kept[start : start + size].sum())))
+            pairs.append((size, int(row[start : start + size].sum())))
             start += size
     elif operator(node) in ("slice", "narrow"):
         given = arguments(node)

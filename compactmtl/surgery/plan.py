@@ -73,14 +73,30 @@ class BiasShift(_Edit):
     new: bool
 
 
+class Gather(_Edit):
+    """A layer that reads and writes only some channels of the tensors around it.
+
+    `inputs`: positions in its input tensor. `outputs`: for each channel of its output tensor the layer's own
+    output, or their number where it has none; there `constants` (empty: zeros) are written.
+    """
+
+    module: str
+    inputs: tuple[Index, ...] | None = Field(None, min_length=1)
+    outputs: tuple[Index, ...] | None = Field(None, min_length=1)
+    constants: tuple[float, ...] = ()
+
+
 class Plan(_Edit):
-    """Edits in the order in which they are applied: merges, scales, slices, bias shifts, layer attributes.
+    """Edits in the order in which they are applied: contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
 
     version: Literal[1] = 1
     signature: str
+    contracted: tuple[str, ...] = Field(
+        (), description="layers that compute their weight at every call, and become plain ones"
+    )
     merges: tuple[Merge, ...] = ()
     scales: tuple[Scale, ...] = ()
     slices: tuple[Slice, ...] = ()
@@ -91,6 +107,8 @@ class Plan(_Edit):
     attributes: dict[str, dict[str, int | tuple[int, ...]]] = Field(
         default_factory=dict, description="module -> attribute -> new value, where a forward counts channels"
     )
+
+    gathers: tuple[Gather, ...] = ()
 
     @property
     def empty(self) -> bool:

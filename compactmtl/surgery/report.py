@@ -26,7 +26,10 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason."""
+    """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason.
+
+    `contracted` names the layers that computed their weight at every call and became plain ones.
+    """
 
     macs_before: int
     macs_after: int
@@ -36,6 +39,7 @@ class SurgeryReport:
     proof: Proof
     kept_whole: dict[str, str]
     seconds: float
+    contracted: tuple[str, ...] = ()
 
     @property
     def mac_reduction(self) -> float:
@@ -65,6 +69,7 @@ class SurgeryReport:
                 **asdict(self.proof),
             },
             "kept_whole": [{"name": name, "reason": reason} for name, reason in self.kept_whole.items()],
+            "contracted": list(self.contracted),
             "seconds": self.seconds,
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -11,14 +13,20 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carrier_of, removed_constants
 from compactmtl.surgery.counted import counted_attributes
-from compactmtl.surgery.plan import BiasShift, Merge, Plan, Scale, Slice, signature
+from compactmtl.surgery.gather import Thinned
+from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
 
 
-def write_plan(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Plan:
-    """The edits that leave exactly the `alive` classes, (classes,)."""
+def write_plan(
+    graph: ChannelGraph, model: nn.Module, alive: Flags, thinned: Mapping[str, Thinned] | None = None
+) -> Plan:
+    """The edits that leave exactly the `alive` classes, (classes,), and less of the layers whose weights are `thinned`."""
+    thinned = thinned or {}
+    kept = _thinned_dims(graph, thinned)
     slices = []
     for binding in graph.analysis.bindings.values():
-        keep = np.flatnonzero(alive[graph.labels[binding.ids]])
+        stays = kept.get((binding.name, binding.dim))
+        keep = np.flatnonzero(alive[graph.labels[binding.ids]] if stays is None else stays)
         if len(keep) < len(binding.ids):
             slices.append(_slice(binding, keep))
     merges, biases, groups = [], [], {}
@@ -27,7 +35,12 @@ def write_plan(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Plan:
         if product.kind == "depthwise" and not kept_outputs.all():
             repeat = len(product.outputs) // product.input_size
             groups[product.name] = int(kept_outputs.sum()) // repeat
+        thin = thinned.get(product.weight or "")
         constants = removed_constants(graph, product, alive)
+        if thin is not None:
+            if thin.outputs is not None:
+                kept_outputs = thin.outputs
+            constants = constants | _folded_besides(graph, product, thin)
         if not constants.any():
             continue
         if product.padded:
@@ -45,7 +58,56 @@ def write_plan(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Plan:
         biases=tuple(biases),
         groups=groups,
         attributes=counted_attributes(graph, model, alive),
+        gathers=tuple(
+            _gather(graph, product, alive, thin)
+            for product in graph.analysis.products.values()
+            if (thin := thinned.get(product.weight or "")) is not None
+        ),
     )
+
+
+def _thinned_dims(graph: ChannelGraph, thinned: Mapping[str, Thinned]) -> dict[tuple[str, int], Flags]:
+    """What stays of each dimension of a tensor that a gather thins."""
+    dims: dict[tuple[str, int], Flags] = {}
+    for product in graph.analysis.products.values():
+        thin = thinned.get(product.weight or "")
+        if thin is None or product.weight is None:
+            continue
+        if thin.inputs is not None:
+            dims[product.weight, 1] = thin.inputs
+        if thin.outputs is not None:
+            dims[product.weight, 0] = thin.outputs
+            if product.bias is not None:
+                dims[product.bias, 0] = thin.outputs
+    return dims
+
+
+def _folded_besides(graph: ChannelGraph, product: Product, thin: Thinned) -> Flags:
+    """Constant inputs that stay in the tensor but not in the layer, where they are folded into its bias."""
+    if thin.inputs is None or product.node_in is None or product.padded or not product.folds:
+        return np.zeros(product.input_size, dtype=bool)
+    constant = graph.analysis.constant(product.node_in)
+    return (
+        constant & (graph.analysis.values[product.node_in] != 0) & ~thin.inputs
+        if constant.any()
+        else constant
+    )
+
+
+def _gather(graph: ChannelGraph, product: Product, alive: Flags, thin: Thinned) -> Gather:
+    """Positions among the kept channels of the tensors around the layer."""
+    assert product.inputs is not None
+    inputs = outputs = None
+    constants: tuple[float, ...] = ()
+    if thin.inputs is not None:
+        inputs = tuple(np.flatnonzero(thin.inputs[alive[graph.labels[product.inputs]]]).tolist())
+    if thin.outputs is not None:
+        around = alive[graph.labels[product.outputs]]
+        own = thin.outputs[around]
+        outputs = tuple(np.where(own, np.cumsum(own) - 1, own.sum()).tolist())
+        values = np.where(own, 0.0, thin.constants[around])
+        constants = tuple(values.tolist()) if values.any() else ()
+    return Gather(module=product.name, inputs=inputs, outputs=outputs, constants=constants)
 
 
 def _slice(binding: Binding, keep: NDArray[np.int64]) -> Slice:

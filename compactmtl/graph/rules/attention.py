@@ -85,27 +85,33 @@ class MatMul:
             analysis.space.union(a.ids, b.ids)
             analysis.layouts[node] = ()
             return None
-        if a is not None and (rank - 2 in a.dims or set(a.dims) - batch):
-            return "it moves a channel of its left operand"
-        if b is None:
-            analysis.pin(left)
+        passing, mixing = self._passing(analysis, node)
+        main, other = analysis.axis(passing), analysis.axis(mixing)
+        if main is None:
             analysis.layouts[node] = ()
             return None
-        if a is not None:
-            shared = [b.dims.index(dim) for dim in a.dims if dim in b.dims]
-            if len(shared) != len(a.dims):
+        if other is not None:
+            shared = [main.dims.index(dim) for dim in other.dims if dim in main.dims and dim in batch]
+            shape = [main.ids.shape[i] if i in shared else 1 for i in range(main.ids.ndim)]
+            if len(shared) != len(other.dims) or other.ids.shape != tuple(main.ids.shape[i] for i in shared):
                 return "its operands' heads do not match"
-            shape = [b.ids.shape[i] if i in shared else 1 for i in range(b.ids.ndim)]
-            if a.ids.shape != tuple(b.ids.shape[i] for i in shared):
-                return "its operands' heads do not match"
-            analysis.space.union(b.ids, a.ids.reshape(shape))
+            analysis.space.union(main.ids, other.ids.reshape(shape))
         else:
-            for dim in b.dims:
-                if dim in batch and analysis.shape(left)[dim] > 1:
-                    # The left operand has one matrix for each of these: they all stay.
-                    self._pin_rows(analysis, b, dim)
-        analysis.layouts[node] = (b,)
+            for dim in main.dims:
+                if dim in batch and analysis.shape(mixing)[dim] > 1:
+                    # The mixing operand has one matrix for each of these: they all stay.
+                    self._pin_rows(analysis, main, dim)
+        analysis.layouts[node] = (main,)
         return None
+
+    def _passing(self, analysis: Analysis, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """The operand whose coordinates pass, rows of the left or columns of the right, and the one that mixes."""
+        left, right = self._operands(node)
+        a, b = analysis.axis(left), analysis.axis(right)
+        rank = len(analysis.shape(node))
+        if a is not None and (b is None or (rank - 2 in a.dims and rank - 1 not in b.dims)):
+            return left, right
+        return right, left
 
     @staticmethod
     def _pin_rows(analysis: Analysis, axis: Axis, dim: int) -> None:
@@ -114,7 +120,7 @@ class MatMul:
         analysis.space.grid(moved.reshape(moved.shape[0], -1))
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return analysis.zero(self._operands(node)[1])
+        return analysis.zero(self._passing(analysis, node)[0])
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
         left, right = self._operands(node)
@@ -124,11 +130,12 @@ class MatMul:
             analysis.use_exactly(left, ~analysis.zero(right))
             analysis.use_exactly(right, ~analysis.zero(left))
             return
-        analysis.use_all(left)
+        passing, mixing = self._passing(analysis, node)
+        analysis.use_all(mixing)
         if axis is None:
-            analysis.use_all(right)
+            analysis.use_all(passing)
         else:
-            analysis.use_exactly(right, used)
+            analysis.use_exactly(passing, used)
 
     @staticmethod
     def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -171,16 +171,18 @@ class Split:
         if dim in axis.dims:
             sizes = [shape[dim] if operator(node) != "unbind" else 1 for shape in part_shapes(node, source)]
             where = axis.dims.index(dim)
-            if operator(node) != "unbind":
-                analysis.sized[node] = axis.ids
+            if operator(node) == "unbind":
+                analysis.space.grid(np.moveaxis(axis.ids, where, 0).reshape(len(sizes), -1))
+                return None
+            analysis.sized[node] = axis.ids
+            rows = np.moveaxis(axis.ids, where, -1).reshape(-1, axis.ids.shape[where])
+            parts = np.split(rows, np.cumsum(sizes)[:-1], axis=1)
             if len(set(sizes)) == 1:
-                moved = np.moveaxis(axis.ids, where, 0)
-                if axis.ids.ndim == 1 or operator(node) == "unbind":
-                    analysis.space.grid(moved.reshape(len(sizes), -1))
-                else:
-                    return "it splits one of several channel dimensions"
-            elif axis.ids.ndim > 1:
-                return "it splits one of several channel dimensions"
+                # One number says the size of all parts.
+                analysis.space.grid(np.concatenate(parts))
+            else:
+                for part in parts:
+                    analysis.space.grid(part)
         return None
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:

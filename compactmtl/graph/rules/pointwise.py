@@ -57,6 +57,8 @@ class Pointwise:
             else:
                 analysis.space.pin(axis.ids)
         for source in sources:
+            if any(set(axis.dims) <= set(main.dims) for axis in placed[source]):
+                continue  # entries that differ only in its other dimensions go together by now
             known = {dim for axis in placed[source] for dim in axis.dims}
             offset = _offset(analysis, node, source)
             for dim in main.dims:
@@ -72,9 +74,10 @@ class Pointwise:
         flags = np.ones(axis.ids.shape, dtype=bool)
         zero = np.zeros(axis.ids.shape, dtype=bool)
         for source in analysis.tensors_in(node):
-            if self._reads_axis(analysis, node, source, axis):
-                flags &= analysis.constant(source)
-                zero |= analysis.zero(source)
+            shape = self._spread(analysis, node, source, axis)
+            if shape is not None:
+                flags &= analysis.constant(source).reshape(shape)
+                zero |= analysis.zero(source).reshape(shape)
             elif not analysis.is_static(source) or analysis.tensor(source).numel() > 1:
                 flags[:] = False  # another tensor's value is mixed into every coordinate
         return flags | zero if operator(node) == "mul" else flags
@@ -83,25 +86,37 @@ class Pointwise:
         axis = analysis.axis(node)
         sources = analysis.tensors_in(node)
         for source in sources:
-            if axis is None or not self._reads_axis(analysis, node, source, axis):
-                own = analysis.axis(source)
+            shape = None if axis is None else self._spread(analysis, node, source, axis)
+            own = analysis.axis(source)
+            if axis is None or shape is None or own is None:
                 if own is not None:
                     analysis.use_exactly(source, np.ones(own.ids.shape, dtype=bool))
                 continue
             flags = used
             if operator(node) == "mul":
                 for other in sources:
-                    if other is not source and self._reads_axis(analysis, node, other, axis):
-                        flags = flags & ~analysis.zero(other)
-            analysis.use(source, flags)
+                    its = self._spread(analysis, node, other, axis) if other is not source else None
+                    if its is not None:
+                        flags = flags & ~analysis.zero(other).reshape(its)
+            broadcast = tuple(k for k, size in enumerate(shape) if size == 1)
+            analysis.use(source, np.asarray(flags.any(axis=broadcast, keepdims=True)).reshape(own.ids.shape))
 
     @staticmethod
-    def _reads_axis(analysis: Analysis, node: fx.Node, source: fx.Node, axis: Axis) -> bool:
+    def _spread(analysis: Analysis, node: fx.Node, source: fx.Node, axis: Axis) -> tuple[int, ...] | None:
+        """The shape that the entries of `source` have among those of the output's `axis`, 1 where they are broadcast.
+
+        None where they lie elsewhere.
+        """
         own = analysis.axis(source)
-        if own is None or own.ids.shape != axis.ids.shape:
-            return False
+        if own is None:
+            return None
         offset = _offset(analysis, node, source)
-        return tuple(dim + offset for dim in own.dims) == axis.dims
+        dims = tuple(dim + offset for dim in own.dims)
+        if dims != tuple(sorted(dims)) or not set(dims) <= set(axis.dims):
+            return None
+        shape = tuple(own.ids.shape[dims.index(dim)] if dim in dims else 1 for dim in axis.dims)
+        full = all(size == axis.ids.shape[k] for k, size in enumerate(shape) if axis.dims[k] in dims)
+        return shape if full and list(axis.dims) == sorted(axis.dims) else None
 
 
 class Passing(Pointwise):

@@ -6,7 +6,7 @@ import numpy as np
 from torch import fx
 
 from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
-from compactmtl.graph.space import Axis, Flags
+from compactmtl.graph.space import Axis, Flags, Ids
 
 
 class _OneTensor:
@@ -96,7 +96,7 @@ class Reduction(_OneTensor):
         for axis in analysis.layouts.get(source, ()):
             if reduced & set(axis.dims):
                 if node not in analysis.static:
-                    return "it reduces over the channel"
+                    return self._over_rows(analysis, node, axis, reduced)
                 analysis.space.pin(axis.ids)
                 continue
             shift = [
@@ -109,22 +109,78 @@ class Reduction(_OneTensor):
             analysis.layouts[node] = tuple(kept)
         return None
 
-
-class Sum(Reduction):
-    """Reductions whose result for a constant grows with the number of positions: only zeros pass."""
+    @staticmethod
+    def _over_rows(analysis: Analysis, node: fx.Node, axis: Axis, reduced: set[int]) -> str | None:
+        """Over one of several channel dimensions: what it sums goes together, and all rows stay."""
+        left = [k for k, dim in enumerate(axis.dims) if dim not in reduced]
+        if not left or arguments(node).get("keepdim") or len(analysis.layouts[source_of(node)]) > 1:
+            return "it reduces over the channel"
+        rows = tie_rows(analysis, axis, [k for k in range(len(axis.dims)) if k not in left])
+        dims = tuple(axis.dims[k] - sum(other < axis.dims[k] for other in reduced) for k in left)
+        analysis.layouts[node] = (Axis(dims, rows),)
+        return None
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return analysis.zero(source_of(node))
+        gone = self._gone(analysis, node)
+        return np.asarray(analysis.constant(source_of(node)).all(axis=gone), dtype=bool)
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        _use_unless_zero(analysis, node, used)
+        source, gone = analysis.axis(source_of(node)), self._gone(analysis, node)
+        if source is None or not gone or analysis.axis(node) is None:
+            super().used(analysis, node, used)
+        else:
+            spread = np.broadcast_to(np.expand_dims(used, gone), source.ids.shape)
+            analysis.use(source_of(node), spread)
+
+    @staticmethod
+    def _gone(analysis: Analysis, node: fx.Node) -> tuple[int, ...]:
+        """Positions, among the dimensions of the source's axis, of those that are reduced."""
+        source = analysis.axis(source_of(node))
+        dims = arguments(node).get("dim")
+        if source is None or dims is None:
+            return ()
+        rank = len(analysis.shape(source_of(node)))
+        reduced = {int(dim) % rank for dim in ([dims] if isinstance(dims, int) else dims)}
+        return tuple(k for k, dim in enumerate(source.dims) if dim in reduced)
+
+
+def tie_rows(analysis: Analysis, axis: Axis, over: list[int]) -> Ids:
+    """Entries of an axis that differ only in its dimensions `over` go together; the ids of one of each."""
+    first = tuple(slice(0, 1) if k in over else slice(None) for k in range(axis.ids.ndim))
+    analysis.space.union(axis.ids, axis.ids[first])
+    return np.ascontiguousarray(
+        axis.ids[first].reshape([n for k, n in enumerate(axis.ids.shape) if k not in over])
+    )
+
+
+class Sum(Reduction):
+    """Reductions whose result for a constant grows with the number of positions: only zeros pass.
+
+    The rows of a channel that has several dimensions are always as many: over them alone a constant passes.
+    """
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        if self._of_rows_alone(analysis, node):
+            return super().constant(analysis, node)
+        return np.asarray(analysis.zero(source_of(node)).all(axis=self._gone(analysis, node)), dtype=bool)
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        if self._of_rows_alone(analysis, node):
+            super().used(analysis, node, used)
+        else:
+            _use_unless_zero(analysis, node, np.expand_dims(used, self._gone(analysis, node)))
+
+    def _of_rows_alone(self, analysis: Analysis, node: fx.Node) -> bool:
+        dims = arguments(node).get("dim")
+        count = 1 if isinstance(dims, int) else len(dims or ())
+        return 0 < count == len(self._gone(analysis, node))
 
 
 class Opaque(Reduction):
     """Reductions that say nothing of a constant: the place of the largest value, the log of a sum."""
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return np.zeros_like(analysis.constant(source_of(node)))
+        return np.zeros_like(super().constant(analysis, node))
 
 
 def _use_unless_zero(analysis: Analysis, node: fx.Node, used: Flags) -> None:
@@ -198,17 +254,23 @@ class Unpool:
 
 
 class Softmax(_OneTensor):
-    """Softmax over positions; over the channel it is a barrier. A constant becomes 1/n, not itself."""
+    """Softmax over positions; over the channel it is a barrier. A constant becomes 1/n, not itself.
+
+    Over one of several channel dimensions its rows stay, and the columns that it compares go together.
+    """
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         source = source_of(node)
         axis = analysis.axis(source)
         if axis is None:
             self.untracked(analysis, node)
-        elif int(arguments(node)["dim"]) % len(analysis.shape(source)) in axis.dims:
-            return "it normalizes over the channel"
-        else:
-            analysis.layouts[node] = (axis,)
+            return None
+        dim = int(arguments(node)["dim"]) % len(analysis.shape(source))
+        if dim in axis.dims:
+            if axis.ids.ndim == 1:
+                return "it normalizes over the channel"
+            tie_rows(analysis, axis, [axis.dims.index(dim)])
+        analysis.layouts[node] = (axis,)
         return None
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:

@@ -1,0 +1,123 @@
+"""Layers whose weight is computed from parameters at every call: standardized, normalized, parametrized.
+
+What such a layer computes from a channel depends on all others, so that none can go. Contracted, the plain layer with
+the weight that it uses in eval mode, it is like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
+
+from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.trace import evaluating
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_CALLS = {
+    torch.conv1d: nn.Conv1d,
+    torch.conv2d: nn.Conv2d,
+    torch.conv3d: nn.Conv3d,
+    F.conv1d: nn.Conv1d,
+    F.conv2d: nn.Conv2d,
+    F.conv3d: nn.Conv3d,
+    F.linear: nn.Linear,
+}
+
+
+class _Caught(TorchFunctionMode):
+    """Notes every call of a convolution or linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[type[nn.Module], tuple[Any, ...], dict[str, Any], Tensor]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        result = func(*args, **given)
+        if func in _CALLS:
+            self.calls.append((_CALLS[func], args, given, result))
+        return result
+
+
+def computed_layers(graph: ChannelGraph, model: nn.Module) -> list[str]:
+    """Names of the layers in `graph` with a computed weight that `contracted` has a plain layer for."""
+    modules = dict(model.named_modules())
+    names: dict[str, None] = {}
+    for product in graph.analysis.products.values():
+        stack = product.node.meta.get("nn_module_stack") or {}
+        if product.weight is None and stack:
+            # A parametrization runs in modules of its own inside the layer.
+            paths = [entry[0] for entry in stack.values()]
+            names[next((path for path in reversed(paths) if isinstance(modules.get(path), _LAYERS)), "")] = (
+                None
+            )
+    return [name for name in names if name and contracted(modules[name]) is not None]
+
+
+def contract_computed(model: nn.Module, names: Iterable[str]) -> None:
+    """Put the plain layers in place of those named, wherever the model holds them. Raises KeyError for another name."""
+    modules = dict(model.named_modules())
+    plain = {modules[name]: contracted(modules[name]) for name in names}
+    for parent in list(modules.values()):
+        for leaf, child in parent._modules.items():
+            if child is not None and plain.get(child) is not None:
+                parent._modules[leaf] = plain[child]
+
+
+def contracted(layer: nn.Module) -> nn.Module | None:
+    """The plain layer that computes the same in eval mode; None where the layer does more than call one."""
+    if not isinstance(layer, _LAYERS) or isinstance(layer, _ConvTransposeNd):
+        return None
+    reference = next(layer.parameters(), None)
+    if reference is None:
+        return None
+    if isinstance(layer, _ConvNd):
+        reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        x = reference.new_zeros(1, layer.in_channels, *reach)
+    else:
+        x = reference.new_zeros(1, layer.in_features)
+    with evaluating(layer), torch.no_grad(), _Caught() as caught:
+        try:
+            y = layer(x)
+        except Exception:
+            return None
+    if len(caught.calls) != 1:
+        return None
+    kind, args, kwargs, result = caught.calls[0]
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if given["input"] is not x or result is not y:
+        return None  # it pads, scales or otherwise changes what goes in or comes out
+    weight, bias = given["weight"], given.get("bias")
+    plain: nn.Module
+    if kind is nn.Linear:
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    else:
+        settings = {key: given[key] for key in ("stride", "padding", "dilation") if key in given}
+        groups = given.get("groups", 1)
+        plain = kind(
+            weight.shape[1] * groups,
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            groups=groups,
+            bias=bias is not None,
+            device="meta",
+            **settings,
+        )
+    plain._parameters["weight"] = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        plain._parameters["bias"] = nn.Parameter(bias.detach().clone())
+    plain.train(layer.training)
+    return plain
