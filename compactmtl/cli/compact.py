@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--align", type=int, metavar="N", help="keep channel counts at multiples of N (default: the recipe's)"
     )
     parser.add_argument(
+        "--gather",
+        action="store_true",
+        help="let a layer pick the channels it needs by index where the tensor around it keeps more of them",
+    )
+    parser.add_argument(
         "--evaluate", action="store_true", help="also evaluate both models on the val split and compare"
     )
 
@@ -35,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.train import Run, compact_run
 
     opened = Run.open(args.run)
-    result = compact_run(opened, args.align)
+    result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:
         print(compare(opened))

@@ -11,16 +11,17 @@ from compactmtl.train.files import new_folder, write_text
 from compactmtl.train.run import COMPACT, SOURCE, Run, compact_source
 
 
-def compact_run(run: Run, align: int | None = None) -> CompactResult:
+def compact_run(run: Run, align: int | None = None, gather: bool = False) -> CompactResult:
     """Compact the run's best checkpoint and write the result into the run; an older one is replaced.
 
     `align` keeps channel counts at multiples of it; the recipe's `surgery.align` by default.
+    `gather` lets layers pick the channels that they need where their neighbors keep more.
 
     Raises ArtifactError where the run has no checkpoint, SurgeryError where the network can't be edited.
     """
     model = run.load_plain()
     inputs: tuple[Tensor] = run.example_inputs()
-    result = compact(model, inputs, align=align or run.recipe.surgery.align)
+    result = compact(model, inputs, align=align or run.recipe.surgery.align, gather=gather)
     with new_folder(run.path / COMPACT) as folder:
         save_compact(result, folder)
         write_text(folder / SOURCE, json.dumps(compact_source(run.path, folder), indent=2) + "\n")

@@ -56,6 +56,7 @@ def compacted(model: nn.Module, *inputs: Any, align: int = 1, rolled_back: bool 
 def assert_close(one: Tensor, other: Tensor, tolerance: float = TOLERANCE) -> None:
     """Equal to `tolerance` of the largest value."""
     assert one.shape == other.shape
+    one, other = one.detach(), other.detach()
     scale = float(one.abs().max()) or 1.0
     assert float((one - other).abs().max()) / scale <= tolerance
 
