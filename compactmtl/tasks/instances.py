@@ -36,6 +36,10 @@ class InstancesOptions(DecodingOptions):
     classes: Weight = Field(1.0, description="weight of the classes' cross-entropy")
     centers: Weight = Field(1.0, description="weight of the centers' focal loss")
     offsets: Weight = Field(1.0, description="weight of the offsets' L1, in units of 16 pixels")
+    balance: Share = Field(
+        0.0,
+        description="power p: a class that covers n cells of the batch weighs n^-p a cell; 0.5 helps rare classes",
+    )
     small: Positive = Field(3.0, description="weight of a small instance's cells among the others")
     small_area: Share = Field(1 / 64, description="largest share of the image that a small instance covers")
 
@@ -111,6 +115,11 @@ class InstancesTask:
         """Cross-entropy against the shares, a mean over the known part of the cells; small instances weigh more."""
         entropy = -(cells.classes * logits.log_softmax(1)).sum(1)
         weight = cells.known * self._weights(cells)
+        if self.options.balance > 0:
+            counts = (cells.classes * cells.known[:, None]).sum((0, 2, 3), keepdim=True)
+            rarity = counts.clamp(min=1) ** -self.options.balance
+            weight = weight * (cells.classes * rarity).sum(1)
+            return (entropy * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         return (entropy * weight).sum() / weight.sum().clamp(min=1)
 
     def _offset_loss(self, offset: Tensor, cells: CellTargets) -> Tensor:

@@ -105,6 +105,22 @@ def test_the_parts_of_the_loss_have_their_weights() -> None:
     assert float(twice.loss(output, scene())) == pytest.approx(2 * alone[2], rel=1e-5)
 
 
+def test_balance_weighs_classes_by_a_power_of_what_they_cover() -> None:
+    target = torch.zeros(1, 2, 16, 16, dtype=torch.int64)
+    target[:, 0, :, 8:], target[:, 1, :, 8:] = 1, 2
+    target[:, 0, :4, :4], target[:, 1, :4, :4] = 2, 0
+    output = torch.randn(1, 7, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, 0, 3, 3], [0, 0, 3, 3], [0, 0, 3, 3], [0, 0, 3, 3]])
+    entropy = -output[0, :4].log_softmax(0).gather(0, labels[None])[0]
+    count = torch.tensor([7.0, 1.0, 0.0, 8.0])[labels]
+    small = torch.where(labels == 1, 3.0, 1.0)  # 16 pixels are a small instance, 128 are not
+    for power in (0.0, 0.5, 1.0):
+        alone = {"centers": 0.0, "offsets": 0.0, "balance": power, "small_area": 0.1}
+        weight = small * count**-power
+        expected = float((entropy * weight).sum() / weight.sum())
+        assert float(task(options=alone).loss(output, target)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_centers_loss_is_the_papers_formula() -> None:
     logits = torch.tensor([[[2.0, -1.0, 0.5]]])
     target = torch.tensor([[[1.0, 0.6, 0.0]]])
@@ -120,7 +136,7 @@ def test_a_batch_without_instances_has_a_finite_loss_and_gradients(fill: int) ->
     output = torch.randn(1, 7, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     target = torch.zeros(1, 2, 16, 16, dtype=torch.int64)
     target[:, 0] = fill
-    loss = task().loss(output, target)
+    loss = task(options={"balance": 0.5}).loss(output, target)
     loss.backward()  # type: ignore[no-untyped-call]
     assert output.grad is not None and output.grad.isfinite().all()
     assert (float(loss.detach()) == 0) == (fill == -1)
