@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class GradNorm(GradientBalancer):
         """Weights, their optimizer's state, and the first losses."""
         return {
             "weights": self._weights.detach().clone(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),  # which has its own tensors
             "first": self._first,
         }
 
@@ -76,5 +77,5 @@ class GradNorm(GradientBalancer):
         """The inverse of `get_extra_state`."""
         with torch.no_grad():
             self._weights.copy_(state["weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._first = state["first"]

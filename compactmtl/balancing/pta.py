@@ -52,7 +52,8 @@ class PseudoTasks(nn.Module):
             }
         )
         self._attention = (attention,)  # in a tuple: not a part of this module
-        self.extra.requires_grad_(control != "freeze")
+        self.learns = control != "freeze"
+        self.extra.requires_grad_(self.learns)
 
     def heads(self, task: str) -> list[nn.Module]:
         """The extra heads of a task."""

@@ -5,6 +5,7 @@ Source of each method: its docstring in `torchjd.scalarization`; docs/balancing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -181,7 +182,8 @@ class Famo(Balancer):
     def get_extra_state(self) -> dict[str, Any]:
         """The logits of the weights, and their optimizer's state."""
         famo = self._famo[0]
-        optimizer = {} if famo._optimizer is None else famo._optimizer.state_dict()
+        # a copy: the dict has the optimizer's own tensors
+        optimizer = {} if famo._optimizer is None else copy.deepcopy(famo._optimizer.state_dict())
         return {"logits": famo._w.detach().clone(), "optimizer": optimizer}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -191,7 +193,7 @@ class Famo(Balancer):
             famo._w.copy_(state["logits"])
         if state["optimizer"]:
             famo._optimizer = torch.optim.Adam([famo._w])
-            famo._optimizer.load_state_dict(state["optimizer"])
+            famo._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
 SCALARIZERS: Mapping[str, Callable[[Mapping[str, float], Mapping[str, str], Mapping[str, Any]], Balancer]] = {

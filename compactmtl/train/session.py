@@ -258,7 +258,7 @@ def build_session(recipe: Recipe) -> Session:
         factor_lr=recipe.train.optimizer.lr * (recipe.overparam.lr_scale if recipe.overparam else 1.0),
         diagonals=diagonals is None,
     )
-    if regularizer and regularizer.pseudo:
+    if regularizer and regularizer.pseudo and regularizer.pseudo.learns:
         groups += parameter_groups(regularizer.pseudo, nn.Module(), frozenset())
     optimizer = build_optimizer(recipe.train.optimizer, groups)
     if sparsifier:

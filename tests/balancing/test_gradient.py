@@ -1,0 +1,195 @@
+"""Gradients that cannot be balanced are errors that name the task; what is added after balancing is added as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compactmtl.balancing import GradientBalancer, balanced_backward, balancer
+from compactmtl.errors import ConfigError, TrainingError
+from tests.support.small_net import TASKS, Net, flat, small_net
+
+AT = pytest.mark.parametrize("at", ["features", "shared_parameters"])
+
+
+class Slope(torch.autograd.Function):
+    """The identity with a factor on its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return slope * ctx.factor, None
+
+
+def gradient_balancer(name: str, tasks: Any = TASKS, **arguments: Any) -> GradientBalancer:
+    found = balancer(name, tasks, **arguments)
+    assert isinstance(found, GradientBalancer)
+    return found
+
+
+def follow(net: Net, found: GradientBalancer, factors: dict[str, float], **arguments: Any) -> None:
+    """As `Net.follow`, with the gradient of some losses multiplied on its way."""
+    features = net.features(0)
+    losses = net.losses(features, 0)
+    changed = {task: Slope.apply(loss, factors.get(task, 1.0)) for task, loss in losses.items()}
+    balanced_backward(found, changed, [features], net.encoder.parameters(), net.own(), **arguments)
+
+
+@AT
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_names_its_task(at: Any, factor: float) -> None:
+    with pytest.raises(TrainingError, match="gradient of task 'b' is not finite"):
+        follow(small_net(), gradient_balancer("mgda", at=at), {"b": factor})
+
+
+@AT
+def test_a_gradient_lost_beside_anothers_names_its_task(at: Any) -> None:
+    with pytest.raises(
+        TrainingError, match=r"gradient of task 'c' is ill-conditioned: .*of a, .*of b"
+    ) as caught:
+        follow(small_net(), gradient_balancer("imtl_g", at=at), {"c": 1e-18})
+    assert "tasks.c.weight" in caught.value.hint
+
+
+def test_a_gradient_of_zero_names_its_task() -> None:
+    with pytest.raises(TrainingError, match="gradient of task 'a'"):
+        follow(small_net(), gradient_balancer("pcgrad"), {"a": 0.0})
+
+
+def test_a_solver_that_gives_up_tells_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = gradient_balancer("upgrad")
+    monkeypatch.setattr("torchjd._linalg._dual_cone.solve_qp", lambda *_, **__: None)
+    with pytest.raises(TrainingError, match=r"upgrad cannot aggregate gradients of norms .* of a"):
+        follow(small_net(), found, {})
+
+
+def unknown(net: Net, features: Tensor) -> dict[str, Tensor]:
+    """Losses of a batch that knows nothing of task b."""
+    return {**net.losses(features, 0), "b": (features * 0).sum()}
+
+
+@AT
+def test_a_task_that_the_batch_knows_nothing_of_takes_no_part(at: Any) -> None:
+    net = small_net()
+    features = net.features(0)
+    balanced_backward(
+        gradient_balancer("mgda", at=at),
+        unknown(net, features),
+        [features],
+        net.encoder.parameters(),
+        net.own(),
+    )
+    found = net.gradient()
+    rest = {task: head for task, head in net.heads.items() if task != "b"}
+    for parameter in net.encoder.parameters():
+        parameter.grad = None
+    features = net.features(0)
+    losses = {task: loss for task, loss in net.losses(features, 0).items() if task != "b"}
+    own = {task: list(head.parameters()) for task, head in rest.items()}
+    balanced_backward(
+        gradient_balancer("mgda", ["a", "c"], at=at), losses, [features], net.encoder.parameters(), own
+    )
+    torch.testing.assert_close(found, net.gradient())
+
+
+def test_a_method_that_remembers_each_task_needs_them_all() -> None:
+    net = small_net()
+    features = net.features(0)
+    with pytest.raises(TrainingError, match="task 'b'") as caught:
+        balanced_backward(
+            gradient_balancer("gradvac"),
+            unknown(net, features),
+            [features],
+            net.encoder.parameters(),
+            net.own(),
+        )
+    assert "larger batches" in caught.value.hint
+
+
+@AT
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_penalty_is_added_after_balancing(at: Any, scale: float) -> None:
+    def penalty(features: Tensor) -> Tensor:
+        return features.square().sum()
+
+    net, found = small_net(), gradient_balancer("mgda", at=at)
+    net.follow(found)
+    alone = net.gradient()
+    added = flat(torch.autograd.grad(penalty(net.features(0)), list(net.encoder.parameters())))
+    for parameter in net.encoder.parameters():
+        parameter.grad = None
+    features = net.features(0)
+    balanced_backward(
+        found,
+        net.losses(features, 0),
+        [features],
+        net.encoder.parameters(),
+        net.own(),
+        penalty=penalty(features),
+        scale=scale,
+    )
+    torch.testing.assert_close(net.gradient(), scale * (alone + added))
+
+
+def test_an_overflow_under_a_loss_scaler_is_left_for_it_to_see() -> None:
+    net = small_net()
+    follow(net, gradient_balancer("mgda"), {"b": float("inf")}, scale=2.0)
+    assert not bool(torch.isfinite(net.gradient()).all())
+
+
+@AT
+def test_maps_that_come_one_after_another_are_not_counted_twice(at: Any) -> None:
+    """Σ of task gradients through two maps, of which the second is computed from the first, is the plain gradient."""
+    first, second = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def maps() -> list[Tensor]:
+        one = first(x)
+        return [one.view_as(one), second(one.tanh())]
+
+    def losses(given: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"a": (given[0] * given[1]).square().mean(), "b": given[1].mean() ** 2}
+
+    parameters = [*first.parameters(), *second.parameters()]
+    expected = torch.autograd.grad(sum(losses(maps()).values()), parameters)  # type: ignore[arg-type]
+    given = maps()
+    found = gradient_balancer("graddrop", ["a", "b"], at=at, options={"leak": [1.0, 1.0]})  # the sum
+    balanced_backward(found, losses(given), given, parameters, {"a": [], "b": []})
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_parameters_that_heads_share_get_the_sum_at_features() -> None:
+    late = nn.Linear(5, 5).double()
+    net = small_net()
+
+    def losses(features: Tensor) -> dict[str, Tensor]:
+        return net.losses(late(features), 0)
+
+    expected = torch.autograd.grad(sum(losses(net.features(0)).values()), list(late.parameters()))  # type: ignore[arg-type]
+    features = net.features(0)
+    balanced_backward(
+        gradient_balancer("mgda", at="features"),
+        losses(features),
+        [features],
+        [*net.encoder.parameters(), *late.parameters()],
+        net.own(),
+        late=late.parameters(),
+    )
+    for parameter, gradient in zip(late.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_an_encoder_with_nothing_to_train() -> None:
+    net = small_net()
+    net.encoder.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing of the encoder is trained"):
+        follow(net, gradient_balancer("mgda"), {})
