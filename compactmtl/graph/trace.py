@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +116,9 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     check_model(model)
     check_inputs(example_inputs)
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+            # Attributes that a forward assigns are its own affair: weight_norm puts its weight there.
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
             program = torch.export.export(model, tuple(example_inputs), strict=False)
     except Exception as error:
         raise _explained(model, example_inputs, error) from error

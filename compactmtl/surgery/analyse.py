@@ -19,7 +19,7 @@ def choose_alive(
     `unbiased` names layers that cannot be given a bias.
     """
     alive = graph.live_classes() | pinned
-    _keep_constants_without_bias(graph, alive, unbiased)
+    alive |= constants_without_bias(graph, alive, unbiased)
     while True:
         before = int(alive.sum())
         _keep_one_of_each(graph, alive)
@@ -59,8 +59,12 @@ def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Fl
     return gone
 
 
-def _keep_constants_without_bias(graph: ChannelGraph, alive: Flags, unbiased: frozenset[str]) -> None:
-    """A weight that is read twice has one bias, and a parameter used outside a layer may have none."""
+def constants_without_bias(graph: ChannelGraph, alive: Flags, unbiased: frozenset[str]) -> Flags:
+    """Classes, not `alive`, of constants that cannot be folded, (classes,).
+
+    A weight that is read twice has one bias, and a parameter used outside a layer may have none.
+    """
+    held = np.zeros_like(alive)
     shared = Counter(p.weight for p in graph.analysis.products.values() if p.weight is not None)
     shared.update(p.bias for p in graph.analysis.products.values() if p.bias is not None)
     for product in graph.analysis.products.values():
@@ -69,7 +73,8 @@ def _keep_constants_without_bias(graph: ChannelGraph, alive: Flags, unbiased: fr
             constants = removed_constants(graph, product, alive)
             if constants.any():
                 assert product.inputs is not None
-                alive[graph.labels[product.inputs[constants]]] = True
+                held[graph.labels[product.inputs[constants]]] = True
+    return held
 
 
 def _keep_one_of_each(graph: ChannelGraph, alive: Flags) -> None:
@@ -100,7 +105,8 @@ def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
 
 
 def _keep_grids(graph: ChannelGraph, alive: Flags) -> None:
-    for grid in graph.analysis.space.grids:
+    # Products first: they say which entries stay, the others only how many, and may choose any.
+    for grid in sorted(graph.analysis.space.grids, key=lambda grid: not grid.product):
         _keep_grid(graph, alive, grid)
 
 

@@ -134,7 +134,7 @@ def _remove(
             return None
     plan = plan.model_copy(update={"contracted": tuple(computed), "signature": signature(plain)})
     kept = {
-        **kept_whole(graph, alive),
+        **kept_whole(graph, alive, attempt.unbiased),
         **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
     }
     return _Removal(plan, small, proof, layer_changes(graph, alive), kept)
@@ -164,7 +164,7 @@ class _Attempt:
         self._graph, self._plain, self._expected = graph, plain, expected
         self._align, self._tolerance = align, tolerance
         modules = dict(plain.named_modules())
-        self._unbiased = frozenset(
+        self.unbiased = frozenset(
             product.name
             for product in graph.analysis.products.values()
             if product.name not in modules or not has_bias_slot(modules[product.name])
@@ -203,7 +203,7 @@ class _Attempt:
             )
 
     def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(self._graph, self._align, pinned, self._unbiased)
+        return choose_alive(self._graph, self._align, pinned, self.unbiased)
 
     def result(self, alive: Flags) -> Result:
         """Plan, small model and full proof with only the `alive` classes left."""

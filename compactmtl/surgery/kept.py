@@ -6,20 +6,26 @@ import numpy as np
 
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
+from compactmtl.surgery.analyse import constants_without_bias
 
 
-def kept_whole(graph: ChannelGraph, alive: Flags) -> dict[str, str]:
+def kept_whole(graph: ChannelGraph, alive: Flags, unbiased: frozenset[str]) -> dict[str, str]:
     """Layer -> reason, for every layer whose output holds channels that are constant and yet stay.
 
     Channels that stay for alignment, as carrier of folded constants or because a layer needs one are not
-    listed: the layer's change shows them.
+    listed: the layer's change shows them. `unbiased` names layers that cannot be given a bias.
     """
     analysis = graph.analysis
     causes = graph.analysis.space.causes(graph.labels)
-    dead = ~graph.varying_classes() & graph.live_classes() & alive
+    needed = graph.live_classes()
+    needed |= constants_without_bias(graph, needed, unbiased)
+    dead = ~graph.varying_classes() & needed & alive
     kept = {_layer(name): reason for name, reason in analysis.kept_whole.items()}
     for node, product in analysis.products.items():
         if product.name in kept or node not in analysis.rules:
+            continue
+        if node in analysis.traced.hazards:
+            kept[product.name] = "its output is written through a view"
             continue
         classes = graph.labels[product.outputs]
         idle = np.unique(classes[analysis.constant(node).ravel() & dead[classes]])

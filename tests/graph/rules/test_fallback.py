@@ -36,7 +36,7 @@ BARRIERS: dict[str, tuple[str, Function]] = {
     "softmax over channels": ("softmax", lambda x: x.softmax(1)),
     "local response norm": ("", lambda x: F.local_response_norm(x, 3)),
     "glu": ("glu", lambda x: torch.cat([F.glu(x, 1)] * 2, 1)),
-    "unfold": ("im2col", lambda x: F.fold(F.unfold(x, 2, stride=2), [8, 8], 2, stride=2)),
+    "unfold": ("im2col", lambda x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2)),
     "grid_sample": ("grid_sampler", lambda x: F.grid_sample(x, _grid(x), align_corners=False)),
     "complex": ("complex", lambda x: torch.view_as_real(torch.complex(x, x)).sum(-1)),
     "fourier": ("fft_rfft", lambda x: torch.fft.rfft(x, dim=-1).abs()),
