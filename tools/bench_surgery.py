@@ -146,10 +146,9 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
 
 def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
     """What Torch-Pruning removes when told to drop every channel whose writers are all zero."""
-    import torch_pruning as tp
-
     small = copy.deepcopy(model)
-    chosen = []
+    names = {module: name for name, module in small.named_modules()}
+    chosen: list[tuple[str, list[int]]] = []
     for group in torch_pruning_groups(small, image):
         size = len(group[0][1])
         dead = torch.ones(size, dtype=torch.bool)
@@ -162,12 +161,30 @@ def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
             if module.bias is not None:
                 dead &= module.bias.detach()[indices] == 0
         if dead.any() and not dead.all():
-            chosen.append((group[0][0].target.module, torch.nonzero(dead).flatten().tolist()))
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(small, example_inputs=image[0])
-    for root, indices in chosen:
+            chosen.append((names[group[0][0].target.module], torch.nonzero(dead).flatten().tolist()))
+    try:
+        return _pruned(
+            copy.deepcopy(small), [name for name, _ in chosen], [i for _, i in chosen], image, once=True
+        )
+    except Exception:
+        # Some graphs do not survive a removal: trace the network anew for each.
+        return _pruned(small, [name for name, _ in chosen], [i for _, i in chosen], image, once=False)
+
+
+def _pruned(
+    small: nn.Module, names: list[str], indices: list[list[int]], image: tuple[Tensor, ...], once: bool
+) -> nn.Module:
+    """Drop output channels of layers one after the other; the dependency graph is built once, or for each."""
+    import torch_pruning as tp
+
+    graph: Any = None
+    for name, dead in zip(names, indices, strict=True):
+        if graph is None or not once:
+            with torch.enable_grad():
+                graph = tp.DependencyGraph().build_dependency(small, example_inputs=image[0])
+        root = small.get_submodule(name)
         handler = tp.prune_conv_out_channels if isinstance(root, _ConvNd) else tp.prune_linear_out_channels
-        graph.get_pruning_group(root, handler, idxs=indices).prune()
+        graph.get_pruning_group(root, handler, idxs=dead).prune()
     return small
 
 

@@ -25,34 +25,61 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
 
     A forward may take its counts from the tensor's shape (nothing to do) or from an attribute set at
     construction. The graph shows the counts only; an integer attribute of the same module with the old
-    value is taken to be the one. Where that is wrong the proof fails and the removal is rolled back.
+    value is taken to be the one, if in most modules of the same class it holds a count; where several have it,
+    those that do so most often. Where that is wrong the proof fails and the removal is rolled back.
     """
     changes: dict[str, dict[int, set[int]]] = {}
     for node, ids in graph.analysis.sized.items():
         for old, new in _counts(graph, node, ids, alive):
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
     modules = dict(model.named_modules())
+    changes = {path: counts for path, counts in changes.items() if path in modules}
+    chance = _chance_of_a_count(modules, changes)
     attributes: Attributes = {}
     for path, counts in changes.items():
         # A count that became two different ones cannot be told apart; one that did not change may stand alone.
         clear = {old: news.pop() for old, news in counts.items() if len(news) == 1}
         clear = {old: new for old, new in clear.items() if old != new}
-        found = _changed(modules[path], clear) if path in modules and clear else {}
+        found = _changed(modules[path], clear, chance) if clear else {}
         if found:
             attributes[path] = found
     return attributes
 
 
-def _changed(module: nn.Module, clear: dict[int, int]) -> dict[str, int | tuple[int, ...]]:
+Chance = dict[tuple[type[nn.Module], str], float]
+
+
+def _chance_of_a_count(
+    modules: Mapping[str, nn.Module], changes: Mapping[str, Mapping[int, object]]
+) -> Chance:
+    """How often an attribute of a class has the value of some count of the same module."""
+    seen: dict[tuple[type[nn.Module], str], list[bool]] = {}
+    for path, counts in changes.items():
+        for name, value in _whole_numbers(modules[path]):
+            seen.setdefault((type(modules[path]), name), []).append(value in counts)
+    return {key: sum(hits) / len(hits) for key, hits in seen.items()}
+
+
+def _whole_numbers(module: nn.Module) -> list[tuple[str, int]]:
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if type(value) is int and not name.startswith("_") and name != "training"
+    ]
+
+
+def _changed(module: nn.Module, clear: dict[int, int], chance: Chance) -> dict[str, int | tuple[int, ...]]:
     found: dict[str, int | tuple[int, ...]] = {}
+    numbers = _whole_numbers(module)
+    for old, new in clear.items():
+        names = [name for name, value in numbers if value == old]
+        best = max((chance[type(module), name] for name in names), default=0.0)
+        best = max(best, 0.5)  # less often it holds the same number as a count by coincidence
+        found.update({name: new for name in names if chance[type(module), name] == best})
     for name, value in vars(module).items():
-        if name.startswith("_") or name == "training":
-            continue
-        if type(value) is int and value in clear:
-            found[name] = clear[value]
-        elif isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
-            numbers: list[int] = list(value)
-            replaced = tuple(clear.get(number, number) for number in numbers)
+        several = isinstance(value, (list, tuple)) and len(value) > 0 and not name.startswith("_")
+        if several and all(type(item) is int for item in value):
+            replaced = tuple(clear.get(number, number) for number in value)
             if replaced != tuple(value):
                 found[name] = replaced
     return found
