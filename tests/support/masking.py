@@ -45,12 +45,22 @@ def compacted(model: nn.Module, *inputs: Any, align: int = 1, rolled_back: bool 
     for _ in range(2):
         fresh = tree_map(lambda leaf: _redrawn(leaf, generator), list(inputs))
         with torch.no_grad():
-            expected, found = tree_leaves(model(*fresh)), tree_leaves(result.model(*fresh))
+            expected, found = (_tensors(net(*_own(fresh))) for net in (model, result.model))
         for one, other in zip(expected, found, strict=True):
             assert_close(one, other)
         seen.append(expected)
     assert any(float((one - other).abs().max()) > 1e-6 for one, other in zip(*seen, strict=True))
     return result
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _own(inputs: list[Any]) -> list[Any]:
+    """Copies: a forward may write into them."""
+    copies: list[Any] = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    return copies
 
 
 def assert_close(one: Tensor, other: Tensor, tolerance: float = TOLERANCE) -> None:
