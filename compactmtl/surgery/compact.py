@@ -50,7 +50,7 @@ def compact(
 
     `align` keeps channel counts at multiples where some must stay. The result is a new module; `model` is
     left as it was. What cannot be removed exactly is left alone and listed in the report: an edit that
-    fails its proof (largest error over `tolerance` of the output's largest value, by default 1e-6 in float64
+    fails its proof (largest error over `tolerance` of the output's largest value, by default 1e-5 in float64
     and 1e-4 where only a narrower type fits) is rolled back. `example_inputs` are what model(*example_inputs)
     takes: tensors, or lists and dicts of them. With `gather` layers also pick the channels that they need by index
     where the tensor around them keeps more and the MACs saved outweigh the memory moved, as predicted.
