@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOMS = (
     "errors", "config", "tasks", "data", "models", "graph", "overparam", "sparsity", "balancing", "surgery",
-    "backends", "verify", "train", "export", "report", "cli",
+    "backends", "verify", "train", "export", "report", "sweep", "cli",
 )  # fmt: skip
 PACKAGE = "compactmtl"
 # The doors: __init__ loads public names from every room on demand, __main__ starts the command line.

@@ -17,7 +17,20 @@ from compactmtl.cli.parser import Parser
 from compactmtl.errors import BUG, INTERRUPTED, OK, USAGE, CompactError, ConfigError
 
 # In the order in which a user walks; each is a module of this package, imported when it is asked for.
-VERBS = ("data", "recipes", "targets", "train", "compact", "export", "report", "predict", "demo", "doctor")
+VERBS = (
+    "data",
+    "recipes",
+    "targets",
+    "train",
+    "compact",
+    "export",
+    "report",
+    "predict",
+    "probe",
+    "sweep",
+    "demo",
+    "doctor",
+)
 BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

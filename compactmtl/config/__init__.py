@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compactmtl.config.load import (
         Resolved,
+        ResolvedSweep,
         ResolvedTarget,
         dump_recipe,
         list_recipes,
+        list_sweeps,
         list_targets,
         load_recipe,
         load_target,
         resolve_recipe,
+        resolve_sweep,
         resolve_target,
     )
     from compactmtl.config.lookup import Entry
     from compactmtl.config.recipe import Recipe
+    from compactmtl.config.sweep import SweepConfig
     from compactmtl.config.target import Target
     from compactmtl.config.validate import validate_options
 
@@ -26,14 +30,18 @@ _HOME = {
     "Entry": "lookup",
     "Recipe": "recipe",
     "Resolved": "load",
+    "ResolvedSweep": "load",
     "ResolvedTarget": "load",
+    "SweepConfig": "sweep",
     "Target": "target",
     "dump_recipe": "load",
     "list_recipes": "load",
+    "list_sweeps": "load",
     "list_targets": "load",
     "load_recipe": "load",
     "load_target": "load",
     "resolve_recipe": "load",
+    "resolve_sweep": "load",
     "resolve_target": "load",
     "validate_options": "validate",
 }
@@ -42,14 +50,18 @@ __all__ = [
     "Entry",
     "Recipe",
     "Resolved",
+    "ResolvedSweep",
     "ResolvedTarget",
+    "SweepConfig",
     "Target",
     "dump_recipe",
     "list_recipes",
+    "list_sweeps",
     "list_targets",
     "load_recipe",
     "load_target",
     "resolve_recipe",
+    "resolve_sweep",
     "resolve_target",
     "validate_options",
 ]

@@ -1,4 +1,4 @@
-"""Load recipes and targets by name or path, with overrides, and know where each value came from."""
+"""Load recipes, sweeps and targets by name or path, with overrides, and know where each value came from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
 from compactmtl.config.merge import apply_overrides, merge, read_extended
 from compactmtl.config.recipe import Frozen, Recipe
+from compactmtl.config.sweep import SweepConfig
 from compactmtl.config.target import Target
 from compactmtl.config.validate import validate
 from compactmtl.config.yaml import Node, Place, dump_yaml
@@ -25,6 +26,15 @@ class Resolved:
 
     recipe: Recipe
     origins: Mapping[str, str]
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class ResolvedSweep:
+    """A sweep, what it is called, and the file that was named."""
+
+    sweep: SweepConfig
     name: str
     path: Path
 
@@ -68,6 +78,13 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     return resolve_recipe(name_or_path, overrides).recipe
 
 
+def resolve_sweep(name_or_path: str | Path) -> ResolvedSweep:
+    """A sweep by name or path; raises as `resolve_recipe`."""
+    path, node = _read("sweep", name_or_path, ())
+    name = name_of("sweep", path)
+    return ResolvedSweep(validate(SweepConfig, node, f"sweep {name}"), name, path)
+
+
 def resolve_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> ResolvedTarget:
     """A deployment target by name or path with the origin of each value; raises as `resolve_recipe`."""
     path, node = _read("target", name_or_path, overrides)
@@ -89,6 +106,11 @@ def dump_recipe(recipe: Recipe) -> str:
 def list_recipes() -> list[Entry]:
     """Every recipe that can be named, sorted."""
     return entries("recipe")
+
+
+def list_sweeps() -> list[Entry]:
+    """Every sweep that can be named, sorted."""
+    return entries("sweep")
 
 
 def list_targets() -> list[Entry]:

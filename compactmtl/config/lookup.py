@@ -1,4 +1,4 @@
-"""Find recipes and targets by name: an explicit path, the working folder, the checkout, the copy in the wheel."""
+"""Find recipes, sweeps and targets by name: an explicit path, the working folder, the checkout, the copy in the wheel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ruamel.yaml.error import YAMLError
 from compactmtl.config.yaml import shown, top_level_text
 from compactmtl.errors import ConfigError
 
-Kind = Literal["recipe", "target"]
+Kind = Literal["recipe", "sweep", "target"]
 
-FOLDER: dict[Kind, str] = {"recipe": "recipes", "target": "export"}
+FOLDER: dict[Kind, str] = {"recipe": "recipes", "sweep": "recipes", "target": "export"}
+SWEEPS = "sweeps"  # recipes/<dataset>/sweeps/<name>.yaml is the sweep <dataset>/<name>
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".yml")
 
@@ -47,8 +48,8 @@ def names(kind: Kind) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in roots(kind):
         for path in root.rglob("*.yaml"):
-            if not path.name.startswith("_"):
-                found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+            if not path.name.startswith("_") and (path.parent.name == SWEEPS) == (kind == "sweep"):
+                found.setdefault(_below(root, path, kind), path)
     return dict(sorted(found.items()))
 
 
@@ -69,7 +70,8 @@ def find(kind: Kind, name: str | Path) -> Path:
             raise ConfigError(f"no {kind} file {shown(path)}", _nearest(kind, path.stem))
         return path.resolve()
     for root in roots(kind):
-        candidate = root / f"{path.as_posix()}.yaml"
+        folder = path.parent / SWEEPS if kind == "sweep" else path.parent
+        candidate = root / folder / f"{path.name}.yaml"
         if candidate.is_file():
             return candidate
     raise ConfigError(f"no {kind} named `{name}`", _nearest(kind, str(name)))
@@ -79,8 +81,15 @@ def name_of(kind: Kind, path: Path) -> str:
     """What a file is called: its path below the folder of its kind, or its stem elsewhere."""
     for root in map(Path.resolve, roots(kind)):
         if path.resolve().is_relative_to(root):
-            return path.resolve().relative_to(root).with_suffix("").as_posix()
+            return _below(root, path.resolve(), kind)
     return path.stem
+
+
+def _below(root: Path, path: Path, kind: Kind) -> str:
+    name = path.relative_to(root).with_suffix("")
+    if kind == "sweep" and name.parent.name == SWEEPS:
+        name = name.parent.parent / name.name
+    return name.as_posix()
 
 
 def close_names(word: str, known: list[str]) -> list[str]:
@@ -94,7 +103,7 @@ def close_names(word: str, known: list[str]) -> list[str]:
 
 def _nearest(kind: Kind, word: str) -> str:
     near = close_names(word, list(names(kind)))
-    listing = f"`compactmtl {kind}s list` shows all"
+    listing = f"`compactmtl {'sweep --list' if kind == 'sweep' else f'{kind}s list'}` shows all"
     return f"did you mean {' or '.join(near)}? {listing}" if near else listing
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -30,6 +31,7 @@ from compactmtl.report.reference import (
     Single,
     of_baseline,
     of_recipes,
+    of_runs,
     of_single_runs,
     split_single,
 )
@@ -47,9 +49,20 @@ Model = TypeVar("Model", bound=BaseModel)
 UNSTEADY = 0.25  # standard deviation / mean; an idle machine stays well below a tenth
 
 
-def build_report(runs: Sequence[Run], baseline: Run | Single | None, splits: ValSplits) -> Report:
+@dataclass(frozen=True)
+class Entries:
+    """Which entry of a sweep each run belongs to, by path, and the entry that Δm is against."""
+
+    of: Mapping[str, str]
+    baseline: str | None
+
+
+def build_report(
+    runs: Sequence[Run], baseline: Run | Single | None, splits: ValSplits, entries: Entries | None = None
+) -> Report:
     """Read everything the report shows from `runs` and `baseline`.
 
+    With `entries` the rows of the table are a sweep's, and Δm is against the mean of its baseline entry's runs.
     With baseline "single", the single-task runs among `runs` are what Δm is against: each task's mean over its seeds.
     A form of a model whose metrics no file holds is evaluated on the val split (`splits` loads it); where the
     data is not there, its cell says "not run" and a note says why.
@@ -63,8 +76,14 @@ def build_report(runs: Sequence[Run], baseline: Run | Single | None, splits: Val
     notes: list[str] = []
     views = [_view(run, name, splits, notes, against) for run, name in zip(ordered, names, strict=True)]
     multi = len(ordered) - len(singles)
-    if singles:
-        reference: Reference | None = of_single_runs(views[multi:])
+    mine = [view for view in views if entries is not None and entries.of[view.path] == entries.baseline]
+    if mine:
+        assert entries is not None
+        reference: Reference | None = of_runs(mine, str(entries.baseline))
+    elif singles:
+        reference = of_single_runs(views[multi:])
+    elif entries is not None:
+        reference = None
     else:
         reference = of_baseline(views[0]) if against is not None else of_recipes(ordered)
     if reference is not None:
@@ -74,7 +93,11 @@ def build_report(runs: Sequence[Run], baseline: Run | Single | None, splits: Val
         ]
     pairs = list(zip(views, ordered, strict=True))
     table, table_notes = delta_table(
-        pairs[:multi], pairs[multi:], reference, pairs[0] if against is not None else None
+        pairs[:multi],
+        pairs[multi:],
+        reference,
+        pairs[0] if against is not None else None,
+        entries.of if entries is not None else None,
     )
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -231,8 +254,9 @@ def _stages(
 
 
 def _trained_metrics(run: Run) -> TaskMetrics | None:
-    """The log's metrics at the best checkpoint, if they are of the val split."""
-    return dict(run.best) if run.recipe.data.select_on == "val" and run.best else None
+    """The metrics on the val split that training noted of the best checkpoint, if it did."""
+    found = run.val
+    return dict(found) if found else None
 
 
 def _bundle(run: Run, export: ExportView) -> dict[str, Any]:

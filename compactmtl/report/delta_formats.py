@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import DeltaRow, MetricView, Report, Spread
-from compactmtl.report.table import Cell, Row, Table
+from compactmtl.report.table import Cell, Row, Table, Tone
 
 MISSING = Cell("—", "missing")
 
@@ -54,7 +54,9 @@ def shows_more(report: Report) -> bool:
     """Whether the Δm table says what the comparison does not: runs over seeds, or single-task networks."""
     table = report.delta_table
     return table is not None and (
-        bool(report.single_task_runs) or any(len(row.runs) > 1 for row in table.rows)
+        report.sweep is not None
+        or bool(report.single_task_runs)
+        or any(len(row.runs) > 1 for row in table.rows)
     )
 
 
@@ -77,6 +79,9 @@ def grid(report: Report) -> Grid:
     for quantity, name in (("parameters", "parameters"), ("macs", "MACs")):
         spreads = [getattr(row, quantity) for row in rows]
         columns.append(_column("", name, "", False, spreads, _counts))
+    if report.sweep is not None:
+        spreads = [row.seconds for row in rows]
+        columns.append(_column("", "training", "s", False, spreads, lambda one: _plus_minus(one, 1, 0)))
     return Grid(tuple(map(_label, rows)), tuple(columns), _caption(report))
 
 
@@ -116,6 +121,26 @@ def latex(report: Report) -> str:
             cells.append(f"\\textbf{{{text}}}" if index in column.best else text)
         lines.append(" & ".join([_escape(label), *cells]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def heading(metric: str, info: MetricView) -> str:
+    """A metric's name, unit and which way is better."""
+    unit = "%" if info.share else info.unit
+    arrow = "↑" if info.higher_is_better else "↓"
+    return f"{fmt.metric_name(metric)}{f', {unit}' if unit else ''} {arrow}"
+
+
+def difference(spread: Spread | None, info: MetricView | None, better: int, seeds: int) -> Cell:
+    """A paired difference, signed, with how many seeds are better; `info` is none for Δm."""
+    if spread is None:
+        return MISSING
+    scale = 100.0 if info is None or info.share else 1.0
+    digits = 2 if info is None else max(2, _decimals([scale * value for value in spread.values]) - 1)
+    text = _plus_minus(spread, scale, digits)
+    sign = 1 if info is None or info.higher_is_better else -1
+    shown = round(scale * spread.mean, digits)
+    tone: Tone = "" if shown == 0 else "good" if sign * shown > 0 else "bad"
+    return Cell(f"{'+' if shown > 0 else ''}{text} ({better}/{seeds})", tone)
 
 
 def _label(row: DeltaRow) -> str:

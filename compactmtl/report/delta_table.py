@@ -16,7 +16,11 @@ Pair = tuple[RunView, "Run"]
 
 
 def delta_table(
-    pairs: Sequence[Pair], singles: Sequence[Pair], reference: Reference | None, baseline: Pair | None = None
+    pairs: Sequence[Pair],
+    singles: Sequence[Pair],
+    reference: Reference | None,
+    baseline: Pair | None = None,
+    entries: Mapping[str, str] | None = None,
 ) -> tuple[DeltaTable, list[str]]:
     """The table, and notes on what its spreads are not.
 
@@ -25,15 +29,21 @@ def delta_table(
         singles: single-task runs whose metrics are the reference, if they are.
         reference: what Δm is against.
         baseline: the run of `pairs` that is the reference, if one is. It makes a row of its own.
+        entries: of a sweep, the entry of each run by its path; a row is an entry.
     """
     rows: list[DeltaRow] = []
     notes: list[str] = []
     if singles:
         rows.append(_single_row(singles))
-    groups = _groups([pair for pair in pairs if baseline is None or pair[0] is not baseline[0]])
-    if baseline is not None:
-        groups = [[baseline], *groups]
-    for group, label in zip(groups, _labels(groups, baseline), strict=True):
+    if entries is not None:
+        named = _by_entry(pairs, entries)
+        groups, labels = list(named.values()), list(named)
+    else:
+        groups = _groups([pair for pair in pairs if baseline is None or pair[0] is not baseline[0]])
+        if baseline is not None:
+            groups = [[baseline], *groups]
+        labels = _labels(groups, baseline)
+    for group, label in zip(groups, labels, strict=True):
         own = reference if baseline is None or group[0][0] is not baseline[0] else None
         rows.append(_row(group, label, own, trained=baseline is not None and own is None))
         seeds = [run.recipe.seed for _, run in group]
@@ -42,6 +52,13 @@ def delta_table(
                 f"{label}: runs share a seed ({', '.join(map(str, seeds))}), so their spread is not over seeds alone"
             )
     return DeltaTable(reference=reference.label if reference else None, rows=tuple(rows)), notes
+
+
+def _by_entry(pairs: Sequence[Pair], entries: Mapping[str, str]) -> dict[str, list[Pair]]:
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(entries[pair[0].path], []).append(pair)
+    return groups
 
 
 def _groups(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -99,7 +116,13 @@ def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, trai
         delta_m=Spread.of(known) if reference is not None and len(known) == len(gains) else None,
         parameters=_size([stage.size for stage in stages], "parameters"),
         macs=_size([stage.size for stage in stages], "macs"),
+        seconds=_seconds([view for view, _ in group]),
     )
+
+
+def _seconds(views: Sequence[RunView]) -> Spread | None:
+    known = [view.seconds for view in views if view.seconds is not None]
+    return Spread.of(known) if len(known) == len(views) else None
 
 
 def _common_stages(views: Sequence[RunView]) -> list[Stage]:

@@ -203,6 +203,28 @@ class Spread(Frozen):
         return cls(mean=statistics.fmean(values), std=std, values=tuple(values))
 
 
+class PairedRow(Frozen):
+    """One entry of a sweep against the baseline, seed by seed: differences entry − baseline over the seeds of both.
+
+    `better` counts the seeds at which the entry is the better of the two, for Δm and each metric.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, dict[str, Spread]]
+    delta_m: Spread | None
+    better: dict[str, int]  # "Δm" or "task metric"
+
+
+class SweepView(Frozen):
+    """What a sweep adds to a report: which entry is the baseline, paired differences, and runs that did not finish."""
+
+    name: str
+    baseline: str | None
+    paired: tuple[PairedRow, ...]
+    missing: dict[str, tuple[int, ...]]  # entry -> seeds without a finished run
+
+
 class DeltaRow(Frozen):
     """One recipe over its seeds. `values` of every spread are in the order of `runs`.
 
@@ -218,6 +240,7 @@ class DeltaRow(Frozen):
     delta_m: Spread | None
     parameters: Spread | None
     macs: Spread | None
+    seconds: Spread | None = None  # of training, validation apart
 
 
 class DeltaTable(Frozen):
@@ -244,6 +267,7 @@ class Report(Frozen):
     runs: tuple[RunView, ...]
     single_task_runs: tuple[str, ...] = ()
     delta_table: DeltaTable | None = None
+    sweep: SweepView | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -60,6 +60,11 @@ def split_single(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
 
 def of_single_runs(views: Sequence[RunView]) -> Reference:
     """Each task's metrics over its single-task runs as trained: the mean over seeds."""
+    return of_runs(views, "single-task networks")
+
+
+def of_runs(views: Sequence[RunView], label: str) -> Reference:
+    """The metrics of runs as trained: the mean over them."""
     found: dict[str, dict[str, list[float]]] = {}
     for view in views:
         for task, metrics in _trained(view).items():
@@ -70,7 +75,7 @@ def of_single_runs(views: Sequence[RunView]) -> Reference:
             task: {metric: statistics.fmean(values) for metric, values in metrics.items()}
             for task, metrics in found.items()
         },
-        "single-task networks",
+        label,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from compactmtl.config import Resolved
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
-from compactmtl.errors import TrainingError
+from compactmtl.errors import DataError, TrainingError
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.checkpoint import save_best
@@ -192,7 +192,11 @@ class Loop:
         session, data = self.session, self.session.recipe.data
         if data.select_on == "val":
             return self.progress.best_metrics
-        loader = build_loader(load_dataset(data, "val"), data, train=False, seed=session.recipe.seed)
+        try:
+            loader = build_loader(load_dataset(data, "val"), data, train=False, seed=session.recipe.seed)
+        except DataError as error:
+            self.tracker.say(f"the val split was not measured: {error.message}")
+            return {}
         model = Run.open(self.path).load_plain().to(session.device)
         return evaluate(torch_runner(model, session.device), loader, session.tasks)
 

@@ -152,6 +152,16 @@ class Run:
         metrics: TaskMetrics = load_summary(self.path / CHECKPOINTS / "best")["metrics"]
         return metrics
 
+    @property
+    def val(self) -> TaskMetrics | None:
+        """Metrics of the best checkpoint on the val split; none where the run selects elsewhere and has not finished."""
+        if self.recipe.data.select_on == "val":
+            return self.best
+        found: TaskMetrics | None = next(
+            (event["val"] for event in reversed(self.log()) if event.get("event") == "end"), None
+        )
+        return found
+
 
 def is_run(path: Path) -> bool:
     """Whether a folder is one that training wrote."""

@@ -88,10 +88,15 @@ class Tracker:
         self.say(f"resuming in epoch {epoch} after step {step} of {self._steps}")
 
     def end(
-        self, best_epoch: int, best: Mapping[str, Mapping[str, float]], seconds: float, images: int
+        self,
+        best_epoch: int,
+        best: Mapping[str, Mapping[str, float]],
+        val: Mapping[str, Mapping[str, float]],
+        seconds: float,
+        images: int,
     ) -> None:
-        """Log the end: the best epoch, its metrics, and seconds of training over all sittings."""
-        self.log.append("end", best_epoch=best_epoch, best=best, seconds=seconds)
+        """Log the end: the best epoch, its metrics where it was chosen and on val, seconds of training over all sittings."""
+        self.log.append("end", best_epoch=best_epoch, best=best, val=val, seconds=seconds)
         self.say(f"trained {images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.0f} images/s)")
         parts = (
             f"{name} {format_metric(task, task.primary, best[name][task.primary])}"

@@ -117,6 +117,10 @@ class SyntheticRun:
         return [json.loads(line) for line in (self.path / "log.jsonl").read_text().splitlines()]
 
     @property
+    def val(self) -> TaskMetrics | None:
+        return self.best if self.recipe.data.select_on == "val" else None
+
+    @property
     def best(self) -> TaskMetrics:
         events = self.log()
         best: TaskMetrics = events[-1]["best"] if events and events[-1]["event"] == "end" else {}

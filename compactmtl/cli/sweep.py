@@ -1,0 +1,107 @@
+"""`compactmtl sweep`: train a table over seeds, one run after the other, and write it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compactmtl.report import Report
+
+HELP = "train a table of recipes over seeds; the same command goes on where it stopped"
+EXAMPLE = """\
+compactmtl sweep --list
+compactmtl sweep utkface/overparam data.root=/data
+compactmtl sweep utkface/overparam data.root=/data --only plain joint --seeds 0 1
+compactmtl sweep my-sweep.yaml --out runs/my-sweep --table"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="a sweep by name or path (see --list)")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="values laid over every entry's recipe, such as data.root=/data",
+    )
+    parser.add_argument("--list", action="store_true", help="list the sweeps that can be named")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of its runs and tables (default: runs/ and its name)"
+    )
+    parser.add_argument("--only", metavar="ENTRY", nargs="+", default=[], help="these entries alone")
+    parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[], help="these seeds alone")
+    parser.add_argument(
+        "--table", action="store_true", help="write the tables of what is there, train nothing"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and write nothing")
+    parser.add_argument("--smoke", action="store_true", help="two steps on small pictures for every run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is missing, then write and print the tables."""
+    import sys
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from compactmtl.config import resolve_sweep
+    from compactmtl.config.lookup import entries
+    from compactmtl.errors import OK, ConfigError
+
+    if args.list:
+        found = entries("sweep")
+        width = max((len(entry.name) for entry in found), default=0)
+        print("\n".join(f"{entry.name:<{width}}  {entry.description}".rstrip() for entry in found))
+        return OK
+    if args.sweep is None:
+        raise ConfigError("no sweep is named", "name one; `compactmtl sweep --list` shows all")
+    resolved = resolve_sweep(args.sweep)
+    sweep = resolved.sweep
+    out = Path(args.out) if args.out else Path("runs") / "-".join(resolved.name.split("/"))
+    from compactmtl.sweep import collect_runs, plan_jobs, run_sweep, write_table
+    from compactmtl.train import TrainingInterrupted
+
+    jobs = plan_jobs(sweep, out, args.overrides, only=args.only, seeds=args.seeds, smoke=args.smoke)
+    if args.dry_run:
+        for job in jobs:
+            print(f"{job.path}  {job.resolved.name}")
+        return OK
+    console, failed, interrupted = Console(), {}, None
+    if not args.table:
+        try:
+            failed = run_sweep(sweep, jobs, console)
+        except TrainingInterrupted as error:
+            interrupted = error
+    runs = collect_runs(sweep, jobs, args.only)
+    runs.failed = failed
+    words = ["compactmtl sweep", args.sweep, *args.overrides, "--out", str(out)]
+    report = write_table(resolved.name, sweep.description, " ".join(words), runs, sweep.baseline, out)
+    if interrupted is not None:
+        raise interrupted
+    if report is None:
+        print("no run has finished: there is no table yet", file=sys.stderr)
+        return 1 if failed else OK
+    _print_tables(report)
+    print(f"tables: {out}")
+    for path, reason in failed.items():
+        print(f"failed: {path}: {reason}", file=sys.stderr)
+    return 2 if failed else OK
+
+
+def _print_tables(report: Report) -> None:
+    import sys
+
+    from compactmtl.report import delta_cells, plain
+    from compactmtl.report.paired import paired_cells
+    from compactmtl.report.table import rich_table
+
+    for table in (delta_cells(report), paired_cells(report)):
+        if table is None:
+            continue
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print(rich_table(table))
+        else:
+            print(plain(table))

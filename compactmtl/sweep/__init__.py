@@ -1,0 +1,7 @@
+"""Tables over seeds: many trainings by one command that goes on where it stopped."""
+
+from compactmtl.sweep.jobs import Job, plan_jobs
+from compactmtl.sweep.run import SweepRuns, collect_runs, run_sweep
+from compactmtl.sweep.table import write_table
+
+__all__ = ["Job", "SweepRuns", "collect_runs", "plan_jobs", "run_sweep", "write_table"]

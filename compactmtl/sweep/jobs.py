@@ -1,0 +1,94 @@
+"""What a sweep trains: one job for each entry and seed, every recipe resolved before the first begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+from compactmtl.config import Resolved, resolve_recipe
+from compactmtl.config.sweep import EntryConfig, SweepConfig
+from compactmtl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be: its entry, its seed, its recipe and its folder."""
+
+    entry: str
+    seed: int
+    resolved: Resolved
+    path: Path
+
+
+def plan_jobs(
+    sweep: SweepConfig,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    smoke: bool = False,
+) -> list[Job]:
+    """The jobs of a sweep, seed by seed, so that a table of all entries exists early.
+
+    `overrides` are laid over every entry's own. `only` and `seeds` keep some entries and seeds; `smoke` makes each
+    run one of two steps. Entries of runs made elsewhere have no jobs.
+
+    Raises ConfigError for an entry that the sweep has not, and for a recipe or override that cannot be used, naming
+    the entry.
+    """
+    chosen = _chosen(sweep, only)
+    return [
+        Job(
+            name,
+            seed,
+            _resolve(sweep, name, entry, seed, overrides, smoke=smoke),
+            out / name / f"seed{seed}",
+        )
+        for seed in (seeds or sweep.seeds)
+        for name, entry in chosen.items()
+        if not entry.runs
+    ]
+
+
+def elsewhere(sweep: SweepConfig, only: Sequence[str] = ()) -> dict[str, list[Path]]:
+    """The run folders of entries whose runs were made elsewhere. Raises ConfigError where a glob finds none."""
+    found: dict[str, list[Path]] = {}
+    for name, entry in _chosen(sweep, only).items():
+        for pattern in entry.runs:
+            paths = [Path(path) for path in sorted(glob(pattern))]  # noqa: PTH207  (it may be absolute)
+            if not paths:
+                raise ConfigError(f"entries.{name}.runs: {pattern} names no folder", "give finished runs")
+            found.setdefault(name, []).extend(paths)
+    return found
+
+
+def _chosen(sweep: SweepConfig, only: Sequence[str]) -> dict[str, EntryConfig]:
+    for name in only:
+        if name not in sweep.entries:
+            raise ConfigError(
+                f"the sweep has no entry {name!r}", f"its entries are {', '.join(sweep.entries)}"
+            )
+    return {name: entry for name, entry in sweep.entries.items() if not only or name in only}
+
+
+def _resolve(
+    sweep: SweepConfig, name: str, entry: EntryConfig, seed: int, overrides: Sequence[str], *, smoke: bool
+) -> Resolved:
+    recipe = entry.recipe or sweep.recipe
+    assert recipe is not None  # the sweep was validated
+    words = [*sweep.overrides, *entry.overrides, *overrides, f"seed={seed}"]
+    try:
+        resolved = resolve_recipe(recipe, words, tasks=entry.tasks)
+        if not smoke:
+            return resolved
+        sparsity = resolved.recipe.sparsity
+        selective = sparsity is not None and sparsity.selective is not None
+        overlays = ["_smoke", *(["_smoke-selective"] if selective else [])]
+        # what is laid over last wins: two steps stay two steps whatever an entry asks for
+        last = ["train.epochs=1", "train.max_steps=2"]
+        return resolve_recipe(recipe, [*words, *last], overlays=overlays, tasks=entry.tasks)
+    except ConfigError as error:
+        raise ConfigError(f"entry {name}: {error.message}", error.hint) from error

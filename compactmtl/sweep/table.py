@@ -1,0 +1,49 @@
+"""Write what a sweep found: sweep.md with both tables, sweep.json with everything, and report.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compactmtl.report import delta_cells, markdown, write_collected
+from compactmtl.report.model import Report
+from compactmtl.report.paired import paired_cells, sweep_report
+from compactmtl.report.samples import ValSplits
+from compactmtl.sweep.run import SweepRuns
+from compactmtl.train.files import write_text
+
+MARKDOWN, JSON = "sweep.md", "sweep.json"
+
+
+def write_table(
+    name: str, description: str, command: str, runs: SweepRuns, baseline: str | None, out: Path
+) -> Report | None:
+    """Write the tables of the finished runs into `out` and return the report; None where no run has finished.
+
+    Raises ConfigError where runs don't compare, ArtifactError for a damaged run, OSError where `out` can't be written.
+    """
+    if not runs.finished:
+        return None
+    report = sweep_report(name, runs.finished, baseline, runs.missing, ValSplits())
+    write_collected(report, [], out)
+    write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
+    write_text(out / MARKDOWN, describe(report, description, command, runs))
+    return report
+
+
+def describe(report: Report, description: str, command: str, runs: SweepRuns) -> str:
+    """The tables as Markdown, with the command that makes them again and what is missing."""
+    assert report.sweep is not None
+    parts = [f"# {report.sweep.name}", description, f"`{command}`", markdown(delta_cells(report))]
+    paired = paired_cells(report)
+    if paired is not None:
+        parts.append(markdown(paired))
+    notes = [
+        *(
+            f"{entry}: no finished run of seed {', '.join(map(str, seeds))}"
+            for entry, seeds in runs.missing.items()
+        ),
+        *(f"{path} failed: {reason}" for path, reason in runs.failed.items()),
+        *report.notes,
+    ]
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    return "\n\n".join(part for part in parts if part) + "\n"
