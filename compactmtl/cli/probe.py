@@ -1,0 +1,71 @@
+"""`compactmtl probe`: fit fresh predictors on runs' frozen features."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "fit fresh predictors on a run's frozen encoder: how universal are its features?"
+EXAMPLE = """\
+compactmtl probe runs/utkface-small-bins
+compactmtl probe runs/utkface-balancing/*/seed* --samples 5000 --json probes.json"""
+
+LEAST = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
+    parser.add_argument(
+        "--predictors",
+        metavar="NAME",
+        nargs="+",
+        choices=("linear", "knn", "forest", "mlp"),
+        default=["linear", "knn", "forest", "mlp"],
+        help="of linear, knn, forest and mlp (default: all)",
+    )
+    parser.add_argument("--samples", type=int, metavar="N", help="training images to fit on (default: all)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of forests, networks and random heads (default: 0)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes of forest and neighbors (default: 1)")
+    parser.add_argument("--again", action="store_true", help="probe anew what has been probed")
+    parser.add_argument("--json", metavar="FILE", help="also write all results here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Probe each run; those that were are read from their probe.json."""
+    import json
+    import sys
+    from pathlib import Path
+
+    from compactmtl.errors import ConfigError
+    from compactmtl.report import plain
+    from compactmtl.report.probes import group_name, probe_tables
+    from compactmtl.train import Run
+    from compactmtl.train.files import write_text
+    from compactmtl.train.probe import Probe, probe_run, to_json
+
+    if args.samples is not None and args.samples < LEAST:
+        raise ConfigError(f"--samples {args.samples}: {LEAST} or more are needed", "leave it out to take all")
+    opened = [Run.open(path) for path in args.runs]
+    probes: dict[str, Probe] = {}
+    groups: dict[str, list[Probe]] = {}
+    for one in opened:
+        print(f"{one.path} …", file=sys.stderr, flush=True)
+        found = probe_run(
+            one,
+            predictors=args.predictors,
+            samples=args.samples,
+            seed=args.seed,
+            jobs=args.jobs,
+            again=args.again,
+        )
+        probes[str(one.path)] = found
+        groups.setdefault(group_name(one.path), []).append(found)
+    print("\n\n".join(plain(table) for table in probe_tables(groups)))
+    for name, reason in next(iter(probes.values())).skipped.items():
+        print(f"not probed: {name} ({reason})")
+    if args.json:
+        values = {path: to_json(found) for path, found in probes.items()}
+        write_text(Path(args.json), json.dumps(values, indent=2) + "\n")
+    return 0

@@ -1,0 +1,178 @@
+"""What a run's frozen encoder is worth to fresh predictors: runs/<name>/probe.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compactmtl.balancing.universality import LossGap, loss_gap
+from compactmtl.data import build_loader, load_dataset
+from compactmtl.errors import ConfigError
+from compactmtl.models import LinearHead, MultiTaskModel
+from compactmtl.models.features import last_map
+from compactmtl.tasks import Task
+from compactmtl.train.checkpoint import WEIGHTS
+from compactmtl.train.files import sha256_file, write_text
+from compactmtl.train.run import CHECKPOINTS, Run
+from compactmtl.verify.accuracy import evaluating
+from compactmtl.verify.probe import METRICS, PREDICTORS, Predictor, Target, probe_features
+
+PROBE = "probe.json"
+VERSION = 1
+TARGETS: dict[str, Target] = {"class": "class", "scalar": "scalar"}  # kinds of target that can be probed
+
+
+@dataclass(frozen=True)
+class TaskProbe:
+    """One task's results on val: `scores` by predictor in `metric`, and the loss gap where the head is linear."""
+
+    metric: str
+    scores: dict[str, float]
+    gap: LossGap | None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A run's results by task; `skipped` says why a task has none."""
+
+    tasks: dict[str, TaskProbe]
+    skipped: dict[str, str]
+    samples: dict[str, int]  # by split
+
+
+def probe_run(
+    run: Run,
+    *,
+    predictors: Sequence[Predictor] = PREDICTORS,
+    samples: int | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+    dummies: int = 10,
+    again: bool = False,
+) -> Probe:
+    """Probe the encoder of the run's best checkpoint and write probe.json; one of the same question is read back.
+
+    Predictors are fitted on the training split as it is without augmentation, on its first `samples` where given (the
+    order is shuffled by the seed), and scored on val. Images pass the encoder in eval mode; a map is averaged.
+
+    Raises ArtifactError where the run has no checkpoint, ConfigError where none of its tasks can be probed,
+    MissingDependencyError without scikit-learn.
+    """
+    model = run.load_plain()
+    question = {
+        "version": VERSION,
+        "checkpoint": sha256_file(run.path / CHECKPOINTS / "best" / WEIGHTS),
+        "predictors": list(predictors),
+        "samples": samples,
+        "seed": seed,
+        "dummies": dummies,
+    }
+    if not again and (found := _read(run.path / PROBE, question)) is not None:
+        return found
+    chosen, skipped = _choose(run.tasks, model)
+    splits = {split: _features(run, model, split, samples, seed) for split in ("train", "val")}
+    results = {}
+    for name, task in chosen.items():
+        train, val = (_known(task, *splits[split][name]) for split in ("train", "val"))
+        target = TARGETS[task.spec.kind]
+        scores = probe_features(
+            (train[0].numpy(), train[1].numpy()),
+            (val[0].numpy(), val[1].numpy()),
+            target,
+            predictors=predictors,
+            seed=seed,
+            jobs=jobs,
+        )
+        head = model.heads[name]
+        gap = None
+        if isinstance(head, LinearHead):
+            gap = loss_gap(head, task.loss, train, val, dummies=dummies, seed=seed)
+        results[name] = TaskProbe(METRICS[target], scores, gap)
+    probe = Probe(
+        results, skipped, {split: len(next(iter(found.values()))[0]) for split, found in splits.items()}
+    )
+    write_text(run.path / PROBE, json.dumps({"question": question, **to_json(probe)}, indent=2) + "\n")
+    return probe
+
+
+def to_json(probe: Probe) -> dict[str, Any]:
+    """As probe.json has it."""
+    values = asdict(probe)
+    for name, task in probe.tasks.items():
+        if task.gap is not None:
+            values["tasks"][name]["gap"]["gap"] = task.gap.gap
+    return values
+
+
+def _read(path: Path, question: dict[str, Any]) -> Probe | None:
+    """What probe.json says, where it answers `question`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["question"] != question:
+            return None
+        tasks = {}
+        for name, task in values["tasks"].items():
+            gap = task["gap"] and LossGap(
+                **{key: value for key, value in task["gap"].items() if key != "gap"}
+            )
+            tasks[name] = TaskProbe(task["metric"], task["scores"], gap)
+        return Probe(tasks, values["skipped"], values["samples"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # none yet, or damaged: it is made anew
+
+
+def _choose(tasks: dict[str, Task], model: MultiTaskModel) -> tuple[dict[str, Task], dict[str, str]]:
+    """The tasks that can be probed, and why the others cannot. Raises ConfigError where none can."""
+    skipped = {
+        name: f"a target of kind {task.spec.kind}, not one value an image"
+        for name, task in tasks.items()
+        if task.spec.kind not in TARGETS
+    }
+    chosen = {name: task for name, task in tasks.items() if name not in skipped}
+    if not chosen:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise ConfigError(
+            f"no task of the run can be probed ({reasons})", "probe a run with classes or numbers"
+        )
+    return chosen, skipped
+
+
+def _features(
+    run: Run, model: MultiTaskModel, split: str, samples: int | None, seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each task the features (N, C) that its head reads, averaged over a map, and its targets."""
+    config = run.recipe.data
+    dataset = load_dataset(config, "train" if split == "train" else "val")
+    loader = build_loader(dataset, config, train=False, seed=seed)
+    features: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
+    targets: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
+    with evaluating(model), torch.inference_mode():
+        for batch in loader:
+            found = model.encoder(batch["image"])
+            for name, task in run.tasks.items():
+                last = last_map(found[name] if isinstance(found, dict) else found)
+                features[name].append(last.float() if last.ndim == 2 else last.float().mean((2, 3)))
+                targets[name].append(batch["targets"][task.target])
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    kept = order[: samples if samples is not None and split == "train" else None]
+    # cloned: a tensor of inference mode takes no part in autograd
+    return {
+        name: (torch.cat(features[name])[kept].clone(), torch.cat(targets[name])[kept].clone())
+        for name in run.tasks
+    }
+
+
+def _known(task: Task, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples whose target is known."""
+    if task.spec.kind == "scalar":
+        known = torch.isfinite(targets)
+    else:
+        ignored = task.spec.ignore_index
+        known = torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+    return features[known], targets[known]
