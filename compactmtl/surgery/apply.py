@@ -194,7 +194,7 @@ def _mend_layers(model: nn.Module, plan: Plan) -> None:
     """Make every layer's own numbers agree with the shapes of its tensors."""
     for name, groups in plan.groups.items():
         layer = _module(model, name, f"regroups {name}")
-        if not isinstance(layer, _ConvNd) or layer.weight.shape[0] % groups:
+        if not isinstance(layer, _ConvNd) or layer.groups == 1 or layer.weight.shape[0] % groups:
             raise ArtifactError(f"the plan gives {groups} groups to {name}, which it does not fit", _MEND)
     for name, module in model.named_modules():
         if isinstance(module, _ConvNd):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,3 +77,94 @@ def test_missing_or_truncated_weights_are_named(masked, image, tmp_path) -> None
     (folder / "plan.json").unlink()
     with pytest.raises(ArtifactError, match=r"plan\.json"):
         load_compact(masked, folder)
+
+
+# One value of a sound plan changed: what the file's own numbers already show to be wrong.
+DAMAGES: dict[str, tuple[tuple[str | int, ...], Any]] = {
+    "out of range": (("slices", 0, "keep"), [0, 999]),
+    "repeated": (("slices", 0, "keep"), [0, 1, 1]),
+    "negative": (("slices", 0, "keep"), [-1, 0]),
+    "nothing kept": (("slices", 0, "keep"), []),
+    "negative dimension": (("slices", 0, "dim"), -1),
+    "no size": (("slices", 0, "size"), 0),
+    "no groups": (("slices", 0, "groups"), 0),
+    "too few ratios": (("merges", 0, "ratios"), [1.0]),
+    "carrier among its sources": (
+        ("merges", 0),
+        {"weight": "w", "carrier": 1, "sources": [1], "ratios": [1.0]},
+    ),
+    "nothing merged": (("merges", 0, "sources"), []),
+    "not a number": (("biases", 0, "values"), ["NaN", 0.0, 0.0]),
+    "unknown edit": (("deletes",), []),
+    "text for a number": (("slices", 0, "size"), "many"),
+}
+
+# What only the model shows to be wrong.
+MISFITS: dict[str, tuple[tuple[str | int, ...], Any]] = {
+    "another size": (("slices", 0, "size"), 13),
+    "no such dimension": (("slices", 0, "dim"), 7),
+    "no such tensor": (("slices", 0, "tensor"), "conv1.wieght"),
+    "no such module": (("slices", 0, "tensor"), "conv9.weight"),
+    "a sliced batch count": (("slices", 0, "tensor"), "bn1.num_batches_tracked"),
+    "grouped by chance": (("slices", 0, "groups"), 2),
+    "merge out of range": (("merges", 0, "carrier"), 99),
+    "merge of a vector": (("merges", 0, "weight"), "bn1.weight"),
+    "merge of no tensor": (("merges", 0, "weight"), "nowhere.weight"),
+    "bias of another length": (("biases", 0, "values"), [1.0]),
+    "bias that is there as new": (("biases", 0, "new"), True),
+    "new bias without a place": (("biases", 0), {"bias": "bn0.offset", "values": [1.0], "new": True}),
+    "new bias of another length": (("biases", 0), {"bias": "stem.bias", "values": [1.0], "new": True}),
+    "scaled rows out of range": (("scales",), [{"tensor": "conv1.weight", "rows": [99], "factor": 2.0}]),
+    "groups of no layer": (("groups",), {"conv9": 2}),
+    "groups of a norm": (("groups",), {"bn1": 2}),
+    "groups of a plain layer": (("groups",), {"conv1": 5}),
+    "attribute of no module": (("attributes",), {"block": {"width": 3}}),
+    "attribute that is none": (("attributes",), {"conv1": {"width": 3}}),
+}
+
+
+@pytest.fixture
+def sound(masked: Any, image: Any) -> str:
+    """The plan of the masked net, which is the same in every test: made once."""
+    if not _SOUND:
+        _SOUND.append(compact(masked, image).plan.to_json())
+    return _SOUND[0]
+
+
+_SOUND: list[str] = []
+
+
+def _changed(plan: str, place: tuple[str | int, ...], value: Any) -> str:
+    data = json.loads(plan)
+    inner = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return json.dumps(data).replace('"NaN"', "NaN")
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_shows_when_a_plan_is_read(sound: str, name: str) -> None:
+    text = _changed(sound, *DAMAGES[name])
+    with pytest.raises(ArtifactError, match=r"plan\.json: not a plan that can be read") as caught:
+        Plan.from_json(text, "plan.json")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_plan_that_does_not_fit_is_refused_and_the_model_untouched(
+    masked: Any, sound: str, name: str
+) -> None:
+    plan = Plan.from_json(_changed(sound, *MISFITS[name]))
+    before = {key: value.clone() for key, value in masked.state_dict().items()}
+    with pytest.raises(ArtifactError, match="the plan") as caught:
+        apply_plan(masked, plan)
+    assert caught.value.hint
+    assert all(torch.equal(value, before[key]) for key, value in masked.state_dict().items())
+    assert masked.conv1.out_channels == 12
+
+
+def test_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ArtifactError, match=r"plan\.json: not a plan"):
+        Plan.load(tmp_path / "plan.json")

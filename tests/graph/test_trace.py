@@ -1,0 +1,92 @@
+"""Tracing: what the graph holds, in-place calls made readable, and a run that frees what it has used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compactmtl.errors import SurgeryError
+from compactmtl.graph.trace import check_inputs, evaluating, trace
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("table", torch.ones(3))
+
+    def forward(self, given: dict[str, Tensor], times: int, rest: list[Tensor]) -> tuple[Tensor, int]:
+        return self.linear(given["x"].float()) * times + rest[0] + self.table, times
+
+
+INPUTS = ({"x": torch.ones(2, 3)}, 2, [torch.ones(2, 3)])
+
+
+def test_run_gives_the_value_of_every_call() -> None:
+    model = Nested().eval()
+    traced = trace(model, INPUTS)
+    values = dict(traced.run(INPUTS))
+    (output,) = traced.outputs
+    with torch.no_grad():
+        assert torch.equal(values[output], model(*INPUTS)[0])
+    assert {name for name, _ in traced.tensors.values()} == {"linear.weight", "linear.bias", "table"}
+
+
+def test_checks_that_nothing_reads_are_dropped() -> None:
+    traced = trace(Nested(), INPUTS)  # the cast asserts its input's type
+    assert all(node.users for node in traced.calls)
+
+
+class Writing(nn.Module):
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        x.mul_(2)
+        return x + self.count
+
+
+def test_run_writes_neither_into_buffers_nor_into_inputs() -> None:
+    model, given = Writing(), torch.ones(2, 3)
+    traced = trace(model, (given,))
+    for _ in range(2):
+        values = dict(traced.run((given,)))
+        assert torch.equal(values[traced.outputs[-1]], torch.full((2, 3), 3.0))
+    assert model.count.item() == 0 and torch.equal(given, torch.ones(2, 3))
+
+
+def test_readers_of_an_overwritten_tensor_read_the_call_that_wrote() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 1
+            y.relu_()
+            return y + 1
+
+    traced = trace(InPlace(), (torch.ones(2),))
+    (output,) = traced.outputs
+    assert "relu_" in str(output.args[0])
+    assert not traced.hazards
+
+
+def _fail_in_eval_mode(model: nn.Module) -> None:
+    assert not model.training
+    raise ZeroDivisionError
+
+
+def test_modes_come_back_even_after_an_error() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train()
+    model[1].eval()
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        _fail_in_eval_mode(model)
+    assert model.training and model[0].training and not model[1].training
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(1), {"x": torch.zeros(1)}, None, [], (1, "a")])
+def test_inputs_have_to_be_a_list_with_a_tensor(inputs: object) -> None:
+    with pytest.raises(SurgeryError, match="example inputs"):
+        check_inputs(inputs)  # type: ignore[arg-type]
