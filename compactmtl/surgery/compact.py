@@ -169,6 +169,7 @@ class _Attempt:
             for product in graph.analysis.products.values()
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
+        self._slabs = True
         self._thinned: dict[str, Thinned] = {}
         self._last: tuple[bytes, Result] | None = None
 
@@ -180,6 +181,11 @@ class _Attempt:
         if proof.passed:
             return alive, []
         self._require_repeatable()
+        self._slabs = False  # a forward may count its heads in a way that cannot be changed
+        alive = self._choose(pinned)
+        proof = self.result(alive)[2]
+        if proof.passed:
+            return alive, []
         units = self._units(~alive)
         left, blamed = list(range(len(units))), set[int]()
         while left and not proof.passed:
@@ -203,7 +209,7 @@ class _Attempt:
             )
 
     def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(self._graph, self._align, pinned, self.unbiased)
+        return choose_alive(self._graph, self._align, pinned, self.unbiased, self._slabs)
 
     def result(self, alive: Flags) -> Result:
         """Plan, small model and full proof with only the `alive` classes left."""
