@@ -44,7 +44,8 @@ def write_plan(
         if thin is not None:
             if thin.outputs is not None:
                 kept_outputs = thin.outputs
-            constants = constants | _folded_besides(graph, product, thin)
+            besides = _folded_besides(graph, product, thin)
+            constants = constants | besides if len(constants) else besides
         if not constants.any():
             continue
         if product.padded:
