@@ -123,4 +123,6 @@ def test_a_layer_behind_a_barrier_gathers_too() -> None:
     result = compact(net, (x,), tolerance=TOLERANCE, gather=True)
     small: Any = result.model
     assert result.plan.gathers and small[2].in_features == 16
+    assert {layer.name: layer.after for layer in result.report.layers}["2"] == (64, 16)
+    assert result.report.macs_after == sum(layer.macs_after for layer in result.report.layers)
     assert_close(net.eval()(x), small(x))
