@@ -35,7 +35,7 @@ Layout = tuple[Axis, ...]
 
 @dataclass(frozen=True)
 class Grid:
-    """Coordinates that stay a full grid: every row keeps as many entries as the others.
+    """Coordinates that stay a full grid: every row keeps as many entries as the others, or goes as part of a slab.
 
     With `product`, the same entries in every row: the grid is walked in another order later on.
     """
@@ -51,6 +51,7 @@ class Space:
         self.size = 0
         self.cause = ""  # why what is pinned now has to stay
         self.grids: list[Grid] = []
+        self.slabs: list[Ids] = []
         self._pairs: list[tuple[Ids, Ids]] = []
         self._pinned: list[tuple[Ids, str]] = []
 
@@ -73,6 +74,13 @@ class Space:
         """These coordinates, (rows, columns), must stay a full grid."""
         if ids.shape[0] > 1 and ids.shape[1] > 0:
             self.grids.append(Grid(ids, product))
+
+    def slab(self, *ids: Ids) -> None:
+        """Entry i of all of these, each (slabs, any), is one whole: a head, or the group of a convolution.
+
+        Where all of it goes, grids do without its rows.
+        """
+        self.slabs.append(np.concatenate([own.reshape(len(own), -1) for own in ids], axis=1))
 
     def classes(self, coupled: bool = False) -> Ids:
         """The class of every id, as (size,) labels from 0.

@@ -12,11 +12,16 @@ from compactmtl.graph.space import Flags, Grid
 
 
 def choose_alive(
-    graph: ChannelGraph, align: int, pinned: Flags, unbiased: frozenset[str] = frozenset()
+    graph: ChannelGraph,
+    align: int,
+    pinned: Flags,
+    unbiased: frozenset[str] = frozenset(),
+    slabs: bool = True,
 ) -> Flags:
     """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
 
-    `unbiased` names layers that cannot be given a bias.
+    `unbiased` names layers that cannot be given a bias. With `slabs` heads of attention and groups of convolutions may
+    go whole.
     """
     alive = graph.live_classes() | pinned
     alive |= constants_without_bias(graph, alive, unbiased)
@@ -25,7 +30,7 @@ def choose_alive(
         _keep_one_of_each(graph, alive)
         _keep_carriers(graph, alive)
         _keep_aligned(graph, alive, align)
-        _keep_grids(graph, alive)
+        _keep_grids(graph, alive, slabs)
         if int(alive.sum()) == before:
             return alive
 
@@ -104,15 +109,36 @@ def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
             alive[dead[np.argsort(first)][: wanted - kept]] = True
 
 
-def _keep_grids(graph: ChannelGraph, alive: Flags) -> None:
+def _keep_grids(graph: ChannelGraph, alive: Flags, slabs: bool) -> None:
     # Products first: they say which entries stay, the others only how many, and may choose any.
+    gone = gone_with_slabs(graph, alive) if slabs else np.zeros_like(alive)
     for grid in sorted(graph.analysis.space.grids, key=lambda grid: not grid.product):
-        _keep_grid(graph, alive, grid)
+        _keep_grid(graph, alive, grid, gone)
 
 
-def _keep_grid(graph: ChannelGraph, alive: Flags, grid: Grid) -> None:
-    """Every row keeps as many entries as the fullest; of a product grid, the same ones."""
+def gone_with_slabs(graph: ChannelGraph, alive: Flags) -> Flags:
+    """Classes that go as part of whole slabs, all of whose entries go, (classes,)."""
+    rows = [graph.labels[slab] for slab in graph.analysis.space.slabs]
+    gone = ~alive
+    while True:
+        # A class may lie in slabs of several layers: it goes with all of them or with none.
+        whole = [gone[classes].all(1) for classes in rows]
+        kept = np.zeros_like(gone)
+        inside = np.zeros_like(gone)
+        for classes, flags in zip(rows, whole, strict=True):
+            kept[classes[~flags]] = True
+            inside[classes[flags]] = True
+        if (gone == (inside & ~kept)).all():
+            return gone
+        gone = inside & ~kept
+
+
+def _keep_grid(graph: ChannelGraph, alive: Flags, grid: Grid, gone: Flags) -> None:
+    """Every row keeps as many entries as the fullest, but for those in `gone`; of a product grid, the same ones."""
     classes = graph.labels[grid.ids]
+    classes = classes[~gone[classes].all(1)]
+    if len(classes) == 0:
+        return
     kept = alive[classes]
     counts = kept.sum(1)
     if grid.product:

@@ -111,19 +111,17 @@ def _slice(small: _Editor, cut: Slice) -> None:
         small.replace(value, value.detach().index_select(cut.dim, index).contiguous())
         return
     counts = Counter(kept // cut.size for kept in cut.keep)
-    if (
-        cut.dim != 1
-        or value.shape[0] % cut.groups
-        or len(counts) < cut.groups
-        or len(set(counts.values())) > 1
-    ):
+    if cut.dim != 1 or value.shape[0] % cut.groups or len(set(counts.values())) != 1:
         raise ArtifactError(
             f"the plan keeps unequal numbers of inputs in the {cut.groups} groups of {cut.tensor}",
             "the plan is damaged: run `compactmtl compact` again",
         )
     rows = value.detach().reshape(cut.groups, -1, *value.shape[1:])
-    each = index.sort().values.reshape(cut.groups, -1) % cut.size
-    kept = torch.cat([rows[group].index_select(1, each[group]) for group in range(cut.groups)])
+    # A group that goes whole reads whatever it likes: its rows go next.
+    first = torch.arange(next(iter(counts.values())), device=value.device)
+    each = [index[index // cut.size == group].sort().values % cut.size for group in range(cut.groups)]
+    each = [own if len(own) else first for own in each]
+    kept = torch.cat([rows[group].index_select(1, own) for group, own in enumerate(each)])
     small.replace(value, kept.contiguous())
 
 

@@ -137,7 +137,7 @@ def _remove(
         **kept_whole(graph, alive, attempt.unbiased),
         **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
     }
-    return _Removal(plan, small, proof, layer_changes(graph, alive), kept)
+    return _Removal(plan, small, proof, layer_changes(graph, alive, attempt.thinned), kept)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -169,7 +169,8 @@ class _Attempt:
             for product in graph.analysis.products.values()
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
-        self._thinned: dict[str, Thinned] = {}
+        self._slabs = True
+        self.thinned: dict[str, Thinned] = {}
         self._last: tuple[bytes, Result] | None = None
 
     def search(self) -> tuple[Flags, list[str]]:
@@ -180,6 +181,11 @@ class _Attempt:
         if proof.passed:
             return alive, []
         self._require_repeatable()
+        self._slabs = False  # a forward may count its heads in a way that cannot be changed
+        alive = self._choose(pinned)
+        proof = self.result(alive)[2]
+        if proof.passed:
+            return alive, []
         units = self._units(~alive)
         left, blamed = list(range(len(units))), set[int]()
         while left and not proof.passed:
@@ -203,7 +209,7 @@ class _Attempt:
             )
 
     def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(self._graph, self._align, pinned, self.unbiased)
+        return choose_alive(self._graph, self._align, pinned, self.unbiased, self._slabs)
 
     def result(self, alive: Flags) -> Result:
         """Plan, small model and full proof with only the `alive` classes left."""
@@ -218,9 +224,9 @@ class _Attempt:
         chosen = choose_thinned(self._graph, self._plain, alive, self._align)
         accepted: dict[str, Thinned] = {}
         blamed = self._blame_gathers(alive, chosen, accepted)
-        self._thinned, self._last = accepted, None
+        self.thinned, self._last = accepted, None
         if not self.result(alive)[2].passed:
-            self._thinned, self._last, blamed = {}, None, list(chosen)
+            self.thinned, self._last, blamed = {}, None, list(chosen)
         return [f"{name} (its gather)" for name in blamed]
 
     def _blame_gathers(
@@ -229,7 +235,7 @@ class _Attempt:
         """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
         if not among:
             return []
-        self._thinned, self._last = {**accepted, **among}, None
+        self.thinned, self._last = {**accepted, **among}, None
         if self.result(alive)[2].passed:
             accepted.update(among)
             return []
@@ -244,7 +250,7 @@ class _Attempt:
         ]
 
     def _tried(self, alive: Flags, case: int | None) -> Result:
-        plan = write_plan(self._graph, self._plain, alive, self._thinned)
+        plan = write_plan(self._graph, self._plain, alive, self.thinned)
         small = apply_plan(self._plain, plan).eval()
         return plan, small, compare(self._expected, small, self._tolerance, case)
 

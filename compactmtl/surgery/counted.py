@@ -94,7 +94,8 @@ def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[
         dim = int(arguments(node).get("dim") or 0) % len(graph.analysis.shape(source))
         axis = graph.analysis.axis(source)
         assert axis is not None
-        row = np.moveaxis(kept, axis.dims.index(dim), -1).reshape(-1, kept.shape[axis.dims.index(dim)])[0]
+        where = axis.dims.index(dim)
+        row = _fullest(np.moveaxis(kept, where, -1).reshape(-1, kept.shape[where]))
         start = 0
         for part in node.meta["val"]:
             size = int(part.shape[dim])
@@ -107,8 +108,15 @@ def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[
             if isinstance(bound, int) and 0 < bound < kept.size:
                 pairs.append((bound, int(kept[:bound].sum())))
     elif kept.ndim > 1:
-        rows = kept.reshape(-1, kept.shape[-1])
-        pairs.append((kept.shape[-1], int(rows[0].sum())))
-        merged = np.prod(kept.shape[-2:])
-        pairs.append((int(merged), int(kept.reshape(-1, merged)[0].sum())))
+        for dim in range(kept.ndim - 1):  # whole heads may have gone
+            others = tuple(other for other in range(kept.ndim) if other != dim)
+            pairs.append((kept.shape[dim], int(kept.any(axis=others).sum())))
+        for size in (kept.shape[-1], int(np.prod(kept.shape[-2:]))):
+            pairs.append((size, int(_fullest(kept.reshape(-1, size)).sum())))
     return pairs
+
+
+def _fullest(rows: Flags) -> Flags:
+    """The row with the most entries: as many as all others, but for those of which nothing stays."""
+    row: Flags = rows[rows.sum(1).argmax()]
+    return row

@@ -83,9 +83,9 @@ def _cheapest(
     none = np.zeros(len(product.outputs), dtype=bool)
     fixed = analysis.constant(node)
     needed_out = alive_out & analysis.uses.get(node, none) & ~fixed if free_outputs else alive_out
-    needed_in = alive_in
+    needed_in = alive_in & nonzero[needed_out].any(0)
     if product.node_in is not None:
-        needed_in = alive_in & nonzero[needed_out].any(0) & ~_foldable(graph, product)
+        needed_in &= ~_foldable(graph, product)
         carrier = carrier_of(graph, product, alive)
         if carrier is not None:
             needed_in[carrier] = True
@@ -94,8 +94,7 @@ def _cheapest(
     )
     kernel = float(np.prod(weight.shape[2:]))
     places_out = product.scale / kernel
-    read = analysis.shape(product.node_in) if product.node_in is not None else ()
-    places_in = float(np.prod(read)) / len(product.inputs) if read else 0.0
+    places_in = float(np.prod(analysis.shape(arguments(node)["input"]))) / len(product.inputs)
     best: tuple[float, Thinned | None] = (product.scale * float(alive_in.sum() * alive_out.sum()), None)
     for thin_in in (False, True):
         for thin_out in (False, True):

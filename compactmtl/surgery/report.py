@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
+from compactmtl.surgery.gather import Thinned
 from compactmtl.surgery.prove import Proof
 
 
@@ -74,8 +76,10 @@ class SurgeryReport:
         }
 
 
-def layer_changes(graph: ChannelGraph, alive: Flags) -> tuple[LayerChange, ...]:
-    """Every product layer's channels and MACs with only the `alive` classes left."""
+def layer_changes(
+    graph: ChannelGraph, alive: Flags, thinned: Mapping[str, Thinned] | None = None
+) -> tuple[LayerChange, ...]:
+    """Every product layer's channels and MACs with only the `alive` classes left, and less where it is `thinned`."""
     full = graph.layer_macs(np.ones(graph.classes, dtype=bool))
     left = graph.layer_macs(alive)
     changes = []
@@ -85,6 +89,12 @@ def layer_changes(graph: ChannelGraph, alive: Flags) -> tuple[LayerChange, ...]:
             inputs = int(alive[graph.labels[product.inputs]].sum())
         else:
             inputs = kept * product.input_size // len(product.outputs)
+        thin = (thinned or {}).get(product.weight or "")
+        if thin is not None:
+            was = kept * inputs
+            kept = kept if thin.outputs is None else int(thin.outputs.sum())
+            inputs = inputs if thin.inputs is None else int(thin.inputs.sum())
+            left[position] *= kept * inputs / max(was, 1)
         changes.append(
             LayerChange(
                 product.name,

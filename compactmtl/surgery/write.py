@@ -35,12 +35,17 @@ def write_plan(
         if product.kind == "depthwise" and not kept_outputs.all():
             repeat = len(product.outputs) // product.input_size
             groups[product.name] = int(kept_outputs.sum()) // repeat
+        elif product.groups > 1:
+            left = int(kept_outputs.reshape(product.groups, -1).any(1).sum())
+            if left < product.groups:
+                groups[product.name] = left
         thin = thinned.get(product.weight or "")
         constants = removed_constants(graph, product, alive)
         if thin is not None:
             if thin.outputs is not None:
                 kept_outputs = thin.outputs
-            constants = constants | _folded_besides(graph, product, thin)
+            besides = _folded_besides(graph, product, thin)
+            constants = constants | besides if len(constants) else besides
         if not constants.any():
             continue
         if product.padded:
@@ -145,7 +150,7 @@ def _scales(graph: ChannelGraph, alive: Flags) -> list[Scale]:
     scales = []
     for maker, ids in graph.analysis.scaled.values():
         before = ids.shape[-1]
-        after = int(alive[graph.labels[ids.reshape(-1, before)[0]]].sum())
+        after = int(alive[graph.labels[ids.reshape(-1, before)]].sum(1).max())
         if after == before:
             continue
         product = graph.analysis.products[maker]

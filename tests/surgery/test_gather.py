@@ -112,3 +112,17 @@ def test_a_damaged_gather_is_refused() -> None:
     damaged = gather.model_copy(update={"outputs": (99, *gather.outputs[1:])})
     with pytest.raises(ArtifactError, match=gather.module):
         apply_plan(net, plan.model_copy(update={"gathers": (damaged,)}))
+
+
+def test_a_layer_behind_a_barrier_gathers_too() -> None:
+    """Its input keeps all channels, and has nothing constant to fold."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64), nn.LayerNorm(64)).double()
+    kill(net[2], unread=range(48))
+    x = torch.randn(2, 9, 64, dtype=torch.float64)
+    result = compact(net, (x,), tolerance=TOLERANCE, gather=True)
+    small: Any = result.model
+    assert result.plan.gathers and small[2].in_features == 16
+    assert {layer.name: layer.after for layer in result.report.layers}["2"] == (64, 16)
+    assert result.report.macs_after == sum(layer.macs_after for layer in result.report.layers)
+    assert_close(net.eval()(x), small(x))

@@ -40,6 +40,8 @@ class ScaledDotProduct:
         if given["attn_mask"] is not None:
             analysis.pin(given["attn_mask"])
         analysis.space.union(query.ids, key.ids)
+        if self._by_head(query, value):
+            analysis.space.slab(query.ids, key.ids, value.ids)
         if given["scale"] is None:
             maker = _maker(analysis, given["query"])
             if maker is None:
@@ -58,8 +60,19 @@ class ScaledDotProduct:
         analysis.use(given["value"], used)
         if given["attn_mask"] is not None:
             analysis.use_all(given["attn_mask"])
-        analysis.use_exactly(query, ~analysis.zero(key))
-        analysis.use_exactly(key, ~analysis.zero(query))
+        axes = analysis.axis(query), analysis.axis(given["value"])
+        matters: Flags = np.ones((1, 1), dtype=bool)
+        if axes[0] is not None and axes[1] is not None and self._by_head(axes[0], axes[1]):
+            # Whatever a head attends to, constant values give the same.
+            live = used & ~analysis.constant(given["value"])
+            matters = np.asarray(live.any(axis=1, keepdims=True))
+        analysis.use_exactly(query, ~analysis.zero(key) & matters)
+        analysis.use_exactly(key, ~analysis.zero(query) & matters)
+
+    @staticmethod
+    def _by_head(query: Axis, value: Axis) -> bool:
+        """Whether both have their heads in the same dimension, so that one can go whole."""
+        return query.ids.ndim == value.ids.ndim == 2 and query.dims[0] == value.dims[0]
 
 
 class MatMul:

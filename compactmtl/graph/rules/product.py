@@ -129,7 +129,7 @@ class _Layer(ABC):
         return carried and not self.transposed and analysis.parameter(weight_node) is not None
 
     def _group(self, analysis: Analysis, weight_node: fx.Node, read: Ids, written: Ids, groups: int) -> None:
-        """Grouped: every group keeps as many inputs as the others, and as many outputs."""
+        """Grouped: every group keeps as many inputs as the others, and as many outputs, or goes whole."""
         name = analysis.parameter(weight_node)
         if self.transposed or name is None:
             analysis.space.pin(read)
@@ -140,6 +140,7 @@ class _Layer(ABC):
         analysis.space.union(consumed, read)
         analysis.space.grid(read.reshape(groups, -1))
         analysis.space.grid(written.reshape(groups, -1))
+        analysis.space.slab(read.reshape(groups, -1), written.reshape(groups, -1))
 
     @staticmethod
     def _bind_bias(analysis: Analysis, bias_node: fx.Node | None, written: Ids) -> None:
