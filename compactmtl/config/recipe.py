@@ -13,6 +13,8 @@ from compactmtl.config.schema import Positive as Positive
 from compactmtl.config.schema import Scalar as Scalar
 from compactmtl.config.schema import ScheduleConfig as ScheduleConfig
 from compactmtl.config.schema import Share as Share
+from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
+from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
 
 
 class AugmentConfig(Frozen):
@@ -156,33 +158,16 @@ class TrainConfig(Frozen):
     )
 
 
-class SelectiveConfig(Frozen):
-    """Shrink only the channels that matter least per MAC, on a schedule, to a stated target."""
+class DistillationConfig(Frozen):
+    """Each task also learns from what a teacher gives for the same pictures."""
 
-    mac_reduction: Share = Field(description="share of the model's MACs to be gone at `end`")
-    start: Share = Field(0.2, description="share of all steps after which shrinking begins")
-    end: Share = Field(0.6, description="share of all steps at which the target is reached")
-    every: Annotated[int, Field(ge=1)] = Field(20, description="steps between rankings")
-    min_channels: Annotated[int, Field(ge=1)] = Field(8, description="least channels kept in a layer")
-    threshold: Positive = Field(0.02, description="norm that the prox takes off a chosen group each step")
-
-
-class SparsityConfig(Frozen):
-    """Group lasso over channels of the shared layers. Source: arXiv:2308.12114."""
-
-    groups: Literal["input_channel", "coupled"] = "coupled"
-    penalty: Literal["group_lasso"] = "group_lasso"
-    strength: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="λ of the group lasso; none where `selective` says which groups shrink"
+    teacher: str = Field(
+        "self",
+        description="self: the model as it was at `start`; or a finished run's folder, in which {seed} is the recipe's",
     )
-    warmup: Share = Field(0.05, description="share of all steps before the prox begins")
-    selective: SelectiveConfig | None = None
-
-    @model_validator(mode="after")
-    def _one_control(self) -> SparsityConfig:
-        if (self.strength is None) == (self.selective is None):
-            raise ValueError("give exactly one of strength (a λ) and selective (a target)")
-        return self
+    start: Share = Field(0.2, description="share of all steps after which the teacher is heard")
+    weight: Positive = Field(1.0, description="of the teacher's loss beside the targets'")
+    temperature: Positive = Field(2.0, description="softens class probabilities of teacher and student")
 
 
 class SurgeryConfig(Frozen):
@@ -204,6 +189,7 @@ class Recipe(Frozen):
     regularization: RegularizationConfig = RegularizationConfig()
     overparam: OverparamConfig | None = None
     sparsity: SparsityConfig | None = None
+    distillation: DistillationConfig | None = None
     surgery: SurgeryConfig = SurgeryConfig()
     targets: tuple[str, ...] = Field(("onnxruntime-cpu",), description="export targets by name")
     single_task: dict[str, dict[str, float]] = Field(
@@ -216,4 +202,14 @@ class Recipe(Frozen):
             raise ValueError(
                 "overparam.per_task: sparsity needs one weight for all tasks; remove one of the two"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _plain_where_it_shrinks(self) -> Recipe:
+        if self.sparsity is None:
+            return self
+        if self.sparsity.shrink_every and self.overparam is not None and self.overparam.kind != "none":
+            raise ValueError("sparsity.shrink_every removes channels of plain layers; remove it or overparam")
+        if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
+            raise ValueError("sparsity.prune: Torch-Pruning reads plain layers; remove overparam")
         return self

@@ -86,7 +86,9 @@ class ChannelGraph:
         _, first, inverse = np.unique(keys[free], return_index=True, return_inverse=True)
         for family in np.argsort(first, kind="stable"):
             classes = free[inverse == family]
-            members = self._members([b for b in bindings if b.groups == 1], coupled, classes, count)
+            place = np.full(count, -1, dtype=np.int64)
+            place[classes] = np.arange(len(classes))
+            members = self._members([b for b in bindings if b.groups == 1], coupled, place, len(classes))
             name = next(m.parameter for m in members if m.role == "producer").rpartition(".")[0]
             families.append(GroupFamily(name, members, len(classes), 0.0, 0.0))
             self._family_classes.append(classes)
@@ -103,10 +105,13 @@ class ChannelGraph:
             )
         return costed
 
+    def members(self, owner: Ids, size: int) -> tuple[Member, ...]:
+        """The slices of parameters that belong to each of `size` groups; `owner` (classes,) is as in `owners`."""
+        bindings = [b for b in self.analysis.bindings.values() if b.roles and b.name in self._parameters]
+        return self._members([b for b in bindings if b.groups == 1], self.labels, owner, size)
+
     @staticmethod
-    def _members(bindings: Sequence[Binding], labels: Ids, classes: Ids, count: int) -> tuple[Member, ...]:
-        place = np.full(count, -1, dtype=np.int64)
-        place[classes] = np.arange(len(classes))
+    def _members(bindings: Sequence[Binding], labels: Ids, place: Ids, size: int) -> tuple[Member, ...]:
         members = []
         for binding in bindings:
             group = place[labels[binding.ids]]
@@ -115,7 +120,7 @@ class ChannelGraph:
                 continue
             order = entries[np.argsort(group[entries], kind="stable")]
             role = next(role for role in _ROLE_ORDER if role in binding.roles)
-            members.append(Member(binding.name, binding.dim, order.reshape(len(classes), -1), role))
+            members.append(Member(binding.name, binding.dim, order.reshape(size, -1), role))
         return tuple(sorted(members, key=lambda member: _ROLE_ORDER.index(member.role)))
 
     def _parameters_of(self, members: Sequence[Member]) -> float:
@@ -165,6 +170,44 @@ class ChannelGraph:
             alive[classes] = flags
         return self.macs_of_classes(alive[self._coupled_of])
 
+    def owners(self) -> list[Ids]:
+        """For each family of `groups()` the group that every class belongs to, (classes,), -1 for none of its own."""
+        self.groups()
+        found = []
+        for own in self._family_classes:
+            place = np.full(int(self._coupled_of.max()) + 1, -1, dtype=np.int64)
+            place[own] = np.arange(len(own))
+            found.append(place[self._coupled_of])
+        return found
+
+    def parameters_of_classes(self, alive: Flags) -> float:
+        """Elements of all parameters that the model reads, with only the `alive` classes left, (classes,)."""
+        dims: dict[str, dict[int, float]] = {}
+        for binding in self.analysis.bindings.values():
+            kept = alive[self.labels[binding.ids]]
+            count = float(kept.sum())
+            if binding.groups > 1:  # each group that is left reads as many
+                count /= max(int(kept.reshape(binding.groups, -1).any(1).sum()), 1)
+            dims.setdefault(binding.name, {})[binding.dim] = count
+        total = 0.0
+        for name, value in dict(self.analysis.traced.tensors.values()).items():
+            if name in self._parameters:
+                own = dims.get(name, {})
+                total += float(np.prod([own.get(dim, size) for dim, size in enumerate(value.shape)]))
+        return total
+
+    def widths(self, alive: Flags) -> dict[str, tuple[int, int | None]]:
+        """Outputs and inputs of every convolution and linear layer with only the `alive` classes left, by its name.
+
+        A depthwise layer has no inputs of its own (None). A layer used several times is there once.
+        """
+        found: dict[str, tuple[int, int | None]] = {}
+        for product in self.analysis.products.values():
+            outputs = int(alive[self.labels[product.outputs]].sum())
+            inputs = None if product.inputs is None else int(alive[self.labels[product.inputs]].sum())
+            found[product.name] = (outputs, inputs)
+        return found
+
     # -- liveness ------------------------------------------------------------------------------------
 
     def live_classes(self) -> Flags:
@@ -175,6 +218,10 @@ class ChannelGraph:
     def varying_classes(self) -> Flags:
         """Classes with a coordinate that varies with the input and is used."""
         return self._classes_of(self.analysis.uses.get, self.analysis.constant)
+
+    def nonzero_classes(self) -> Flags:
+        """Classes with a coordinate that is used and not known to be 0."""
+        return self._classes_of(self.analysis.uses.get, self.analysis.zero)
 
     def _classes_of(
         self, marked: Callable[[fx.Node], Flags | None], known: Callable[[fx.Node], Flags]

@@ -1,15 +1,29 @@
 """Structured sparsity: channel groups, the group lasso, its proximal step, and shrinking to a target."""
 
-from compactmtl.sparsity.groups import ChannelGroups, channel_groups, split_parameter_groups, zero_share
-from compactmtl.sparsity.penalty import GroupLasso
+from compactmtl.sparsity.control import Control, StrengthSchedule
+from compactmtl.sparsity.controller import StrengthController
+from compactmtl.sparsity.groups import ChannelGroups, split_parameter_groups, zero_share
+from compactmtl.sparsity.kinds import channel_groups
+from compactmtl.sparsity.latency import LatencyTable, LayerLatency
+from compactmtl.sparsity.penalty import GroupLasso, GroupMCP, Penalty, SparseGroupLasso
 from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.pruning import Pruning
 from compactmtl.sparsity.selective import SelectiveShrinking
 
 __all__ = [
     "ChannelGroups",
+    "Control",
     "GroupLasso",
+    "GroupMCP",
+    "LatencyTable",
+    "LayerLatency",
+    "Penalty",
     "ProximalStep",
+    "Pruning",
     "SelectiveShrinking",
+    "SparseGroupLasso",
+    "StrengthController",
+    "StrengthSchedule",
     "channel_groups",
     "split_parameter_groups",
     "zero_share",

@@ -1,53 +1,49 @@
-"""Which slices of which parameters are zeroed together. Source: arXiv:2308.12114 for input channels."""
+"""Channel groups as sparsity uses them: families bound to a model's tensors, with what their zeros free."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from compactmtl.errors import ConfigError
-from compactmtl.graph.channel_graph import ChannelGraph
-from compactmtl.graph.groups import GroupFamily, Member
-from compactmtl.overparam import contract, factor_of
-from compactmtl.overparam.convert import in_scope
+from compactmtl.errors import ConfigError, SurgeryError
+from compactmtl.graph.groups import GroupFamily
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.removal import Cost, Keep, Measure, Removal
 from compactmtl.sparsity.slices import BoundFamily, bind
 
-KINDS = ("coupled", "input_channel")
-Keep = Sequence[NDArray[np.bool_]]
-
-
-class Graph(Protocol):
-    """What sparsity needs of a ChannelGraph."""
-
-    def groups(self) -> list[GroupFamily]: ...
-
-    def macs(self, keep: Keep) -> float: ...
+_NAMES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
 
 
 class ChannelGroups(Sequence[GroupFamily]):
     """Families of channel groups, bound to a model's parameters.
 
-    `macs(keep)` is the model's MACs with only the flagged groups of each family left (one bool array a
-    family, in order), or None for group kinds whose zeros do not remove a channel by themselves.
+    `macs(keep)` is the model's MACs when surgery has removed what it can with only the flagged groups of each
+    family left (one bool array a family, in order), or None where that is not known. `direct` says that every
+    group frees a channel by itself, and not only together with groups of other layers.
     """
 
     def __init__(
         self,
         families: Sequence[GroupFamily],
         parameters: Mapping[str, nn.Parameter],
-        macs: Callable[[Keep], float] | None = None,
+        macs: Cost | None = None,
+        *,
+        removal: Removal | None = None,
+        direct: bool = True,
     ) -> None:
         """Raises ConfigError where a family's tensor is missing or its groups overlap."""
         self._families = tuple(families)
         self.bound: tuple[BoundFamily, ...] = tuple(bind(family, parameters) for family in families)
-        self.macs = macs
+        self.removal = removal
+        self.macs: Cost | None = removal.macs if macs is None and removal is not None else macs
+        self.direct = direct
+        self._costs: Callable[[Measure, LatencyTable | None], Cost] | None = None
 
     def __len__(self) -> int:
         return len(self._families)
@@ -76,70 +72,85 @@ class ChannelGroups(Sequence[GroupFamily]):
 
     def in_model(self, model: nn.Module) -> ChannelGroups:
         """The same groups over another model's parameters of the same names, such as an averaged copy."""
-        return ChannelGroups(self._families, dict(model.named_parameters(remove_duplicate=False)), self.macs)
-
-
-def channel_groups(
-    model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
-    kind: Literal["coupled", "input_channel"] = "coupled",
-    scope: Literal["encoder", "model"] = "encoder",
-) -> ChannelGroups:
-    """The channel groups of `model`'s shared layers; the model is left as it was.
-
-    "coupled": the filters, biases and norm affines of all layers that write a channel together, as
-    `ChannelGraph` finds them; families of which a producer lies outside `scope` are left out. With such a
-    group at zero, surgery removes the channel and its consumers' slices.
-    "input_channel" (the paper's): W[:, i] of every ungrouped nn.Conv2d that runs, never of one that reads
-    the image itself. A zero group is exact, but its channel goes only when every reader ignores it.
-    For factorized models the groups lie on the factors that carry the slices: rows of U, columns of V; their
-    norm is the factor's, not the weight's.
-    `scope` "encoder" takes what lies below `model.encoder`, or all of a model that has no such part.
-
-    Raises ConfigError for an unknown kind or scope, or where no group is found; SurgeryError where the
-    model cannot be traced ("coupled").
-    """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    inside = in_scope(model, scope)
-    if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1)
-        raise ConfigError(
-            f"unknown group kind {kind!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(KINDS)}",
+        return ChannelGroups(
+            self._families, parameters_of(model), self.macs, removal=self.removal, direct=self.direct
         )
-    if kind == "coupled":
-        groups = coupled_groups(model, ChannelGraph.trace(contract(model), inputs), inside)
-    else:
-        families = _input_channel_families(contract(model), inputs, inside)
-        groups = ChannelGroups(_on_factors(model, families), _parameters(model))
-    if not groups.total:
-        raise ConfigError(
-            f"the model has no {kind} channel groups in scope {scope!r}",
-            "sparsity needs shared convolutions whose channels surgery may remove; try scope='model'",
-        )
-    return groups
 
+    def whole(self) -> list[NDArray[np.bool_]]:
+        """All groups of each family as kept."""
+        return [np.ones(family.size, dtype=bool) for family in self._families]
 
-def coupled_groups(model: nn.Module, graph: Graph, inside: Callable[[str], bool]) -> ChannelGroups:
-    """The groups of `graph`, traced on the contracted model, whose producers all lie `inside`."""
-    families = graph.groups()
-    chosen = [
-        index
-        for index, family in enumerate(families)
-        if all(inside(m.parameter) for m in family.members if m.role == "producer")
-    ]
+    def alive(self) -> list[NDArray[np.bool_]]:
+        """Which groups are not exactly zero, a bool array (n,) a family."""
+        with torch.no_grad():
+            return [~family.zeros().cpu().numpy() for family in self.bound]
 
-    def macs(keep: Keep) -> float:
-        everything = [np.ones(family.size, dtype=bool) for family in families]
-        for index, alive in zip(chosen, keep, strict=True):
-            everything[index] = alive
-        return graph.macs(everything)
+    def after(
+        self, kept: Mapping[tuple[str, int], NDArray[np.int64]], model: nn.Module
+    ) -> tuple[ChannelGroups, list[NDArray[np.int64]]]:
+        """The groups that are left in `model`, of whose parameters only the indices `kept` of a dimension stay.
 
-    shrunk = [
-        replace(families[i], members=tuple(m for m in families[i].members if m.role != "consumer"))
-        for i in chosen
-    ]
-    return ChannelGroups(_on_factors(model, shrunk), _parameters(model), macs)
+        With them, for each family, which of its groups these are. What they cost is counted as before: groups
+        that are gone are groups not kept. Raises SurgeryError where a group lost a part of its slices.
+        """
+        families, survivors = [], []
+        for family in self._families:
+            alive: NDArray[np.bool_] | None = None
+            places = []
+            for member in family.members:
+                indices = kept.get((member.parameter, member.dim))
+                place = member.indices
+                if indices is not None:
+                    new = np.full(max(int(indices.max()), int(member.indices.max())) + 1, -1, dtype=np.int64)
+                    new[indices] = np.arange(len(indices))
+                    place = new[member.indices]
+                places.append(place)
+                stays = (place >= 0).all(1)
+                alive = stays if alive is None else alive
+                if (stays != alive).any() or (stays != (place >= 0).any(1)).any():
+                    raise SurgeryError(
+                        f"channel group {family.name}: only a part of a group was removed",
+                        "remove whole groups",
+                    )
+            assert alive is not None
+            members = tuple(
+                replace(m, indices=place[alive]) for m, place in zip(family.members, places, strict=True)
+            )
+            families.append(replace(family, members=members, size=int(alive.sum())))
+            survivors.append(np.flatnonzero(alive))
+
+        sizes = [family.size for family in self._families]
+
+        def expanded(keep: Keep) -> list[NDArray[np.bool_]]:
+            full = [np.zeros(size, dtype=bool) for size in sizes]
+            for flags, index, own in zip(full, survivors, keep, strict=True):
+                flags[index] = own
+            return full
+
+        def costs(measure: Measure, table: LatencyTable | None) -> Cost:
+            counted = self.cost(measure, table)
+            return lambda keep: counted(expanded(keep))
+
+        macs = None if self.macs is None else costs("macs", None)
+        left = ChannelGroups(families, parameters_of(model), macs, direct=self.direct)
+        left._costs = costs
+        return left, survivors
+
+    def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:
+        """The cost of the model as a function of the groups kept.
+
+        Raises ConfigError where the groups say nothing of it, or latency has no table.
+        """
+        if self._costs is not None:
+            return self._costs(measure, table)
+        if measure == "macs" and self.macs is not None:
+            return self.macs
+        if self.removal is None:
+            raise ConfigError(
+                f"these channel groups say nothing of the {_NAMES[measure]} that they free",
+                "find them with channel_groups(), on a model that can be traced",
+            )
+        return self.removal.cost(measure, table)
 
 
 def zero_share(groups: ChannelGroups) -> float:
@@ -156,7 +167,7 @@ def split_parameter_groups(
     `shrunk` is the channel groups or the tensors' names. Raises ConfigError for a name the model lacks.
     """
     names = shrunk.parameter_names if isinstance(shrunk, ChannelGroups) else frozenset(shrunk)
-    known = _parameters(model)
+    known = parameters_of(model)
     if missing := sorted(names - known.keys()):
         raise ConfigError(f"the model has no parameter {missing[0]!r}")
     held = {id(known[name]) for name in names}
@@ -168,54 +179,6 @@ def split_parameter_groups(
     ]
 
 
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by each of its names."""
     return dict(model.named_parameters(remove_duplicate=False))
-
-
-def _on_factors(model: nn.Module, families: Sequence[GroupFamily]) -> list[GroupFamily]:
-    """`families` of the contracted model with each member on the parameter that `model` trains."""
-
-    def moved(member: Member) -> Member:
-        parameter, dim = factor_of(model, member.parameter, member.dim)
-        return replace(member, parameter=parameter, dim=dim)
-
-    return [replace(family, members=tuple(map(moved, family.members))) for family in families]
-
-
-def _input_channel_families(
-    model: nn.Module, inputs: tuple[Tensor, ...], inside: Callable[[str], bool]
-) -> list[GroupFamily]:
-    """One family a convolution of `model` (which is changed: give a copy)."""
-    convolutions = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Conv2d and module.groups == 1 and inside(name)
-    }
-    macs: dict[str, float] = {}
-    on_image: set[str] = set()
-    for name, module in convolutions.items():
-        module.register_forward_hook(_watch(name, macs, on_image))
-    # Only weights ask for gradients, so an input without a graph has passed none: it is the image. The
-    # affine of a norm does not count, or a norm on the image would hide it.
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.dim() >= 2)
-    with torch.enable_grad():
-        model.eval()(*(value.detach() for value in inputs))
-    return [_input_channels(name, convolutions[name], macs[name]) for name in macs if name not in on_image]
-
-
-def _watch(name: str, macs: dict[str, float], on_image: set[str]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        macs[name] = macs.get(name, 0.0) + output.numel() * module.weight[0].numel()
-        if not args[0].requires_grad:
-            on_image.add(name)
-
-    return hook
-
-
-def _input_channels(name: str, module: nn.Conv2d, macs: float) -> GroupFamily:
-    n = module.in_channels
-    weight = f"{name}.weight" if name else "weight"
-    member = Member(weight, 1, np.arange(n, dtype=np.int64)[:, None], "consumer")
-    return GroupFamily(name, (member,), n, macs / n, module.weight.numel() / n)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from compactmtl.errors import ConfigError, TrainingError
-from compactmtl.sparsity.slices import Slices
+from compactmtl.sparsity.prox import Metric
+from compactmtl.sparsity.slices import Scratch, Slices
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
@@ -76,10 +77,13 @@ class OptimizerView:
         """Whether the optimizer has moved this tensor yet."""
         return self.kind == "sgd" or "exp_avg_sq" in self.optimizer.state.get(s.parameter, {})
 
-    def metric(self, s: Slices) -> Tensor:
-        """D with which the optimizer's last step divided: √v̂ + ε for Adam, bias-corrected; 1 for SGD."""
+    def metric(self, s: Slices, scratch: Scratch | None = None) -> Metric:
+        """D with which the optimizer's last step divided: √v̂ + ε for Adam, bias-corrected; 1 for SGD.
+
+        Its values lie in `scratch`, where there is one. Raises TrainingError where the optimizer has not moved the tensor yet.
+        """
         if self.kind == "sgd":
-            return torch.ones((), dtype=s.parameter.dtype, device=s.parameter.device)
+            return Metric(torch.ones((), dtype=s.parameter.dtype, device=s.parameter.device))
         if not self.stepped(s):
             raise TrainingError(
                 f"the optimizer has not stepped {s.name}, which belongs to a channel group",
@@ -88,7 +92,9 @@ class OptimizerView:
         state, options = self.optimizer.state[s.parameter], self.options(s)
         second: Tensor = state["max_exp_avg_sq" if options["amsgrad"] else "exp_avg_sq"]
         correction: float = (1 - float(options["betas"][1]) ** float(state["step"])) ** 0.5
-        return second.sqrt().div_(correction).add_(float(options["eps"]))
+        out = scratch.take(second) if scratch is not None else torch.empty_like(second)
+        values = torch.sqrt(second, out=out).add_(float(options["eps"]) * correction)
+        return Metric(values, 1 / correction, owned=True)  # the scale apart spares a pass over memory
 
     def forget(self, s: Slices, groups: Tensor) -> None:
         """Clear the moments of the flagged `groups`, bool (n,): a dead group must not be pushed by its past."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch.optim import Optimizer
 
 from compactmtl.errors import ArtifactError, TrainingError
 from compactmtl.sparsity.optimizer import OptimizerView
-from compactmtl.sparsity.penalty import GroupLasso
-from compactmtl.sparsity.prox import adaptive_prox_, prox_
-from compactmtl.sparsity.slices import BoundFamily
+from compactmtl.sparsity.penalty import Penalty
+from compactmtl.sparsity.prox import Metric
+from compactmtl.sparsity.slices import BoundFamily, Scratch
 
 
 class ProximalStep:
@@ -27,16 +28,25 @@ class ProximalStep:
     moves slowly also shrinks slowly; see `compactmtl.sparsity.prox`. The learning rates are read at each
     step. The moments of a group are cleared when it dies; it may come back where its gradient says so.
     A tensor of two families (at two dimensions) is shrunk for one after the other.
+
+    Groups flagged in `spared`, one bool tensor (n,) a family, are not shrunk.
     """
 
-    def __init__(self, optimizer: Optimizer, penalty: GroupLasso) -> None:
+    def __init__(self, optimizer: Optimizer, penalty: Penalty) -> None:
         """Raises ConfigError for other optimizers, and for grouped tensors outside it or with weight decay."""
         self.optimizer = optimizer
         self.penalty = penalty
         self._families = penalty.groups.bound
         self._view = OptimizerView(optimizer, [s for family in self._families for s in family.slices])
+        self._scratch = Scratch()
+        self.spared: list[Tensor] | None = None
         with torch.no_grad():
             self._dead = [family.zeros() for family in self._families]
+
+    @property
+    def dead(self) -> list[Tensor]:
+        """Which groups the last step left at zero, bool (n,) a family."""
+        return self._dead
 
     @torch.no_grad()
     def step(self) -> None:
@@ -45,17 +55,54 @@ class ProximalStep:
         Does nothing before the optimizer's first step. Raises TrainingError where a grouped tensor was left
         out of the optimizer's step or is not finite.
         """
-        if self.penalty.strength == 0 or not self._started():
+        if self.penalty.strength == 0 or not self.started:
             return
         for index, family in enumerate(self._families):
-            dead = self._shrink(family)
-            if dead is None:
-                continue
-            fresh = dead & ~self._dead[index].to(dead.device)
-            if fresh.any():
-                for s in family.slices:
-                    self._view.forget(s, fresh)
-            self._dead[index] = dead
+            dead = self._shrink(index, family)
+            if dead is not None:
+                self._bury(index, dead)
+
+    @torch.no_grad()
+    def hold(self, dead: list[Tensor] | None = None) -> None:
+        """Set groups to exactly zero: those flagged, bool (n,) a family, or those that are dead already."""
+        for index, family in enumerate(self._families):
+            flags = self._dead[index] if dead is None else dead[index].to(self._dead[index].device)
+            for s in family.slices:
+                s.zero_(s.parameter, flags)
+            self._bury(index, self._dead[index] | flags)
+
+    @torch.no_grad()
+    def distances(self) -> list[Tensor]:
+        """For each group the sum of λ over steps that would bring it to zero were there no gradient, (n,) a family.
+
+        To first order: its norm over the norm that a step takes off for λ = 1. Infinite where nothing pulls.
+        """
+        found = []
+        for family in self._families:
+            self._scratch.clear()
+            rate, metric = self._metric(family)
+            norms = family.norms()
+            slow = torch.ones_like(norms)  # mean of 1/D
+            if metric is not None:
+                parts = [
+                    s.sums(s.parameter.square() / d.on(s)).to(norms) / d.scale
+                    for s, d in zip(family.slices, metric, strict=True)
+                ]
+                slow = torch.stack(parts).nansum(0) / norms.square()
+            pulled = rate * self.penalty.pull(family, norms) * slow
+            found.append(torch.where(norms == 0, 0.0, norms / pulled))
+        return found
+
+    def _bury(self, index: int, dead: Tensor) -> None:
+        fresh = dead & ~self._dead[index].to(dead.device)
+        if fresh.any():
+            for s in self._families[index].slices:
+                self._view.forget(s, fresh)
+        self._dead[index] = dead
+
+    def rebuilt(self) -> ProximalStep:
+        """The proximal step of the same optimizer and penalty, whose groups or parameters were replaced."""
+        return ProximalStep(self.optimizer, self.penalty)
 
     def state_dict(self) -> dict[str, Any]:
         """λ and which groups are dead: tensors and plain numbers."""
@@ -71,26 +118,36 @@ class ProximalStep:
         self.penalty.strength = float(state["strength"])
         self._dead = [d.to(old.device) for d, old in zip(dead, self._dead, strict=True)]
 
-    def _started(self) -> bool:
-        # A loss scaler may skip the first steps of a run, before there is any state.
+    @property
+    def started(self) -> bool:
+        """Whether the optimizer has stepped: a loss scaler may skip the first steps of a run."""
         return any(self._view.stepped(s) for family in self._families for s in family.slices)
 
-    def _shrink(self, family: BoundFamily) -> Tensor | None:
+    def _shrink(self, index: int, family: BoundFamily) -> Tensor | None:
+        self._scratch.clear()
+        rate, metric = self._metric(family)
+        if rate == 0:
+            return None
+        spared = None if self.spared is None else self.spared[index]
+        return self.penalty.shrink_(family, rate, metric, spared, self._scratch)
+
+    def _metric(self, family: BoundFamily) -> tuple[float, list[Metric] | None]:
+        """The largest rate of a family's tensors, and the metric of the step in units of it (none: 1)."""
         rates = [self._view.rate(s) for s in family.slices]
         reference = max(rates)
         if reference == 0:
-            return None
+            return 0.0, None
         if min(rates) == 0:
             frozen = family.slices[rates.index(0)].name
             raise TrainingError(
                 f"{frozen} has learning rate 0 and shares channel groups with tensors that train",
                 "give all tensors of a channel group a learning rate above 0",
             )
-        thresholds = reference * self.penalty.weights(family)
         if self._view.kind == "sgd" and min(rates) == reference:
-            return prox_(family.slices, thresholds)
-        # Where rates differ, the step's metric is D/lr: take D relative to the largest rate.
-        metric = [
-            self._view.metric(s).mul_(reference / rate) for s, rate in zip(family.slices, rates, strict=True)
-        ]
-        return adaptive_prox_(family.slices, metric, thresholds)
+            return reference, None
+        found = []
+        for s, rate in zip(family.slices, rates, strict=True):
+            metric = self._view.metric(s, self._scratch)
+            # Where rates differ, the step's metric is D/lr: take D relative to the largest rate.
+            found.append(replace(metric, scale=metric.scale * reference / rate))
+        return reference, found

@@ -1,4 +1,4 @@
-"""Which channels go: the fewest, by importance per MAC, that bring the model to a number of MACs.
+"""Which channels go: the fewest, by importance per cost, that bring the model to a cost, such as a number of MACs.
 
 All of it is numpy over families of groups; no tensor of the model is touched.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from compactmtl.graph.groups import GroupFamily
 
 Flags = NDArray[np.bool_]
-Macs = Callable[[Sequence[Flags]], float]
+Cost = Callable[[Sequence[Flags]], float]
 
 
 def units(family: GroupFamily, align: int, least: int) -> tuple[int, int]:
@@ -28,16 +28,16 @@ def units(family: GroupFamily, align: int, least: int) -> tuple[int, int]:
     return unit, min(family.size, max(floor, 1))
 
 
-def marginal_macs(macs: Macs, keep: Sequence[Flags]) -> list[float]:
-    """MACs that one more channel of each family would take away, with only `keep` left."""
-    now = macs(keep)
+def marginal_costs(cost: Cost, keep: Sequence[Flags]) -> list[float]:
+    """What one more channel of each family would take away, with only `keep` left."""
+    now = cost(keep)
     costs = []
     for index, flags in enumerate(keep):
         alive = np.flatnonzero(flags)
         less = list(keep)
         less[index] = flags.copy()
         less[index][alive[-1:]] = False
-        costs.append(now - macs(less))
+        costs.append(now - cost(less))
     return costs
 
 
@@ -46,10 +46,10 @@ def select(
     dead: Sequence[Flags],
     steps: Sequence[tuple[int, int]],
     costs: Sequence[float],
-    macs: Macs,
+    cost: Cost,
     target: float,
 ) -> list[Flags]:
-    """The groups to remove, a bool array (n,) a family, so that `macs` of the others is at most `target`.
+    """The groups to remove, a bool array (n,) a family, so that the `cost` of the others is at most `target`.
 
     Groups go in rising order of importance / cost over all families; `dead` groups always go. `steps` holds
     each family's unit and least count (see `units`): counts left are multiples of the unit or the whole
@@ -61,7 +61,7 @@ def select(
         order = np.argsort(values, kind="stable")
         removable = len(order) - steps[index][1]
         if costs[index] <= 0:
-            removable = 0  # takes no MACs away
+            removable = 0  # takes nothing away
         orders.append(order)
         scores.append(values[order[:removable]] / costs[index] if removable > 0 else np.empty(0))
         owners.append(np.full(max(removable, 0), index))
@@ -81,7 +81,7 @@ def select(
     low, high = 0, len(queue)
     while low < high:
         middle = (low + high) // 2
-        if macs([~flags for flags in removed(middle)]) <= target:
+        if cost([~flags for flags in removed(middle)]) <= target:
             high = middle
         else:
             low = middle + 1

@@ -6,7 +6,7 @@ biased, no λ is chosen, and the MACs left follow a schedule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from compactmtl.config.recipe import SelectiveConfig
-from compactmtl.errors import ArtifactError, ConfigError, TrainingError
+from compactmtl.config.sparsity import SelectiveConfig
+from compactmtl.errors import ConfigError, TrainingError
+from compactmtl.sparsity.control import Control, load_vectors, silence
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import prox_
-from compactmtl.sparsity.selection import Flags, Macs, marginal_macs, select, units
+from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.slices import BoundFamily, Slices, add, wide
+from compactmtl.sparsity.target import Target, as_flags, as_values
 
 MEMORY = 0.95  # of the running importance: about the last 20 steps
 SETTLE = 0.1  # last share of the ramp, in which the choice is final and the last chosen groups go
@@ -41,8 +43,8 @@ class Timetable:
         return 1.0 if step >= self.final else 1 - (1 - progress) ** 3
 
 
-class SelectiveShrinking:
-    """Brings coupled channel groups to zero so that a stated share of the model's MACs can be removed.
+class SelectiveShrinking(Control):
+    """Brings coupled channel groups to zero so that a stated share of the model's cost can be removed.
 
         loss.backward()
         shrinking.observe()
@@ -50,8 +52,8 @@ class SelectiveShrinking:
         shrinking.step()
 
     Every `every` steps the groups are ranked by a running first-order importance |Σ w·∂L/∂w| over their norm
-    affines (γ, β), or over their producers where a family has none, for each MAC that the channel costs with
-    what is left; the fewest that reach the scheduled MACs are chosen. Only those are shrunk, by a prox that
+    affines (γ, β), or over their producers where a family has none, for what the channel costs (MACs, parameters or
+    milliseconds) with what is left; other importances and powers of the cost are options. The fewest that reach the scheduled MACs are chosen. Only those are shrunk, by a prox that
     takes `threshold` off the norm of the same tensors each step; the filters before a norm are left alone
     meanwhile, because a norm undoes their scale. A group whose importance returns leaves the choice. When a
     group is at zero all its members are set to exactly zero and held there. From `end` on, which every
@@ -70,31 +72,24 @@ class SelectiveShrinking:
         """Plan the shrinking over `total_steps` optimizer steps.
 
         `align` keeps channel counts at multiples of it where they shrink. The `optimizer`, where given (see
-        `attach`), has its moments cleared for groups that die. Raises ConfigError where the groups have no MAC model, the target
-        cannot be reached with `min_channels` left everywhere, or `start` is not before `end`.
+        `attach`), has its moments cleared for groups that die. Raises ConfigError where the groups free nothing by
+        themselves, the target cannot be reached with `min_channels` left everywhere, or `start` is not before `end`.
         """
-        if groups.macs is None:
+        if not groups.direct:
             raise ConfigError(
-                "these channel groups say nothing of the MACs that they free",
+                "these channel groups free no MACs alone, only together with those of other layers",
                 "selective shrinking needs coupled groups: sparsity.groups=coupled",
             )
-        if align < 1:
-            raise ConfigError(f"align is {align}", "channel counts are multiples of a number >= 1")
         start, end = (max(round(share * total_steps), 1) for share in (config.start, config.end))
         if not start < end:
             raise ConfigError(
                 f"selective.start {config.start} and end {config.end} leave no step of {total_steps} to shrink in",
                 "give a later end, an earlier start, or more epochs",
             )
-        self.groups = groups
         self.config = config
         self.timetable = Timetable(start, max(end - max(round(SETTLE * (end - start)), 1), start), end)
-        self._macs: Macs = groups.macs
-        self._families = groups.bound
-        self._scored = [_scored(family) for family in self._families]
-        self._units = [units(family, align, config.min_channels) for family in groups]
-        self.total_macs = self._macs([np.ones(family.size, dtype=bool) for family in groups])
-        self._check_target()
+        self.target = Target(groups, config, align, "selective")
+        self._bind(groups)
         self._steps = 0
         self._view: OptimizerView | None = None
         self._importance = [
@@ -106,6 +101,11 @@ class SelectiveShrinking:
         if optimizer is not None:
             self.attach(optimizer)
 
+    def _bind(self, groups: ChannelGroups) -> None:
+        self.groups = groups
+        self._families = groups.bound
+        self._scored = [_scored(family) for family in self._families]
+
     @property
     def shrunk(self) -> frozenset[str]:
         """Names of the tensors that the prox acts on; they want no weight decay."""
@@ -115,6 +115,11 @@ class SelectiveShrinking:
     def reached(self) -> bool:
         """Whether the target has been met, and will stay so."""
         return self._steps >= self.timetable.end
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The groups that have died, bool (n,) a family: they stay dead."""
+        return self._dead
 
     def attach(self, optimizer: Optimizer) -> None:
         """Clear the optimizer's moments of groups that die. Raises ConfigError as OptimizerView does."""
@@ -126,12 +131,17 @@ class SelectiveShrinking:
         """Add this step's gradients to the running importance: after backward, before the optimizer's step.
 
         A step whose gradients are not finite (a loss scaler will skip it) leaves a group's importance as it was.
-        Raises TrainingError where a gradient is missing.
+        The gradients of dead groups are then set to zero: they have no say in clipping. Raises TrainingError where a
+        gradient is missing.
         """
-        if self._steps >= self.timetable.final:
-            return
+        if self._steps < self.timetable.final and self.config.importance != "magnitude":
+            self._learn()
+        silence(self.groups, self._dead)
+
+    def _learn(self) -> None:
         for scored, running in zip(self._scored, self._importance, strict=True):
-            found = add(s.sums(wide(s.parameter) * wide(_gradient(s))) for s in scored).abs().to(running)
+            found = add(s.sums(wide(s.parameter) * wide(_gradient(s))) for s in scored).to(running)
+            found = found.square() if self.config.importance == "fisher" else found.abs()
             blend = MEMORY * running + (1 - MEMORY) * found
             running.copy_(torch.where(torch.isfinite(found), blend, running))
 
@@ -149,13 +159,17 @@ class SelectiveShrinking:
             if bool(self._chosen[index].any()):
                 self._shrink(index, family)
 
-    def macs_left(self) -> float:
-        """MACs of the model without the dead groups."""
-        return self._macs([~_numpy(dead) for dead in self._dead])
+    def removed(self) -> float:
+        """The share of the target's measure that surgery can remove now."""
+        return self.target.removed([~flags for flags in as_flags(self._dead)])
 
-    def macs_removable(self) -> float:
-        """The share of the model's MACs that surgery can remove now."""
-        return 1 - self.macs_left() / self.total_macs
+    def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
+        self._bind(groups)
+        self.target.bind(groups)
+        for vectors in self._vectors().values():
+            vectors[:] = [v[index.to(v.device)] for v, index in zip(vectors, survivors, strict=True)]
+        if self._view is not None:
+            self.attach(self._view.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps done, running importance, chosen and dead groups: tensors and plain numbers."""
@@ -167,48 +181,29 @@ class SelectiveShrinking:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
         sizes = [family.size for family in self._families]
-        for name, values in self._vectors().items():
-            if name not in state or [len(value) for value in state[name]] != sizes:
-                raise ArtifactError(
-                    "the saved state of selective shrinking is of other channel groups",
-                    "resume with the same recipe",
-                )
-            for value, saved in zip(values, state[name], strict=True):
-                value.copy_(saved)
+        load_vectors(self._vectors(), state, "selective shrinking", sizes)
         self._steps = int(state["steps"])
 
     def _vectors(self) -> dict[str, list[Tensor]]:
         return {"importance": self._importance, "chosen": self._chosen, "dead": self._dead}
 
-    def _check_target(self) -> None:
-        least = []
-        for family, (_, floor) in zip(self.groups, self._units, strict=True):
-            flags = np.zeros(family.size, dtype=bool)
-            flags[:floor] = True
-            least.append(flags)
-        most = 1 - self._macs(least) / self.total_macs
-        if self.config.mac_reduction > most:
-            raise ConfigError(
-                f"selective.mac_reduction {self.config.mac_reduction} cannot be reached:"
-                f" {most:.3f} is the most with min_channels {self.config.min_channels}",
-                "lower mac_reduction or min_channels",
-            )
-
     def _choose(self) -> None:
-        dead = [_numpy(flags) for flags in self._dead]
-        importance = [value.double().cpu().numpy() for value in self._importance]
-        left = [~_numpy(flags) for flags in self._chosen]
-        due = self.config.mac_reduction * self.timetable.share(self._steps)
-        chosen = select(
-            importance,
-            dead,
-            self._units,
-            marginal_macs(self._macs, left),
-            self._macs,
-            self.total_macs * (1 - due),
+        left = [~flags for flags in as_flags(self._chosen)]
+        power = self.config.cost_power
+        costs = [
+            max(cost, 0.0) ** power if cost > 0 else 0.0 for cost in marginal_costs(self.target.cost, left)
+        ]
+        chosen = self.target.choose(
+            self._worth(), as_flags(self._dead), costs, self.timetable.share(self._steps)
         )
         for old, new in zip(self._chosen, chosen, strict=True):
             old.copy_(torch.from_numpy(new))
+
+    def _worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        if self.config.importance == "magnitude":
+            return as_values([magnitude(family) for family in self._families])
+        root = self.config.importance == "fisher"
+        return [np.sqrt(value) if root else value for value in as_values(self._importance)]
 
     def _shrink(self, index: int, family: BoundFamily) -> None:
         chosen, dead = self._chosen[index], self._dead[index]
@@ -242,5 +237,8 @@ def _gradient(s: Slices) -> Tensor:
     return s.parameter.grad
 
 
-def _numpy(flags: Tensor) -> Flags:
-    return flags.cpu().numpy()
+def magnitude(family: BoundFamily) -> Tensor:
+    """The norm of each group's filters over the mean of its family's, (n,): layers differ in scale."""
+    producers = family.only("producer") or family.slices
+    norms = add(s.squares(wide(s.parameter)) for s in producers).sqrt()
+    return norms / norms[norms > 0].mean() if bool((norms > 0).any()) else norms

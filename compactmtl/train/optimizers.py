@@ -29,8 +29,16 @@ def rate(config: ScheduleConfig, step: int, total: int) -> float:
     """The learning rate of optimizer step `step` (from 0) of `total`, as a share of the peak.
 
     `one_cycle` rises by a cosine from 1/25, the others linearly from 0 without ever being 0; after
-    the warm-up `constant` stays and the others fall by a cosine to `final` at the last step.
+    the warm-up `constant` stays and the others fall by a cosine to `final` at the last step. Each restart
+    begins this again over the steps up to the next one.
     """
+    marks = [0, *(round(share * total) for share in config.restarts), total]
+    phase = max(index for index, mark in enumerate(marks[:-1]) if index == 0 or mark <= step)
+    share = _in_phase(config, step - marks[phase], marks[phase + 1] - marks[phase])
+    return share * (config.restart_peak if phase else 1.0)
+
+
+def _in_phase(config: ScheduleConfig, step: int, total: int) -> float:
     warmup = round(config.warmup * total)
     if step < warmup:
         if config.name == "one_cycle":

@@ -1,110 +1,127 @@
-"""A recipe's structured sparsity during training: when it acts, what it reports, when its model may be chosen."""
+"""A recipe's structured sparsity during training: what steers it, what it reports, when its model may be chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compactmtl.config import Recipe
-from compactmtl.config.recipe import SparsityConfig
+from compactmtl.config.sparsity import SparsityConfig
+from compactmtl.errors import ConfigError
+from compactmtl.graph.space import Flags
 from compactmtl.sparsity import (
     ChannelGroups,
+    Control,
     GroupLasso,
-    ProximalStep,
+    GroupMCP,
+    Penalty,
+    Pruning,
     SelectiveShrinking,
+    SparseGroupLasso,
+    StrengthController,
+    StrengthSchedule,
     channel_groups,
-    zero_share,
 )
+from compactmtl.surgery.slices import Kept
+
+Report = dict[str, Any]
 
 
 class Sparsifier:
-    """Either a group lasso of fixed strength or selective shrinking to a target, behind one schedule.
+    """A control of channel groups with what the log says of it.
 
-    Steps are counted from 0, as many as the optimizer has made. `shrunk` names the parameters that the
-    prox shrinks; they get no weight decay.
+    `shrunk` names the parameters that the prox shrinks; they get no weight decay.
     """
 
-    def __init__(self, groups: ChannelGroups, config: SparsityConfig, total_steps: int, align: int) -> None:
+    def __init__(self, groups: ChannelGroups, control: Control) -> None:
         self.groups = groups
-        self._config = config
-        self._total_steps = total_steps
-        self._selective: SelectiveShrinking | None = None
-        self._penalty: GroupLasso | None = None
-        self._proximal: ProximalStep | None = None
-        if config.selective is not None:
-            self._selective = SelectiveShrinking(groups, config.selective, total_steps, align=align)
-            self.shrunk = self._selective.shrunk
-        else:
-            assert config.strength is not None  # the recipe has exactly one of the two
-            self._penalty = GroupLasso(groups, config.strength)
-            self.shrunk = groups.parameter_names
+        self.control = control
+        self.shrunk = control.shrunk
+        self._sizes = [family.size for family in groups]
+        self._names = _unique([family.name for family in groups])
+        whole = groups.whole()
+        self._costs = {}
+        for measure in ("macs", "parameters"):
+            try:
+                self._costs[measure] = groups.cost(measure)(whole)  # type: ignore[arg-type]
+            except ConfigError:  # a model that can't be traced: groups without what they free
+                continue
 
     def attach(self, optimizer: Optimizer) -> None:
         """Read learning rates and clear moments of dead groups in `optimizer`; once, before the first step."""
-        if self._selective is not None:
-            self._selective.attach(optimizer)
-        else:
-            assert self._penalty is not None
-            self._proximal = ProximalStep(optimizer, self._penalty)
+        self.control.attach(optimizer)
 
     def observe(self) -> None:
         """After backward, before the gradients are clipped."""
-        if self._selective is not None:
-            self._selective.observe()
+        self.control.observe()
 
-    def shrink(self, step: int) -> None:
-        """After the optimizer's step number `step`."""
-        if self._selective is not None:
-            self._selective.step()
-        elif step >= self._first_step:
-            assert self._proximal is not None
-            self._proximal.step()
+    def shrink(self) -> None:
+        """After the optimizer's step."""
+        self.control.step()
 
     @property
-    def _first_step(self) -> int:
-        return round(self._config.warmup * self._total_steps)
+    def eligible(self) -> bool:
+        """Whether the model as it is may become the best checkpoint.
 
-    def eligible(self, steps: int) -> bool:
-        """Whether a model after `steps` steps may become the best checkpoint.
-
-        With a target: once it is reached, for before that the best model is the denser one. A fixed
-        strength has no target: once the prox has begun.
+        With a target: once it is reached, for before that the best model is the denser one. A λ without one has
+        no target: once the prox has begun.
         """
-        return self._selective.reached if self._selective is not None else steps > self._first_step
+        return self.control.reached
 
-    def report(self) -> dict[str, float | None]:
-        """For the log: share of zero groups, λ, share of MACs that surgery can remove (none: not known).
+    def dead(self) -> list[Flags]:
+        """The groups that are zero now and may be removed, a bool array (n,) a family."""
+        held = self.control.held
+        if held is not None:
+            return [flags.cpu().numpy() for flags in held]
+        return [~flags for flags in self.groups.alive()]
 
-        Zeros on input channels say nothing of MACs: a channel goes only when all its readers ignore it.
+    def shrink_to(self, kept: Kept, model: nn.Module) -> None:
+        """Go on with `model`, of whose parameters only the indices `kept` are left."""
+        self.groups, survivors = self.groups.after(kept, model)
+        self.control.shrink_to(self.groups, [torch.from_numpy(index) for index in survivors])
+
+    def report(self) -> Report:
+        """For the log: share of zero groups of all at first (whole, and by layer), λ, and the shares of the model's MACs
+        and parameters that surgery can remove, or has removed (none: not known).
+
+        A zero in one layer frees a channel only where all that reads it, or all that writes it, is zero.
         """
-        removable = None
-        if self.groups.macs is not None:
-            with torch.no_grad():
-                keep = [~family.zeros().cpu().numpy() for family in self.groups.bound]
-            whole = self.groups.macs([alive | True for alive in keep])
-            removable = 1 - self.groups.macs(keep) / whole
+        alive = self.groups.alive()
+        zeros = [size - int(flags.sum()) for size, flags in zip(self._sizes, alive, strict=True)]
+        removable: dict[str, float | None] = {"macs": None, "parameters": None}
+        for measure, whole in self._costs.items():
+            removable[measure] = 1 - self.groups.cost(measure)(alive) / whole  # type: ignore[arg-type]
         return {
-            "groups_zero": zero_share(self.groups),
-            "strength": self._penalty.strength if self._penalty is not None else None,
-            "macs_removable": removable,
+            "groups_zero": sum(zeros) / max(sum(self._sizes), 1),
+            "strength": self.control.strength,
+            "macs_removable": removable["macs"],
+            "parameters_removable": removable["parameters"],
+            "layers": {
+                name: zero / size for name, zero, size in zip(self._names, zeros, self._sizes, strict=True)
+            },
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return self._controller.state_dict()
+        return self.control.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._controller.load_state_dict(dict(state))
+        self.control.load_state_dict(state)
 
-    @property
-    def _controller(self) -> SelectiveShrinking | ProximalStep:
-        if self._selective is not None:
-            return self._selective
-        assert self._proximal is not None
-        return self._proximal
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names with a number where several families begin in the same layer."""
+    counts = dict(zip(*np.unique(list(names), return_counts=True), strict=True)) if names else {}
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(f"{name}#{seen[name]}" if counts[name] > 1 else name)
+    return found
 
 
 def build_sparsifier(
@@ -118,5 +135,36 @@ def build_sparsifier(
     config = recipe.sparsity
     if config is None:
         return None
-    groups = channel_groups(model, inputs, kind=config.groups, scope="encoder")
-    return Sparsifier(groups, config, total_steps, recipe.surgery.align)
+    groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
+    return Sparsifier(
+        groups, build_control(config, groups, total_steps, recipe.surgery.align, model, inputs)
+    )
+
+
+def build_control(
+    config: SparsityConfig,
+    groups: ChannelGroups,
+    total_steps: int,
+    align: int,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+) -> Control:
+    """What steers the zeros of `groups`, as the recipe says. Raises ConfigError where the target can't be reached."""
+    if config.selective is not None:
+        return SelectiveShrinking(groups, config.selective, total_steps, align=align)
+    if config.prune is not None:
+        return Pruning(groups, config.prune, total_steps, model, inputs, align=align)
+    penalty = build_penalty(config, groups)
+    if config.controller is not None:
+        return StrengthController(penalty, config.controller, total_steps, config.warmup, align=align)
+    return StrengthSchedule(penalty, total_steps, config.warmup, config.schedule)
+
+
+def build_penalty(config: SparsityConfig, groups: ChannelGroups) -> Penalty:
+    """The recipe's penalty on `groups`."""
+    strength = config.strength or 0.0
+    if config.penalty == "sparse_group_lasso":
+        return SparseGroupLasso(groups, strength, config.l1, config.l2)
+    if config.penalty == "group_mcp":
+        return GroupMCP(groups, strength, config.knee)
+    return GroupLasso(groups, strength)

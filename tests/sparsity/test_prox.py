@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compactmtl.errors import TrainingError
-from compactmtl.sparsity.prox import adaptive_prox_, prox_
-from compactmtl.sparsity.slices import Slices
+from compactmtl.sparsity.prox import Metric, adaptive_prox_, firm_prox_, prox_, soft_threshold_
+from compactmtl.sparsity.slices import Scratch, Slices
 
 # What the project promises: relative to the larger of the threshold and the metric's pull at the start.
 KKT = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -101,7 +101,7 @@ def test_adaptive_prox_meets_its_optimality_conditions(
     scale = [float((d * z).norm()) for d, z in zip(per_group(slices, metric), before, strict=True)]
     # Around the point where groups die, and far from it.
     thresholds = torch.tensor([max(v, 1e-12) * 10**exponent for v in scale], dtype=slices[0].parameter.dtype)
-    dead = adaptive_prox_(slices, metric, thresholds)
+    dead = adaptive_prox_(slices, [Metric(d / 4, 4.0) for d in metric], thresholds, Scratch())
     after = per_group(slices, [s.parameter for s in slices])
     for x, z, d, t, gone in zip(
         after, before, per_group(slices, metric), thresholds.double(), dead, strict=True
@@ -118,7 +118,7 @@ def test_adaptive_prox_equals_bisection(case: dict[str, object], exponent: float
     before = per_group(slices, [s.parameter.clone() for s in slices])
     d = per_group(slices, metric)
     thresholds = torch.stack([(a * b).norm() for a, b in zip(d, before, strict=True)]) * 10**exponent
-    adaptive_prox_(slices, metric, thresholds)
+    adaptive_prox_(slices, [Metric(d) for d in metric], thresholds)
     for x, z, m, t in zip(
         per_group(slices, [s.parameter for s in slices]), before, d, thresholds, strict=True
     ):
@@ -142,18 +142,20 @@ def test_the_adaptive_prox_with_a_constant_metric_is_the_plain_one() -> None:
     plain, adaptive = (family([(3, 2), ()], 5, torch.float64, 3, 1.0) for _ in range(2))
     prox_(plain, torch.full((5,), 0.8 / 2.5, dtype=torch.float64))
     adaptive_prox_(
-        adaptive, [torch.tensor(2.5, dtype=torch.float64)] * 2, torch.full((5,), 0.8, dtype=torch.float64)
+        adaptive,
+        [Metric(torch.tensor(2.5, dtype=torch.float64))] * 2,
+        torch.full((5,), 0.8, dtype=torch.float64),
     )
     for a, b in zip(plain, adaptive, strict=True):
         torch.testing.assert_close(a.parameter, b.parameter, rtol=1e-12, atol=1e-14)  # float64 rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("threshold", [1e-30, 1e-20, 1e-12])
+@pytest.mark.parametrize("threshold", [0.0, 1e-30, 1e-20, 1e-12])
 def test_a_vanishing_threshold_changes_nothing(dtype: torch.dtype, threshold: float) -> None:
     slices = family([(64,)], 4, dtype, 0, 0.0)
     before = slices[0].parameter.clone()
-    adaptive_prox_(slices, [torch.ones_like(before)], torch.full((4,), threshold))
+    adaptive_prox_(slices, [Metric(torch.ones_like(before))], torch.full((4,), threshold))
     torch.testing.assert_close(slices[0].parameter, before, rtol=2e-7, atol=0)  # float32's last bit
 
 
@@ -162,7 +164,7 @@ def test_slices_outside_all_groups_are_left_alone() -> None:
         values = torch.ones(4, 3)
         slices = [Slices("w", values, 0, np.array([[1], [3]]), "producer")]
         if adaptive:
-            adaptive_prox_(slices, [torch.ones(4, 3)], torch.tensor([0.5, 9.0]))
+            adaptive_prox_(slices, [Metric(torch.ones(4, 3))], torch.tensor([0.5, 9.0]))
         else:
             prox_(slices, torch.tensor([0.5, 9.0]))
         assert torch.equal(values[[0, 2]], torch.ones(2, 3))
@@ -186,4 +188,119 @@ def test_values_that_are_not_finite(value: float) -> None:
     with pytest.raises(TrainingError, match=r"conv\.weight"):
         prox_(slices, torch.tensor([0.1, 0.1]))
     with pytest.raises(TrainingError, match=r"conv\.weight"):
-        adaptive_prox_(slices, [torch.ones(2, 3)], torch.tensor([0.1, 0.1]))
+        adaptive_prox_(slices, [Metric(torch.ones(2, 3))], torch.tensor([0.1, 0.1]))
+
+
+def metric_of(slices: list[Slices], spread: float) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        10 ** (spread * (torch.rand(s.parameter.shape, generator=generator, dtype=s.parameter.dtype) - 0.9))
+        for s in slices
+    ]
+
+
+@given(
+    case=cases,
+    single=st.floats(-3, 1),
+    whole=st.floats(-3, 1),
+    spread=st.floats(0, 6),
+    plain=st.booleans(),
+)
+@settings(max_examples=50)
+def test_sparse_group_lasso_meets_its_optimality_conditions(
+    case: dict[str, object], single: float, whole: float, spread: float, plain: bool
+) -> None:
+    slices = family(**case)  # type: ignore[arg-type]
+    dtype = slices[0].parameter.dtype
+    metric = [torch.ones_like(s.parameter) for s in slices] if plain else metric_of(slices, spread)
+    before = per_group(slices, [s.parameter.clone() for s in slices])
+    d = per_group(slices, metric)
+    scale = torch.stack([(a * b).norm() for a, b in zip(d, before, strict=True)]).clamp_min(1e-12)
+    t1 = (scale * 10**single / max(len(d[0]), 1) ** 0.5).to(dtype)
+    t2 = (scale * 10**whole).to(dtype)
+    given = None if plain else [Metric(one) for one in metric]
+    soft_threshold_(slices, given, t1)
+    dead = prox_(slices, t2) if given is None else adaptive_prox_(slices, given, t2)
+    after = per_group(slices, [s.parameter for s in slices])
+    for x, z, m, a, b, gone in zip(after, before, d, t1.double(), t2.double(), dead, strict=True):
+        size = max(float((m * z).norm()), float(b))
+        soft = torch.sign(m * z) * (m * z.abs() - a).clamp_min(0)
+        if x.norm() == 0:
+            # zero is optimal where what the l1 part leaves of the pull is at most the group's threshold
+            assert float(soft.norm()) <= float(b) + KKT[dtype] * size
+            continue
+        gradient = m * (x - z) + b * x / x.norm()
+        live = x != 0
+        assert float((gradient + a * torch.sign(x))[live].norm()) <= KKT[dtype] * size
+        assert float((gradient[~live].abs() - a).clamp_min(0).norm()) <= KKT[dtype] * size
+        assert not gone
+
+
+@given(
+    case=cases, exponent=st.floats(-3, 1), knee=st.floats(-1, 1), spread=st.floats(0, 4), plain=st.booleans()
+)
+@settings(max_examples=50)
+def test_group_mcp_is_stationary_and_beats_every_other_point(
+    case: dict[str, object], exponent: float, knee: float, spread: float, plain: bool
+) -> None:
+    slices = family(**{**case, "decades": min(float(case["decades"]), 2)})  # type: ignore[arg-type]
+    dtype = slices[0].parameter.dtype
+    metric = [torch.ones_like(s.parameter) for s in slices] if plain else metric_of(slices, spread)
+    before = per_group(slices, [s.parameter.clone() for s in slices])
+    d = per_group(slices, metric)
+    rate = 0.1
+    scale = torch.stack([(a * b).norm() for a, b in zip(d, before, strict=True)]).clamp_min(1e-12)
+    slopes = (scale * 10**exponent).to(dtype)
+    knees = (torch.stack([z.norm() for z in before]).clamp_min(1e-6) * 10**knee).to(dtype)
+    firm_prox_(slices, None if plain else [Metric(m / 3, 3.0) for m in metric], rate, slopes, knees)
+    after = per_group(slices, [s.parameter for s in slices])
+    for x, z, m, slope, k in zip(after, before, d, slopes.double(), knees.double(), strict=True):
+        t = rate * float(slope)
+        size = max(float((m * z).norm()), t)
+        if z.norm() >= k * (1 + 1e-6):
+            torch.testing.assert_close(x, z, rtol=1e-6, atol=0)
+            continue
+        curved = t / float(k)
+        if curved > 0.9 * float(m.min()):
+            continue  # linearized: the next test
+        if x.norm() == 0:
+            assert float((m * z).norm()) <= t * (1 + 1e-5)
+            continue
+        pull = t * max(0.0, 1 - float(x.norm() / k))
+        # the bend takes D − c, which loses digits where c is near D: at most a factor of 10 here
+        assert float((m * (x - z) + pull * x / x.norm()).norm()) <= 20 * KKT[dtype] * size
+
+
+def test_group_mcp_is_linearized_where_it_has_several_solutions() -> None:
+    for metric in (None, [Metric(torch.ones(2, 3))]):
+        values = torch.ones(2, 3)
+        norm = math.sqrt(3)
+        slices = [Slices("w", values, 0, np.array([[0], [1]]), "producer")]
+        # the second's rate·slope/knee is above D = 1
+        firm_prox_(slices, metric, 1.0, torch.tensor([0.5, 4.0]), torch.tensor([2.0, 2.0]))
+        expected = (norm - 0.5) / norm / (1 - 0.25)
+        torch.testing.assert_close(values[0], torch.full((3,), expected))
+        tangent = 4 * (1 - norm / 2)
+        torch.testing.assert_close(values[1], torch.full((3,), 1 - tangent / norm))
+
+
+def test_a_spared_zero_group_stays_zero() -> None:
+    values = torch.zeros(2, 3)
+    values[1] = 1
+    slices = [Slices("w", values, 0, np.array([[0], [1]]), "producer")]
+    dead = adaptive_prox_(slices, [Metric(torch.zeros(2, 3) + 1e-8)], torch.tensor([0.0, 0.0]))
+    assert dead.tolist() == [True, False]
+    assert torch.equal(values, torch.tensor([[0.0] * 3, [1.0] * 3]))
+
+
+def test_scratch_is_used_again_and_never_twice_at_once() -> None:
+    scratch = Scratch()
+    for _ in range(3):
+        scratch.clear()
+        one, other = (scratch.take(torch.ones(4, 3)) for _ in range(2))
+        one.fill_(1)
+        other.fill_(2)
+        assert one.eq(1).all()
+    assert one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    turned = scratch.take(torch.ones(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+    assert turned.is_contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compactmtl.graph.groups import GroupFamily, Member
-from compactmtl.sparsity.selection import Flags, marginal_macs, select, units
+from compactmtl.sparsity.selection import Flags, marginal_costs, select, units
 
 
 def macs(keep: Sequence[Flags]) -> float:
@@ -38,7 +38,7 @@ def test_selection_meets_the_target_and_its_own_rules(
         (rng.random(n) < died) & (np.arange(n) >= floor) for n, (_, floor) in zip(sizes, steps, strict=True)
     ]
     everything = [np.ones(n, dtype=bool) for n in sizes]
-    costs = marginal_macs(macs, everything)
+    costs = marginal_costs(macs, everything)
     target = (1 - share) * macs(everything)
     chosen = select(importance, dead, steps, costs, macs, target)
     for gone, flags, n, (unit, floor), values in zip(dead, chosen, sizes, steps, importance, strict=True):
@@ -59,7 +59,7 @@ def test_no_group_more_than_needed_goes() -> None:
     importance = [np.arange(10.0), np.arange(10.0)]
     target = 0.7 * macs(everything)
     dead = [np.zeros(10, dtype=bool)] * 2
-    chosen = select(importance, dead, [(1, 1)] * 2, marginal_macs(macs, everything), macs, target)
+    chosen = select(importance, dead, [(1, 1)] * 2, marginal_costs(macs, everything), macs, target)
     assert macs([~flags for flags in chosen]) <= target
     # The group that crossed the target is the last of one family; without the last of each it is missed.
     both = [flags.copy() for flags in chosen]
@@ -82,9 +82,9 @@ def test_cheap_channels_go_only_when_they_matter_less() -> None:
 
 def test_marginal_cost_follows_what_is_left() -> None:
     full = [np.ones(4, dtype=bool), np.ones(6, dtype=bool)]
-    assert marginal_macs(macs, full) == [1 * 3 + 2 * 6, 2 * 4 + 3 * 5]
+    assert marginal_costs(macs, full) == [1 * 3 + 2 * 6, 2 * 4 + 3 * 5]
     half = [full[0], np.arange(6) < 3]
-    assert marginal_macs(macs, half) == [1 * 3 + 2 * 3, 2 * 4 + 3 * 5]
+    assert marginal_costs(macs, half) == [1 * 3 + 2 * 3, 2 * 4 + 3 * 5]
 
 
 def family(n: int, width: int = 1) -> GroupFamily:

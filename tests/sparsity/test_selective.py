@@ -89,7 +89,7 @@ class Training:
 def test_the_target_is_met_at_the_end_and_not_overshot(reduction: float, sgd: bool) -> None:
     training = Training(reduction, sgd=sgd).run(48)
     assert training.control.reached
-    found = training.control.macs_removable()
+    found = training.control.removed()
     assert reduction <= found
     # One channel of the widest layer more, at most: 24·9·16·(1/4) + 16·9·24·(1/4) of the MACs.
     assert found <= reduction + 0.1
@@ -99,13 +99,13 @@ def test_the_target_is_met_at_the_end_and_not_overshot(reduction: float, sgd: bo
 def test_before_the_start_nothing_is_touched() -> None:
     training = Training().run(11)
     assert zero_share(training.groups) == 0
-    assert training.control.macs_removable() == 0
+    assert training.control.removed() == 0
 
 
 def test_it_rises_with_the_schedule_and_never_above_it() -> None:
     training = Training(steps=60, threshold=0.1)
     path: list[float] = []
-    training.run(60, each=lambda: path.append(training.control.macs_removable()))
+    training.run(60, each=lambda: path.append(training.control.removed()))
     assert path == sorted(path)
     assert path[10] == 0
     assert path[47] >= 0.6
@@ -143,13 +143,13 @@ def test_least_channels_and_alignment_hold() -> None:
         for family, d in zip(training.groups, training.control.state_dict()["dead"], strict=True)
     ]
     assert all(count >= 8 and count % 4 == 0 for count in left)
-    assert training.control.macs_removable() >= 0.5
+    assert training.control.removed() >= 0.5
     assert len(left) == 3
 
 
 def test_the_same_on_factorized_layers() -> None:
     training = Training(prepare=overparameterize, steps=30).run(24)
-    assert training.control.macs_removable() >= 0.6
+    assert training.control.removed() >= 0.6
     assert zero_share(training.groups) > 0.2
 
 

@@ -1,0 +1,154 @@
+"""Structured sparsity while training: one section of the recipe. Source: arXiv:2308.12114."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from compactmtl.config.schema import Frozen, Positive, Share
+
+NonNegative = Annotated[float, Field(ge=0)]
+_MEASURES = ("macs", "parameters", "latency")
+_KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")
+
+
+class ReductionConfig(Frozen):
+    """What is to be gone of the whole model after surgery: a share of exactly one measure."""
+
+    mac_reduction: Share | None = Field(None, description="share of the model's MACs to be gone")
+    parameter_reduction: Share | None = Field(None, description="share of its parameters")
+    latency_reduction: Share | None = Field(None, description="share of its latency by `latency_table`")
+    latency_table: str | None = Field(
+        None, description="JSON file of layer latencies on the target; tools/latency_table.py measures one"
+    )
+    min_channels: Annotated[int, Field(ge=1)] = Field(8, description="least channels kept in a layer")
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> ReductionConfig:
+        given = [key for key in _KEYS if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(_KEYS)}, found {' and '.join(given) or 'none'}")
+        if self.latency_reduction is not None and self.latency_table is None:
+            raise ValueError("latency_reduction needs latency_table")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The measure's key in the recipe."""
+        return next(key for key in _KEYS if getattr(self, key) is not None)
+
+    @property
+    def measure(self) -> Literal["macs", "parameters", "latency"]:
+        """What is counted."""
+        found: Literal["macs", "parameters", "latency"] = _MEASURES[_KEYS.index(self.key)]  # type: ignore[assignment]
+        return found
+
+    @property
+    def reduction(self) -> float:
+        """The share to be gone."""
+        return float(getattr(self, self.key))
+
+
+class SelectiveConfig(ReductionConfig):
+    """Shrink only the channels that matter least for what they cost, on a schedule, to a stated target."""
+
+    start: Share = Field(0.2, description="share of all steps after which shrinking begins")
+    end: Share = Field(0.6, description="share of all steps at which the target is reached")
+    every: Annotated[int, Field(ge=1)] = Field(20, description="steps between rankings")
+    threshold: Positive = Field(0.02, description="norm that the prox takes off a chosen group each step")
+    importance: Literal["taylor", "fisher", "magnitude"] = Field(
+        "taylor",
+        description="what a channel is worth: |Σ w·∂L/∂w| over its norm's affine, its mean square, or its weights' norm",
+    )
+    cost_power: NonNegative = Field(
+        1.0, description="channels go by importance over cost to this power; 0: by importance alone"
+    )
+
+
+class ControllerConfig(ReductionConfig):
+    """A λ that is steered so that the target is reached at `end`; then λ is 0 and the zeros are held."""
+
+    end: Share = Field(0.5, description="share of all steps at which the target is reached")
+    every: Annotated[int, Field(ge=1)] = Field(20, description="steps between settings of λ")
+
+
+class PruneConfig(ReductionConfig):
+    """Baselines: all at once at one point of training, then fine-tuning with the zeros held."""
+
+    method: Literal["magnitude", "group_norm"] = Field(
+        "magnitude",
+        description="smallest l2 norm, each over its layer's mean; or Torch-Pruning's GroupNorm pruner",
+    )
+    at: Share = Field(0.5, description="share of all steps after which the channels go")
+    regularize: Share = Field(
+        0.35, description="share of all steps after which group_norm's regularization begins"
+    )
+    regularization: Positive = Field(1e-4, description="coefficient of group_norm's regularization")
+
+
+class StrengthScheduleConfig(Frozen):
+    """λ over the steps of the whole run, from `sparsity.warmup` on."""
+
+    shape: Literal["linear", "cosine", "exponential"] = Field(
+        "linear", description="how λ rises from 0 (exponential: from a thousandth)"
+    )
+    full: Share = Field(0.3, description="share of all steps after which λ is whole")
+    release: Share = Field(
+        1.0, description="share of all steps after which λ is 0, the zeros are held and the survivors recover"
+    )
+
+
+class SparsityConfig(Frozen):
+    """A penalty on channel groups of the shared layers."""
+
+    groups: Literal["coupled", "block", "filter", "input_channel", "attention_head"] = Field(
+        "coupled", description="what is zeroed together; input_channel is the paper's"
+    )
+    block: Annotated[int, Field(ge=2)] = Field(8, description="channels of a group of kind block")
+    scope: Literal["encoder", "model"] = Field("encoder", description="layers whose channels may go")
+    penalty: Literal["group_lasso", "sparse_group_lasso", "group_mcp"] = "group_lasso"
+    l1: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on single elements")
+    l2: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on whole groups")
+    knee: Positive = Field(
+        0.1, description="root mean square of a group's weights from which group_mcp leaves it alone"
+    )
+    strength: NonNegative | None = Field(None, description="λ; none where another section steers the zeros")
+    schedule: StrengthScheduleConfig | None = Field(None, description="of λ; constant without one")
+    warmup: Share = Field(0.05, description="share of all steps before the prox begins")
+    controller: ControllerConfig | None = None
+    selective: SelectiveConfig | None = None
+    prune: PruneConfig | None = None
+    shrink_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="epochs after which dead channels are removed while training goes on"
+    )
+
+    @model_validator(mode="after")
+    def _one_control(self) -> SparsityConfig:
+        ways = {
+            "strength": self.strength,
+            "controller": self.controller,
+            "selective": self.selective,
+            "prune": self.prune,
+        }
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of strength (a λ), controller (a λ that finds a target), selective (the least "
+                f"important to a target) and prune (a baseline), found {' and '.join(given) or 'none'}"
+            )
+        if self.schedule is not None and self.strength is None:
+            raise ValueError("schedule is of strength, which is not given")
+        if self.groups in ("filter", "input_channel") and (self.selective or self.prune):
+            raise ValueError(
+                f"groups: {self.groups} lie in one layer each and free nothing alone; "
+                f"{given[0]} needs coupled, block or attention_head"
+            )
+        if not self.l1 and not self.l2:
+            raise ValueError("l1 and l2 are both 0: there is no penalty")
+        return self
+
+    @property
+    def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:
+        """What is to be gone, where the recipe says."""
+        return self.controller or self.selective or self.prune

@@ -1,0 +1,190 @@
+"""What steers zeros while a model trains: the interface of all controls, and a λ that is constant or follows a schedule."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from compactmtl.config.sparsity import StrengthScheduleConfig
+from compactmtl.errors import ArtifactError, TrainingError
+from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.penalty import Penalty
+from compactmtl.sparsity.proximal import ProximalStep
+
+
+class Control(ABC):
+    """Brings channel groups to zero while a model trains.
+
+        loss.backward()
+        control.observe()
+        optimizer.step()
+        control.step()
+
+    Steps count from 1.
+    """
+
+    groups: ChannelGroups
+
+    @property
+    @abstractmethod
+    def shrunk(self) -> frozenset[str]:
+        """Names of the tensors that the prox acts on; they want no weight decay."""
+
+    @property
+    @abstractmethod
+    def reached(self) -> bool:
+        """Whether all zeros that are to be are there, so that from now on models compare."""
+
+    @property
+    def strength(self) -> float | None:
+        """λ of the last step, where there is one."""
+        return None
+
+    @property
+    @abstractmethod
+    def held(self) -> list[Tensor] | None:
+        """Groups that are zero for good, bool (n,) a family; none where zeros may come back."""
+
+    @abstractmethod
+    def attach(self, optimizer: Optimizer) -> None:
+        """Read rates and clear moments in `optimizer`; once, before the first step. Raises as OptimizerView does."""
+
+    def observe(self) -> None:
+        """After backward, before gradients are clipped: what is held at zero has no say in their norm."""
+        held = self.held
+        if held is not None:
+            silence(self.groups, held)
+
+    @abstractmethod
+    def step(self) -> None:
+        """After the optimizer's step."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+
+    @abstractmethod
+    def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
+        """Go on with `groups`, which are the groups `survivors` (indices, one tensor a family) of those before.
+
+        The optimizer's parameters are replaced by then.
+        """
+
+
+@torch.no_grad()
+def silence(groups: ChannelGroups, flags: Sequence[Tensor]) -> None:
+    """Set the gradients of the flagged groups, bool (n,) a family, to zero."""
+    for family, dead in zip(groups.bound, flags, strict=True):
+        if bool(dead.any()):
+            for s in family.slices:
+                if s.parameter.grad is not None:
+                    s.zero_(s.parameter.grad, dead)
+
+
+class StrengthSchedule(Control):
+    """A penalty's proximal step with a λ that is constant or follows a schedule, after a warm-up without one."""
+
+    def __init__(
+        self,
+        penalty: Penalty,
+        total_steps: int,
+        warmup: float = 0.05,
+        schedule: StrengthScheduleConfig | None = None,
+    ) -> None:
+        """`penalty.strength` is the whole λ; `warmup` a share of `total_steps`."""
+        self.groups = penalty.groups
+        self.penalty = penalty
+        self._whole = penalty.strength
+        self._schedule = schedule
+        self._first = round(warmup * total_steps)
+        self._full = round(schedule.full * total_steps) if schedule else self._first
+        self._release = round(schedule.release * total_steps) if schedule else total_steps + 1
+        self._steps = 0
+        self._proximal: ProximalStep | None = None
+
+    @property
+    def shrunk(self) -> frozenset[str]:
+        return self.groups.parameter_names
+
+    @property
+    def reached(self) -> bool:
+        release = self._schedule is not None and self._schedule.release < 1
+        return self._steps > self._first if not release else self._steps >= self._release
+
+    @property
+    def strength(self) -> float:
+        return self.at(self._steps)
+
+    @property
+    def held(self) -> list[Tensor] | None:
+        if self._steps < self._release or self._proximal is None:
+            return None
+        return self._proximal.dead
+
+    def at(self, step: int) -> float:
+        """λ of step number `step`, counted from 1."""
+        if step <= self._first or step > self._release:
+            return 0.0
+        if self._schedule is None or step >= self._full:
+            return self._whole
+        progress = (step - self._first) / max(self._full - self._first, 1)
+        if self._schedule.shape == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        elif self._schedule.shape == "exponential":
+            progress = 1000.0 ** (progress - 1)
+        return self._whole * progress
+
+    def attach(self, optimizer: Optimizer) -> None:
+        self._proximal = ProximalStep(optimizer, self.penalty)
+
+    def step(self) -> None:
+        proximal = attached(self._proximal)
+        self._steps += 1
+        if self._steps > self._release:
+            proximal.hold()
+            return
+        self.penalty.strength = self.strength
+        proximal.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps, **attached(self._proximal).state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        attached(self._proximal).load_state_dict(dict(state))
+        self._steps = int(state["steps"])
+
+    def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
+        self.groups = self.penalty.groups = groups
+        self._proximal = attached(self._proximal).rebuilt()
+
+
+def attached(proximal: ProximalStep | None) -> ProximalStep:
+    """The proximal step. Raises TrainingError before `attach`."""
+    if proximal is None:
+        raise TrainingError(
+            "the control has no optimizer yet", "call attach(optimizer) before the first step"
+        )
+    return proximal
+
+
+def load_vectors(
+    vectors: Mapping[str, Sequence[Tensor]], state: Mapping[str, Any], what: str, sizes: Sequence[int]
+) -> None:
+    """Copy saved vectors, one a family, over the live ones. Raises ArtifactError for those of other groups."""
+    for name, values in vectors.items():
+        if name not in state or [len(value) for value in state[name]] != list(sizes):
+            raise ArtifactError(
+                f"the saved state of {what} is of other channel groups", "resume with the same recipe"
+            )
+        for value, saved in zip(values, state[name], strict=True):
+            value.copy_(saved)

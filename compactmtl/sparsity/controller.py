@@ -1,0 +1,176 @@
+"""A λ that finds itself: a group penalty that brings a model to a stated size at a stated step.
+
+At each setting of λ the groups are ordered by their distance, the sum of λ over steps that would bring them to zero.
+The first of them that meet the target are wanted; λ is what the last of these needs to arrive at the end, plus what
+its gradient was seen to win back since the setting before. Nothing is summed up over time, so nothing winds up while
+all groups shrink and none has died yet. Groups that are not wanted and near zero are spared until the next setting,
+so that no more than the target can die.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from compactmtl.config.sparsity import ControllerConfig
+from compactmtl.errors import ConfigError
+from compactmtl.graph.space import Flags
+from compactmtl.sparsity.control import Control, attached, load_vectors
+from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.penalty import Penalty
+from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.target import Target, as_flags, as_values
+
+STEEPEST = 4.0  # λ changes by at most this factor from one setting to the next
+SPARE = 4.0  # groups are spared within this many times the distance that λ covers until the next setting
+
+
+class StrengthController(Control):
+    """Sets a penalty's λ so that a target is reached at `config.end`; then λ is 0 and the zeros are held."""
+
+    def __init__(
+        self,
+        penalty: Penalty,
+        config: ControllerConfig,
+        total_steps: int,
+        warmup: float = 0.05,
+        *,
+        align: int = 1,
+    ) -> None:
+        """Control over `total_steps` optimizer steps, from the share `warmup` of them on.
+
+        `align` keeps channel counts at multiples of it where they shrink. Raises ConfigError where the target cannot be
+        reached, or `warmup` is not before the end.
+        """
+        self.groups = penalty.groups
+        self.penalty = penalty
+        self.config = config
+        self.start, self.end = round(warmup * total_steps), max(round(config.end * total_steps), 1)
+        if not self.start < self.end:
+            raise ConfigError(
+                f"sparsity.warmup {warmup} and controller.end {config.end} leave no step of {total_steps} to shrink in",
+                "give a later end, a shorter warmup, or more epochs",
+            )
+        self.target = Target(self.groups, config, align, "controller")
+        self._proximal: ProximalStep | None = None
+        self._steps = 0
+        self._before: tuple[int, float] | None = None  # step and distance of the last group wanted
+        self._forced = 0.0
+        self.penalty.strength = 0.0
+
+    @property
+    def shrunk(self) -> frozenset[str]:
+        return self.groups.parameter_names
+
+    @property
+    def reached(self) -> bool:
+        return self._steps >= self.end
+
+    @property
+    def strength(self) -> float:
+        return self.penalty.strength
+
+    @property
+    def forced(self) -> float:
+        """The share of groups that were not yet zero at the end, and were set to it."""
+        return self._forced
+
+    @property
+    def held(self) -> list[Tensor] | None:
+        return attached(self._proximal).dead if self.reached else None
+
+    def attach(self, optimizer: Optimizer) -> None:
+        self._proximal = ProximalStep(optimizer, self.penalty)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        proximal = attached(self._proximal)
+        self._steps += 1
+        if self._steps <= self.start or not proximal.started:
+            return
+        if self._steps >= self.end:
+            if self._steps == self.end:
+                self._finish(proximal)
+            proximal.hold()
+            return
+        if (self._steps - self.start - 1) % self.config.every == 0:
+            self._set(proximal)
+        proximal.step()
+
+    def _set(self, proximal: ProximalStep) -> None:
+        """Order the groups anew, and set λ."""
+        distances = as_values(proximal.distances())
+        wanted = self._wanted(distances)
+        left = [d[flags & (d > 0)] for d, flags in zip(distances, wanted, strict=True)]
+        finite = [d[np.isfinite(d)] for d in left]
+        last = max((float(d.max()) for d in finite if len(d)), default=0.0)
+        strength = last / (self.end - self._steps + 1)
+        old = self.penalty.strength
+        if self._before is not None and old > 0 and last > 0:
+            step, distance = self._before
+            progress = (distance - last) / (self._steps - step)
+            strength += min(max(old - progress, -old / 2), 2 * old)
+            strength = min(max(strength, old / STEEPEST), old * STEEPEST)
+        self._before = (self._steps, last)
+        self.penalty.strength = strength
+        near = SPARE * strength * self.config.every
+        proximal.spared = [
+            torch.from_numpy(~flags & (d <= near)) for d, flags in zip(distances, wanted, strict=True)
+        ]
+
+    def _wanted(self, distances: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> list[Flags]:
+        dead = [d == 0 for d in distances]
+        # what nothing pulls comes last, in any order
+        ranked = [
+            np.nan_to_num(d, nan=np.finfo(d.dtype).max, posinf=np.finfo(d.dtype).max) for d in distances
+        ]
+        return self.target.choose(ranked, dead, [1.0] * len(ranked))
+
+    def _finish(self, proximal: ProximalStep) -> None:
+        """Set what of the wanted groups has not arrived to zero, and hold."""
+        distances = as_values(proximal.distances())
+        wanted = self._wanted(distances)
+        late = sum(int((flags & (d > 0)).sum()) for d, flags in zip(distances, wanted, strict=True))
+        self._forced = late / max(sum(map(len, wanted)), 1)
+        proximal.hold([torch.from_numpy(flags) for flags in wanted])
+        self.penalty.strength, proximal.spared = 0.0, None
+
+    def removed(self) -> float:
+        """The share of the target's measure that surgery can remove now."""
+        return self.target.removed([~flags for flags in as_flags(attached(self._proximal).dead)])
+
+    def state_dict(self) -> dict[str, Any]:
+        proximal = attached(self._proximal)
+        spared = proximal.spared or [torch.zeros_like(dead) for dead in proximal.dead]
+        return {
+            "steps": self._steps,
+            "before": list(self._before) if self._before else [],
+            "forced": self._forced,
+            "spared": [flags.cpu().clone() for flags in spared],
+            **proximal.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        proximal = attached(self._proximal)
+        proximal.load_state_dict(dict(state))
+        spared = [torch.zeros_like(dead) for dead in proximal.dead]
+        load_vectors({"spared": spared}, state, "the controller", [len(dead) for dead in proximal.dead])
+        proximal.spared = spared
+        self._steps, self._forced = int(state["steps"]), float(state["forced"])
+        before = state["before"]
+        self._before = (int(before[0]), float(before[1])) if before else None
+
+    def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
+        old = attached(self._proximal)
+        self.groups = self.penalty.groups = groups
+        self.target.bind(groups)
+        self._proximal = old.rebuilt()
+        if old.spared is not None:
+            self._proximal.spared = [
+                flags[index.to(flags.device)] for flags, index in zip(old.spared, survivors, strict=True)
+            ]

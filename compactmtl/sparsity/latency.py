@@ -1,0 +1,99 @@
+"""Latency of a network as a sum over its layers, from a table that was measured once on the target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from compactmtl.errors import ArtifactError, ConfigError
+
+Widths = Mapping[str, tuple[int, int | None]]
+
+
+class LayerLatency(BaseModel):
+    """Milliseconds of one layer on a grid of output and input channels.
+
+    `inputs` is none for a depthwise layer, whose inputs are its outputs; `ms` then has one column.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    outputs: tuple[int, ...] = Field(min_length=1)
+    inputs: tuple[int, ...] | None = None
+    ms: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _grid(self) -> LayerLatency:
+        for name, axis in (("outputs", self.outputs), ("inputs", self.inputs or (1,))):
+            if list(axis) != sorted(set(axis)) or axis[0] < 1:
+                raise ValueError(f"{name} are channel counts in rising order, found {list(axis)}")
+        columns = len(self.inputs or (1,))
+        if len(self.ms) != len(self.outputs) or any(len(row) != columns for row in self.ms):
+            raise ValueError(f"ms needs {len(self.outputs)} rows of {columns} numbers")
+        if min(map(min, self.ms)) < 0:
+            raise ValueError("ms holds a negative latency")
+        return self
+
+    def at(self, outputs: int, inputs: int | None) -> float:
+        """Milliseconds between the grid's points: linear in both widths; the border's beyond the grid."""
+        rows = np.array(self.ms)
+        if self.inputs is None:
+            columns = rows[:, 0]
+        else:
+            columns = np.array([np.interp(inputs or 0, self.inputs, row) for row in rows])
+        return float(np.interp(outputs, self.outputs, columns))
+
+
+class LatencyTable(BaseModel):
+    """What each layer of a network takes on a target; `rest_ms` is what does not depend on any width."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    version: int = Field(1, ge=1, le=1)
+    target: str
+    device: str = ""
+    rest_ms: float = Field(0.0, ge=0)
+    layers: dict[str, LayerLatency] = Field(min_length=1)
+
+    @classmethod
+    def load(cls, path: Path | str) -> LatencyTable:
+        """Read a table. Raises ConfigError where there is none, ArtifactError where it is damaged."""
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{path}: no such latency table",
+                "measure one: python tools/latency_table.py RECIPE --out TABLE.json",
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ArtifactError(
+                f"{path}: not a latency table: {where}: {first['msg']}", "measure it again"
+            ) from error
+
+    def save(self, path: Path | str) -> None:
+        """Write the table as JSON."""
+        Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+
+    def check(self, widths: Widths) -> None:
+        """Raise ConfigError where the table lacks a layer of the model or was measured with other inputs to it."""
+        for name, (_, inputs) in widths.items():
+            if name not in self.layers:
+                raise ConfigError(
+                    f"the latency table of {self.target} has no layer {name!r}",
+                    "measure it for this recipe's network",
+                )
+            if (self.layers[name].inputs is None) != (inputs is None):
+                raise ConfigError(
+                    f"the latency table of {self.target} has another kind of layer at {name!r}",
+                    "measure it for this recipe's network",
+                )
+
+    def milliseconds(self, widths: Widths) -> float:
+        """The network's latency with layers of these widths (outputs, inputs)."""
+        return self.rest_ms + sum(self.layers[name].at(*width) for name, width in widths.items())

@@ -1,0 +1,224 @@
+"""Baselines that prune once: the smallest norms, or Torch-Pruning's GroupNorm pruner (arXiv:2301.12900), then fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compactmtl.config.sparsity import PruneConfig
+from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.graph.space import Flags
+from compactmtl.sparsity.control import Control, load_vectors
+from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.optimizer import OptimizerView
+from compactmtl.sparsity.selective import magnitude
+from compactmtl.sparsity.target import Target, as_flags, as_values
+
+_SEARCH = 14  # halvings of the pruning ratio: finer than a channel of the widest network
+
+
+class Pruner(Protocol):
+    """What chooses the groups: it may add to the gradients before, and is asked once."""
+
+    def regularize(self) -> None: ...
+
+    def choose(self, target: Target) -> list[Flags]: ...
+
+
+class Pruning(Control):
+    """Sets the groups that a pruner chooses to zero after `config.at` of all steps, and holds them there."""
+
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        config: PruneConfig,
+        total_steps: int,
+        model: nn.Module,
+        example_inputs: Sequence[Tensor],
+        *,
+        align: int = 1,
+    ) -> None:
+        """Raises ConfigError where the groups free nothing by themselves or the target cannot be reached,
+        MissingDependencyError where Torch-Pruning is asked for and not installed."""
+        if not groups.direct:
+            raise ConfigError(
+                "these channel groups free no MACs alone, only together with those of other layers",
+                "pruning needs coupled groups: sparsity.groups=coupled",
+            )
+        self.groups = groups
+        self.config = config
+        self._at = max(round(config.at * total_steps), 1)
+        self._first = round(config.regularize * total_steps)
+        self.target = Target(groups, config, align, "prune")
+        self._pruner: Pruner = (
+            Magnitude()
+            if config.method == "magnitude"
+            else GroupNorm(model, example_inputs, config.regularization, align)
+        )
+        self._steps = 0
+        self._view: OptimizerView | None = None
+        with torch.no_grad():
+            self._dead = [torch.zeros_like(family.zeros()) for family in groups.bound]
+
+    @property
+    def shrunk(self) -> frozenset[str]:
+        return frozenset()  # no prox: weight decay is as for a dense model
+
+    @property
+    def reached(self) -> bool:
+        return self._steps >= self._at
+
+    @property
+    def held(self) -> list[Tensor]:
+        return self._dead
+
+    def attach(self, optimizer: Optimizer) -> None:
+        everything = [s for family in self.groups.bound for s in family.slices]
+        self._view = OptimizerView(optimizer, everything, decay_allowed=True)
+
+    def observe(self) -> None:
+        if self._first <= self._steps < self._at:
+            self._pruner.regularize()
+        super().observe()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self._steps += 1
+        if self._steps < self._at:
+            return
+        if self._steps == self._at:
+            for dead, flags in zip(self._dead, self._pruner.choose(self.target), strict=True):
+                dead.copy_(torch.from_numpy(flags))
+        for family, dead in zip(self.groups.bound, self._dead, strict=True):
+            for s in family.slices:
+                s.zero_(s.parameter, dead)
+                if self._view is not None and self._steps == self._at:
+                    self._view.forget(s, dead)
+
+    def removed(self) -> float:
+        """The share of the target's measure that surgery can remove now."""
+        return self.target.removed([~flags for flags in as_flags(self._dead)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps, "dead": [dead.cpu().clone() for dead in self._dead]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_vectors({"dead": self._dead}, state, "pruning", [family.size for family in self.groups])
+        self._steps = int(state["steps"])
+
+    def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
+        self.groups = groups
+        self.target.bind(groups)
+        self._dead = [dead[index.to(dead.device)] for dead, index in zip(self._dead, survivors, strict=True)]
+        if self._view is not None:
+            self.attach(self._view.optimizer)
+
+
+class Magnitude:
+    """The groups whose filters have the smallest l2 norm, each over the mean of its layer's."""
+
+    def regularize(self) -> None:
+        """Nothing: the model trains dense until then."""
+
+    def choose(self, target: Target) -> list[Flags]:
+        worth = as_values([magnitude(family) for family in target.groups.bound])
+        dead = [np.zeros(family.size, dtype=bool) for family in target.groups]
+        return target.choose(worth, dead, [1.0] * len(worth))
+
+
+class GroupNorm:
+    """Torch-Pruning's GroupNormPruner: its regularization, its importance, its global ranking of channels.
+
+    What it would remove is set to zero by channel groups, so that the rest of the road is everyone's.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Sequence[Tensor], regularization: float, align: int
+    ) -> None:
+        """Raises MissingDependencyError where torch_pruning is not installed."""
+        try:
+            import torch_pruning
+        except ImportError as error:
+            raise MissingDependencyError(
+                "sparsity.prune.method group_norm needs the package torch-pruning",
+                "pip install 'compactmtl[baselines]'",
+            ) from error
+        self._library: Any = torch_pruning
+        self._model, self._inputs = model, tuple(example_inputs)
+        self._regularization, self._align = regularization, align
+        self._live: Any = None
+
+    def regularize(self) -> None:
+        if self._live is None:
+            self._live = self._pruner(0.5)
+        self._live.regularize(self._model)
+
+    def choose(self, target: Target) -> list[Flags]:
+        """The smallest pruning ratio, by halving, whose channels meet the target."""
+        rows = _rows(target.groups)
+        low, high, best = 0.0, 1.0, self._flags(1.0, target, rows)
+        for _ in range(_SEARCH):
+            middle = (low + high) / 2
+            flags = self._flags(middle, target, rows)
+            if target.removed([~one for one in flags]) >= target.config.reduction:
+                high, best = middle, flags
+            else:
+                low = middle
+        return best
+
+    def _flags(
+        self, ratio: float, target: Target, rows: Mapping[str, tuple[int, Mapping[int, int]]]
+    ) -> list[Flags]:
+        flags = [np.zeros(family.size, dtype=bool) for family in target.groups]
+        for name, channels in self._chosen(ratio):
+            if name in rows:
+                family, group_of = rows[name]
+                flags[family][[group_of[channel] for channel in channels if channel in group_of]] = True
+        for family, (own, (_, floor)) in enumerate(zip(flags, target.units, strict=True)):
+            spare = floor - int((~own).sum())
+            if spare > 0:  # it knows of no least number of channels
+                flags[family][np.flatnonzero(own)[:spare]] = False
+        return flags
+
+    def _chosen(self, ratio: float) -> Iterator[tuple[str, list[int]]]:
+        """The layer that is named first and the output channels of every group that would go."""
+        names = {id(module): name for name, module in self._model.named_modules()}
+        with torch.enable_grad():
+            for group in self._pruner(ratio).step(interactive=True):
+                dependency, channels = group[0]
+                yield f"{names[id(dependency.target.module)]}.weight", [int(channel) for channel in channels]
+
+    def _pruner(self, ratio: float) -> Any:
+        modes = {module: module.training for module in self._model.modules()}
+        heads = getattr(self._model, "heads", None)
+        ignored = [m for m in heads.modules() if isinstance(m, nn.Conv2d | nn.Linear)] if heads else []
+        with torch.enable_grad():
+            pruner = self._library.pruner.GroupNormPruner(
+                self._model,
+                self._inputs[0] if len(self._inputs) == 1 else self._inputs,
+                importance=self._library.importance.GroupMagnitudeImportance(p=2, normalizer="mean"),
+                reg=self._regularization,
+                global_pruning=True,
+                pruning_ratio=ratio,
+                round_to=self._align if self._align > 1 else None,
+                ignored_layers=ignored,
+            )
+        for module, training in modes.items():  # tracing leaves it in eval mode
+            module.training = training
+        return pruner
+
+
+def _rows(groups: ChannelGroups) -> dict[str, tuple[int, dict[int, int]]]:
+    """For each weight that writes grouped channels its family, and the group of each of its rows."""
+    found: dict[str, tuple[int, dict[int, int]]] = {}
+    for index, family in enumerate(groups):
+        for member in family.members:
+            if member.role != "consumer" and member.dim == 0:
+                place = {int(row): group for group, own in enumerate(member.indices) for row in own}
+                found[member.parameter] = (index, place)
+    return found

@@ -1,0 +1,144 @@
+"""What a model costs when groups are zero: which channels surgery can then remove, and what is left.
+
+A channel can go when everything that writes it is zero, or everything that reads it. So groups of any kind, also
+those that lie in one layer alone, are judged by what they truly free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.errors import ConfigError
+from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.groups import GroupFamily, Member
+from compactmtl.graph.space import Flags, Ids
+from compactmtl.sparsity.latency import LatencyTable
+
+Keep = Sequence[NDArray[np.bool_]]
+Cost = Callable[[Keep], float]
+Measure = Literal["macs", "parameters", "latency"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Channels that can go one by one: a family with all its members, and the channel of each class of the graph."""
+
+    family: GroupFamily
+    owner: Ids  # (classes,), -1 for a class of no channel
+
+
+class _Owners:
+    """For every dimension of a parameter the group that each of its slices belongs to, over all families of a kind."""
+
+    def __init__(self, families: Sequence[GroupFamily]) -> None:
+        self._of: dict[tuple[str, int], Ids] = {}
+        first = 0
+        for family in families:
+            for member in family.members:
+                size = int(member.indices.max()) + 1
+                found = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
+                owner = np.full(max(size, len(found)), -1, dtype=np.int64)
+                owner[: len(found)] = found
+                owner[member.indices] = first + np.arange(family.size)[:, None]
+                self._of[member.parameter, member.dim] = owner
+            first += family.size
+        self.never, self.always = first, first + 1  # stand for slices that are never, or always, zero
+
+    def of(self, member: Member) -> Ids:
+        """The groups of a member's slices, of its indices' shape; `never` where a slice is in no group."""
+        owner = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
+        padded = np.append(owner, -1)
+        found = padded[np.minimum(member.indices, len(owner))]
+        return np.where(found < 0, self.never, found)
+
+
+class Removal:
+    """The cost of a model as a function of the groups that are kept: one bool array (n,) a family, in order."""
+
+    def __init__(self, graph: ChannelGraph, units: Sequence[Unit], families: Sequence[GroupFamily]) -> None:
+        """`families` hold the groups, `units` the channels that can go; both named as in the traced model."""
+        self._graph = graph
+        self._offsets = np.cumsum([0, *(unit.family.size for unit in units)])
+        self._owner = np.full(graph.classes, self._offsets[-1], dtype=np.int64)
+        owners = _Owners(families)
+        grouped = _read_by_groups(graph)
+        self._ways: list[tuple[Ids, ...]] = []
+        for unit, first in zip(units, self._offsets, strict=False):
+            mine = unit.owner >= 0
+            self._owner[mine] = first + unit.owner[mine]
+            written = [m for m in unit.family.members if m.role != "consumer"]
+            read = [m for m in unit.family.members if m.role == "consumer"]
+            unseen = np.full((unit.family.size, 1), owners.always)
+            unseen[unit.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
+            ways = [_gathered(owners, written, None)] if written else []
+            ways += [_gathered(owners, read, unseen)] if read else []
+            self._ways.append(tuple(ways))
+        self._whole = [np.ones(family.size, dtype=bool) for family in families]
+
+    def classes(self, keep: Keep) -> Flags:
+        """Which classes of the graph stay, (classes,)."""
+        gone = np.concatenate([*(~flags for flags in keep), [False, True]])  # never, always
+        alive = np.ones(self._offsets[-1] + 1, dtype=bool)
+        for first, ways in zip(self._offsets, self._ways, strict=False):
+            for groups in ways:
+                alive[first : first + len(groups)] &= ~gone[groups].all(1)
+        return alive[self._owner]
+
+    def macs(self, keep: Keep) -> float:
+        """MACs of all convolutions and linear layers that are left."""
+        return self._graph.macs_of_classes(self.classes(keep))
+
+    def parameters(self, keep: Keep) -> float:
+        """Parameters that are left."""
+        return self._graph.parameters_of_classes(self.classes(keep))
+
+    def latency(self, table: LatencyTable) -> Cost:
+        """Milliseconds by a table of layers; raises ConfigError where it lacks a layer of the model."""
+        table.check(self._graph.widths(self.classes(self._whole)))
+        return lambda keep: table.milliseconds(self._graph.widths(self.classes(keep)))
+
+    def reachable(self) -> list[Flags]:
+        """For each family which of its groups take part in some channel that can go."""
+        never = sum(map(len, self._whole))
+        used = np.zeros(never + 2, dtype=bool)
+        for ways in self._ways:
+            for groups in ways:
+                used[groups[(groups != never).all(1)]] = True
+        return np.split(used[:never], np.cumsum([len(flags) for flags in self._whole])[:-1])
+
+    def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:
+        """The cost function of a measure. Raises ConfigError where latency has no table."""
+        if measure == "macs":
+            return self.macs
+        if measure == "parameters":
+            return self.parameters
+        if table is None:
+            raise ConfigError(
+                "a latency target needs a table of the layers' latencies",
+                "measure one: python tools/latency_table.py RECIPE --out TABLE.json",
+            )
+        return self.latency(table)
+
+
+def _gathered(owners: _Owners, members: Sequence[Member], besides: Ids | None) -> Ids:
+    parts = [owners.of(member) for member in members] + ([] if besides is None else [besides])
+    groups = np.concatenate(parts, axis=1)
+    # the same group appears for each of its members: once is enough
+    groups.sort(axis=1)
+    different = np.ones(groups.shape[1], dtype=bool)
+    different[1:] = (groups[:, 1:] != groups[:, :-1]).any(0)
+    return groups[:, different]
+
+
+def _read_by_groups(graph: ChannelGraph) -> Flags:
+    """Classes that a grouped convolution reads: its inputs' slices are in no family."""
+    found = np.zeros(graph.classes, dtype=bool)
+    for binding in graph.analysis.bindings.values():
+        if binding.groups > 1:
+            found[graph.labels[binding.ids]] = True
+    return found
