@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.surgery import compact
+from compactmtl.surgery.computed import contracted
 from tools.surgery_zoo import PATTERNS, ZOO, NotMasked, build, calibrate, mask, torch_pruning_groups, writers
 
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|
@@ -145,7 +146,9 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
         handle.remove()
     full = left = 0.0
     for module, record in seen.items():
-        weight = module.weight.detach()
+        # What a layer that computes its weight at every call reads is decided by the weight that it uses.
+        plain = contracted(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
+        weight: Tensor = (plain if plain is not None else module).weight.detach()
         groups = int(getattr(module, "groups", 1))
         each = record.positions * float(np.prod(weight.shape[2:]))
         rows = (record.writes & record.gradient).reshape(groups, -1).sum(1)
