@@ -147,7 +147,7 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
     full = left = 0.0
     for module, record in seen.items():
         # What a layer that computes its weight at every call reads is decided by the weight that it uses.
-        plain = contracted(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
+        plain: Any = contracted(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
         weight: Tensor = (plain if plain is not None else module).weight.detach()
         groups = int(getattr(module, "groups", 1))
         each = record.positions * float(np.prod(weight.shape[2:]))
