@@ -25,7 +25,17 @@ from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.surgery import compact
 from compactmtl.surgery.computed import contracted
-from tools.surgery_zoo import PATTERNS, ZOO, NotMasked, build, calibrate, mask, torch_pruning_groups, writers
+from tools.surgery_zoo import (
+    PATTERNS,
+    ZOO,
+    NotMasked,
+    build,
+    calibrate,
+    limited,
+    mask,
+    torch_pruning_groups,
+    writers,
+)
 
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|
 ROUNDING = 1e-5  # in float32, above which rounding may play a part
@@ -250,7 +260,8 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
         row["gather"] = _ours(model, image, full, gather=True)
     started = time.perf_counter()
     try:
-        other = by_torch_pruning(model, image)
+        with limited():
+            other = by_torch_pruning(model, image)
         row["tp"] = {**errors(model, other, image), "macs": layer_macs(other, image) / full}
     except Exception as failure:
         row["tp"] = {"failure": f"{type(failure).__name__}: {failure}"[:200]}
