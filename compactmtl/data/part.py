@@ -23,10 +23,7 @@ class Part:
         self._whole = whole
         self._numbers = hold_out(names, share)[1]
         self.split = whole.split
-
-    @property
-    def specs(self) -> Mapping[str, TargetSpec]:
-        return self._whole.specs
+        self.specs: Mapping[str, TargetSpec] = whole.specs
 
     def __len__(self) -> int:
         return len(self._numbers)
