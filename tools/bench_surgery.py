@@ -214,7 +214,7 @@ def _pruned(
     return small
 
 
-def latency_ratio(model: nn.Module, small: nn.Module, image: tuple[Tensor, ...], rounds: int = 7) -> float:
+def latency_ratio(model: nn.Module, small: nn.Module, image: tuple[Tensor, ...], rounds: int = 5) -> float:
     """Median time of `model` over that of `small`, one image each in turn, in eager mode."""
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
