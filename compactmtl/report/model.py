@@ -77,6 +77,22 @@ class Sparsity(Read):
     macs_removable: float | None = None
 
 
+class Competition(Read):
+    """How the tasks' gradients lie to each other in each shared layer, and how their diagonals spread."""
+
+    cosines: dict[str, dict[str, float]] = {}  # layer -> "task|task" -> cosine
+    spread: dict[str, dict[str, float]] = {}  # layer -> task, "shared" or "between" -> standard deviation
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The pairs of tasks, in order."""
+        return tuple(dict.fromkeys(pair for values in self.cosines.values() for pair in values))
+
+    def mean_cosine(self, pair: str) -> float:
+        """The mean over the layers."""
+        return statistics.fmean(values[pair] for values in self.cosines.values() if pair in values)
+
+
 class TrainLosses(Read):
     """Mean weighted loss of an epoch and the single tasks' losses."""
 
@@ -96,6 +112,7 @@ class Epoch(Read):
     score: float | None = None
     delta_m: float | None = None
     sparsity: Sparsity | None = None
+    competition: Competition | None = None
 
 
 class MetricView(Frozen):
