@@ -149,6 +149,8 @@ def _randomize(model: nn.Module) -> None:
                     parameter.normal_(0, 0.1)
                 else:
                     parameter.uniform_(0.5, 1.5)
+            elif not parameter.any():
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
 
 
 def calibrate(model: nn.Module, image: tuple[Tensor, ...]) -> None:
