@@ -1,4 +1,4 @@
-"""Unpack Cityscapes' archives into the folders that `compactmtl` reads.
+r"""Unpack Cityscapes' archives into the folders that `compactmtl` reads.
 
 python tools/prepare_cityscapes.py ~/Downloads/leftImg8bit_trainvaltest.zip ~/Downloads/gtFine_trainvaltest.zip \
     ~/Downloads/disparity_trainvaltest.zip --out data/cityscapes

@@ -1,4 +1,4 @@
-"""Unpack COCO 2017's archives into the folders that `compactmtl` reads.
+r"""Unpack COCO 2017's archives into the folders that `compactmtl` reads.
 
 python tools/prepare_coco.py ~/Downloads/train2017.zip ~/Downloads/val2017.zip \
     ~/Downloads/annotations_trainval2017.zip ~/Downloads/stuffthingmaps_trainval2017.zip --out data/coco
