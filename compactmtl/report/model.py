@@ -221,7 +221,7 @@ class Spread(Frozen):
 
 
 class PairedRow(Frozen):
-    """One entry of a sweep against the baseline, seed by seed: differences entry − baseline over the seeds of both.
+    """One entry of a sweep against another, seed by seed: differences entry − other over the seeds of both.
 
     `better` counts the seeds at which the entry is the better of the two, for Δm and each metric.
     """
@@ -231,6 +231,7 @@ class PairedRow(Frozen):
     metrics: dict[str, dict[str, Spread]]
     delta_m: Spread | None
     better: dict[str, int]  # "Δm" or "task metric"
+    against: str | None = None  # the entry that it is held against, where that is not the baseline
 
 
 class SweepView(Frozen):

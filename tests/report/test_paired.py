@@ -73,3 +73,19 @@ def test_without_a_baseline_nothing_is_paired(make_run: MakeRun) -> None:
     report = sweep_report("faces/methods", runs, None, {}, TinySplits())
     assert paired_cells(report) is None
     assert report.delta_reference is None
+
+
+def test_an_entry_may_be_held_against_another_too(make_run: MakeRun) -> None:
+    runs: dict[str, list[Run]] = {}
+    for entry, factor in {"plain": 1.0, "mgda": 1.1, "mgda-dgr": 1.05}.items():
+        for seed in (0, 1):
+            run = make_run(f"{entry}/seed{seed}", make_recipe(FACE_TASKS, seed=seed), factor=factor)
+            runs.setdefault(entry, []).append(cast(Run, run))
+    report = sweep_report("faces", runs, "plain", {}, TinySplits(), {"mgda-dgr": "mgda", "gone": "mgda"})
+    table = paired_cells(report)
+    assert table is not None
+    assert [row.label for row in table.rows] == ["mgda", "mgda-dgr", "mgda-dgr, against mgda"]
+    assert report.sweep is not None
+    own = report.sweep.paired[2]
+    assert own.metrics["age"]["mae"].values == pytest.approx([-0.05 * BEST["age"]["mae"]] * 2)
+    assert own.better["age mae"] == 2

@@ -79,6 +79,7 @@ def test_two_steps_whatever_an_entry_asks_for(tmp_path: Path) -> None:
         ("recipe: demo\nentries:\n  a/b: {}\n", "letters, digits"),
         ("recipe: demo\nentries:\n  a: {runs: [x], overrides: [seed=1]}\n", "not both"),
         ("recipe: demo\nentries:\n  a: {recipes: x}\n", "unknown key"),
+        ("recipe: demo\nentries:\n  a: {against: b}\n", "'b' is none of the entries"),
     ],
 )
 def test_a_wrong_sweep_is_named(tmp_path: Path, text: str, message: str) -> None:
