@@ -9,7 +9,6 @@ Each line of the JSONL file is one network under one pattern of `surgery_zoo`, w
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 import warnings
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compactmtl.graph.copies import copy_model
 from compactmtl.surgery import compact
 from compactmtl.surgery.computed import contracted
 from tools.surgery_zoo import (
@@ -62,7 +62,7 @@ def errors(one: nn.Module, other: nn.Module, image: tuple[Tensor, ...]) -> dict[
     found = error(one, other, image)
     if not ROUNDING < found < 1:
         return {"float32": found, "error": found}
-    double = [copy.deepcopy(model).double() for model in (one, other)]
+    double = [copy_model(model).double() for model in (one, other)]
     return {"float32": found, "error": error(double[0], double[1], (image[0].double(),))}
 
 
@@ -172,7 +172,7 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
 
 def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
     """What Torch-Pruning removes when told to drop every channel whose writers are all zero."""
-    small = copy.deepcopy(model)
+    small = copy_model(model)
     names = {module: name for name, module in small.named_modules()}
     chosen: list[tuple[str, list[int]]] = []
     for group in torch_pruning_groups(small, image):
@@ -190,7 +190,7 @@ def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
             chosen.append((names[group[0][0].target.module], torch.nonzero(dead).flatten().tolist()))
     try:
         return _pruned(
-            copy.deepcopy(small), [name for name, _ in chosen], [i for _, i in chosen], image, once=True
+            copy_model(small), [name for name, _ in chosen], [i for _, i in chosen], image, once=True
         )
     except Exception:
         # Some graphs do not survive a removal: trace the network anew for each.
@@ -254,7 +254,7 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
         if row["varies"] > VARIES:
             break
     full = layer_macs(model, image)
-    row["bound"] = bound(copy.deepcopy(model), image)
+    row["bound"] = bound(copy_model(model), image)
     row |= _ours(model, image, full, gather=False)
     if pattern in ("A", "A2", "B"):
         row["gather"] = _ours(model, image, full, gather=True)
