@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compactmtl.balancing import balancer
+    from compactmtl.balancing import DummyGradientNorm, balancer
     from compactmtl.config import load_recipe, load_target
     from compactmtl.data import load_dataset
     from compactmtl.export import export_onnx
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ChannelGraph": "graph",
+    "DummyGradientNorm": "balancing",
     "GroupLasso": "sparsity",
     "ProximalStep": "sparsity",
     "apply_plan": "surgery",
@@ -40,6 +41,7 @@ _HOME = {
 
 __all__ = [
     "ChannelGraph",
+    "DummyGradientNorm",
     "GroupLasso",
     "ProximalStep",
     "__version__",

@@ -9,7 +9,6 @@ Each line of the JSONL file is one network under one pattern of `surgery_zoo`, w
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 import warnings
@@ -23,8 +22,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compactmtl.graph.copies import copy_model
 from compactmtl.surgery import compact
-from tools.surgery_zoo import PATTERNS, ZOO, NotMasked, build, calibrate, mask, torch_pruning_groups, writers
+from compactmtl.surgery.computed import contracted
+from tools.surgery_zoo import (
+    PATTERNS,
+    ZOO,
+    NotMasked,
+    build,
+    calibrate,
+    limited,
+    mask,
+    torch_pruning_groups,
+    writers,
+)
 
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|
 ROUNDING = 1e-5  # in float32, above which rounding may play a part
@@ -51,7 +62,7 @@ def errors(one: nn.Module, other: nn.Module, image: tuple[Tensor, ...]) -> dict[
     found = error(one, other, image)
     if not ROUNDING < found < 1:
         return {"float32": found, "error": found}
-    double = [copy.deepcopy(model).double() for model in (one, other)]
+    double = [copy_model(model).double() for model in (one, other)]
     return {"float32": found, "error": error(double[0], double[1], (image[0].double(),))}
 
 
@@ -145,7 +156,9 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
         handle.remove()
     full = left = 0.0
     for module, record in seen.items():
-        weight = module.weight.detach()
+        # What a layer that computes its weight at every call reads is decided by the weight that it uses.
+        plain: Any = contracted(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
+        weight: Tensor = (plain if plain is not None else module).weight.detach()
         groups = int(getattr(module, "groups", 1))
         each = record.positions * float(np.prod(weight.shape[2:]))
         rows = (record.writes & record.gradient).reshape(groups, -1).sum(1)
@@ -159,7 +172,7 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
 
 def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
     """What Torch-Pruning removes when told to drop every channel whose writers are all zero."""
-    small = copy.deepcopy(model)
+    small = copy_model(model)
     names = {module: name for name, module in small.named_modules()}
     chosen: list[tuple[str, list[int]]] = []
     for group in torch_pruning_groups(small, image):
@@ -177,7 +190,7 @@ def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
             chosen.append((names[group[0][0].target.module], torch.nonzero(dead).flatten().tolist()))
     try:
         return _pruned(
-            copy.deepcopy(small), [name for name, _ in chosen], [i for _, i in chosen], image, once=True
+            copy_model(small), [name for name, _ in chosen], [i for _, i in chosen], image, once=True
         )
     except Exception:
         # Some graphs do not survive a removal: trace the network anew for each.
@@ -201,7 +214,7 @@ def _pruned(
     return small
 
 
-def latency_ratio(model: nn.Module, small: nn.Module, image: tuple[Tensor, ...], rounds: int = 7) -> float:
+def latency_ratio(model: nn.Module, small: nn.Module, image: tuple[Tensor, ...], rounds: int = 5) -> float:
     """Median time of `model` over that of `small`, one image each in turn, in eager mode."""
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
@@ -241,13 +254,14 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
         if row["varies"] > VARIES:
             break
     full = layer_macs(model, image)
-    row["bound"] = bound(copy.deepcopy(model), image)
+    row["bound"] = bound(copy_model(model), image)
     row |= _ours(model, image, full, gather=False)
     if pattern in ("A", "A2", "B"):
         row["gather"] = _ours(model, image, full, gather=True)
     started = time.perf_counter()
     try:
-        other = by_torch_pruning(model, image)
+        with limited():
+            other = by_torch_pruning(model, image)
         row["tp"] = {**errors(model, other, image), "macs": layer_macs(other, image) / full}
     except Exception as failure:
         row["tp"] = {"failure": f"{type(failure).__name__}: {failure}"[:200]}

@@ -21,11 +21,11 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from compactmtl.data.ccp import CLASSES, IMAGES, LABELS, TAGS
-from compactmtl.data.convert import Job, convert, copy_file, save_png
+from compactmtl.data.convert import Job, convert, copy_file, run_tool, save_png
 from compactmtl.data.files import images_in
 from compactmtl.data.images import read_image
 from compactmtl.data.maps import nearest
-from compactmtl.errors import CompactError, DataError
+from compactmtl.errors import DataError
 
 
 def read_mat(path: Path, key: str) -> NDArray[Any]:
@@ -120,11 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--height", type=int, help="make larger photos this high, in pixels")
     args = parser.parse_args(argv)
-    try:
-        return prepare(args.source, args.out, args.height)
-    except CompactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    if args.height is not None and args.height < 1:
+        parser.error("--height needs at least 1")
+    return run_tool(lambda: prepare(args.source, args.out, args.height))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from compactmtl.data.celebamask import MERGED, find_parts, folder_of, merge_parts
-from compactmtl.data.convert import Job, convert, save_png
-from compactmtl.errors import CompactError, DataError
+from compactmtl.data.convert import Job, convert, run_tool, save_png
+from compactmtl.errors import DataError
 
 
 def prepare(root: Path) -> int:
@@ -43,11 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", type=Path, help="folder with CelebA-HQ-img/ and CelebAMask-HQ-mask-anno/")
-    try:
-        return prepare(parser.parse_args(argv).root)
-    except CompactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    args = parser.parse_args(argv)
+    return run_tool(lambda: prepare(args.root))
 
 
 if __name__ == "__main__":

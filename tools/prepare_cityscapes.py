@@ -1,4 +1,4 @@
-"""Unpack Cityscapes' archives into the folders that `compactmtl` reads.
+r"""Unpack Cityscapes' archives into the folders that `compactmtl` reads.
 
 python tools/prepare_cityscapes.py ~/Downloads/leftImg8bit_trainvaltest.zip ~/Downloads/gtFine_trainvaltest.zip \
     ~/Downloads/disparity_trainvaltest.zip --out data/cityscapes
@@ -9,12 +9,10 @@ again. MTAN's .npy archive is unpacked the same way.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from compactmtl.data.archives import extract
-from compactmtl.errors import CompactError, DataError
+from compactmtl.data.archives import unpack_tool
 
 _ENDINGS = {
     "leftImg8bit": "_leftImg8bit.png",
@@ -37,33 +35,16 @@ def place(path: PurePosixPath) -> PurePosixPath | None:
     return None
 
 
-def prepare(archives: list[Path], out: Path) -> None:
-    """Unpack each archive. Raises DataError for one that holds nothing of Cityscapes."""
-    for archive in archives:
-        done = extract(archive, out, place)
-        if not done.written and not done.present:
-            raise DataError(
-                f"{archive}: holds no file of Cityscapes ({done.left_out} others)",
-                "the archives are listed at https://www.cityscapes-dataset.com/downloads",
-            )
-        print(f"{archive.name}: {done.written} files written, {done.present} were there")
-    print(f"look at them: compactmtl data check cityscapes root={out}")
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 where all is done."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    return unpack_tool(
+        argv,
+        __doc__,
+        place,
+        name="cityscapes",
+        title="Cityscapes",
+        hint="the archives are listed at https://www.cityscapes-dataset.com/downloads",
     )
-    parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE")
-    parser.add_argument("--out", type=Path, default=Path("data/cityscapes"), help="default: %(default)s")
-    args = parser.parse_args(argv)
-    try:
-        prepare(args.archives, args.out)
-    except CompactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
 
 
 if __name__ == "__main__":

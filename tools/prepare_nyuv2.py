@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.data.archives import extract
-from compactmtl.data.convert import Job, convert, save_png
+from compactmtl.data.convert import Job, convert, run_tool, save_png
 from compactmtl.data.formats import coded_normals
 from compactmtl.data.maps import relabel
 from compactmtl.data.nyuv2_labels import label_table
 from compactmtl.data.nyuv2_layouts import DEPTH_UNITS, PARTS, SCENES, derived_normals
 from compactmtl.data.nyuv2_mat import MatFile
-from compactmtl.errors import OK, USAGE, CompactError, DataError
+from compactmtl.errors import OK, USAGE, DataError
 
 
 def place(path: PurePosixPath) -> PurePosixPath | None:
@@ -103,11 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="nyu_depth_v2_labeled.mat, or MTAN's archive")
     parser.add_argument("--out", type=Path, default=Path("data/nyuv2"), help="default: %(default)s")
     args = parser.parse_args(argv)
-    try:
-        return prepare(args.source, args.out)
-    except CompactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_tool(lambda: prepare(args.source, args.out))
 
 
 if __name__ == "__main__":

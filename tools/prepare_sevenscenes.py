@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compactmtl.data.convert import Job, convert, copy_file, save_png
+from compactmtl.data.convert import Job, convert, copy_file, run_tool, save_png
 from compactmtl.data.formats import coded_normals, metres, read_depth_units
 from compactmtl.data.images import read_image
 from compactmtl.data.normals import Intrinsics, normals_from_depth
-from compactmtl.errors import CompactError, DataError
+from compactmtl.errors import DataError
 
 FOCAL = 585.0  # of the Kinect at 640x480, as the authors give it for all scenes
 SIZE = (480, 640)
@@ -114,11 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.every < 1:
         parser.error("--every needs at least 1")
-    try:
-        return prepare(args.scene, args.out, args.every)
-    except CompactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_tool(lambda: prepare(args.scene, args.out, args.every))
 
 
 if __name__ == "__main__":

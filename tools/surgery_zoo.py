@@ -6,7 +6,9 @@ groups, D Torch-Pruning's groups.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -147,6 +149,8 @@ def _randomize(model: nn.Module) -> None:
                     parameter.normal_(0, 0.1)
                 else:
                     parameter.uniform_(0.5, 1.5)
+            elif not parameter.any():
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
 
 
 def calibrate(model: nn.Module, image: tuple[Tensor, ...]) -> None:
@@ -213,6 +217,25 @@ def _by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...], generator: to
                     module.bias.data[rows] = 0
 
 
+LIMIT = 60  # seconds that Torch-Pruning gets for one network: its groups take minutes on some
+
+
+@contextmanager
+def limited(seconds: int = LIMIT) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class NotMasked(Exception):
     """The pattern does not apply to the network."""
 
@@ -226,7 +249,8 @@ def mask(model: nn.Module, image: tuple[Tensor, ...], pattern: str, seed: int) -
             _coupled(model, image, generator)
         elif pattern == "D":
             try:
-                _by_torch_pruning(model, image, generator)
+                with limited():
+                    _by_torch_pruning(model, image, generator)
             except Exception as failure:
                 raise NotMasked(f"Torch-Pruning: {type(failure).__name__}: {failure}") from failure
         else:

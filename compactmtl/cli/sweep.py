@@ -6,7 +6,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from compactmtl.report import Report
+    from compactmtl.report.table import Table
 
 HELP = "train a table of recipes over seeds; the same command goes on where it stopped"
 EXAMPLE = """\
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     resolved = resolve_sweep(args.sweep)
     sweep = resolved.sweep
     out = Path(args.out) if args.out else Path("runs") / "-".join(resolved.name.split("/"))
-    from compactmtl.sweep import collect_runs, plan_jobs, run_sweep, write_table
+    from compactmtl.sweep import collect_runs, plan_jobs, probed, run_sweep, write_table
     from compactmtl.train import TrainingInterrupted
 
     jobs = plan_jobs(sweep, out, args.overrides, only=args.only, seeds=args.seeds, smoke=args.smoke)
@@ -76,27 +79,30 @@ def run(args: argparse.Namespace) -> int:
     runs = collect_runs(sweep, jobs, args.only)
     runs.failed = failed
     words = ["compactmtl sweep", args.sweep, *args.overrides, "--out", str(out)]
-    report = write_table(resolved.name, sweep.description, " ".join(words), runs, sweep.baseline, out)
+    against = {name: entry.against for name, entry in sweep.entries.items() if entry.against}
+    report = write_table(
+        resolved.name, sweep.description, " ".join(words), runs, sweep.baseline, out, against
+    )
     if interrupted is not None:
         raise interrupted
     if report is None:
         print("no run has finished: there is no table yet", file=sys.stderr)
         return 1 if failed else OK
-    _print_tables(report)
+    _print_tables(report, probed(runs))
     print(f"tables: {out}")
     for path, reason in failed.items():
         print(f"failed: {path}: {reason}", file=sys.stderr)
     return 2 if failed else OK
 
 
-def _print_tables(report: Report) -> None:
+def _print_tables(report: Report, probes: Sequence[Table]) -> None:
     import sys
 
     from compactmtl.report import delta_cells, plain
     from compactmtl.report.paired import paired_cells
     from compactmtl.report.table import rich_table
 
-    for table in (delta_cells(report), paired_cells(report)):
+    for table in (delta_cells(report), paired_cells(report), *probes):
         if table is None:
             continue
         if sys.stdout.isatty():

@@ -95,9 +95,33 @@ def describe(result: DryRun) -> str:
         ("step", f"{result.seconds:.3f} s ({batch / result.seconds:.0f} images/s)"),
         ("steps", f"{result.total_steps} ({result.steps_per_epoch} an epoch)"),
         ("training", f"about {_duration(result.total_steps * result.seconds)}, validation apart"),
+        *_evaluations(result),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _evaluations(result: DryRun) -> list[tuple[str, str]]:
+    """How each over-parameterized layer is evaluated, and what the other way would cost."""
+    if not result.evaluated:
+        return []
+    chosen = plain = 0
+    lines = []
+    for one in result.evaluated:
+        price = one.price
+        whole = price.product + price.plain
+        mine = whole if one.way == "contract" or price.sequence is None else price.sequence
+        chosen, plain = chosen + mine, plain + price.plain
+        sequence = "no sequence" if price.sequence is None else f"in sequence {_giga(price.sequence)}"
+        text = f"{one.way}: product {_giga(price.product)} + {_giga(price.plain)}, {sequence}"
+        lines.append((f"  {one.layer}", text))
+    passes = f", {result.encoder_passes} encoder passes" if result.encoder_passes > 1 else ""
+    summary = f"{_giga(chosen)} MACs forward for a batch in {len(lines)} layers, {_giga(plain)} plain{passes}"
+    return [("factors", summary), *lines]
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:.3g} G"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

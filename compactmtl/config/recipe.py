@@ -54,6 +54,11 @@ class DataConfig(Frozen):
     holdout: Share = Field(
         0.0, description="share of the training split set aside as split `holdout`, for selection"
     )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="share of the training split that is trained on, after `holdout`; a smaller one is a part of a "
+        "larger one",
+    )
     select_on: Literal["val", "holdout"] = Field("val", description="split watched while training")
     augment: AugmentConfig = AugmentConfig()
     options: dict[str, Scalar | list[Scalar]] = Field(
@@ -152,6 +157,9 @@ class TrainConfig(Frozen):
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="torch CPU threads")
     patience: Annotated[int, Field(ge=1)] | None = Field(
         None, description="stop after this many epochs without a better score"
+    )
+    competition: Annotated[int, Field(ge=0)] = Field(
+        0, description="batches an epoch on which the tasks' gradients are compared layer by layer"
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="stop after this many optimizer steps, for smoke runs"

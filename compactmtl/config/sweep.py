@@ -19,6 +19,9 @@ class EntryConfig(Frozen):
     recipe: str | None = Field(None, description="recipe by name; the sweep's by default")
     overrides: tuple[str, ...] = Field((), description="key=value, laid over the sweep's")
     tasks: tuple[str, ...] = Field((), description="train these tasks alone; all by default")
+    against: str | None = Field(
+        None, description="an entry that it is held against, seed by seed, beside the sweep's baseline"
+    )
     runs: tuple[str, ...] = Field(
         (), description="globs of finished run folders in place of a recipe, one a seed"
     )
@@ -39,6 +42,9 @@ class SweepConfig(Frozen):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     baseline: str | None = Field(None, description="the entry that others are held against, seed by seed")
     compact: bool = Field(False, description="compact every run")
+    probe: Annotated[int, Field(ge=10)] | None = Field(
+        None, description="probe every run with predictors fitted on so many training images"
+    )
     targets: tuple[str, ...] = Field((), description="export every run to these targets and verify it")
     entries: Annotated[dict[str, EntryConfig], Field(min_length=1)]
 
@@ -47,6 +53,8 @@ class SweepConfig(Frozen):
         if self.baseline is not None and self.baseline not in self.entries:
             raise ValueError(f"baseline {self.baseline!r} is none of the entries {', '.join(self.entries)}")
         for name, entry in self.entries.items():
+            if entry.against is not None and entry.against not in self.entries:
+                raise ValueError(f"entries.{name}.against: {entry.against!r} is none of the entries")
             if not _NAME.fullmatch(name):
                 raise ValueError(f"entries.{name}: a name is letters, digits, dots, dashes and underscores")
             if not entry.runs and entry.recipe is None and self.recipe is None:

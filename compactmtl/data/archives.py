@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tarfile
 import zipfile
@@ -16,6 +17,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from compactmtl.data.convert import run_tool
 from compactmtl.errors import DataError
 
 Place = Callable[[PurePosixPath], PurePosixPath | None]
@@ -87,6 +89,34 @@ def extract(archive: Path, folder: Path, place: Place | None = None) -> Extracte
             raise DataError(f"{archive}: damaged ({error})", "fetch it again") from error
         raise
     return Extracted(written, present, left_out)
+
+
+def unpack_tool(
+    argv: list[str] | None, doc: str | None, place: Place, *, name: str, title: str, hint: str
+) -> int:
+    """The command line of a tool that unpacks the archives of a data set into one folder; gives the exit code.
+
+    Args:
+        doc: what its --help says.
+        name: the data set's, which also names the folder by default.
+        title: the data set's name in words.
+        hint: where the archives are listed.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archives", type=Path, nargs="+", metavar="ARCHIVE")
+    parser.add_argument("--out", type=Path, default=Path("data", name), help="default: %(default)s")
+    args = parser.parse_args(argv)
+
+    def unpack() -> int:
+        for archive in args.archives:
+            done = extract(archive, args.out, place)
+            if not done.written and not done.present:
+                raise DataError(f"{archive}: holds no file of {title} ({done.left_out} others)", hint)
+            print(f"{archive.name}: {done.written} files written, {done.present} were there")
+        print(f"look at them: compactmtl data check {name} root={args.out}")
+        return 0
+
+    return run_tool(unpack)
 
 
 @contextmanager

@@ -47,6 +47,7 @@ PARTS = (
 )  # fmt: skip
 CLASSES = ("background", *PARTS)
 REGIONS = ("background", "skin", "hair")
+SIDES = (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear"))  # change places in a mirror image
 IMAGES = "CelebA-HQ-img"
 MASKS = "CelebAMask-HQ-mask-anno"
 MERGED = "CelebAMaskHQ-mask"  # what g_mask.py and tools/prepare_celebamask.py write
@@ -84,7 +85,9 @@ class Options(Frozen):
     """`data.options` of celebamask."""
 
     classes: Literal[3, 19] = Field(
-        19, description="19 classes (background and the parts), or 3: background, skin and hair"
+        19,
+        description="19 classes (background and the parts), or 3: background, skin (the face with its features, "
+        "ears and neck) and hair",
     )
     attributes: tuple[str, ...] | None = Field(
         None, description="attributes to offer as targets, by their CelebA names; by default Male and Smiling"
@@ -246,7 +249,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Face]:
 def specs_of(options: Options, chosen: Sequence[str]) -> dict[str, TargetSpec]:
     """The targets that these options offer."""
     classes = REGIONS if options.classes == 3 else CLASSES
-    specs = {"segmentation": TargetSpec("mask", classes=classes, ignore_index=_IGNORE)}
+    sides = SIDES if options.classes == 19 else ()
+    specs = {"segmentation": TargetSpec("mask", classes=classes, ignore_index=_IGNORE, mirrored=sides)}
     if chosen:
         specs["attributes"] = TargetSpec("multilabel", classes=tuple(chosen))
     return specs | {name.lower(): TargetSpec("class", classes=("no", "yes")) for name in chosen}

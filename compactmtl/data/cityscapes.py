@@ -57,10 +57,12 @@ _FOLDERS = {
 class Options(Frozen):
     """`data.options` of cityscapes."""
 
-    classes: Literal[7, 19] = Field(7, description="7 groups the 19 that the benchmark evaluates")
+    classes: Literal[7, 19] = Field(
+        7, description="19, those that the benchmark evaluates, or 7 groups of them"
+    )
     disparity: Literal["px", "1/m"] = Field(
         "px",
-        description="unit: pixels of the 2048 wide picture, or inverse depth by each camera's calibration",
+        description="unit: px, pixels of the 2048 wide picture, or 1/m, inverse depth by each camera's calibration",
     )
 
 
@@ -174,10 +176,10 @@ class OfficialTree:
     def disparity(self, record: Record, size: tuple[int, int]) -> NDArray[np.float32]:
         """(1, H, W) in `unit`: the files hold 256 d + 1, and 0 where unknown."""
         path = record.files[1]
-        stored = nearest(_one_number(path), size).astype(np.float32)
-        if stored.max() <= 255:
+        stored = _one_number(path)
+        if stored.dtype.itemsize < 2:
             raise DataError(f"{path}: expected 16 bits a pixel, found 8", "fetch the file again")
-        pixels = np.maximum(stored - 1, 0) / 256
+        pixels = np.maximum(nearest(stored, size).astype(np.float32) - 1, 0) / 256
         if self._metric:
             pixels /= _focal_times_baseline(record.files[2])
         return pixels.astype(np.float32)[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from compactmtl.errors import DataError
+from compactmtl.errors import INTERRUPTED, USAGE, CompactError, DataError
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,21 @@ def convert(jobs: Sequence[Job], title: str) -> Outcome:
     finally:
         pool.shutdown(cancel_futures=True)
     return Outcome(len(todo) - len(faults), len(jobs) - len(todo), tuple(sorted(faults)))
+
+
+def run_tool(work: Callable[[], int]) -> int:
+    """The exit code of a tool's work; what goes wrong with its files is told in a line."""
+    try:
+        return work()
+    except CompactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr)
+        return INTERRUPTED
 
 
 def save_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:

@@ -13,6 +13,7 @@ from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.external import external, is_external
+from compactmtl.data.part import Part
 from compactmtl.errors import ConfigError, DataError
 
 DATASETS = (
@@ -97,7 +98,8 @@ def load_dataset(config: DataConfig | str, split: Split, **fields: Any) -> Visio
         raise DataError(f"{config.name} has no split {split!r}", f"its splits are {', '.join(module.SPLITS)}")
     if split == "holdout" and config.holdout == 0:
         raise ConfigError("data.holdout is 0, so there is no split holdout", "set data.holdout, such as 0.1")
-    return module.load(config, split)
+    whole = module.load(config, split)
+    return Part(whole, config.share) if split == "train" and config.share < 1 else whole
 
 
 def _plain(value: Any) -> Any:

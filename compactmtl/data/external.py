@@ -31,6 +31,8 @@ from compactmtl.tasks.base import TargetSpec
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
 _METHODS = ("__len__", "__getitem__", "identifier")
 _SHOWN = 10
+_LENGTH_TOLERANCE = 0.01  # of normals, whose coding in 8 bits costs half of that
+_MOST_INSTANCES = 2**15 - 1  # as they are stored
 
 
 class NoOptions(Frozen):
@@ -239,10 +241,8 @@ def checked(sample: Any, specs: Mapping[str, TargetSpec], size: tuple[int, int],
         here = f"{where}: target {name} ({spec.kind})"
         kind = layout(spec, size)
         array = _array(targets[name], kind.shape, "int64" if kind.dtype != "float32" else "float32", here)
-        if kind.dtype == "float32" and not np.isfinite(array).all():
-            raise DataError(
-                f"{here} holds a value that is not finite", "mark unknown values as TargetSpec says"
-            )
+        if fault := _float_fault(spec, array) if kind.dtype == "float32" else None:
+            raise DataError(f"{here} holds {fault}", "mark unknown values as TargetSpec says")
         if spec.kind in ("mask", "class"):
             wrong = (array < 0) | (array >= len(spec.classes))
             if spec.ignore_index is not None:
@@ -253,8 +253,37 @@ def checked(sample: Any, specs: Mapping[str, TargetSpec], size: tuple[int, int],
                     f"0 to {len(spec.classes) - 1}",
                     "mend the labels, or name an ignore_index in the TargetSpec",
                 )
+        if spec.kind == "instances" and (fault := _instances_fault(spec, array)):
+            raise DataError(f"{here} holds {fault}", "see TargetSpec for the format")
         arrays[name] = array.astype(kind.dtype)
     return arrays
+
+
+def _float_fault(spec: TargetSpec, array: np.ndarray[Any, np.dtype[Any]]) -> str | None:
+    """What is wrong with a target of real numbers."""
+    if spec.kind == "scalar":
+        return "an infinite value" if np.isinf(array).any() else None
+    if not np.isfinite(array).all():
+        return "a value that is not finite"
+    if spec.kind == "multilabel" and not np.isin(array, (1, 0, -1)).all():
+        return "a value other than 1 (present), 0 (absent) and -1 (unknown)"
+    if spec.kind in ("depth", "disparity") and (array < 0).any():
+        return "a negative value"
+    if spec.kind == "normals":
+        length = np.sqrt((array**2).sum(0))
+        if (np.abs(length[length != 0] - 1) > _LENGTH_TOLERANCE).any():
+            return "a vector that is neither of length 1 nor 0"
+    return None
+
+
+def _instances_fault(spec: TargetSpec, array: np.ndarray[Any, np.dtype[Any]]) -> str | None:
+    numbers, labels = array
+    if numbers.min() < -1 or numbers.max() > _MOST_INSTANCES:
+        return f"an instance number outside -1 to {_MOST_INSTANCES}"
+    own = labels[numbers > 0]
+    if ((own < 0) | (own >= len(spec.classes))).any():
+        return f"an instance of a class outside 0 to {len(spec.classes) - 1}"
+    return None
 
 
 def _array(value: Any, shape: Sequence[int], dtype: str, where: str) -> np.ndarray[Any, np.dtype[Any]]:
@@ -289,7 +318,25 @@ def _specs(name: str, dataset: Any) -> Mapping[str, TargetSpec]:
         raise ConfigError(
             f"data.name: {name} has no `specs`", "set self.specs = {target: TargetSpec(...)} in __init__"
         )
+    for target, spec in specs.items():
+        _check_spec(f"data.name: {name}, target {target}", spec)
     return specs
+
+
+def _check_spec(where: str, spec: TargetSpec) -> None:
+    if spec.kind == "mask":
+        if spec.ignore_index is not None and not 0 <= spec.ignore_index <= 255:
+            raise ConfigError(
+                f"{where}: ignore_index {spec.ignore_index} cannot be stored in a mask",
+                "masks are kept as bytes: take one of 0 to 255, such as 255",
+            )
+        if len(spec.classes) > 256:
+            raise ConfigError(f"{where}: {len(spec.classes)} classes", "a mask holds 256 at most")
+    if unknown := {label for pair in spec.mirrored for label in pair} - set(spec.classes):
+        raise ConfigError(
+            f"{where}: mirrored names {min(unknown)!r}, which is none of the classes",
+            "name two classes a pair",
+        )
 
 
 def _fits(value: Any) -> bool:

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,6 +57,9 @@ class FolderTarget(Frozen):
     ignore_index: Annotated[int, Field(ge=0, le=255)] | None = Field(
         None, description="mask value that counts nowhere"
     )
+    mirrored: tuple[tuple[str, str], ...] = Field(
+        (), description="pairs of a mask's classes that change places in a mirror image"
+    )
     unit: str = Field("", description="unit of a scalar, such as years; of depth it is metres")
     units_per_metre: Annotated[float, Field(gt=0)] = Field(
         1000.0, description="what one metre is in depth files"
@@ -70,6 +74,10 @@ class FolderTarget(Frozen):
             raise ValueError("classes names one class twice")
         if self.kind == "mask" and len(self.classes) > 255:
             raise ValueError("classes has more than 255 names, which a mask cannot hold")
+        if self.mirrored and self.kind != "mask":
+            raise ValueError(f"mirrored is of masks, not of a target of kind {self.kind}")
+        if unknown := {label for pair in self.mirrored for label in pair} - set(self.classes):
+            raise ValueError(f"mirrored names {min(unknown)!r}, which is none of the classes")
         return self
 
 
@@ -180,7 +188,7 @@ def read_table(path: Path, target: FolderTarget) -> dict[str, tuple[float, ...]]
     """Values by image name without its ending, from a CSV with a header.
 
     `image,value` holds a class's name or number, or a scalar; a multi-label table has a column for each class, with 1,
-    0, or nothing where it is unknown. Raises DataError, naming the line, for what does not parse.
+    0, or nothing where it is unknown, as a scalar may have. Raises DataError, naming the line, for what does not parse.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -225,12 +233,14 @@ def _value(word: str, target: FolderTarget, where: str) -> float:
                 f"{where}: {word!r} is neither 1, 0 nor empty", "1 present, 0 absent, empty unknown"
             )
         return float(word or -1)
+    if not word:
+        return math.nan
     try:
         value = float(word)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: {word!r} is not a number", "every image needs a finite value")
+        raise DataError(f"{where}: {word!r} is not a number", "give a finite value, or nothing for unknown")
     return value
 
 
@@ -281,9 +291,14 @@ def _split(
     """By lists train.txt and val.txt, by folders images/train and images/val, or by a hash of the names."""
     lists = {split: top / f"{split}.txt" for split in SPLITS}
     if lists["train"].is_file() or lists["val"].is_file():
-        return {
-            split: [items[name] for name in _read_list(path, items, partial)] for split, path in lists.items()
-        }, []
+        listed = {split: _read_list(path, items, partial) for split, path in lists.items()}
+        for one, other in combinations(SPLITS, 2):
+            if both := sorted(set(listed[one]) & set(listed[other])):
+                raise DataError(
+                    f"{lists[other]}: {len(both)} images are in {lists[one].name} too: {some(both)}",
+                    "an image belongs to one split",
+                )
+        return {split: [items[name] for name in names] for split, names in listed.items()}, []
     folders = {
         split: [item for name, item in items.items() if name.startswith(f"{split}/")] for split in SPLITS
     }
@@ -325,12 +340,18 @@ def _specs(described: FolderDescription, training: Sequence[Item]) -> dict[str, 
     for key, target in described.targets.items():
         if target.kind == "scalar":
             values = np.array([dict(item.values)[key][0] for item in training], np.float64)
+            values = values[np.isfinite(values)]
             mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
             specs[key] = TargetSpec("scalar", unit=target.unit, mean=mean, std=max(std, 1e-6))
         elif target.kind == "depth":
             specs[key] = TargetSpec("depth", unit="m")
         else:
-            specs[key] = TargetSpec(target.kind, classes=target.classes, ignore_index=target.ignore_index)
+            specs[key] = TargetSpec(
+                target.kind,
+                classes=target.classes,
+                ignore_index=target.ignore_index,
+                mirrored=target.mirrored,
+            )
     return specs
 
 

@@ -43,10 +43,13 @@ _IDENTITY = "+x+y+z"
 class Options(Frozen):
     """`data.options` of nyuv2."""
 
-    classes: Literal[13, 40, 41] = Field(13, description="41 is 40 and unlabeled as a class of its own")
-    depth: Literal["filled", "raw"] = Field("filled", description="of the .mat file: holes filled in, or not")
+    classes: Literal[13, 40, 41] = Field(13, description="13, 40 or 41: 40 and the unlabeled as one more")
+    depth: Literal["filled", "raw"] = Field(
+        "filled", description="of the .mat file: filled, holes filled in, or raw"
+    )
     normals: Literal["auto", "stored", "derived", "none"] = Field(
-        "auto", description="auto takes those stored, and derives them from depth where there are none"
+        "auto",
+        description="stored, derived from depth, none, or auto: stored, and derived where there are no stored ones",
     )
     normal_axes: Annotated[str, Field(pattern=r"^([+-][xyz]){3}$")] = Field(
         _IDENTITY,

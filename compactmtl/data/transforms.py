@@ -2,7 +2,7 @@
 
 `Depth`, `Disparity` and `Normals` are torchvision tv_tensors, so that any torchvision.transforms.v2 transform treats them
 right or refuses. The camera model: a picture keeps its focal length, and a crop may move its principal point. Then
-- a mirror image negates the normals' x;
+- a mirror image negates the normals' x, and a mask's classes that know left from right change places;
 - a zoom by s shows the scene squeezed along the view: depth is divided by s, and a normal, which is a covector, turns
   to (nx, ny, s nz), renormalized (depth: Eigen et al., arXiv:1406.2283, section 3.4); disparity, as inverse depth, is
   multiplied by s;
@@ -345,11 +345,24 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
             maps[name] = F.crop(padded, top, left, height, width)
     if choices.flip:
         maps = {name: F.horizontal_flip(value) for name, value in maps.items()}
+        for name, value in maps.items():
+            if name != _IMAGE and specs[name].mirrored:
+                maps[name] = _sides_changed(value, specs[name])
     image = _plain(maps.pop(_IMAGE))
     for name, value in maps.items():
         plain = _plain(value)
         others[name] = plain[0] if specs[name].kind == "mask" else plain
     return {"image": image, "targets": {name: others[name] for name in sample["targets"]}}
+
+
+def _sides_changed(mask: Tensor, spec: TargetSpec) -> Tensor:
+    """A mask in which each of the classes `spec.mirrored` is the other of its pair."""
+    changed = mask.clone()
+    for pair in spec.mirrored:
+        one, other = (spec.classes.index(name) for name in pair)
+        changed[mask == one] = other
+        changed[mask == other] = one
+    return changed
 
 
 def _unknown(spec: TargetSpec) -> int | None:

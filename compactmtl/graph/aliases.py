@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 # These return their input itself in eval mode although their schema does not say so.
@@ -22,9 +24,26 @@ def _aliases_first_argument(node: fx.Node) -> bool:
 
 
 def is_mutation(node: fx.Node) -> bool:
-    """Whether the call writes into its first argument."""
+    """Whether the call writes into one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """The tensors that the call writes into: its first argument, or what is given as `out`."""
+    if node.op != "call_function" or not is_mutation(node):
+        return []
+    found: list[Any] = []
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            found += value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in found if isinstance(item, fx.Node)]
+
+
+def writes_elsewhere(node: fx.Node) -> bool:
+    """Whether the call writes into another tensor than the one that it works on."""
+    return any(target is not node.args[0] for target in written(node))
 
 
 def resolve_mutations(graph: fx.Graph) -> set[fx.Node]:
@@ -37,21 +56,23 @@ def resolve_mutations(graph: fx.Graph) -> set[fx.Node]:
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         first = node.args[0] if node.op == "call_function" and node.args else None
-        aliased = isinstance(first, fx.Node) and _aliases_first_argument(node)
-        root[node] = root[first] if aliased else node  # type: ignore[index]
+        targets = written(node)
+        if targets:
+            root[node] = root[targets[0]]
+        else:
+            aliased = isinstance(first, fx.Node) and _aliases_first_argument(node)
+            root[node] = root[first] if aliased else node  # type: ignore[index]
         members.setdefault(root[node], []).append(node)
 
     hazards: set[fx.Node] = set()
-    for call in list(graph.nodes):
-        if call.op != "call_function" or not is_mutation(call) or not isinstance(call.args[0], fx.Node):
-            continue
-        mutated = call.args[0]
-        for user in [user for user in mutated.users if order[user] > order[call]]:
-            user.replace_input_with(mutated, call)
-        for other in members[root[mutated]]:
-            read_later = any(order[user] > order[call] for user in other.users)
-            if other not in (mutated, call) and order[other] < order[call] and read_later:
+    for call in graph.nodes:
+        for mutated in written(call):  # read anew: an earlier call may have taken its place
+            for user in [user for user in mutated.users if order[user] > order[call]]:
+                user.replace_input_with(mutated, call)
+            for other in members[root[mutated]]:
+                read_later = any(order[user] > order[call] for user in other.users)
+                if other not in (mutated, call) and order[other] < order[call] and read_later:
+                    hazards.update(members[root[mutated]])
+            if root[mutated].op == "placeholder":
                 hazards.update(members[root[mutated]])
-        if root[mutated].op == "placeholder":
-            hazards.update(members[root[mutated]])
     return hazards

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from compactmtl.graph.aliases import writes_elsewhere
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
 from compactmtl.graph.trace import Traced
@@ -237,7 +238,7 @@ class Analysis:
         for node in self.traced.calls:
             rule = rules.get(operator(node), fallback)
             self.space.cause = f"{operator(node)}: its channels are not followed"
-            reason = rule.layout(self, node)
+            reason = "it writes into another tensor" if writes_elsewhere(node) else rule.layout(self, node)
             if reason is not None:
                 self.space.cause = f"{operator(node)}: {reason}"
                 self.barriers[node] = reason

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph.aliases import is_mutation, resolve_mutations
+from compactmtl.graph.contexts import inline_contexts
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Traced:
             for node, (_, value) in self.tensors.items()
         }
         given = zip(self.inputs, tree_leaves(list(example_inputs)), strict=True)
+        values.update(
+            (node, attrgetter(str(node.target))(self.module))
+            for node in self.module.graph.nodes
+            if node.op == "get_attr"
+        )
         values.update((node, leaf.clone() if node in self.hazards else leaf) for node, leaf in given)
         nodes = self.calls
         last: dict[fx.Node, fx.Node] = {}
@@ -55,7 +62,13 @@ class Traced:
         with torch.inference_mode():
             for node in nodes:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
+                try:
+                    value = node.target(*args, **kwargs)  # type: ignore[operator]
+                except Exception as error:
+                    raise SurgeryError(
+                        f"the traced graph does not run at {node.name}: {first_line(error)}",
+                        "leave function transforms and code that depends on the tracer out of the forward",
+                    ) from error
                 values[node] = value
                 yield node, value
                 for used in dying.get(node, ()):
@@ -123,6 +136,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     except Exception as error:
         raise _explained(model, example_inputs, error) from error
     module = program.graph_module
+    inline_contexts(module)
     signature = program.graph_signature
     state = {
         **dict(model.named_parameters(remove_duplicate=False)),
@@ -144,6 +158,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
         else:
             users.append(node)
     _drop_unread(module.graph)
+    _require_fixed_sizes(model, module.graph)
     hazards = frozenset(resolve_mutations(module.graph))
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = tuple(output.all_input_nodes)
@@ -160,6 +175,17 @@ def _drop_unread(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and not is_mutation(node):
             graph.erase_node(node)
+
+
+def _require_fixed_sizes(model: nn.Module, graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and not all(type(size) is int for size in value.shape):
+            raise SurgeryError(
+                f"{type(model).__name__} makes tensors whose size depends on values ({node.name}): "
+                "it cannot be followed",
+                "leave such steps, like the selection of boxes, to code outside the model",
+            )
 
 
 def _explained(model: nn.Module, example_inputs: Sequence[Any], error: Exception) -> SurgeryError:

@@ -31,7 +31,7 @@ class SegNetOptions(Frozen):
     )
     unpool: Literal["exportable", "indices"] = Field(
         "exportable",
-        description="how maxima are put back: by masks, whose channels surgery can remove, or by torch's indices; "
+        description="how maxima are put back: by masks, which every exporter knows, or by torch's indices; "
         "the same function and the same weights",
     )
 

@@ -22,9 +22,9 @@ Evaluation = Literal["auto", "contract", "sequence"]
 
 DIAGONAL = "M"  # name of the parameter that holds the diagonals, in every form that has them
 
-# MACs of thin convolutions take longer than those of one whole convolution or of a matrix product: measured on
-# two CPU cores for 64 to 512 channels, see tools/bench_overparam.py.
-THIN_COST = 1.25
+# A MAC of a thin convolution, or of the product with its copies, takes about this many times as long as one of the
+# whole convolution: measured on CPU cores with AVX-512 for 64 to 512 channels, forward and backward.
+DETOUR_COST = 1.3
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Price:
     @property
     def choice(self) -> Literal["contract", "sequence"]:
         """The cheaper evaluation while training."""
-        if self.sequence is None or self.product + self.plain <= THIN_COST * self.sequence:
+        if self.sequence is None or self.product + self.plain / DETOUR_COST <= self.sequence:
             return "contract"
         return "sequence"
 
@@ -104,7 +104,7 @@ class OverparamLayer(nn.Module, ABC):
         """What the plain layer gives for x, (B, g·I, H, W) or, for a linear layer, (..., I)."""
         if not torch.is_grad_enabled() and not self.training:
             return self.geometry.apply(x, self._contracted_weight(), self.bias)
-        if self._evaluation(x.shape) == "sequence":
+        if self.way(x.shape) == "sequence":
             return self.run_stages(x)
         return self.geometry.apply(x, self.weight, self.bias)
 
@@ -164,7 +164,8 @@ class OverparamLayer(nn.Module, ABC):
     def extra_repr(self) -> str:
         return f"{self.geometry.describe()}, rank={self.rank}"
 
-    def _evaluation(self, shape: torch.Size) -> str:
+    def way(self, shape: Sequence[int]) -> str:
+        """How an input of `shape` is evaluated while training: "contract" or "sequence"."""
         if self.evaluation != "auto":
             return self.evaluation if self.evaluation == "contract" or self.stages() else "contract"
         key = tuple(shape)

@@ -45,9 +45,11 @@ class SvdLayer(OverparamLayer):
     def product(self) -> Tensor:
         shape = self.geometry
         (kh, kw), g = shape.kernel, shape.groups
-        u = self.U.view(g, shape.rows * kh, self.rank)
-        v = (self.diagonal()[:, None, None] * self.V).view(g, self.rank, shape.inner * kw)
-        product = (u[0] @ v[0]) if g == 1 else torch.bmm(u, v)
+        v = self.diagonal()[:, None, None] * self.V
+        if g == 1:  # without picking the one group out, whose gradient would be copied
+            product = self.U.view(-1, self.rank) @ v.view(self.rank, -1)
+        else:
+            product = torch.bmm(self.U.view(g, -1, self.rank), v.view(g, self.rank, -1))
         return product.view(shape.out, kh, shape.inner, kw).transpose(1, 2).contiguous()
 
     def diagonal(self) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compactmtl.report import format as fmt
-from compactmtl.report.model import Epoch, LayerChange, TaskView
+from compactmtl.report.model import Competition, Epoch, LayerChange, TaskView
 from compactmtl.verify.result import LatencyResult
 
 if TYPE_CHECKING:
@@ -173,6 +173,61 @@ def sparsity_curve(curves: Mapping[str, Sequence[Epoch]], key: str) -> str | Non
         _whole_ticks(axes)
         axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=1)
+        return _svg(figure, key)
+
+
+def cosine_curves(epochs: Sequence[Epoch], key: str) -> str | None:
+    """The mean over layers of the cosine between task gradients, a line a pair; none where none was measured."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for epoch in epochs:
+        if epoch.competition is not None:
+            for pair in epoch.competition.pairs:
+                points.setdefault(pair, []).append((epoch.epoch, epoch.competition.mean_cosine(pair)))
+    return _lines(points, key, ("epoch", "mean cosine"), base=0.0) if points else None
+
+
+def cosines_by_layer(found: Competition, key: str) -> str | None:
+    """The cosine between task gradients in each layer, input to output, a line a pair."""
+    points = {
+        pair: [(index, values[pair]) for index, values in enumerate(found.cosines.values(), 1)]
+        for pair in found.pairs
+    }
+    return _lines(points, key, ("layer, from the input", "cosine"), base=0.0) if points else None
+
+
+def spread_by_layer(found: Competition, key: str) -> str | None:
+    """The standard deviation of each task's diagonals in each layer, input to output, a line a task."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for index, values in enumerate(found.spread.values(), 1):
+        for name, value in values.items():
+            points.setdefault(name, []).append((index, value))
+    return _lines(points, key, ("layer, from the input", "spread of M"), base=0.0) if points else None
+
+
+def _lines(
+    series: Mapping[str, Sequence[tuple[int, float]]], key: str, labels: tuple[str, str], base: float
+) -> str:
+    """Lines over whole numbers with a rule at `base`."""
+    from matplotlib.figure import Figure
+
+    with _style(key):
+        figure = Figure(figsize=(_WIDTH, 2.3 + 0.2 * (len(series) // 3)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(base, color=_INK, alpha=0.4, linewidth=0.6)
+        for color, (name, points) in zip(_cycle(len(series)), series.items(), strict=True):
+            axes.plot(
+                *zip(*points, strict=True),
+                color=color,
+                label=name.replace("|", " and "),
+                linewidth=1.4,
+                marker=".",
+                markersize=4,
+            )
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        _whole_ticks(axes)
+        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
+        figure.legend(loc="outside upper left", ncols=3)
         return _svg(figure, key)
 
 

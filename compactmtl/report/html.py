@@ -14,6 +14,7 @@ import compactmtl
 from compactmtl.report import delta_formats, figures, table
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
+from compactmtl.report.paired import paired_cells
 from compactmtl.report.pictures import data_uri
 from compactmtl.report.samples import SampleView, TaskSample, View
 
@@ -45,6 +46,7 @@ class RunPage:
     latency: tuple[Drawing, ...]
     curves: tuple[Drawing, ...]
     sparsity: Drawing | None
+    competition: tuple[Drawing, ...]
 
 
 def render(report: Report, samples: Sequence[SampleView]) -> str:
@@ -75,6 +77,7 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         gates=report.gates,
         table=table.comparison(report),
         delta=delta_formats.grid(report) if delta_formats.shows_more(report) else None,
+        paired=paired_cells(report),
         samples=samples,
         labels=list(
             dict.fromkeys(label for one in samples for task in one.tasks for label in task.predictions)
@@ -164,6 +167,7 @@ def _page(run: RunView, number: int, report: Report) -> RunPage:
         ),
         curves=tuple(_curves(run, report, key)),
         sparsity=_sparsity(run, f"{key}-sparsity"),
+        competition=tuple(_competition(run, key)),
     )
 
 
@@ -204,6 +208,33 @@ def _curves(run: RunView, report: Report, key: str) -> list[Drawing]:
             )
         )
     return drawings
+
+
+def _competition(run: RunView, key: str) -> list[Drawing]:
+    """Cosines between task gradients over epochs and by layer, and the spread of the tasks' diagonals."""
+    last = next((one.competition for one in reversed(run.epochs) if one.competition is not None), None)
+    if last is None:
+        return []
+    means = "; ".join(f"{pair.replace('|', ' and ')} {last.mean_cosine(pair):+.2f}" for pair in last.pairs)
+    layers = len(last.cosines or last.spread)
+    drawn = [
+        (
+            figures.cosine_curves(run.epochs, f"{key}-cosines"),
+            f"Mean cosine between task gradients over epochs; at the last: {means}",
+            "Do the tasks pull the shared layers the same way? 1: they do, −1: against each other",
+        ),
+        (
+            figures.cosines_by_layer(last, f"{key}-cosine-layers"),
+            f"Cosine between task gradients in each of {layers} shared layers; the means are {means}",
+            "The same in each layer, at the last epoch",
+        ),
+        (
+            figures.spread_by_layer(last, f"{key}-spread"),
+            f"Standard deviation of the diagonals' entries in each of {layers} layers",
+            "How far the tasks' diagonals have moved apart from 1, at the last epoch",
+        ),
+    ]
+    return [Drawing(Markup(svg), alt, caption) for svg, alt, caption in drawn if svg is not None]
 
 
 def _sparsity(run: RunView, key: str) -> Drawing | None:

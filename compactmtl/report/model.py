@@ -77,6 +77,22 @@ class Sparsity(Read):
     macs_removable: float | None = None
 
 
+class Competition(Read):
+    """How the tasks' gradients lie to each other in each shared layer, and how their diagonals spread."""
+
+    cosines: dict[str, dict[str, float]] = {}  # layer -> "task|task" -> cosine
+    spread: dict[str, dict[str, float]] = {}  # layer -> task, "shared" or "between" -> standard deviation
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The pairs of tasks, in order."""
+        return tuple(dict.fromkeys(pair for values in self.cosines.values() for pair in values))
+
+    def mean_cosine(self, pair: str) -> float:
+        """The mean over the layers."""
+        return statistics.fmean(values[pair] for values in self.cosines.values() if pair in values)
+
+
 class TrainLosses(Read):
     """Mean weighted loss of an epoch and the single tasks' losses."""
 
@@ -96,6 +112,7 @@ class Epoch(Read):
     score: float | None = None
     delta_m: float | None = None
     sparsity: Sparsity | None = None
+    competition: Competition | None = None
 
 
 class MetricView(Frozen):
@@ -204,7 +221,7 @@ class Spread(Frozen):
 
 
 class PairedRow(Frozen):
-    """One entry of a sweep against the baseline, seed by seed: differences entry − baseline over the seeds of both.
+    """One entry of a sweep against another, seed by seed: differences entry − other over the seeds of both.
 
     `better` counts the seeds at which the entry is the better of the two, for Δm and each metric.
     """
@@ -214,6 +231,7 @@ class PairedRow(Frozen):
     metrics: dict[str, dict[str, Spread]]
     delta_m: Spread | None
     better: dict[str, int]  # "Δm" or "task metric"
+    against: str | None = None  # the entry that it is held against, where that is not the baseline
 
 
 class SweepView(Frozen):

@@ -25,8 +25,12 @@ def sweep_report(
     baseline: str | None,
     missing: Mapping[str, Sequence[int]],
     splits: ValSplits,
+    against: Mapping[str, str] | None = None,
 ) -> Report:
-    """The report of a sweep: `runs` and seeds that are `missing` by entry. Raises as `build_report`."""
+    """The report of a sweep: `runs` and seeds that are `missing` by entry. Raises as `build_report`.
+
+    `against` names, for some entries, another beside the baseline that they are held against.
+    """
     of = {str(run.path): entry for entry, group in runs.items() for run in group}
     known = baseline if baseline in runs else None
     report = build_report([run for group in runs.values() for run in group], None, splits, Entries(of, known))
@@ -37,6 +41,10 @@ def sweep_report(
         for label, row in rows.items()
         if known is not None and label != known
     ]
+    for label, other in (against or {}).items():
+        if label in rows and other in rows and other != known:
+            found = _paired(rows[label], rows[other], runs[label][0].tasks)
+            paired.append(found and found.model_copy(update={"against": other}))
     view = SweepView(
         name=name,
         baseline=known,
@@ -110,10 +118,11 @@ def paired_cells(report: Report) -> Table | None:
         for task, metric, info in columns:
             spread, better = row.metrics.get(task, {}).get(metric), row.better.get(f"{task} {metric}", 0)
             cells.append(delta_formats.difference(spread, info, better, len(row.seeds)))
-        rows.append(Row(row.label, tuple(cells)))
+        label = row.label if row.against is None else f"{row.label}, against {row.against}"
+        rows.append(Row(label, tuple(cells)))
     names = ("Δm, % ↑", *(f"{task} {delta_formats.heading(metric, info)}" for task, metric, info in columns))
     caption = (
-        f"difference to {view.baseline} of the same seed: mean ± standard deviation over seeds, and how many of them "
+        f"difference to {view.baseline or 'the other'} of the same seed: mean ± standard deviation over seeds, and how many of them "
         "are better"
     )
     return Table(names, tuple(rows), caption)

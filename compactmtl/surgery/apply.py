@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery.computed import contract_computed
+from compactmtl.surgery.fused import fuse
 from compactmtl.surgery.gather import install
 from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
 
@@ -31,8 +32,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             f"the plan was made for another model than this {type(model).__name__}: names or shapes differ",
             _MEND,
         )
-    copied = copy_model(model, share=True)
+    copied = copy_model(model, share=not plan.fused)
     try:
+        fuse(copied, plan.fused)
         contract_computed(copied, plan.contracted)
     except KeyError as error:
         raise ArtifactError(f"the plan contracts {error}, which the model does not have", _MEND) from error

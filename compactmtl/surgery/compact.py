@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
 from compactmtl.graph.copies import copy_model
-from compactmtl.graph.space import Flags
 from compactmtl.graph.trace import check_inputs, check_model, first_line
 from compactmtl.overparam import contract
-from compactmtl.surgery.analyse import choose_alive
-from compactmtl.surgery.apply import apply_plan, has_bias_slot
 from compactmtl.surgery.computed import computed_layers, contract_computed
-from compactmtl.surgery.gather import Thinned, choose_thinned
+from compactmtl.surgery.fused import fusable, fuse
 from compactmtl.surgery.kept import kept_whole
 from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
 from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
-from compactmtl.surgery.write import write_plan
+from compactmtl.surgery.search import Search
 
 ROUNDED = 1e-4  # largest relative error where weights are computed in float32 once instead of at every call
 
@@ -68,15 +64,8 @@ def compact(
         lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, list(example_inputs)
     )
     plain = _plain_copy(model)
-    graph = ChannelGraph.trace(plain, inputs)
-    expected = reference(plain, inputs)
-    found = None
-    computed = computed_layers(graph, plain)
-    if computed:
-        found = _remove(plain, inputs, expected, align, tolerance, gather, computed)
-    if found is None or found.plan.empty:  # nothing gained: layers with computed weights stay what they are
-        found = _remove(plain, inputs, expected, align, tolerance, gather, graph=graph)
-    assert found is not None
+    settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather)
+    found = _smallest(settings)
     plan, small = found.plan, found.model
     before, after = cost(plain, inputs), cost(small, inputs)
     report = SurgeryReport(
@@ -87,10 +76,20 @@ def compact(
         layers=found.layers,
         proof=found.proof,
         kept_whole=found.kept_whole,
-        contracted=plan.contracted,
+        contracted=(*plan.fused, *plan.contracted),
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    plain: nn.Module
+    inputs: Sequence[Any]
+    expected: Reference
+    align: int
+    tolerance: float | None
+    gather: bool
 
 
 @dataclass(frozen=True)
@@ -102,42 +101,72 @@ class _Removal:
     kept_whole: dict[str, str]
 
 
+def _smallest(settings: _Settings) -> _Removal:
+    """Remove what is dead, with layers and blocks contracted first where that leads to a smaller model."""
+    plain, inputs = settings.plain, settings.inputs
+    graph = ChannelGraph.trace(plain, inputs)
+    found = None
+    computed = computed_layers(graph, plain)
+    if computed:
+        found = _remove(settings, computed=computed)
+    if found is None or found.plan.empty:  # nothing gained: layers with computed weights stay what they are
+        found = _remove(settings, graph=graph)
+    assert found is not None
+    blocks = fusable(plain)
+    fused = _remove(settings, fused=blocks) if blocks else None
+    # A block of one branch is left as it is, for fused with its norm it costs the same.
+    if fused is not None and cost(fused.model, inputs).macs < 0.99 * cost(found.model, inputs).macs:
+        return fused
+    return found
+
+
 def _remove(
-    plain: nn.Module,
-    inputs: Sequence[Any],
-    expected: Reference,
-    align: int,
-    tolerance: float | None,
-    gather: bool,
+    settings: _Settings,
+    fused: Sequence[str] = (),
     computed: Sequence[str] = (),
     graph: ChannelGraph | None = None,
 ) -> _Removal | None:
-    """Remove what is dead, with the layers `computed` contracted first.
+    """Remove what is dead, with the blocks `fused` and the layers `computed` contracted first.
 
-    None where that does not keep the function: their weights, computed in float64 for the proof, are then rounded.
+    None where contracting does not keep the function: weights that the proof computes in float64 are rounded then.
     """
-    contracted, original = plain, expected
+    form, expected = settings.plain, settings.expected
+    if fused:
+        form = copy_model(form)
+        try:
+            fuse(form, fused)
+            graph = ChannelGraph.trace(form.eval(), settings.inputs)
+        except Exception:  # it is another's code, for a use that may not be this one
+            return None
+        computed = computed_layers(graph, form)
     if computed:
-        contracted = copy_model(plain, share=True)
-        contract_computed(contracted, computed)
-        expected = reference(contracted, inputs)
+        form = copy_model(form, share=True)
+        contract_computed(form, computed)
+        graph = None
+    if form is not settings.plain:
+        expected = reference(form, settings.inputs)
     if graph is None:
-        graph = ChannelGraph.trace(contracted, inputs)
-    attempt = _Attempt(graph, contracted, expected, align, tolerance)
-    alive, rolled_back = attempt.search()
-    if gather:
-        rolled_back += attempt.gather(alive)
-    plan, small, proof = attempt.result(alive)
-    if computed:
-        proof = compare(original, small, max(tolerance or 0.0, ROUNDED))
+        graph = ChannelGraph.trace(form, settings.inputs)
+    search = Search(graph, form, expected, settings.align, settings.tolerance)
+    alive, rolled_back = search.search()
+    if settings.gather:
+        rolled_back += search.gather(alive)
+    plan, small, proof = search.result(alive)
+    if form is not settings.plain:
+        proof = compare(settings.expected, small, max(settings.tolerance or 0.0, ROUNDED))
         if not proof.passed:
             return None
-    plan = plan.model_copy(update={"contracted": tuple(computed), "signature": signature(plain)})
+    contracted = {
+        "fused": tuple(fused),
+        "contracted": tuple(computed),
+        "signature": signature(settings.plain),
+    }
     kept = {
-        **kept_whole(graph, alive, attempt.unbiased),
+        **kept_whole(graph, alive, search.unbiased),
         **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
     }
-    return _Removal(plan, small, proof, layer_changes(graph, alive, attempt.thinned), kept)
+    changes = layer_changes(graph, alive, search.thinned)
+    return _Removal(plan.model_copy(update=contracted), small, proof, changes, kept)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -150,143 +179,3 @@ def _plain_copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} could not be copied: {first_line(error)}",
             "drop attributes that copy.deepcopy does not take, such as open files, locks and results of a run",
         ) from error
-
-
-Result = tuple[Plan, nn.Module, Proof]
-
-
-class _Attempt:
-    """Try removals, and where the proof fails find and pin the channels that are to blame."""
-
-    def __init__(
-        self, graph: ChannelGraph, plain: nn.Module, expected: Reference, align: int, tolerance: float | None
-    ) -> None:
-        self._graph, self._plain, self._expected = graph, plain, expected
-        self._align, self._tolerance = align, tolerance
-        modules = dict(plain.named_modules())
-        self.unbiased = frozenset(
-            product.name
-            for product in graph.analysis.products.values()
-            if product.name not in modules or not has_bias_slot(modules[product.name])
-        )
-        self._slabs = True
-        self.thinned: dict[str, Thinned] = {}
-        self._last: tuple[bytes, Result] | None = None
-
-    def search(self) -> tuple[Flags, list[str]]:
-        """The classes that stay, and the layers whose removal had to be rolled back."""
-        pinned = np.zeros(self._graph.classes, dtype=bool)
-        alive = self._choose(pinned)
-        proof = self.result(alive)[2]
-        if proof.passed:
-            return alive, []
-        self._require_repeatable()
-        self._slabs = False  # a forward may count its heads in a way that cannot be changed
-        alive = self._choose(pinned)
-        proof = self.result(alive)[2]
-        if proof.passed:
-            return alive, []
-        units = self._units(~alive)
-        left, blamed = list(range(len(units))), set[int]()
-        while left and not proof.passed:
-            # The case that fails finds what is to blame; the others have their say once it passes.
-            case = proof.failed_case
-            accepted: list[int] = []
-            found = self._blame(units, left, accepted, case)
-            blamed.update(found)
-            # Where nothing fails on its own and yet all together do, nothing of it is to be trusted.
-            left = accepted if found else []
-            alive = self._choose(self._all_but(units, left))
-            proof = self.result(alive)[2]
-        blamed.update(set(range(len(units))) - set(left))
-        return alive, [units[index][0] for index in sorted(blamed)]
-
-    def _require_repeatable(self) -> None:
-        if not compare(self._expected, self._plain, self._tolerance).passed:
-            raise SurgeryError(
-                f"{type(self._plain).__name__} gives another output at every run on the same input in eval mode",
-                "make its forward deterministic in eval mode: nothing can be proved of it as it is",
-            )
-
-    def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(self._graph, self._align, pinned, self.unbiased, self._slabs)
-
-    def result(self, alive: Flags) -> Result:
-        """Plan, small model and full proof with only the `alive` classes left."""
-        key = alive.tobytes()
-        if self._last is None or self._last[0] != key:
-            self._last = None  # frees the model of the attempt before
-            self._last = (key, self._tried(alive, None))
-        return self._last[1]
-
-    def gather(self, alive: Flags) -> list[str]:
-        """Thin layers by index, on top of the classes that go; the layers for which that had to be rolled back."""
-        chosen = choose_thinned(self._graph, self._plain, alive, self._align)
-        accepted: dict[str, Thinned] = {}
-        blamed = self._blame_gathers(alive, chosen, accepted)
-        self.thinned, self._last = accepted, None
-        if not self.result(alive)[2].passed:
-            self.thinned, self._last, blamed = {}, None, list(chosen)
-        return [f"{name} (its gather)" for name in blamed]
-
-    def _blame_gathers(
-        self, alive: Flags, among: Mapping[str, Thinned], accepted: dict[str, Thinned]
-    ) -> list[str]:
-        """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
-        if not among:
-            return []
-        self.thinned, self._last = {**accepted, **among}, None
-        if self.result(alive)[2].passed:
-            accepted.update(among)
-            return []
-        names = list(among)
-        if len(names) == 1:
-            return names
-        halves = names[: len(names) // 2], names[len(names) // 2 :]
-        return [
-            name
-            for half in halves
-            for name in self._blame_gathers(alive, {key: among[key] for key in half}, accepted)
-        ]
-
-    def _tried(self, alive: Flags, case: int | None) -> Result:
-        plan = write_plan(self._graph, self._plain, alive, self.thinned)
-        small = apply_plan(self._plain, plan).eval()
-        return plan, small, compare(self._expected, small, self._tolerance, case)
-
-    def _units(self, removed: Flags) -> list[tuple[str, Flags]]:
-        """Removed classes by the layer that first writes them: what is rolled back together."""
-        units: list[tuple[str, Flags]] = []
-        left = removed.copy()
-        for product in self._graph.analysis.products.values():
-            flags = np.zeros_like(left)
-            flags[self._graph.labels[product.outputs]] = True
-            flags &= left
-            if flags.any():
-                units.append((product.name, flags))
-                left &= ~flags
-        if left.any():
-            units.append(("other", left))
-        return units
-
-    def _all_but(self, units: Sequence[tuple[str, Flags]], chosen: Sequence[int]) -> Flags:
-        pinned = np.ones(self._graph.classes, dtype=bool)
-        for index in chosen:
-            pinned &= ~units[index][1]
-        return pinned
-
-    def _blame(
-        self, units: Sequence[tuple[str, Flags]], among: list[int], accepted: list[int], case: int
-    ) -> list[int]:
-        """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
-        alive = self._choose(self._all_but(units, accepted + among))
-        if self._tried(alive, case)[2].passed:
-            accepted.extend(among)
-            return []
-        if len(among) == 1:
-            return among
-        middle = len(among) // 2
-        return [
-            *self._blame(units, among[:middle], accepted, case),
-            *self._blame(units, among[middle:], accepted, case),
-        ]

@@ -87,13 +87,16 @@ class Gather(_Edit):
 
 
 class Plan(_Edit):
-    """Edits in the order in which they are applied: contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers.
+    """Edits in the order in which they are applied: fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
 
     version: Literal[1] = 1
     signature: str
+    fused: tuple[str, ...] = Field(
+        (), description="blocks of branches that become one layer, by their own method"
+    )
     contracted: tuple[str, ...] = Field(
         (), description="layers that compute their weight at every call, and become plain ones"
     )

@@ -30,7 +30,8 @@ class LayerChange:
 class SurgeryReport:
     """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason.
 
-    `contracted` names the layers that computed their weight at every call and became plain ones.
+    `contracted` names the blocks of branches and the layers that computed their weight at every call, which became
+    plain layers.
     """
 
     macs_before: int

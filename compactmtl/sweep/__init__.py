@@ -2,6 +2,6 @@
 
 from compactmtl.sweep.jobs import Job, plan_jobs
 from compactmtl.sweep.run import SweepRuns, collect_runs, run_sweep
-from compactmtl.sweep.table import write_table
+from compactmtl.sweep.table import probed, write_table
 
-__all__ = ["Job", "SweepRuns", "collect_runs", "plan_jobs", "run_sweep", "write_table"]
+__all__ = ["Job", "SweepRuns", "collect_runs", "plan_jobs", "probed", "run_sweep", "write_table"]

@@ -13,6 +13,7 @@ from compactmtl.errors import ArtifactError, CompactError, TrainingError
 from compactmtl.export import export_run
 from compactmtl.sweep.jobs import Job, elsewhere
 from compactmtl.train import Run, TrainingInterrupted, compact_run, is_run, train
+from compactmtl.train.probe import probe_run
 from compactmtl.train.run import check_compact
 
 
@@ -26,7 +27,7 @@ class SweepRuns:
 
 
 def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict[str, str]:
-    """Train every job that is not finished, then compact and export it where the sweep says so.
+    """Train every job that is not finished, then compact, probe and export it where the sweep says so.
 
     A run that cannot go on, such as one whose loss is not finite, is left and the others go on; the result maps its
     folder to the reason. Raises TrainingInterrupted after Ctrl-C or SIGTERM, and what `train` raises where the recipe,
@@ -48,11 +49,13 @@ def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict
 
 
 def finish(run: Run, sweep: SweepConfig, console: Console) -> None:
-    """Compact and export a trained run as the sweep says, unless that is done."""
+    """Compact, probe and export a trained run as the sweep says, unless that is done."""
     if sweep.compact and not _is_compacted(run):
         result = compact_run(run)
         report = result.report
         console.print(f"compact: {report.macs_after:,} of {report.macs_before:,} MACs", highlight=False)
+    if sweep.probe is not None:
+        probe_run(run, samples=sweep.probe, seed=run.recipe.seed)
     for target in sweep.targets:
         if not (run.path / "export" / target / "verification.json").exists():
             found = export_run(run, target, load_target(target))

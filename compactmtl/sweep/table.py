@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from compactmtl.report import delta_cells, markdown, write_collected
 from compactmtl.report.model import Report
 from compactmtl.report.paired import paired_cells, sweep_report
+from compactmtl.report.probes import probe_tables
 from compactmtl.report.samples import ValSplits
+from compactmtl.report.table import Table
 from compactmtl.sweep.run import SweepRuns
 from compactmtl.train.files import write_text
+from compactmtl.train.probe import read_probe
 
 MARKDOWN, JSON = "sweep.md", "sweep.json"
 
 
 def write_table(
-    name: str, description: str, command: str, runs: SweepRuns, baseline: str | None, out: Path
+    name: str,
+    description: str,
+    command: str,
+    runs: SweepRuns,
+    baseline: str | None,
+    out: Path,
+    against: Mapping[str, str] | None = None,
 ) -> Report | None:
     """Write the tables of the finished runs into `out` and return the report; None where no run has finished.
+
+    `against`: as in `sweep_report`.
 
     Raises ConfigError where runs don't compare, ArtifactError for a damaged run, OSError where `out` can't be written.
     """
     if not runs.finished:
         return None
-    report = sweep_report(name, runs.finished, baseline, runs.missing, ValSplits())
+    report = sweep_report(name, runs.finished, baseline, runs.missing, ValSplits(), against)
     write_collected(report, [], out)
     write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
     write_text(out / MARKDOWN, describe(report, description, command, runs))
     return report
+
+
+def probed(runs: SweepRuns) -> list[Table]:
+    """Tables of the probes that the finished runs have, one a task."""
+    groups = {
+        entry: [probe for run in group if (probe := read_probe(run)) is not None]
+        for entry, group in runs.finished.items()
+    }
+    return probe_tables({entry: probes for entry, probes in groups.items() if probes})
 
 
 def describe(report: Report, description: str, command: str, runs: SweepRuns) -> str:
@@ -37,6 +58,7 @@ def describe(report: Report, description: str, command: str, runs: SweepRuns) ->
     paired = paired_cells(report)
     if paired is not None:
         parts.append(markdown(paired))
+    parts += [markdown(table) for table in probed(runs)]
     notes = [
         *(
             f"{entry}: no finished run of seed {', '.join(map(str, seeds))}"

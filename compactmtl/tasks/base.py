@@ -25,7 +25,7 @@ class TargetSpec:
       depth    float32 (B, 1, H, W) in `unit`; 0 where unknown
       normals  float32 (B, 3, H, W), unit vectors in the camera frame (x right, y down, z forward); 0 where unknown
       class    int64 (B,), class index
-      scalar   float32 (B,) in `unit`
+      scalar   float32 (B,) in `unit`; not a number where unknown
       disparity  float32 (B, 1, H, W), proportional to inverse depth; 0 where unknown
       multilabel float32 (B, len(classes)), 1 present, 0 absent, -1 unknown
       instances  int64 (B, 2, H, W): instance number from 1 (0 none, -1 a crowd to ignore) and class index
@@ -37,6 +37,12 @@ class TargetSpec:
     ignore_index: int | None = None
     mean: float = 0.0  # of a scalar (or a depth) over the training split, for a head that starts at the mean
     std: float = 1.0
+    # of a mask: pairs of classes that change places in a mirror image, such as a left and a right eye
+    mirrored: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        # A run's folder keeps it as JSON, which knows lists alone.
+        object.__setattr__(self, "mirrored", tuple((one, other) for one, other in self.mirrored))
 
 
 @dataclass(frozen=True)

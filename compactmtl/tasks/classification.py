@@ -14,8 +14,9 @@ from torch import Tensor
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import MetricInfo, TargetSpec
-from compactmtl.tasks.common import check_spec, choose_loss, cross_entropy, read_options
+from compactmtl.tasks.common import check_spec, check_used, choose_loss, cross_entropy, read_options
 from compactmtl.tasks.confusion import ConfusionMatrix
+from compactmtl.tasks.losses import soft_dice
 
 
 class ClassificationOptions(Frozen):
@@ -26,7 +27,8 @@ class ClassificationOptions(Frozen):
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """Logits (B, K) against a class int64 (B,). Loss: cross-entropy. Metric: `accuracy`, exact over the split."""
+    """Logits (B, K) against a class int64 (B,). Losses: cross-entropy, and soft Dice over the batch. Metric: `accuracy`,
+    exact over the split."""
 
     name: str
     target: str
@@ -37,7 +39,7 @@ class ClassificationTask:
 
     kind: ClassVar[str] = "classification"
     dense: ClassVar[bool] = False
-    losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "dice")
     primary: ClassVar[str] = "accuracy"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "accuracy": MetricInfo(higher_is_better=True, share=True)
@@ -49,6 +51,7 @@ class ClassificationTask:
         check_spec(name, config, spec, "class")
         options = read_options(ClassificationOptions, name, config)
         loss = choose_loss(name, config, cls.losses)
+        check_used(name, config, loss, {"label_smoothing": ("cross_entropy",)})
         return cls(name, config.target or name, spec, config.weight, loss, options)
 
     @property
@@ -56,6 +59,8 @@ class ClassificationTask:
         return len(self.spec.classes)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        if self.loss_name == "dice":
+            return soft_dice(output, target, self.spec.ignore_index)
         return cross_entropy(output, target, self.spec.ignore_index, self.options.label_smoothing)
 
     def metrics(self) -> ClassificationMetrics:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.graph import cost
+from compactmtl.overparam import OverparamLayer, factorized_layers
+from compactmtl.overparam.layer import Price
 from compactmtl.train.run import example_inputs, plain_form
 from compactmtl.train.session import Session, build_session, torch_settings
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How an over-parameterized layer is evaluated on the batch, and the MACs of its two ways."""
+
+    layer: str
+    way: str  # contract or sequence
+    price: Price
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,8 @@ class DryRun:
     seconds: float
     steps_per_epoch: int
     total_steps: int
+    evaluated: tuple[Evaluated, ...] = ()  # in the order of the forward pass
+    encoder_passes: int = 1  # one a task where each has a weight of its own
 
     @property
     def total_bytes(self) -> int:
@@ -59,7 +73,8 @@ def dry_run(recipe: Recipe) -> DryRun:
         deployed = cost(plain, (image.to(session.device),))
         batch = next(iter(session.train_loader))
         session.model.train()
-        activations, losses = _activation_bytes(session, batch)
+        with _watching(session.model) as evaluated:
+            activations, losses = _activation_bytes(session, batch)
         seconds = min(_step_seconds(session, batch) for _ in range(2))
         shape = tuple(batch["image"].shape)
         session.model.eval()
@@ -82,7 +97,29 @@ def dry_run(recipe: Recipe) -> DryRun:
         seconds=seconds,
         steps_per_epoch=session.steps_per_epoch,
         total_steps=session.total_steps,
+        evaluated=tuple(evaluated),
+        encoder_passes=len(session.tasks) if recipe.overparam and recipe.overparam.per_task else 1,
     )
+
+
+@contextmanager
+def _watching(model: nn.Module) -> Iterator[list[Evaluated]]:
+    """What each over-parameterized layer is called with for a while."""
+    found: list[Evaluated] = []
+    handles = []
+    for name, layer in factorized_layers(model).items():
+
+        def note(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            assert isinstance(module, OverparamLayer)
+            with torch.no_grad():
+                found.append(Evaluated(name, module.way(args[0].shape), module.price(args[0].shape)))
+
+        handles.append(layer.register_forward_pre_hook(note))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _activation_bytes(session: Session, batch: Batch) -> tuple[int, dict[str, float]]:

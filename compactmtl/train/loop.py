@@ -22,6 +22,7 @@ from compactmtl.errors import DataError, TrainingError
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.checkpoint import save_best
+from compactmtl.train.competition import competition
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.resume import Progress, restore, save_last
 from compactmtl.train.run import (
@@ -238,6 +239,7 @@ class Loop:
             "delta_m": gain,
             "sparsity": session.sparsifier.report() if session.sparsifier else None,
             "diagonals": session.diagonals.report() if session.diagonals else None,
+            "competition": competition(session),
         }
         self.tracker.epoch(values, of=session.recipe.train.epochs, images=progress.epoch_images, best=best)
         progress.seconds += progress.epoch_seconds

@@ -73,8 +73,9 @@ def probe_run(
         "seed": seed,
         "dummies": dummies,
     }
-    if not again and (found := _read(run.path / PROBE, question)) is not None:
-        return found
+    found = None if again else _read(run.path / PROBE)
+    if found is not None and found[0] == question:
+        return found[1]
     chosen, skipped = _choose(run.tasks, model)
     splits = {split: _features(run, model, split, samples, seed) for split in ("train", "val")}
     results = {}
@@ -110,21 +111,25 @@ def to_json(probe: Probe) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path, question: dict[str, Any]) -> Probe | None:
-    """What probe.json says, where it answers `question`."""
+def read_probe(run: Run) -> Probe | None:
+    """What the run's probe.json says; None where there is none or it is damaged."""
+    found = _read(run.path / PROBE)
+    return None if found is None else found[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Probe] | None:
+    """The question that was asked, and what was found."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values["question"] != question:
-            return None
         tasks = {}
         for name, task in values["tasks"].items():
             gap = task["gap"] and LossGap(
                 **{key: value for key, value in task["gap"].items() if key != "gap"}
             )
             tasks[name] = TaskProbe(task["metric"], task["scores"], gap)
-        return Probe(tasks, values["skipped"], values["samples"])
+        return values["question"], Probe(tasks, values["skipped"], values["samples"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # none yet, or damaged: it is made anew
+        return None  # it is made anew
 
 
 def _choose(tasks: dict[str, Task], model: MultiTaskModel) -> tuple[dict[str, Task], dict[str, str]]:

@@ -51,6 +51,7 @@ _PLACE = frozenset(
         "data.cache",
         "train.device",
         "train.threads",
+        "train.competition",
     }
 )
 

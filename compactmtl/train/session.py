@@ -118,6 +118,16 @@ class Session:
             losses[name] = found[0] if len(found) == 1 else torch.stack(found).mean()
         return Pass(batch, image, features, targets, losses)
 
+    def task_losses(self, model: MultiTaskModel, batch: Batch) -> dict[str, Tensor]:
+        """Each task's loss of another model of these tasks on a batch, without regularizers."""
+        image = batch["image"].to(self.device, non_blocking=True)
+        with self.autocast():
+            outputs = model(image)
+        return {
+            name: task.loss(outputs[name].float(), batch["targets"][task.target].to(self.device))
+            for name, task in self.tasks.items()
+        }
+
     @property
     def penalties(self) -> dict[str, Tensor]:
         """The penalties that the recipe asks for, as "penalty/NAME", with those of the last forward pass."""

@@ -125,3 +125,10 @@ def test_a_broken_mat_file_is_named_and_the_others_converted(
     assert prepare([str(source), str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
     assert "2 photos converted" in printed.out and "0002.mat" in printed.err
+
+
+def test_a_height_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare([str(tmp_path), str(tmp_path / "out"), "--height", "0"])
+    assert caught.value.code == 2
+    assert "--height needs at least 1" in capsys.readouterr().err

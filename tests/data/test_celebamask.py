@@ -173,3 +173,11 @@ def test_parts_of_unequal_size_are_refused(tmp_path: Path) -> None:
     found, _ = find_parts(tmp_path)
     with pytest.raises(DataError, match="00000_hair"):
         merge_parts(found[0])
+
+
+def test_a_flip_exchanges_left_and_right(root: Path) -> None:
+    spec = load_dataset(config(root, options={"classes": 19}), "train").specs["segmentation"]
+    assert spec.mirrored == (("l_eye", "r_eye"), ("l_brow", "r_brow"), ("l_ear", "r_ear"))
+    sided = {name for name in spec.classes if name.startswith(("l_", "r_")) and not name.endswith("lip")}
+    assert sided == {name for pair in spec.mirrored for name in pair}
+    assert not load_dataset(config(root, options={"classes": 3}), "train").specs["segmentation"].mirrored

@@ -160,6 +160,19 @@ def test_colored_labels_and_8_bit_disparity_are_refused(tmp_path: Path) -> None:
     assert check_dataset(config(tmp_path)).problems == []
 
 
+def test_disparity_may_be_unknown_everywhere(tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_cityscapes(tmp_path, count=2)
+    name = "disparity/train/ulm/ulm_000000_000019_disparity.png"
+    Image.fromarray(np.zeros((64, 128), np.uint16)).save(tmp_path / name)
+    assert check_dataset(config(tmp_path)).problems == []
+    dataset = load_dataset(config(tmp_path), "train")
+    dark = [i for i in range(len(dataset)) if "ulm_000000_000019" in dataset.identifier(i)]
+    assert len(dark) == 1
+    assert not dataset[dark[0]]["targets"]["disparity"].any()
+
+
 def test_a_calibration_that_is_none_is_named(tmp_path: Path) -> None:
     write_cityscapes(tmp_path, count=1)
     path = tmp_path / "camera/train/ulm/ulm_000000_000019_camera.json"

@@ -17,7 +17,9 @@ from compactmtl.cli.main import main
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
 from compactmtl.data.datasets import dataset_module
+from compactmtl.data.external import checked
 from compactmtl.errors import ConfigError, DataError
+from compactmtl.tasks import TargetSpec
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "datasets.md"
 
@@ -181,3 +183,53 @@ def test_what_the_constructor_does_wrong_is_told(place: Path) -> None:
     write(place, code)
     with pytest.raises(DataError, match="holds no sample"):
         load_dataset(config(place, root=str(place / "none")), "train")
+
+
+def held(spec: TargetSpec, value: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    """What is stored of a sample of 2 x 3 pixels with this target."""
+    sample = {"image": torch.zeros(3, 2, 3, dtype=torch.uint8), "targets": {"it": value}}
+    return checked(sample, {"it": spec}, (2, 3), "sample 1")
+
+
+def test_an_unknown_number_is_kept() -> None:
+    assert np.isnan(held(TargetSpec("scalar"), torch.tensor(torch.nan))["it"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "match"),
+    [
+        (TargetSpec("scalar"), torch.tensor(torch.inf), "infinite"),
+        (TargetSpec("depth"), torch.full((1, 2, 3), torch.nan), "not finite"),
+        (TargetSpec("depth"), torch.full((1, 2, 3), -1.0), "negative"),
+        (TargetSpec("normals"), torch.ones(3, 2, 3), "neither of length 1 nor 0"),
+        (TargetSpec("multilabel", classes=("a", "b")), torch.tensor([1.0, 0.5]), "other than 1"),
+        (TargetSpec("instances", classes=("a",)), torch.full((2, 2, 3), 40000), "number outside"),
+        (TargetSpec("instances", classes=("a",)), torch.ones(2, 2, 3).long(), "class outside 0 to 0"),
+    ],
+)
+def test_values_of_no_meaning_are_refused(spec: TargetSpec, value: torch.Tensor, match: str) -> None:
+    with pytest.raises(DataError, match=f"sample 1: target it .*{match}"):
+        held(spec, value)
+
+
+def test_values_of_every_kind_pass() -> None:
+    crowd = torch.stack([torch.tensor([[-1, 0, 0], [1, 1, 2]]), torch.zeros(2, 3).long()])
+    held(TargetSpec("instances", classes=("a",)), crowd)
+    held(TargetSpec("multilabel", classes=("a", "b", "c")), torch.tensor([1.0, 0.0, -1.0]))
+    normals = torch.zeros(3, 2, 3)
+    normals[2, 0] = -1
+    held(TargetSpec("normals"), normals)
+
+
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [
+        ('TargetSpec("mask", classes=self.kinds, ignore_index=-1)', "ignore_index -1 cannot be stored"),
+        ('TargetSpec("mask", classes=self.kinds, mirrored=(("owl", "bat"),))', "mirrored names 'bat'"),
+    ],
+)
+def test_specifications_that_cannot_be_kept_are_refused(spec: str, match: str, place: Path) -> None:
+    code = (place / "mydata.py").read_text()
+    write(place, code.replace('TargetSpec("class", classes=self.kinds)', spec))
+    with pytest.raises(ConfigError, match=f"mydata:Birds, target kind: {match}"):
+        load_dataset(config(place), "train")

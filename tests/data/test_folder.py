@@ -52,6 +52,29 @@ def test_the_scalars_spec_is_of_the_training_images(root: Path) -> None:
     assert spec.std == pytest.approx(float(values.std(correction=0)))
 
 
+def test_a_scalar_may_be_unknown(root: Path) -> None:
+    text = (root / "height.csv").read_text()
+    (root / "height.csv").write_text(text.replace("004.jpg,154.5", "004.jpg,"))
+    samples = by_name(root, "train") | by_name(root, "val")
+    assert samples["004"]["height"].isnan()
+    assert sum(int(one["height"].isnan()) for one in samples.values()) == 1
+    spec = load_dataset(config(root), "train").specs["height"]
+    assert 150 < spec.mean < 160 and 0 < spec.std < 10
+    assert check_dataset(config(root)).problems == []
+
+
+def test_classes_of_a_mask_may_change_places_in_a_mirror_image(root: Path) -> None:
+    text = (root / "dataset.yaml").read_text()
+    for pair, message in (("[floor, wall]", None), ("[floor, bat]", "mirrored names 'bat'")):
+        (root / "dataset.yaml").write_text(text.replace("kind: mask", f"kind: mask, mirrored: [{pair}]"))
+        if message is None:
+            spec = load_dataset(config(root), "train").specs["segmentation"]
+            assert spec.mirrored == (("floor", "wall"),)
+        else:
+            with pytest.raises(CompactError, match=message):
+                load_dataset(config(root), "train")
+
+
 def test_without_lists_a_fixed_share_is_val_and_this_is_said(root: Path) -> None:
     report = check_dataset(config(root))
     assert report.counts == {"train": 8, "val": 2}
@@ -70,6 +93,9 @@ def test_lists_split(root: Path) -> None:
     (root / "val.txt").write_text("002\n")
     assert sorted(by_name(root, "train")) == ["000", "001", "005"]
     assert list(by_name(root, "val")) == ["002"]
+    (root / "val.txt").write_text("002\n005\n")
+    with pytest.raises(DataError, match=r"val\.txt: 1 images are in train\.txt too: 005"):
+        load_dataset(config(root), "val")
     (root / "val.txt").write_text("002\n77.jpg\n")
     with pytest.raises(DataError, match=r"val\.txt:2: no image 77\.jpg"):
         load_dataset(config(root), "val")

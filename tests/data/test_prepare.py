@@ -10,6 +10,7 @@ import torch
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
+from compactmtl.data.convert import run_tool
 from tests.support.layouts.cityscapes import write_cityscapes
 from tests.support.layouts.nyuv2 import write_nyuv2, write_nyuv2_npy
 from tools import prepare_cityscapes, prepare_nyuv2
@@ -113,3 +114,21 @@ def test_an_archive_of_something_else_is_refused(
     archive = zipped(tmp_path / "raw", tmp_path / "other.zip")
     assert tool.main([str(archive), "--out", str(tmp_path / "out")]) == 2  # type: ignore[attr-defined]
     assert "other.zip: holds no" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cityscapes(tmp_path / "raw")
+    archive = zipped(tmp_path / "raw", tmp_path / "all.zip")
+    (tmp_path / "out").write_text("a file")
+    assert prepare_cityscapes.main([str(archive), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.rpartition("error: ")[2].count("\n") == 1
+
+
+def test_an_interrupted_tool_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise KeyboardInterrupt
+
+    assert run_tool(work) == 130
+    assert "run it again" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -206,6 +208,26 @@ def test_a_shift_repeats_the_border_of_the_image() -> None:
     assert torch.equal(got["image"][:, :, :-4], one["image"][:, :, 4:])
     assert torch.equal(got["image"][:, :, -4:], one["image"][:, :, -1:].expand(-1, -1, 4))
     assert (got["targets"]["mask"][:, -4:] == 255).all()
+
+
+def test_a_flip_exchanges_classes_that_know_left_from_right() -> None:
+    one = sample()
+    one["targets"] = {"mask": one["targets"]["mask"], "plain": one["targets"]["mask"].clone()}
+    plain = TargetSpec("mask", classes=("left", "right", "nose"), ignore_index=255)
+    sided = dataclasses.replace(plain, mirrored=(("left", "right"),))
+    got = augment(one, {"mask": sided, "plain": plain}, AugmentConfig(), Draw(**(STILL | {"flip": True})))
+    there = one["targets"]["mask"].flip(-1)
+    assert torch.equal(got["targets"]["plain"], there)
+    expected = torch.tensor([1, 0, 2])[there.clamp(max=2)]
+    assert torch.equal(got["targets"]["mask"], torch.where(there == 255, there, expected))
+    still = augment(one, {"mask": sided, "plain": plain}, AugmentConfig(), Draw(**STILL))
+    assert torch.equal(still["targets"]["mask"], one["targets"]["mask"])
+
+
+def test_a_specification_comes_back_from_json_with_its_pairs() -> None:
+    spec = TargetSpec("mask", classes=("a", "b"), mirrored=(("a", "b"),))
+    kept = json.loads(json.dumps(dataclasses.asdict(spec)))
+    assert TargetSpec(**{**kept, "classes": tuple(kept["classes"])}) == spec
 
 
 def test_a_mask_without_an_ignore_index_repeats_its_border() -> None:

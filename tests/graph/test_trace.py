@@ -73,6 +73,59 @@ def test_readers_of_an_overwritten_tensor_read_the_call_that_wrote() -> None:
     assert not traced.hazards
 
 
+def test_readers_read_the_last_of_several_writes() -> None:
+    class Chain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 1
+            y.relu_()
+            y.add_(1)
+            return y * 2
+
+    traced = trace(Chain(), (torch.ones(2),))
+    values = dict(traced.run((-torch.ones(2),)))
+    (output,) = traced.outputs
+    assert "add_" in str(output.args[0])
+    assert torch.equal(values[output], torch.full((2,), 2.0))
+
+
+def test_result_written_elsewhere_is_read_there_and_its_source_as_it_was() -> None:
+    class Out(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 1
+            z = torch.empty_like(y)
+            torch.mul(y, 2, out=z)
+            return z - y
+
+    given = torch.tensor([1.0, 3.0])
+    traced = trace(Out(), (given,))
+    assert torch.equal(dict(traced.run((given,)))[traced.outputs[0]], given)
+
+
+def _without_autocast(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False), torch.enable_grad():
+        return x.relu() * 2
+
+
+def test_blocks_that_change_nothing_are_part_of_the_graph() -> None:
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return _without_autocast(x) + 1
+
+    given = torch.tensor([-1.0, 3.0])
+    traced = trace(Block(), (given,))
+    assert all("wrap" not in str(node.target) for node in traced.calls)
+    assert torch.equal(dict(traced.run((given,)))[traced.outputs[0]], torch.tensor([1.0, 7.0]))
+
+
+def test_size_that_depends_on_values_is_a_clear_error() -> None:
+    class Selecting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0]
+
+    with pytest.raises(SurgeryError, match="size depends on values"):
+        trace(Selecting(), (torch.ones(3),))
+
+
 def _fail_in_eval_mode(model: nn.Module) -> None:
     assert not model.training
     raise ZeroDivisionError

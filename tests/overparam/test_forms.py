@@ -16,7 +16,7 @@ from compactmtl.overparam import OverparamLayer
 from compactmtl.overparam.expandnet import ChainLayer
 from compactmtl.overparam.geometry import Geometry, Plain
 from compactmtl.overparam.kinds import Kind, Rank, build_layer, takes
-from compactmtl.overparam.layer import THIN_COST, Price
+from compactmtl.overparam.layer import DETOUR_COST, Price
 from compactmtl.overparam.svd import SvdLayer
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -300,7 +300,8 @@ def test_the_cheaper_evaluation_is_chosen_by_macs() -> None:
         product=48**3, plain=8 * 64 * 64 * 16 * 16 * 9, sequence=8 * 64 * 64 * 2 * 16 * 3 * 48
     )
     assert (large.choice, small.choice) == ("contract", "sequence")
-    assert THIN_COST * (small.sequence or 0) < small.product + small.plain
+    assert small.sequence is not None
+    assert DETOUR_COST * small.sequence < DETOUR_COST * small.product + small.plain
 
 
 def test_what_a_stage_costs_follows_the_strides() -> None:

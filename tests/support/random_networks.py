@@ -157,6 +157,49 @@ class Normed(nn.Module):
         return out
 
 
+class Selective(nn.Module):
+    """Two paths, each channel weighed between them (selective kernels): stacked, compared and summed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)])
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
+        self.down, self.up = nn.Linear(width, 4), nn.Linear(4, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = [F.relu(norm(path(x))) for path, norm in zip(self.paths, self.norms, strict=True)]
+        stacked = torch.stack(both, 1)
+        scores = self.up(F.relu(self.down(stacked.sum(1).mean((2, 3)))))
+        weights = scores.view(len(x), 2, -1).softmax(1)
+        out: Tensor = (stacked * weights[..., None, None]).sum(1)
+        return out
+
+
+class Standardized(nn.Conv2d):
+    """Each filter minus its mean over its deviation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, deviation = self.weight.mean((1, 2, 3), keepdim=True), self.weight.std((1, 2, 3), keepdim=True)
+        return F.relu(F.conv2d(x, (self.weight - mean) / (deviation + 1e-3), self.bias, padding=1))
+
+
+class Uneven(nn.Module):
+    """Attention whose queries, keys and values are split off one layer's heads in uneven parts."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.key_dim, self.value_dim = heads, 3, 5
+        self.qkv, self.proj = nn.Conv2d(width, 11 * heads, 1), nn.Conv2d(5 * heads, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        parts = self.qkv(x).view(b, self.num_heads, -1, h * w)
+        q, k, v = parts.split([self.key_dim, self.key_dim, self.value_dim], dim=2)
+        attention = (q.transpose(-2, -1) @ k * 0.5).softmax(-1)
+        out: Tensor = x + self.proj((v @ attention.transpose(-2, -1)).view(b, -1, h, w))
+        return out
+
+
 class Network(nn.Module):
     """Blocks one after another, a map and a vector as outputs."""
 
@@ -166,7 +209,7 @@ class Network(nn.Module):
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         blocks: list[nn.Module] = []
         for _ in range(depth):
-            kind = draw(11)
+            kind = draw(14)
             if kind == 0:
                 out = (4, 8, 12)[draw(3)]
                 blocks.append(Plain(width, out, bool(draw(2)), draw(2)))
@@ -196,6 +239,9 @@ def _block(kind: int, width: int, draw: Draw) -> nn.Module:
         8: lambda: Attention(width, (1, 2)[draw(2)], bool(draw(2))),
         9: lambda: LayerScale(width),
         10: lambda: Normed(width, 12),
+        11: lambda: Selective(width),
+        12: lambda: Standardized(width, width, 3),
+        13: lambda: Uneven(width, (1, 2)[draw(2)]),
     }
     return makers[kind]()
 
@@ -223,6 +269,9 @@ def mask(model: nn.Module, draw: Draw) -> None:
             weight[rows] = 0
             if kind == 1 and getattr(module, "bias", None) is not None:
                 module.bias[rows] = 0  # type: ignore[operator]
+            if isinstance(module, Attention) and draw(3) == 0:
+                heads = module.qkv.weight.view(3, module.num_heads, 4, -1)
+                heads[2, draw(module.num_heads)] = 0  # the values of a whole head
         for name, parameter in model.named_parameters():
             if name.endswith("gamma"):
                 parameter[torch.rand(len(parameter)) < 0.3] = 0

@@ -14,7 +14,7 @@ from tests.support.random_networks import Network, mask
 TOLERANCE = 1e-9
 
 
-def _check(seed: int, depth: int, align: int) -> float:
+def _check(seed: int, depth: int, align: int, gather: bool) -> float:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> int:
@@ -24,7 +24,11 @@ def _check(seed: int, depth: int, align: int) -> float:
     model = Network(draw, depth).double().eval()
     mask(model, draw)
     result = compact(
-        model, (torch.randn(2, 3, 16, 16, dtype=torch.float64),), align=align, tolerance=TOLERANCE
+        model,
+        (torch.randn(2, 3, 16, 16, dtype=torch.float64),),
+        align=align,
+        tolerance=TOLERANCE,
+        gather=gather,
     )
     fresh = torch.randn(3, 3, 20, 20, dtype=torch.float64)
     with torch.no_grad():
@@ -42,15 +46,22 @@ def _check(seed: int, depth: int, align: int) -> float:
 
 
 @settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 10_000), depth=st.integers(1, 3), align=st.sampled_from([1, 4]))
-def test_compact_equals_masked(seed: int, depth: int, align: int) -> None:
-    _check(seed, depth, align)
+@given(
+    seed=st.integers(0, 10_000), depth=st.integers(1, 3), align=st.sampled_from([1, 4]), gather=st.booleans()
+)
+def test_compact_equals_masked(seed: int, depth: int, align: int, gather: bool) -> None:
+    _check(seed, depth, align, gather)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 10_000_000), depth=st.integers(2, 6), align=st.sampled_from([1, 4, 8]))
-@example(seed=0, depth=4, align=1)
-def test_compact_equals_masked_on_deeper_networks(seed: int, depth: int, align: int) -> None:
-    _check(seed, depth, align)
+@given(
+    seed=st.integers(0, 10_000_000),
+    depth=st.integers(2, 6),
+    align=st.sampled_from([1, 4, 8]),
+    gather=st.booleans(),
+)
+@example(seed=0, depth=4, align=1, gather=False)
+def test_compact_equals_masked_on_deeper_networks(seed: int, depth: int, align: int, gather: bool) -> None:
+    _check(seed, depth, align, gather)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from compactmtl.config.recipe import TaskConfig
-from compactmtl.errors import DataError
+from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec, build_task
 
 SPEC = TargetSpec("class", classes=("White", "Black", "Asian", "Indian", "Others"))
@@ -65,3 +65,18 @@ def test_picture_shows_the_name() -> None:
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert not np.array_equal(picture, TASK.picture(np.array(3)))
+
+
+def test_dice_of_a_batch_by_hand() -> None:
+    task = build_task("ethnicity", TaskConfig(kind="classification", loss="dice"), SPEC)
+    output = torch.tensor([[3.0, 0, 0, 0, 0], [0, 2.0, 0, 0, 0], [0, 2.0, 0, 0, 0]])
+    shares = output.softmax(1)
+    dice = [2 * shares[0, 0] / (shares[:, 0].sum() + 1), 2 * shares[1:, 1].sum() / (shares[:, 1].sum() + 2)]
+    expected = 1 - sum(float(d) for d in dice) / 2  # over the classes that the batch has
+    assert task.loss(output, torch.tensor([0, 1, 1])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_option_that_the_loss_does_not_use() -> None:
+    config = TaskConfig(kind="classification", loss="dice", options={"label_smoothing": 0.1})
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        build_task("ethnicity", config, SPEC)

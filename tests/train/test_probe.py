@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from compactmtl.cli.main import main
+from compactmtl.config.sweep import EntryConfig, SweepConfig
 from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.sweep import SweepRuns, probed
+from compactmtl.sweep.run import finish
 from compactmtl.train import Run
 from compactmtl.train import probe as probing
 from compactmtl.train.probe import probe_run
@@ -112,3 +116,13 @@ def test_the_command_prints_a_table_a_task(
 def test_too_few_samples_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "runs/none", "--samples", "3"]) == 2
     assert "--samples 3" in capsys.readouterr().err
+
+
+def test_a_sweep_probes_its_runs_once_and_tells(face_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = SweepConfig(recipe="utkface/small", probe=20, entries={"plain": EntryConfig()})
+    finish(face_run, sweep, Console(quiet=True))
+    monkeypatch.setattr(probing, "_features", None)  # not called again
+    finish(face_run, sweep, Console(quiet=True))
+    age, ethnicity = probed(SweepRuns(finished={"plain": [face_run]}))
+    assert [row.label for row in ethnicity.rows] == ["plain"]
+    assert age.caption.startswith("age: mae")

@@ -61,7 +61,7 @@ class ScaledDotProduct:
         if given["attn_mask"] is not None:
             analysis.use_all(given["attn_mask"])
         axes = analysis.axis(query), analysis.axis(given["value"])
-        matters: Flags = np.ones((1, 1), dtype=bool)
+        matters: Flags = np.ones(1, dtype=bool)
         if axes[0] is not None and axes[1] is not None and self._by_head(axes[0], axes[1]):
             # Whatever a head attends to, constant values give the same.
             live = used & ~analysis.constant(given["value"])

@@ -39,8 +39,24 @@ BARRIERS: dict[str, tuple[str, Function]] = {
     "unfold": ("im2col", lambda x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2)),
     "grid_sample": ("grid_sampler", lambda x: F.grid_sample(x, _grid(x), align_corners=False)),
     "complex": ("complex", lambda x: torch.view_as_real(torch.complex(x, x)).sum(-1)),
+    "branches": (
+        "sum",
+        lambda x: torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y * 3, (x,)),
+    ),
+    "autocast that is on": ("wrap_with_autocast", lambda x: _cast(x)),
+    "written elsewhere": ("mul", lambda x: _doubled(x, torch.zeros_like(x))),
     "fourier": ("fft_rfft", lambda x: torch.fft.rfft(x, dim=-1).abs()),
 }
+
+
+def _cast(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return x.relu() * 2
+
+
+def _doubled(x: Tensor, target: Tensor) -> Tensor:
+    torch.mul(x, 2.0, out=target)
+    return target
 
 
 def _grid(x: Tensor) -> Tensor:

@@ -45,8 +45,14 @@ FUNCTIONS: dict[str, Function] = {
     "nan_to_num": torch.nan_to_num,
     "dropout": lambda x: F.dropout2d(F.dropout(x, training=False), training=False),
     "chain in place": lambda x: x.clone().relu_().add_(1.0).mul_(x),
+    "autocast off": lambda x: _exact(x),
     "zeros_like": lambda x: torch.zeros_like(x) + torch.ones_like(x) * x,
 }
+
+
+def _exact(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return x.relu() * 2
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

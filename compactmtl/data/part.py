@@ -1,0 +1,36 @@
+"""A part of a training split, for learning curves over its size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from compactmtl.data.base import Sample, VisionDataset
+from compactmtl.data.cache import hold_out
+from compactmtl.tasks.base import TargetSpec
+
+
+class Part:
+    """A share of another data set's samples, at least one.
+
+    A hash of each sample's name chooses: a smaller share is a part of a larger one, wherever the data lies. The targets'
+    specifications are the whole split's.
+    """
+
+    def __init__(self, whole: VisionDataset, share: float) -> None:
+        # salted: which samples are held out for selection is decided by the plain name
+        names = [f"part {PurePath(whole.identifier(index)).name}" for index in range(len(whole))]
+        self._whole = whole
+        self._numbers = hold_out(names, share)[1]
+        self.split = whole.split
+        self.specs: Mapping[str, TargetSpec] = whole.specs
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._whole[self._numbers[index]]
+
+    def identifier(self, index: int) -> str:
+        """The whole split's."""
+        return self._whole.identifier(self._numbers[index])

@@ -1,0 +1,157 @@
+"""Find the removals that keep the function: try all of them, and where the proof fails find what is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from compactmtl.errors import SurgeryError
+from compactmtl.graph import ChannelGraph
+from compactmtl.graph.space import Flags
+from compactmtl.surgery.analyse import choose_alive
+from compactmtl.surgery.apply import apply_plan, has_bias_slot
+from compactmtl.surgery.gather import Thinned, choose_thinned
+from compactmtl.surgery.plan import Plan
+from compactmtl.surgery.prove import Proof, Reference, compare
+from compactmtl.surgery.write import write_plan
+
+Result = tuple[Plan, nn.Module, Proof]
+
+
+class Search:
+    """Try removals, and where the proof fails find and pin the channels that are to blame."""
+
+    def __init__(
+        self, graph: ChannelGraph, plain: nn.Module, expected: Reference, align: int, tolerance: float | None
+    ) -> None:
+        self._graph, self._plain, self._expected = graph, plain, expected
+        self._align, self._tolerance = align, tolerance
+        modules = dict(plain.named_modules())
+        self.unbiased = frozenset(
+            product.name
+            for product in graph.analysis.products.values()
+            if product.name not in modules or not has_bias_slot(modules[product.name])
+        )
+        self._slabs = True
+        self.thinned: dict[str, Thinned] = {}
+        self._last: tuple[bytes, Result] | None = None
+
+    def search(self) -> tuple[Flags, list[str]]:
+        """The classes that stay, and the layers whose removal had to be rolled back."""
+        pinned = np.zeros(self._graph.classes, dtype=bool)
+        alive = self._choose(pinned)
+        proof = self.result(alive)[2]
+        if proof.passed:
+            return alive, []
+        self._require_repeatable()
+        self._slabs = False  # a forward may count its heads in a way that cannot be changed
+        alive = self._choose(pinned)
+        proof = self.result(alive)[2]
+        if proof.passed:
+            return alive, []
+        units = self._units(~alive)
+        left, blamed = list(range(len(units))), set[int]()
+        while left and not proof.passed:
+            # The case that fails finds what is to blame; the others have their say once it passes.
+            case = proof.failed_case
+            accepted: list[int] = []
+            found = self._blame(units, left, accepted, case)
+            blamed.update(found)
+            # Where nothing fails on its own and yet all together do, nothing of it is to be trusted.
+            left = accepted if found else []
+            alive = self._choose(self._all_but(units, left))
+            proof = self.result(alive)[2]
+        blamed.update(set(range(len(units))) - set(left))
+        return alive, [units[index][0] for index in sorted(blamed)]
+
+    def _require_repeatable(self) -> None:
+        if not compare(self._expected, self._plain, self._tolerance).passed:
+            raise SurgeryError(
+                f"{type(self._plain).__name__} gives another output at every run on the same input in eval mode",
+                "make its forward deterministic in eval mode: nothing can be proved of it as it is",
+            )
+
+    def _choose(self, pinned: Flags) -> Flags:
+        return choose_alive(self._graph, self._align, pinned, self.unbiased, self._slabs)
+
+    def result(self, alive: Flags) -> Result:
+        """Plan, small model and full proof with only the `alive` classes left."""
+        key = alive.tobytes()
+        if self._last is None or self._last[0] != key:
+            self._last = None  # frees the model of the attempt before
+            self._last = (key, self._tried(alive, None))
+        return self._last[1]
+
+    def gather(self, alive: Flags) -> list[str]:
+        """Thin layers by index, on top of the classes that go; the layers for which that had to be rolled back."""
+        chosen = choose_thinned(self._graph, self._plain, alive, self._align)
+        accepted: dict[str, Thinned] = {}
+        blamed = self._blame_gathers(alive, chosen, accepted)
+        self.thinned, self._last = accepted, None
+        if not self.result(alive)[2].passed:
+            self.thinned, self._last, blamed = {}, None, list(chosen)
+        return [f"{name} (its gather)" for name in blamed]
+
+    def _blame_gathers(
+        self, alive: Flags, among: Mapping[str, Thinned], accepted: dict[str, Thinned]
+    ) -> list[str]:
+        """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
+        if not among:
+            return []
+        self.thinned, self._last = {**accepted, **among}, None
+        if self.result(alive)[2].passed:
+            accepted.update(among)
+            return []
+        names = list(among)
+        if len(names) == 1:
+            return names
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        return [
+            name
+            for half in halves
+            for name in self._blame_gathers(alive, {key: among[key] for key in half}, accepted)
+        ]
+
+    def _tried(self, alive: Flags, case: int | None) -> Result:
+        plan = write_plan(self._graph, self._plain, alive, self.thinned)
+        small = apply_plan(self._plain, plan).eval()
+        return plan, small, compare(self._expected, small, self._tolerance, case)
+
+    def _units(self, removed: Flags) -> list[tuple[str, Flags]]:
+        """Removed classes by the layer that first writes them: what is rolled back together."""
+        units: list[tuple[str, Flags]] = []
+        left = removed.copy()
+        for product in self._graph.analysis.products.values():
+            flags = np.zeros_like(left)
+            flags[self._graph.labels[product.outputs]] = True
+            flags &= left
+            if flags.any():
+                units.append((product.name, flags))
+                left &= ~flags
+        if left.any():
+            units.append(("other", left))
+        return units
+
+    def _all_but(self, units: Sequence[tuple[str, Flags]], chosen: Sequence[int]) -> Flags:
+        pinned = np.ones(self._graph.classes, dtype=bool)
+        for index in chosen:
+            pinned &= ~units[index][1]
+        return pinned
+
+    def _blame(
+        self, units: Sequence[tuple[str, Flags]], among: list[int], accepted: list[int], case: int
+    ) -> list[int]:
+        """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
+        alive = self._choose(self._all_but(units, accepted + among))
+        if self._tried(alive, case)[2].passed:
+            accepted.extend(among)
+            return []
+        if len(among) == 1:
+            return among
+        middle = len(among) // 2
+        return [
+            *self._blame(units, among[:middle], accepted, case),
+            *self._blame(units, among[middle:], accepted, case),
+        ]

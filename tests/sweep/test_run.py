@@ -1,0 +1,149 @@
+"""A sweep trains what is missing, goes on where it stopped, and loses no run to another's failure."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from compactmtl.cli.main import main
+from compactmtl.config import resolve_sweep
+from compactmtl.errors import ArtifactError
+from compactmtl.sweep import collect_runs, plan_jobs, run_sweep, write_table
+from compactmtl.train import Run, TrainingInterrupted
+from compactmtl.train.session import Session
+
+TINY = Path(__file__).parents[1] / "train" / "tiny.yaml"
+SWEEP = """
+recipe: {tiny}
+baseline: plain
+seeds: [0, 1]
+overrides: [train.epochs=1, train.max_steps=2, data.holdout=0.3, data.select_on=holdout]
+entries:
+  plain: {{}}
+  ours: {{overrides: [overparam.kind=svd, overparam.training=alternating]}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = tmp_path / "mine.yaml"
+    found.write_text(SWEEP.format(tiny=TINY), "utf-8")
+    return found
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def written(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_and_writes_the_tables(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    command = ["sweep", str(path), "--out", str(out)]
+    update, steps = Session.update, []
+
+    def signalling(self: Session, loss: Tensor) -> None:
+        update(self, loss)
+        steps.append(1)
+        if len(steps) == 3:  # in the second run
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "update", signalling)
+        assert main(command) == 130
+    assert "give the same command again" in capsys.readouterr().err
+    early = (out / "sweep.md").read_text()
+    assert "ours: no finished run of seed 0, 1" in early
+    first = written(out / "plain" / "seed0")
+    assert main(command) == 0
+    assert written(out / "plain" / "seed0") == first  # finished: left alone
+    text = (out / "sweep.md").read_text()
+    assert "| plain, 2 runs |" in text and "| ours, 2 runs |" in text
+    assert "/2) |" in text and "difference to plain of the same seed" in text
+    assert "no finished run" not in text
+    report = json.loads((out / "sweep.json").read_text())
+    assert [row["label"] for row in report["sweep"]["paired"]] == ["ours"]
+    assert (out / "report.html").exists()
+    runs = [Run.open(out / entry / f"seed{seed}") for entry in ("plain", "ours") for seed in (0, 1)]
+    assert all(run.val and run.val != run.best for run in runs)  # of val, and of the held-out part
+    capsys.readouterr()
+    assert main([*command, "--table"]) == 0
+    assert "ours" in capsys.readouterr().out
+
+
+def test_a_failed_run_leaves_the_others(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = resolve_sweep(path).sweep
+    jobs = plan_jobs(sweep, tmp_path / "runs", seeds=[0])
+    forward = Session.forward
+
+    def spoiled(self: Session, batch: object) -> object:
+        losses, total = forward(self, batch)  # type: ignore[arg-type]
+        if self.recipe.overparam is None:
+            losses["depth"] = losses["depth"] * torch.nan
+        return losses, total
+
+    monkeypatch.setattr(Session, "forward", spoiled)
+    failed = run_sweep(sweep, jobs, quiet())
+    assert list(failed) == [str(tmp_path / "runs" / "plain" / "seed0")]
+    runs = collect_runs(sweep, jobs)
+    assert list(runs.finished) == ["ours"] and runs.missing == {"plain": [0]}
+    runs.failed = failed
+    report = write_table("mine", "", "compactmtl sweep mine", runs, sweep.baseline, tmp_path / "runs")
+    assert report is not None and report.sweep is not None and report.sweep.baseline is None
+    assert "failed: the loss of task 'depth' is nan" in (tmp_path / "runs" / "sweep.md").read_text()
+
+
+def test_runs_made_elsewhere_join_the_table(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    sweep = resolve_sweep(path).sweep
+    run_sweep(sweep, plan_jobs(sweep, out, only=["plain"], seeds=[0]), quiet())
+    path.write_text(
+        SWEEP.format(tiny=TINY).partition("entries:")[0]
+        + f"entries:\n  plain: {{}}\n  other: {{runs: ['{out}/plain/seed*']}}\n",
+        "utf-8",
+    )
+    sweep = resolve_sweep(path).sweep
+    runs = collect_runs(sweep, plan_jobs(sweep, tmp_path / "new", seeds=[0]))
+    assert [run.path for run in runs.finished["other"]] == [out / "plain" / "seed0"]
+    assert runs.missing == {"plain": [0]}
+
+
+def test_an_unfinished_run_from_elsewhere_is_an_error(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = resolve_sweep(path).sweep
+    update: Callable[[Session, Tensor], None] = Session.update
+
+    def signalling(self: Session, loss: Tensor) -> None:
+        update(self, loss)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Session, "update", signalling)
+    with pytest.raises(TrainingInterrupted):
+        run_sweep(sweep, plan_jobs(sweep, tmp_path / "runs", only=["plain"], seeds=[0]), quiet())
+    path.write_text(f"entries:\n  other: {{runs: ['{tmp_path}/runs/plain/seed0']}}\n", "utf-8")
+    with pytest.raises(ArtifactError, match="has not finished"):
+        collect_runs(resolve_sweep(path).sweep, [])
+
+
+def test_a_list_a_plan_and_a_missing_name(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--list"]) == 0
+    assert "utkface/overparam" in capsys.readouterr().out
+    assert main(["sweep", str(path), "--dry-run", "--out", "somewhere"]) == 0
+    assert "somewhere/ours/seed1" in capsys.readouterr().out
+    assert not Path("somewhere").exists()
+    assert main(["sweep"]) == 2
+    assert "no sweep is named" in capsys.readouterr().err
