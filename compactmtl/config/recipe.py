@@ -220,4 +220,11 @@ class Recipe(Frozen):
             raise ValueError("sparsity.shrink_every removes channels of plain layers; remove it or overparam")
         if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
             raise ValueError("sparsity.prune: Torch-Pruning reads plain layers; remove overparam")
+        begin = self.sparsity.begin
+        own = self.distillation is not None and self.distillation.teacher == "self"
+        if self.sparsity.shrink_every and own and self.distillation and self.distillation.start > begin:
+            raise ValueError(
+                f"distillation.start {self.distillation.start}: a teacher that is the model itself comes before channels "
+                f"go, which may be from {begin} on where sparsity.shrink_every is set"
+            )
         return self

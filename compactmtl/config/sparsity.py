@@ -152,3 +152,10 @@ class SparsityConfig(Frozen):
     def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:
         """What is to be gone, where the recipe says."""
         return self.controller or self.selective or self.prune
+
+    @property
+    def begin(self) -> float:
+        """The share of all steps before which nothing is zeroed."""
+        if self.selective is not None:
+            return self.selective.start
+        return self.prune.at if self.prune is not None else self.warmup

@@ -20,7 +20,7 @@ from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.sparsity.control import Control, load_vectors, silence
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
-from compactmtl.sparsity.prox import prox_
+from compactmtl.sparsity.prox import group_norms, prox_
 from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.slices import BoundFamily, Slices, add, wide
 from compactmtl.sparsity.target import Target, as_flags, as_values
@@ -208,7 +208,7 @@ class SelectiveShrinking(Control):
     def _shrink(self, index: int, family: BoundFamily) -> None:
         chosen, dead = self._chosen[index], self._dead[index]
         scored = self._scored[index]
-        norms = add(s.sums(wide(s.parameter).square()) for s in scored).sqrt()
+        norms = group_norms(scored)
         remaining = max(self.timetable.end - self._steps + 1, 1)
         thresholds = torch.clamp_min(norms / remaining, self.config.threshold)
         gone = prox_(scored, torch.where(chosen, thresholds, 0.0)) & chosen

@@ -80,7 +80,9 @@ def compose(first: Plan, second: Plan) -> Plan:
     for cut in second.slices:
         before = slices.get((cut.tensor, cut.dim))
         if cut.groups > 1 or (before is not None and before.groups > 1):
-            raise SurgeryError(f"{cut.tensor} is grouped: its slices cannot be composed", "apply them one by one")
+            raise SurgeryError(
+                f"{cut.tensor} is grouped: its slices cannot be composed", "apply them one by one"
+            )
         if before is None:
             slices[cut.tensor, cut.dim] = cut
             continue

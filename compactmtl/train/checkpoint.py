@@ -26,31 +26,32 @@ from compactmtl.train.files import new_folder, recover, write_bytes, write_text
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.pt"
+Weights = nn.Module | Mapping[str, Tensor]
 SUMMARY = "state.json"
 
 
-def save_checkpoint(folder: Path, model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Write weights and `state` (tensors, numbers, strings and containers of them) as `folder`.
+def save_checkpoint(folder: Path, weights: Weights, state: Mapping[str, Any]) -> None:
+    """Write weights, a model's or its state_dict, and `state` (tensors, numbers, strings and containers of them) as `folder`.
 
     Raises OSError naming the folder or file; the checkpoint that was there before then stays.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     with new_folder(folder) as temporary:
-        write_bytes(temporary / WEIGHTS, dump_weights(model))
+        write_bytes(temporary / WEIGHTS, dump_weights(weights))
         write_bytes(temporary / STATE, buffer.getvalue())
 
 
-def save_best(folder: Path, model: nn.Module, summary: Mapping[str, Any]) -> None:
+def save_best(folder: Path, weights: Weights, summary: Mapping[str, Any]) -> None:
     """Write weights and a JSON summary (epoch, step, score, metrics) as `folder`."""
     with new_folder(folder) as temporary:
-        write_bytes(temporary / WEIGHTS, dump_weights(model))
+        write_bytes(temporary / WEIGHTS, dump_weights(weights))
         write_text(temporary / SUMMARY, json.dumps(dict(summary), indent=2) + "\n")
 
 
-def dump_weights(model: nn.Module) -> bytes:
+def dump_weights(weights: Weights) -> bytes:
     """The state_dict as safetensors; a tensor under two names is written twice."""
-    state = model.state_dict()
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     return dump_tensors({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
 
 

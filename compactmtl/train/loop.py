@@ -208,7 +208,7 @@ class Loop:
         gain = delta_m(metrics, single, session.tasks) if single else None
         score = mean_score(metrics, session.tasks) if gain is None else gain
         # before a sparse run has reached its target the best model would be the dense one
-        eligible = session.sparsifier is None or session.sparsifier.eligible(position.step)
+        eligible = session.sparsifier is None or session.sparsifier.eligible
         best = eligible and score > progress.best_score
         if best:
             progress.best_score, progress.best_epoch, progress.best_metrics = score, position.epoch, metrics
@@ -219,8 +219,9 @@ class Loop:
                 "metrics": metrics,
                 "recipe_hash": recipe_hash(session.recipe),
             }
-            save_best(self.path / CHECKPOINTS / "best", session.model, summary)
+            save_best(self.path / CHECKPOINTS / "best", session.weights(), summary)
         session.end_epoch()
+        session.shrink()
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {

@@ -41,7 +41,7 @@ def save_last(session: Session, progress: Progress, folder: Path) -> None:
         "random": random_state(),
         "recipe_hash": recipe_hash(session.recipe),
     }
-    save_checkpoint(folder, session.model, state)
+    save_checkpoint(folder, session.weights(), state)
 
 
 def restore(session: Session, progress: Progress, folder: Path) -> None:

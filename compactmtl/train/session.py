@@ -24,10 +24,12 @@ from compactmtl.overparam import factorized_layers
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
 from compactmtl.train.checkpoint import seed_everything
+from compactmtl.train.distill import Distiller, build_distiller
 from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
 from compactmtl.train.passes import Pass, backward, branch
 from compactmtl.train.regularize import Regularizer, build_regularizer
 from compactmtl.train.run import example_inputs, fresh_model
+from compactmtl.train.shrink import Shrinker, build_shrinker
 from compactmtl.train.sparse import Sparsifier, build_sparsifier
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,6 +66,8 @@ class Session:
     device: torch.device
     diagonals: DiagonalPass | None = None  # pass 1 of alternating training
     regularizer: Regularizer | None = None
+    shrinker: Shrinker | None = None  # progressive compaction
+    distiller: Distiller | None = None
     position: Position = field(default_factory=Position)
     seen: Pass | None = None  # by `forward`, for `update`
 
@@ -116,6 +120,10 @@ class Session:
             targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
             found = [task.loss(output.float(), targets[name]) for output in outputs[name]]
             losses[name] = found[0] if len(found) == 1 else torch.stack(found).mean()
+        if self.distiller:
+            first = {name: found[0] for name, found in outputs.items()}
+            for name, one in self.distiller.losses(image, first, self.model, self.position.step).items():
+                losses[name] = losses[name] + one
         return Pass(batch, image, features, targets, losses)
 
     def task_losses(self, model: MultiTaskModel, batch: Batch) -> dict[str, Tensor]:
@@ -165,7 +173,7 @@ class Session:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         skipped = self._step()
         if self.sparsifier and not skipped:
-            self.sparsifier.shrink(self.position.step)
+            self.sparsifier.shrink()
         if self.balancer.relooks and not skipped:
             with torch.no_grad(), still_statistics(self.model):
                 self.balancer.after_step(self._pass(batch).losses)
@@ -199,16 +207,32 @@ class Session:
         self.scaler.update()
         return bool(self.scaler.get_scale() < before)
 
+    def shrink(self) -> bool:
+        """Remove dead channels where the recipe asks for it at this epoch's end; whether any went."""
+        before = self.model
+        if self.shrinker and self.sparsifier and self.shrinker.due(self.position.epoch):
+            self.model = self.shrinker.shrink(self.model, self.sparsifier, self.optimizer)
+        return self.model is not before
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The model's state_dict at its first size, with zeros for channels that were removed."""
+        state: Mapping[str, Tensor] = self.model.state_dict()
+        return self.shrinker.whole(state) if self.shrinker else state
+
     def state_dict(self) -> dict[str, Any]:
         """All but the model's weights and the random generators."""
         position = self.position
         return {
             "position": [position.epoch, position.batch, position.step],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.shrinker.optimizer_whole(self.optimizer, self.model)
+            if self.shrinker
+            else self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "balancer": self.balancer.state_dict(),
             "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
+            "shrunk": self.shrinker.plan.to_json() if self.shrinker else "",
+            "distillation": self.distiller.state_dict() if self.distiller else {},
             "diagonals": self.diagonals.state_dict() if self.diagonals else {},
             "regularizer": self.regularizer.state_dict() if self.regularizer else {},
         }
@@ -217,6 +241,10 @@ class Session:
         """The inverse of `state_dict`."""
         self.position = Position(*state["position"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.distiller:
+            self.distiller.load_state_dict(state["distillation"], self.model)
+        if self.shrinker and self.sparsifier:
+            self.model = self.shrinker.again(state["shrunk"], self.model, self.sparsifier, self.optimizer)
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.balancer.load_state_dict(state["balancer"])
@@ -289,6 +317,8 @@ def build_session(recipe: Recipe) -> Session:
         device=device,
         diagonals=diagonals,
         regularizer=regularizer,
+        shrinker=build_shrinker(recipe, model, (image.to(device),), weighing),
+        distiller=build_distiller(recipe, tasks, steps, device),
     )
 
 

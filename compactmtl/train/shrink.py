@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.errors import TrainingError
+from compactmtl.balancing import Balancer, GradientBalancer
+from compactmtl.config import Recipe
+from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.trace import evaluating
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery import apply_plan
@@ -28,9 +30,12 @@ SAME = 1e-3
 class Shrinker:
     """What was removed from a network so far, and how it was before."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], keep: tuple[str, ...] = ()) -> None:
-        """`keep` names the beginnings of parameters whose channels stay."""
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], every: int, keep: tuple[str, ...] = ()
+    ) -> None:
+        """After every `every`th epoch; `keep` names the beginnings of parameters whose channels stay."""
         self.plan = nothing(model)
+        self._every = every
         self._keep = keep
         self._inputs = inputs
         self._shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -40,39 +45,57 @@ class Shrinker:
         """What is left of each dimension that was cut."""
         return kept_indices(self.plan)
 
-    def shrink(
-        self, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
-    ) -> MultiTaskModel | None:
-        """The network without its dead channels, and the optimizer and the sparsifier on it; None where none can go.
+    def due(self, epoch: int) -> bool:
+        """Whether channels go after this epoch."""
+        return epoch % self._every == 0
+
+    def shrink(self, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer) -> MultiTaskModel:
+        """The network without its dead channels, with the optimizer and the sparsifier moved to it; the same network
+        where none can go.
 
         Raises TrainingError where the smaller network has another function.
         """
         dead = sparsifier.dead()
         if not any(flags.any() for flags in dead):
-            return None
+            return model
         plan = plan_slices(model, self._inputs, list(sparsifier.groups), dead, self._keep)
         if plan.empty:
-            return None
+            return model
         small = self._apply(plan, model, sparsifier, optimizer)
         _compare(model, small, self._inputs)
         self.plan = compose(self.plan, plan)
         return small
 
     def again(
-        self, plan: Plan, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
+        self, saved: str, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
     ) -> MultiTaskModel:
-        """Remove from the first network what had been removed from it."""
+        """Remove from the first network what had been removed from it: `saved` is the plan as JSON."""
+        plan = Plan.from_json(saved, "the checkpoint's plan")
+        if plan.empty:
+            return model
         self.plan = plan
         return self._apply(plan, model, sparsifier, optimizer)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The first shape of a parameter or buffer."""
-        return self._shapes[name]
 
     def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state_dict of the network at its first size."""
         kept = self.kept
         return {name: put_back(name, value, self._shapes[name], kept) for name, value in state.items()}
+
+    def optimizer_whole(self, optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
+        """The optimizer's state_dict at the network's first size."""
+        saved = optimizer.state_dict()
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        kept, state = self.kept, {}
+        for index, values in saved["state"].items():
+            parameter, name = order[index], names.get(id(order[index]))
+            state[index] = {
+                key: put_back(name, value, self._shapes[name], kept)
+                if name is not None and isinstance(value, Tensor) and value.shape == parameter.shape
+                else value
+                for key, value in values.items()
+            }
+        return {**saved, "state": state}
 
     def _apply(
         self, plan: Plan, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
@@ -80,6 +103,10 @@ class Shrinker:
         small = apply_plan(model, plan)
         assert isinstance(small, MultiTaskModel)
         small.train(model.training)
+        if any(
+            p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in _maps(model)
+        ):
+            small = small.to(memory_format=torch.channels_last)
         kept = kept_indices(plan)
         replace_parameters(optimizer, model, small, kept)
         sparsifier.shrink_to(kept, small)
@@ -121,21 +148,26 @@ def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> 
             )
 
 
-def optimizer_whole(optimizer: Optimizer, model: nn.Module, shrinker: Shrinker) -> dict[str, Any]:
-    """The optimizer's state_dict at the network's first size."""
-    saved = optimizer.state_dict()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    shapes, kept = {id(p): p.shape for p in model.parameters()}, shrinker.kept
-    state = {}
-    for index, values in saved["state"].items():
-        name = names.get(order[index])
-        state[index] = values
-        if name is not None:
-            state[index] = {
-                key: put_back(name, value, shrinker.shape(name), kept)
-                if isinstance(value, Tensor) and value.shape == shapes[order[index]]
-                else value
-                for key, value in values.items()
-            }
-    return {**saved, "state": state}
+def _maps(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.dim() == 4]
+
+
+def build_shrinker(
+    recipe: Recipe, model: nn.Module, inputs: tuple[Tensor, ...], balancer: Balancer
+) -> Shrinker | None:
+    """The recipe's progressive compaction, or None where it asks for none.
+
+    Channels that the heads read stay where something else reads the features too. Raises ConfigError for a balancer
+    that compares gradients of parameters, whose number would change.
+    """
+    config = recipe.sparsity
+    if config is None or config.shrink_every is None:
+        return None
+    by_gradient = isinstance(balancer, GradientBalancer)
+    if by_gradient and balancer.at == "shared_parameters":
+        raise ConfigError(
+            f"sparsity.shrink_every: {recipe.balancing.name} remembers gradients of parameters that would go",
+            "add balancing.at=features, or leave out sparsity.shrink_every",
+        )
+    features = by_gradient or recipe.regularization != type(recipe.regularization)()
+    return Shrinker(model, inputs, config.shrink_every, ("heads.",) if features else ())

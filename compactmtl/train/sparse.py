@@ -136,9 +136,7 @@ def build_sparsifier(
     if config is None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
-    return Sparsifier(
-        groups, build_control(config, groups, total_steps, recipe.surgery.align, model, inputs)
-    )
+    return Sparsifier(groups, build_control(config, groups, total_steps, recipe.surgery.align, model, inputs))
 
 
 def build_control(

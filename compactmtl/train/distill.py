@@ -1,0 +1,128 @@
+"""Distillation: each task also learns from a teacher's outputs for the same pictures. Source: arXiv:1503.02531."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compactmtl.config import Recipe
+from compactmtl.config.recipe import DistillationConfig
+from compactmtl.errors import ConfigError
+from compactmtl.models import MultiTaskModel
+from compactmtl.tasks import Task
+from compactmtl.train.run import Run
+
+CLASSES = frozenset({"segmentation", "classification", "binned_regression"})  # probabilities over channels
+LABELS = frozenset({"multilabel", "boundaries"})  # a probability a channel
+VALUES = frozenset({"regression", "depth", "disparity", "normals"})  # predictions in the target's own format
+
+
+class Distiller:
+    """A teacher, and what it has to say to each task from step `start` on.
+
+    A teacher `self` is the model as it was at that step.
+    """
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        tasks: Mapping[str, Task],
+        total_steps: int,
+        teacher: MultiTaskModel | None = None,
+    ) -> None:
+        """Raises ConfigError for a task of a kind that has no lesson, or that the teacher lacks."""
+        for name, task in tasks.items():
+            if task.kind not in CLASSES | LABELS | VALUES:
+                raise ConfigError(
+                    f"distillation: task {name} is of kind {task.kind}, whose outputs cannot be taught",
+                    f"kinds: {', '.join(sorted(CLASSES | LABELS | VALUES))}",
+                )
+            if teacher is not None and name not in teacher.heads:
+                raise ConfigError(
+                    f"distillation: the teacher has no task {name}",
+                    "name a run that was trained on all tasks",
+                )
+        self._config, self._tasks = config, tasks
+        self._start = round(config.start * total_steps)
+        self._own = config.teacher == "self"
+        self._teacher = teacher
+
+    def losses(
+        self, image: Tensor, outputs: Mapping[str, Tensor], model: MultiTaskModel, step: int
+    ) -> dict[str, Tensor]:
+        """Each task's lesson, weighed; nothing before the teacher is heard. Steps count from 0."""
+        if step < self._start:
+            return {}
+        if self._teacher is None:
+            self._teacher = frozen(copy.deepcopy(model))
+        with torch.no_grad():
+            taught = self._teacher(image.detach())
+        temperature, weight = self._config.temperature, self._config.weight
+        return {
+            name: weight * lesson(self._tasks[name], output, taught[name].float(), temperature)
+            for name, output in outputs.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights of a teacher that was this model; another's are on disk."""
+        return dict(self._teacher.state_dict()) if self._own and self._teacher is not None else {}
+
+    def load_state_dict(self, state: Mapping[str, Any], model: MultiTaskModel) -> None:
+        """The inverse of `state_dict`; `model` is the run's at its first size."""
+        if self._own and state:
+            self._teacher = copy.deepcopy(model)
+            self._teacher.load_state_dict(state)
+            frozen(self._teacher)
+
+
+def lesson(task: Task, output: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """How far a task's raw output is from the teacher's, a scalar.
+
+    Cross-entropy less the teacher's own entropy for probabilities, both softened by the temperature T and times T²,
+    so that gradients keep their size; for values the task's own loss against the teacher's prediction.
+    """
+    output = output.float()
+    if task.kind in CLASSES:
+        student, teacher = (F.log_softmax(one / temperature, 1) for one in (output, taught))
+        apart = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+        return temperature**2 * apart.mean()
+    if task.kind in LABELS:
+        probability = torch.sigmoid(taught / temperature)
+        cross = F.binary_cross_entropy_with_logits(output / temperature, probability)
+        own = F.binary_cross_entropy_with_logits(taught / temperature, probability)
+        return temperature**2 * (cross - own)
+    return task.loss(output, task.decode(taught))
+
+
+def build_distiller(
+    recipe: Recipe, tasks: Mapping[str, Task], total_steps: int, device: torch.device
+) -> Distiller | None:
+    """The recipe's distillation, or None where it asks for none.
+
+    Raises ConfigError or ArtifactError where the teacher is not a finished run with the recipe's tasks.
+    """
+    config = recipe.distillation
+    if config is None:
+        return None
+    if config.teacher == "self":
+        return Distiller(config, tasks, total_steps)
+    run = Run.open(Path(config.teacher.replace("{seed}", str(recipe.seed))))
+    if not run.finished:
+        raise ConfigError(f"distillation: the teacher {run.path} has not finished", "train it first")
+    if run.recipe.data.size != recipe.data.size:
+        raise ConfigError(
+            f"distillation: the teacher sees {list(run.recipe.data.size)} pixels, the recipe {list(recipe.data.size)}",
+            "name a run of the same size",
+        )
+    return Distiller(config, tasks, total_steps, frozen(run.load_plain().to(device)))
+
+
+def frozen(model: MultiTaskModel) -> MultiTaskModel:
+    """The model in eval mode, none of whose parameters trains."""
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,106 @@
+"""The baselines prune once, meet their target, and hold what they chose."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from compactmtl.config.sparsity import PruneConfig
+from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.graph import cost
+from compactmtl.sparsity import Pruning, channel_groups, zero_share
+from compactmtl.surgery import compact
+
+IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A stem, a residual block and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleDict(
+            {
+                "stem": nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+                "inner": nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU()),
+                "outer": nn.Sequential(nn.Conv2d(24, 16, 3, padding=1), nn.BatchNorm2d(16)),
+            }
+        )
+        self.heads = nn.ModuleDict({"one": nn.Linear(16, 2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder["stem"](x)
+        x = (x + self.encoder["outer"](self.encoder["inner"](x))).relu()
+        output: Tensor = self.heads["one"](x.mean((2, 3)))
+        return output
+
+
+def trained(method: str, reduction: float, steps: int = 12, **options: float) -> tuple[Net, Pruning]:
+    torch.manual_seed(0)
+    model = Net()
+    config = PruneConfig(**{"method": method, "mac_reduction": reduction, "min_channels": 2, **options})  # type: ignore[arg-type]
+    control = Pruning(channel_groups(model, IMAGE), config, 20, model, (IMAGE,))
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    control.attach(optimizer)
+    for seed in range(steps):
+        x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        (model(x) - x[:, :2, :4].mean((2, 3))).square().mean().backward()
+        control.observe()
+        optimizer.step()
+        control.step()
+    return model, control
+
+
+@pytest.mark.parametrize("method", ["magnitude", "group_norm"])
+@pytest.mark.parametrize("reduction", [0.4, 0.8])
+def test_all_at_once_and_held(method: str, reduction: float) -> None:
+    if method == "group_norm":
+        pytest.importorskip("torch_pruning")
+    model, control = trained(method, reduction, 9)
+    assert zero_share(control.groups) == 0
+    model, control = trained(method, reduction)
+    assert control.reached
+    # a channel of the stem takes 6 % of this small network
+    assert reduction <= control.removed() <= reduction + 0.08
+    small = compact(model, (IMAGE,)).model
+    assert 1 - cost(small, (IMAGE,)).macs / cost(Net(), (IMAGE,)).macs == pytest.approx(control.removed())
+    assert model.training
+
+
+def test_the_smallest_norms_of_each_layer_go() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    conv = model.encoder["inner"][0]  # type: ignore[index]
+    with torch.no_grad():
+        conv.weight[:12] *= 0.01
+    config = PruneConfig(mac_reduction=0.46, min_channels=2, at=0.05)
+    control = Pruning(channel_groups(model, IMAGE), config, 20, model, (IMAGE,))
+    control.step()
+    assert bool((conv.weight[:12] == 0).all())
+    assert int((conv.weight.abs().sum((1, 2, 3)) > 0).sum()) >= 8
+
+
+def test_group_norm_regularizes_before_it_prunes() -> None:
+    pytest.importorskip("torch_pruning")
+    plain = trained("group_norm", 0.4, 9, regularize=0.5)[0]
+    pulled = trained("group_norm", 0.4, 9, regularize=0.1, regularization=1.0)[0]
+    norm = [sum(float(p.detach().square().sum()) for p in m.encoder.parameters()) for m in (plain, pulled)]
+    assert norm[1] < norm[0]
+
+
+def test_the_library_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(MissingDependencyError, match="torch-pruning") as caught:
+        trained("group_norm", 0.4)
+    assert "baselines" in caught.value.hint
+
+
+def test_groups_that_free_nothing_alone() -> None:
+    groups = channel_groups(Net(), IMAGE, kind="input_channel")
+    with pytest.raises(ConfigError, match="coupled groups"):
+        Pruning(groups, PruneConfig(mac_reduction=0.3), 20, Net(), (IMAGE,))
