@@ -51,7 +51,7 @@ class Slices:
         """The sum of squares of `values` (of the parameter's shape) over each group, (n,), in one pass over memory."""
         if not self._others:
             return self.sums(values.square())
-        per_slice = torch.linalg.vector_norm(values, dim=self._others).square()
+        per_slice: Tensor = torch.linalg.vector_norm(values, dim=self._others).square()
         return per_slice if self._identity else per_slice[self._on(values)[0]].sum(1)
 
     def minima(self, values: Tensor) -> Tensor:

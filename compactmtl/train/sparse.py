@@ -48,7 +48,7 @@ class Sparsifier:
         self._costs = {}
         for measure in ("macs", "parameters"):
             try:
-                self._costs[measure] = groups.cost(measure)(whole)  # type: ignore[arg-type]
+                self._costs[measure] = groups.cost(measure)(whole)
             except ConfigError:  # a model that can't be traced: groups without what they free
                 continue
 

@@ -53,7 +53,32 @@ def check(folder: Path, content: str) -> Recipe:
         ("overparam: {rank: ful}\n", 7, "expected full or an integer or a number", "did you mean full?"),
         ("overparam: {rank: -1}\n", 7, "found the number -1", ""),
         ("sparsity:\n  warmup: 0.1\n", 7, "give exactly one of strength", "`sparsity`"),
-        ("sparsity:\n  selective: {start: 0.1}\n", 8, "`sparsity.selective.mac_reduction` is missing", ""),
+        (
+            "sparsity:\n  selective: {start: 0.1}\n",
+            8,
+            "give exactly one of mac_reduction",
+            "`sparsity.selective`",
+        ),
+        ("sparsity:\n  strength: -1\n", 8, "`sparsity.strength`: expected a number", ""),
+        ("sparsity:\n  groups: coupld\n", 8, "found the text 'coupld'", "did you mean coupled?"),
+        (
+            "sparsity:\n  groups: filter\n  selective: {mac_reduction: 0.5}\n",
+            7,
+            "lie in one layer each and free nothing alone",
+            "",
+        ),
+        (
+            "sparsity:\n  controller: {latency_reduction: 0.5}\n",
+            8,
+            "latency_reduction needs latency_table",
+            "",
+        ),
+        (
+            "sparsity:\n  schedule: {full: 0.5}\n  prune: {mac_reduction: 0.5}\n",
+            8,
+            "schedule is of strength",
+            "",
+        ),
         ("targets: onnxruntime-cpu\n", 7, "`targets`: expected a list", ""),
         (
             "train:\n  optimizer:\n    betas: [0.9]\n",
@@ -130,3 +155,12 @@ def test_a_wrong_option_is_named_with_its_whole_key(
         validate_options(Options, options, "data.options")
     assert message in error.value.message
     assert hint in error.value.hint
+
+
+def test_progressive_compaction_needs_plain_layers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shrink_every removes channels of plain layers"):
+        check(
+            tmp_path,
+            BASE
+            + "overparam: {kind: svd}\nsparsity:\n  shrink_every: 1\n  selective: {mac_reduction: 0.5}\n",
+        )

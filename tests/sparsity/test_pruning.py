@@ -42,7 +42,7 @@ class Net(nn.Module):
 def trained(method: str, reduction: float, steps: int = 12, **options: float) -> tuple[Net, Pruning]:
     torch.manual_seed(0)
     model = Net()
-    config = PruneConfig(**{"method": method, "mac_reduction": reduction, "min_channels": 2, **options})  # type: ignore[arg-type]
+    config = PruneConfig(**{"method": method, "mac_reduction": reduction, "min_channels": 2, **options})
     control = Pruning(channel_groups(model, IMAGE), config, 20, model, (IMAGE,))
     optimizer = AdamW(model.parameters(), lr=0.01)
     control.attach(optimizer)
