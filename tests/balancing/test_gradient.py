@@ -196,7 +196,7 @@ def test_an_encoder_with_nothing_to_train() -> None:
 
 
 def test_gradients_lie_in_memory_as_their_parameters_do() -> None:
-    encoder = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     head = nn.Linear(4, 2)
     features = encoder(torch.randn(2, 3, 6, 6)).mean((2, 3))
     losses = {"a": head(features)[:, 0].square().mean(), "b": head(features)[:, 1].square().mean()}
