@@ -98,8 +98,8 @@ def test_what_was_not_run_says_so(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_figures_at_the_top_are_of_one_run_alone(make_run: MakeRun, tmp_path: Path) -> None:
-    one = write([make_run("a")], None, tmp_path / "one").read_text("utf-8")
-    several = write([make_run("b"), make_run("c")], None, tmp_path / "two").read_text("utf-8")
+    one = write([make_run("a")], None, tmp_path / "one")
+    several = write([make_run("b"), make_run("c")], None, tmp_path / "two")
     assert '<dl class="headlines">' in one and '<dl class="headlines">' not in several
 
 
