@@ -174,7 +174,7 @@ def balanced_backward(
     factors = [1.0] * len(weighted) if direction.heads is None else direction.heads.tolist()
     for factor, task in zip(factors, weighted, strict=True):
         for parameter, gradient in zip(mine[task], found.own[task], strict=True):
-            _add(parameter, gradient * factor)
+            _add(parameter, gradient if factor == 1 else gradient * factor)
     ends: list[Tensor] = []
     starts: list[Tensor] = []
     if at_features:
@@ -182,7 +182,8 @@ def balanced_backward(
         starts += [part.to(end.dtype) * scale for part, end in zip(direction.shared, features, strict=True)]
     else:
         for parameter, part in zip(trained, direction.shared, strict=True):
-            _add(parameter, part.to(parameter.dtype) * scale)
+            part = part.to(parameter.dtype)
+            _add(parameter, part if scale == 1 else part * scale)
     if penalty is not None:
         ends.append(penalty)
         starts.append(torch.full_like(penalty, scale / world()))
@@ -224,4 +225,8 @@ def _backward(
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
+    if (
+        gradient.stride() != parameter.stride()
+    ):  # fused optimizers walk both in one order, such as channels last
+        gradient = torch.empty_like(parameter).copy_(gradient)
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -82,34 +82,34 @@ def task_gradients(
     The losses are multiplied by `scale`, and so are the gradients of `own`; the jacobian is divided by it again. Where
     several processes train together, gradients by parameters are averaged over them. `retain` keeps the graph.
     """
-    gradients: dict[str, list[Tensor]] = {}
+    count, last = len(losses), list(losses)[-1]
+    divisor = scale * (world() if split else 1)
+    rows: list[Tensor] = []
     own_gradients: dict[str, list[Tensor]] = {}
-    last = list(losses)[-1]
-    for task, loss in losses.items():
+    for index, (task, loss) in enumerate(losses.items()):
         wanted = [*shared, *own[task]]
         found = torch.autograd.grad(
             loss * scale, wanted, retain_graph=retain or task != last, allow_unused=True
         )
-        filled = [
+        if not rows:  # features may be of half precision
+            rows = [x.new_zeros((count, *x.shape), dtype=_wide(x.dtype)) for x in shared]
+        for row, gradient in zip(rows, found, strict=False):
+            if gradient is not None:
+                row[index] = gradient if divisor == 1 else gradient / divisor
+        own_gradients[task] = [
             torch.zeros_like(tensor) if gradient is None else gradient
-            for tensor, gradient in zip(wanted, found, strict=True)
+            for tensor, gradient in zip(own[task], found[len(shared) :], strict=True)
         ]
-        gradients[task] = filled[: len(shared)]
-        own_gradients[task] = filled[len(shared) :]
-    rows = []
-    for index in range(len(shared)):
-        row = torch.stack([gradients[task][index] for task in losses])
-        for task in losses:
-            gradients[task][index] = (
-                row  # frees the single gradient: twice the jacobian at most for one tensor
-            )
-        wide = torch.promote_types(row.dtype, torch.float32)  # features may be of half precision
-        rows.append(row.to(wide) / (scale * (world() if split else 1)))
+        del found  # one task's gradients at a time beside the jacobian
     if distributed():
         if not split:
             average(rows)
-        average([gradient for found_ in own_gradients.values() for gradient in found_])
+        average([gradient for found in own_gradients.values() for gradient in found])
     return TaskGradients(Jacobian(tuple(losses), tuple(rows), split), own_gradients)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def distributed() -> bool:

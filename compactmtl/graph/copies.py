@@ -23,12 +23,21 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
+def _kept_in(value: object) -> Iterator[Tensor]:
+    """The tensors in a container of containers, such as what a forward has cached."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _kept_in(item)
+
+
 def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = False) -> Model:
     """A deep copy of `model`, floating tensors in `dtype` where it is given.
 
     With `share` the copy holds the very tensors of the original: it may replace them but not write into them.
     Unlike `copy.deepcopy` this takes tensors that were computed from parameters, such as the `weight` that
-    `torch.nn.utils.weight_norm` leaves behind, and never holds a tensor in two types at once.
+    `torch.nn.utils.weight_norm` leaves behind, or that a forward keeps in a dict, and never holds a tensor in two types at once.
     """
     memo: dict[int, Tensor] = {}
     for value in tensors_of(model):
@@ -36,6 +45,10 @@ def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = 
             memo[id(value)] = value
         elif type(value) in (Tensor, nn.Parameter):  # other classes know how they are copied
             memo[id(value)] = _copied(value, dtype)
+    for module in model.modules():
+        for value in _kept_in(list(vars(module).values())):
+            if type(value) is Tensor and id(value) not in memo:
+                memo[id(value)] = _copied(value, dtype)
     return copy.deepcopy(model, memo)
 
 

@@ -73,7 +73,8 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         report=report,
         title=_title(report),
         version=compactmtl.__version__,
-        headlines=[headline for run in report.subjects[:1] for headline in _headlines(run, report)],
+        # Figures of one run; of several the tables speak, for any one of them would mislead.
+        headlines=_headlines(report.subjects[0], report) if len(report.subjects) == 1 else [],
         gates=report.gates,
         table=table.comparison(report),
         delta=delta_formats.grid(report) if delta_formats.shows_more(report) else None,
@@ -106,7 +107,7 @@ def _title(report: Report) -> str:
 
 
 def _headlines(run: RunView, report: Report) -> list[Headline]:
-    """MACs, parameters, speed and Δm of the first run; what was not measured is said to be so."""
+    """MACs, parameters, speed and Δm of the run; what was not measured is said to be so."""
     reference = report.baseline_run.trained.size if report.baseline_run else run.trained.size
     smallest = run.smallest
     headlines = []

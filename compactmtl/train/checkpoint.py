@@ -78,6 +78,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 def _check_names(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     hint = "this checkpoint belongs to another model: use the recipe that it was trained with"
+    if layer := _trained_otherwise(found, expected):
+        hint = f"{layer} was over-parameterized on one side alone: use the recipe's overparam section, or contract the model"
     for name in expected:
         if name not in found:
             raise ArtifactError(f"{path} lacks the tensor {name}", hint)
@@ -87,6 +89,19 @@ def _check_names(path: Path, found: Mapping[str, Tensor], expected: Mapping[str,
     for name in sorted(found):
         if name not in expected:
             raise ArtifactError(f"{path} has the tensor {name}, which the model does not", hint)
+
+
+def _trained_otherwise(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """A layer that has a weight on one side and other tensors in its place on the other, such as factors."""
+    for mine, theirs in ((expected, found), (found, expected)):
+        layers = {
+            name.rpartition(".")[0] for name in theirs if name not in mine and not name.endswith(".bias")
+        }
+        for name in mine:
+            path, _, leaf = name.rpartition(".")
+            if leaf == "weight" and name not in theirs and path in layers:
+                return path
+    return None
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

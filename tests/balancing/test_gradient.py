@@ -193,3 +193,14 @@ def test_an_encoder_with_nothing_to_train() -> None:
     net.encoder.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing of the encoder is trained"):
         follow(net, gradient_balancer("mgda"), {})
+
+
+def test_gradients_lie_in_memory_as_their_parameters_do() -> None:
+    encoder = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    head = nn.Linear(4, 2)
+    features = encoder(torch.randn(2, 3, 6, 6)).mean((2, 3))
+    losses = {"a": head(features)[:, 0].square().mean(), "b": head(features)[:, 1].square().mean()}
+    own = {"a": head.parameters(), "b": []}
+    balanced_backward(gradient_balancer("mgda", ["a", "b"]), losses, [features], encoder.parameters(), own)
+    assert encoder.weight.grad is not None
+    assert encoder.weight.grad.stride() == encoder.weight.stride() != (27, 9, 3, 1)

@@ -51,3 +51,13 @@ def test_weight_that_a_call_computed_is_copied() -> None:
     expected = model(given)
     assert torch.equal(copy_model(model)(given), expected)
     assert copy_model(model, dtype=torch.float64)(given.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_what_a_forward_keeps_in_a_dict_is_copied(share: bool) -> None:
+    model: Any = nn.Linear(2, 2)
+    model.cache = {"cpu": [model.weight * 2]}  # with a history of gradients, which copy.deepcopy refuses
+    copied: Any = copy_model(model, dtype=torch.float64, share=share)
+    kept = copied.cache["cpu"][0]
+    assert kept.dtype == torch.float64 and torch.equal(kept.float(), model.cache["cpu"][0])
+    assert not kept.requires_grad and kept is not model.cache["cpu"][0]

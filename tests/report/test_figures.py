@@ -10,7 +10,16 @@ import matplotlib as mpl
 import pytest
 
 from compactmtl.report import figures
-from compactmtl.report.model import Change, Epoch, LayerChange, MetricView, Sparsity, TaskView, TrainLosses
+from compactmtl.report.model import (
+    Change,
+    Competition,
+    Epoch,
+    LayerChange,
+    MetricView,
+    Sparsity,
+    TaskView,
+    TrainLosses,
+)
 from tests.support.synthetic_runs import verification
 
 TASK = TaskView(
@@ -45,15 +54,33 @@ def epochs(sparse: bool = False) -> list[Epoch]:
     ]
 
 
+COMPETITION = Competition(
+    cosines={"conv1": {"age|gender": 0.5}, "conv2": {"age|gender": -0.25}},
+    spread={"conv1": {"age": 0.1, "gender": 0.2, "between": 0.1}, "conv2": {"age": 0.3, "gender": 0.1}},
+)
+
+
+def competing() -> list[Epoch]:
+    return [epoch.model_copy(update={"competition": COMPETITION}) for epoch in epochs()]
+
+
 @cache
 def every_figure(key: str) -> list[str]:
     sparsity = figures.sparsity_curve({"run": epochs(sparse=True)}, key)
+    drawn = (
+        figures.cosine_curves(competing(), key),
+        figures.cosines_by_layer(COMPETITION, key),
+        figures.spread_by_layer(COMPETITION, key),
+    )
+    competition = [one for one in drawn if one is not None]
     assert sparsity is not None
+    assert len(competition) == 3
     return [
         figures.layer_channels(layers(), key),
         figures.latency_distributions(verification().latency, key),
         figures.learning_curves({"run": epochs()}, TASK, "abs_err", key, {"run": 2}),
         sparsity,
+        *competition,
     ]
 
 
@@ -104,3 +131,12 @@ def test_drawing_leaves_matplotlib_s_settings_alone() -> None:
     before = dict(mpl.rcParams)
     every_figure("a")
     assert dict(mpl.rcParams) == before
+
+
+def test_competition_is_drawn_where_it_was_measured() -> None:
+    assert figures.cosine_curves(epochs(), "none") is None
+    assert figures.cosines_by_layer(Competition(), "none") is None
+    assert figures.spread_by_layer(Competition(), "none") is None
+    svg = figures.cosine_curves(competing(), "some")
+    assert svg is not None and "age and gender" in svg
+    assert COMPETITION.mean_cosine("age|gender") == 0.125

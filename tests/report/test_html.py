@@ -97,6 +97,12 @@ def test_what_was_not_run_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     assert "No pictures: there is no folder nowhere" in page.text
 
 
+def test_figures_at_the_top_are_of_one_run_alone(make_run: MakeRun, tmp_path: Path) -> None:
+    one = write([make_run("a")], None, tmp_path / "one")
+    several = write([make_run("b"), make_run("c")], None, tmp_path / "two")
+    assert '<dl class="headlines">' in one and '<dl class="headlines">' not in several
+
+
 def test_a_failed_gate_is_seen_first(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(write([make_run("one", compacted=True, exported=True, passed=False)], None, tmp_path / "out"))
     assert "1 of 4 gates failed" in page.text

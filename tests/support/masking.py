@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,28 @@ class Between(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.last(self.function(self.first(x)))
         return y
+
+
+class Branches(nn.Module):
+    """One `Between` for each function, side by side: one trace serves them all."""
+
+    def __init__(self, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(Between(function) for function in functions.values())
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [branch(x) for branch in self.branches]
+
+
+def all_left(functions: Mapping[str, Callable[[Tensor], Tensor]]) -> tuple[dict[str, int], dict[str, str]]:
+    """By name, how many of the 8 channels in front of each function stay, and the reason given for those that do."""
+    result = compacted(Branches(functions), image())
+    reasons = result.report.kept_whole
+    firsts = [f"branches.{index}.first" for index in range(len(functions))]
+    return (
+        {name: shape(result, f"{first}.weight")[0] for name, first in zip(functions, firsts, strict=True)},
+        {name: reasons[first] for name, first in zip(functions, firsts, strict=True) if first in reasons},
+    )
 
 
 def left(function: Callable[[Tensor], Tensor], reads: int = 8, **options: Any) -> int:

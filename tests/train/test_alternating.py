@@ -15,7 +15,7 @@ from torch import Tensor
 from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
 from compactmtl.overparam import contract, factorized_layers
-from compactmtl.train import Run, TrainingInterrupted, train
+from compactmtl.train import Run, TrainingInterrupted, compact_run, train
 from compactmtl.train.session import Session, build_session
 
 Make = Callable[..., Resolved]
@@ -205,3 +205,15 @@ def test_contraction_keeps_tied_parameters_apart(tiny: Make) -> None:
     plain = contract(model)
     names = dict(plain.named_parameters(remove_duplicate=False))
     assert names["encoder.depth.bn1.weight"] is names["encoder.segmentation.bn1.weight"]
+
+
+@pytest.mark.slow
+def test_with_sparsity_balancing_and_half_precision(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
+    more = """
+balancing: {name: pcgrad, at: shared_parameters}
+overparam: {training: alternating}
+sparsity: {selective: {mac_reduction: 0.3, start: 0.1, end: 0.6, every: 2, min_channels: 4}}
+"""
+    run = train(tiny("train.autocast=bfloat16", more=more), tmp_path / "run", console=quiet())
+    assert run.log()[-2]["sparsity"]["macs_removable"] >= 0.3
+    assert compact_run(run).report.macs_after < 0.75 * compact_run(run).report.macs_before

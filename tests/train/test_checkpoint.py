@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compactmtl.errors import ArtifactError
+from compactmtl.overparam import overparameterize
 from compactmtl.train.checkpoint import (
     STATE,
     SUMMARY,
@@ -149,3 +150,14 @@ def test_one_seed_seeds_every_generator() -> None:
     first = draw()
     seed_everything(5)
     assert draw() == first
+
+
+@pytest.mark.parametrize("factorized", ["saved", "loaded"])
+def test_factors_and_plain_weights_are_told_apart(tmp_path: Path, factorized: str) -> None:
+    plain = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    ours = overparameterize(plain)
+    saved, loaded = (ours, plain) if factorized == "saved" else (plain, ours)
+    save_best(tmp_path / "best", saved, {})
+    with pytest.raises(ArtifactError, match="lacks the tensor") as caught:
+        load_weights(loaded, tmp_path / "best")
+    assert "0 was over-parameterized on one side alone" in caught.value.hint

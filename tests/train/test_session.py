@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from compactmtl.balancing import balancer
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.overparam import overparameterize
 from compactmtl.train.session import build_session, find_device, parameter_groups, torch_settings, total_steps
 
 Make = Callable[..., Resolved]
@@ -27,6 +29,23 @@ def test_every_parameter_is_in_one_group_and_decay_is_where_it_belongs() -> None
     assert [id(p) for p in decayed] == [id(linear.weight)]
     everything = [*model.parameters(), *weighing.parameters()]
     assert sorted(id(p) for p in decayed + free) == sorted(id(p) for p in everything)
+
+
+def test_factors_have_a_rate_and_diagonals_no_decay() -> None:
+    model = overparameterize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    weighing = balancer("equal", ["a", "b"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def found(**options: Any) -> list[tuple[set[str], Any, Any]]:
+        groups = parameter_groups(model, weighing, frozenset({"0.U"}), **options)
+        return [({names[id(p)] for p in g["params"]}, g.get("lr"), g.get("weight_decay")) for g in groups]
+
+    assert found(factor_lr=0.5) == [
+        ({"0.V"}, 0.5, None),
+        ({"0.U", "0.M"}, 0.5, 0.0),  # the prox shrinks U
+        ({"0.bias", "1.weight", "1.bias"}, None, 0.0),
+    ]
+    assert found(factor_lr=0.5, diagonals=False)[1] == ({"0.U"}, 0.5, 0.0)
 
 
 def test_every_parameter_of_a_session_is_in_the_optimizer(tiny: Make, everything: str) -> None:
