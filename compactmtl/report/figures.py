@@ -150,7 +150,11 @@ def sparsity_curve(curves: Mapping[str, Sequence[Epoch]], key: str) -> str | Non
 
     series = []
     for name, epochs in curves.items():
-        for field, label in (("groups_zero", "channel groups at zero"), ("macs_removable", "MACs removable")):
+        for field, label in (
+            ("groups_zero", "channel groups at zero"),
+            ("macs_removable", "MACs removable"),
+            ("parameters_removable", "parameters removable"),
+        ):
             points = [
                 (epoch.epoch, 100 * value)
                 for epoch in epochs

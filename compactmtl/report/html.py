@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 import compactmtl
-from compactmtl.report import delta_formats, figures, table
+from compactmtl.report import delta_formats, figures, sparsity_figures, table
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
 from compactmtl.report.paired import paired_cells
@@ -46,6 +46,7 @@ class RunPage:
     latency: tuple[Drawing, ...]
     curves: tuple[Drawing, ...]
     sparsity: Drawing | None
+    pattern: tuple[Drawing, ...]
     competition: tuple[Drawing, ...]
 
 
@@ -168,6 +169,7 @@ def _page(run: RunView, number: int, report: Report) -> RunPage:
         ),
         curves=tuple(_curves(run, report, key)),
         sparsity=_sparsity(run, f"{key}-sparsity"),
+        pattern=tuple(_pattern(run, key)),
         competition=tuple(_competition(run, key)),
     )
 
@@ -233,6 +235,28 @@ def _competition(run: RunView, key: str) -> list[Drawing]:
             figures.spread_by_layer(last, f"{key}-spread"),
             f"Standard deviation of the diagonals' entries in each of {layers} layers",
             "How far the tasks' diagonals have moved apart from 1, at the last epoch",
+        ),
+    ]
+    return [Drawing(Markup(svg), alt, caption) for svg, alt, caption in drawn if svg is not None]
+
+
+def _pattern(run: RunView, key: str) -> list[Drawing]:
+    """Which layers lose channels over epochs, and λ."""
+    last = next((one.sparsity for one in reversed(run.epochs) if one.sparsity is not None), None)
+    if last is None:
+        return []
+    most = max(last.layers, key=lambda name: last.layers[name], default=None)
+    alt = "" if most is None else f": at the last epoch most in {most}, {100 * last.layers[most]:.0f} %"
+    drawn = [
+        (
+            sparsity_figures.zero_pattern(run.epochs, f"{key}-pattern"),
+            f"Share of zero channel groups of {len(last.layers)} layers over epochs{alt}",
+            "Which layers lose channels, and when: a full bar is a whole layer",
+        ),
+        (
+            sparsity_figures.strength_path(run.epochs, f"{key}-strength"),
+            "Strength λ of the penalty over epochs",
+            "λ of the penalty",
         ),
     ]
     return [Drawing(Markup(svg), alt, caption) for svg, alt, caption in drawn if svg is not None]

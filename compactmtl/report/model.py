@@ -75,6 +75,8 @@ class Sparsity(Read):
     groups_zero: float | None = None
     strength: float | None = None
     macs_removable: float | None = None
+    parameters_removable: float | None = None
+    layers: dict[str, float] = {}  # share of zero groups, by the layer that first writes them
 
 
 class Competition(Read):

@@ -104,7 +104,7 @@ class StrengthSchedule(Control):
         """`penalty.strength` is the whole λ; `warmup` a share of `total_steps`."""
         self.groups = penalty.groups
         self.penalty = penalty
-        self._whole = penalty.strength
+        self.whole = penalty.strength
         self._schedule = schedule
         self._first = round(warmup * total_steps)
         self._full = round(schedule.full * total_steps) if schedule else self._first
@@ -136,13 +136,13 @@ class StrengthSchedule(Control):
         if step <= self._first or step > self._release:
             return 0.0
         if self._schedule is None or step >= self._full:
-            return self._whole
+            return self.whole
         progress = (step - self._first) / max(self._full - self._first, 1)
         if self._schedule.shape == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         elif self._schedule.shape == "exponential":
             progress = 1000.0 ** (progress - 1)
-        return self._whole * progress
+        return self.whole * progress
 
     def attach(self, optimizer: Optimizer) -> None:
         self._proximal = ProximalStep(optimizer, self.penalty)

@@ -105,7 +105,7 @@ class ChannelGroups(Sequence[GroupFamily]):
                     new[indices] = np.arange(len(indices))
                     place = new[member.indices]
                 places.append(place)
-                stays: NDArray[np.bool_] = (place >= 0).all(axis=1)
+                stays: NDArray[np.bool_] = np.asarray((place >= 0).all(axis=1), dtype=bool)
                 alive = stays if alive is None else alive
                 if (stays != alive).any() or (stays != (place >= 0).any(1)).any():
                     raise SurgeryError(

@@ -56,7 +56,7 @@ def test_a_teacher_that_is_the_model_is_heard_from_its_start_and_resumed(tiny: M
     session = build_session(recipe)
     assert session.distiller is not None
     batch = next(iter(session.train_loader))
-    losses, total = session.forward(batch)
+    _, total = session.forward(batch)
     assert session.distiller.state_dict() == {}
     session.update(total)
     session.position.step = 4  # of 12
