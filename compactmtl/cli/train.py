@@ -94,7 +94,12 @@ def describe(result: DryRun) -> str:
         ("memory", memory),
         ("step", f"{result.seconds:.3f} s ({batch / result.seconds:.0f} images/s)"),
         ("steps", f"{result.total_steps} ({result.steps_per_epoch} an epoch)"),
-        ("training", f"about {_duration(result.total_steps * result.seconds)}, validation apart"),
+        *(
+            [("pass 1", f"{result.diagonal_seconds:.3f} s a step, {result.diagonal_steps} steps")]
+            if result.diagonal_steps
+            else []
+        ),
+        ("training", f"about {_duration(3600 * result.hours)}, validation apart"),
         *_evaluations(result),
     ]
     width = max(len(name) for name, _ in lines)

@@ -30,6 +30,7 @@ class BranchNorm(nn.Module):
     def __init__(self, like: Tensor, start: float, *, shifted: bool) -> None:
         super().__init__()
         channels = len(like)
+        self.track_running_stats = True  # as in torch's norms: whether a batch moves the running statistics
         self.gamma = nn.Parameter(like.new_full((channels,), start))
         self.beta = nn.Parameter(like.new_zeros(channels)) if shifted else None
         self.register_buffer("running_mean", like.new_zeros(channels))
@@ -40,14 +41,16 @@ class BranchNorm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
-            with torch.no_grad():
-                count = x.numel() // x.shape[1]
-                self.running_mean.lerp_(mean, MOMENTUM)
-                self.running_var.lerp_(var * (count / max(count - 1, 1)), MOMENTUM)
+            if self.track_running_stats:
+                self._note(mean.detach(), var.detach(), x.numel() // x.shape[1])
             factor = self.gamma * torch.rsqrt(var + EPS)
             shift = None if self.beta is None else (self.beta - factor * mean)[:, None, None]
         output = x * factor.to(x.dtype)[:, None, None]
         return output if shift is None else output + shift.to(x.dtype)
+
+    def _note(self, mean: Tensor, var: Tensor, count: int) -> None:
+        self.running_mean.lerp_(mean, MOMENTUM)
+        self.running_var.lerp_(var * (count / max(count - 1, 1)), MOMENTUM)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """The factor and the shift of evaluation, (C,) each."""

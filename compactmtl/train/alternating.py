@@ -54,7 +54,7 @@ class DiagonalPass:
         if recipe.train.max_steps is not None:
             self.steps_per_epoch = min(self.steps_per_epoch, recipe.train.max_steps)
         self.first_epoch = 1 + round(self._config.start * recipe.train.epochs)
-        total = max(1, recipe.train.epochs - self.first_epoch + 1) * self.steps_per_epoch
+        self.total_steps = max(0, recipe.train.epochs - self.first_epoch + 1) * self.steps_per_epoch
         optimizer = recipe.train.optimizer.model_copy(
             update={"lr": self._config.lr or recipe.train.optimizer.lr, "weight_decay": 0.0}
         )
@@ -67,7 +67,7 @@ class DiagonalPass:
                 final=schedule.final,
             ),
             self.optimizer,
-            total,
+            max(1, self.total_steps),
         )
         self._ask(False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.train.autocast == "float16")

@@ -48,6 +48,8 @@ class DryRun:
     total_steps: int
     evaluated: tuple[Evaluated, ...] = ()  # in the order of the forward pass
     encoder_passes: int = 1  # one a task where each has a weight of its own
+    diagonal_seconds: float = 0.0  # of a step of pass 1, where there is one
+    diagonal_steps: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -56,7 +58,7 @@ class DryRun:
     @property
     def hours(self) -> float:
         """Predicted training time, validation apart."""
-        return self.total_steps * self.seconds / 3600
+        return (self.total_steps * self.seconds + self.diagonal_steps * self.diagonal_seconds) / 3600
 
 
 def dry_run(recipe: Recipe) -> DryRun:
@@ -76,6 +78,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         with _watching(session.model) as evaluated:
             activations, losses = _activation_bytes(session, batch)
         seconds = min(_step_seconds(session, batch) for _ in range(2))
+        diagonal_seconds = min(_diagonal_seconds(session, batch) for _ in range(2))
         shape = tuple(batch["image"].shape)
         session.model.eval()
         with torch.inference_mode():
@@ -98,6 +101,8 @@ def dry_run(recipe: Recipe) -> DryRun:
         steps_per_epoch=session.steps_per_epoch,
         total_steps=session.total_steps,
         evaluated=tuple(evaluated),
+        diagonal_seconds=diagonal_seconds,
+        diagonal_steps=session.diagonals.total_steps if session.diagonals else 0,
         encoder_passes=len(session.tasks) if recipe.overparam and recipe.overparam.per_task else 1,
     )
 
@@ -142,6 +147,17 @@ def _step_seconds(session: Session, batch: Batch) -> float:
     start = time.perf_counter()
     _, total = session.forward(batch)
     session.update(total)
+    if session.device.type == "cuda":
+        torch.cuda.synchronize(session.device)
+    return time.perf_counter() - start
+
+
+def _diagonal_seconds(session: Session, batch: Batch) -> float:
+    if session.diagonals is None:
+        return 0.0
+    start = time.perf_counter()
+    with session.diagonals.training():
+        session.update_diagonals(batch)
     if session.device.type == "cuda":
         torch.cuda.synchronize(session.device)
     return time.perf_counter() - start

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compactmtl.balancing.statistics import still_statistics
 from compactmtl.overparam.repvgg import BranchLayer
 
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -117,3 +118,13 @@ def test_the_function_is_kept_at_the_start() -> None:
         plain = nn.Conv2d(4, 4, 3, padding=1, bias=bias).double()
         x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
         torch.testing.assert_close(BranchLayer(plain).eval()(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+def test_statistics_stay_where_a_pass_must_leave_no_trace() -> None:
+    _, layer, x = built(CONFIGURATIONS[0], bias=True)
+    layer.train()
+    with still_statistics(layer):
+        output = layer(x)
+    assert (layer.norm.running_mean == 0).all()
+    torch.testing.assert_close(layer(x), output)  # the batch's own statistics all the same
+    assert (layer.norm.running_mean != 0).any()

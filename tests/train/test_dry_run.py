@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from compactmtl.cli.train import describe
 from compactmtl.config import Resolved
 from compactmtl.train import dry_run
 from compactmtl.train.session import build_session
@@ -55,3 +56,24 @@ def test_torch_is_left_alone(tiny: Make) -> None:
     threads = torch.get_num_threads()
     dry_run(tiny("train.threads=1").recipe)
     assert torch.get_num_threads() == threads
+
+
+def test_layers_are_listed_with_the_cost_of_either_way(tiny: Make) -> None:
+    result = dry_run(tiny(more="\noverparam: {training: alternating}\n").recipe)
+    ways = {one.layer: one for one in result.evaluated}
+    assert {one.way for one in ways.values()} == {"contract", "sequence"}
+    stem = ways["encoder.conv1.0"]
+    # 3 to 12 channels by 3×3 on 16×24 places of 4 pictures, the product of (12·3, 9) and (9, 3·3)
+    assert (stem.price.plain, stem.price.product) == (4 * 16 * 24 * 12 * 3 * 9, 36 * 9 * 9)
+    assert (result.diagonal_steps, result.encoder_passes) == (12, 1)
+    assert result.hours > result.total_steps * result.seconds / 3600
+    text = describe(result)
+    assert "factors" in text and "encoder.conv1.0" in text and "pass 1" in text
+
+
+def test_a_weight_a_task_costs_an_encoder_pass_a_task(tiny: Make) -> None:
+    plain = dry_run(tiny().recipe)
+    result = dry_run(tiny(more="\noverparam: {per_task: true}\n").recipe)
+    assert result.encoder_passes == 2
+    assert 1.5 * plain.macs < result.macs < 2 * plain.macs  # the heads run once each
+    assert "2 encoder passes" in describe(result)

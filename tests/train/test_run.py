@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from compactmtl.config import Resolved
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.overparam import factorized_layers
-from compactmtl.train import Run, compact_run, is_run, recipe_hash
+from compactmtl.train import Run, compact_run, is_run, recipe_hash, train
 from compactmtl.train.run import check_folder, recipe_differences
 
 Make = Callable[..., Resolved]
@@ -155,3 +156,26 @@ def test_a_folder_is_free_taken_or_a_run(tmp_path: Path, run: Run) -> None:
     assert is_run(run.path) and not is_run(tmp_path)
     with pytest.raises(ConfigError, match="exclude each other"):
         check_folder(run.path, resume=True, overwrite=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    ["per_task: true", "{rank: 0.2, keep_factors_below: 0.8}", "{kind: repvgg}", "{kind: cp, rank: 0.5}"],
+)
+def test_whatever_form_is_deployed_compacts_and_comes_back(
+    tmp_path: Path, tiny: Make, quiet: Callable[[], Console], options: str
+) -> None:
+    more = f"\noverparam: {options if options.startswith('{') else f'{{{options}}}'}\n"
+    run = train(tiny("train.epochs=1", more=more), tmp_path / "run", console=quiet())
+    report = compact_run(run).report
+    assert report.proof.passed
+    (image,) = run.example_inputs(2)
+    with torch.no_grad():
+        trained, plain, small = (m(image) for m in (run.load_model(), run.load_plain(), run.load_compact()))
+    for task in trained:
+        # float32 through about twenty layers in another order
+        torch.testing.assert_close(plain[task], trained[task], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(small[task], plain[task], rtol=1e-4, atol=1e-5)
+    thin = [m for m in run.load_plain().modules() if type(m) is torch.nn.Sequential and hasattr(m, "U")]
+    assert bool(thin) == ("keep_factors_below" in options)
