@@ -97,7 +97,7 @@ def _trained_otherwise(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
         layers = {
             name.rpartition(".")[0] for name in theirs if name not in mine and not name.endswith(".bias")
         }
-        for name in mine:
+        for name in sorted(mine):  # safetensors keeps no order
             path, _, leaf = name.rpartition(".")
             if leaf == "weight" and name not in theirs and path in layers:
                 return path

@@ -73,7 +73,7 @@ def test_a_teacher_that_is_the_model_is_heard_from_its_start_and_resumed(tiny: M
     mine, theirs = (
         one.losses(image, outputs, session.model, 5) for one in (session.distiller, other.distiller)
     )
-    assert {name: float(v) for name, v in mine.items()} == {name: float(v) for name, v in theirs.items()}
+    assert {name: v.item() for name, v in mine.items()} == {name: v.item() for name, v in theirs.items()}
 
 
 def test_a_run_teaches(tiny: Make, tmp_path: Path, quiet: Callable[[], object]) -> None:
