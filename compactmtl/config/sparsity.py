@@ -23,6 +23,7 @@ class ReductionConfig(Frozen):
         None, description="JSON file of layer latencies on the target; tools/latency_table.py measures one"
     )
     min_channels: Annotated[int, Field(ge=1)] = Field(8, description="least channels kept in a layer")
+    min_share: Share = Field(0.0, description="least share of a layer's channels kept, where that is more")
 
     @model_validator(mode="after")
     def _one_measure(self) -> ReductionConfig:
@@ -71,6 +72,10 @@ class ControllerConfig(ReductionConfig):
 
     end: Share = Field(0.5, description="share of all steps at which the target is reached")
     every: Annotated[int, Field(ge=1)] = Field(20, description="steps between settings of λ")
+    weights: Literal["cost", "size"] = Field(
+        "cost",
+        description="λ of a layer's channels in proportion to what one costs of the target's measure, or alike",
+    )
 
 
 class PruneConfig(ReductionConfig):

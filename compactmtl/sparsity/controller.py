@@ -24,8 +24,10 @@ from compactmtl.sparsity.control import Control, attached, load_vectors
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.target import Target, as_flags, as_values
 
+WIDEST = 100.0  # the largest factor between a layer's λ and the mean, either way
 STEEPEST = 4.0  # λ changes by at most this factor from one setting to the next
 SPARE = 4.0  # groups are spared within this many times the distance that λ covers until the next setting
 
@@ -57,6 +59,8 @@ class StrengthController(Control):
                 "give a later end, a shorter warmup, or more epochs",
             )
         self.target = Target(self.groups, config, align, "controller")
+        if config.weights == "cost":
+            penalty.factors = cost_factors(self.target)
         self._proximal: ProximalStep | None = None
         self._steps = 0
         self._before: tuple[int, float] | None = None  # step and distance of the last group wanted
@@ -174,3 +178,20 @@ class StrengthController(Control):
             self._proximal.spared = [
                 flags[index.to(flags.device)] for flags, index in zip(old.spared, survivors, strict=True)
             ]
+
+
+def cost_factors(target: Target) -> list[float]:
+    """For each family what one of its groups costs of the target's measure over the mean group. Source: arXiv:1711.06798.
+
+    With one λ for all, layers whose gradients are small die first, down to their least channels, whatever they cost.
+    """
+    groups, measure = target.groups, target.config.measure
+    if measure == "latency" and groups.direct:
+        costs = marginal_costs(target.cost, groups.whole())
+    elif measure == "parameters":
+        costs = [family.parameters_per_channel for family in groups]
+    else:
+        costs = [family.macs_per_channel for family in groups]
+    sizes = [family.size for family in groups]
+    mean = sum(cost * size for cost, size in zip(costs, sizes, strict=True)) / sum(sizes)
+    return [min(max(cost / mean, 1 / WIDEST), WIDEST) if mean > 0 else 1.0 for cost in costs]

@@ -18,13 +18,15 @@ from compactmtl.sparsity.slices import BoundFamily, Scratch, wide
 class Penalty(ABC):
     """λ times a sum over groups. It is minimized by `ProximalStep`, once: do not add `value()` to the loss as well.
 
-    `strength` (λ) may be set at any time, for a schedule. √d of a group's d elements weighs its norm.
+    `strength` (λ) may be set at any time, for a schedule. √d of a group's d elements weighs its norm; `factors`, one
+    a family, weigh whole families besides.
     """
 
     def __init__(self, groups: ChannelGroups, strength: float) -> None:
         """Raises ConfigError where `strength` is negative or not finite."""
         self.groups = groups
         self.strength = strength
+        self.factors = [1.0] * len(groups)
 
     @property
     def strength(self) -> float:
@@ -41,7 +43,9 @@ class Penalty(ABC):
         `model` reads the tensors from another model of the same parameter names than the groups' own.
         """
         groups = self.groups if model is None else self.groups.in_model(model)
-        terms = [self.of(family).sum() for family in groups.bound]
+        terms = [
+            factor * self.of(family).sum() for factor, family in zip(self.factors, groups.bound, strict=True)
+        ]
         total = terms[0]
         for term in terms[1:]:
             total = total + term.to(total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +18,6 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.selective import magnitude
 from compactmtl.sparsity.target import Target, as_flags, as_values
-
-_SEARCH = 14  # halvings of the pruning ratio: finer than a channel of the widest network
 
 
 class Pruner(Protocol):
@@ -58,7 +56,7 @@ class Pruning(Control):
         self._pruner: Pruner = (
             Magnitude()
             if config.method == "magnitude"
-            else GroupNorm(model, example_inputs, config.regularization, align)
+            else GroupNorm(model, example_inputs, config.regularization)
         )
         self._steps = 0
         self._view: OptimizerView | None = None
@@ -132,14 +130,13 @@ class Magnitude:
 
 
 class GroupNorm:
-    """Torch-Pruning's GroupNormPruner: its regularization, its importance, its global ranking of channels.
+    """Torch-Pruning's GroupNormPruner: its regularization, its group importance, ranked over all layers as it does.
 
-    What it would remove is set to zero by channel groups, so that the rest of the road is everyone's.
+    Its own loop leaves a layer whole where all of it would go, and so misses high targets; here `min_channels` stay,
+    as for everyone. What goes is set to zero by channel groups, so that the rest of the road is everyone's too.
     """
 
-    def __init__(
-        self, model: nn.Module, example_inputs: Sequence[Tensor], regularization: float, align: int
-    ) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Sequence[Tensor], regularization: float) -> None:
         """Raises MissingDependencyError where torch_pruning is not installed."""
         try:
             import torch_pruning
@@ -150,50 +147,50 @@ class GroupNorm:
             ) from error
         self._library: Any = torch_pruning
         self._model, self._inputs = model, tuple(example_inputs)
-        self._regularization, self._align = regularization, align
+        self._regularization = regularization
         self._live: Any = None
 
-    def regularize(self) -> None:
+    @property
+    def _ready(self) -> Any:
         if self._live is None:
-            self._live = self._pruner(0.5)
-        self._live.regularize(self._model)
+            self._live = self._pruner()
+        return self._live
+
+    def regularize(self) -> None:
+        self._ready.regularize(self._model)
 
     def choose(self, target: Target) -> list[Flags]:
-        """The smallest pruning ratio, by halving, whose channels meet the target."""
-        rows = _rows(target.groups)
-        low, high, best = 0.0, 1.0, self._flags(1.0, target, rows)
-        for _ in range(_SEARCH):
-            middle = (low + high) / 2
-            flags = self._flags(middle, target, rows)
-            if target.removed([~one for one in flags]) >= target.config.reduction:
-                high, best = middle, flags
-            else:
-                low = middle
-        return best
+        worth = self.importance(target.groups)
+        dead = [np.zeros(len(values), dtype=bool) for values in worth]
+        return target.choose(worth, dead, [1.0] * len(worth))
 
-    def _flags(
-        self, ratio: float, target: Target, rows: Mapping[str, tuple[int, Mapping[int, int]]]
-    ) -> list[Flags]:
-        flags = [np.zeros(family.size, dtype=bool) for family in target.groups]
-        for name, channels in self._chosen(ratio):
-            if name in rows:
-                family, group_of = rows[name]
-                flags[family][[group_of[channel] for channel in channels if channel in group_of]] = True
-        for family, (own, (_, floor)) in enumerate(zip(flags, target.units, strict=True)):
-            spare = floor - int((~own).sum())
-            if spare > 0:  # it knows of no least number of channels
-                flags[family][np.flatnonzero(own)[:spare]] = False
-        return flags
-
-    def _chosen(self, ratio: float) -> Iterator[tuple[str, list[int]]]:
-        """The layer that is named first and the output channels of every group that would go."""
+    @torch.no_grad()
+    def importance(self, groups: ChannelGroups) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        """What the pruner makes of every group. Raises ConfigError for a layer that it does not see."""
+        rows, pruner = _rows(groups), self._ready
         names = {id(module): name for name, module in self._model.named_modules()}
-        with torch.enable_grad():
-            for group in self._pruner(ratio).step(interactive=True):
-                dependency, channels = group[0]
-                yield f"{names[id(dependency.target.module)]}.weight", [int(channel) for channel in channels]
+        found = [np.full(family.size, np.nan) for family in groups]
+        for group in pruner.DG.get_all_groups(
+            ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
+        ):
+            dependency, channels = group[0]
+            place = rows.get(f"{names.get(id(dependency.target.module))}.weight")
+            values = pruner.estimate_importance(group)
+            if place is None or values is None:
+                continue
+            family, group_of = place
+            for channel, value in zip(channels, values.double().tolist(), strict=True):
+                if int(channel) in group_of:
+                    found[family][group_of[int(channel)]] = value
+        for own, values in zip(groups, found, strict=True):
+            if np.isnan(values).any():
+                raise ConfigError(
+                    f"Torch-Pruning finds no group for the channels of {own.name}",
+                    "use sparsity.prune.method=magnitude",
+                )
+        return found
 
-    def _pruner(self, ratio: float) -> Any:
+    def _pruner(self) -> Any:
         modes = {module: module.training for module in self._model.modules()}
         heads = getattr(self._model, "heads", None)
         ignored = [m for m in heads.modules() if isinstance(m, nn.Conv2d | nn.Linear)] if heads else []
@@ -204,8 +201,6 @@ class GroupNorm:
                 importance=self._library.importance.GroupMagnitudeImportance(p=2, normalizer="mean"),
                 reg=self._regularization,
                 global_pruning=True,
-                pruning_ratio=ratio,
-                round_to=self._align if self._align > 1 else None,
                 ignored_layers=ignored,
             )
         for module, training in modes.items():  # tracing leaves it in eval mode

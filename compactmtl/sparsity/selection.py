@@ -17,14 +17,15 @@ Flags = NDArray[np.bool_]
 Cost = Callable[[Sequence[Flags]], float]
 
 
-def units(family: GroupFamily, align: int, least: int) -> tuple[int, int]:
+def units(family: GroupFamily, align: int, least: int, groups: int = 1) -> tuple[int, int]:
     """The step in which a family's group count goes down, and the least count that must stay.
 
-    `align` and `least` count channels; a group that holds several slices of a tensor is several channels.
+    `align` and `least` count channels; a group that holds several slices of a tensor is several channels. At least
+    `groups` groups stay too.
     """
     width = min(m.indices.shape[1] for m in family.members)
     unit = align // math.gcd(align, width)
-    floor = math.ceil(math.ceil(least / width) / unit) * unit
+    floor = math.ceil(max(math.ceil(least / width), groups) / unit) * unit
     return unit, min(family.size, max(floor, 1))
 
 

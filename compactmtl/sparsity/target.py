@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,21 +32,26 @@ class Target:
         self.config = config
         self._align = align
         self._table = LatencyTable.load(Path(config.latency_table)) if config.latency_table else None
+        self._sizes = [family.size for family in groups]
         self.bind(groups)
         self.total = self.cost(groups.whole())
         most = 1 - self.cost(self._least()) / self.total
         if config.reduction > most:
             raise ConfigError(
                 f"{section}.{config.key} {config.reduction} cannot be reached:"
-                f" {most:.3f} is the most with min_channels {config.min_channels}",
-                f"lower {config.key} or min_channels",
+                f" {most:.3f} is the most with min_channels {config.min_channels}"
+                + (f" and min_share {config.min_share}" if config.min_share else ""),
+                f"lower {config.key} or what has to stay",
             )
 
     def bind(self, groups: ChannelGroups) -> None:
         """Count from now on in `groups`, those that are left of the first ones."""
         self.groups = groups
         self.cost: Cost = groups.cost(self.config.measure, self._table)
-        self.units = [units(family, self._align, self.config.min_channels) for family in groups]
+        self.units = [
+            units(family, self._align, self.config.min_channels, math.ceil(self.config.min_share * size))
+            for family, size in zip(groups, self._sizes, strict=True)
+        ]
 
     def removed(self, keep: Sequence[Flags]) -> float:
         """The share of the cost that is gone with only the groups in `keep` left."""

@@ -233,3 +233,19 @@ def test_after_the_release_zeros_are_held_and_the_rest_recovers() -> None:
     assert zero_share(training.groups) == share
     after = [family.norms().detach() for family in training.groups.bound]
     assert sum(float(n.sum()) for n in after) > sum(float(n.sum()) for n in norms)
+
+
+def test_costly_layers_have_more_of_the_strength() -> None:
+    groups = channel_groups(Net(), IMAGE)
+    penalty = GroupLasso(groups, 1.0)
+    StrengthController(penalty, ControllerConfig(mac_reduction=0.3, min_channels=2), 100)
+    # the stream's channel: 9·3 to write it, 9·24 each to read and to write it again, and 1/64 for the head
+    costs = [64 * 9 * (3 + 24 + 24) + 1, 64 * 9 * (16 + 16)]
+    assert penalty.factors[0] / penalty.factors[1] == pytest.approx(costs[0] / costs[1])
+    assert sum(
+        f * len(g.zeros()) for f, g in zip(penalty.factors, groups.bound, strict=True)
+    ) == pytest.approx(40)
+    plain = GroupLasso(groups, 1.0)
+    assert float(penalty.value().detach()) != pytest.approx(float(plain.value().detach()))
+    StrengthController(plain, ControllerConfig(mac_reduction=0.3, min_channels=2, weights="size"), 100)
+    assert plain.factors == [1.0, 1.0]

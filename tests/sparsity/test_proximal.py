@@ -272,7 +272,7 @@ def test_other_optimizers_are_an_error() -> None:
 def test_a_state_of_other_groups_is_an_error() -> None:
     _, _, proximal = setup(OPTIMIZERS["sgd"], strength=1.0)
     with pytest.raises(ArtifactError, match="other channel groups"):
-        proximal.load_state_dict({"strength": 1.0, "dead": [torch.zeros(5, dtype=torch.bool)]})
+        proximal.load_state_dict({"strength": 1.0, "count": 0, "dead": [torch.zeros(5, dtype=torch.bool)]})
 
 
 def test_a_rate_of_zero_for_a_part_of_a_group_is_an_error() -> None:
@@ -280,3 +280,20 @@ def test_a_rate_of_zero_for_a_part_of_a_group_is_an_error() -> None:
     optimizer = SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.gain], "lr": 0.0}], lr=1.0)
     with pytest.raises(TrainingError, match="gain has learning rate 0"):
         ProximalStep(optimizer, proximal.penalty).step()
+
+
+def test_no_element_stays_subnormal() -> None:
+    model, optimizer, proximal = setup(OPTIMIZERS["adam"], strength=0.02)
+    with torch.no_grad():
+        model.weight[0, 0] = 1e-36
+    for seed in range(4):
+        train_step(model, optimizer, seed)
+        optimizer.state[model.weight]["exp_avg_sq"][1] = (
+            0.0  # nothing holds the second row against the penalty
+        )
+        with torch.no_grad():
+            model.weight[1] *= 1e-12
+        proximal.step()
+    sizes = model.weight.detach().abs()
+    assert bool(((sizes == 0) | (sizes >= 1e-30)).all())
+    assert float(sizes[2].max()) > 0

@@ -147,6 +147,14 @@ def test_least_channels_and_alignment_hold() -> None:
     assert len(left) == 3
 
 
+def test_a_least_share_of_each_layer_stays() -> None:
+    training = Training(0.5, min_share=0.5, steps=30).run(24)
+    for family, dead in zip(training.groups, training.control.state_dict()["dead"], strict=True):
+        assert int(dead.sum()) <= family.size / 2
+    with pytest.raises(ConfigError, match=r"min_share 0\.9"):
+        Training(0.5, min_share=0.9)
+
+
 def test_the_same_on_factorized_layers() -> None:
     training = Training(prepare=overparameterize, steps=30).run(24)
     assert training.control.removed() >= 0.6
