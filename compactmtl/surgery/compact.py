@@ -153,7 +153,8 @@ def _remove(
         rolled_back += search.gather(alive)
     plan, small, proof = search.result(alive)
     if form is not settings.plain:
-        proof = compare(settings.expected, small, max(settings.tolerance or 0.0, ROUNDED))
+        allowed = settings.tolerance if settings.tolerance is not None else ROUNDED
+        proof = compare(settings.expected, small, allowed)
         if not proof.passed:
             return None
     contracted = {

@@ -66,6 +66,14 @@ def test_dead_inputs_of_a_computed_weight_go(build: Any) -> None:
     }
 
 
+def test_a_tolerance_below_rounding_is_kept_to() -> None:
+    net = _network(StandardizedConv2d(12, 12))
+    kill(net[0], zero=[0, 1, 6, 7])
+    result = compact(net, (torch.randn(2, 3, 16, 16),), tolerance=1e-12)
+    assert not result.plan.contracted  # its float32 weights are rounded by more than that
+    assert result.report.proof.passed and result.report.proof.tolerance == 1e-12
+
+
 def test_where_nothing_goes_the_layer_stays_what_it_is() -> None:
     net = _network(StandardizedConv2d(12, 12))
     result = compact(net, (torch.randn(1, 3, 16, 16),))
