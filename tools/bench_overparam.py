@@ -135,15 +135,24 @@ def peak_memory(name: str, form: str, image: Tensor) -> float:
         torch.cuda.reset_peak_memory_stats(image.device)
         before = torch.cuda.memory_allocated(image.device)
     else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = _highest()
     stepper = Stepper(name, form, image)
     for _ in range(2):
         stepper.train()
     if image.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(image.device)
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = _highest()
     return (peak - before) / 2**20
+
+
+def _highest() -> int:
+    """Most bytes that this process has held. On Linux ru_maxrss would begin with what its parent held."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def bench(name: str, batch: int, pixels: int, arguments: argparse.Namespace) -> list[Row]:
