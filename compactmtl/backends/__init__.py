@@ -1,11 +1,15 @@
-"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime."""
+"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime, TensorRT."""
 
 from __future__ import annotations
 
 from compactmtl.backends.base import Availability, Backend, Description, Runner, TensorInfo
 from compactmtl.errors import ConfigError
 
-BACKENDS = ("onnxruntime", "torch")
+BACKENDS = (
+    "onnxruntime",
+    "tensorrt",
+    "torch",
+)
 
 __all__ = ["BACKENDS", "Availability", "Backend", "Description", "Runner", "TensorInfo", "get_backend"]
 
@@ -16,6 +20,10 @@ def get_backend(name: str) -> Backend:
         from compactmtl.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend()
+    if name == "tensorrt":
+        from compactmtl.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend()
     if name == "torch":
         from compactmtl.backends.torch import TorchBackend
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compactmtl.config.recipe import Frozen, Positive
+from compactmtl.config.tensorrt import TensorRTConfig
 
 
 class ParityConfig(Frozen):
@@ -47,11 +48,16 @@ class Target(Frozen):
     """Where the model will run and with what tolerance."""
 
     description: str = Field("", description="one line for `targets list`")
-    backend: Literal["onnxruntime", "torch"]
+    backend: Literal[
+        "onnxruntime",
+        "tensorrt",
+        "torch",
+    ]
     provider: str = Field("CPUExecutionProvider", description="ONNX Runtime execution provider")
     precision: Literal["fp32"] = "fp32"
     threads: Annotated[int, Field(ge=1)] = 1
     onnx: OnnxConfig = OnnxConfig()
+    tensorrt: TensorRTConfig = TensorRTConfig()
     parity: ParityConfig = ParityConfig()
     accuracy: AccuracyConfig = AccuracyConfig()
     latency: LatencyConfig = LatencyConfig()
