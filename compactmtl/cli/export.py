@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -73,10 +74,11 @@ def summary(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
     """What verification found, in lines for a terminal."""
     yield f"accuracy on {found.accuracy.samples} validation images:"
     yield from _accuracy(found, tasks)
-    worst = max(found.parity.outputs, key=lambda output: output.max_relative / output.tolerance)
+    worst = max(found.parity.outputs, key=lambda one: (one.max_relative / one.tolerance, one.max_relative))
+    bound = "not bounded" if math.isinf(worst.tolerance) else f"tolerance {worst.tolerance:.0e}"
     yield (
         f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
-        f" tolerance {worst.tolerance:.0e}) over {found.parity.samples} images"
+        f" {bound}) over {found.parity.samples} images"
     )
     stats = found.latency.stats
     for name, stat in stats.items():

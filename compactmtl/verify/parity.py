@@ -23,7 +23,6 @@ from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.result import OutputParity, ParityResult
 
 Inputs = Tensor | tuple[Tensor, ...]  # positional arguments of the model
-DEFAULT_TOLERANCE = 1e-4
 
 
 class ParityError(GateError):
@@ -64,7 +63,7 @@ def check_parity(
             with several batch sizes where the artifact's batch is free.
         target: backend, provider and tolerances; ONNX Runtime on the CPU by default.
         tolerance: largest |difference| as a share of the reference's range (max - min over all cases, at
-            least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's; 1e-4 where neither is given.
+            least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's, which is its precision's by default.
         output_names: names that the export gave to the model's outputs, where not the model's own.
 
     Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
@@ -107,7 +106,7 @@ def _compare(
 def _tolerance(name: str, target: Target, tolerance: float | None) -> float:
     if tolerance is not None:
         return tolerance
-    return target.parity.tasks.get(name, target.parity.tolerance)
+    return target.tolerance(name)
 
 
 def _reference(
