@@ -93,7 +93,10 @@ def test_a_float32_layer_left_on_purpose_is_no_mismatch() -> None:
 def test_types_of_a_graph(tmp_path: Path) -> None:
     """A float16 product behind a cast, a quantized one, and one with a quantized weight alone."""
     weight = np.eye(4, dtype=np.float32)
-    scale, zero = numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "z")
+    scale, zero = (
+        numpy_helper.from_array(np.array(0.1, np.float32), "s"),
+        numpy_helper.from_array(np.array(0, np.int8), "z"),
+    )
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
         helper.make_node("MatMul", ["h", "w16"], ["y16"], name="half"),
