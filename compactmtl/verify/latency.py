@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compactmtl.backends import Description, Runner
+from compactmtl.backends.base import Arrays
 from compactmtl.backends.machine import cpu_name, load_average
 from compactmtl.backends.torch import TorchRunner, device_of, synchronizer
 from compactmtl.errors import ConfigError
@@ -26,7 +27,16 @@ from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
 
-Runnable = Runner | nn.Module | Callable[..., object]
+
+@dataclass(frozen=True)
+class Fed:
+    """A runner with inputs of its own, for models that don't take the same."""
+
+    runner: Runner
+    arrays: Arrays
+
+
+Runnable = Runner | Fed | nn.Module | Callable[..., object]
 LatencyInputs = Tensor | tuple[Tensor, ...] | None
 
 
@@ -41,7 +51,7 @@ def measure_latency(
     """Time every runnable `repeats` times in interleaved rounds after `warmup` rounds that don't count.
 
     Args:
-        runnables: what to time by name. A Runner is fed host arrays and a module tensors (in eval mode, without
+        runnables: what to time by name. A Runner is fed host arrays, a Fed runner its own, and a module tensors (in eval mode, without
             gradients, waiting for its device); any other callable is called with the inputs as they are, or
             with none where `inputs` is None, and must return only when its work is done.
         inputs: a tensor or a tuple of positional arguments, batch first.
@@ -66,11 +76,17 @@ def measure_latency(
     with ExitStack() as stack:
         subjects = {name: _subject(runnable, inputs, stack) for name, runnable in runnables.items()}
         load = load_average()
-        samples = _rounds(subjects, warmup, repeats)
+        samples, process = _rounds(subjects, warmup, repeats)
         described = {name: subject.describe() for name, subject in subjects.items()}
     batch = _batch_size(inputs)
     stats = {
-        name: _stats(name, samples[name], batch, described[name], subjects[name].includes_transfers)
+        name: _stats(
+            name,
+            samples[name],
+            _own_batch(runnables[name], batch),
+            described[name],
+            subjects[name].includes_transfers,
+        ).model_copy(update={"process_ms": float(np.median(process[name]))})
         for name in names
     }
     base = np.asarray(samples[reference], dtype=np.float64)
@@ -95,6 +111,9 @@ class _Subject:
 
 def _subject(runnable: Runnable, inputs: LatencyInputs, stack: ExitStack) -> _Subject:
     arguments = (inputs,) if isinstance(inputs, Tensor) else inputs
+    if isinstance(runnable, Fed):
+        runner, own = runnable.runner, runnable.arrays
+        return _Subject(lambda: runner.run(own), runner.describe, includes_transfers=True)
     if isinstance(runnable, Runner):
         if arguments is None:
             raise ConfigError("a runner can't be timed without inputs", "give the inputs it takes")
@@ -131,12 +150,15 @@ def _host() -> Description:
     return Description("callable", platform.python_version(), "unknown", cpu_name(), "unknown", None)
 
 
-def _rounds(subjects: Mapping[str, _Subject], warmup: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds by name, in order of the rounds; round r begins with subject r modulo their number."""
+def _rounds(
+    subjects: Mapping[str, _Subject], warmup: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds of wall and of processor time by name; round r begins with subject r modulo their number."""
     names = list(subjects)
     calls = {name: subject.call for name, subject in subjects.items()}
     samples: dict[str, list[float]] = {name: [] for name in names}
-    clock = time.perf_counter_ns
+    process: dict[str, list[float]] = {name: [] for name in names}
+    clock, processor = time.perf_counter_ns, time.process_time_ns
     for _ in range(warmup):
         for name in names:
             calls[name]()
@@ -148,14 +170,16 @@ def _rounds(subjects: Mapping[str, _Subject], warmup: int, repeats: int) -> dict
             first = index % len(names)
             for name in names[first:] + names[:first]:
                 call = calls[name]
+                busy = processor()
                 start = clock()
                 call()
                 stop = clock()
+                process[name].append((processor() - busy) / 1e6)
                 samples[name].append((stop - start) / 1e6)
     finally:
         if collecting:
             gc.enable()
-    return samples
+    return samples, process
 
 
 def _stats(
@@ -180,6 +204,10 @@ def _stats(
         threads=description.threads,
         includes_transfers=includes_transfers,
     )
+
+
+def _own_batch(runnable: Runnable, batch: int) -> int:
+    return len(next(iter(runnable.arrays.values()))) if isinstance(runnable, Fed) else batch
 
 
 def _batch_size(inputs: LatencyInputs) -> int:

@@ -64,6 +64,7 @@ class LatencyStats(Record):
     precision: str
     threads: int | None
     includes_transfers: bool
+    process_ms: float | None = None  # median of the processor time of all threads in one run
 
 
 class LatencyResult(Record):
@@ -77,6 +78,57 @@ class LatencyResult(Record):
     )  # median over rounds of reference / this one in the same round
     warmup: int = 0  # rounds before the clock counted
     load_average: float | None = None  # runnable processes on the machine over the minute before
+
+
+class Memory(Record):
+    """What opening and running one model takes, beyond the runtime's own, in a process of its own."""
+
+    opened_mib: float  # once the model is open
+    peak_mib: float
+    process_mib: float  # the whole process at its peak, with Python and the runtime
+    device_mib: float | None = None  # of activations on the GPU, where there is one
+
+
+class PhaseTimes(Record):
+    """Medians over runs by the GPU's own clock, in milliseconds."""
+
+    copy_in_ms: float
+    compute_ms: float
+    copy_out_ms: float
+
+
+class LayerCost(Record):
+    """One step of a model as its runtime executes it."""
+
+    name: str
+    operator: str
+    milliseconds: float
+    precision: str = ""
+
+
+class SubjectProfile(Record):
+    """What was measured of one model beside its latency. A part that is None is in `not_run` with the reason."""
+
+    path: str
+    sha256: str
+    megabytes: float
+    target: str
+    throughput: dict[int, float]  # samples a second by batch size
+    memory: Memory | None = None
+    layers: tuple[LayerCost, ...] | None = None
+    phases: PhaseTimes | None = None
+    energy_mj: float | None = None
+    not_run: dict[str, str] = Field(default_factory=dict)
+
+
+class Profile(Record):
+    """profile.json: models side by side. Latency is paired; throughput is paired at each batch size."""
+
+    version: Literal[1] = 1
+    latency: LatencyResult
+    subjects: dict[str, SubjectProfile]
+    versions: dict[str, str]
+    created: str
 
 
 class GateResult(Record):

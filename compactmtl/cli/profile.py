@@ -1,0 +1,223 @@
+"""`compactmtl profile`: compare runs, bundles and model files by latency, throughput, memory, layers and size."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from compactmtl.config.target import Target
+    from compactmtl.train import Run
+    from compactmtl.verify.profile import Subject
+    from compactmtl.verify.result import Profile
+
+HELP = "compare runs, bundles and model files: latency, throughput, memory, layers, size"
+EXAMPLE = """\
+compactmtl profile runs/scenes-dense runs/scenes-compact
+compactmtl profile runs/scenes-compact/export/onnxruntime-cpu other.onnx --batches 1 8 --out profile
+compactmtl profile dense.onnx small.onnx --shape image=1x3x224x224"""
+MOST_LAYERS = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "subjects",
+        metavar="RUN_BUNDLE_OR_FILE",
+        nargs="+",
+        help="the first is what the others are held against",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        default="onnxruntime-cpu",
+        help="where runs and files run; a bundle has its own",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="of the latency, where the model's is free (default: 1)"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="of the throughput")
+    parser.add_argument("--warmup", type=int, default=10, help="rounds that don't count")
+    parser.add_argument("--repeats", type=int, default=100, help="rounds that count")
+    parser.add_argument(
+        "--shape",
+        metavar="NAME=1x3x224x224",
+        action="append",
+        default=[],
+        help="of an input with free dimensions",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--no-layers", action="store_true", help="leave the layers out")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write profile.json, and times as `trtexec --exportTimes` does"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; with --out write the figures too."""
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from compactmtl.config import load_target
+    from compactmtl.errors import ConfigError
+    from compactmtl.verify.profile import Options, profile
+
+    if args.batch < 1 or min(args.batches) < 1:
+        raise ConfigError("a batch has at least one sample", "give --batch and --batches of 1 or more")
+    target = load_target(args.target)
+    shapes = dict(_shape(text) for text in args.shape)
+    options = Options(
+        batch=args.batch,
+        batches=tuple(args.batches),
+        warmup=args.warmup,
+        repeats=args.repeats,
+        layers=not args.no_layers,
+        memory=not args.no_memory,
+    )
+    with ExitStack() as stack:
+        names = unique_names(args.subjects)
+        subjects = {
+            name: _open(Path(path), target, args.batch, shapes, stack)
+            for name, path in zip(names, args.subjects, strict=True)
+        }
+        found = profile(
+            subjects, options, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
+        )
+    print("\n".join(summary(found)))
+    if args.out:
+        _write(found, Path(args.out))
+        print(f"profile: {Path(args.out) / 'profile.json'}")
+    return 0
+
+
+def unique_names(paths: list[str]) -> list[str]:
+    """A short name for each path: its end, with as many folders as tell them apart."""
+    from pathlib import Path
+
+    from compactmtl.errors import ConfigError
+
+    parts = [Path(path).resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("a model is named twice", "name each once; a copy shows how much a measurement varies")
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    from compactmtl.errors import ConfigError
+
+    name, _, sizes = text.rpartition("=")
+    try:
+        return name, tuple(int(size) for size in sizes.split("x"))
+    except ValueError as error:
+        raise ConfigError(
+            f"--shape {text} is not NAME=1x3x224x224", "give whole numbers between x"
+        ) from error
+
+
+def _open(
+    path: Path, target: Target, batch: int, shapes: dict[str, tuple[int, ...]], stack: ExitStack
+) -> Subject:
+    """A bundle on its own target; a run's deployed model or a model file on the asked one."""
+    import tempfile
+    from pathlib import Path
+
+    from compactmtl.backends import get_backend
+    from compactmtl.errors import ArtifactError
+    from compactmtl.export import Bundle
+    from compactmtl.export.bundle import BUNDLE_FILE
+    from compactmtl.train import Run
+    from compactmtl.train.run import is_run
+    from compactmtl.verify.profile import Subject
+
+    if (path / BUNDLE_FILE).is_file():
+        bundle = Bundle.open(path)
+        if bundle.doubt:
+            print(f"warning: {path} is not to be trusted: {bundle.doubt}", file=sys.stderr)
+        file, target = bundle.model_path, bundle.info.target
+    elif path.is_dir():
+        if not is_run(path):
+            raise ArtifactError(
+                f"{path} is neither a run nor a bundle", "give one, or a model file such as model.onnx"
+            )
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
+        file = _export(Run.open(path), target, batch, folder / "model.onnx")
+    else:
+        file = path
+    runner = stack.enter_context(get_backend(target.backend).open(file, target))
+    own = {name: shape for name, shape in shapes.items() if name in runner.input_names}
+    return Subject(file, target, runner, own)
+
+
+def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
+    """The run's deployed model as a file for the target."""
+    import torch
+
+    from compactmtl.errors import ConfigError
+    from compactmtl.export import export_onnx
+
+    if target.precision != "fp32":
+        raise ConfigError(
+            f"a run has no {target.precision} file yet", "export it first and profile its export/<target>"
+        )
+    model = run.load_compact() if run.has_compact else run.load_plain()
+    height, width = run.recipe.data.size
+    return export_onnx(
+        model,
+        (torch.zeros(batch, 3, height, width),),
+        path,
+        input_names=["image"],
+        opset=target.onnx.opset,
+        dynamic_batch=True,  # so that throughput can be measured at several sizes
+    )
+
+
+def _write(found: Profile, folder: Path) -> None:
+    import json
+
+    from compactmtl.train.files import write_text
+    from compactmtl.verify.profile import export_times
+
+    (folder / "times").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "profile.json", found.model_dump_json(indent=1) + "\n")
+    for name, stats in found.latency.stats.items():
+        file = folder / "times" / f"{name.replace('/', '-')}.json"
+        write_text(file, json.dumps(export_times(stats), indent=1) + "\n")
+
+
+def summary(found: Profile) -> Iterator[str]:
+    """The figures in lines for a terminal."""
+    for name, one in found.subjects.items():
+        stats, speedup = found.latency.stats[name], found.latency.speedup[name]
+        threads = "" if stats.threads is None else f", {stats.threads} thread{'s' * (stats.threads > 1)}"
+        yield f"{name}: {one.megabytes:.2f} MB, {stats.backend} {stats.version}, {stats.provider}, {stats.precision}{threads}"
+        yield (
+            f"  latency     median {stats.median_ms:.3f} ms, min {stats.min_ms:.3f}, p90 {stats.p90_ms:.3f},"
+            f" p99 {stats.p99_ms:.3f}, CV {stats.variation:.1%}, n {len(stats.samples_ms)}, batch {stats.batch}"
+        )
+        if stats.process_ms is not None:
+            yield f"  processor   median {stats.process_ms:.3f} ms of all threads together"
+        if name != found.latency.reference:
+            yield f"  against     {found.latency.reference}: {speedup:.2f}× as fast"
+        for batch, rate in one.throughput.items():
+            yield f"  throughput  {rate:.1f} samples/s at batch {batch}"
+        if one.phases is not None:
+            phases = one.phases
+            yield (
+                f"  on the GPU  copy in {phases.copy_in_ms:.3f} ms, compute {phases.compute_ms:.3f},"
+                f" copy out {phases.copy_out_ms:.3f}"
+            )
+        if one.memory is not None:
+            yield f"  memory      {one.memory.peak_mib:.1f} MiB at peak beyond the runtime's own"
+        if one.energy_mj is not None:
+            yield f"  energy      {one.energy_mj:.2f} mJ a run, of the whole board"
+        for layer in sorted(one.layers or (), key=lambda layer: -layer.milliseconds)[:MOST_LAYERS]:
+            yield f"  layer       {layer.milliseconds:8.3f} ms  {layer.operator:<14} {layer.name}"
+        for part, reason in one.not_run.items():
+            yield f"  not run     {part}: {reason}"

@@ -1,0 +1,52 @@
+"""Inputs for a model of which nothing is known but its names, shapes and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.backends.base import TensorInfo
+from compactmtl.errors import ConfigError
+
+
+def noise_for(
+    inputs: Sequence[TensorInfo],
+    batch: int,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+) -> dict[str, NDArray[Any]]:
+    """An array for each input: normal numbers, or whole ones from 0 to 255 for bytes and 0 to 1 for other integers.
+
+    A free first dimension becomes `batch`; other free ones must be in `shapes`. Raises ConfigError where they aren't,
+    or where a given shape doesn't fit.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, NDArray[Any]] = {}
+    for tensor in inputs:
+        shape = (shapes or {}).get(tensor.name) or _shape(tensor, batch)
+        dtype = np.dtype(tensor.dtype or "float32")
+        if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+            found[tensor.name] = rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+        else:
+            found[tensor.name] = rng.standard_normal(shape).astype(dtype)
+        if wrong := tensor.mismatch(found[tensor.name]):
+            raise ConfigError(f"input '{tensor.name}' {wrong}", "mend --shape")
+    return found
+
+
+def _shape(tensor: TensorInfo, batch: int) -> tuple[int, ...]:
+    if tensor.shape is None:
+        raise ConfigError(
+            f"the shape of input '{tensor.name}' is not known", f"give --shape {tensor.name}=1x3x224x224"
+        )
+    first = batch if tensor.shape and tensor.shape[0] is None else None
+    shape = tuple(first if first and index == 0 else size for index, size in enumerate(tensor.shape))
+    if any(size is None for size in shape):
+        raise ConfigError(
+            f"input '{tensor.name}' has free dimensions {tensor.shape}",
+            f"give --shape {tensor.name}=1x3x224x224",
+        )
+    return tuple(int(size) for size in shape if size is not None)

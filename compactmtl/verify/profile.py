@@ -1,0 +1,203 @@
+"""Measure opened models side by side: paired latency, throughput by batch size, memory, layers, phases, energy.
+
+What can't be measured here is named with its reason, never left out silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compactmtl.backends import Runner
+from compactmtl.backends.batching import fixed_batch
+from compactmtl.backends.machine import package_versions
+from compactmtl.config.target import Target
+from compactmtl.errors import CompactError, ConfigError
+from compactmtl.verify.energy import energy_per_run
+from compactmtl.verify.latency import Fed, measure_latency
+from compactmtl.verify.memory import peak_memory
+from compactmtl.verify.noise import noise_for
+from compactmtl.verify.result import LatencyStats, LayerCost, PhaseTimes, Profile, SubjectProfile
+
+PHASE_RUNS = 50
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to profile: its file, opened on its target."""
+
+    path: Path
+    target: Target
+    runner: Runner
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of inputs with free dimensions
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure and how often."""
+
+    batch: int = 1
+    batches: Sequence[int] = (1, 4, 8)
+    warmup: int = 10
+    repeats: int = 100
+    layer_repeats: int = 20
+    layers: bool = True
+    memory: bool = True
+    energy: bool = True
+
+
+def profile(
+    subjects: Mapping[str, Subject], options: Options, progress: Callable[[str], None] = lambda line: None
+) -> Profile:
+    """Everything of every subject. The first is the reference that speedups are against.
+
+    Raises ConfigError on inputs that can't be made up, and what a runner raises on its own inputs.
+    """
+    if not subjects:
+        raise ConfigError("nothing to profile", "name at least one run, bundle or model file")
+    progress(f"latency, {options.repeats} interleaved rounds")
+    latency = measure_latency(
+        {name: _fed(one, options.batch) for name, one in subjects.items()},
+        warmup=options.warmup,
+        repeats=options.repeats,
+    )
+    progress("throughput at batch " + ", ".join(map(str, options.batches)))
+    throughput, skipped = _throughput(subjects, options)
+    found = {}
+    for name, one in subjects.items():
+        progress(f"{name}: memory, layers")
+        found[name] = _subject(one, options, throughput[name], skipped[name])
+    return Profile(
+        latency=latency,
+        subjects=found,
+        versions=package_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _fed(subject: Subject, batch: int) -> Fed:
+    fixed = fixed_batch(subject.runner)
+    return Fed(subject.runner, noise_for(subject.runner.inputs, fixed or batch, subject.shapes))
+
+
+def _throughput(
+    subjects: Mapping[str, Subject], options: Options
+) -> tuple[dict[str, dict[int, float]], dict[str, dict[str, str]]]:
+    """Samples a second by batch size, paired among all that take that size; and why not, for the others."""
+    found: dict[str, dict[int, float]] = {name: {} for name in subjects}
+    skipped: dict[str, dict[str, str]] = {name: {} for name in subjects}
+    for batch in options.batches:
+        fed = {}
+        for name, one in subjects.items():
+            fixed = fixed_batch(one.runner)
+            if fixed not in (None, batch) or one.shapes:
+                skipped[name][f"throughput at batch {batch}"] = (
+                    "its shapes were given" if one.shapes else f"its batch is fixed to {fixed}"
+                )
+                continue
+            fed[name] = Fed(one.runner, noise_for(one.runner.inputs, batch))
+        if not fed:
+            continue
+        repeats = max(5, options.repeats // batch)
+        stats = measure_latency(fed, warmup=min(3, options.warmup), repeats=repeats).stats
+        for name, one_stats in stats.items():
+            found[name][batch] = 1e3 * batch / one_stats.median_ms
+    return found, skipped
+
+
+def _subject(
+    subject: Subject, options: Options, throughput: dict[int, float], not_run: dict[str, str]
+) -> SubjectProfile:
+    fed = _fed(subject, options.batch)
+    parts: dict[str, Any] = {}
+    wanted: dict[str, tuple[bool, Callable[[], Any]]] = {
+        "memory": (options.memory, lambda: peak_memory(subject.path, subject.target, options.batch)),
+        "layers": (options.layers, lambda: _layers(fed, options.layer_repeats)),
+        "phases": (True, lambda: _phases(fed)),
+        "energy_mj": (
+            options.energy,
+            lambda: energy_per_run(lambda: fed.runner.run(fed.arrays), time.perf_counter),
+        ),
+    }
+    for name, (asked, measure) in wanted.items():
+        if not asked:
+            not_run[name] = "not asked for"
+            continue
+        try:
+            parts[name] = measure()
+        except CompactError as error:
+            not_run[name] = error.message
+    return SubjectProfile(
+        path=str(subject.path),
+        sha256=_sha256(subject.path),
+        megabytes=_megabytes(subject.path),
+        target=f"{subject.target.backend}, {subject.target.precision}",
+        throughput=throughput,
+        not_run=not_run,
+        **parts,
+    )
+
+
+def _layers(fed: Fed, repeats: int) -> tuple[LayerCost, ...]:
+    return tuple(
+        LayerCost(
+            name=one.name, operator=one.operator, milliseconds=one.milliseconds, precision=one.precision
+        )
+        for one in fed.runner.layer_times(fed.arrays, repeats)
+    )
+
+
+def _phases(fed: Fed) -> PhaseTimes:
+    """Medians of copies and compute. Raises ArtifactError where the runner has no clock of a GPU."""
+    runs = [fed.runner.timed(fed.arrays) for _ in range(PHASE_RUNS)]
+    return PhaseTimes(
+        copy_in_ms=float(np.median([one.copy_in_ms for one in runs])),
+        compute_ms=float(np.median([one.compute_ms for one in runs])),
+        copy_out_ms=float(np.median([one.copy_out_ms for one in runs])),
+    )
+
+
+def _files(model: Path) -> list[Path]:
+    """The model and its external weights."""
+    return [file for file in (model, model.with_name(f"{model.name}.data")) if file.exists()]
+
+
+def _megabytes(model: Path) -> float:
+    return sum(file.stat().st_size for file in _files(model)) / 1e6
+
+
+def _sha256(model: Path) -> str:
+    digest = hashlib.sha256()
+    for file in _files(model):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def export_times(stats: LatencyStats) -> list[dict[str, float]]:
+    """Every run of one model in the form of `trtexec --exportTimes`, runs end to end.
+
+    A run on the host has no copies: its latency is its compute.
+    """
+    times, now = [], 0.0
+    for sample in stats.samples_ms:
+        times.append(
+            {
+                "startEnqMs": now,
+                "endEnqMs": now + sample,
+                "startComputeMs": now,
+                "endComputeMs": now + sample,
+                "computeMs": sample,
+                "latencyMs": sample,
+            }
+        )
+        now += sample
+    return times
