@@ -1,17 +1,27 @@
-"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime, TensorRT."""
+"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime, OpenVINO, TensorRT."""
 
 from __future__ import annotations
 
-from compactmtl.backends.base import Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.backends.base import Availability, Backend, Description, LayerTime, Runner, TensorInfo
 from compactmtl.errors import ConfigError
 
 BACKENDS = (
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "torch",
 )
 
-__all__ = ["BACKENDS", "Availability", "Backend", "Description", "Runner", "TensorInfo", "get_backend"]
+__all__ = [
+    "BACKENDS",
+    "Availability",
+    "Backend",
+    "Description",
+    "LayerTime",
+    "Runner",
+    "TensorInfo",
+    "get_backend",
+]
 
 
 def get_backend(name: str) -> Backend:
@@ -20,6 +30,10 @@ def get_backend(name: str) -> Backend:
         from compactmtl.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend()
+    if name == "openvino":
+        from compactmtl.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend()
     if name == "tensorrt":
         from compactmtl.backends.tensorrt import TensorRTBackend
 

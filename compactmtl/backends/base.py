@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -49,6 +49,19 @@ class Description:
     device: str
     precision: str
     threads: int | None
+    layers: Mapping[str, int] = field(
+        default_factory=dict
+    )  # layers with weights by the precision they run in
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One step of a model as its runtime executes it: layers are fused, so names are the runtime's own."""
+
+    name: str
+    operator: str
+    milliseconds: float  # median over the runs
+    precision: str = ""  # of what it writes, where the runtime tells
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,15 @@ class Availability:
     available: bool
     reason: str = ""
     hint: str = ""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """One run by the GPU's own clock, in milliseconds: copy in, compute, copy out."""
+
+    copy_in_ms: float
+    compute_ms: float
+    copy_out_ms: float
 
 
 class Runner(ABC):
@@ -108,6 +130,21 @@ class Runner(ABC):
     @abstractmethod
     def describe(self) -> Description: ...
 
+    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+        """Time of every step in the order of execution, in an instance of its own that only profiles.
+
+        Raises ArtifactError where the backend has no profile of layers.
+        """
+        raise ArtifactError(
+            f"backend {self.describe().backend} has no profile of layers", "profile an exported model"
+        )
+
+    def timed(self, inputs: Arrays) -> Phases:
+        """One run, its copies and compute apart. Raises ArtifactError where the backend has no clock of a GPU."""
+        raise ArtifactError(
+            f"backend {self.describe().backend} runs in host memory: nothing is copied", "run it on a GPU"
+        )
+
     def close(self) -> None:
         """Free what the runner holds."""
 
@@ -127,7 +164,10 @@ class Backend(ABC):
 
     @abstractmethod
     def open(self, model: Path, target: Target) -> Runner:
-        """Open a model file for `target`. Raises MissingDependencyError where the backend can't run as asked."""
+        """Open a model file for `target`. Raises MissingDependencyError where the backend can't run as asked.
+
+        A precision that it would replace by another one is such a case: PrecisionError.
+        """
 
 
 def _show(shape: tuple[int | None, ...]) -> str:

@@ -15,9 +15,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.backends.base import Arrays, Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.backends.base import (
+    Arrays,
+    Availability,
+    Backend,
+    Description,
+    LayerTime,
+    Phases,
+    Runner,
+    TensorInfo,
+)
 from compactmtl.backends.driver import CudaDevice, cuda_device
-from compactmtl.backends.tensorrt_build import build_engine, deserialize, make_logger, settings_sha256
+from compactmtl.backends.tensorrt_build import (
+    build_engine,
+    deserialize,
+    inspect_engine,
+    make_logger,
+    settings_sha256,
+)
 from compactmtl.backends.tensorrt_engine import (
     EngineFacts,
     check_facts,
@@ -26,6 +41,7 @@ from compactmtl.backends.tensorrt_engine import (
     read_engine,
     write_engine,
 )
+from compactmtl.backends.tensorrt_types import PRECISIONS, EngineLayer, engine_layers
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
 
@@ -35,6 +51,7 @@ if TYPE_CHECKING:
 
     from compactmtl.backends.cuda import CudaStream
 
+PROFILE_WARMUP = 5
 FLOOR = (10, 12)  # the first whose strongly typed networks take what ours need
 _DTYPES = {
     "FLOAT": "float32",
@@ -158,15 +175,6 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Phases:
-    """One run by CUDA events, in milliseconds: copy in, compute, copy out."""
-
-    copy_in_ms: float
-    compute_ms: float
-    copy_out_ms: float
-
-
-@dataclass(frozen=True)
 class _Bound:
     """Buffers of all tensors for one set of input shapes, and what launches a run on them."""
 
@@ -222,15 +230,15 @@ class TensorRTRunner(Runner):
         first, second, third = (float(one.elapsed_time(other)) for one, other in itertools.pairwise(marks))
         return Phases(first, second, third)
 
-    def layer_times(self, inputs: Arrays, repeats: int) -> dict[str, list[float]]:
-        """Milliseconds of each layer in each of `repeats` runs, by TensorRT's own profiler and without a CUDA graph."""
+    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+        """By TensorRT's own profiler, in a context of its own and without a CUDA graph."""
         import tensorrt as trt
 
         found: dict[str, list[float]] = {}
 
         class LayerProfiler(trt.IProfiler):
             def __init__(self) -> None:
-                trt.IProfiler.__init__(self)
+                trt.IProfiler.__init__(self)  # pybind11 wants it by name
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 found.setdefault(layer_name, []).append(ms)
@@ -240,10 +248,13 @@ class TensorRTRunner(Runner):
         context.profiler = profiler
         bound = self._bind_to(context, _shapes(inputs, self.input_names))
         self._copy_in(bound, inputs)
-        for _ in range(repeats):
+        for _ in range(PROFILE_WARMUP + repeats):
             bound.launch()
             self._stream.synchronize()  # times are reported when a run is done
-        return found
+        layers = {layer.name: layer for layer in engine_layers(inspect_engine(self.engine.engine))}
+        return tuple(
+            _layer_time(name, times[PROFILE_WARMUP:], layers.get(name)) for name, times in found.items()
+        )
 
     @property
     def device_bytes(self) -> int:
@@ -324,6 +335,11 @@ class TensorRTRunner(Runner):
     def _copy_out(self, bound: _Bound) -> None:
         for name in self.output_names:
             self._stream.copy(bound.host[name], bound.device[name])
+
+
+def _layer_time(name: str, times: list[float], layer: EngineLayer | None) -> LayerTime:
+    kinds = "" if layer is None else ", ".join(sorted(PRECISIONS.get(kind, kind) for kind in layer.types))
+    return LayerTime(name, "" if layer is None else layer.kind, float(np.median(times)), kinds)
 
 
 def _shapes(inputs: Arrays, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

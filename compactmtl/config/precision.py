@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compactmtl.config.schema import Frozen
+from compactmtl.config.schema import Frozen, Share
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Count = Annotated[int, Field(ge=1)]
@@ -42,8 +42,19 @@ class Int8Config(Frozen):
         "u8s8", description="activations and weights; u8s8 is what VNNI multiplies, TensorRT wants s8s8"
     )
     symmetric: bool = Field(False, description="activation ranges around zero; TensorRT wants true")
+    layout: Literal["full", "inputs"] = Field(
+        "full",
+        description="pairs around every operator with an int8 form, biases included, or, as TensorRT wants, before "
+        "matrix products alone",
+    )
+    reduce_range: bool = Field(
+        False, description="weights in 7 bits, for x86 without VNNI, whose 16-bit sums saturate"
+    )
     per_channel: bool = Field(True, description="one scale an output channel of a weight, else one a weight")
     exclude: tuple[str, ...] = Field((), description="nodes, by name or operator, that are never quantized")
+    max_float: Share = Field(
+        0.5, description="largest share of the layers that the search may leave in float"
+    )
     search: Annotated[int, Field(ge=0)] = Field(
         8, description="most evaluations in the search for layers to leave in float; 0: no search"
     )

@@ -76,6 +76,7 @@ class Target(Frozen):
         "torch",
     ]
     provider: str = Field("CPUExecutionProvider", description="ONNX Runtime execution provider")
+    device: str = Field("CPU", description="OpenVINO device, such as CPU, GPU or NPU")
     precision: Precision = Field("fp32", description="that the model must really run in")
     fp16: Fp16Config = Fp16Config()
     bf16: HalfConfig = HalfConfig()

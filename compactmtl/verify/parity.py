@@ -176,8 +176,12 @@ class _Tally:
         self.max_abs = 0.0
         self.low, self.high = np.inf, -np.inf
         self.dot = self.reference_square = self.artifact_square = 0.0
+        self.classes: list[int] = []  # of an output of whole numbers: how many differ, of how many
 
     def add(self, reference: NDArray[Any], artifact: NDArray[Any]) -> None:
+        if np.issubdtype(reference.dtype, np.integer):
+            differ, size = self.classes or (0, 0)
+            self.classes = [differ + int((reference != artifact).sum()), size + reference.size]
         a, b = reference.astype(np.float64).ravel(), artifact.astype(np.float64).ravel()
         self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
         self.low = min(self.low, float(a.min(initial=np.inf)))
@@ -194,7 +198,8 @@ class _Tally:
         scale = max(span, magnitude / 100) if span else magnitude or 1.0
         norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
         both_zero = self.reference_square == self.artifact_square == 0.0
-        relative = self.max_abs / scale
+        # A class is right or wrong: the share that differs counts, not by how many class numbers.
+        relative = self.classes[0] / max(self.classes[1], 1) if self.classes else self.max_abs / scale
         return OutputParity(
             name=name,
             shape=self.shape,

@@ -23,7 +23,7 @@ class OutputParity(Record):
     name: str
     shape: tuple[int, ...]
     max_abs: float
-    max_relative: float  # max_abs / (max - min of the reference, at least 1 % of its largest magnitude)
+    max_relative: float  # max_abs / (max - min of the reference, at least 1 % of its largest magnitude); of classes the share that differs
     cosine: float
     tolerance: float
     passed: bool
@@ -65,6 +65,7 @@ class LatencyStats(Record):
     threads: int | None
     includes_transfers: bool
     process_ms: float | None = None  # median of the processor time of all threads in one run
+    layers: dict[str, int] = Field(default_factory=dict)  # layers with weights by the precision they run in
 
 
 class LatencyResult(Record):

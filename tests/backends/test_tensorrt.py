@@ -159,7 +159,13 @@ def test_phases_and_layers_are_timed(fake: Fake, model: Path) -> None:
         assert isinstance(runner, TensorRTRunner)
         phases = runner.timed({"image": image(2)})
         assert (phases.copy_in_ms, phases.compute_ms, phases.copy_out_ms) == (1.0, 1.0, 1.0)
-        assert runner.layer_times({"image": image(2)}, 3) == {"conv": [0.5, 0.5, 0.5]}
+        layer, *_ = runner.layer_times({"image": image(2)}, 3)
+        assert (layer.name, layer.operator, layer.milliseconds, layer.precision) == (
+            "zeta + relu_of_zeta",
+            "CaskConvolution",
+            0.5,
+            "fp32",
+        )
         assert runner.device_bytes == 4096
 
 

@@ -254,7 +254,7 @@ def _fill(fake: Fake) -> None:
             for out, value in zip(self.session.get_outputs(), self.session.run(None, feeds), strict=True):
                 self._view(out)[...] = value
             if self.profiler is not None:
-                self.profiler.report_layer_time("conv", 0.5)
+                self.profiler.report_layer_time("zeta + relu_of_zeta", 0.5)
             return True
 
         def _view(self, node: Any) -> Any:
