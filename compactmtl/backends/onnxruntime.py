@@ -96,6 +96,17 @@ class OnnxRuntimeBackend(Backend):
         return runner
 
 
+def open_graph(model: Path, target: Target) -> OnnxRuntimeRunner:
+    """An ONNX file on the CPU, in whatever precision its kernels have there; nothing but `threads` of the target counts.
+
+    For a graph that is meant for another device: it shows what the graph computes, not how the device computes it.
+    Raises ArtifactError where the CPU has no kernels for it.
+    """
+    on_cpu = Target(backend="onnxruntime", threads=target.threads)
+    with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
+        return OnnxRuntimeRunner(_session(model, on_cpu, Path(folder)), model, on_cpu)
+
+
 def _layers(model: Path, folder: Path, target: Target) -> dict[str, int]:
     """The layers' precisions in the graph that the session made of the model."""
     import onnx

@@ -30,12 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", metavar="RUN", help="the dense run to compare accuracy and latency with"
     )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="for a target that can't run here: write its graph, inputs, outputs and command, marked as not run",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Export to each target; a failed gate fails the command after all targets are done."""
     from pathlib import Path
 
+    from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.config import load_target
     from compactmtl.errors import ConfigError
     from compactmtl.export import export_run
@@ -52,8 +58,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"the recipe of {opened.path} names no targets", "give --target NAME")
     targets = {stem: load_target(name) for stem, name in names.items()}
     verifications = {}
+    prepared = {}
     for name, target in targets.items():
         print(f"{opened.name} for {name}", file=sys.stderr)
+        if args.prepare and (missing := prepare_missing(opened, name, target, _progress)):
+            prepared[name] = missing
+            continue
         found = export_run(opened, name, target, baseline, progress=_progress)
         verifications[name] = found
         print("\n".join(summary(found, opened.tasks)))
@@ -63,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"next: compactmtl report {opened.path}" + (f" --baseline {baseline.path}" if baseline else ""))
     gates = tuple(gate for found in verifications.values() for gate in found.gates)
     raise_failed(gates, f"{opened.path} for {', '.join(verifications)}")
+    raise_missing(prepared)
     return 0
 
 

@@ -82,13 +82,15 @@ def export_run(
     with new_folder(run.path / "export" / target_name) as folder:
         example = data.images[: target.latency.batch]
         reference = evaluate(torch_runner(model), data.loader, run.tasks)
-        score = _Scoring(run, target, interface, data, reference)
+        score = Scoring(run, target, interface, data, reference)
         path = folder / MODEL_FILE
         strings = provenance(run)
         record = build_artifact(
             run, model, example, path, target, strings, check=score.failed, progress=progress
         )
-        bundle = write_bundle(folder, _bundle_info(run, target_name, target, path, strings, record))
+        if built := get_backend(target.backend).build(path, target):
+            progress(f"built {built[0].name}")
+        bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record, built))
         with ExitStack() as stack:
             runner = stack.enter_context(bundle.runner())
             progress("comparing outputs with torch")
@@ -139,17 +141,19 @@ def _check_baseline(run: Run, baseline: Run) -> None:
             )
 
 
-def _bundle_info(
+def bundle_info(
     run: Run,
     target_name: str,
     target: Target,
     path: Path,
     provenance: Mapping[str, str],
     record: PrecisionRecord | None,
+    built: tuple[Path, ...] = (),
 ) -> BundleInfo:
+    """What bundle.json says of the model file at `path` and of what the backend has built of it."""
     inputs, outputs = model_tensors(path)
     dtypes = tensor_dtypes(path)
-    files = [file for file in (path, data_file(path)) if file.exists()]
+    files = [file for file in (path, data_file(path), *built) if file.exists()]
     return BundleInfo(
         run=run.name,
         compact=run.has_compact,
@@ -175,7 +179,7 @@ def _records(tensors: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[T
 
 
 @dataclass(frozen=True)
-class _Scoring:
+class Scoring:
     """The tasks' metrics of a model file on the val split, held against the torch model's."""
 
     run: Run
@@ -183,6 +187,7 @@ class _Scoring:
     interface: Interface
     data: Validation
     reference: TaskMetrics
+    opener: Callable[[Path, Target], Runner] | None = None  # the target's own backend where none is given
 
     def accuracy(self, runner: Runner, baseline: MultiTaskModel | None = None) -> AccuracyResult:
         """Of an opened artifact, with the dense baseline where there is one."""
@@ -196,7 +201,8 @@ class _Scoring:
 
     def failed(self, path: Path) -> tuple[GateResult, ...]:
         """The accuracy gates against the torch model that a candidate file fails."""
-        with get_backend(self.target.backend).open(path, self.target) as runner:
+        opener = self.opener or get_backend(self.target.backend).open
+        with opener(path, self.target) as runner:
             found = self.accuracy(runner)
         return tuple(gate for gate in export_drops(self.target, self.run.tasks, found) if not gate.passed)
 

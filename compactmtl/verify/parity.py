@@ -77,6 +77,14 @@ def check_parity(
         return _compare(model, runner, cases, target, tolerance, output_names, str(path))
 
 
+def compare_outputs(
+    model: nn.Module, runner: Runner, cases: Sequence[Inputs], target: Target, where: str
+) -> ParityResult:
+    """As `check_parity`, of a model that is open already; `where` names it in errors."""
+    with evaluating(model):
+        return _compare(model, runner, cases, target, None, None, where)
+
+
 def _compare(
     model: nn.Module,
     runner: Runner,

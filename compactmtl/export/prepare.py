@@ -1,0 +1,146 @@
+"""A bundle for a target that can't run here: the exact graph, its inputs and outputs, and the command; marked not run.
+
+What is checked is the graph alone, on ONNX Runtime's CPU provider: that shows that precision pass and surgery kept the
+function, and nothing of the arithmetic, speed or memory of the device that it is meant for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compactmtl.backends import get_backend
+from compactmtl.backends.machine import package_versions
+from compactmtl.backends.onnxruntime import open_graph
+from compactmtl.config.schema import Frozen
+from compactmtl.config.target import Target
+from compactmtl.errors import CompactError, ConfigError
+from compactmtl.export.artifact import INPUT, Validation, build_artifact, interface_of, provenance
+from compactmtl.export.bundle import MODEL_FILE, VERIFICATION_FILE, write_bundle
+from compactmtl.export.onnx import model_tensors
+from compactmtl.export.run import Scoring, bundle_info
+from compactmtl.export.trtexec import Major, script, trtexec
+from compactmtl.train import Run
+from compactmtl.train.files import new_folder, sha256_file, write_text
+from compactmtl.verify.accuracy import evaluate, torch_runner
+from compactmtl.verify.parity import compare_outputs
+from compactmtl.verify.result import ParityResult, Record
+
+PREPARED_FILE = "prepared.json"
+MAJORS: tuple[Major, ...] = (10, 11)
+
+
+class RawTensor(Frozen):
+    """A tensor in a file of its own: its bytes in C order, nothing else."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+class Prepared(Record):
+    """prepared.json: what is there and why it was not run."""
+
+    version: Literal[1] = 1
+    target: str
+    status: Literal["not run"] = "not run"
+    reason: str  # what is missing on the machine that prepared it
+    hint: str
+    bundle_sha256: str
+    graph: ParityResult | None  # of the graph on ONNX Runtime's CPU provider against torch
+    graph_note: str
+    inputs: dict[str, RawTensor]
+    outputs: dict[str, RawTensor]  # the torch model's, for these inputs
+    commands: tuple[str, ...]
+    versions: dict[str, str]
+    created: str
+
+
+def prepare_run(
+    run: Run, target_name: str, target: Target, *, progress: Callable[[str], None] = lambda line: None
+) -> Prepared:
+    """Write run/export/<target_name>/ for a target whose backend can't run here.
+
+    Raises ConfigError where the backend can run, or where a verified bundle would be overwritten.
+    """
+    availability = get_backend(target.backend).availability(target)
+    if availability.available:
+        raise ConfigError(f"target '{target_name}' can run here", "export it without --prepare")
+    if (run.path / "export" / target_name / VERIFICATION_FILE).exists():
+        raise ConfigError(
+            f"{run.path / 'export' / target_name} holds a bundle that was verified elsewhere",
+            "remove or rename it before you prepare another",
+        )
+    model = run.load_compact() if run.has_compact else run.load_plain()
+    interface, data = interface_of(run, target), Validation.load(run, target)
+    example = data.images[: target.latency.batch]
+    with new_folder(run.path / "export" / target_name) as folder:
+        path = folder / MODEL_FILE
+        strings = provenance(run)
+        reference = evaluate(torch_runner(model), data.loader, run.tasks)
+        # The search for layers that int8 leaves in float has only the CPU to ask.
+        scoring = Scoring(run, target, interface, data, reference, open_graph)
+        record = build_artifact(
+            run, model, example, path, target, strings, check=scoring.failed, progress=progress
+        )
+        bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record))
+        progress("running the graph on the CPU")
+        wrapped = interface.wrap(model).eval()
+        graph, note = None, ""
+        try:
+            with open_graph(path, target) as runner:
+                graph = compare_outputs(wrapped, runner, data.cases(target, interface), target, str(path))
+                note = "the graph on ONNX Runtime's CPU provider; says nothing of the device's own arithmetic"
+        except CompactError as error:
+            note = f"not run: {error.message}"
+        fed = interface.feed(example)
+        with torch.inference_mode():
+            outputs = wrapped(fed)
+        inputs = {INPUT: _raw(folder, f"input.{INPUT}.bin", fed.numpy())}
+        prepared = Prepared(
+            target=target_name,
+            reason=availability.reason,
+            hint=availability.hint,
+            bundle_sha256=bundle.sha256,
+            graph=graph,
+            graph_note=note,
+            inputs=inputs,
+            outputs={
+                name: _raw(folder, f"reference.{name}.bin", array.numpy()) for name, array in outputs.items()
+            },
+            commands=_commands(folder, path, target, inputs),
+            versions=package_versions(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_text(folder / PREPARED_FILE, prepared.model_dump_json(indent=2) + "\n")
+    return prepared
+
+
+def _raw(folder: Path, name: str, array: NDArray[Any]) -> RawTensor:
+    path = folder / name
+    path.write_bytes(np.ascontiguousarray(array).tobytes())
+    return RawTensor(file=name, shape=tuple(array.shape), dtype=array.dtype.name, sha256=sha256_file(path))
+
+
+def _commands(folder: Path, path: Path, target: Target, inputs: dict[str, RawTensor]) -> tuple[str, ...]:
+    """Scripts for each major of trtexec, where the target is TensorRT's."""
+    if target.backend != "tensorrt":
+        return ()
+    shapes, _ = model_tensors(path)
+    names = []
+    for major in MAJORS:
+        files = {name: tensor.file for name, tensor in inputs.items()}
+        file = folder / f"trtexec-{major}.sh"
+        file.write_text(
+            script(trtexec(target, path.name, shapes, major, files=files), major), encoding="utf-8"
+        )
+        file.chmod(0o755)
+        names.append(file.name)
+    return tuple(names)
