@@ -1,4 +1,4 @@
-"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime, OpenVINO."""
+"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime, OpenVINO, TensorRT."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from compactmtl.errors import ConfigError
 BACKENDS = (
     "onnxruntime",
     "openvino",
+    "tensorrt",
     "torch",
 )
 
@@ -33,6 +34,10 @@ def get_backend(name: str) -> Backend:
         from compactmtl.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend()
+    if name == "tensorrt":
+        from compactmtl.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend()
     if name == "torch":
         from compactmtl.backends.torch import TorchBackend
 

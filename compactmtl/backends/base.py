@@ -143,6 +143,10 @@ class Backend(ABC):
     def availability(self, target: Target) -> Availability:
         """Probe without side effects; never raises."""
 
+    def build(self, model: Path, target: Target) -> tuple[Path, ...]:
+        """Make beforehand what `open` would make of a model file, beside it; the new files. By default nothing."""
+        return ()
+
     @abstractmethod
     def open(self, model: Path, target: Target) -> Runner:
         """Open a model file for `target`. Raises MissingDependencyError where the backend can't run as asked.

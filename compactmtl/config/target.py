@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from compactmtl.config.precision import Fp16Config, HalfConfig, Int8Config, Precision
 from compactmtl.config.schema import Frozen, Positive
+from compactmtl.config.tensorrt import TensorRTConfig
 
 # Of an output's range. float32 kernels of two libraries differ by about 1e-6; float16 has 11 bits of precision,
 # bfloat16 8. Int8 is judged by the tasks' metrics: its values are shown and not a gate, unless a target says so.
@@ -71,6 +72,7 @@ class Target(Frozen):
     backend: Literal[
         "onnxruntime",
         "openvino",
+        "tensorrt",
         "torch",
     ]
     provider: str = Field("CPUExecutionProvider", description="ONNX Runtime execution provider")
@@ -81,6 +83,7 @@ class Target(Frozen):
     int8: Int8Config = Int8Config()
     threads: Annotated[int, Field(ge=1)] = 1
     onnx: OnnxConfig = OnnxConfig()
+    tensorrt: TensorRTConfig = TensorRTConfig()
     parity: ParityConfig = ParityConfig()
     accuracy: AccuracyConfig = AccuracyConfig()
     latency: LatencyConfig = LatencyConfig()
