@@ -23,14 +23,14 @@ def write_conv(path: Path, *, opset: int = 18, scale: float = 1.0, epsilon: floa
         fan = int(np.prod(shape[1:]))
         return numpy_helper.from_array((rng.standard_normal(shape) / fan**0.5).astype(np.float32), name)
 
-    stem = numpy_helper.to_array(draw(4, 3, 3, 3, name="stem.weight")) * np.float32(scale)
+    stem = np.multiply(numpy_helper.to_array(draw(4, 3, 3, 3, name="stem.weight")), scale, dtype=np.float32)
     weights = [
         numpy_helper.from_array(stem, "stem.weight"),
         draw(4, name="stem.bias"),
         draw(4, 4, 3, 3, name="body.weight"),
         draw(5, 4, name="head.weight"),
         draw(5, name="head.bias"),
-        numpy_helper.from_array(np.float32(epsilon), "epsilon"),
+        numpy_helper.from_array(np.array(epsilon, np.float32), "epsilon"),
     ]
     nodes = [
         helper.make_node(
