@@ -25,7 +25,7 @@ from compactmtl.export.artifact import INPUT, Validation, build_artifact, interf
 from compactmtl.export.bundle import MODEL_FILE, VERIFICATION_FILE, write_bundle
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
-from compactmtl.export.trtexec import Major, script, trtexec
+from compactmtl.export.trtexec import MAJORS, script, trtexec
 from compactmtl.train import Run
 from compactmtl.train.files import new_folder, sha256_file, write_text
 from compactmtl.verify.accuracy import evaluate, torch_runner
@@ -33,7 +33,6 @@ from compactmtl.verify.parity import compare_outputs
 from compactmtl.verify.result import ParityResult, Record
 
 PREPARED_FILE = "prepared.json"
-MAJORS: tuple[Major, ...] = (10, 11)
 
 
 class RawTensor(Frozen):

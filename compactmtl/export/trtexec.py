@@ -15,6 +15,7 @@ from compactmtl.config.target import Target
 from compactmtl.config.tensorrt import ShapeRange
 
 Major = Literal[10, 11]
+MAJORS: tuple[Major, ...] = (10, 11)
 HARDWARE = {"exact": None, "same_compute_capability": "sameComputeCapability", "ampere_plus": "ampere+"}
 
 

@@ -1,0 +1,99 @@
+"""A bundle for a target that can't run here, and the whole TensorRT road against the fake with the real names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compactmtl.cli.main import main
+from compactmtl.config import load_target
+from compactmtl.config.target import Target
+from compactmtl.errors import MISSING, ConfigError
+from compactmtl.export import Bundle
+from compactmtl.export.prepare import Prepared, prepare_run
+from compactmtl.export.run import export_run
+from compactmtl.train import Run
+from tests.support.fake_tensorrt import install
+
+NO_GPU = "compactmtl.backends.tensorrt.cuda_device"
+FAST = ("latency.warmup=1", "latency.repeats=3", "int8.samples=4", "fp16.samples=4")
+
+
+@pytest.fixture
+def run(compacted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(NO_GPU, lambda: (None, "no NVIDIA driver: none here"))
+    return Run.open(shutil.copytree(compacted.path, tmp_path / "run"))
+
+
+def prepared(run: Run, name: str) -> Prepared:
+    return Prepared.model_validate_json((run.path / "export" / name / "prepared.json").read_text())
+
+
+@pytest.mark.slow  # exports a model
+def test_prepare_writes_what_another_machine_needs_and_says_that_nothing_ran(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also: the exact float16 graph meant for TensorRT runs on the CPU within the parity of float16."""
+    assert main(["export", str(run.path), "--target", "tensorrt-fp16", "--prepare"]) == MISSING
+    said = capsys.readouterr()
+    assert "no NVIDIA driver: none here" in said.err
+    assert "prepared, not run" in said.out
+    folder = run.path / "export" / "tensorrt-fp16"
+    found = prepared(run, "tensorrt-fp16")
+    assert found.status == "not run"
+    assert found.graph is not None and found.graph.passed
+    assert all(1e-6 < output.max_relative <= 1e-2 for output in found.graph.outputs)  # float16, and it held
+    assert Bundle.open(folder).doubt == "it was never verified"
+    for tensor in (*found.inputs.values(), *found.outputs.values()):
+        array = np.fromfile(folder / tensor.file, tensor.dtype)
+        assert array.size == np.prod(tensor.shape)
+    assert {"trtexec-10.sh", "trtexec-11.sh"} == set(found.commands)
+    assert "--loadInputs=image:input.image.bin" in (folder / "trtexec-11.sh").read_text()
+
+
+@pytest.mark.slow  # exports and calibrates a model
+def test_the_int8_graph_meant_for_tensorrt_runs_on_the_cpu(run: Run) -> None:
+    found = prepare_run(run, "int8", load_target("tensorrt-int8", FAST))
+    assert found.graph is not None
+    # its values are shown and not bounded: int8 is judged by the tasks' metrics
+    assert all(output.cosine > 0.9 for output in found.graph.outputs)
+    record = Bundle.open(run.path / "export" / "int8").info.precision
+    assert record is not None and record.lowered > 0
+
+
+@pytest.mark.slow  # exports a model
+def test_a_bundle_that_was_verified_elsewhere_is_not_overwritten(run: Run) -> None:
+    folder = run.path / "export" / "t"
+    folder.mkdir(parents=True)
+    (folder / "verification.json").write_text("{}")
+    with pytest.raises(ConfigError, match="verified elsewhere"):
+        prepare_run(run, "t", Target(backend="tensorrt"))
+
+
+def test_what_can_run_is_not_prepared(run: Run) -> None:
+    with pytest.raises(ConfigError, match="can run here"):
+        prepare_run(run, "t", Target(backend="onnxruntime"))
+
+
+@pytest.mark.slow  # exports two models
+def test_one_command_builds_verifies_and_reloads_an_engine(
+    compacted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the hardware: the engine is the fake's, which runs the graph that it was given."""
+    fake = install(monkeypatch, tmp_path / "cache")
+    run = Run.open(shutil.copytree(compacted.path, tmp_path / "run"))
+    found = export_run(run, "trt", load_target("tensorrt-fp32", FAST))
+    assert found.passed
+    bundle = Bundle.open(run.path / "export" / "trt")
+    assert {"model.onnx", "model.engine", "model.engine.json", "model.layers.json"} <= set(bundle.info.files)
+    assert found.latency.stats["compact"].backend == "tensorrt"
+    facts = json.loads((bundle.path / "model.engine.json").read_text())
+    assert facts["precision"] == "fp32"
+    fake.calls.clear()
+    with bundle.runner() as runner:
+        assert set(runner.output_names) == set(run.tasks)
+    assert "build" not in fake.calls
