@@ -77,6 +77,7 @@ def _backends() -> Iterator[str]:
         for provider in ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider")
     }
     targets["openvino, CPU"] = Target(backend="openvino")
+    targets["tensorrt"] = Target(backend="tensorrt")
     for name, target in targets.items():
         found = get_backend(target.backend).availability(target)
         answer = "yes" if found.available else f"no: {found.reason}"

@@ -24,6 +24,7 @@ VERBS = (
     "train",
     "compact",
     "export",
+    "profile",
     "report",
     "predict",
     "probe",

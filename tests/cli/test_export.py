@@ -145,7 +145,7 @@ def test_export_prints_what_it_found_and_a_failed_gate_fails_the_command(
 def test_doctor_says_what_runs_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == OK
     said = capsys.readouterr().out
-    for word in ("torch", "onnxruntime, CPUExecutionProvider", "processor", "cache"):
+    for word in ("torch", "onnxruntime, CPUExecutionProvider", "tensorrt  ", "processor", "cache"):
         assert word in said
 
 

@@ -1,0 +1,55 @@
+"""`profile` as a user calls it, on model files that this project didn't write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compactmtl.cli.main import main
+from compactmtl.cli.profile import unique_names
+from compactmtl.errors import OK, USAGE
+from tests.support.onnx_files import TwoHeads, write_onnx
+
+QUICK = ["--warmup", "1", "--repeats", "3", "--batches", "1", "2", "--no-memory"]
+
+
+def test_foreign_files_are_compared_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(write_onnx(tmp_path / name, TwoHeads())) for name in ("a.onnx", "b.onnx")]
+    out = tmp_path / "out"
+    assert main(["profile", *files, *QUICK, "--out", str(out)]) == OK
+    said = capsys.readouterr().out
+    assert "against     a.onnx" in said
+    assert "not run     memory: not asked for" in said
+    found = json.loads((out / "profile.json").read_text())
+    assert set(found["subjects"]) == {"a.onnx", "b.onnx"}
+    times = json.loads((out / "times" / "b.onnx.json").read_text())
+    assert [one["latencyMs"] for one in times] == found["latency"]["stats"]["b.onnx"]["samples_ms"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing.onnx"], "is not a file"),
+        (["."], "neither a run nor a bundle"),
+        (["a.onnx", "a.onnx"], "named twice"),
+        (["a.onnx", "--shape", "image=axb"], "is not NAME=1x3x224x224"),
+        (["a.onnx", "--batch", "0"], "at least one sample"),
+    ],
+)
+def test_what_cannot_be_profiled_is_named(
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["profile", *words]) == USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_names_are_as_long_as_it_takes() -> None:
+    assert unique_names(["runs/a/model.onnx", "runs/b/model.onnx"]) == ["a/model.onnx", "b/model.onnx"]
+    assert unique_names(["runs/a/model.onnx", "other.onnx"]) == ["model.onnx", "other.onnx"]
