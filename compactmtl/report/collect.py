@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from compactmtl.errors import ArtifactError, ConfigError, DataError
 from compactmtl.report.delta_table import delta_table
+from compactmtl.report.deployment import prepared_views
 from compactmtl.report.model import (
     Epoch,
     ExportView,
@@ -170,6 +171,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         stages=tuple(_stages(run, name, surgery, exports, splits, notes)),
         surgery=surgery,
         exports=exports,
+        prepared=prepared_views(run.path),
         epochs=_epochs(log, run.path / "log.jsonl"),
         best_epoch=end.get("best_epoch") if end else None,
         finished=end is not None,

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Ink that the SVG writer prints literally and `_svg` turns into the page's own text color.
-_INK = "#010203"
+# Ink that the SVG writer prints literally and `svg` turns into the page's own text color.
+INK = "#010203"
 # Okabe and Ito's palette: told apart with any color vision, readable on light and dark paper.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 _FADED = "#8a94a3"
-_WIDTH = 4.8  # inches; a phone shows it at nearly its natural size
+WIDTH = 4.8  # inches; a phone shows it at nearly its natural size
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -46,8 +46,8 @@ def layer_channels(layers: Sequence[LayerChange], key: str) -> str:
     """Bars of output channels before and after surgery, a row a layer in the network's order."""
     from matplotlib.figure import Figure
 
-    with _style(key):
-        figure = Figure(figsize=(_WIDTH, 0.75 + 0.21 * len(layers)), layout="constrained")
+    with style(key):
+        figure = Figure(figsize=(WIDTH, 0.75 + 0.21 * len(layers)), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(layers))
         before = [layer.before[0] for layer in layers]
@@ -69,7 +69,7 @@ def layer_channels(layers: Sequence[LayerChange], key: str) -> str:
         axes.set_xlabel("output channels")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper right", ncols=2)
-        return _svg(figure, key)
+        return svg(figure, key)
 
 
 def latency_distributions(latency: LatencyResult, key: str, labels: Mapping[str, str] | None = None) -> str:
@@ -79,9 +79,9 @@ def latency_distributions(latency: LatencyResult, key: str, labels: Mapping[str,
     """
     from matplotlib.figure import Figure
 
-    with _style(key):
+    with style(key):
         stats = list(latency.stats.values())
-        figure = Figure(figsize=(_WIDTH, 0.8 + 1.0 * len(stats)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.8 + 1.0 * len(stats)), layout="constrained")
         grid = np.atleast_1d(figure.subplots(len(stats), sharex=True))
         right = 1.05 * max(min(max(one.samples_ms), max(one.p99_ms, 1.5 * one.median_ms)) for one in stats)
         left = (
@@ -94,7 +94,7 @@ def latency_distributions(latency: LatencyResult, key: str, labels: Mapping[str,
             samples = np.asarray(one.samples_ms)
             beyond = int((samples > right).sum())
             axes.hist(samples[samples <= right], bins=bins, color=color, alpha=0.8)
-            axes.axvline(one.median_ms, color=_INK, linewidth=1)
+            axes.axvline(one.median_ms, color=INK, linewidth=1)
             name = (labels or {}).get(one.name, one.name)
             title = f"{name}: median {fmt.milliseconds(one.median_ms)}"
             axes.set_title(
@@ -102,7 +102,7 @@ def latency_distributions(latency: LatencyResult, key: str, labels: Mapping[str,
             )
             axes.set_ylabel("runs")
         grid[-1].set_xlabel("latency, ms")
-        return _svg(figure, key)
+        return svg(figure, key)
 
 
 def learning_curves(
@@ -115,12 +115,12 @@ def learning_curves(
     """One metric of one task over epochs, a line a run, the best epoch marked."""
     from matplotlib.figure import Figure
 
-    with _style(key):
-        figure = Figure(figsize=(_WIDTH, 2.5), layout="constrained")
+    with style(key):
+        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
         axes = figure.add_subplot()
         info = task.metrics[metric]
         factor = 100 if info.share else 1
-        for color, (name, epochs) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        for color, (name, epochs) in zip(cycle(len(curves)), curves.items(), strict=True):
             points = [
                 (epoch.epoch, factor * epoch.val[task.name][metric])
                 for epoch in epochs
@@ -138,10 +138,10 @@ def learning_curves(
         axes.set_ylabel(fmt.metric_name(metric) + (f" ({unit})" if unit else ""))
         axes.set_xlabel("epoch")
         _whole_ticks(axes)
-        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         if len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=min(3, len(curves)))
-        return _svg(figure, key)
+        return svg(figure, key)
 
 
 def sparsity_curve(curves: Mapping[str, Sequence[Epoch]], key: str) -> str | None:
@@ -164,10 +164,10 @@ def sparsity_curve(curves: Mapping[str, Sequence[Epoch]], key: str) -> str | Non
                 series.append((f"{name}: {label}" if len(curves) > 1 else label, points))
     if not series:
         return None
-    with _style(key):
-        figure = Figure(figsize=(_WIDTH, 2.3 + 0.2 * len(series)), layout="constrained")
+    with style(key):
+        figure = Figure(figsize=(WIDTH, 2.3 + 0.2 * len(series)), layout="constrained")
         axes = figure.add_subplot()
-        for color, (label, points) in zip(_cycle(len(series)), series, strict=True):
+        for color, (label, points) in zip(cycle(len(series)), series, strict=True):
             axes.plot(
                 *zip(*points, strict=True), color=color, label=label, linewidth=1.6, marker=".", markersize=4
             )
@@ -175,9 +175,9 @@ def sparsity_curve(curves: Mapping[str, Sequence[Epoch]], key: str) -> str | Non
         axes.set_ylabel("share (%)")
         axes.set_xlabel("epoch")
         _whole_ticks(axes)
-        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=1)
-        return _svg(figure, key)
+        return svg(figure, key)
 
 
 def cosine_curves(epochs: Sequence[Epoch], key: str) -> str | None:
@@ -214,11 +214,11 @@ def _lines(
     """Lines over whole numbers with a rule at `base`."""
     from matplotlib.figure import Figure
 
-    with _style(key):
-        figure = Figure(figsize=(_WIDTH, 2.3 + 0.2 * (len(series) // 3)), layout="constrained")
+    with style(key):
+        figure = Figure(figsize=(WIDTH, 2.3 + 0.2 * (len(series) // 3)), layout="constrained")
         axes = figure.add_subplot()
-        axes.axhline(base, color=_INK, alpha=0.4, linewidth=0.6)
-        for color, (name, points) in zip(_cycle(len(series)), series.items(), strict=True):
+        axes.axhline(base, color=INK, alpha=0.4, linewidth=0.6)
+        for color, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
             axes.plot(
                 *zip(*points, strict=True),
                 color=color,
@@ -230,12 +230,13 @@ def _lines(
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         _whole_ticks(axes)
-        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         figure.legend(loc="outside upper left", ncols=3)
-        return _svg(figure, key)
+        return svg(figure, key)
 
 
-def _cycle(count: int) -> list[str]:
+def cycle(count: int) -> list[str]:
+    """As many colors as asked for, from the palette over and over."""
     return [COLORS[number % len(COLORS)] for number in range(count)]
 
 
@@ -250,7 +251,8 @@ def _shortened(name: str, longest: int = 30) -> str:
     return name if len(name) <= longest else "…" + name[-(longest - 1) :]
 
 
-def _style(key: str) -> AbstractContextManager[None]:
+def style(key: str) -> AbstractContextManager[None]:
+    """The figures' look; `key` makes their ids the same each time."""
     from matplotlib import rc_context
 
     return rc_context({**_STYLE, "svg.hashsalt": key})
@@ -259,7 +261,7 @@ def _style(key: str) -> AbstractContextManager[None]:
 _IDENTIFIER = re.compile(r'(?<=\sid=")([^"]+)(?=")|(?<=url\(#)([^)]+)(?=\))|(?<=href="#)([^"]+)(?=")')
 
 
-def _svg(figure: Figure, key: str) -> str:
+def svg(figure: Figure, key: str) -> str:
     """The figure as an <svg> element: no date, ids made unique by `key`, scalable, ink from the page."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -280,4 +282,4 @@ def _svg(figure: Figure, key: str) -> str:
     text = re.sub(r"font-family: [^;]*; ", "", text)
     # width stays as the natural size, the height follows the viewBox
     text = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", text, count=1)
-    return text.replace(_INK, "currentColor")
+    return text.replace(INK, "currentColor")

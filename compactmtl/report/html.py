@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 import compactmtl
-from compactmtl.report import delta_formats, figures, sparsity_figures, table
+from compactmtl.report import delta_formats, deployment, figures, sparsity_figures, table
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
 from compactmtl.report.paired import paired_cells
@@ -80,6 +80,8 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         table=table.comparison(report),
         delta=delta_formats.grid(report) if delta_formats.shows_more(report) else None,
         paired=paired_cells(report),
+        deployments=deployment.deployments(report),
+        pareto=_pareto(report),
         samples=samples,
         labels=list(
             dict.fromkeys(label for one in samples for task in one.tasks for label in task.predictions)
@@ -90,6 +92,19 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         speedup=table.speedup_cell,
         NOT_RUN=fmt.NOT_RUN,
     )
+
+
+def _pareto(report: Report) -> Drawing | None:
+    found = deployment.points(report)
+    svg = deployment.pareto(found, "pareto")
+    if svg is None:
+        return None
+    told = "; ".join(
+        f"{one.label} on {one.setting}, {fmt.milliseconds(one.milliseconds)}, {fmt.signed_percent(one.gain)}"
+        for one in found
+    )
+    caption = "Up and to the left is better; the line joins what nothing on its target is both faster and better than"
+    return Drawing(Markup(svg), f"Δm against latency: {told}", caption)
 
 
 def _breakable(name: str) -> Markup:

@@ -163,6 +163,13 @@ class ExportView(Frozen):
     verification: Verification
 
 
+class PreparedView(Frozen):
+    """A target that the run was prepared for and not run on, and what was missing."""
+
+    target: str
+    reason: str
+
+
 class Provenance(Frozen):
     """Where a run comes from and how to make it again."""
 
@@ -184,6 +191,7 @@ class RunView(Frozen):
     stages: tuple[Stage, ...]
     surgery: Surgery | None
     exports: tuple[ExportView, ...]
+    prepared: tuple[PreparedView, ...] = ()
     epochs: tuple[Epoch, ...]
     best_epoch: int | None
     finished: bool

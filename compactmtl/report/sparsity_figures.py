@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compactmtl.report.figures import COLORS, _shortened, _style, _svg, _whole_ticks
+from compactmtl.report.figures import COLORS, _shortened, _whole_ticks, style, svg
 from compactmtl.report.model import Epoch
 
 _WIDTH = 4.8
@@ -23,7 +23,7 @@ def zero_pattern(epochs: Sequence[Epoch], key: str) -> str | None:
     shares = np.array(
         [[one.sparsity.layers.get(name, 0.0) for one in found if one.sparsity is not None] for name in names]
     )
-    with _style(key):
+    with style(key):
         figure = Figure(figsize=(_WIDTH, 0.9 + 0.19 * len(names)), layout="constrained")
         axes = figure.add_subplot()
         for row, values in enumerate(shares):
@@ -45,7 +45,7 @@ def zero_pattern(epochs: Sequence[Epoch], key: str) -> str | None:
         axes.set_xlabel("epoch")
         axes.tick_params(axis="y", length=0)
         _whole_ticks(axes)
-        return _svg(figure, key)
+        return svg(figure, key)
 
 
 def strength_path(epochs: Sequence[Epoch], key: str) -> str | None:
@@ -60,7 +60,7 @@ def strength_path(epochs: Sequence[Epoch], key: str) -> str | None:
     positive = [value for _, value in points if value > 0]
     if not positive:
         return None
-    with _style(key):
+    with style(key):
         figure = Figure(figsize=(_WIDTH, 2.2), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(*zip(*points, strict=True), color=COLORS[1], linewidth=1.6, marker=".", markersize=4)
@@ -70,4 +70,4 @@ def strength_path(epochs: Sequence[Epoch], key: str) -> str | None:
         axes.set_ylabel("λ")
         axes.set_xlabel("epoch")
         _whole_ticks(axes)
-        return _svg(figure, key)
+        return svg(figure, key)

@@ -111,7 +111,7 @@ def test_two_figures_on_a_page_share_no_id_and_each_reference_is_met() -> None:
 def test_ink_is_the_page_s() -> None:
     for svg in every_figure("a"):
         assert "currentColor" in svg
-        assert figures._INK not in svg
+        assert figures.INK not in svg
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a$b_c$d", "a & b"])

@@ -1,0 +1,163 @@
+"""Runs on targets: what was verified, what failed, what was not run and why, and speed against accuracy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compactmtl.report import figures
+from compactmtl.report import format as fmt
+from compactmtl.report.model import ExportView, PreparedView, Report, RunView
+from compactmtl.report.table import MISSING, NOTHING, Cell, Row, Table, speedup_cell, subject_latency
+
+
+@dataclass(frozen=True)
+class Point:
+    """One deployed model in the plane of speed and accuracy."""
+
+    label: str
+    setting: str  # target
+    milliseconds: float
+    gain: float  # Δm
+
+
+def prepared_views(run: Path) -> tuple[PreparedView, ...]:
+    """Targets that a run was prepared for and not run on; a damaged file counts as such, with that as its reason."""
+    found = []
+    for path in sorted((run / "export").glob("*/prepared.json")):
+        if path.with_name("verification.json").exists():
+            continue
+        try:
+            reason = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+        except (ValueError, KeyError, TypeError):
+            reason = f"{path} is damaged"
+        found.append(PreparedView(target=path.parent.name, reason=reason))
+    return tuple(found)
+
+
+def deployments(report: Report) -> Table | None:
+    """Every run on every target that any of them was exported or prepared for; none without such a target."""
+    runs = report.subjects
+    targets = list(dict.fromkeys(one.target for run in runs for one in (*run.exports, *run.prepared)))
+    if not targets:
+        return None
+    rows = []
+    for run in runs:
+        for target in targets:
+            label = target if len(runs) == 1 else f"{run.name}, {target}"
+            rows.append(Row(label, _cells(run, target)))
+    columns = ("status", "precision", "Δm ↑", "latency, median ↓", "faster ↑", "size ↓")
+    caption = "faster: against the dense model on the same target, paired"
+    return Table(columns, tuple(rows), caption)
+
+
+def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
+    export = next((one for one in run.exports if one.target == target), None)
+    if export is None:
+        why = next((one.reason for one in run.prepared if one.target == target), "")
+        status = Cell(f"{fmt.NOT_RUN}: {why}" if why else fmt.NOT_RUN, "missing")
+        return (status, *(MISSING for _ in range(5)))
+    found = export.verification
+    failed = sum(not gate.passed for gate in found.gates)
+    status = (
+        Cell("verified", "good")
+        if found.passed
+        else Cell(f"{failed} of {len(found.gates)} gates failed", "bad")
+    )
+    name, stats = subject_latency(found.latency)
+    gain = _gain(run, export)
+    alone = name == found.latency.reference
+    return (
+        status,
+        Cell(stats.precision),
+        MISSING if gain is None else Cell(fmt.signed_percent(gain)),
+        Cell(fmt.milliseconds(stats.median_ms)),
+        NOTHING if alone else speedup_cell(found.latency.speedup[name]),
+        Cell(f"{found.megabytes:.2f} MB"),
+    )
+
+
+def _gain(run: RunView, export: ExportView) -> float | None:
+    label = f"exported, {export.target}"
+    return next((stage.delta_m for stage in run.stages if stage.label == label), None)
+
+
+def points(report: Report) -> list[Point]:
+    """Every export whose Δm is known, and, once a target, the dense model that it was timed against, at Δm 0.
+
+    The dense model is the reference of Δm only where that is the report's baseline.
+    """
+    found: list[Point] = []
+    dense: set[str] = set()
+    for run in report.subjects:
+        for export in run.exports:
+            gain = _gain(run, export)
+            latency = export.verification.latency
+            name, stats = subject_latency(latency)
+            if gain is None:
+                continue
+            found.append(Point(run.name, export.target, stats.median_ms, gain))
+            if report.baseline is not None and name != latency.reference and export.target not in dense:
+                dense.add(export.target)
+                reference = latency.stats[latency.reference]
+                found.append(Point(report.baseline, export.target, reference.median_ms, 0.0))
+    return found
+
+
+def front(found: Sequence[Point]) -> list[Point]:
+    """The points that no other is both faster and better than, from the fastest on."""
+    best: list[Point] = []
+    for point in sorted(found, key=lambda one: (one.milliseconds, -one.gain)):
+        if not best or point.gain > best[-1].gain:
+            best.append(point)
+    return best
+
+
+def pareto(found: Sequence[Point], key: str) -> str | None:
+    """Δm against latency, a color a target, a line through each target's front; none below two points."""
+    if len(found) < 2:
+        return None
+    from matplotlib.figure import Figure
+
+    with figures.style(key):
+        figure = Figure(figsize=(figures.WIDTH, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        by_target: Mapping[str, list[Point]] = {
+            setting: [one for one in found if one.setting == setting]
+            for setting in dict.fromkeys(one.setting for one in found)
+        }
+        for color, (setting, group) in zip(figures.cycle(len(by_target)), by_target.items(), strict=True):
+            edge = front(group)
+            axes.plot(
+                [one.milliseconds for one in edge],
+                [100 * one.gain for one in edge],
+                color=color,
+                linewidth=1.2,
+                drawstyle="steps-post",
+                alpha=0.6,
+            )
+            axes.plot(
+                [one.milliseconds for one in group],
+                [100 * one.gain for one in group],
+                color=color,
+                marker="o",
+                linestyle="none",
+                markersize=6,
+                label=setting,
+            )
+            for one in group:
+                axes.annotate(
+                    one.label,
+                    (one.milliseconds, 100 * one.gain),
+                    xytext=(5, 4),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
+        axes.margins(x=0.18, y=0.15)
+        axes.set_xlabel("latency, median, ms")
+        axes.set_ylabel("Δm (%)")
+        axes.axhline(0, color=figures.INK, alpha=0.3, linewidth=0.6)
+        figure.legend(loc="outside upper left", ncols=2)
+        return figures.svg(figure, key)
