@@ -187,7 +187,17 @@ def _text(fact: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of openvino's message, without its C++ source positions."""
+    """The first line of openvino's message that says what is wrong, not where in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check "))]
-    return (told or lines or ["no reason given"])[-1][:300]
+    frame = (
+        "Exception from",
+        "Check ",
+        "While validating",
+        "-- ",
+        "FrontEnd API",
+        "Summary",
+        "Error ",
+        "Errors ",
+    )
+    told = [line for line in lines if not line.startswith(frame)]
+    return (told or lines or ["no reason given"])[0][:300]
