@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compactmtl.export.prepare import Prepared
     from compactmtl.config import Target
     from compactmtl.errors import CompactError
+    from compactmtl.export.prepare import Prepared
     from compactmtl.tasks import Task
     from compactmtl.verify import Verification
 

@@ -40,7 +40,8 @@ def prepared_views(run: Path) -> tuple[PreparedView, ...]:
 def deployments(report: Report) -> Table | None:
     """Every run on every target that any of them was exported or prepared for; none without such a target."""
     runs = report.subjects
-    targets = list(dict.fromkeys(one.target for run in runs for one in (*run.exports, *run.prepared)))
+    named = [[one.target for one in run.exports] + [one.target for one in run.prepared] for run in runs]
+    targets = list(dict.fromkeys(target for some in named for target in some))
     if not targets:
         return None
     rows = []

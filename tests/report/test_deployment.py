@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from compactmtl.report.card import model_card
 from compactmtl.report.collect import build_report
 from compactmtl.report.deployment import Point, deployments, front, pareto, points, prepared_views
 from compactmtl.report.html import render
+from compactmtl.report.model import Report
+from compactmtl.train import Run
 from tests.support.synthetic_runs import SyntheticRun, TinySplits
 
 MakeRun = Callable[..., SyntheticRun]
+
+
+def report_of(runs: list[SyntheticRun], baseline: SyntheticRun | None, splits: TinySplits) -> Report:
+    return build_report(cast(list[Run], runs), cast(Run | None, baseline), splits)
 
 
 def prepare(run: SyntheticRun, target: str, reason: str = "no NVIDIA driver") -> None:
@@ -25,7 +32,7 @@ def test_every_run_and_target_has_its_row(make_run: MakeRun, splits: TinySplits)
     one = make_run("one", compacted=True, exported=True)
     two = make_run("two", compacted=True)
     prepare(two, "tensorrt-fp16")
-    report = build_report([one, two], None, splits)
+    report = report_of([one, two], None, splits)
     table = deployments(report)
     assert table is not None
     cells = {row.label: [cell.text for cell in row.cells] for row in table.rows}
@@ -38,7 +45,7 @@ def test_every_run_and_target_has_its_row(make_run: MakeRun, splits: TinySplits)
 
 
 def test_no_target_no_table(make_run: MakeRun, splits: TinySplits) -> None:
-    assert deployments(build_report([make_run("one")], None, splits)) is None
+    assert deployments(report_of([make_run("one")], None, splits)) is None
 
 
 def test_a_prepared_target_that_was_verified_since_is_no_longer_not_run(make_run: MakeRun) -> None:
@@ -62,7 +69,7 @@ def test_pareto_shows_the_run_and_the_baseline_that_it_was_timed_against(
     pair: tuple[SyntheticRun, SyntheticRun], splits: TinySplits
 ) -> None:
     dense, compact = pair
-    report = build_report([compact], dense, splits)
+    report = report_of([compact], dense, splits)
     found = points(report)
     assert [(point.label, point.gain == 0) for point in found] == [
         (report.subjects[0].name, False),
@@ -78,7 +85,7 @@ def test_page_and_card_show_what_was_not_run(
 ) -> None:
     dense, compact = pair
     prepare(compact, "tensorrt-int8", "no NVIDIA driver: none")
-    report = build_report([compact], dense, splits)
+    report = report_of([compact], dense, splits)
     page = render(report, [])
     assert 'id="deployments"' in page
     assert "Prepared, and not run: no NVIDIA driver: none" in page
@@ -95,6 +102,6 @@ def test_page_and_card_show_what_was_not_run(
 
 
 def test_card_of_a_run_that_was_only_trained(make_run: MakeRun, splits: TinySplits) -> None:
-    report = build_report([make_run("one")], None, splits)
+    report = report_of([make_run("one")], None, splits)
     card = model_card(report.subjects[0], report)
     assert "Latency: not run." in card
