@@ -86,8 +86,8 @@ def test_ids_are_unique_and_figures_are_told_in_words(written: Path) -> None:
     assert len(ids) == len(set(ids))
     figures = [attributes for attributes in page.attributes("div") if attributes.get("role") == "img"]
     assert (
-        len(figures) == len(page.attributes("svg")) == 3 + 3 + 4
-    )  # curves of both; layers, sparsity, latency, λ
+        len(figures) == len(page.attributes("svg")) == 3 + 3 + 4 + 1
+    )  # curves of both; layers, sparsity, latency, λ; speed against accuracy
     assert all(attributes["aria-label"] for attributes in figures)
 
 
