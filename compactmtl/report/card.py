@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
 from compactmtl.report.model import Report, RunView, Stage
 from compactmtl.report.table import Row, Table, markdown
+from compactmtl.train.files import write_text
 
 CARD = "README.md"
+MARK = "<!-- Written by `compactmtl report`; remove this line to keep your own text. -->"
+
+
+def write_card(run: RunView, report: Report) -> Path | None:
+    """Write the card into the run's folder, unless a README.md of the user's own is there."""
+    path = Path(run.path) / CARD
+    if not path.parent.is_dir():
+        return None
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        return None
+    write_text(path, f"{MARK}\n\n{model_card(run, report)}")
+    return path
 
 
 def model_card(run: RunView, report: Report) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.errors import DataError
-from compactmtl.report.card import CARD, model_card
+from compactmtl.report.card import write_card
 from compactmtl.report.collect import build_report
 from compactmtl.report.delta_formats import delta_cells, latex
 from compactmtl.report.html import render
@@ -74,8 +74,7 @@ def write_collected(report: Report, samples: Sequence[SampleView], out: Path) ->
     else:
         (out / PREVIEW).unlink(missing_ok=True)  # of an earlier report, whose pictures these are not
     for run in report.runs:
-        if (Path(run.path) / "recipe.yaml").is_file():
-            write_text(Path(run.path) / CARD, model_card(run, report))
+        write_card(run, report)
     write_text(out / HTML, render(report, samples))
     return out / HTML
 

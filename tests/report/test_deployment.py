@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from compactmtl.report.card import model_card
+from compactmtl.report.card import CARD, model_card, write_card
 from compactmtl.report.collect import build_report
 from compactmtl.report.deployment import Point, deployments, front, pareto, points, prepared_views
 from compactmtl.report.html import render
@@ -105,3 +105,13 @@ def test_card_of_a_run_that_was_only_trained(make_run: MakeRun, splits: TinySpli
     report = report_of([make_run("one")], None, splits)
     card = model_card(report.subjects[0], report)
     assert "Latency: not run." in card
+
+
+def test_a_readme_of_the_users_own_is_kept(make_run: MakeRun, splits: TinySplits) -> None:
+    run = make_run("one")
+    report = report_of([run], None, splits)
+    path = write_card(report.runs[0], report)
+    assert path == write_card(report.runs[0], report) == Path(run.path) / CARD
+    path.write_text("# mine")
+    assert write_card(report.runs[0], report) is None
+    assert path.read_text() == "# mine"
