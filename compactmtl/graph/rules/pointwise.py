@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from compactmtl.graph.analysis import Analysis, Rule, operator, source_of
@@ -56,6 +57,12 @@ class Pointwise:
                 analysis.space.union(main.ids, axis.ids.transpose(order).reshape(shape))
             else:
                 analysis.space.pin(axis.ids)
+        if leading and operator(node) in ("add", "sub"):
+            # What is added writes the channel, such as embeddings of positions.
+            for source in filter(analysis.is_static, sources):
+                for axis in placed[source]:
+                    if set(axis.dims) <= set(main.dims):
+                        analysis.mark(source, axis.ids, "producer")
         for source in sources:
             if any(set(axis.dims) <= set(main.dims) for axis in placed[source]):
                 continue  # entries that differ only in its other dimensions go together by now
@@ -78,6 +85,9 @@ class Pointwise:
             if shape is not None:
                 flags &= analysis.constant(source).reshape(shape)
                 zero |= analysis.zero(source).reshape(shape)
+            elif (known := self._over_positions(analysis, node, source, axis)) is not None:
+                flags &= known[0]
+                zero |= known[0] & (known[1] == 0)
             elif not analysis.is_static(source) or analysis.tensor(source).numel() > 1:
                 flags[:] = False  # another tensor's value is mixed into every coordinate
         return flags | zero if operator(node) == "mul" else flags
@@ -100,6 +110,18 @@ class Pointwise:
                         flags = flags & ~analysis.zero(other).reshape(its)
             broadcast = tuple(k for k, size in enumerate(shape) if size == 1)
             analysis.use(source, np.asarray(flags.any(axis=broadcast, keepdims=True)).reshape(own.ids.shape))
+
+    @staticmethod
+    def _over_positions(
+        analysis: Analysis, node: fx.Node, source: fx.Node, axis: Axis
+    ) -> tuple[Flags, NDArray[np.float64]] | None:
+        """Of a static tensor with entries for positions too, the channels that are uniform over them and their values."""
+        offset = _offset(analysis, node, source)
+        for own in analysis.layouts.get(source, ()) if analysis.is_static(source) else ():
+            moved = tuple(dim + offset for dim in own.dims)
+            if moved == axis.dims and own.ids.shape == axis.ids.shape:
+                return analysis.uniform(source, own)
+        return None
 
     @staticmethod
     def _spread(analysis: Analysis, node: fx.Node, source: fx.Node, axis: Axis) -> tuple[int, ...] | None:
