@@ -117,7 +117,9 @@ class Analysis:
         self.positions: dict[fx.Node, Ids] = {}  # rearranged: each entry's place in the input
         self.sized: dict[fx.Node, Ids] = {}  # calls whose arguments count channels -> those channels
         self.scaled: dict[fx.Node, tuple[fx.Node, Ids]] = {}  # attention -> what makes its queries, their ids
-        self.counted: dict[fx.Node, tuple[Ids, str]] = {}  # divides by the number of these channels; what it does
+        self.counted: dict[
+            fx.Node, tuple[Ids, str]
+        ] = {}  # divides by the number of these channels; what it does
         self.wide: dict[str, Wide] = {}  # modules that can go on at their original width
         self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters alone -> value
         self._tensors = dict(traced.tensors.values())

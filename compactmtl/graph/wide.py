@@ -81,7 +81,9 @@ def _wide(analysis: Analysis, path: str, inside: Sequence[fx.Node], counted: tup
     (source,), (output,) = inputs, outputs
     ends = analysis.axis(source), analysis.axis(output)
     axes = [axis for node in (source, *inside, *parameters) for axis in analysis.layouts.get(node, ())]
-    if any(end is None for end in ends) or any(axis.ids.shape != ids.shape for axis in axes if axis.ids.size > 1):
+    if any(end is None for end in ends) or any(
+        axis.ids.shape != ids.shape for axis in axes if axis.ids.size > 1
+    ):
         return None
     if any(not _own_parameter(analysis, path, node) for node in parameters):
         return None

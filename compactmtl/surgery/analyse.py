@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,11 +18,12 @@ def choose_alive(
     pinned: Flags,
     unbiased: frozenset[str] = frozenset(),
     slabs: bool = True,
+    ties: Sequence[Grid] = (),
 ) -> Flags:
     """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
 
     `unbiased` names layers that cannot be given a bias. With `slabs` heads of attention and groups of convolutions may
-    go whole.
+    go whole. Rows of `ties` keep as many entries as each other.
     """
     alive = graph.live_classes() | pinned
     alive |= constants_without_bias(graph, alive, unbiased)
@@ -30,7 +32,7 @@ def choose_alive(
         _keep_one_of_each(graph, alive)
         _keep_carriers(graph, alive)
         _keep_aligned(graph, alive, align)
-        _keep_grids(graph, alive, slabs)
+        _keep_grids(graph, alive, slabs, ties)
         if int(alive.sum()) == before:
             return alive
 
@@ -109,10 +111,10 @@ def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
             alive[dead[np.argsort(first)][: wanted - kept]] = True
 
 
-def _keep_grids(graph: ChannelGraph, alive: Flags, slabs: bool) -> None:
+def _keep_grids(graph: ChannelGraph, alive: Flags, slabs: bool, ties: Sequence[Grid]) -> None:
     # Products first: they say which entries stay, the others only how many, and may choose any.
     gone = gone_with_slabs(graph, alive) if slabs else np.zeros_like(alive)
-    for grid in sorted(graph.analysis.space.grids, key=lambda grid: not grid.product):
+    for grid in [*sorted(graph.analysis.space.grids, key=lambda grid: not grid.product), *ties]:
         _keep_grid(graph, alive, grid, gone)
 
 

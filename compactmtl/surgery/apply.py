@@ -197,7 +197,8 @@ def _widen(model: nn.Module, widen: Widen) -> None:
     module = _module(model, widen.module, f"widens {widen.module}")
     if any(widen.size not in parameter.shape for parameter in module.parameters() if parameter.numel() > 1):
         raise ArtifactError(
-            f"the plan widens {widen.module} to {widen.size} channels, which its parameters do not have", _MEND
+            f"the plan widens {widen.module} to {widen.size} channels, which its parameters do not have",
+            _MEND,
         )
     widened.install(module, widen)
 

@@ -76,7 +76,15 @@ def compose(first: Plan, second: Plan) -> Plan:
     Raises SurgeryError where either holds more than slices of whole tensors.
     """
     for plan in (first, second):
-        if plan.merges or plan.biases or plan.scales or plan.gathers or plan.contracted or plan.fused or plan.widened:
+        if (
+            plan.merges
+            or plan.biases
+            or plan.scales
+            or plan.gathers
+            or plan.contracted
+            or plan.fused
+            or plan.widened
+        ):
             raise SurgeryError("only plans of slices can be composed", "apply them one after the other")
     slices = {(cut.tensor, cut.dim): cut for cut in first.slices}
     for cut in second.slices:

@@ -28,6 +28,16 @@ def _placed(analysis: Analysis, node: fx.Node, source: fx.Node) -> list[Axis]:
     return placed
 
 
+def _own_size(analysis: Analysis, node: fx.Node, dim: int) -> int:
+    """How many entries a tensor has along a dimension, not counting those that `expand` repeats."""
+    size = analysis.shape(node)[dim]
+    if operator(node) in ("expand", "expand_as"):
+        before = analysis.shape(source_of(node))
+        dim -= len(analysis.shape(node)) - len(before)
+        size = min(size, before[dim] if dim >= 0 else 1)
+    return size
+
+
 class Pointwise:
     """Any operator that ATen tags pointwise, with broadcasting."""
 
@@ -69,7 +79,7 @@ class Pointwise:
             known = {dim for axis in placed[source] for dim in axis.dims}
             offset = _offset(analysis, node, source)
             for dim in main.dims:
-                full = dim >= offset and analysis.shape(source)[dim - offset] > 1
+                full = dim >= offset and _own_size(analysis, source, dim - offset) > 1
                 if full and dim not in known:
                     analysis.space.pin(main.ids)
         analysis.layouts[node] = (main,)
@@ -90,6 +100,9 @@ class Pointwise:
                 zero |= known[0] & (known[1] == 0)
             elif not analysis.is_static(source) or analysis.tensor(source).numel() > 1:
                 flags[:] = False  # another tensor's value is mixed into every coordinate
+        if operator(node) == "div" and isinstance(node.args[0], fx.Node):
+            shape = self._spread(analysis, node, node.args[0], axis)
+            return flags if shape is None else flags | analysis.zero(node.args[0]).reshape(shape)
         return flags | zero if operator(node) == "mul" else flags
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
