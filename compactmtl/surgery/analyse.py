@@ -10,6 +10,7 @@ import numpy as np
 from compactmtl.graph.analysis import Product
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Grid
+from compactmtl.surgery.ties import Tie, keep_equal
 
 
 def choose_alive(
@@ -18,12 +19,12 @@ def choose_alive(
     pinned: Flags,
     unbiased: frozenset[str] = frozenset(),
     slabs: bool = True,
-    ties: Sequence[Grid] = (),
+    ties: Sequence[Tie] = (),
 ) -> Flags:
     """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
 
     `unbiased` names layers that cannot be given a bias. With `slabs` heads of attention and groups of convolutions may
-    go whole. Rows of `ties` keep as many entries as each other.
+    go whole. Of each of `ties` all keep as many channels.
     """
     alive = graph.live_classes() | pinned
     alive |= constants_without_bias(graph, alive, unbiased)
@@ -32,7 +33,9 @@ def choose_alive(
         _keep_one_of_each(graph, alive)
         _keep_carriers(graph, alive)
         _keep_aligned(graph, alive, align)
-        _keep_grids(graph, alive, slabs, ties)
+        _keep_grids(graph, alive, slabs)
+        for tie in ties:
+            keep_equal(graph, alive, tie)
         if int(alive.sum()) == before:
             return alive
 
@@ -111,10 +114,10 @@ def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
             alive[dead[np.argsort(first)][: wanted - kept]] = True
 
 
-def _keep_grids(graph: ChannelGraph, alive: Flags, slabs: bool, ties: Sequence[Grid]) -> None:
+def _keep_grids(graph: ChannelGraph, alive: Flags, slabs: bool) -> None:
     # Products first: they say which entries stay, the others only how many, and may choose any.
     gone = gone_with_slabs(graph, alive) if slabs else np.zeros_like(alive)
-    for grid in [*sorted(graph.analysis.space.grids, key=lambda grid: not grid.product), *ties]:
+    for grid in sorted(graph.analysis.space.grids, key=lambda grid: not grid.product):
         _keep_grid(graph, alive, grid, gone)
 
 

@@ -9,13 +9,13 @@ from torch import nn
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph import ChannelGraph
-from compactmtl.graph.space import Flags, Grid
+from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import choose_alive
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
 from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.plan import Plan
 from compactmtl.surgery.prove import Proof, Reference, compare
-from compactmtl.surgery.ties import equal_counts
+from compactmtl.surgery.ties import Tie, equal_counts
 from compactmtl.surgery.write import write_plan
 
 Result = tuple[Plan, nn.Module, Proof]
@@ -36,7 +36,7 @@ class Search:
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
         self._slabs = True
-        self._ties: list[Grid] = []
+        self._ties: list[Tie] = []
         self.thinned: dict[str, Thinned] = {}
         self._last: tuple[bytes, Result] | None = None
 

@@ -16,7 +16,7 @@ from compactmtl.errors import ArtifactError
 from compactmtl.export import export_onnx
 from compactmtl.surgery import CompactResult, apply_plan, compact
 from compactmtl.surgery.plan import Plan
-from tests.support.masking import TOLERANCE, assert_close, kill
+from tests.support.masking import TOLERANCE, assert_close, compacted, kill
 
 DEAD = [0, 3, 4]
 
@@ -77,7 +77,7 @@ def test_the_stream_shrinks_and_the_norm_keeps_its_count() -> None:
 @pytest.mark.slow
 def test_it_is_compiled() -> None:
     net, x, result = _compacted()
-    assert_close(net(x), torch.compile(result.model, backend="eager")(x), 1e-12)  # type: ignore[operator]
+    assert_close(net(x), torch.compile(result.model, backend="eager")(x), 1e-12)
 
 
 def test_a_norm_that_loses_nothing_stays_what_it_was() -> None:
@@ -142,11 +142,40 @@ def test_a_step_of_training_is_that_of_the_masked_model() -> None:
 
 
 def test_what_was_compacted_is_compacted_again() -> None:
-    net, x, result = _compacted()
+    _, x, result = _compacted()
     kill(result.model.get_submodule("up"), zero=[1])
     again = compact(result.model, (x,), tolerance=TOLERANCE)
     assert again.model.get_submodule("up").out_features == 5
     assert_close(result.model(x), again.model(x))
+
+
+class Counting(nn.Module):
+    """Attention that takes the width of its input for that of its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.query, self.both = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 16)
+        self.project, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        batch, tokens, width = x.shape
+        query = self.query(x).reshape(batch, tokens, 2, -1).transpose(1, 2)
+        key, value = self.both(x).reshape(batch, tokens, 2, 2, width // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        x = (query @ key.transpose(-2, -1) * 0.5).softmax(-1) @ value
+        y: Tensor = self.head(self.project(x.transpose(1, 2).reshape(batch, tokens, width)))
+        return y
+
+
+def test_a_width_that_several_tensors_are_given_stays_common_to_them() -> None:
+    torch.manual_seed(0)
+    net, x = Counting(), torch.randn(3, 4, 5, dtype=torch.float64)
+    kill(net.stem, zero=[0, 3, 4])
+    kill(net.query, zero=[1, 6])
+    kill(net.both, zero=[2, 7, 10, 14, 15])
+    small = compacted(net, x).model
+    assert small.get_submodule("stem").out_features == small.get_submodule("project").in_features == 6
+    assert small.get_submodule("both").out_features == 12
 
 
 def test_a_norm_that_is_called_twice_goes_on_at_its_width() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-import timm
 import torch
 from timm.layers.grn import GlobalResponseNorm
+from timm.layers.norm import LayerNorm2d, RmsNorm2d
+from timm.layers.norm_act import LayerNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
@@ -126,13 +127,13 @@ def _scaled(norm: nn.Module, dead: list[int], bias: float = 0.0) -> nn.Module:
     return norm
 
 
-_NORMS = {
+_NORMS: dict[str, Callable[[], nn.Module]] = {
     "layer_norm": lambda: LastDimension(nn.LayerNorm(8)),
-    "layer_norm_2d": lambda: timm.layers.LayerNorm2d(8),
-    "layer_norm_act": lambda: timm.layers.LayerNormAct2d(8, act_layer=nn.GELU),
+    "layer_norm_2d": lambda: LayerNorm2d(8),
+    "layer_norm_act": lambda: LayerNormAct2d(8, act_layer=nn.GELU),
     "one_group": lambda: nn.GroupNorm(1, 8),
     "rms_norm": lambda: LastDimension(nn.RMSNorm(8)),
-    "rms_norm_2d": lambda: timm.layers.RmsNorm2d(8),
+    "rms_norm_2d": lambda: RmsNorm2d(8),
     "response": lambda: Response(8),
     "response_timm": lambda: GlobalResponseNorm(8, channels_last=False),
     "functional": lambda: Functional(layer=False),
@@ -166,8 +167,9 @@ def test_a_root_mean_square_passes_zeros_whatever_its_weight() -> None:
 
 
 def test_norms_without_a_module_of_their_own_are_barriers() -> None:
-    model = Between(_scaled(Functional(layer=True), [2]))
-    kill(model.function.layer, zero=[2])
+    function = Functional(layer=True)
+    model = Between(_scaled(function, [2]))
+    kill(function.layer, zero=[2])
     result = compacted(model, image())
     assert shape(result, "function.layer.weight")[0] == 8 and not result.plan.widened
     assert result.report.kept_whole["function.layer"].startswith(
