@@ -1,13 +1,27 @@
-"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime."""
+"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime, OpenVINO, TensorRT."""
 
 from __future__ import annotations
 
-from compactmtl.backends.base import Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.backends.base import Availability, Backend, Description, LayerTime, Runner, TensorInfo
 from compactmtl.errors import ConfigError
 
-BACKENDS = ("onnxruntime", "torch")
+BACKENDS = (
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "torch",
+)
 
-__all__ = ["BACKENDS", "Availability", "Backend", "Description", "Runner", "TensorInfo", "get_backend"]
+__all__ = [
+    "BACKENDS",
+    "Availability",
+    "Backend",
+    "Description",
+    "LayerTime",
+    "Runner",
+    "TensorInfo",
+    "get_backend",
+]
 
 
 def get_backend(name: str) -> Backend:
@@ -16,6 +30,14 @@ def get_backend(name: str) -> Backend:
         from compactmtl.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend()
+    if name == "openvino":
+        from compactmtl.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend()
+    if name == "tensorrt":
+        from compactmtl.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend()
     if name == "torch":
         from compactmtl.backends.torch import TorchBackend
 

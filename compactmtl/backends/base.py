@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -49,6 +49,19 @@ class Description:
     device: str
     precision: str
     threads: int | None
+    layers: Mapping[str, int] = field(
+        default_factory=dict
+    )  # layers with weights by the precision they run in
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One step of a model as its runtime executes it: layers are fused, so names are the runtime's own."""
+
+    name: str
+    operator: str
+    milliseconds: float  # median over the runs
+    precision: str = ""  # of what it writes, where the runtime tells
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,15 @@ class Runner(ABC):
     @abstractmethod
     def describe(self) -> Description: ...
 
+    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+        """Time of every step in the order of execution, in an instance of its own that only profiles.
+
+        Raises ArtifactError where the backend has no profile of layers.
+        """
+        raise ArtifactError(
+            f"backend {self.describe().backend} has no profile of layers", "profile an exported model"
+        )
+
     def close(self) -> None:
         """Free what the runner holds."""
 
@@ -121,9 +143,16 @@ class Backend(ABC):
     def availability(self, target: Target) -> Availability:
         """Probe without side effects; never raises."""
 
+    def build(self, model: Path, target: Target) -> tuple[Path, ...]:
+        """Make beforehand what `open` would make of a model file, beside it; the new files. By default nothing."""
+        return ()
+
     @abstractmethod
     def open(self, model: Path, target: Target) -> Runner:
-        """Open a model file for `target`. Raises MissingDependencyError where the backend can't run as asked."""
+        """Open a model file for `target`. Raises MissingDependencyError where the backend can't run as asked.
+
+        A precision that it would replace by another one is such a case: PrecisionError.
+        """
 
 
 def _show(shape: tuple[int | None, ...]) -> str:

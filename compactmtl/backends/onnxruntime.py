@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.backends.base import Arrays, Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.backends.base import Arrays, Availability, Backend, Description, LayerTime, Runner, TensorInfo
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
+from compactmtl.backends.precision import check_precision, file_precision, layer_precisions
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"  # its engines are no ONNX graph: nothing of them can be written
+OPTIMIZED = "optimized.onnx"
+PROFILE_WARMUP = 5
+KERNEL_TIME = "_kernel_time"  # how ONNX Runtime ends a node's name in its profile
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
 _EXTRA = {CPU: "cpu"}
 _DTYPES = {
@@ -82,14 +89,34 @@ class OnnxRuntimeBackend(Backend):
             )
         if not model.is_file():
             raise ArtifactError(f"{model} is not a file", "export the model first")
-        return OnnxRuntimeRunner(_session(model, target), target)
+        with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
+            runner = OnnxRuntimeRunner(_session(model, target, Path(folder)), model, target)
+            runner.layers = _layers(model, Path(folder), target)
+        check_precision(runner.layers, target.precision, f"ONNX Runtime's {target.provider}")
+        return runner
 
 
-def _session(model: Path, target: Target) -> onnxruntime.InferenceSession:
+def _layers(model: Path, folder: Path, target: Target) -> dict[str, int]:
+    """The layers' precisions in the graph that the session made of the model."""
+    import onnx
+
+    written = folder / OPTIMIZED
+    return layer_precisions(onnx.load(written if written.exists() else model, load_external_data=False).graph)
+
+
+def _session(
+    model: Path, target: Target, folder: Path, *, profile: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open the model; what ONNX Runtime made of it is written to `folder` where a precision is to be proved."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options = onnxruntime.SessionOptions()
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+    elif target.provider != TENSORRT and (target.precision != "fp32" or _lowered(model)):
+        options.optimized_model_filepath = str(folder / OPTIMIZED)
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = target.threads
     options.inter_op_num_threads = 1
@@ -129,12 +156,24 @@ def _session(model: Path, target: Target) -> onnxruntime.InferenceSession:
     return session
 
 
-class OnnxRuntimeRunner(Runner):
-    """An open session; float arrays in host memory in, host memory out."""
+def _lowered(model: Path) -> bool:
+    """Whether a file that is said to be float32 holds anything else; a broken file is ONNX Runtime's to refuse."""
+    from google.protobuf.message import DecodeError
 
-    def __init__(self, session: onnxruntime.InferenceSession, target: Target) -> None:
+    try:
+        return file_precision(model) != "fp32"
+    except DecodeError:
+        return False
+
+
+class OnnxRuntimeRunner(Runner):
+    """An open session; arrays in host memory in, host memory out."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, model: Path, target: Target) -> None:
         self._session: onnxruntime.InferenceSession | None = session
+        self._model = model
         self._target = target
+        self.layers: dict[str, int] = {}
         self.inputs = tuple(_info(node) for node in session.get_inputs())
         self.outputs = tuple(_info(node) for node in session.get_outputs())
 
@@ -162,10 +201,39 @@ class OnnxRuntimeRunner(Runner):
             device=gpus[0] if gpus else cpu_name(),
             precision=self._target.precision,
             threads=self.session.get_session_options().intra_op_num_threads if provider == CPU else None,
+            layers=self.layers,
         )
+
+    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+        with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
+            session = _session(self._model, self._target, Path(folder), profile=True)
+            for _ in range(PROFILE_WARMUP + repeats):
+                session.run(None, dict(inputs))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return _layer_times(events)
 
     def close(self) -> None:
         self._session = None
+
+
+def _layer_times(events: list[dict[str, Any]]) -> tuple[LayerTime, ...]:
+    """Of ONNX Runtime's profile: one event a node and run, in the order of execution."""
+    times: dict[str, list[float]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith(KERNEL_TIME):
+            continue
+        facts[event["args"]["node_index"]] = event
+        times.setdefault(event["args"]["node_index"], []).append(event["dur"] / 1e3)
+    return tuple(
+        LayerTime(
+            facts[index]["name"].removesuffix(KERNEL_TIME),
+            facts[index]["args"]["op_name"],
+            float(np.median(samples[PROFILE_WARMUP:])),
+            next((kind for one in facts[index]["args"].get("output_type_shape", []) for kind in one), ""),
+        )
+        for index, samples in times.items()
+    )
 
 
 def _info(node: onnxruntime.NodeArg) -> TensorInfo:

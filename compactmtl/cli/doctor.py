@@ -66,17 +66,21 @@ def _machine() -> Iterator[str]:
 
 
 def _backends() -> Iterator[str]:
-    from compactmtl.backends.onnxruntime import OnnxRuntimeBackend
+    from compactmtl.backends import get_backend
     from compactmtl.config.target import Target
 
     yield "backends"
     torch_failure = _import_failure("torch")
     yield f"  {'torch':<42} {'no: ' + torch_failure if torch_failure else 'yes'}"
-    for provider in ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"):
-        target = Target(backend="onnxruntime", provider=provider)
-        found = OnnxRuntimeBackend().availability(target)
+    targets = {
+        f"onnxruntime, {provider}": Target(backend="onnxruntime", provider=provider)
+        for provider in ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider")
+    }
+    targets["openvino, CPU"] = Target(backend="openvino")
+    for name, target in targets.items():
+        found = get_backend(target.backend).availability(target)
         answer = "yes" if found.available else f"no: {found.reason}"
-        yield f"  {'onnxruntime, ' + provider:<42} {answer}"
+        yield f"  {name:<42} {answer}"
         if found.hint:
             yield f"  {'':<42} mend: {found.hint}"
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from compactmtl.config import Target
+    from compactmtl.errors import CompactError
     from compactmtl.tasks import Task
     from compactmtl.verify import Verification
 
 HELP = "export a run for a target and verify the artifact: parity, accuracy, latency, gates"
 EXAMPLE = """\
 compactmtl export runs/scenes-compact --target onnxruntime-cpu --baseline runs/scenes-dense
+compactmtl export runs/scenes-compact --target all-available --baseline runs/scenes-dense
 compactmtl export runs/utkface-compact"""
+ALL = "all-available"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="NAME",
         nargs="+",
-        help="targets by name or path (see `targets list`); the recipe's by default",
+        help=f"targets by name or path (see `targets list`), or {ALL}: every named target that can run here; "
+        "the recipe's by default",
     )
     parser.add_argument(
         "--baseline", metavar="RUN", help="the dense run to compare accuracy and latency with"
@@ -32,37 +38,96 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export to each target; a failed gate fails the command after all targets are done."""
-    from pathlib import Path
-
-    from compactmtl.config import load_target
-    from compactmtl.errors import ConfigError
+    """Export to each target; what fails for one of them fails the command after all targets are done."""
+    from compactmtl.errors import CompactError
     from compactmtl.export import export_run
     from compactmtl.train import Run
     from compactmtl.verify.gates import raise_failed
 
     opened = Run.open(args.run)
     baseline = Run.open(args.baseline) if args.baseline else None
-    # A target given by path is named after its file. All are read before any is exported.
-    names = {Path(name).stem: name for name in args.target or opened.recipe.targets}
-    if len(names) < len(args.target or ()):
-        raise ConfigError("two targets of one name would share a folder", "export them one by one, renamed")
-    if not names:
-        raise ConfigError(f"the recipe of {opened.path} names no targets", "give --target NAME")
-    targets = {stem: load_target(name) for stem, name in names.items()}
-    verifications = {}
+    targets = _targets(args.target or opened.recipe.targets, f"the recipe of {opened.path} names no targets")
+    verifications: dict[str, Verification] = {}
+    errors: dict[str, CompactError] = {}
     for name, target in targets.items():
         print(f"{opened.name} for {name}", file=sys.stderr)
-        found = export_run(opened, name, target, baseline, progress=_progress)
+        try:
+            found = export_run(opened, name, target, baseline, progress=_progress)
+        except CompactError as error:
+            if len(targets) == 1:
+                raise
+            errors[name] = error
+            print(f"  failed: {error.message}\n", file=sys.stderr)
+            continue
         verifications[name] = found
         print("\n".join(summary(found, opened.tasks)))
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the loss against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
     print(f"next: compactmtl report {opened.path}" + (f" --baseline {baseline.path}" if baseline else ""))
-    gates = tuple(gate for found in verifications.values() for gate in found.gates)
-    raise_failed(gates, f"{opened.path} for {', '.join(verifications)}")
+    gates = {name: found.gates for name, found in verifications.items()}
+    if errors:
+        raise _combined(errors, [name for name, found in verifications.items() if not found.passed])
+    raise_failed(
+        tuple(gate for found in gates.values() for gate in found), f"{opened.path} for {', '.join(gates)}"
+    )
     return 0
+
+
+def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:
+    """Targets by the name of their folder; all are read before any is exported.
+
+    A target given by path is named after its file. Raises ConfigError on none, or two of one name.
+    """
+    from pathlib import Path
+
+    from compactmtl.config import load_target
+    from compactmtl.errors import ConfigError
+
+    if ALL in chosen:
+        if len(chosen) > 1:
+            raise ConfigError(f"{ALL} stands for all targets", f"give --target {ALL} alone")
+        return _available()
+    names = {Path(name).stem: name for name in chosen}
+    if len(names) < len(chosen):
+        raise ConfigError("two targets of one name would share a folder", "export them one by one, renamed")
+    if not names:
+        raise ConfigError(nothing, "give --target NAME")
+    return {stem: load_target(name) for stem, name in names.items()}
+
+
+def _available() -> dict[str, Target]:
+    """Every named target whose backend can run it here; says which were left out, and why."""
+    from compactmtl.backends import get_backend
+    from compactmtl.config import list_targets, load_target
+    from compactmtl.errors import MissingDependencyError
+
+    found: dict[str, Target] = {}
+    left_out: list[str] = []
+    for entry in list_targets():
+        target = load_target(entry.name)
+        availability = get_backend(target.backend).availability(target)
+        if availability.available:
+            found[entry.name] = target
+        else:
+            left_out.append(f"{entry.name}: {availability.reason}")
+    print("\n".join(f"left out {line}" for line in left_out), end="\n\n" if left_out else "")
+    if not found:
+        raise MissingDependencyError("no target can run here", "`compactmtl doctor` says what is missing")
+    return found
+
+
+def _combined(errors: Mapping[str, CompactError], failed: Sequence[str]) -> CompactError:
+    """One error of several targets; a failed gate decides the exit code where there is one."""
+    from compactmtl.errors import GATE, CompactError
+
+    codes = [error.exit_code for error in errors.values()]
+    lines = [f"{name}: {error.message}" for name, error in errors.items()]
+    lines += [f"{name}: failed its gates, as said above" for name in failed]
+    code = GATE if failed or GATE in codes else codes[0]
+    return CompactError(
+        f"{len(lines)} targets failed: " + "; ".join(lines), next(iter(errors.values())).hint, exit_code=code
+    )
 
 
 def _progress(line: str) -> None:
@@ -73,10 +138,11 @@ def summary(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
     """What verification found, in lines for a terminal."""
     yield f"accuracy on {found.accuracy.samples} validation images:"
     yield from _accuracy(found, tasks)
-    worst = max(found.parity.outputs, key=lambda output: output.max_relative / output.tolerance)
+    worst = max(found.parity.outputs, key=lambda one: (one.max_relative / one.tolerance, one.max_relative))
+    bound = "not bounded" if math.isinf(worst.tolerance) else f"tolerance {worst.tolerance:.0e}"
     yield (
         f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
-        f" tolerance {worst.tolerance:.0e}) over {found.parity.samples} images"
+        f" {bound}) over {found.parity.samples} images"
     )
     stats = found.latency.stats
     for name, stat in stats.items():

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write and print the tables."""
+    import shlex
     import sys
     from pathlib import Path
 
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no sweep is named", "name one; `compactmtl sweep --list` shows all")
     resolved = resolve_sweep(args.sweep)
     sweep = resolved.sweep
-    out = Path(args.out) if args.out else Path("runs") / "-".join(resolved.name.split("/"))
+    name = "-".join(resolved.name.split("/")) + ("-smoke" if args.smoke else "")
+    out = Path(args.out) if args.out else Path("runs") / name
     from compactmtl.sweep import collect_runs, plan_jobs, probed, run_sweep, write_table
     from compactmtl.train import TrainingInterrupted
 
@@ -78,10 +80,13 @@ def run(args: argparse.Namespace) -> int:
             interrupted = error
     runs = collect_runs(sweep, jobs, args.only)
     runs.failed = failed
-    words = ["compactmtl sweep", args.sweep, *args.overrides, "--out", str(out)]
+    words = ["compactmtl", "sweep", args.sweep, *args.overrides, "--out", str(out)]
+    words += ["--only", *args.only] if args.only else []
+    words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    words += ["--smoke"] if args.smoke else []
     against = {name: entry.against for name, entry in sweep.entries.items() if entry.against}
     report = write_table(
-        resolved.name, sweep.description, " ".join(words), runs, sweep.baseline, out, against
+        resolved.name, sweep.description, shlex.join(words), runs, sweep.baseline, out, against
     )
     if interrupted is not None:
         raise interrupted

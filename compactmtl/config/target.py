@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from compactmtl.config.recipe import Frozen, Positive
+from compactmtl.config.precision import Fp16Config, HalfConfig, Int8Config, Precision
+from compactmtl.config.schema import Frozen, Positive
+from compactmtl.config.tensorrt import TensorRTConfig
+
+# Of an output's range. float32 kernels of two libraries differ by about 1e-6; float16 has 11 bits of precision,
+# bfloat16 8. Int8 is judged by the tasks' metrics: its values are shown and not a gate, unless a target says so.
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": math.inf}
+BF16_OPSET = 22  # the first in which convolution takes bfloat16
 
 
 class ParityConfig(Frozen):
     """How close the artifact's outputs must be to the torch model's."""
 
-    tolerance: Positive = Field(1e-4, description="largest |difference| as a share of the output's range")
+    tolerance: Positive | None = Field(
+        None,
+        description="largest |difference| as a share of the output's range; none: 1e-4 for fp32, 1e-2 for fp16, 8e-2 "
+        "for bf16, and for int8 not a gate",
+    )
     tasks: dict[str, Positive] = Field(default_factory=dict, description="tolerance of single tasks")
 
 
@@ -39,20 +51,51 @@ class LatencyConfig(Frozen):
 class OnnxConfig(Frozen):
     """The interchange file."""
 
-    opset: Annotated[int, Field(ge=18)] = 18
-    dynamic_batch: bool = False
+    opset: Annotated[int, Field(ge=18)] = Field(18, description="bf16 needs 22")
+    dynamic_batch: bool = Field(False, description="leave the batch size free")
+    dynamic_size: bool = Field(False, description="leave height and width free")
+    preprocess: bool = Field(
+        False, description="take uint8 images (B, H, W, 3) and normalize them in the model file"
+    )
+    postprocess: dict[str, Literal["argmax", "softmax", "sigmoid"]] = Field(
+        default_factory=dict, description="what to put behind the output of a task"
+    )
+    external_data: Literal["auto", "always", "never"] = Field(
+        "auto", description="weights in a file of their own; auto: where they pass 2 GB"
+    )
 
 
 class Target(Frozen):
     """Where the model will run and with what tolerance."""
 
     description: str = Field("", description="one line for `targets list`")
-    backend: Literal["onnxruntime", "torch"]
+    backend: Literal[
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "torch",
+    ]
     provider: str = Field("CPUExecutionProvider", description="ONNX Runtime execution provider")
-    precision: Literal["fp32"] = "fp32"
+    device: str = Field("CPU", description="OpenVINO device, such as CPU, GPU or NPU")
+    precision: Precision = Field("fp32", description="that the model must really run in")
+    fp16: Fp16Config = Fp16Config()
+    bf16: HalfConfig = HalfConfig()
+    int8: Int8Config = Int8Config()
     threads: Annotated[int, Field(ge=1)] = 1
     onnx: OnnxConfig = OnnxConfig()
+    tensorrt: TensorRTConfig = TensorRTConfig()
     parity: ParityConfig = ParityConfig()
     accuracy: AccuracyConfig = AccuracyConfig()
     latency: LatencyConfig = LatencyConfig()
     max_megabytes: Positive | None = Field(None, description="gate on the model file's size")
+
+    @model_validator(mode="after")
+    def _opset_of_precision(self) -> Target:
+        if self.precision == "bf16" and self.onnx.opset < BF16_OPSET:
+            raise ValueError(f"precision bf16 needs onnx.opset >= {BF16_OPSET}, found {self.onnx.opset}")
+        return self
+
+    def tolerance(self, task: str) -> float:
+        """Of the parity of a task's output: its own, the target's, or its precision's; infinite: not a gate."""
+        default = TOLERANCES[self.precision] if self.parity.tolerance is None else self.parity.tolerance
+        return self.parity.tasks.get(task, default)

@@ -20,6 +20,8 @@ from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ArtifactError
+from compactmtl.export.precision.record import PrecisionRecord
+from compactmtl.export.processing import Interface
 from compactmtl.tasks import build_task
 from compactmtl.tasks.base import TargetSpec, Task
 from compactmtl.train.files import sha256_file, write_text
@@ -81,6 +83,7 @@ class BundleInfo(Frozen):
     weights_sha256: str | None = None  # of the checkpoint or compact model that was exported
     versions: dict[str, str]
     created: str
+    precision: PrecisionRecord | None = None  # what the precision pass did; none: float32
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,11 @@ class Bundle:
     def tasks(self) -> dict[str, Task]:
         """The tasks, rebuilt from the bundle alone; no data set is needed."""
         return {name: build_task(name, task.config, task.spec) for name, task in self.info.tasks.items()}
+
+    @cached_property
+    def interface(self) -> Interface:
+        """What the model file takes and gives."""
+        return Interface.of(self.info.target.onnx, self.tasks, self.info.preprocessing)
 
     def runner(self) -> Runner:
         """The model, opened on its target's backend."""

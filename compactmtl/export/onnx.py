@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Inputs = Tensor | tuple[Tensor, ...]
 Shape = tuple[int | str, ...]  # a free dimension is its name
 BATCH = "batch"
+SIZE = ("height", "width")
 # Paths and source lines of the exporting machine: of no use to the runtime, and nobody else's business.
 PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace",)
 
@@ -39,6 +40,8 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     opset: int = 18,
     dynamic_batch: bool = False,
+    dynamic_size: bool = False,
+    size_dimensions: tuple[int, int] = (2, 3),
     metadata: Mapping[str, str] | None = None,
     external_data: bool | None = None,
 ) -> Path:
@@ -56,6 +59,9 @@ def export_onnx(
         output_names: by default the keys of a dict in the model's order, else `output` or `output_0`, ...
         opset: ONNX operator set.
         dynamic_batch: leave dimension 0 of all inputs and outputs free, named `batch`.
+        dynamic_size: leave height and width of all inputs free, named `height` and `width`, and those of outputs,
+            which are named by what follows from them. The model must do without a fixed size inside.
+        size_dimensions: which dimensions of the inputs are height and width.
         metadata: strings kept in the file, such as hashes and versions.
         external_data: force the weights into their own file or, with False, forbid it.
 
@@ -85,10 +91,9 @@ def export_onnx(
     # Weights that lie beside the model are found by the file's name: write under the final name, then move.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
-        _write(
-            module, arguments, written, inputs, tuple(outputs), opset, dynamic_batch, metadata, external_data
-        )
-        _check_file(written, arguments, inputs, outputs, opset, dynamic_batch)
+        free = _free(arguments, dynamic_batch, size_dimensions if dynamic_size else None)
+        _write(module, arguments, written, inputs, tuple(outputs), opset, free, metadata, external_data)
+        _check_file(written, arguments, inputs, outputs, opset, free)
         _move(written, path)
     return path
 
@@ -116,11 +121,32 @@ def model_tensors(path: Path) -> tuple[dict[str, Shape], dict[str, Shape]]:
     }
 
 
+def tensor_dtypes(path: Path) -> dict[str, str]:
+    """The dtype of each input and output of an ONNX file, as numpy names it."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        for value in (*graph.input, *graph.output)
+    }
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The strings that `export_onnx` kept in an ONNX file."""
     import onnx
 
     return {item.key: item.value for item in onnx.load(path, load_external_data=False).metadata_props}
+
+
+def _free(arguments: tuple[Tensor, ...], dynamic_batch: bool, size: tuple[int, int] | None) -> dict[int, str]:
+    """The free dimensions of the inputs by name; those of the size only where every input is an image."""
+    free = {0: BATCH} if dynamic_batch else {}
+    if size is not None:
+        if any(argument.dim() != 4 for argument in arguments):
+            raise ExportError("a free size needs inputs of 4 dimensions", "export with a static size")
+        free |= dict(zip(size, SIZE, strict=True))
+    return free
 
 
 def _at_least_two(tensor: Tensor) -> Tensor:
@@ -134,12 +160,12 @@ def _write(
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     opset: int,
-    dynamic_batch: bool,
+    free: Mapping[int, str],
     metadata: Mapping[str, str] | None,
     external_data: bool | None,
 ) -> None:
-    batch = torch.export.Dim(BATCH)
-    shapes = tuple({0: batch} for _ in arguments) if dynamic_batch else None
+    dimensions = {index: torch.export.Dim(name) for index, name in free.items()}
+    shapes = tuple(dimensions for _ in arguments) if free else None
     try:
         # Traced here, not by the exporter, which on failure tries other ways and prints pages about each.
         traced = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
@@ -155,7 +181,7 @@ def _write(
     except (RuntimeError, ValueError) as error:  # torch's own errors of tracing and conversion are among them
         raise ExportError(
             f"{type(module).__name__} can't be exported to ONNX: {_reason(error)}",
-            "rewrite the operation it names, or export with a static batch",
+            "rewrite the operation it names, or export with a static batch and size",
         ) from error
     assert program is not None
     for node in program.model.graph:
@@ -179,7 +205,7 @@ def _check_file(
     inputs: tuple[str, ...],
     outputs: Mapping[str, Tensor],
     opset: int,
-    dynamic_batch: bool,
+    free: Mapping[int, str],
 ) -> None:
     """Hold the written file against what was asked."""
     import onnx
@@ -196,11 +222,14 @@ def _check_file(
             f"the exporter wrote opset {versions.get('')}, {opset} was asked for",
             "ask for an opset that this version of torch can write",
         )
-    asked_in = {
-        name: _expected(tensor, dynamic_batch) for name, tensor in zip(inputs, arguments, strict=True)
-    }
-    asked_out = {name: _expected(tensor, dynamic_batch) for name, tensor in outputs.items()}
+    asked_in = {name: _expected(tensor, free) for name, tensor in zip(inputs, arguments, strict=True)}
+    batch = {0: BATCH} if 0 in free else {}
+    asked_out = {name: _expected(tensor, batch) for name, tensor in outputs.items()}
     found_in, found_out = model_tensors(path)
+    if len(free) > len(batch):  # how an output's size follows from the input's is the exporter's to say
+        asked_out, found_out = (
+            {name: shape[:2] for name, shape in shapes.items()} for shapes in (asked_out, found_out)
+        )
     for what, asked, found in (("inputs", asked_in, found_in), ("outputs", asked_out, found_out)):
         if list(asked.items()) != list(found.items()):
             raise ExportError(
@@ -210,9 +239,8 @@ def _check_file(
             )
 
 
-def _expected(tensor: Tensor, dynamic_batch: bool) -> Shape:
-    shape: Shape = tuple(tensor.shape)
-    return (BATCH, *shape[1:]) if dynamic_batch else shape
+def _expected(tensor: Tensor, free: Mapping[int, str]) -> Shape:
+    return tuple(free.get(index, size) for index, size in enumerate(tensor.shape))
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:

@@ -21,6 +21,7 @@ from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import normalize, read_image
 from compactmtl.errors import ArtifactError
 from compactmtl.export.bundle import BUNDLE_FILE, Bundle
+from compactmtl.export.processing import Interface
 from compactmtl.tasks.base import Task
 from compactmtl.train import Run
 from compactmtl.train.run import is_run
@@ -40,9 +41,15 @@ class Predictor:
     """A run or a bundle, opened for prediction; a context manager. `Predictor.open(path)`."""
 
     def __init__(
-        self, runner: Runner, tasks: Mapping[str, Task], prepare: Preprocessing, doubt: str = ""
+        self,
+        runner: Runner,
+        tasks: Mapping[str, Task],
+        prepare: Preprocessing,
+        doubt: str = "",
+        interface: Interface | None = None,
     ) -> None:
         self.runner = runner
+        self.interface = interface
         self.tasks = dict(tasks)
         self.prepare = prepare
         self.doubt = doubt  # why not to trust it, in words; empty where there is no reason
@@ -56,7 +63,9 @@ class Predictor:
         path = Path(path)
         if (path / BUNDLE_FILE).is_file():
             bundle = Bundle.open(path)
-            return cls(bundle.runner(), bundle.tasks, bundle.info.preprocessing, bundle.doubt)
+            return cls(
+                bundle.runner(), bundle.tasks, bundle.info.preprocessing, bundle.doubt, bundle.interface
+            )
         if is_run(path):
             run = Run.open(path)
             model = run.load_compact() if run.has_compact else run.load_plain()
@@ -82,11 +91,14 @@ class Predictor:
 
     def predict(self, image: NDArray[np.uint8]) -> list[Prediction]:
         """One prediction a task for an image as `read` gives it; maps come at its size."""
-        pixels = normalize(torch.from_numpy(image)[None], self.prepare).numpy()
-        outputs = run_batched(self.runner, dict.fromkeys(self.runner.input_names, pixels))
-        return [
-            self._decode(name, task, torch.from_numpy(outputs[name])) for name, task in self.tasks.items()
-        ]
+        images = normalize(torch.from_numpy(image)[None], self.prepare)
+        if self.interface is not None:
+            images = self.interface.feed(images)
+        arrays = run_batched(self.runner, dict.fromkeys(self.runner.input_names, images.numpy()))
+        outputs: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.interface is not None:
+            outputs = self.interface.restore(outputs)
+        return [self._decode(name, task, outputs[name]) for name, task in self.tasks.items()]
 
     def _decode(self, name: str, task: Task, output: Tensor) -> Prediction:
         value = task.decode(output)[0].numpy()

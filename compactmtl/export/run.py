@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.machine import package_versions
 from compactmtl.config.target import Target
-from compactmtl.data import build_loader, load_dataset, preprocessing
-from compactmtl.data.base import Sample, VisionDataset
-from compactmtl.data.loader import Loader
-from compactmtl.errors import ConfigError, DataError, MissingDependencyError
+from compactmtl.data import preprocessing
+from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.export.artifact import Validation, build_artifact, interface_of, provenance
 from compactmtl.export.bundle import (
     MODEL_FILE,
     BundleInfo,
@@ -27,26 +25,26 @@ from compactmtl.export.bundle import (
     write_bundle,
     write_verification,
 )
-from compactmtl.export.onnx import Shape, data_file, export_onnx, model_tensors
+from compactmtl.export.onnx import Shape, data_file, model_tensors, tensor_dtypes
+from compactmtl.export.precision import PrecisionRecord
+from compactmtl.export.processing import Interface
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
 from compactmtl.train.files import new_folder, sha256_file
-from compactmtl.train.run import COMPACT as COMPACT_FOLDER
-from compactmtl.train.run import recipe_hash
 from compactmtl.verify.accuracy import array_runner, evaluate, torch_runner
-from compactmtl.verify.gates import check_gates
+from compactmtl.verify.gates import check_gates, export_drops
 from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.parity import check_parity
 from compactmtl.verify.result import (
     AccuracyResult,
+    GateResult,
     LatencyResult,
     ParityResult,
+    TaskMetrics,
     Verification,
 )
 
-INPUT = "image"
 DENSE, COMPACT = "dense", "compact"  # names in the latency table
-PARITY_IMAGES = 8  # real images, beside random ones
 
 Progress = Callable[[str], None]
 
@@ -79,22 +77,28 @@ def export_run(
         dense: MultiTaskModel | None = run.load_plain() if baseline is None else baseline.load_plain()
     else:
         dense = None
-    data = _Validation.load(run, target)
-    provenance = _provenance(run)
+    interface = interface_of(run, target)
+    data = Validation.load(run, target)
     with new_folder(run.path / "export" / target_name) as folder:
-        progress(f"exporting to ONNX (opset {target.onnx.opset})")
         example = data.images[: target.latency.batch]
-        path = _export(model, example, folder / MODEL_FILE, target, provenance)
-        bundle = write_bundle(folder, _bundle_info(run, target_name, target, path, provenance))
+        reference = evaluate(torch_runner(model), data.loader, run.tasks)
+        score = _Scoring(run, target, interface, data, reference)
+        path = folder / MODEL_FILE
+        strings = provenance(run)
+        record = build_artifact(
+            run, model, example, path, target, strings, check=score.failed, progress=progress
+        )
+        bundle = write_bundle(folder, _bundle_info(run, target_name, target, path, strings, record))
         with ExitStack() as stack:
             runner = stack.enter_context(bundle.runner())
             progress("comparing outputs with torch")
-            parity = check_parity(model, path, _parity_cases(data.images, target), target=target)
+            parity = check_parity(interface.wrap(model), path, data.cases(target, interface), target=target)
             progress(f"measuring accuracy on {data.samples} validation images")
-            accuracy = _accuracy(run, model, runner, data, None if baseline is None else dense)
+            accuracy = score.accuracy(runner, None if baseline is None else dense)
             progress(f"measuring latency, {target.latency.repeats} rounds")
             subject = COMPACT if run.has_compact else "model"
-            latency = _latency(subject, runner, dense, example, target, stack)
+            models = {DENSE: dense, subject: model}
+            latency = _latency(run, models, runner, example, target, stack)
         verification = _verification(
             target_name, target, run, bundle.sha256, bundle.megabytes, subject, parity, accuracy, latency
         )
@@ -135,84 +139,16 @@ def _check_baseline(run: Run, baseline: Run) -> None:
             )
 
 
-class _First:
-    """The first samples of a data set."""
-
-    def __init__(self, whole: VisionDataset, count: int) -> None:
-        self.whole, self.count = whole, count
-        self.specs, self.split = whole.specs, whole.split
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.whole[index]
-
-    def identifier(self, index: int) -> str:
-        return self.whole.identifier(index)
-
-
-@dataclass(frozen=True)
-class _Validation:
-    """The split that verification looks at: a loader over its samples and the first images of it."""
-
-    loader: Loader
-    images: Tensor  # float32 (N, 3, H, W), normalized, at least as many as one batch of the target
-    samples: int
-
-    @classmethod
-    def load(cls, run: Run, target: Target) -> _Validation:
-        config = run.recipe.data
-        dataset = load_dataset(config, "val")
-        if len(dataset) == 0:
-            raise DataError("the val split is empty: there is nothing to verify on", "check data.root")
-        samples = min(target.accuracy.samples or len(dataset), len(dataset))
-        loader = build_loader(_First(dataset, samples), config, train=False, seed=run.recipe.seed)
-        images = _first_images(loader, max(PARITY_IMAGES, target.latency.batch))
-        return cls(loader, images, samples)
-
-
-def _first_images(loader: Loader, count: int) -> Tensor:
-    """The first `count` images, repeated from the start where the set has fewer."""
-    found: list[Tensor] = []
-    for batch in loader:
-        found.append(batch["image"])
-        if sum(map(len, found)) >= count:
-            break
-    images = torch.cat(found)
-    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
-
-
-def _provenance(run: Run) -> dict[str, str]:
-    """Strings kept in the ONNX file: which run, recipe and plan it came from, with which versions."""
-    plan = run.path / COMPACT_FOLDER / "plan.json"
-    return {
-        "compactmtl.run": run.name,
-        "compactmtl.recipe_sha256": recipe_hash(run.recipe),
-        "compactmtl.weights_sha256": sha256_file(run.deployed_weights),
-        **({"compactmtl.plan_sha256": sha256_file(plan)} if run.has_compact else {}),
-        **{f"version.{name}": version for name, version in package_versions().items()},
-    }
-
-
-def _export(
-    model: MultiTaskModel, example: Tensor, path: Path, target: Target, metadata: Mapping[str, str]
-) -> Path:
-    return export_onnx(
-        model,
-        (example,),
-        path,
-        input_names=[INPUT],
-        opset=target.onnx.opset,
-        dynamic_batch=target.onnx.dynamic_batch,
-        metadata=metadata,
-    )
-
-
 def _bundle_info(
-    run: Run, target_name: str, target: Target, path: Path, provenance: Mapping[str, str]
+    run: Run,
+    target_name: str,
+    target: Target,
+    path: Path,
+    provenance: Mapping[str, str],
+    record: PrecisionRecord | None,
 ) -> BundleInfo:
     inputs, outputs = model_tensors(path)
+    dtypes = tensor_dtypes(path)
     files = [file for file in (path, data_file(path)) if file.exists()]
     return BundleInfo(
         run=run.name,
@@ -221,8 +157,8 @@ def _bundle_info(
         target=target,
         model=path.name,
         files={file.name: sha256_file(file) for file in files},
-        inputs=_records(inputs),
-        outputs=_records(outputs),
+        inputs=_records(inputs, dtypes),
+        outputs=_records(outputs, dtypes),
         tasks=bundle_tasks(run.tasks, run.recipe.tasks),
         preprocessing=preprocessing(run.recipe.data),
         recipe_sha256=provenance["compactmtl.recipe_sha256"],
@@ -230,52 +166,72 @@ def _bundle_info(
         weights_sha256=provenance["compactmtl.weights_sha256"],
         versions=package_versions(),
         created=_now(),
+        precision=record,
     )
 
 
-def _records(tensors: Mapping[str, Shape]) -> tuple[TensorRecord, ...]:
-    return tuple(TensorRecord(name=name, shape=shape, dtype="float32") for name, shape in tensors.items())
+def _records(tensors: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[TensorRecord, ...]:
+    return tuple(TensorRecord(name=name, shape=shape, dtype=dtypes[name]) for name, shape in tensors.items())
 
 
-def _parity_cases(images: Tensor, target: Target) -> list[Tensor | tuple[Tensor, ...]]:
-    """Real images and noise in batches that the artifact takes; of several sizes where its batch is free."""
-    batch = target.latency.batch
-    starts = range(0, len(images) - batch + 1, batch)
-    cases: list[Tensor | tuple[Tensor, ...]] = [images[start : start + batch] for start in starts]
-    noise = torch.randn(batch, *images.shape[1:], generator=torch.Generator().manual_seed(0))
-    cases.append(noise)
-    if target.onnx.dynamic_batch:
-        cases += [images[:1], images[:3]]
-    return cases
+@dataclass(frozen=True)
+class _Scoring:
+    """The tasks' metrics of a model file on the val split, held against the torch model's."""
 
+    run: Run
+    target: Target
+    interface: Interface
+    data: Validation
+    reference: TaskMetrics
 
-def _accuracy(
-    run: Run, model: MultiTaskModel, runner: Runner, data: _Validation, baseline: MultiTaskModel | None
-) -> AccuracyResult:
-    return AccuracyResult(
-        samples=data.samples,
-        torch=evaluate(torch_runner(model), data.loader, run.tasks),
-        artifact=evaluate(array_runner(runner), data.loader, run.tasks),
-        baseline=None if baseline is None else evaluate(torch_runner(baseline), data.loader, run.tasks),
-    )
+    def accuracy(self, runner: Runner, baseline: MultiTaskModel | None = None) -> AccuracyResult:
+        """Of an opened artifact, with the dense baseline where there is one."""
+        loader, tasks = self.data.loader, self.run.tasks
+        return AccuracyResult(
+            samples=self.data.samples,
+            torch=self.reference,
+            artifact=evaluate(self.interface.runner(array_runner(runner)), loader, tasks),
+            baseline=None if baseline is None else evaluate(torch_runner(baseline), loader, tasks),
+        )
+
+    def failed(self, path: Path) -> tuple[GateResult, ...]:
+        """The accuracy gates against the torch model that a candidate file fails."""
+        with get_backend(self.target.backend).open(path, self.target) as runner:
+            found = self.accuracy(runner)
+        return tuple(gate for gate in export_drops(self.target, self.run.tasks, found) if not gate.passed)
 
 
 def _latency(
-    subject: str,
+    run: Run,
+    models: Mapping[str, MultiTaskModel | None],
     runner: Runner,
-    dense: MultiTaskModel | None,
     example: Tensor,
     target: Target,
     stack: ExitStack,
 ) -> LatencyResult:
-    """Paired with the dense model on the same backend; the artifact alone where it is the dense model."""
+    """Paired on the same backend: the dense model, the artifact and, for a lower precision, its float32 form.
+
+    The dense model is in the artifact's precision, int8 with every layer quantized: what surgery gains. The
+    float32 form of the artifact tells what precision gains.
+    """
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
+
+    def opened(name: str, model: MultiTaskModel, target: Target) -> Runner:
+        path = folder / name / MODEL_FILE
+        build_artifact(run, model, example, path, target, {})
+        return stack.enter_context(get_backend(target.backend).open(path, target))
+
+    dense = models[DENSE]
+    (subject,) = set(models) - {DENSE}
     runners: dict[str, Runner] = {}
     if dense is not None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
-        path = _export(dense, example, folder / MODEL_FILE, target, {})
-        runners[DENSE] = stack.enter_context(get_backend(target.backend).open(path, target))
+        runners[DENSE] = opened(DENSE, dense, target)
     runners[subject] = runner
-    return measure_latency(runners, example, warmup=target.latency.warmup, repeats=target.latency.repeats)
+    if target.precision != "fp32" and (model := models[subject]) is not None:
+        single = target.model_copy(update={"precision": "fp32"})
+        runners[f"{subject} fp32"] = opened("fp32", model, single)
+    inputs = interface_of(run, target).feed(example)
+    return measure_latency(runners, inputs, warmup=target.latency.warmup, repeats=target.latency.repeats)
 
 
 def _verification(

@@ -6,7 +6,7 @@ import difflib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from compactmtl.overparam.kinds import (
     DIAGONAL,
     Kind,
     Rank,
+    as_rank,
     build_layer,
     check_kind,
     check_rank,
@@ -24,6 +25,7 @@ from compactmtl.overparam.kinds import (
 )
 from compactmtl.overparam.layer import Evaluation, OverparamLayer
 from compactmtl.overparam.per_task import split_encoder
+from compactmtl.overparam.prove import prove_contracted
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -65,7 +67,13 @@ def overparameterize(
     between layers, a pattern that names no layer, and a model without a layer to factorize.
     """
     check_kind(kind)
+    rank = as_rank(rank)
     inside = in_scope(model, scope)
+    for key, value in (("exclude", exclude), ("tasks", tasks)):
+        if isinstance(value, str):
+            raise ConfigError(f"{key} {value!r} is a string", f"give a list: {key}=[{value!r}]")
+    if evaluation not in get_args(Evaluation):
+        raise ConfigError(f"unknown evaluation {evaluation!r}", f"known: {', '.join(get_args(Evaluation))}")
     if factorized_layers(model):
         raise ConfigError("the model is factorized already", "contract it first")
     _check_tasks(model, kind, tasks, per_task)
@@ -113,16 +121,23 @@ def contract(model: Model, keep_factors_below: float | None = None) -> Model:
 
     Each weight is exactly the one that the factorized layer convolved with. A model without factorized
     layers comes back as a plain copy. `keep_factors_below` (a share of at most 1) leaves thin layers in a row,
-    under new names, where they need less than that share of the plain layer's MACs. Raises ConfigError for a share
-    out of range.
+    under new names, where they need less than that share of the plain layer's MACs.
+
+    Every plain layer is compared with its training form in eval mode on a random input, in float64; layers on the meta
+    device have no values to compare. Raises ConfigError for a share out of range, SurgeryError naming the layer where
+    the two differ or a weight is not finite.
     """
     if keep_factors_below is not None and not 0 < keep_factors_below <= 1:
         raise ConfigError(
             f"keep_factors_below {keep_factors_below} is out of range", "a share of MACs lies in (0, 1]"
         )
 
-    def replace(_name: str, module: nn.Module) -> nn.Module | None:
-        return module.contracted(keep_factors_below) if isinstance(module, OverparamLayer) else None
+    def replace(name: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, OverparamLayer):
+            return None
+        plain = module.contracted(keep_factors_below)
+        prove_contracted(name, module, plain)
+        return plain
 
     return _replaced(model, replace)
 

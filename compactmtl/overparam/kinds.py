@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
@@ -27,6 +28,7 @@ EXPANDING: frozenset[str] = frozenset(
     {"expandnet_cl", "expandnet_ck"}
 )  # kinds whose rank is a rate of at least 1
 MOST = 64.0  # times full; a rank beyond it is a slip of the pen
+RATE = 4.0  # of ExpandNet where the rank is "full". Source: arXiv:1811.10495
 
 
 def check_kind(kind: str) -> None:
@@ -50,7 +52,7 @@ def takes(kind: Kind, module: nn.Module, *, depthwise: bool) -> bool:
         return module._parameters.get("weight") is not None and kind not in ("repvgg", "expandnet_ck")
     if type(module) is not nn.Conv2d or module._parameters.get("weight") is None:
         return False
-    if module.weight.shape[1] == 1 and not depthwise:
+    if module.groups > 1 and module.weight.shape[1] == 1 and not depthwise:
         return False
     kernel = (int(module.weight.shape[2]), int(module.weight.shape[3]))
     if kind == "expandnet_ck":
@@ -68,14 +70,22 @@ def full_rank(kind: Kind, plain: Plain) -> int:
     return TuckerLayer.full_rank(geometry) if kind == "tucker" else 0
 
 
-def check_rank(kind: Kind, rank: Rank, largest: int) -> None:
-    """Raise ConfigError where `rank` is none, or out of the range of layers whose full ranks go up to `largest`."""
+def as_rank(rank: object) -> Rank:
+    """`rank` as "full", an int or a float, whatever library's number it is. Raises ConfigError where it is none."""
     if rank == "full":
+        return "full"
+    if not isinstance(rank, bool):
+        if isinstance(rank, Integral):
+            return int(rank)
+        if isinstance(rank, Real) and math.isfinite(rank):
+            return float(rank)
+    raise ConfigError(f"rank {rank!r} is not a rank", "give full, a number, or a share or multiple of full")
+
+
+def check_rank(kind: Kind, rank: Rank, largest: int) -> None:
+    """Raise ConfigError where `rank` is out of the range of layers whose full ranks go up to `largest`."""
+    if isinstance(rank, str):
         return
-    if isinstance(rank, bool | str) or not math.isfinite(rank):
-        raise ConfigError(
-            f"rank {rank!r} is not a rank", "give full, a number, or a share or multiple of full"
-        )
     if kind == "repvgg":
         raise ConfigError(f"rank {rank}: branches have no rank", "leave rank out for repvgg")
     if kind in EXPANDING:
@@ -117,7 +127,7 @@ def _build(kind: Kind, plain: Plain, rank: Rank, tasks: int) -> OverparamLayer:
         return TuckerLayer(plain, (_at(rank, outer), _at(rank, inner)), tasks)
     if kind == "repvgg":
         return BranchLayer(plain)
-    rate = 1.0 if rank == "full" else float(rank)
+    rate = RATE if rank == "full" else float(rank)
     return ExpandLayer(plain, rate) if kind == "expandnet_cl" else ChainLayer(plain, rate)
 
 

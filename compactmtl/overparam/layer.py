@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from compactmtl.overparam.geometry import Axes, Geometry, Plain
 
@@ -25,6 +26,28 @@ DIAGONAL = "M"  # name of the parameter that holds the diagonals, in every form 
 # A MAC of a thin convolution, or of the product with its copies, takes about this many times as long as one of the
 # whole convolution: measured on CPU cores with AVX-512 for 64 to 512 channels, forward and backward.
 DETOUR_COST = 1.3
+
+_steps = [0]  # of all optimizers: fused ones change parameters without counting up their versions
+
+
+def _count_step(*_: Any) -> None:
+    _steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+_LINEAR = ("in_features", "out_features")
+_CONVOLUTION = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +88,13 @@ class OverparamLayer(nn.Module, ABC):
     def __init__(self, plain: Plain, rank: int) -> None:
         super().__init__()
         self.geometry = Geometry.of(plain)
+        for name in _LINEAR if isinstance(plain, nn.Linear) else _CONVOLUTION:  # others' code reads them
+            setattr(self, name, getattr(plain, name))
         self.rank = rank
         self.bias = plain.bias
         self.evaluation: Evaluation = "auto"
         # what the parameters were, the weight, and the parameters themselves, so that no other takes their id
-        self._cache: tuple[tuple[tuple[int, int, int], ...], Tensor, tuple[Tensor, ...]] | None = None
+        self._cache: tuple[tuple[object, ...], Tensor, tuple[Tensor, ...]] | None = None
         self._choices: dict[tuple[int, ...], str] = {}
         self.train(plain.training)
 
@@ -177,19 +202,19 @@ class OverparamLayer(nn.Module, ABC):
         return self._choices[key]
 
     def _contracted_weight(self) -> Tensor:
-        """The contracted weight, computed once until a parameter changes or the mode does.
+        """The contracted weight, computed once until a parameter or buffer changes or the mode does.
 
-        A change is seen by a tensor's version, place or identity. Values written through `.data` change none of them:
-        call `.eval()` afterwards.
+        A change is seen by a tensor's version, place or identity, and by any optimizer's step. Values written through
+        `.data` change none of them: call `.eval()` afterwards.
         """
-        parameters = tuple(self.parameters())
+        parameters, tensors = tuple(self.parameters()), (*self.parameters(), *self.buffers())
         if torch.compiler.is_compiling() or not all(type(one) is nn.Parameter for one in parameters):
             return self.weight  # a trace, or tensors that stand in for the parameters
-        if any(one.is_inference() for one in parameters):
+        if any(one.is_inference() for one in tensors):
             return self.weight  # they count no versions
-        now = tuple((id(one), one._version, one.data_ptr()) for one in parameters)
+        now = (_steps[0], *((id(one), one._version, one.data_ptr()) for one in tensors))
         if self._cache is None or self._cache[0] != now:
-            self._cache = (now, self.weight, parameters)
+            self._cache = (now, self.weight, tensors)
         return self._cache[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

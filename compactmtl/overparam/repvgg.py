@@ -49,8 +49,9 @@ class BranchNorm(nn.Module):
         return output if shift is None else output + shift.to(x.dtype)
 
     def _note(self, mean: Tensor, var: Tensor, count: int) -> None:
-        self.running_mean.lerp_(mean, MOMENTUM)
-        self.running_var.lerp_(var * (count / max(count - 1, 1)), MOMENTUM)
+        unbiased = var * (count / max(count - 1, 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), MOMENTUM)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """The factor and the shift of evaluation, (C,) each."""

@@ -47,7 +47,7 @@ def plan_jobs(
             _resolve(sweep, name, entry, seed, overrides, smoke=smoke),
             out / name / f"seed{seed}",
         )
-        for seed in (seeds or sweep.seeds)
+        for seed in dict.fromkeys(seeds or sweep.seeds)
         for name, entry in chosen.items()
         if not entry.runs
     ]

@@ -14,7 +14,7 @@ from compactmtl.export import export_run
 from compactmtl.sweep.jobs import Job, elsewhere
 from compactmtl.train import Run, TrainingInterrupted, compact_run, is_run, train
 from compactmtl.train.probe import probe_run
-from compactmtl.train.run import check_compact
+from compactmtl.train.run import check_compact, check_same_recipe
 
 
 @dataclass
@@ -63,11 +63,15 @@ def finish(run: Run, sweep: SweepConfig, console: Console) -> None:
 
 
 def collect_runs(sweep: SweepConfig, jobs: Sequence[Job], only: Sequence[str] = ()) -> SweepRuns:
-    """The finished runs of the jobs and of entries made elsewhere. Raises ArtifactError for a damaged run."""
+    """The finished runs of the jobs and of entries made elsewhere.
+
+    Raises ArtifactError for a damaged run, ConfigError for one of another recipe than its job's.
+    """
     found = SweepRuns()
     for job in jobs:
         run = Run.open(job.path) if is_run(job.path) else None
         if run is not None and run.finished:
+            check_same_recipe(job.path, job.resolved.recipe)
             found.finished.setdefault(job.entry, []).append(run)
         else:
             found.missing.setdefault(job.entry, []).append(job.seed)

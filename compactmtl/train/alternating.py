@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compactmtl.config import Recipe
 from compactmtl.config.recipe import ScheduleConfig
+from compactmtl.errors import ConfigError
 from compactmtl.overparam import factorized_layers
 from compactmtl.train.optimizers import build_optimizer, build_schedule
 
@@ -54,12 +55,27 @@ class DiagonalPass:
         if recipe.train.max_steps is not None:
             self.steps_per_epoch = min(self.steps_per_epoch, recipe.train.max_steps)
         self.first_epoch = 1 + round(self._config.start * recipe.train.epochs)
+        if self.first_epoch > recipe.train.epochs:
+            raise ConfigError(
+                f"overparam.alternating.start {self._config.start} leaves no epoch of {recipe.train.epochs} for pass 1",
+                "start earlier, or train jointly: overparam.training=joint",
+            )
         self.total_steps = max(0, recipe.train.epochs - self.first_epoch + 1) * self.steps_per_epoch
         optimizer = recipe.train.optimizer.model_copy(
             update={"lr": self._config.lr or recipe.train.optimizer.lr, "weight_decay": 0.0}
         )
         schedule = recipe.train.schedule
-        self.optimizer = build_optimizer(optimizer, [{"params": list(self.diagonals.values())}])
+        # A task's rows are tensors of their own to the optimizer, which leaves those without a gradient alone: with one
+        # task a step, momentum would move the others' too.
+        self._rows = {
+            task: {
+                name: nn.Parameter(self.diagonals[name][row].detach().clone()) for name, row in rows.items()
+            }
+            for task, rows in self.owners.items()
+        }
+        self.optimizer = build_optimizer(
+            optimizer, [{"params": [row for rows in self._rows.values() for row in rows.values()]}]
+        )
         self.schedule = build_schedule(
             ScheduleConfig(
                 name="constant" if schedule.name == "constant" else "cosine",
@@ -91,10 +107,9 @@ class DiagonalPass:
 
     def step(self, losses: Mapping[str, Tensor]) -> None:
         """Move the diagonals of the tasks that are due, each down the gradient of its own task's loss."""
-        gradients = {name: torch.zeros_like(diagonal) for name, diagonal in self.diagonals.items()}
         due = self.due()
         for task in due:
-            rows = self.owners[task]
+            rows, own = self.owners[task], self._rows[task]
             found = torch.autograd.grad(
                 self.scaler.scale(losses[task]),
                 [self.diagonals[name] for name in rows],
@@ -102,13 +117,15 @@ class DiagonalPass:
                 allow_unused=True,  # a layer that this task's output does not pass through
             )
             for (name, row), gradient in zip(rows.items(), found, strict=True):
-                if gradient is not None:
-                    gradients[name][row] = gradient[row]
-        for name, diagonal in self.diagonals.items():
-            diagonal.grad = gradients[name]
+                diagonal = self.diagonals[name].detach()
+                own[name].detach().copy_(diagonal[row])
+                own[name].grad = torch.zeros_like(own[name]) if gradient is None else gradient[row].clone()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        for task in due:
+            for name, row in self.owners[task].items():
+                self.diagonals[name].detach()[row].copy_(self._rows[task][name].detach())
         self.schedule.step()
         self.place.batch += 1
         self.place.step += 1

@@ -179,6 +179,7 @@ def _stats(
         precision=description.precision,
         threads=description.threads,
         includes_transfers=includes_transfers,
+        layers=dict(description.layers),
     )
 
 

@@ -23,7 +23,6 @@ from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.result import OutputParity, ParityResult
 
 Inputs = Tensor | tuple[Tensor, ...]  # positional arguments of the model
-DEFAULT_TOLERANCE = 1e-4
 
 
 class ParityError(GateError):
@@ -64,7 +63,7 @@ def check_parity(
             with several batch sizes where the artifact's batch is free.
         target: backend, provider and tolerances; ONNX Runtime on the CPU by default.
         tolerance: largest |difference| as a share of the reference's range (max - min over all cases, at
-            least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's; 1e-4 where neither is given.
+            least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's, which is its precision's by default.
         output_names: names that the export gave to the model's outputs, where not the model's own.
 
     Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
@@ -107,7 +106,7 @@ def _compare(
 def _tolerance(name: str, target: Target, tolerance: float | None) -> float:
     if tolerance is not None:
         return tolerance
-    return target.parity.tasks.get(name, target.parity.tolerance)
+    return target.tolerance(name)
 
 
 def _reference(
@@ -177,8 +176,12 @@ class _Tally:
         self.max_abs = 0.0
         self.low, self.high = np.inf, -np.inf
         self.dot = self.reference_square = self.artifact_square = 0.0
+        self.classes: list[int] = []  # of an output of whole numbers: how many differ, of how many
 
     def add(self, reference: NDArray[Any], artifact: NDArray[Any]) -> None:
+        if np.issubdtype(reference.dtype, np.integer):
+            differ, size = self.classes or (0, 0)
+            self.classes = [differ + int((reference != artifact).sum()), size + reference.size]
         a, b = reference.astype(np.float64).ravel(), artifact.astype(np.float64).ravel()
         self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
         self.low = min(self.low, float(a.min(initial=np.inf)))
@@ -195,7 +198,8 @@ class _Tally:
         scale = max(span, magnitude / 100) if span else magnitude or 1.0
         norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
         both_zero = self.reference_square == self.artifact_square == 0.0
-        relative = self.max_abs / scale
+        # A class is right or wrong: the share that differs counts, not by how many class numbers.
+        relative = self.classes[0] / max(self.classes[1], 1) if self.classes else self.max_abs / scale
         return OutputParity(
             name=name,
             shape=self.shape,

@@ -23,7 +23,7 @@ class OutputParity(Record):
     name: str
     shape: tuple[int, ...]
     max_abs: float
-    max_relative: float  # max_abs / (max - min of the reference, at least 1 % of its largest magnitude)
+    max_relative: float  # max_abs / (max - min of the reference, at least 1 % of its largest magnitude); of classes the share that differs
     cosine: float
     tolerance: float
     passed: bool
@@ -64,6 +64,7 @@ class LatencyStats(Record):
     precision: str
     threads: int | None
     includes_transfers: bool
+    layers: dict[str, int] = Field(default_factory=dict)  # layers with weights by the precision they run in
 
 
 class LatencyResult(Record):

@@ -12,9 +12,11 @@ from PIL import Image
 
 from compactmtl.cli.main import main
 from compactmtl.cli.predict import picture_names
-from compactmtl.errors import GATE, MISSING, OK, USAGE
+from compactmtl.errors import GATE, MISSING, OK, USAGE, MissingDependencyError
 from compactmtl.export import Bundle
 from compactmtl.train import Run
+from compactmtl.verify import AccuracyResult, LatencyResult, OutputParity, ParityResult, Verification
+from compactmtl.verify.parity import ParityError
 from tests.support.real_runs import write_run
 
 FACES = """
@@ -159,3 +161,69 @@ def test_doctor_survives_a_missing_torch(
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["doctor"]) == MISSING
     assert "missing: pip install compactmtl" in capsys.readouterr().out
+
+
+class FakeExport:
+    """Stands for the export of a run: fails where it is told to, and remembers what it was asked."""
+
+    def __init__(self, failing: str, error: Exception) -> None:
+        self.failing, self.error = failing, error
+        self.asked: list[str] = []
+
+    def __call__(self, run: Run, name: str, *rest: object, **options: object) -> Verification:
+        self.asked.append(name)
+        if name == self.failing:
+            raise self.error
+        nothing = ParityResult(outputs=(OUTPUT,), samples=1, passed=True)
+        return Verification(
+            target=name,
+            bundle_sha256="0" * 64,
+            parity=nothing,
+            accuracy=AccuracyResult(samples=1, torch={}, artifact={}),
+            latency=LatencyResult(reference="model", stats={}, speedup={}),
+            megabytes=1.0,
+            gates=(),
+            passed=True,
+            versions={},
+            created="",
+        )
+
+
+OUTPUT = OutputParity(
+    name="depth", shape=(1,), max_abs=0.0, max_relative=0.0, cosine=1.0, tolerance=1e-4, passed=True
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ParityError("NaN", "mend"), GATE), (MissingDependencyError("no", "get"), MISSING)]
+)
+def test_one_target_that_fails_does_not_keep_the_others(
+    error: Exception,
+    code: int,
+    scenes: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(TARGET)
+    fake = FakeExport("one", error)
+    monkeypatch.setattr("compactmtl.export.run.export_run", fake)
+    targets = [str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml")]
+    assert main(["export", str(scenes.path), "--target", *targets]) == code
+    assert fake.asked == ["one", "two"]
+    assert "1 targets failed: one" in capsys.readouterr().err
+
+
+def test_all_available_says_what_it_leaves_out(
+    scenes: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeExport("", RuntimeError())
+    monkeypatch.setattr("compactmtl.export.run.export_run", fake)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main(["export", str(scenes.path), "--target", "all-available"]) == OK
+    said = capsys.readouterr().out
+    assert {"onnxruntime-cpu", "onnxruntime-cpu-int8"} <= set(fake.asked)
+    assert "left out openvino: openvino can't be imported" in said
+    assert "openvino" not in fake.asked
+    assert main(["export", str(scenes.path), "--target", "all-available", "onnxruntime-cpu"]) == USAGE

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compactmtl.overparam import contract, overparameterize
 from compactmtl.overparam.layer import OverparamLayer
+from compactmtl.overparam.repvgg import BranchLayer
 from compactmtl.overparam.svd import SvdLayer
 
 
@@ -50,6 +51,12 @@ def optimizer_step(layer: SvdLayer) -> None:
     optimizer.step()
 
 
+def fused_step(layer: SvdLayer) -> None:
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    layer(torch.randn(1, 4, 5, 5)).square().sum().backward()
+    optimizer.step()  # leaves the parameters' versions as they were
+
+
 def new_parameter(layer: SvdLayer) -> None:
     layer.U = nn.Parameter(torch.randn_like(layer.U))
 
@@ -79,7 +86,16 @@ def through_data_and_eval(layer: SvdLayer) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [optimizer_step, new_parameter, other_state, assigned_state, moved, through_data, through_data_and_eval],
+    [
+        optimizer_step,
+        fused_step,
+        new_parameter,
+        other_state,
+        assigned_state,
+        moved,
+        through_data,
+        through_data_and_eval,
+    ],
 )
 def test_a_change_is_seen(layer: SvdLayer, image: Tensor, change: Callable[[SvdLayer], None]) -> None:
     with torch.no_grad():
@@ -125,3 +141,13 @@ def test_a_factorized_model_is_exported_and_traced() -> None:
         traced = torch.export.export(model, (image,)).module()
         torch.testing.assert_close(traced(image), expected)
     assert all(layer._cache is None for layer in model.modules() if isinstance(layer, OverparamLayer))
+
+
+def test_a_changed_buffer_is_seen(image: Tensor) -> None:
+    branched = overparameterize(nn.Sequential(nn.Conv2d(4, 4, 3)), "repvgg").eval()
+    layer = branched[0]
+    assert isinstance(layer, BranchLayer)
+    with torch.no_grad():
+        branched(image)
+        layer.norm.running_var.fill_(4.0)
+        torch.testing.assert_close(branched(image), contract(branched)(image), rtol=1e-5, atol=1e-5)

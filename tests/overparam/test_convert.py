@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, SurgeryError
 from compactmtl.graph import cost
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import Kind, contract, factor_of, factorized_layers, overparameterize
@@ -365,3 +366,59 @@ def test_a_form_without_one_factor_for_a_slice_says_so(kind: Kind, model: MultiT
     trained = overparameterize(model, kind)
     with pytest.raises(ConfigError, match="no one factor"):
         factor_of(trained, "encoder.3.weight", 2)
+
+
+def test_a_contraction_that_is_wrong_is_an_error(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = overparameterize(net)
+    deployed = SvdLayer.deployed
+    monkeypatch.setattr(SvdLayer, "deployed", lambda layer: (1.001 * deployed(layer)[0], layer.bias))
+    with pytest.raises(SurgeryError, match=r"layer .* is off by"):
+        contract(trained)
+
+
+def test_factors_that_are_not_finite_are_named(net: Net) -> None:
+    trained = overparameterize(net)
+    name, layer = next(iter(factorized_layers(trained).items()))
+    with torch.no_grad():
+        next(iter(layer.factors().values())).fill_(torch.nan)
+    with pytest.raises(SurgeryError, match=f"layer {name} .* not finite"):
+        contract(trained)
+
+
+def test_a_stem_of_one_channel_is_not_depthwise() -> None:
+    assert "0" in factorized_layers(overparameterize(nn.Sequential(nn.Conv2d(1, 8, 3))))
+
+
+def test_numbers_of_other_libraries_are_ranks() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 3))
+    assert factorized_layers(overparameterize(net, rank=np.int64(4)))["0"].rank == 4  # type: ignore[arg-type]
+    assert factorized_layers(overparameterize(net, rank=np.float32(0.5)))["0"].rank == 6  # type: ignore[arg-type]
+
+
+def test_expandnet_expands_by_default() -> None:
+    layer = factorized_layers(overparameterize(nn.Sequential(nn.Conv2d(4, 8, 3)), "expandnet_cl"))["0"]
+    assert layer.K.shape == (32, 16, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["svd", "cp", "tucker", "expandnet_cl", "expandnet_ck", "repvgg"])
+def test_half_precision(kind: Kind, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    trained = overparameterize(nn.Sequential(nn.Conv2d(4, 4, 5, padding=2)).to(dtype), kind).train()
+    assert torch.isfinite(trained(torch.randn(2, 4, 8, 8, dtype=dtype))).all()
+    contract(trained)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": "age"}, "tasks 'age' is a string"),
+        ({"exclude": "0"}, "exclude '0' is a string"),
+        ({"evaluation": "seq"}, "unknown evaluation 'seq'"),
+        ({"rank": None}, "rank None"),
+        ({"rank": (4, 4)}, "rank"),
+    ],
+)
+def test_arguments_of_another_kind(net: Net, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        overparameterize(net, **options)

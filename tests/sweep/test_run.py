@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compactmtl.cli.main import main
 from compactmtl.config import resolve_sweep
-from compactmtl.errors import ArtifactError
+from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.sweep import collect_runs, plan_jobs, run_sweep, write_table
 from compactmtl.train import Run, TrainingInterrupted
 from compactmtl.train.session import Session
@@ -110,6 +110,10 @@ def test_runs_made_elsewhere_join_the_table(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     sweep = resolve_sweep(path).sweep
     run_sweep(sweep, plan_jobs(sweep, out, only=["plain"], seeds=[0]), quiet())
+    other = plan_jobs(sweep, out, ["train.optimizer.lr=0.5"], only=["plain"], seeds=[0, 0])
+    assert len(other) == 1
+    with pytest.raises(ConfigError, match="trained with another recipe"):
+        collect_runs(sweep, other)
     path.write_text(
         SWEEP.format(tiny=TINY).partition("entries:")[0]
         + f"entries:\n  plain: {{}}\n  other: {{runs: ['{out}/plain/seed*']}}\n",

@@ -1,0 +1,203 @@
+"""The OpenVINO backend: a device by name, its precision pinned and read back from the compiled model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.backends.base import Arrays, Availability, Backend, Description, LayerTime, Runner, TensorInfo
+from compactmtl.backends.precision import check_precision
+from compactmtl.config.target import Target
+from compactmtl.errors import ArtifactError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import openvino
+
+# Int8 is in the model as Q/DQ pairs; what is left in float between them must not become bfloat16.
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+CAPABILITIES = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
+LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_DTYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "f64": "float64",
+    "i64": "int64",
+    "i32": "int32",
+    "u8": "uint8",
+}
+PROFILE_WARMUP = 5
+INSTALL = "pip install 'compactmtl[openvino]'"
+
+
+class OpenVinoBackend(Backend):
+    """ONNX files on one of OpenVINO's devices."""
+
+    name = "openvino"
+
+    def availability(self, target: Target) -> Availability:
+        try:
+            import openvino
+        except ImportError as error:
+            return Availability(False, f"openvino can't be imported ({error})", INSTALL)
+        core = openvino.Core()
+        if target.device not in core.available_devices:
+            return Availability(
+                False,
+                f"openvino {openvino.__version__} sees no device {target.device}, only"
+                f" {', '.join(core.available_devices) or 'none'}",
+                "choose one of them with device=NAME, or install the device's driver",
+            )
+        capable = list(core.get_property(target.device, "OPTIMIZATION_CAPABILITIES"))
+        if CAPABILITIES[target.precision] not in capable:
+            return Availability(
+                False,
+                f"{target.device} of this machine has no {target.precision} in openvino, only {', '.join(capable)}",
+                "choose another precision",
+            )
+        return Availability(True)
+
+    def open(self, model: Path, target: Target) -> OpenVinoRunner:
+        """Open `model` on target.device with target.threads and its precision pinned.
+
+        Raises MissingDependencyError where device or precision can't be had, ArtifactError where the file is
+        no model that OpenVINO can read.
+        """
+        availability = self.availability(target)
+        if not availability.available:
+            raise MissingDependencyError(
+                f"backend openvino can't run here: {availability.reason}", availability.hint
+            )
+        if not model.is_file():
+            raise ArtifactError(f"{model} is not a file", "export the model first")
+        runner = OpenVinoRunner(_compile(model, target), model, target)
+        check_precision(runner.layers, target.precision, f"OpenVINO on {target.device}")
+        return runner
+
+
+def _compile(model: Path, target: Target, *, profile: bool = False) -> openvino.CompiledModel:
+    import openvino
+
+    options = {
+        "INFERENCE_PRECISION_HINT": HINTS[target.precision],
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": profile,
+    }
+    if target.device == "CPU":
+        options["INFERENCE_NUM_THREADS"] = target.threads
+    core = openvino.Core()
+    try:
+        return core.compile_model(core.read_model(str(model)), target.device, options)
+    except RuntimeError as error:  # openvino's one exception, for files that are broken too
+        raise ArtifactError(
+            f"{model} is not a model that OpenVINO can load: {_reason(error)}", "export it again"
+        ) from error
+
+
+class OpenVinoRunner(Runner):
+    """A compiled model with one request; arrays in host memory in and out."""
+
+    def __init__(self, compiled: openvino.CompiledModel, model: Path, target: Target) -> None:
+        self._compiled: openvino.CompiledModel | None = compiled
+        self._request: Any = compiled.create_infer_request()
+        self._model, self._target = model, target
+        self.inputs = tuple(_info(port) for port in compiled.inputs)
+        self.outputs = tuple(_info(port) for port in compiled.outputs)
+        self.layers = _layers(compiled)
+
+    @property
+    def compiled(self) -> openvino.CompiledModel:
+        """The compiled model; raises ArtifactError after close."""
+        if self._compiled is None:
+            raise ArtifactError("the runner is closed", "open the model again")
+        return self._compiled
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:
+        _ = self.compiled
+        self._request.infer(dict(inputs))
+        # Copies: the request writes its next outputs into the same memory.
+        return {
+            name: self._request.get_output_tensor(index).data.copy()
+            for index, name in enumerate(self.output_names)
+        }
+
+    def describe(self) -> Description:
+        import openvino
+
+        compiled = self.compiled
+        hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        floats = _PRECISIONS.get(hint, hint)
+        on_cpu = self._target.device == "CPU"
+        return Description(
+            backend="openvino",
+            version=openvino.__version__.split("-")[0],
+            provider=", ".join(compiled.get_property("EXECUTION_DEVICES")),
+            device=openvino.Core().get_property(self._target.device, "FULL_DEVICE_NAME"),
+            precision="int8" if self.layers.get("int8") else floats,
+            threads=compiled.get_property("INFERENCE_NUM_THREADS") if on_cpu else None,
+            layers=self.layers,
+        )
+
+    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+        request = _compile(self._model, self._target, profile=True).create_infer_request()
+        times: dict[str, list[float]] = {}
+        steps: dict[str, Any] = {}
+        for index in range(PROFILE_WARMUP + repeats):
+            request.infer(dict(inputs))
+            if index < PROFILE_WARMUP:
+                continue
+            for step in request.profiling_info:
+                if step.status == step.Status.EXECUTED:
+                    steps[step.node_name] = step
+                    times.setdefault(step.node_name, []).append(step.real_time.total_seconds() * 1e3)
+        return tuple(
+            LayerTime(
+                name, step.node_type, float(np.median(times[name])), step.exec_type.rpartition("_")[2].lower()
+            )
+            for name, step in steps.items()
+        )
+
+    def close(self) -> None:
+        self._compiled = self._request = None
+
+
+def _info(port: Any) -> TensorInfo:
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    return TensorInfo(port.get_any_name(), shape, _DTYPES.get(port.get_element_type().get_type_name()))
+
+
+def _layers(compiled: openvino.CompiledModel) -> dict[str, int]:
+    """How many layers with weights run in which precision, by OpenVINO's own account of its execution graph."""
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        if _text(facts["layerType"]) in LAYERS:
+            found = _text(facts["runtimePrecision"])
+            counts[_PRECISIONS.get(found, found)] += 1
+    return dict(counts)
+
+
+def _text(fact: Any) -> str:
+    return str(getattr(fact, "value", fact))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of openvino's message that says what is wrong, not where in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    frame = (
+        "Exception from",
+        "Check ",
+        "While validating",
+        "-- ",
+        "FrontEnd API",
+        "Summary",
+        "Error ",
+        "Errors ",
+    )
+    told = [line for line in lines if not line.startswith(frame)]
+    return (told or lines or ["no reason given"])[0][:300]

@@ -1,0 +1,112 @@
+"""Pre- and postprocessing inside the model file, on request, and the way back for whoever scores its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compactmtl.config.target import OnnxConfig
+from compactmtl.data.base import Preprocessing
+from compactmtl.data.images import denormalize
+from compactmtl.errors import ConfigError
+from compactmtl.tasks.base import Task
+
+Run = Callable[[Tensor], Mapping[str, Tensor]]
+# What may stand behind the output of a kind of task.
+POSTPROCESS = {
+    "segmentation": ("argmax", "softmax"),
+    "classification": ("argmax", "softmax"),
+    "multilabel": ("sigmoid",),
+    "boundaries": ("sigmoid",),
+}
+SMALLEST = 1e-30  # a probability that float32 has as 0 has no logarithm
+
+
+class Deployed(nn.Module):
+    """The model as its file computes it: uint8 (B, H, W, 3) or normalized float32 (B, 3, H, W) to {task: output}."""
+
+    def __init__(
+        self, model: nn.Module, preprocess: Preprocessing | None, postprocess: Mapping[str, str]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.baked = preprocess is not None
+        self.postprocess = dict(postprocess)
+        given = preprocess or Preprocessing(size=(1, 1))
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (given.mean, given.std))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+        self.scale: Tensor
+        self.shift: Tensor
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        if self.baked:
+            image = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        outputs: Mapping[str, Tensor] = self.model(image)
+        return {name: self._after(name, output) for name, output in outputs.items()}
+
+    def _after(self, name: str, output: Tensor) -> Tensor:
+        kind = self.postprocess.get(name)
+        if kind == "argmax":
+            return output.argmax(dim=1)
+        if kind == "softmax":
+            return output.softmax(dim=1)
+        return output.sigmoid() if kind == "sigmoid" else output
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a model file takes and gives, for callers that hold normalized images and want raw outputs."""
+
+    preprocess: Preprocessing | None
+    postprocess: Mapping[str, str]
+    channels: Mapping[str, int]
+
+    @classmethod
+    def of(cls, config: OnnxConfig, tasks: Mapping[str, Task], preprocessing: Preprocessing) -> Interface:
+        """Of a target for these tasks. Raises ConfigError where onnx.postprocess doesn't fit them."""
+        for name, kind in config.postprocess.items():
+            if name not in tasks:
+                raise ConfigError(
+                    f"onnx.postprocess names {name!r}, which is no task; the tasks are {', '.join(tasks)}",
+                    "name a task of the recipe",
+                )
+            if kind not in POSTPROCESS.get(tasks[name].kind, ()):
+                offered = ", ".join(POSTPROCESS.get(tasks[name].kind, ())) or "nothing"
+                raise ConfigError(
+                    f"onnx.postprocess.{name}: {kind} can't follow a task of kind {tasks[name].kind}",
+                    f"{tasks[name].kind} offers {offered}",
+                )
+        channels = {name: task.channels for name, task in tasks.items()}
+        return cls(preprocessing if config.preprocess else None, config.postprocess, channels)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as its file computes it; itself where nothing is baked in."""
+        if self.preprocess is None and not self.postprocess:
+            return model
+        return Deployed(model, self.preprocess, self.postprocess)
+
+    def feed(self, images: Tensor) -> Tensor:
+        """Normalized images (B, 3, H, W) as the file takes them. Pixels come back exactly: they were uint8."""
+        if self.preprocess is None:
+            return images
+        return denormalize(images, self.preprocess).permute(0, 2, 3, 1).contiguous()
+
+    def restore(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The file's outputs as raw outputs whose decoding is the same: a class map becomes one-hot."""
+        return {name: self._restore(name, output) for name, output in outputs.items()}
+
+    def runner(self, run: Run) -> Run:
+        """`run` of the file as a function of normalized images that gives raw outputs, for `evaluate`."""
+        return lambda images: self.restore(run(self.feed(images)))
+
+    def _restore(self, name: str, output: Tensor) -> Tensor:
+        kind = self.postprocess.get(name)
+        if kind == "argmax":
+            return torch.nn.functional.one_hot(output, self.channels[name]).movedim(-1, 1).float()
+        if kind == "softmax":
+            return output.clamp_min(SMALLEST).log()
+        return torch.logit(output, eps=1e-7) if kind == "sigmoid" else output
