@@ -155,7 +155,7 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.query, self.both = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 16)
-        self.project, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.project, self.head = nn.Linear(8, 7), nn.Linear(7, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
