@@ -84,6 +84,7 @@ def test_fp16_road_in_openvino_with_a_free_batch(tmp_path: Path) -> None:
         pytest.skip("no openvino, or no fp16 on this processor")
     found = export_run(run, "half", target)
     assert [gate.passed for gate in found.gates if gate.gate == "parity"] == [True, True]
+    assert set(found.accuracy.by_batch) == {1, 3}
     assert found.latency.stats["model"].precision == "fp16"
     assert found.latency.stats["model fp32"].precision == "fp32"
 
