@@ -93,7 +93,10 @@ def weight(value: float) -> Fault:
 
 
 def rewritten(**options: object) -> Fault:
-    return lambda folder: bool(write_onnx(folder / MODEL_FILE, TwoHeads(), **options)) and None  # type: ignore[arg-type]
+    def change(folder: Path) -> None:
+        write_onnx(folder / MODEL_FILE, TwoHeads(), **options)  # type: ignore[arg-type]
+
+    return change
 
 
 def truncate(folder: Path) -> None:
