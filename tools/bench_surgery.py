@@ -31,10 +31,10 @@ from tools.surgery_zoo import (
     NotMasked,
     build,
     calibrate,
+    carriers,
     limited,
     mask,
     torch_pruning_groups,
-    writers,
 )
 
 EXACT = 1e-4  # largest |difference| as a share of the largest |output|
@@ -180,14 +180,13 @@ def by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...]) -> nn.Module:
     for group in torch_pruning_groups(small, image):
         size = len(group[0][1])
         dead = torch.ones(size, dtype=torch.bool)
-        for module, indices in writers(group):
+        for tensors, indices in carriers(group):
             if len(indices) != size:
                 dead[:] = False
                 break
-            rows = module.weight.detach()[indices].reshape(size, -1)
-            dead &= (rows == 0).all(1)
-            if module.bias is not None:
-                dead &= module.bias.detach()[indices] == 0
+            for value, dim in tensors:
+                rows = value.detach().movedim(dim, 0)[indices].reshape(size, -1)
+                dead &= (rows == 0).all(1)
         if dead.any() and not dead.all():
             chosen.append((names[group[0][0].target.module], torch.nonzero(dead).flatten().tolist()))
     try:

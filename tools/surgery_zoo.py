@@ -1,7 +1,7 @@
 """The networks that surgery is tried on, and the masks: half of the channels zeroed in five ways.
 
 A filters and their batch norm zeroed, A2 filters zeroed with the norm's bias live, B input slices, C our coupled
-groups, D Torch-Pruning's groups.
+groups, D Torch-Pruning's groups, with their norms and parameters of no layer.
 """
 
 from __future__ import annotations
@@ -194,13 +194,21 @@ def torch_pruning_groups(model: nn.Module, image: tuple[Tensor, ...]) -> Iterato
     yield from graph.get_all_groups(ignored_layers=outputs, root_module_types=[nn.Conv2d, nn.Linear])
 
 
-def writers(group: Any) -> Iterator[tuple[Any, list[int]]]:
-    """The layers of a Torch-Pruning group whose outputs or affines carry its channels."""
+def carriers(group: Any) -> Iterator[tuple[list[tuple[Tensor, int]], list[int]]]:
+    """What writes or scales the channels of a Torch-Pruning group: tensors with the dimension of the channel, and its indices.
+
+    Layers, norms, and parameters of no layer, such as embeddings of positions and scales of a branch.
+    """
     for dependency, indices in group:
-        module = dependency.target.module
-        name = getattr(dependency.handler, "__name__", "")
-        if isinstance(module, (_ConvNd, nn.Linear, _BatchNorm)) and "out" in name:
-            yield module, list(indices)
+        node = dependency.target
+        module = node.module
+        if "out" not in getattr(dependency.handler, "__name__", ""):
+            continue
+        if isinstance(module, nn.Parameter):
+            yield [(module, int(node.pruning_dim))], list(indices)
+        elif isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.LayerNorm, nn.GroupNorm)):
+            own = (module.weight, module.bias)
+            yield [(value, 0) for value in own if value is not None], list(indices)
 
 
 def _by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...], generator: torch.Generator) -> None:
@@ -209,12 +217,11 @@ def _by_torch_pruning(model: nn.Module, image: tuple[Tensor, ...], generator: to
         if size < 4:
             continue
         dead = set(_half(size, generator).tolist())
-        for module, indices in writers(group):
+        for tensors, indices in carriers(group):
             if len(indices) == size:
-                rows = [index for position, index in enumerate(indices) if position in dead]
-                module.weight.data[rows] = 0
-                if module.bias is not None:
-                    module.bias.data[rows] = 0
+                rows = torch.tensor([index for position, index in enumerate(indices) if position in dead])
+                for value, dim in tensors:
+                    value.data.index_fill_(dim, rows, 0.0)
 
 
 LIMIT = 60  # seconds that Torch-Pruning gets for one network: its groups take minutes on some

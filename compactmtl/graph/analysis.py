@@ -20,6 +20,7 @@ from compactmtl.graph.aliases import writes_elsewhere
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
 from compactmtl.graph.trace import Traced
+from compactmtl.graph.wide import Wide, find_wide
 
 
 @dataclass
@@ -116,6 +117,10 @@ class Analysis:
         self.positions: dict[fx.Node, Ids] = {}  # rearranged: each entry's place in the input
         self.sized: dict[fx.Node, Ids] = {}  # calls whose arguments count channels -> those channels
         self.scaled: dict[fx.Node, tuple[fx.Node, Ids]] = {}  # attention -> what makes its queries, their ids
+        self.counted: dict[
+            fx.Node, tuple[Ids, str]
+        ] = {}  # divides by the number of these channels; what it does
+        self.wide: dict[str, Wide] = {}  # modules that can go on at their original width
         self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters alone -> value
         self._tensors = dict(traced.tensors.values())
 
@@ -154,6 +159,13 @@ class Analysis:
         flags = self.constant(node)
         return flags & (self.values[node] == 0) if flags.any() else flags
 
+    def uniform(self, node: fx.Node, axis: Axis) -> tuple[Flags, NDArray[np.float64]]:
+        """Entries of one axis of a static tensor that hold one value at all positions, and the values."""
+        moved = self.tensor(node).detach().movedim(axis.dims, tuple(range(len(axis.dims))))
+        flat = moved.reshape(axis.ids.size, -1).double().cpu().numpy()
+        same: Flags = (flat == flat[:, :1]).all(1)
+        return same.reshape(axis.ids.shape), flat[:, 0].reshape(axis.ids.shape)
+
     def tensors_in(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that a call reads, of a split's part the tensor that was split."""
         found = []
@@ -175,6 +187,19 @@ class Analysis:
         if role is not None:
             binding.roles.add(role)
         return binding.ids
+
+    def mark(self, node: fx.Node, ids: Ids, role: Role) -> None:
+        """Say what the parameters that a static tensor is made of do with the channels `ids`."""
+        pending, seen = [node], set[fx.Node]()
+        while pending:
+            current = pending.pop()
+            if current not in seen:
+                seen.add(current)
+                pending += current.all_input_nodes
+        names = {self.parameter(current) for current in seen}
+        for binding in self.bindings.values():
+            if binding.name in names and np.isin(ids, binding.ids).any():
+                binding.roles.add(role)
 
     def bind_grouped(self, name: str, groups: int) -> Ids:
         """The ids of all inputs of a grouped convolution, whose weight's dimension 1 each group reads anew."""
@@ -252,9 +277,15 @@ class Analysis:
                 if several or node in self.traced.hazards:
                     self.space.cause = "written through a view" if not several else self.space.cause
                     self.pin(node)
+        find_wide(self)
         self.space.cause = "an output of the model"
         for node in self.traced.outputs:
             self.pin(node)
+
+    def stop(self, node: fx.Node, ids: Ids, reason: str) -> None:
+        """The channels `ids` have to stay for an operator that mixes them."""
+        self.space.cause = f"{operator(node)}: {reason}"
+        self.space.pin(ids)
 
     def _note_kept(self, source: fx.Node, reason: str) -> None:
         name = self.parameter(source)
@@ -266,10 +297,8 @@ class Analysis:
             axis = self.axis(node)
             if axis is None or node in self.traced.hazards or not isinstance(node.meta.get("val"), Tensor):
                 continue
-            value = self.tensor(node)
-            if value.numel() == axis.ids.size:
-                self.constants[node] = np.ones(axis.ids.shape, dtype=bool)
-                self.values[node] = value.detach().double().cpu().reshape(axis.ids.shape).numpy()
+            if self.tensor(node).numel() >= axis.ids.size:
+                self.constants[node], self.values[node] = self.uniform(node, axis)
         for node, value in self.traced.run(example_inputs):
             axis = self.axis(node)
             rule = self.rules.get(node)

@@ -81,6 +81,7 @@ class ChannelGraph:
             if "producer" in binding.roles:
                 produced[coupled[binding.ids]] = True
         free = np.flatnonzero(produced & ~fixed)
+        weights = {product.weight for product in self.analysis.products.values()}
         families: list[GroupFamily] = []
         self._family_classes = []
         _, first, inverse = np.unique(keys[free], return_index=True, return_inverse=True)
@@ -89,7 +90,8 @@ class ChannelGraph:
             place = np.full(count, -1, dtype=np.int64)
             place[classes] = np.arange(len(classes))
             members = self._members([b for b in bindings if b.groups == 1], coupled, place, len(classes))
-            name = next(m.parameter for m in members if m.role == "producer").rpartition(".")[0]
+            written = [m.parameter for m in members if m.role == "producer"]
+            name = next((w for w in written if w in weights), written[0]).rpartition(".")[0]
             families.append(GroupFamily(name, members, len(classes), 0.0, 0.0))
             self._family_classes.append(classes)
         full = self.macs_of_classes(np.ones(self.classes, dtype=bool))
@@ -127,6 +129,8 @@ class ChannelGraph:
         total = 0.0
         sizes = {name: value.shape for name, value in self.analysis.traced.tensors.values()}
         for member in members:
+            if self._keeps_its_width(member.parameter):
+                continue
             shape = sizes[member.parameter]
             total += member.indices.shape[1] * int(np.prod(shape)) / shape[member.dim]
         return total
@@ -186,6 +190,8 @@ class ChannelGraph:
         for binding in self.analysis.bindings.values():
             kept = alive[self.labels[binding.ids]]
             count = float(kept.sum())
+            if self._keeps_its_width(binding.name):
+                continue
             if binding.groups > 1:  # each group that is left reads as many
                 count /= max(int(kept.reshape(binding.groups, -1).any(1).sum()), 1)
             dims.setdefault(binding.name, {})[binding.dim] = count
@@ -195,6 +201,10 @@ class ChannelGraph:
                 own = dims.get(name, {})
                 total += float(np.prod([own.get(dim, size) for dim, size in enumerate(value.shape)]))
         return total
+
+    def _keeps_its_width(self, parameter: str) -> bool:
+        """Whether it belongs to a module that counts channels, and so holds them all whatever goes."""
+        return any(parameter.startswith(f"{path}.") for path in self.analysis.wide)
 
     def widths(self, alive: Flags) -> dict[str, tuple[int, int | None]]:
         """Outputs and inputs of every convolution and linear layer with only the `alive` classes left, by its name.

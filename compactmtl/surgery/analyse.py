@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from compactmtl.graph.analysis import Product
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Grid
+from compactmtl.surgery.ties import Tie, keep_equal
 
 
 def choose_alive(
@@ -17,11 +19,12 @@ def choose_alive(
     pinned: Flags,
     unbiased: frozenset[str] = frozenset(),
     slabs: bool = True,
+    ties: Sequence[Tie] = (),
 ) -> Flags:
     """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
 
     `unbiased` names layers that cannot be given a bias. With `slabs` heads of attention and groups of convolutions may
-    go whole.
+    go whole. Of each of `ties` all keep as many channels.
     """
     alive = graph.live_classes() | pinned
     alive |= constants_without_bias(graph, alive, unbiased)
@@ -31,6 +34,8 @@ def choose_alive(
         _keep_carriers(graph, alive)
         _keep_aligned(graph, alive, align)
         _keep_grids(graph, alive, slabs)
+        for tie in ties:
+            keep_equal(graph, alive, tie)
         if int(alive.sum()) == before:
             return alive
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from compactmtl.graph.analysis import operator, source_of
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import constants_without_bias
@@ -17,9 +18,12 @@ def kept_whole(graph: ChannelGraph, alive: Flags, unbiased: frozenset[str]) -> d
     """
     analysis = graph.analysis
     causes = graph.analysis.space.causes(graph.labels)
+    mixed = _mixed(graph)
+    causes = {**mixed, **causes}
     needed = graph.live_classes()
     needed |= constants_without_bias(graph, needed, unbiased)
     dead = ~graph.varying_classes() & needed & alive
+    dead[list(mixed)] |= alive[list(mixed)]
     kept = {_layer(name): reason for name, reason in analysis.kept_whole.items()}
     for node, product in analysis.products.items():
         if product.name in kept or node not in analysis.rules:
@@ -35,6 +39,16 @@ def kept_whole(graph: ChannelGraph, alive: Flags, unbiased: frozenset[str]) -> d
         elif len(idle):
             kept[product.name] = "a constant that cannot be folded into what reads it"
     return kept
+
+
+def _mixed(graph: ChannelGraph) -> dict[int, str]:
+    """Class -> reason, where a norm makes something that varies of a channel that does not."""
+    analysis = graph.analysis
+    reasons: dict[int, str] = {}
+    for node, (ids, reason) in analysis.counted.items():
+        for label in graph.labels[ids[analysis.constant(source_of(node))]]:
+            reasons.setdefault(int(label), f"{operator(node)}: {reason}")
+    return reasons
 
 
 def _layer(parameter: str) -> str:

@@ -86,8 +86,28 @@ class Gather(_Edit):
     constants: tuple[float, ...] = ()
 
 
+class Widen(_Edit):
+    """A module that counts channels, such as a LayerNorm: it gets the removed ones back as zeros and drops them again.
+
+    Of its `size` channels the first `kept` are left; they lie at `input_dim` and `output_dim`, counted from the last
+    dimension (-1).
+    """
+
+    module: str
+    size: Annotated[int, Field(ge=1)]
+    kept: Annotated[int, Field(ge=1)]
+    input_dim: Annotated[int, Field(lt=0)]
+    output_dim: Annotated[int, Field(lt=0)]
+
+    @model_validator(mode="after")
+    def _fewer(self) -> Widen:
+        if self.kept >= self.size:
+            raise ValueError(f"it keeps {self.kept} of {self.size} channels of {self.module}")
+        return self
+
+
 class Plan(_Edit):
-    """Edits in the order in which they are applied: fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers.
+    """Edits in the order in which they are applied: fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers, widened modules.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
@@ -112,6 +132,7 @@ class Plan(_Edit):
     )
 
     gathers: tuple[Gather, ...] = ()
+    widened: tuple[Widen, ...] = Field((), description="modules that go on at their original width")
 
     @property
     def empty(self) -> bool:

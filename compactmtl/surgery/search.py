@@ -15,6 +15,7 @@ from compactmtl.surgery.apply import apply_plan, has_bias_slot
 from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.plan import Plan
 from compactmtl.surgery.prove import Proof, Reference, compare
+from compactmtl.surgery.ties import Tie, equal_counts
 from compactmtl.surgery.write import write_plan
 
 Result = tuple[Plan, nn.Module, Proof]
@@ -35,6 +36,7 @@ class Search:
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
         self._slabs = True
+        self._ties: list[Tie] = []
         self.thinned: dict[str, Thinned] = {}
         self._last: tuple[bytes, Result] | None = None
 
@@ -51,6 +53,12 @@ class Search:
         proof = self.result(alive)[2]
         if proof.passed:
             return alive, []
+        self._ties = equal_counts(self._graph)  # or take one number for the widths of several tensors
+        if self._ties:
+            alive = self._choose(pinned)
+            proof = self.result(alive)[2]
+            if proof.passed:
+                return alive, []
         units = self._units(~alive)
         left, blamed = list(range(len(units))), set[int]()
         while left and not proof.passed:
@@ -74,7 +82,7 @@ class Search:
             )
 
     def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(self._graph, self._align, pinned, self.unbiased, self._slabs)
+        return choose_alive(self._graph, self._align, pinned, self.unbiased, self._slabs, self._ties)
 
     def result(self, alive: Flags) -> Result:
         """Plan, small model and full proof with only the `alive` classes left."""

@@ -33,11 +33,13 @@ def plan_slices(
     """The slices that remove the groups flagged in `dead`, bool (n,) a family, from a model of plain layers.
 
     A channel goes where it is zero wherever it is read, in train mode too: what would need a constant folded, a
-    scale made up for, or a grouped convolution cut stays. Channels of parameters whose names begin with one of `keep`
+    scale made up for, a grouped convolution cut or a norm over the channel widened stays. Channels of parameters whose names begin with one of `keep`
     stay as well. The plan is empty where nothing can go. Raises SurgeryError where the model cannot be traced.
     """
     graph = ChannelGraph.trace(model, example_inputs)
     pinned = ~_classes(graph, families, dead) | graph.nonzero_classes()
+    for ids, _ in graph.analysis.counted.values():  # a norm that counts them is more than sliced
+        pinned[graph.labels[ids]] = True
     for binding in graph.analysis.bindings.values():
         if binding.groups > 1 or binding.name.startswith(tuple(keep)):
             pinned[graph.labels[binding.ids]] = True
@@ -74,7 +76,15 @@ def compose(first: Plan, second: Plan) -> Plan:
     Raises SurgeryError where either holds more than slices of whole tensors.
     """
     for plan in (first, second):
-        if plan.merges or plan.biases or plan.scales or plan.gathers or plan.contracted or plan.fused:
+        if (
+            plan.merges
+            or plan.biases
+            or plan.scales
+            or plan.gathers
+            or plan.contracted
+            or plan.fused
+            or plan.widened
+        ):
             raise SurgeryError("only plans of slices can be composed", "apply them one after the other")
     slices = {(cut.tensor, cut.dim): cut for cut in first.slices}
     for cut in second.slices:

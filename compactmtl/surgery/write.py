@@ -15,6 +15,7 @@ from compactmtl.surgery.analyse import carrier_of, removed_constants
 from compactmtl.surgery.counted import counted_attributes
 from compactmtl.surgery.gather import Thinned
 from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
+from compactmtl.surgery.widened import reordered, widened
 
 
 def write_plan(
@@ -23,8 +24,14 @@ def write_plan(
     """The edits that leave exactly the `alive` classes, (classes,), and less of the layers whose weights are `thinned`."""
     thinned = thinned or {}
     kept = _thinned_dims(graph, thinned)
+    orders = reordered(graph, alive)
     slices = []
     for binding in graph.analysis.bindings.values():
+        order = orders.get((binding.name, binding.dim))
+        if order is not None:
+            if (np.diff(order) < 0).any():
+                slices.append(_slice(binding, order))
+            continue
         stays = kept.get((binding.name, binding.dim))
         keep = np.flatnonzero(alive[graph.labels[binding.ids]] if stays is None else stays)
         if len(keep) < len(binding.ids):
@@ -68,6 +75,7 @@ def write_plan(
             for product in graph.analysis.products.values()
             if (thin := thinned.get(product.weight or "")) is not None
         ),
+        widened=widened(graph, alive),
     )
 
 

@@ -145,12 +145,12 @@ def test_flattened_channel_owns_all_its_pixels() -> None:
 
 
 class Barrier(nn.Module):
-    """LayerNorm over the channel mixes all of it."""
+    """Softmax over the channel mixes all of it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Linear(16, 8)
-        self.norm = nn.LayerNorm(8)
+        self.norm = nn.Softmax(-1)
         self.two = nn.Linear(8, 6)
         self.three = nn.Linear(6, 4)
 
@@ -162,7 +162,39 @@ class Barrier(nn.Module):
 def test_unknown_operator_is_a_barrier_and_says_so() -> None:
     graph = ChannelGraph.trace(Barrier(), (torch.zeros(2, 3, 4, 4),))
     assert [f.name for f in graph.groups()] == ["two"]
-    assert any("layer_norm" in str(node.target) for node in graph.analysis.barriers)
+    assert any("softmax" in str(node.target) for node in graph.analysis.barriers)
+
+
+class Stream(nn.Module):
+    """What a transformer adds up: a class token, embeddings of positions and the outputs of its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 8)
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 4, 8))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.stem(x)], 1) + self.position
+        x = x + self.down(torch.relu(self.up(self.norm(x))))
+        y: Tensor = self.head(self.norm(x)[:, 0])
+        return y
+
+
+def test_norms_and_parameters_of_no_layer_belong_to_the_groups_of_their_stream() -> None:
+    model, x = Stream().eval(), torch.randn(2, 3, 5)
+    graph = ChannelGraph.trace(model, (x,))
+    stream = {family.name: family for family in graph.groups()}["stem"]
+    roles = {(m.parameter, m.dim): m.role for m in stream.members}
+    assert roles.pop(("token", 2)) == roles.pop(("position", 2)) == "producer"
+    assert roles.pop(("norm.weight", 0)) == roles.pop(("norm.bias", 0)) == "affine"
+    assert {key for key, role in roles.items() if role == "consumer"} == {
+        ("up.weight", 1),
+        ("head.weight", 1),
+    }
+    # The norm keeps its width: its own entries are not among the parameters that go.
+    assert stream.parameters_per_channel == (5 + 1) + (6 + 1) + 6 + 2 + 1 + 4
+    assert stream.macs_per_channel == 2 * (3 * 5 + 4 * 6 * 2 + 2)
 
 
 def test_trace_leaves_modes_and_weights_alone() -> None:

@@ -143,18 +143,43 @@ class LayerScale(nn.Module):
         return out
 
 
-class Normed(nn.Module):
-    """LayerNorm over the channel: a barrier between two layers that can shrink."""
+class Response(nn.Module):
+    """Each channel's norm over its positions, over the mean of all channels' (global response normalization)."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=(1, 2), keepdim=True)
+        out: Tensor = x + self.bias + self.weight * x * (size / (size.mean(-1, keepdim=True) + 1e-6))
+        return out
+
+
+class Normed(nn.Module):
+    """Norms over the channel, in front of two layers and between them."""
+
+    def __init__(self, width: int, inner: int, kind: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        self.inner = (nn.LayerNorm, nn.RMSNorm, Response)[kind](inner)
         self.one, self.two = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.two(F.gelu(self.one(self.norm(x.permute(0, 2, 3, 1)))))
+        y = self.two(F.gelu(self.inner(self.one(self.norm(x.permute(0, 2, 3, 1))))))
         out: Tensor = x + y.permute(0, 3, 1, 2)
         return out
+
+    def mask(self, draw: Draw) -> None:
+        """Zero some channels of the norm in between, with or without a bias, and most of them in front of it."""
+        weight, bias = self.inner.weight, getattr(self.inner, "bias", None)
+        rows = torch.rand(len(weight)) < 0.5
+        for value in (self.one.weight, self.one.bias, weight, bias if draw(2) else None):
+            if value is not None:
+                value[rows] = 0
+        rows[draw(len(rows))] = True  # and one that is zero, or scaled by zero, in one of them alone
+        for value in (self.one.weight, self.one.bias) if draw(2) else (weight,):
+            value[rows] = 0
 
 
 class Selective(nn.Module):
@@ -238,7 +263,7 @@ def _block(kind: int, width: int, draw: Draw) -> nn.Module:
         7: lambda: Pools(width),
         8: lambda: Attention(width, (1, 2)[draw(2)], bool(draw(2))),
         9: lambda: LayerScale(width),
-        10: lambda: Normed(width, 12),
+        10: lambda: Normed(width, 12, draw(3)),
         11: lambda: Selective(width),
         12: lambda: Standardized(width, width, 3),
         13: lambda: Uneven(width, (1, 2)[draw(2)]),
@@ -257,7 +282,11 @@ def mask(model: nn.Module, draw: Draw) -> None:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-0.5, 0.5)
             weight = getattr(module, "weight", None)
-            if not isinstance(weight, nn.Parameter) or isinstance(module, nn.LayerNorm):
+            if isinstance(module, Normed):
+                module.mask(draw)
+            if not isinstance(weight, nn.Parameter) or isinstance(
+                module, (nn.LayerNorm, nn.RMSNorm, Response)
+            ):
                 continue
             kind = draw(4)
             rows = torch.rand(weight.shape[0]) < 0.4

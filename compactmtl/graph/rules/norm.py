@@ -1,4 +1,4 @@
-"""Normalization: batch norm scales each channel; the others mix channels and keep them whole."""
+"""Normalization: batch norm scales each channel; norms over the channel can lose those that are zero."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from torch import fx
 from compactmtl.graph.analysis import Analysis, Rule, arguments
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags
+
+
+def scaled_by_zero(analysis: Analysis, weight: fx.Node | None) -> Flags:
+    """Which channels a norm's weight turns into constants."""
+    if weight is None:
+        return np.zeros(1, dtype=bool)
+    zero: Flags = (analysis.tensor(weight) == 0).cpu().numpy()
+    return zero
 
 
 class BatchNorm:
@@ -43,23 +51,16 @@ class BatchNorm:
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
         given = arguments(node)
-        return analysis.constant(given["input"]) | self._scaled_by_zero(analysis, given["weight"])
+        return analysis.constant(given["input"]) | scaled_by_zero(analysis, given["weight"])
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
         given = arguments(node)
-        analysis.use(given["input"], used & ~self._scaled_by_zero(analysis, given["weight"]))
+        analysis.use(given["input"], used & ~scaled_by_zero(analysis, given["weight"]))
 
     @staticmethod
     def _own_statistics(given: dict[str, Any]) -> bool:
         """Whether each channel is normalized over all of the batch that is there."""
         return bool(given["training"]) or given["running_mean"] is None
-
-    @staticmethod
-    def _scaled_by_zero(analysis: Analysis, weight: fx.Node | None) -> Flags:
-        if weight is None:
-            return np.zeros(1, dtype=bool)
-        zero: Flags = (analysis.tensor(weight) == 0).cpu().numpy()
-        return zero
 
 
 class InstanceNorm(BatchNorm):
@@ -74,11 +75,11 @@ class InstanceNorm(BatchNorm):
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
         given = arguments(node)
-        return analysis.zero(given["input"]) | self._scaled_by_zero(analysis, given["weight"])
+        return analysis.zero(given["input"]) | scaled_by_zero(analysis, given["weight"])
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
         given = arguments(node)
-        read = used & ~self._scaled_by_zero(analysis, given["weight"])
+        read = used & ~scaled_by_zero(analysis, given["weight"])
         # Another constant is divided by its own rounding: it is not to be trusted.
         analysis.use_exactly(given["input"], read)
 
@@ -87,17 +88,51 @@ class InstanceNorm(BatchNorm):
         return False
 
 
-class Mixing:
-    """Norms over the channel: removing one would change all others, so every channel stays."""
+class OverChannel:
+    """Norms over the channel alone: one that is zero adds nothing but to their number, which is kept (see `Wide`).
+
+    Removing any other would change all that are left. Without a mean (`centered`) zeros also stay zeros.
+    """
+
+    def __init__(self, centered: bool) -> None:
+        self._centered = centered
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        return "it normalizes over the channels together"
+        given = arguments(node)
+        axis = analysis.axis(given["input"])
+        reason = "it normalizes over the channels together"
+        if node in analysis.static or axis is None or not self._alone(analysis, given, axis):
+            return reason
+        for key in ("weight", "bias"):
+            own = None if given.get(key) is None else analysis.axis(given[key])
+            if own is not None and own.ids.shape == axis.ids.shape and analysis.is_static(given[key]):
+                analysis.space.union(own.ids, axis.ids)
+                analysis.mark(given[key], own.ids, "affine")
+            elif given.get(key) is not None:
+                return reason
+        analysis.counted[node] = axis.ids, reason
+        analysis.layouts[node] = (axis,)
+        return None
+
+    @staticmethod
+    def _alone(analysis: Analysis, given: dict[str, Any], axis: Axis) -> bool:
+        """Whether each position, or each image, is normalized over exactly this axis and its positions."""
+        if axis.ids.ndim != 1:
+            return False
+        if "num_groups" in given:
+            return given["num_groups"] == 1 and axis.dim == 1
+        return len(given["normalized_shape"]) == 1 and axis.dim == len(analysis.shape(given["input"])) - 1
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return np.zeros(0, dtype=bool)
+        given = arguments(node)
+        fixed = scaled_by_zero(analysis, given["weight"])
+        return np.broadcast_to(fixed, analysis.zero(given["input"]).shape) | (
+            np.zeros(1, dtype=bool) if self._centered else analysis.zero(given["input"])
+        )
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        return None  # a barrier uses all that it reads
+        # Each of its outputs depends on all of its inputs.
+        analysis.use_exactly(arguments(node)["input"], np.ones(1, dtype=bool))
 
 
 class WeightNorm:
@@ -133,5 +168,6 @@ RULES: dict[str, Rule] = {
     "batch_norm": BatchNorm(),
     "instance_norm": InstanceNorm(),
     "_weight_norm": WeightNorm(),
-    **dict.fromkeys(("layer_norm", "group_norm", "rms_norm"), Mixing()),
+    **dict.fromkeys(("layer_norm", "group_norm"), OverChannel(centered=True)),
+    "rms_norm": OverChannel(centered=False),
 }

@@ -43,6 +43,9 @@ class Concat:
         else:
             for piece in pieces[1:]:
                 analysis.space.union(pieces[0], piece)
+            for source, piece in zip(sources, pieces, strict=True):
+                if analysis.is_static(source):  # it writes the channel, such as a class token
+                    analysis.mark(source, piece, "producer")
             analysis.layouts[node] = (Axis(place, pieces[0]),)
         return None
 
@@ -53,8 +56,11 @@ class Concat:
         flags = []
         for source in sources:
             shape = [analysis.shape(source)[where] for where in axis.dims]
-            known = analysis.axis(source) is not None and not analysis.is_static(source)
-            flags.append(analysis.constant(source) if known else np.zeros(shape, dtype=bool))
+            if analysis.axis(source) is None:
+                flags.append(np.zeros(shape, dtype=bool))
+            else:
+                static = analysis.is_static(source)
+                flags.append(analysis.zero(source) if static else analysis.constant(source))
         if dim in axis.dims:
             return np.concatenate(flags, axis.dims.index(dim))
         together: Flags = np.logical_and.reduce(flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from compactmtl.graph.analysis import Analysis, Rule, operator, source_of
@@ -25,6 +26,16 @@ def _placed(analysis: Analysis, node: fx.Node, source: fx.Node) -> list[Axis]:
         else:
             analysis.space.pin(axis.ids)
     return placed
+
+
+def _own_size(analysis: Analysis, node: fx.Node, dim: int) -> int:
+    """How many entries a tensor has along a dimension, not counting those that `expand` repeats."""
+    size = analysis.shape(node)[dim]
+    if operator(node) in ("expand", "expand_as"):
+        before = analysis.shape(source_of(node))
+        dim -= len(analysis.shape(node)) - len(before)
+        size = min(size, before[dim] if dim >= 0 else 1)
+    return size
 
 
 class Pointwise:
@@ -56,13 +67,19 @@ class Pointwise:
                 analysis.space.union(main.ids, axis.ids.transpose(order).reshape(shape))
             else:
                 analysis.space.pin(axis.ids)
+        if leading and operator(node) in ("add", "sub"):
+            # What is added writes the channel, such as embeddings of positions.
+            for source in filter(analysis.is_static, sources):
+                for axis in placed[source]:
+                    if set(axis.dims) <= set(main.dims):
+                        analysis.mark(source, axis.ids, "producer")
         for source in sources:
             if any(set(axis.dims) <= set(main.dims) for axis in placed[source]):
                 continue  # entries that differ only in its other dimensions go together by now
             known = {dim for axis in placed[source] for dim in axis.dims}
             offset = _offset(analysis, node, source)
             for dim in main.dims:
-                full = dim >= offset and analysis.shape(source)[dim - offset] > 1
+                full = dim >= offset and _own_size(analysis, source, dim - offset) > 1
                 if full and dim not in known:
                     analysis.space.pin(main.ids)
         analysis.layouts[node] = (main,)
@@ -78,8 +95,14 @@ class Pointwise:
             if shape is not None:
                 flags &= analysis.constant(source).reshape(shape)
                 zero |= analysis.zero(source).reshape(shape)
+            elif (known := self._over_positions(analysis, node, source, axis)) is not None:
+                flags &= known[0]
+                zero |= known[0] & (known[1] == 0)
             elif not analysis.is_static(source) or analysis.tensor(source).numel() > 1:
                 flags[:] = False  # another tensor's value is mixed into every coordinate
+        if operator(node) == "div" and isinstance(node.args[0], fx.Node):
+            shape = self._spread(analysis, node, node.args[0], axis)
+            return flags if shape is None else flags | analysis.zero(node.args[0]).reshape(shape)
         return flags | zero if operator(node) == "mul" else flags
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
@@ -100,6 +123,18 @@ class Pointwise:
                         flags = flags & ~analysis.zero(other).reshape(its)
             broadcast = tuple(k for k, size in enumerate(shape) if size == 1)
             analysis.use(source, np.asarray(flags.any(axis=broadcast, keepdims=True)).reshape(own.ids.shape))
+
+    @staticmethod
+    def _over_positions(
+        analysis: Analysis, node: fx.Node, source: fx.Node, axis: Axis
+    ) -> tuple[Flags, NDArray[np.float64]] | None:
+        """Of a static tensor with entries for positions too, the channels that are uniform over them and their values."""
+        offset = _offset(analysis, node, source)
+        for own in analysis.layouts.get(source, ()) if analysis.is_static(source) else ():
+            moved = tuple(dim + offset for dim in own.dims)
+            if moved == axis.dims and own.ids.shape == axis.ids.shape:
+                return analysis.uniform(source, own)
+        return None
 
     @staticmethod
     def _spread(analysis: Analysis, node: fx.Node, source: fx.Node, axis: Axis) -> tuple[int, ...] | None:

@@ -96,6 +96,8 @@ class Reduction(_OneTensor):
         for axis in analysis.layouts.get(source, ()):
             if reduced & set(axis.dims):
                 if node not in analysis.static:
+                    if self._over_channel(analysis, node, axis, reduced):
+                        return None
                     return self._over_rows(analysis, node, axis, reduced)
                 analysis.space.pin(axis.ids)
                 continue
@@ -108,6 +110,21 @@ class Reduction(_OneTensor):
         else:
             analysis.layouts[node] = tuple(kept)
         return None
+
+    def _over_channel(self, analysis: Analysis, node: fx.Node, axis: Axis, reduced: set[int]) -> bool:
+        """Over all of the channel, and maybe positions: zeros add nothing, but that a mean counts them (see `Wide`)."""
+        if axis.dim is None or len(analysis.layouts[source_of(node)]) > 1:
+            return False
+        if not self._ignores_zeros(node):
+            if operator(node) != "mean":
+                return False
+            analysis.counted[node] = axis.ids, "it reduces over the channel"
+        analysis.layouts[node] = ()
+        return True
+
+    def _ignores_zeros(self, node: fx.Node) -> bool:
+        """Whether it gives the same with and without entries that are zero."""
+        return False
 
     @staticmethod
     def _over_rows(analysis: Analysis, node: fx.Node, axis: Axis, reduced: set[int]) -> str | None:
@@ -126,7 +143,9 @@ class Reduction(_OneTensor):
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
         source, gone = analysis.axis(source_of(node)), self._gone(analysis, node)
-        if source is None or not gone or analysis.axis(node) is None:
+        if source is not None and len(gone) == source.ids.ndim:
+            analysis.use_exactly(source_of(node), np.ones(1, dtype=bool))
+        elif source is None or not gone or analysis.axis(node) is None:
             super().used(analysis, node, used)
         else:
             spread = np.broadcast_to(np.expand_dims(used, gone), source.ids.shape)
@@ -137,8 +156,10 @@ class Reduction(_OneTensor):
         """Positions, among the dimensions of the source's axis, of those that are reduced."""
         source = analysis.axis(source_of(node))
         dims = arguments(node).get("dim")
-        if source is None or dims is None:
+        if source is None:
             return ()
+        if dims is None or dims == []:
+            return tuple(range(source.ids.ndim))
         rank = len(analysis.shape(source_of(node)))
         reduced = {int(dim) % rank for dim in ([dims] if isinstance(dims, int) else dims)}
         return tuple(k for k, dim in enumerate(source.dims) if dim in reduced)
@@ -165,10 +186,15 @@ class Sum(Reduction):
         return np.asarray(analysis.zero(source_of(node)).all(axis=self._gone(analysis, node)), dtype=bool)
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        if self._of_rows_alone(analysis, node):
+        if self._of_rows_alone(analysis, node) or analysis.axis(node) is None:
             super().used(analysis, node, used)
         else:
             _use_unless_zero(analysis, node, np.expand_dims(used, self._gone(analysis, node)))
+
+    def _ignores_zeros(self, node: fx.Node) -> bool:
+        given = arguments(node)
+        order = given.get("ord", given.get("p", 2))
+        return operator(node) == "sum" or (operator(node) != "prod" and (order is None or float(order) > 0))
 
     def _of_rows_alone(self, analysis: Analysis, node: fx.Node) -> bool:
         dims = arguments(node).get("dim")

@@ -117,8 +117,8 @@ class Reshape(Rearranged):
         ids = axis.ids.ravel()[positions]
         if ids.ndim > 1:
             analysis.space.grid(ids.reshape(-1, ids.shape[-1]))
-        if len(varying) > 1 or len(axis.dims) > 1:
-            analysis.sized[node] = ids
+        if len(varying) > 1 or len(axis.dims) > 1 or node in analysis.static:
+            analysis.sized[node] = ids  # of a parameter, whose sizes a forward may hold as numbers
         return tuple(other[k] for k in varying), positions
 
 

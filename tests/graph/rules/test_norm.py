@@ -1,9 +1,14 @@
-"""Normalization: batch and instance norm go with their channels, norms over the channel are barriers."""
+"""Normalization: batch and instance norm go with their channels, norms over the channel lose those that are zero."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
+from timm.layers.grn import GlobalResponseNorm
+from timm.layers.norm import LayerNorm2d, RmsNorm2d
+from timm.layers.norm_act import LayerNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
@@ -72,14 +77,118 @@ class LastDimension(nn.Module):
         (nn.GroupNorm(4, 8), "group_norm"),
         (nn.GroupNorm(1, 8), "group_norm"),
         (LastDimension(nn.LayerNorm(8)), "layer_norm"),
-        (LastDimension(nn.RMSNorm(8)), "rms_norm"),
         (nn.LayerNorm([8, 8, 8]), "layer_norm"),
     ],
 )
-def test_norms_over_the_channel_are_barriers_with_a_reason(norm: nn.Module, operator: str) -> None:
+def test_norms_over_the_channel_keep_what_they_make_vary_and_say_so(norm: nn.Module, operator: str) -> None:
     result = compacted(Between(norm), image())
-    assert shape(result, "first.weight")[0] == 8
+    assert shape(result, "first.weight")[0] == 8 and not result.plan.widened
     assert result.report.kept_whole["first"].startswith(f"{operator}: it normalizes over the channels")
+
+
+class Response(nn.Module):
+    """Each channel's norm over its positions, over the mean of all channels' (global response normalization)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(p=2, dim=(2, 3), keepdim=True)
+        share = size / (size.mean(dim=1, keepdim=True) + 1e-6)
+        y: Tensor = x + self.bias.view(1, -1, 1, 1) + self.weight.view(1, -1, 1, 1) * x * share
+        return y
+
+
+class Functional(nn.Module):
+    """A norm called as a function, by a module with nothing else in it or with a layer."""
+
+    def __init__(self, layer: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
+        self.layer = nn.Conv2d(8, 8, 1) if layer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.layer is None else self.layer(x)
+        y = F.layer_norm(
+            x.movedim(1, -1), self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), 1e-6
+        )
+        return F.silu(y.movedim(-1, 1))
+
+
+def _scaled(norm: nn.Module, dead: list[int], bias: float = 0.0) -> nn.Module:
+    """Random entries, and `dead` channels scaled by zero."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in norm.named_parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+                parameter[dead] = bias if name.endswith("bias") else 0.0
+    return norm
+
+
+_NORMS: dict[str, Callable[[], nn.Module]] = {
+    "layer_norm": lambda: LastDimension(nn.LayerNorm(8)),
+    "layer_norm_2d": lambda: LayerNorm2d(8),
+    "layer_norm_act": lambda: LayerNormAct2d(8, act_layer=nn.GELU),
+    "one_group": lambda: nn.GroupNorm(1, 8),
+    "rms_norm": lambda: LastDimension(nn.RMSNorm(8)),
+    "rms_norm_2d": lambda: RmsNorm2d(8),
+    "response": lambda: Response(8),
+    "response_timm": lambda: GlobalResponseNorm(8, channels_last=False),
+    "functional": lambda: Functional(layer=False),
+}
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+def test_zeros_that_norms_over_the_channel_scale_by_zero_go(bias: float) -> None:
+    """Channel 2 is zero, 1 and 5 are constants that are not; what the norm makes of 2 and 5 is constant."""
+    branches = [Between(_scaled(norm(), [2, 5], bias)) for norm in _NORMS.values()]
+    result = compacted(Side(branches), image())
+    left = {name: shape(result, f"branches.{index}.first.weight")[0] for index, name in enumerate(_NORMS)}
+    assert left == dict.fromkeys(_NORMS, 7)
+    assert len(result.plan.widened) == len(_NORMS)
+
+
+class Side(nn.Module):
+    """Models side by side: one trace serves them all."""
+
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [branch(x) for branch in self.branches]
+
+
+def test_a_root_mean_square_passes_zeros_whatever_its_weight() -> None:
+    result = compacted(Between(LastDimension(nn.RMSNorm(8))), image())
+    assert shape(result, "first.weight")[0] == 7
+
+
+def test_norms_without_a_module_of_their_own_are_barriers() -> None:
+    function = Functional(layer=True)
+    model = Between(_scaled(function, [2]))
+    kill(function.layer, zero=[2])
+    result = compacted(model, image())
+    assert shape(result, "function.layer.weight")[0] == 8 and not result.plan.widened
+    assert result.report.kept_whole["function.layer"].startswith(
+        "layer_norm: it normalizes over the channels"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        (lambda x: x * x.sum(1, keepdim=True), 7),
+        (lambda x: F.normalize(x, dim=1), 7),
+        (lambda x: x * x.mean(1, keepdim=True), 8),  # called where nothing can be widened
+        (lambda x: x * x.amax(1, keepdim=True), 8),
+    ],
+)
+def test_sums_over_the_channel_do_without_zeros(function: Callable[[Tensor], Tensor], left: int) -> None:
+    model = Between(function)
+    assert shape(compacted(model, image()), "first.weight")[0] == left
 
 
 class Tokens(nn.Module):

@@ -1,0 +1,48 @@
+"""Channels of a module that a forward may count with one number: kept in equal numbers, the number fits all of them.
+
+A forward that reshapes one tensor by the width of another, as in `B, N, C = x.shape` and `attention.reshape(B, N, C)`,
+runs only where both have lost as many channels. The traced graph does not say where a number comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.rules.shape import Reshape
+from compactmtl.graph.space import Flags, Ids
+from compactmtl.graph.wide import stack_of
+from compactmtl.surgery.counted import owner
+
+Tie = Sequence[Ids]  # each (channels,) or (heads, channels of one)
+
+
+def equal_counts(graph: ChannelGraph) -> list[Tie]:
+    """For each module whose own forward reshapes channels, all of as many channels that it handles."""
+    analysis = graph.analysis
+    reshaping = {owner(node) for node, rule in analysis.rules.items() if isinstance(rule, Reshape)}
+    rows: dict[tuple[str, int], dict[bytes, Ids]] = {}
+    for node in analysis.traced.calls:
+        # What its own calls, and those of the layers in it, read and give.
+        for path in list(stack_of(node).values())[-2:]:
+            for handled in (node, *analysis.tensors_in(node)) if path in reshaping else ():
+                axis = analysis.axis(handled)
+                if axis is None or analysis.is_static(handled):
+                    continue
+                own = rows.setdefault((path, axis.ids.size), {})
+                key = np.sort(graph.labels[axis.ids.ravel()]).tobytes()
+                if key not in own or axis.ids.ndim > own[key].ndim:
+                    own[key] = axis.ids
+    return [list(own.values()) for own in rows.values() if len(own) > 1]
+
+
+def keep_equal(graph: ChannelGraph, alive: Flags, tie: Tie) -> None:
+    """Keep as many of each as of the one that keeps most, adding to the heads that have the fewest."""
+    most = max(int(alive[graph.labels[ids]].sum()) for ids in tie)
+    for ids in tie:
+        classes = graph.labels[ids].reshape(-1, ids.shape[-1])
+        while int((kept := alive[classes]).sum()) < most:
+            head = int(np.where(kept.all(1), classes.size, kept.sum(1)).argmin())
+            alive[classes[head][~kept[head]][0]] = True
