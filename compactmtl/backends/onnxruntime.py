@@ -97,11 +97,12 @@ class OnnxRuntimeBackend(Backend):
 
 
 def _layers(model: Path, folder: Path, target: Target) -> dict[str, int]:
-    """The layers' precisions in the graph that the session made of the model."""
+    """The layers' precisions in the graph that the session made of the model; TensorRT's are those it was asked for."""
     import onnx
 
     written = folder / OPTIMIZED
-    return layer_precisions(onnx.load(written if written.exists() else model, load_external_data=False).graph)
+    graph = onnx.load(written if written.exists() else model, load_external_data=False).graph
+    return layer_precisions(graph, rewritten=target.provider != TENSORRT)
 
 
 def _session(

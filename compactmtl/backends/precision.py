@@ -28,8 +28,12 @@ class PrecisionError(MissingDependencyError):
     """A backend that runs a model in another precision than the target asks for."""
 
 
-def layer_precisions(graph: onnx.GraphProto) -> dict[str, int]:
-    """How many layers with weights run in which precision, in a graph as the runtime has rewritten it."""
+def layer_precisions(graph: onnx.GraphProto, *, rewritten: bool = True) -> dict[str, int]:
+    """How many layers with weights run in which precision, in a graph as the runtime has rewritten it.
+
+    A layer between Q/DQ pairs that the runtime has left standing runs in float32. In a graph as it was exported
+    (`rewritten` False) the pairs ask for int8, and that is what counts.
+    """
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     made = {name: node for node in graph.node for name in node.output}
     counts: Counter[str] = Counter()
@@ -41,7 +45,7 @@ def layer_precisions(graph: onnx.GraphProto) -> dict[str, int]:
             if name in types:
                 counts[_TYPES.get(types[name], "other")] += 1
             elif name in made and made[name].op_type == "DequantizeLinear":
-                counts["fp32"] += 1  # its weight is stored in int8 and multiplied in float
+                counts["fp32" if rewritten else "int8"] += 1
             elif name in made and made[name].op_type == "Cast":
                 counts[_TYPES.get(made[name].attribute[0].i, "other")] += 1
     return dict(counts)

@@ -31,7 +31,7 @@ from compactmtl.export.processing import Interface
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
 from compactmtl.train.files import new_folder, sha256_file
-from compactmtl.verify.accuracy import array_runner, evaluate, torch_runner
+from compactmtl.verify.accuracy import array_runner, evaluate, in_batches, torch_runner
 from compactmtl.verify.gates import check_gates, export_drops
 from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.parity import check_parity
@@ -45,6 +45,8 @@ from compactmtl.verify.result import (
 )
 
 DENSE, COMPACT = "dense", "compact"  # names in the latency table
+
+BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
 
 Progress = Callable[[str], None]
 
@@ -187,10 +189,13 @@ class _Scoring:
     def accuracy(self, runner: Runner, baseline: MultiTaskModel | None = None) -> AccuracyResult:
         """Of an opened artifact, with the dense baseline where there is one."""
         loader, tasks = self.data.loader, self.run.tasks
+        run = self.interface.runner(array_runner(runner))
+        sizes = BATCHES if self.target.onnx.dynamic_batch else ()
         return AccuracyResult(
             samples=self.data.samples,
             torch=self.reference,
-            artifact=evaluate(self.interface.runner(array_runner(runner)), loader, tasks),
+            artifact=evaluate(run, loader, tasks),
+            by_batch={size: evaluate(in_batches(run, size), loader, tasks) for size in sizes},
             baseline=None if baseline is None else evaluate(torch_runner(baseline), loader, tasks),
         )
 

@@ -101,6 +101,16 @@ def array_runner(runner: Runner) -> Run:
     return run
 
 
+def in_batches(run: Run, size: int) -> Run:
+    """`run` fed with at most `size` images at a time, whatever batch it is given."""
+
+    def chunked(image: Tensor) -> Mapping[str, Tensor]:
+        chunks = [run(image[start : start + size]) for start in range(0, len(image), size)]
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    return chunked
+
+
 def _check_shape(task: Task, output: Tensor, image: Tensor) -> None:
     stride = getattr(task, "stride", 1)  # an instance head's cells; every other map has the image's size
     size = tuple(-(-side // stride) for side in image.shape[-2:]) if task.dense else ()

@@ -98,12 +98,14 @@ def _parity(parity: ParityResult) -> Iterator[GateResult]:
 def export_drops(
     target: Target, tasks: Mapping[str, Scored], accuracy: AccuracyResult
 ) -> Iterator[GateResult]:
-    """Every metric of the artifact against the torch model's, within the target's bound."""
-    for task in accuracy.torch:
-        for metric in accuracy.torch[task]:
-            yield _drop(
-                tasks, task, metric, accuracy.artifact, accuracy.torch, target.accuracy.export_drop, "torch"
-            )
+    """Every metric of the artifact against the torch model's, within the target's bound; at each batch size tried."""
+    bound = target.accuracy.export_drop
+    measured = {"torch": accuracy.artifact}
+    measured |= {f"torch, at batch {size}": metrics for size, metrics in accuracy.by_batch.items()}
+    for against, values in measured.items():
+        for task in accuracy.torch:
+            for metric in accuracy.torch[task]:
+                yield _drop(tasks, task, metric, values, accuracy.torch, bound, against)
 
 
 def _compact_drop(

@@ -44,6 +44,7 @@ class AccuracyResult(Record):
     torch: TaskMetrics
     artifact: TaskMetrics
     baseline: TaskMetrics | None = None
+    by_batch: dict[int, TaskMetrics] = Field(default_factory=dict)  # the artifact's, where its batch is free
 
 
 class LatencyStats(Record):

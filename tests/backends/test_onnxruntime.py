@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from compactmtl.backends import get_backend
+from compactmtl.backends.precision import PrecisionError
 from compactmtl.config.target import Target
 from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
+from compactmtl.export.precision import apply_precision
+from tests.support.conv_onnx import images, write_conv
 from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
 
 CPU = Target(backend="onnxruntime")
@@ -131,3 +134,30 @@ def test_unknown_backend_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match="unknown backend 'onnx'") as caught:
         get_backend("onnx")
     assert "onnxruntime" in caught.value.hint
+
+
+def test_precision_that_the_provider_replaces_is_an_error(tmp_path: Path) -> None:
+    """The CPU provider runs a float16 graph in float32, between casts of its own, and says nothing."""
+    model = write_conv(tmp_path / "model.onnx")
+    half = CPU.model_copy(update={"precision": "fp16"})
+    apply_precision(model, half, [{"image": images(2)}])
+    with pytest.raises(PrecisionError, match=r"fp16 was asked for.*runs 3 layers in fp32") as caught:
+        BACKEND.open(model, half)
+    assert caught.value.exit_code == MISSING
+    with BACKEND.open(model, CPU) as runner:
+        assert runner.describe().layers == {"fp32": 3}
+
+
+def test_int8_is_proved_by_the_graph_that_runs_and_timed_by_layer(tmp_path: Path) -> None:
+    model = write_conv(tmp_path / "model.onnx")
+    int8 = CPU.model_copy(update={"precision": "int8"})
+    with pytest.raises(PrecisionError, match="int8 was asked for"):
+        BACKEND.open(model, int8)
+    apply_precision(model, int8, [{"image": images(2)}])
+    with pytest.raises(PrecisionError, match=r"fp32 was asked for.*3 layers in int8"):
+        BACKEND.open(model, CPU)
+    with BACKEND.open(model, int8) as runner:
+        assert runner.describe().layers == {"int8": 3}
+        times = runner.layer_times({"image": images()}, repeats=2)
+    assert {"QLinearConv", "QuantizeLinear"} <= {one.operator for one in times}
+    assert all(one.milliseconds >= 0 for one in times)

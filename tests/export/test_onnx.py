@@ -87,6 +87,14 @@ def test_free_batch_takes_any_batch(model: Small, image: Tensor, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_free_size_takes_any_size(model: Small, image: Tensor, tmp_path: Path) -> None:
+    path = export_onnx(model, image, tmp_path / "m.onnx", dynamic_batch=True, dynamic_size=True)
+    assert model_tensors(path)[0] == {"image": ("batch", 3, "height", "width")}
+    cases = [torch.randn(2, 3, height, width) for height, width in ((8, 8), (16, 12), (9, 11))]
+    assert check_parity(model, path, [image, *cases]).passed
+
+
+@pytest.mark.slow
 def test_external_data_and_back(model: Small, image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     export_onnx(model, image, path, external_data=True)

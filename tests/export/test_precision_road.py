@@ -76,7 +76,8 @@ def test_fp16_road_in_openvino_with_a_free_batch(tmp_path: Path) -> None:
         backend="openvino",
         precision="fp16",
         onnx=OnnxConfig(dynamic_batch=True, postprocess={"segmentation": "softmax"}),
-        parity=ParityConfig(tolerance=1e-2),
+        # an untrained model's depth varies by less than 1 % of its value, of which float16 has 11 bits
+        parity=ParityConfig(tasks={"depth": 0.2}),
         latency=LatencyConfig(batch=2, warmup=1, repeats=3),
         accuracy=AccuracyConfig(samples=3, export_drop=0.1),  # an untrained model's classes tie
     )
@@ -84,6 +85,7 @@ def test_fp16_road_in_openvino_with_a_free_batch(tmp_path: Path) -> None:
         pytest.skip("no openvino, or no fp16 on this processor")
     found = export_run(run, "half", target)
     assert [gate.passed for gate in found.gates if gate.gate == "parity"] == [True, True]
+    assert set(found.accuracy.by_batch) == {1, 3}
     assert found.latency.stats["model"].precision == "fp16"
     assert found.latency.stats["model fp32"].precision == "fp32"
 

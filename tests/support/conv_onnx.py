@@ -12,8 +12,10 @@ SIZE = 8
 OUTPUTS = ("logits", "map")
 
 
-def write_conv(path: Path, *, opset: int = 18, scale: float = 1.0, epsilon: float = 1e-3) -> Path:
-    """image (batch, 3, 8, 8) to logits (batch, 5) and map (batch, 4, 8, 8); the first filters times `scale`.
+def write_conv(
+    path: Path, *, opset: int = 18, scale: float = 1.0, epsilon: float = 1e-3, width: int = 4
+) -> Path:
+    """image (batch, 3, 8, 8) to logits (batch, 5) and map (batch, width, 8, 8); the first filters times `scale`.
 
     stem -> relu -> body -> residual (+ relu) -> map / epsilon -> logits: the division keeps the logits' scale.
     """
@@ -23,12 +25,14 @@ def write_conv(path: Path, *, opset: int = 18, scale: float = 1.0, epsilon: floa
         fan = int(np.prod(shape[1:]))
         return numpy_helper.from_array((rng.standard_normal(shape) / fan**0.5).astype(np.float32), name)
 
-    stem = np.multiply(numpy_helper.to_array(draw(4, 3, 3, 3, name="stem.weight")), scale, dtype=np.float32)
+    stem = np.multiply(
+        numpy_helper.to_array(draw(width, 3, 3, 3, name="stem.weight")), scale, dtype=np.float32
+    )
     weights = [
         numpy_helper.from_array(stem, "stem.weight"),
-        draw(4, name="stem.bias"),
-        draw(4, 4, 3, 3, name="body.weight"),
-        draw(5, 4, name="head.weight"),
+        draw(width, name="stem.bias"),
+        draw(width, width, 3, 3, name="body.weight"),
+        draw(5, width, name="head.weight"),
         draw(5, name="head.bias"),
         numpy_helper.from_array(np.array(epsilon, np.float32), "epsilon"),
     ]
@@ -47,7 +51,7 @@ def write_conv(path: Path, *, opset: int = 18, scale: float = 1.0, epsilon: floa
     inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])]
     outputs = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 5]),
-        helper.make_tensor_value_info("map", TensorProto.FLOAT, ["batch", 4, SIZE, SIZE]),
+        helper.make_tensor_value_info("map", TensorProto.FLOAT, ["batch", width, SIZE, SIZE]),
     ]
     graph = helper.make_graph(nodes, "conv", inputs, outputs, weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)

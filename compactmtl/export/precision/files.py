@@ -39,7 +39,10 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model; its weights beside it in `<name>.data` where they don't fit into one file."""
+    """Write the model; its weights beside it in `<name>.data` where they lay there, or don't fit into one file.
+
+    Tensors below 1 KB stay in the model file, for shapes are inferred from them.
+    """
     from compactmtl.export.onnx import data_file
 
     beside = data_file(path)

@@ -173,6 +173,21 @@ def test_tensorrt_layout_has_symmetric_pairs_and_float_biases(tmp_path: Path) ->
     assert all(not arrays[node.input[2]].any() for node in pairs)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_weights_in_a_file_of_their_own_stay_in_one(tmp_path: Path, precision: str) -> None:
+    path = write_conv(tmp_path / "model.onnx", width=24)  # what is below 1 KB stays in the model file
+    plain = copy(path)
+    model = onnx.load(path)
+    onnx.save_model(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    target = CPU.model_copy(update={"precision": precision})
+    lowered(path, target)
+    lowered(plain, target)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "other.onnx"]
+    ran = target if precision == "int8" else CPU
+    for name, array in outputs(path, ran).items():
+        np.testing.assert_array_equal(array, outputs(plain, ran)[name])
+
+
 def test_excluded_layer_stays_float(tmp_path: Path) -> None:
     path = write_conv(tmp_path / "model.onnx")
     config = Int8Config(exclude=("Gemm",))
