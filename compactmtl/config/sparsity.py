@@ -149,6 +149,16 @@ class SparsityConfig(Frozen):
                 f"groups: {self.groups} lie in one layer each and free nothing alone; "
                 f"{given[0]} needs coupled, block or attention_head"
             )
+        prune = self.prune
+        if prune is not None and prune.at >= 1:
+            raise ValueError("prune.at: 1 leaves no step to fine-tune in")
+        if prune is not None and prune.method == "group_norm" and prune.regularize >= prune.at:
+            raise ValueError(f"prune.regularize {prune.regularize} is not before prune.at {prune.at}")
+        if self.schedule is not None and not self.warmup <= self.schedule.full <= self.schedule.release:
+            raise ValueError(
+                f"λ rises from warmup {self.warmup} to schedule.full {self.schedule.full} and is 0 from "
+                f"schedule.release {self.schedule.release}: they come in this order"
+            )
         if not self.l1 and not self.l2:
             raise ValueError("l1 and l2 are both 0: there is no penalty")
         return self

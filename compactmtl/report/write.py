@@ -74,7 +74,8 @@ def write_collected(report: Report, samples: Sequence[SampleView], out: Path) ->
     else:
         (out / PREVIEW).unlink(missing_ok=True)  # of an earlier report, whose pictures these are not
     for run in report.runs:
-        write_card(run, report)
+        if Path(run.path).resolve() == out.resolve():  # other runs' folders are left alone
+            write_card(run, report)
     write_text(out / HTML, render(report, samples))
     return out / HTML
 

@@ -49,13 +49,17 @@ def select(
     costs: Sequence[float],
     cost: Cost,
     target: float,
+    sizes: Sequence[int] | None = None,
 ) -> list[Flags]:
     """The groups to remove, a bool array (n,) a family, so that the `cost` of the others is at most `target`.
 
     Groups go in rising order of importance / cost over all families; `dead` groups always go. `steps` holds
     each family's unit and least count (see `units`): counts left are multiples of the unit or the whole
-    family. Where even the least counts miss the target, all that may go goes.
+    family. Where some of a family's groups have left the model already, `sizes` says how many it had at first.
+    A unit that is not needed to meet the target, as the last one taken was large, stays, the most important first.
+    Where even the least counts miss the target, all that may go goes.
     """
+    sizes = [len(values) for values in importance] if sizes is None else sizes
     orders, scores, owners = [], [], []
     for index, (values, gone) in enumerate(zip(importance, dead, strict=True)):
         values = np.where(gone, -1.0, values)  # what is dead counts for nothing, whatever it once was worth
@@ -67,26 +71,56 @@ def select(
         scores.append(values[order[:removable]] / costs[index] if removable > 0 else np.empty(0))
         owners.append(np.full(max(removable, 0), index))
     queue = np.concatenate(owners)[np.argsort(np.concatenate(scores), kind="stable")]
+    lost = [size - len(order) for size, order in zip(sizes, orders, strict=True)]
+    least_cuts = [
+        _up(size, left + int(gone.sum()), *step) - left
+        for size, left, gone, step in zip(sizes, lost, dead, steps, strict=True)
+    ]
 
-    def removed(length: int) -> list[Flags]:
+    def cuts(length: int) -> list[int]:
         counts = np.bincount(queue[:length], minlength=len(orders))
-        flags = []
-        for order, gone, (unit, least), count in zip(orders, dead, steps, counts, strict=True):
-            size = len(order)
-            cut = max(_down(size, int(count), unit), _up(size, int(gone.sum()), unit, least))
-            out = np.zeros(size, dtype=bool)
-            out[order[:cut]] = True
-            flags.append(out)
-        return flags
+        return [
+            max(_down(size, left + int(count), unit) - left, least)
+            for size, left, count, (unit, _), least in zip(
+                sizes, lost, counts, steps, least_cuts, strict=True
+            )
+        ]
+
+    def meets(numbers: Sequence[int]) -> bool:
+        return cost([~flags for flags in _first(orders, numbers)]) <= target
 
     low, high = 0, len(queue)
     while low < high:
         middle = (low + high) // 2
-        if cost([~flags for flags in removed(middle)]) <= target:
+        if meets(cuts(middle)):
             high = middle
         else:
             low = middle + 1
-    return removed(low)
+    found = cuts(low)
+    if not meets(found):
+        return _first(orders, found)
+    worth = [
+        score[cut - 1] if 0 < cut <= len(score) else 0.0 for score, cut in zip(scores, found, strict=True)
+    ]
+    for index in np.argsort(worth, kind="stable")[::-1]:
+        unit, size = steps[index][0], sizes[index] - lost[index]
+        while found[index] > least_cuts[index]:
+            kept = min(((size - found[index]) // unit + 1) * unit, sizes[index])
+            fewer = [*found[:index], size - kept, *found[index + 1 :]]
+            if kept > size or fewer[index] < least_cuts[index] or not meets(fewer):
+                break
+            found = fewer
+    return _first(orders, found)
+
+
+def _first(orders: Sequence[NDArray[np.intp]], numbers: Sequence[int]) -> list[Flags]:
+    """Flags of the first so many of each order."""
+    flags = []
+    for order, number in zip(orders, numbers, strict=True):
+        out = np.zeros(len(order), dtype=bool)
+        out[order[:number]] = True
+        flags.append(out)
+    return flags
 
 
 def _down(size: int, count: int, unit: int) -> int:

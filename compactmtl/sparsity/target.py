@@ -66,7 +66,7 @@ class Target:
     ) -> list[Flags]:
         """The groups to remove for `share` of the reduction, see `select`."""
         bound = self.total * (1 - share * self.config.reduction)
-        return select(importance, dead, self.units, costs, self.cost, bound)
+        return select(importance, dead, self.units, costs, self.cost, bound, self._sizes)
 
     def _least(self) -> list[Flags]:
         flags = []

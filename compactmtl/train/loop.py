@@ -221,7 +221,9 @@ class Loop:
             }
             save_best(self.path / CHECKPOINTS / "best", session.weights(), summary)
         session.end_epoch()
+        start = time.perf_counter()
         session.shrink()
+        progress.epoch_seconds += time.perf_counter() - start
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.sparsity.selection import Flags, marginal_costs, select, units
@@ -67,6 +68,34 @@ def test_no_group_more_than_needed_goes() -> None:
         if flags.any():
             flags[np.flatnonzero(flags)[-1]] = False
     assert macs([~flags for flags in both]) > target
+
+
+def test_a_unit_that_is_not_needed_stays() -> None:
+    importance: list[NDArray[np.float64]] = [np.linspace(100, 115, 16), np.linspace(0, 15, 16)]
+    dead = [np.zeros(16, dtype=bool)] * 2
+
+    def cost(keep: Sequence[Flags]) -> float:  # a group of the first family costs ten of the second
+        return float(10 * keep[0].sum() + keep[1].sum())
+
+    # by importance alone 8 of the second go first, then 8 of the first, which meet the target without the others
+    chosen = select(importance, dead, [(8, 8)] * 2, [1.0, 1.0], cost, 10.0 * 8 + 16)
+    assert [int(flags.sum()) for flags in chosen] == [8, 0]
+
+
+def test_counts_left_are_multiples_of_the_unit_after_groups_have_left_too() -> None:
+    rng = np.random.default_rng(0)
+    importance = [rng.random(64), rng.random(64)]
+    dead = [np.argsort(np.argsort(importance[0])) < 23, np.zeros(64, dtype=bool)]
+
+    def cost(keep: Sequence[Flags]) -> float:
+        return float(keep[0].sum() + keep[1].sum())
+
+    masked = [64 - int(f.sum()) for f in select(importance, dead, [(8, 8)] * 2, [1.0, 1.0], cost, 100.0)]
+    left = [importance[0][~dead[0]], importance[1]]
+    gone = [np.zeros(len(values), dtype=bool) for values in left]
+    chosen = select(left, gone, [(8, 8)] * 2, [1.0, 1.0], cost, 100.0, sizes=[64, 64])
+    assert [len(f) - int(f.sum()) for f in chosen] == masked
+    assert all(count % 8 == 0 for count in masked)
 
 
 def test_cheap_channels_go_only_when_they_matter_less() -> None:

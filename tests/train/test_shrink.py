@@ -64,6 +64,7 @@ def test_it_changes_nothing_but_the_size(tiny: Make) -> None:
             torch.testing.assert_close(found, again, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_equal_and_its_checkpoints_are_whole(
     tiny: Make, tmp_path: Path, quiet: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
