@@ -13,6 +13,7 @@ from compactmtl.errors import ArtifactError, CompactError, TrainingError
 from compactmtl.export import export_run
 from compactmtl.sweep.jobs import Job, elsewhere
 from compactmtl.train import Run, TrainingInterrupted, compact_run, is_run, train
+from compactmtl.train.dry_run import check_recipe
 from compactmtl.train.probe import probe_run
 from compactmtl.train.run import check_compact, check_same_recipe
 
@@ -33,6 +34,7 @@ def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict
     folder to the reason. Raises TrainingInterrupted after Ctrl-C or SIGTERM, and what `train` raises where the recipe,
     the data or the folder are at fault.
     """
+    check_entries(jobs)
     failed: dict[str, str] = {}
     for number, job in enumerate(jobs, 1):
         console.print(f"[{number}/{len(jobs)}] {job.path}", highlight=False, markup=False, soft_wrap=True)
@@ -46,6 +48,22 @@ def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict
             continue
         finish(run, sweep, console)
     return failed
+
+
+def check_entries(jobs: Sequence[Job]) -> None:
+    """Build the session of every entry that has not begun, before the first of them trains for hours.
+
+    Raises what training would raise at its start, naming the entry.
+    """
+    first: dict[str, Job] = {}
+    for job in jobs:
+        if not is_run(job.path):
+            first.setdefault(job.entry, job)
+    for name, job in first.items() if len(first) > 1 else ():
+        try:
+            check_recipe(job.resolved.recipe)
+        except CompactError as error:
+            raise type(error)(f"entry {name}: {error.message}", error.hint) from error
 
 
 def finish(run: Run, sweep: SweepConfig, console: Console) -> None:

@@ -61,13 +61,25 @@ class DryRun:
         return (self.total_steps * self.seconds + self.diagonal_steps * self.diagonal_seconds) / 3600
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """Build a recipe's session and throw it away. Raises what training would raise at its start."""
+    recipe = _light(recipe)
+    with torch_settings(recipe):
+        build_session(recipe)
+
+
+def _light(recipe: Recipe) -> Recipe:
+    """The recipe without a cache of its data and without processes that load it."""
+    data = recipe.data.model_copy(update={"cache": "none", "workers": 0})
+    return recipe.model_copy(update={"data": data})
+
+
 def dry_run(recipe: Recipe) -> DryRun:
     """Build a recipe's session, train it on one batch and throw it away; nothing is written.
 
     Raises what training would raise at its start.
     """
-    data = recipe.data.model_copy(update={"cache": "none", "workers": 0})
-    recipe = recipe.model_copy(update={"data": data})
+    recipe = _light(recipe)
     with torch_settings(recipe):
         session = build_session(recipe)
         plain = plain_form(recipe, session.model)

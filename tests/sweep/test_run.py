@@ -84,6 +84,16 @@ def test_the_same_command_goes_on_and_writes_the_tables(
     assert "ours" in capsys.readouterr().out
 
 
+def test_an_entry_that_cannot_be_built_stops_the_sweep_before_it_begins(path: Path, tmp_path: Path) -> None:
+    path.write_text(
+        path.read_text() + "  wrong: {overrides: [overparam.kind=svd, overparam.rank=5000]}\n", "utf-8"
+    )
+    sweep = resolve_sweep(path).sweep
+    with pytest.raises(ConfigError, match="entry wrong: rank 5000 is out of range"):
+        run_sweep(sweep, plan_jobs(sweep, tmp_path / "runs"), quiet())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_failed_run_leaves_the_others(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = resolve_sweep(path).sweep
     jobs = plan_jobs(sweep, tmp_path / "runs", seeds=[0])
