@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +102,14 @@ def predict_samples(
     return [_sample(index, models, splits) for index in spread(len(dataset), count)]
 
 
+def below(identifier: str, root: str | None) -> str:
+    """A sample's file as it lies below the data's root: the rest of the path is of the machine that trained."""
+    for folder in () if root is None else (Path(root), Path(root).resolve()):
+        if Path(identifier).is_relative_to(folder):
+            return str(Path(identifier).relative_to(folder))
+    return identifier
+
+
 def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: ValSplits) -> SampleView:
     _, _, first = models[0]
     dataset = splits.dataset(first.recipe)
@@ -124,7 +133,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
             )
         )
     return SampleView(
-        identifier=dataset.identifier(index),
+        identifier=below(dataset.identifier(index), first.recipe.data.root),
         image=np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()),
         tasks=tuple(tasks),
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compactmtl.report.pictures import comparison_strip, data_uri
-from compactmtl.report.samples import SampleView, TaskSample, View, predict_samples, spread
+from compactmtl.report.samples import SampleView, TaskSample, View, below, predict_samples, spread
 from compactmtl.tasks import build_tasks
 from tests.support.synthetic_runs import (
     FACE_TASKS,
@@ -101,3 +101,15 @@ def test_a_strip_without_targets_has_no_column_for_them() -> None:
 def test_a_strip_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         comparison_strip([])
+
+
+@pytest.mark.parametrize(
+    ("identifier", "root", "expected"),
+    [
+        ("/data/UTKFace/1_0.jpg", "/data", "UTKFace/1_0.jpg"),
+        ("/data/UTKFace/1_0.jpg", "/other", "/data/UTKFace/1_0.jpg"),
+        ("scene 7", None, "scene 7"),
+    ],
+)
+def test_a_sample_is_named_below_the_datas_root(identifier: str, root: str | None, expected: str) -> None:
+    assert below(identifier, root) == expected
