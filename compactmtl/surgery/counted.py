@@ -74,8 +74,8 @@ def _changed(module: nn.Module, clear: dict[int, int], chance: Chance) -> dict[s
     for old, new in clear.items():
         names = [name for name, value in numbers if value == old]
         best = max((chance[type(module), name] for name in names), default=0.0)
-        best = max(best, 0.5)  # less often it holds the same number as a count by coincidence
-        found.update({name: new for name in names if chance[type(module), name] == best})
+        if best > 0.5:  # less often it holds the same number as a count by coincidence
+            found.update({name: new for name in names if chance[type(module), name] == best})
     for name, value in vars(module).items():
         several = isinstance(value, (list, tuple)) and len(value) > 0 and not name.startswith("_")
         if several and all(type(item) is int for item in value):

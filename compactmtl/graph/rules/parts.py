@@ -55,8 +55,10 @@ class Concat:
         assert axis is not None
         flags = []
         for source in sources:
-            shape = [analysis.shape(source)[where] for where in axis.dims]
             if analysis.axis(source) is None:
+                # the parts of a stack have a dimension less
+                along = dim in axis.dims
+                shape = [analysis.shape(source)[d] for d in axis.dims] if along else axis.ids.shape
                 flags.append(np.zeros(shape, dtype=bool))
             else:
                 static = analysis.is_static(source)

@@ -24,6 +24,10 @@ WHOLE: dict[str, tuple[int, Function]] = {
     ),
     "stack and sum": (7, lambda x: torch.stack([x, 2 * x], 1).sum(1)),
     "stack and mean": (5, lambda x: torch.stack([x, x.relu()], 2).mean(2)),
+    "stack, the channel last": (
+        5,
+        lambda x: torch.stack([x.movedim(1, -1), x.relu().movedim(1, -1)]).mean(0).movedim(-1, 1),
+    ),
     "stack and unbind": (5, lambda x: torch.add(*torch.stack([x, x.relu()], 0).unbind(0))),
     "select of images": (5, lambda x: torch.stack([x[0], x[-1]])),
     "select of positions": (5, lambda x: x[:, :, 0, 1][..., None, None]),
