@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.config.target import Target
-from compactmtl.errors import ArtifactError
+from compactmtl.errors import ArtifactError, MissingDependencyError
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -157,6 +157,12 @@ class Backend(ABC):
     @abstractmethod
     def availability(self, target: Target) -> Availability:
         """Probe without side effects; never raises."""
+
+    def require(self, target: Target) -> None:
+        """Raise MissingDependencyError, saying what is missing, where the backend can't run `target` here."""
+        found = self.availability(target)
+        if not found.available:
+            raise MissingDependencyError(f"backend {self.name} can't run here: {found.reason}", found.hint)
 
     def build(self, model: Path, target: Target) -> tuple[Path, ...]:
         """Make beforehand what `open` would make of a model file, beside it; the new files. By default nothing."""

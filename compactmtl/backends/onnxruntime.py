@@ -82,11 +82,7 @@ class OnnxRuntimeBackend(Backend):
         Raises MissingDependencyError where the provider can't be had, ArtifactError where the file is no
         model that ONNX Runtime can load.
         """
-        availability = self.availability(target)
-        if not availability.available:
-            raise MissingDependencyError(
-                f"backend onnxruntime can't run here: {availability.reason}", availability.hint
-            )
+        self.require(target)
         if not model.is_file():
             raise ArtifactError(f"{model} is not a file", "export the model first")
         with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from compactmtl.backends.base import Arrays, Availability, Backend, Description, LayerTime, Runner, TensorInfo
 from compactmtl.backends.precision import check_precision
 from compactmtl.config.target import Target
-from compactmtl.errors import ArtifactError, MissingDependencyError
+from compactmtl.errors import ArtifactError
 
 if TYPE_CHECKING:
     import openvino
@@ -67,11 +67,7 @@ class OpenVinoBackend(Backend):
         Raises MissingDependencyError where device or precision can't be had, ArtifactError where the file is
         no model that OpenVINO can read.
         """
-        availability = self.availability(target)
-        if not availability.available:
-            raise MissingDependencyError(
-                f"backend openvino can't run here: {availability.reason}", availability.hint
-            )
+        self.require(target)
         if not model.is_file():
             raise ArtifactError(f"{model} is not a file", "export the model first")
         runner = OpenVinoRunner(_compile(model, target), model, target)

@@ -127,12 +127,10 @@ class TensorRTBackend(Backend):
         return TensorRTRunner(Engine(loaded, runtimes, logger, facts, device), target)
 
     def _device(self, target: Target) -> CudaDevice:
-        availability = self.availability(target)
-        device, _ = cuda_device()
-        if not availability.available or device is None:
-            raise MissingDependencyError(
-                f"backend tensorrt can't run here: {availability.reason}", availability.hint
-            )
+        self.require(target)
+        device, reason = cuda_device()
+        if device is None:  # it went since
+            raise MissingDependencyError(f"no GPU is there: {reason}", "see `compactmtl doctor`")
         return device
 
 

@@ -345,19 +345,6 @@ def test_balancing_weights_really_learn(tmp_path: Path, tiny: Make, quiet: Quiet
     assert (state["session"]["balancer"]["log_variances"] != 0).all()
 
 
-@pytest.mark.parametrize("name", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
-def test_other_optimizers_and_a_fixed_strength(tmp_path: Path, tiny: Make, quiet: Quiet, name: str) -> None:
-    more = "\nsparsity: {strength: 10.0, warmup: 0.2}\n"
-    run = train(
-        tiny(f"train.optimizer.name={name}", "train.clip=1.0", "train.optimizer.lr=0.02", more=more),
-        tmp_path / "run",
-        console=quiet(),
-    )
-    report = run.log()[-2]["sparsity"]
-    assert report["strength"] == 10.0
-    assert report["groups_zero"] > 0 and report["macs_removable"] > 0
-
-
 @pytest.mark.parametrize("autocast", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_float32_weights(
     tmp_path: Path, tiny: Make, quiet: Quiet, autocast: str

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 
+from compactmtl.config import Resolved
 from compactmtl.config.recipe import OptimizerConfig, ScheduleConfig
+from compactmtl.train import train
 from compactmtl.train.optimizers import ONE_CYCLE_START, build_optimizer, build_schedule, rate
 
+Make = Callable[..., Resolved]
+Quiet = Callable[[], Console]
 Name = Literal["one_cycle", "cosine", "constant"]
 names = st.sampled_from(["one_cycle", "cosine", "constant"])
 
@@ -77,3 +84,16 @@ def test_a_group_keeps_its_own_weight_decay() -> None:
     optimizer.step()
     assert torch.equal(decayed.detach(), torch.full((3,), 0.95))
     assert torch.equal(free.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
+def test_other_optimizers_and_a_fixed_strength(tmp_path: Path, tiny: Make, quiet: Quiet, name: str) -> None:
+    more = "\nsparsity: {strength: 10.0, warmup: 0.2}\n"
+    run = train(
+        tiny(f"train.optimizer.name={name}", "train.clip=1.0", "train.optimizer.lr=0.02", more=more),
+        tmp_path / "run",
+        console=quiet(),
+    )
+    report = run.log()[-2]["sparsity"]
+    assert report["strength"] == 10.0
+    assert report["groups_zero"] > 0 and report["macs_removable"] > 0
