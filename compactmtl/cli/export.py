@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -75,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the loss against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
-    print(f"next: compactmtl report {opened.path}" + (f" --baseline {baseline.path}" if baseline else ""))
+    following = ["compactmtl", "report", str(opened.path)]
+    following += ["--baseline", str(baseline.path)] if baseline else []
+    print(f"next: {shlex.join(following)}")
     gates = {name: found.gates for name, found in verifications.items()}
     if errors:
         raise _combined(errors, [name for name, found in verifications.items() if not found.passed])

@@ -164,11 +164,18 @@ def _write(
     metadata: Mapping[str, str] | None,
     external_data: bool | None,
 ) -> None:
-    dimensions = {index: torch.export.Dim(name) for index, name in free.items()}
-    shapes = tuple(dimensions for _ in arguments) if free else None
+    names = {index: torch.export.Dim(name) for index, name in free.items()}
+    shapes = tuple(names for _ in arguments) if free else None
+    # A named size must hold for every number, and no network with a stride takes them all: the tracer finds the range.
+    traced_free = {index: torch.export.Dim.DYNAMIC if index else name for index, name in names.items()}
     try:
         # Traced here, not by the exporter, which on failure tries other ways and prints pages about each.
-        traced = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+        traced = torch.export.export(
+            module,
+            arguments,
+            dynamic_shapes=tuple(traced_free for _ in arguments) if free else None,
+            strict=False,
+        )
         program = torch.onnx.export(
             traced,
             dynamo=True,
@@ -196,6 +203,10 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Constraints violated"):
+        return lines[1].removeprefix("- ")[
+            :300
+        ]  # the first one; the line above only says that there are some
     return lines[0][:300] if lines else type(error).__name__
 
 
