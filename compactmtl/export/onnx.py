@@ -239,7 +239,7 @@ def _check_file(
     found_in, found_out = model_tensors(path)
     if len(free) > len(batch):  # how an output's size follows from the input's is the exporter's to say
         asked_out, found_out = (
-            {name: shape[:2] for name, shape in shapes.items()} for shapes in (asked_out, found_out)
+            {name: _sizeless(shape) for name, shape in shapes.items()} for shapes in (asked_out, found_out)
         )
     for what, asked, found in (("inputs", asked_in, found_in), ("outputs", asked_out, found_out)):
         if list(asked.items()) != list(found.items()):
@@ -252,6 +252,11 @@ def _check_file(
 
 def _expected(tensor: Tensor, free: Mapping[int, str]) -> Shape:
     return tuple(free.get(index, size) for index, size in enumerate(tensor.shape))
+
+
+def _sizeless(shape: Shape) -> Shape:
+    """Batch and channels of a map (B, C, H, W) or vector (B, C); of a class map (B, H, W) the batch."""
+    return (len(shape), *(shape[:1] if len(shape) == 3 else shape[:2]))
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:

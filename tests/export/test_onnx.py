@@ -109,6 +109,16 @@ def test_free_size_through_strides_and_windows_that_overhang(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_free_size_of_a_class_map(tmp_path: Path) -> None:
+    class ClassMap(nn.Conv2d):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image).argmax(dim=1)
+
+    path = export_onnx(ClassMap(3, 4, 1), torch.randn(1, 3, 8, 8), tmp_path / "m.onnx", dynamic_size=True)
+    assert model_tensors(path)[1] == {"output": (1, "height", "width")}
+
+
+@pytest.mark.slow
 def test_external_data_and_back(model: Small, image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     export_onnx(model, image, path, external_data=True)
