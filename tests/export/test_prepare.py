@@ -98,7 +98,9 @@ def test_the_int8_graph_meant_for_tensorrt_runs_on_the_cpu(run: Run) -> None:
     found = prepare_run(run, "int8", target)
     # its values are shown and not bounded: int8 is judged by the tasks' metrics
     assert found.graph is not None and found.graph.passed
-    images = list(Validation.load(run, target).images.split(1))  # noise lies beyond the calibrated ranges
+    images = list(
+        Validation.load(run, target).images[:, None]
+    )  # one by one; noise lies beyond the calibrated ranges
     with open_graph(run.path / "export" / "int8" / "model.onnx", target) as runner:
         graph = compare_outputs(run.load_compact(), runner, images, target, "graph")
     assert all(output.cosine > 0.9 for output in graph.outputs)
