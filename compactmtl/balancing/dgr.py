@@ -76,6 +76,10 @@ class DummyGradientNorm(nn.Module):
             task: DummyHeads(head, task, dummies, seed, activation=activation, initialization=initialization)
             for task, head in heads.items()
         }
+        self.attend(attention)
+
+    def attend(self, attention: nn.Module | None) -> None:
+        """Give heads of kind mtan this attention from now on."""
         self._attention = (attention,)  # in a tuple: not a part of this module
 
     def forward(

@@ -179,7 +179,8 @@ def balanced_backward(
     starts: list[Tensor] = []
     if at_features:
         ends += features
-        starts += [part.to(end.dtype) * scale for part, end in zip(direction.shared, features, strict=True)]
+        # scaled first: half precision would lose what is small
+        starts += [(part * scale).to(end.dtype) for part, end in zip(direction.shared, features, strict=True)]
     else:
         for parameter, part in zip(trained, direction.shared, strict=True):
             part = part.to(parameter.dtype)
