@@ -40,8 +40,8 @@ class DummyGradientNorm(nn.Module):
         initialization: of weights; "default" is each layer's own.
         attention: what heads of kind mtan are given; constant here.
 
-    Raises ConfigError where heads and losses are of other tasks, a count is not positive or a head's layer cannot draw
-    weights.
+    Raises ConfigError where heads and losses are of other tasks, a count is not positive, no head has a ReLU for
+    `activation`, or a head's layer cannot draw weights.
     """
 
     def __init__(
@@ -69,6 +69,13 @@ class DummyGradientNorm(nn.Module):
             raise ConfigError(
                 f"dummies {dummies}, epsilon {epsilon}, chunk {chunk}: each must be positive",
                 "see docs/balancing.md",
+            )
+        if activation is not None and not any(
+            isinstance(module, nn.ReLU) for head in heads.values() for module in head.modules()
+        ):
+            raise ConfigError(
+                f"activation {activation} of dummy heads: no head has a ReLU in its place",
+                "leave it out, or give the dummies a hidden layer (regularization.dgr.head.depth)",
             )
         self.mode, self.norm, self.epsilon, self._chunk = mode, norm, epsilon, chunk
         self._losses = dict(losses)

@@ -149,5 +149,5 @@ def test_dummies_use_the_attention_of_the_model_that_they_follow(tiny: Make) -> 
     after = regularizer.penalties(seen, total, 0)["dgr"].detach()
     assert not torch.equal(before, after)
     assert torch.equal(after, fresh.penalties(seen, total, 0)["dgr"].detach())
-    own, theirs = (one.pseudo.outputs(seen.features, (32, 48)) for one in (regularizer, fresh))
+    own, theirs = (pseudo.outputs(seen.features, (32, 48)) for pseudo in (regularizer.pseudo, fresh.pseudo))
     assert all(torch.equal(own[task][0], theirs[task][0]) for task in own)
