@@ -109,7 +109,7 @@ def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:
 
 
 def _available() -> dict[str, Target]:
-    """Every named target whose backend can run it here; says which were left out, and why."""
+    """Every named target but examples whose backend can run it here; says which were left out, and why."""
     from compactmtl.backends import get_backend
     from compactmtl.config import list_targets, load_target
     from compactmtl.errors import MissingDependencyError
@@ -118,6 +118,8 @@ def _available() -> dict[str, Target]:
     left_out: list[str] = []
     for entry in list_targets():
         target = load_target(entry.name)
+        if target.example:
+            continue
         availability = get_backend(target.backend).availability(target)
         if availability.available:
             found[entry.name] = target

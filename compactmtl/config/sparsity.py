@@ -65,6 +65,11 @@ class SelectiveConfig(ReductionConfig):
     cost_power: NonNegative = Field(
         1.0, description="channels go by importance over cost to this power; 0: by importance alone"
     )
+    cost_of: Literal["left", "whole"] = Field(
+        "left",
+        description="a channel costs what it takes away from the network that is left, or from the whole network: with the "
+        "first, layers that read a layer grown narrow become cheap and stay wide",
+    )
 
 
 class ControllerConfig(ReductionConfig):

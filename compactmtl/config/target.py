@@ -87,6 +87,7 @@ class Target(Frozen):
     parity: ParityConfig = ParityConfig()
     accuracy: AccuracyConfig = AccuracyConfig()
     latency: LatencyConfig = LatencyConfig()
+    example: bool = Field(False, description="to be copied and changed: `all-available` leaves it out")
     max_megabytes: Positive | None = Field(None, description="gate on the model file's size")
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compactmtl.backends.torch import named_outputs
 from compactmtl.errors import ArtifactError
+from compactmtl.export.naming import name_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -187,6 +188,7 @@ def _write(
     for node in program.model.graph:
         for key in PRIVATE_METADATA:
             node.metadata_props.pop(key, None)
+    name_nodes(program.model.graph)
     program.model.metadata_props.update(dict(metadata or {}))
     program.save(path, external_data=external_data)
 

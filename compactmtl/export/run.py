@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-from torch import Tensor
 
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.machine import package_versions
@@ -25,15 +22,16 @@ from compactmtl.export.bundle import (
     write_bundle,
     write_verification,
 )
+from compactmtl.export.maps import write_error_maps
 from compactmtl.export.onnx import Shape, data_file, model_tensors, tensor_dtypes
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.processing import Interface
+from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
 from compactmtl.train.files import new_folder, sha256_file
 from compactmtl.verify.accuracy import array_runner, evaluate, in_batches, torch_runner
 from compactmtl.verify.gates import check_gates, export_drops
-from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.parity import check_parity
 from compactmtl.verify.result import (
     AccuracyResult,
@@ -43,8 +41,6 @@ from compactmtl.verify.result import (
     TaskMetrics,
     Verification,
 )
-
-DENSE, COMPACT = "dense", "compact"  # names in the latency table
 
 BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
 
@@ -102,10 +98,11 @@ def export_run(
             progress(f"measuring latency, {target.latency.repeats} rounds")
             subject = COMPACT if run.has_compact else "model"
             models = {DENSE: dense, subject: model}
-            latency = _latency(run, models, runner, example, target, stack)
+            latency, measured = measure_artifact(run, models, path, runner, example, target)
+            maps = write_error_maps(folder, interface.wrap(model), runner, interface.feed(example))
         verification = _verification(
             target_name, target, run, bundle.sha256, bundle.megabytes, subject, parity, accuracy, latency
-        )
+        ).model_copy(update={"measured": measured, "error_maps": maps})
         write_verification(folder, verification)
     return verification
 
@@ -210,39 +207,6 @@ class Scoring:
         with opener(path, self.target) as runner:
             found = self.accuracy(runner)
         return tuple(gate for gate in export_drops(self.target, self.run.tasks, found) if not gate.passed)
-
-
-def _latency(
-    run: Run,
-    models: Mapping[str, MultiTaskModel | None],
-    runner: Runner,
-    example: Tensor,
-    target: Target,
-    stack: ExitStack,
-) -> LatencyResult:
-    """Paired on the same backend: the dense model, the artifact and, for a lower precision, its float32 form.
-
-    The dense model is in the artifact's precision, int8 with every layer quantized: what surgery gains. The
-    float32 form of the artifact tells what precision gains.
-    """
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
-
-    def opened(name: str, model: MultiTaskModel, target: Target) -> Runner:
-        path = folder / name / MODEL_FILE
-        build_artifact(run, model, example, path, target, {})
-        return stack.enter_context(get_backend(target.backend).open(path, target))
-
-    dense = models[DENSE]
-    (subject,) = set(models) - {DENSE}
-    runners: dict[str, Runner] = {}
-    if dense is not None:
-        runners[DENSE] = opened(DENSE, dense, target)
-    runners[subject] = runner
-    if target.precision != "fp32" and (model := models[subject]) is not None:
-        single = target.model_copy(update={"precision": "fp32"})
-        runners[f"{subject} fp32"] = opened("fp32", model, single)
-    inputs = interface_of(run, target).feed(example)
-    return measure_latency(runners, inputs, warmup=target.latency.warmup, repeats=target.latency.repeats)
 
 
 def _verification(

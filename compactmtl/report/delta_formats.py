@@ -79,6 +79,9 @@ def grid(report: Report) -> Grid:
     for quantity, name in (("parameters", "parameters"), ("macs", "MACs")):
         spreads = [getattr(row, quantity) for row in rows]
         columns.append(_column("", name, "", False, spreads, _counts))
+    if any(row.faster for row in rows):
+        spreads = [row.faster for row in rows]
+        columns.append(_column("", "faster", "×", True, spreads, lambda one: _plus_minus(one, 1, 2)))
     if report.sweep is not None:
         spreads = [row.seconds for row in rows]
         columns.append(_column("", "training", "s", False, spreads, lambda one: _plus_minus(one, 1, 0)))
@@ -221,6 +224,8 @@ def _caption(report: Report) -> str:
         parts.append("mean ± standard deviation over runs")
     if table.reference is not None:
         parts.append(f"Δm against {table.reference}")
+    if any(row.faster for row in table.rows):
+        parts.append("faster: the dense model's latency over the export's, paired on the same target")
     if report.single_task_runs:
         parts.append("sizes of the single-task networks added up")
     return "; ".join(parts)

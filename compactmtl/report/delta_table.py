@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from compactmtl.report.model import DeltaRow, DeltaTable, RunView, Size, Spread, Stage
 from compactmtl.report.reference import settings
+from compactmtl.report.table import subject_latency
 
 if TYPE_CHECKING:
     from compactmtl.report.reference import Reference
@@ -116,8 +117,21 @@ def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, trai
         delta_m=Spread.of(known) if reference is not None and len(known) == len(gains) else None,
         parameters=_size([stage.size for stage in stages], "parameters"),
         macs=_size([stage.size for stage in stages], "macs"),
+        faster=_faster([view for view, _ in group], stages[0].label),
         seconds=_seconds([view for view, _ in group]),
     )
+
+
+def _faster(views: Sequence[RunView], form: str) -> Spread | None:
+    """How much faster an export is than the dense model that it was timed against, where all runs have that."""
+    found = []
+    for view in views:
+        latencies = [one.verification.latency for one in view.exports if f"exported, {one.target}" == form]
+        for latency in latencies:
+            name, _ = subject_latency(latency)
+            if name != latency.reference and name in latency.paired_speedup:
+                found.append(latency.paired_speedup[name])
+    return Spread.of(found) if found and len(found) == len(views) else None
 
 
 def _seconds(views: Sequence[RunView]) -> Spread | None:

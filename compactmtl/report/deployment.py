@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from compactmtl.report import figures
 from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, PreparedView, Report, RunView
 from compactmtl.report.table import MISSING, NOTHING, Cell, Row, Table, speedup_cell, subject_latency
+
+MARKERS = "os^DvPX*"  # one a model
 
 
 @dataclass(frozen=True)
@@ -117,18 +120,26 @@ def front(found: Sequence[Point]) -> list[Point]:
 
 
 def pareto(found: Sequence[Point], key: str) -> str | None:
-    """Δm against latency, a color a target, a line through each target's front; none below two points."""
+    """Δm against latency, a color a target, a marker a model, a line through each target's front; none below two points."""
     if len(found) < 2:
         return None
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
+    models = list(dict.fromkeys(one.label for one in found))
+    markers = dict(zip(models, itertools.cycle(MARKERS), strict=False))
+    by_target: Mapping[str, list[Point]] = {
+        setting: [one for one in found if one.setting == setting]
+        for setting in dict.fromkeys(one.setting for one in found)
+    }
+    handles = [
+        Line2D([], [], color=figures.INK, marker=marker, linestyle="none", label=model)
+        for model, marker in markers.items()
+    ]
     with figures.style(key):
-        figure = Figure(figsize=(figures.WIDTH, 3.2), layout="constrained")
+        height = 3.2 + 0.2 * ((len(by_target) + 1) // 2 + (len(models) + 1) // 2)
+        figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
-        by_target: Mapping[str, list[Point]] = {
-            setting: [one for one in found if one.setting == setting]
-            for setting in dict.fromkeys(one.setting for one in found)
-        }
         for color, (setting, group) in zip(figures.cycle(len(by_target)), by_target.items(), strict=True):
             edge = front(group)
             axes.plot(
@@ -139,26 +150,14 @@ def pareto(found: Sequence[Point], key: str) -> str | None:
                 drawstyle="steps-post",
                 alpha=0.6,
             )
-            axes.plot(
-                [one.milliseconds for one in group],
-                [100 * one.gain for one in group],
-                color=color,
-                marker="o",
-                linestyle="none",
-                markersize=6,
-                label=setting,
-            )
             for one in group:
-                axes.annotate(
-                    one.label,
-                    (one.milliseconds, 100 * one.gain),
-                    xytext=(5, 4),
-                    textcoords="offset points",
-                    fontsize=8,
+                axes.plot(
+                    one.milliseconds, 100 * one.gain, color=color, marker=markers[one.label], markersize=7
                 )
-        axes.margins(x=0.18, y=0.15)
+            handles.append(Line2D([], [], color=color, linewidth=3, label=setting))
+        axes.margins(0.1, 0.15)
         axes.set_xlabel("latency, median, ms")
         axes.set_ylabel("Δm (%)")
         axes.axhline(0, color=figures.INK, alpha=0.3, linewidth=0.6)
-        figure.legend(loc="outside upper left", ncols=2)
+        figure.legend(handles=handles, loc="outside upper left", ncols=2)
         return figures.svg(figure, key)

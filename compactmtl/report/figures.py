@@ -63,7 +63,7 @@ def layer_channels(layers: Sequence[LayerChange], key: str) -> str:
                 va="center",
                 fontsize=8,
             )
-        axes.set_yticks(rows, [_shortened(layer.name) for layer in layers], fontsize=8)
+        axes.set_yticks(rows, [shortened(layer.name) for layer in layers], fontsize=8)
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.set_xlim(0, max(before) * 1.22)
         axes.set_xlabel("output channels")
@@ -246,7 +246,7 @@ def _whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
-def _shortened(name: str, longest: int = 30) -> str:
+def shortened(name: str, longest: int = 30) -> str:
     """The end of a long dotted name, which tells layers apart."""
     return name if len(name) <= longest else "…" + name[-(longest - 1) :]
 

@@ -6,14 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 import compactmtl
-from compactmtl.report import delta_formats, deployment, figures, sparsity_figures, table
+from compactmtl.report import delta_formats, deployment, export_figures, figures, sparsity_figures, table
 from compactmtl.report import format as fmt
-from compactmtl.report.model import Report, RunView, Stage, TaskView
+from compactmtl.report.model import ExportView, Report, RunView, Stage, TaskView
 from compactmtl.report.paired import paired_cells
 from compactmtl.report.pictures import data_uri
 from compactmtl.report.samples import SampleView, TaskSample, View
@@ -44,6 +45,8 @@ class RunPage:
     view: RunView
     layers: Drawing | None
     latency: tuple[Drawing, ...]
+    layer_times: tuple[Drawing | None, ...]
+    errors: tuple[tuple[export_figures.ErrorPicture, ...], ...]
     curves: tuple[Drawing, ...]
     sparsity: Drawing | None
     pattern: tuple[Drawing, ...]
@@ -133,14 +136,15 @@ def _headlines(run: RunView, report: Report) -> list[Headline]:
             continue
         change = getattr(smallest, quantity) / getattr(reference, quantity) - 1
         headlines.append(Headline(fmt.signed_percent(change), label, "good" if change < 0 else ""))
-    latency = table.current_latency(run)
-    if latency is None:
+    export = table.current_export(run)
+    if export is None:
         headlines.append(Headline(fmt.NOT_RUN, "latency", "missing"))
     else:
+        latency = export.verification.latency
         name, _ = table.subject_latency(latency)
         cell = table.speedup_cell(latency.speedup[name])
         value, _, word = cell.text.partition(" ")
-        headlines.append(Headline(value, f"{word} (median latency)", cell.tone))
+        headlines.append(Headline(value, f"{word} (median latency, {export.target})", cell.tone))
     if report.delta_reference:
         delta = run.final.delta_m
         headlines.append(
@@ -182,6 +186,13 @@ def _page(run: RunView, number: int, report: Report) -> RunPage:
             )
             for index, export in enumerate(run.exports)
         ),
+        layer_times=tuple(
+            _layer_times(export, f"{key}-times{index}") for index, export in enumerate(run.exports)
+        ),
+        errors=tuple(
+            export_figures.error_pictures(export.verification, Path(run.path) / "export" / export.target)
+            for export in run.exports
+        ),
         curves=tuple(_curves(run, report, key)),
         sparsity=_sparsity(run, f"{key}-sparsity"),
         pattern=tuple(_pattern(run, key)),
@@ -199,6 +210,20 @@ def _layers(run: RunView, key: str) -> Drawing | None:
         f"Bars of output channels of {len(layers)} layers: {before} before surgery, {after} after. "
         "The table below holds every number.",
         "Output channels of each layer before and after surgery",
+    )
+
+
+def _layer_times(export: ExportView, key: str) -> Drawing | None:
+    models, rows = export_figures.layer_times(export.verification.measured)
+    if not rows:
+        return None
+    sums = {model: sum(row.milliseconds[index] for row in rows) for index, model in enumerate(models)}
+    told = ", ".join(f"{model} {fmt.milliseconds(total)}" for model, total in sums.items())
+    slowest = max(rows, key=lambda row: max(row.milliseconds)).name
+    return Drawing(
+        Markup(export_figures.layer_bars(models, rows, key)),
+        f"Bars of milliseconds of {len(rows)} layers on {export.target}; in all {told}; the slowest is {slowest}",
+        f"Milliseconds of each layer as {export.target} runs it, by its own profile; in all {told}",
     )
 
 

@@ -268,6 +268,7 @@ class DeltaRow(Frozen):
     delta_m: Spread | None
     parameters: Spread | None
     macs: Spread | None
+    faster: Spread | None = None  # latency of the dense model / of the export, paired round by round
     seconds: Spread | None = None  # of training, validation apart
 
 

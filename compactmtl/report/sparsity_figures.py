@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compactmtl.report.figures import COLORS, _shortened, _whole_ticks, style, svg
+from compactmtl.report.figures import COLORS, _whole_ticks, shortened, style, svg
 from compactmtl.report.model import Epoch
 
 _WIDTH = 4.8
@@ -30,7 +30,7 @@ def zero_pattern(epochs: Sequence[Epoch], key: str) -> str | None:
             for one, share in zip(found, values, strict=True):
                 if share > 0:  # a rectangle as high as the share of the row that is gone
                     axes.bar(one.epoch, -0.9 * share, width=0.9, bottom=row + 0.45, color=COLORS[0])
-        axes.set_yticks(range(len(names)), [_shortened(name) for name in names], fontsize=8)
+        axes.set_yticks(range(len(names)), [shortened(name) for name in names], fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(found[0].epoch - 0.6, found[-1].epoch + 0.6)
         for row, share in enumerate(shares[:, -1]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, Report, RunView, Stage, TaskView
-from compactmtl.verify.result import LatencyResult, LatencyStats
+from compactmtl.verify.result import SINGLE, LatencyResult, LatencyStats
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -185,12 +185,16 @@ def _size_change(value: int, reference: int) -> Cell:
 
 
 def subject_latency(result: LatencyResult) -> tuple[str, LatencyStats]:
-    """The measured model that is not the reference; the reference itself where it is alone."""
-    name = next((name for name in result.stats if name != result.reference), result.reference)
+    """The artifact: the measured model that is not the reference, or the reference where no dense model was measured.
+
+    The float32 form of an artifact of lower precision, which is measured beside it, is not it.
+    """
+    others = [name for name in result.stats if name != result.reference and not name.endswith(SINGLE)]
+    name = others[0] if others else result.reference
     return name, result.stats[name]
 
 
-def _current_export(run: RunView) -> ExportView | None:
+def current_export(run: RunView) -> ExportView | None:
     """The last export that is of the model the run holds now."""
     current = {stage.label for stage in run.stages if stage.form == "exported" and stage.metrics is not None}
     return next((one for one in reversed(run.exports) if f"exported, {one.target}" in current), None)
@@ -198,7 +202,7 @@ def _current_export(run: RunView) -> ExportView | None:
 
 def current_latency(run: RunView) -> LatencyResult | None:
     """The latency measured with the run's last current export."""
-    export = _current_export(run)
+    export = current_export(run)
     return export.verification.latency if export else None
 
 
@@ -220,7 +224,7 @@ def _is_reference(column: _Column, subject: RunView) -> bool:
     Without a baseline an export is timed against its own run's trained form. With one it holds that model's
     metrics, which tell it: the same weights give the same metrics to float rounding, other weights don't.
     """
-    export = _current_export(subject)
+    export = current_export(subject)
     if column.stage.form != "trained" or export is None:
         return False
     latency, theirs = export.verification.latency, export.verification.accuracy.baseline

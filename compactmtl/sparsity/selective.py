@@ -90,6 +90,7 @@ class SelectiveShrinking(Control):
         self.timetable = Timetable(start, max(end - max(round(SETTLE * (end - start)), 1), start), end)
         self.target = Target(groups, config, align, "selective")
         self._bind(groups)
+        self._whole = marginal_costs(self.target.cost, groups.whole()) if config.cost_of == "whole" else None
         self._steps = 0
         self._view: OptimizerView | None = None
         self._importance = [
@@ -189,10 +190,8 @@ class SelectiveShrinking(Control):
 
     def _choose(self) -> None:
         left = [~flags for flags in as_flags(self._chosen)]
-        power = self.config.cost_power
-        costs = [
-            max(cost, 0.0) ** power if cost > 0 else 0.0 for cost in marginal_costs(self.target.cost, left)
-        ]
+        found = self._whole if self._whole is not None else marginal_costs(self.target.cost, left)
+        costs = [cost**self.config.cost_power if cost > 0 else 0.0 for cost in found]
         chosen = self.target.choose(
             self._worth(), as_flags(self._dead), costs, self.timetable.share(self._steps)
         )

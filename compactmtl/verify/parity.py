@@ -97,9 +97,9 @@ def _compare(
     tallies: dict[str, _Tally] = {}
     samples = 0
     for case in cases:
-        arguments = (case,) if isinstance(case, Tensor) else case
+        arguments = as_arguments(case)
         samples += len(arguments[0])
-        reference = _reference(model, arguments, output_names)
+        reference = reference_outputs(model, arguments, output_names)
         artifact = runner.run(to_arrays(runner, arguments))
         check_structure(reference, artifact, where)
         check_finite(reference, artifact, where)
@@ -117,9 +117,15 @@ def _tolerance(name: str, target: Target, tolerance: float | None) -> float:
     return target.tolerance(name)
 
 
-def _reference(
-    model: nn.Module, arguments: tuple[Tensor, ...], output_names: Sequence[str] | None
+def as_arguments(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Positional arguments of a model."""
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
+
+
+def reference_outputs(
+    model: nn.Module, arguments: tuple[Tensor, ...], output_names: Sequence[str] | None = None
 ) -> dict[str, NDArray[Any]]:
+    """The module's outputs by name, without gradients, on its own device."""
     device = device_of(model)
     with torch.inference_mode():
         outputs = named_outputs(model(*(argument.to(device) for argument in arguments)), output_names)
@@ -176,6 +182,16 @@ def check_finite(
                 )
 
 
+def scale_of(low: float, high: float) -> float:
+    """What differences of outputs between `low` and `high` are a share of: the range.
+
+    A constant has none: its magnitude is the scale, and 1 where it is zero throughout. A range below 1 % of the
+    magnitude is too fine for float32, whose steps are 1e-7 of the value.
+    """
+    magnitude, span = max(abs(low), abs(high)), high - low
+    return max(span, magnitude / 100) if span else magnitude or 1.0
+
+
 class _Tally:
     """Differences, range and cosine of one output, accumulated over all cases in float64."""
 
@@ -199,11 +215,7 @@ class _Tally:
         self.artifact_square += float(b @ b)
 
     def result(self, name: str, tolerance: float) -> OutputParity:
-        # A constant reference has no range: its magnitude is the scale, and 1 where it is zero throughout.
-        # A range below 1 % of the magnitude is too fine for float32, whose steps are 1e-7 of the value.
-        magnitude = max(abs(self.low), abs(self.high))
-        span = self.high - self.low
-        scale = max(span, magnitude / 100) if span else magnitude or 1.0
+        scale = scale_of(self.low, self.high)
         norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
         both_zero = self.reference_square == self.artifact_square == 0.0
         # A class is right or wrong: the share that differs counts, not by how many class numbers.

@@ -24,7 +24,7 @@ from compactmtl.verify.energy import energy_per_run
 from compactmtl.verify.latency import Fed, measure_latency
 from compactmtl.verify.memory import peak_memory
 from compactmtl.verify.noise import noise_for
-from compactmtl.verify.result import LatencyStats, LayerCost, PhaseTimes, Profile, SubjectProfile
+from compactmtl.verify.result import LatencyStats, LayerCost, Measured, PhaseTimes, Profile, SubjectProfile
 
 PHASE_RUNS = 50
 
@@ -69,17 +69,33 @@ def profile(
         repeats=options.repeats,
     )
     progress("throughput at batch " + ", ".join(map(str, options.batches)))
+    found = measure(subjects, options, progress)
+    return Profile(
+        latency=latency,
+        subjects={
+            name: SubjectProfile(
+                path=str(one.path),
+                sha256=_sha256(one.path),
+                target=f"{one.target.backend}, {one.target.precision}",
+                **dict(found[name]),
+            )
+            for name, one in subjects.items()
+        },
+        versions=package_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def measure(
+    subjects: Mapping[str, Subject], options: Options, progress: Callable[[str], None] = lambda line: None
+) -> dict[str, Measured]:
+    """All but the latency of every subject. Raises as `profile` does."""
     throughput, skipped = _throughput(subjects, options)
     found = {}
     for name, one in subjects.items():
         progress(f"{name}: memory, layers")
-        found[name] = _subject(one, options, throughput[name], skipped[name])
-    return Profile(
-        latency=latency,
-        subjects=found,
-        versions=package_versions(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+        found[name] = _measured(one, options, throughput[name], skipped[name])
+    return found
 
 
 def _fed(subject: Subject, batch: int) -> Fed:
@@ -112,9 +128,9 @@ def _throughput(
     return found, skipped
 
 
-def _subject(
+def _measured(
     subject: Subject, options: Options, throughput: dict[int, float], not_run: dict[str, str]
-) -> SubjectProfile:
+) -> Measured:
     fed = _fed(subject, options.batch)
     parts: dict[str, Any] = {}
     wanted: dict[str, tuple[bool, Callable[[], Any]]] = {
@@ -134,11 +150,8 @@ def _subject(
             parts[name] = measure()
         except CompactError as error:
             not_run[name] = error.message
-    return SubjectProfile(
-        path=str(subject.path),
-        sha256=_sha256(subject.path),
+    return Measured(
         megabytes=_megabytes(subject.path),
-        target=f"{subject.target.backend}, {subject.target.precision}",
         throughput=throughput,
         not_run=not_run,
         **parts,
@@ -161,6 +174,7 @@ def _phases(fed: Fed) -> PhaseTimes:
         copy_in_ms=float(np.median([one.copy_in_ms for one in runs])),
         compute_ms=float(np.median([one.compute_ms for one in runs])),
         copy_out_ms=float(np.median([one.copy_out_ms for one in runs])),
+        samples=tuple((one.copy_in_ms, one.compute_ms, one.copy_out_ms) for one in runs),
     )
 
 
@@ -182,12 +196,32 @@ def _sha256(model: Path) -> str:
     return digest.hexdigest()
 
 
-def export_times(stats: LatencyStats) -> list[dict[str, float]]:
+def export_times(stats: LatencyStats, phases: PhaseTimes | None = None) -> list[dict[str, float]]:
     """Every run of one model in the form of `trtexec --exportTimes`, runs end to end.
 
-    A run on the host has no copies: its latency is its compute.
+    On a GPU the runs whose copies were timed apart, by its own clock. A run on the host has no copies: its latency is
+    its compute.
     """
     times, now = [], 0.0
+    if phases is not None:
+        for copy_in, compute, copy_out in phases.samples:
+            ends = now + copy_in, now + copy_in + compute, now + copy_in + compute + copy_out
+            times.append(
+                {
+                    "startH2dMs": now,
+                    "endH2dMs": ends[0],
+                    "startComputeMs": ends[0],
+                    "endComputeMs": ends[1],
+                    "startD2hMs": ends[1],
+                    "endD2hMs": ends[2],
+                    "h2dMs": copy_in,
+                    "computeMs": compute,
+                    "d2hMs": copy_out,
+                    "latencyMs": ends[2] - now,
+                }
+            )
+            now = ends[2]
+        return times
     for sample in stats.samples_ms:
         times.append(
             {

@@ -11,6 +11,9 @@ from compactmtl.config.recipe import Frozen
 TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
 
 
+SINGLE = " fp32"  # follows an artifact's name for its float32 form, timed beside one of lower precision
+
+
 class Record(Frozen):
     """A part of a result. A value that is no number is the JSON string "NaN", "Infinity" or "-Infinity"."""
 
@@ -97,6 +100,7 @@ class PhaseTimes(Record):
     copy_in_ms: float
     compute_ms: float
     copy_out_ms: float
+    samples: tuple[tuple[float, float, float], ...] = ()  # copy in, compute, copy out of every run
 
 
 class LayerCost(Record):
@@ -108,19 +112,24 @@ class LayerCost(Record):
     precision: str = ""
 
 
-class SubjectProfile(Record):
+class Measured(Record):
     """What was measured of one model beside its latency. A part that is None is in `not_run` with the reason."""
 
-    path: str
-    sha256: str
     megabytes: float
-    target: str
     throughput: dict[int, float]  # samples a second by batch size
     memory: Memory | None = None
     layers: tuple[LayerCost, ...] | None = None
     phases: PhaseTimes | None = None
     energy_mj: float | None = None
     not_run: dict[str, str] = Field(default_factory=dict)
+
+
+class SubjectProfile(Measured):
+    """The same of a model file."""
+
+    path: str
+    sha256: str
+    target: str
 
 
 class Profile(Record):
@@ -131,6 +140,14 @@ class Profile(Record):
     subjects: dict[str, SubjectProfile]
     versions: dict[str, str]
     created: str
+
+
+class ErrorMap(Record):
+    """Where in one image an output of the artifact differs from the torch model's, as a picture in the bundle."""
+
+    file: str  # 8-bit gray PNG; white is `largest`, black no difference
+    largest: float  # |difference|, the largest of all channels at a pixel
+    relative: float  # that as a share of the reference's range
 
 
 class GateResult(Record):
@@ -153,6 +170,8 @@ class Verification(Record):
     parity: ParityResult
     accuracy: AccuracyResult
     latency: LatencyResult
+    measured: dict[str, Measured] = Field(default_factory=dict)  # by the latency's names
+    error_maps: dict[str, ErrorMap] = Field(default_factory=dict)  # of outputs that are maps
     megabytes: float
     gates: tuple[GateResult, ...]
     passed: bool

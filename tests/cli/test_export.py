@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compactmtl.backends.base import Availability
+from compactmtl.backends.tensorrt import TensorRTBackend
+from compactmtl.cli.export import _available
 from compactmtl.cli.main import main
 from compactmtl.cli.predict import picture_names
 from compactmtl.errors import GATE, MISSING, OK, USAGE, MissingDependencyError
@@ -227,3 +230,11 @@ def test_all_available_says_what_it_leaves_out(
     assert "left out openvino: openvino can't be imported" in said
     assert "openvino" not in fake.asked
     assert main(["export", str(scenes.path), "--target", "all-available", "onnxruntime-cpu"]) == USAGE
+
+
+def test_examples_are_no_part_of_all_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    always = Availability(available=True)
+    monkeypatch.setattr(TensorRTBackend, "availability", lambda self, target: always)
+    found = _available()
+    assert "tensorrt-fp16" in found
+    assert "jetson-orin-example" not in found

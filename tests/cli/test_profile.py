@@ -11,6 +11,7 @@ from compactmtl.cli.main import main
 from compactmtl.cli.profile import unique_names
 from compactmtl.errors import OK, USAGE
 from tests.support.onnx_files import TwoHeads, write_onnx
+from tests.support.real_runs import write_run
 
 QUICK = ["--warmup", "1", "--repeats", "3", "--batches", "1", "2", "--no-memory"]
 
@@ -26,6 +27,17 @@ def test_foreign_files_are_compared_and_written(tmp_path: Path, capsys: pytest.C
     assert set(found["subjects"]) == {"a.onnx", "b.onnx"}
     times = json.loads((out / "times" / "b.onnx.json").read_text())
     assert [one["latencyMs"] for one in times] == found["latency"]["stats"]["b.onnx"]["samples_ms"]
+
+
+@pytest.mark.slow  # trains and exports a model
+def test_a_run_is_profiled_in_the_targets_precision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    assert main(["profile", str(run.path), "--target", "onnxruntime-cpu-int8", *QUICK]) == OK
+    said = capsys.readouterr().out
+    assert ", int8" in said
+    assert "at batch 2" in said  # its batch is free
 
 
 @pytest.mark.parametrize(

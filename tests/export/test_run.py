@@ -17,6 +17,7 @@ from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.export import Bundle, Predictor, export_run
 from compactmtl.export.bundle import BundleHashError, BundleVersionError
 from compactmtl.export.onnx import read_metadata
+from compactmtl.report.export_figures import layer_of
 from compactmtl.train import Run
 from compactmtl.train.files import sha256_file
 from compactmtl.verify import Verification
@@ -56,6 +57,18 @@ def test_the_compact_model_is_timed_against_the_dense_one(verification: Verifica
     models = compacted.load_compact(), compacted.load_plain()
     compact, dense = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
     assert compact < dense
+
+
+def test_layers_and_error_maps_are_kept(verification: Verification, bundle: Bundle) -> None:
+    layers = {name: verification.measured[name].layers for name in ("dense", "compact")}
+    names = {name: {layer_of(one) for one in found or ()} for name, found in layers.items()}
+    assert len(names["dense"] & names["compact"]) > 0.8 * len(
+        names["dense"]
+    )  # so that a report can pair them
+    assert set(verification.error_maps) == {"segmentation", "depth"}
+    for one in verification.error_maps.values():
+        assert (bundle.path / one.file).is_file()
+        assert one.relative <= 1e-4
 
 
 def test_bundle_says_what_it_is(bundle: Bundle, compacted: Run) -> None:

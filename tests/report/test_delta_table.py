@@ -190,3 +190,17 @@ def test_one_run_a_recipe_says_no_more_than_the_comparison(pair: tuple[Synthetic
     dense, compact = pair
     assert not shows_more(report_of([compact], dense))
     assert "±" not in markdown(delta_cells(report_of([compact], dense)))
+
+
+def test_exports_say_how_much_faster_they_are_where_all_runs_have_one(make_run: MakeRun) -> None:
+    """Paired in each run's own export, so that runs exported at different times compare."""
+    recipes = [make_recipe(seed=seed) for seed in (0, 1)]
+    one, two = (
+        make_run(f"run-{seed}", recipe, compacted=True, exported=True) for seed, recipe in enumerate(recipes)
+    )
+    (row,) = rows_of(report_of([one, two], None))
+    assert row.faster == Spread.of([2.0, 2.0])
+    assert "faster" in delta_cells(report_of([one, two], None)).caption
+    bare = make_run("bare", make_recipe(seed=2), compacted=True)
+    (mixed,) = rows_of(report_of([one, two, bare], None))
+    assert mixed.faster is None

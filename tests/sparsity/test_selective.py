@@ -15,6 +15,7 @@ from compactmtl.config.recipe import SelectiveConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
 from compactmtl.overparam import overparameterize
 from compactmtl.sparsity import SelectiveShrinking, channel_groups, split_parameter_groups, zero_share
+from compactmtl.sparsity.target import Target
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -153,6 +154,25 @@ def test_a_least_share_of_each_layer_stays() -> None:
         assert int(dead.sum()) <= family.size / 2
     with pytest.raises(ConfigError, match=r"min_share 0\.9"):
         Training(0.5, min_share=0.9)
+
+
+@pytest.mark.parametrize("cost_of", ["left", "whole"])
+def test_what_a_channel_costs_follows_the_network_that_is_left_or_stays(
+    cost_of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[float]] = []
+    choose = Target.choose
+
+    def noted(self: Target, importance: Any, dead: Any, costs: list[float], share: float = 1.0) -> Any:
+        asked.append(costs)
+        return choose(self, importance, dead, costs, share)
+
+    monkeypatch.setattr(Target, "choose", noted)
+    Training(cost_of=cost_of).run(60)
+    # of the whole network: the three layers' own MACs a channel, and those of their readers
+    whole = [8 * 8 * 27 + 4 * 4 * 9 * 24, 4 * 4 * 9 * 16 + 4 * 4 * 9 * 16, 4 * 4 * 9 * 24 + 1]
+    assert sorted(asked[0]) == pytest.approx(sorted(whole))
+    assert (asked[-1] == asked[0]) is (cost_of == "whole")
 
 
 def test_the_same_on_factorized_layers() -> None:

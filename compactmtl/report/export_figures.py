@@ -1,0 +1,104 @@
+"""Figures of one export: milliseconds of each layer, dense against compact, and where outputs differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compactmtl.report import figures
+from compactmtl.report import format as fmt
+from compactmtl.report.samples import Picture
+from compactmtl.verify.result import LayerCost, Measured, Verification
+
+MOST = 24  # layers drawn apart; the others are one bar
+# What runtimes add to a node's name when they fuse it or choose another layout.
+_ADDED = re.compile(r"(_nchwc|_token_\d+|/WithoutBiases|_quant|/fq_input_\d+)+$")
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Milliseconds of one layer by model, in the models' order; 0 where a model has no such layer."""
+
+    name: str
+    milliseconds: tuple[float, ...]
+
+
+def layer_of(step: LayerCost) -> str:
+    """The layer that a runtime's step runs, by the exported node's own name without what was fused into it."""
+    return _ADDED.sub("", step.name).split("+")[0]
+
+
+def layer_times(measured: Mapping[str, Measured]) -> tuple[list[str], list[LayerTimes]]:
+    """The models whose layers were timed, and every layer in the order of execution, the small ones as one."""
+    timed = {name: one.layers for name, one in measured.items() if one.layers}
+    names: dict[str, list[float]] = {}
+    for index, layers in enumerate(timed.values()):
+        for step in layers:
+            names.setdefault(layer_of(step), [0.0] * len(timed))[index] += step.milliseconds
+    rows = [LayerTimes(name, tuple(times)) for name, times in names.items()]
+    largest = sorted(rows, key=lambda row: -max(row.milliseconds))[:MOST]
+    shown = [row for row in rows if row in largest]
+    if others := [row for row in rows if row not in largest]:
+        sums = tuple(sum(times) for times in zip(*(row.milliseconds for row in others), strict=True))
+        shown.append(LayerTimes(f"{len(others)} others", sums))
+    return list(timed), shown
+
+
+def layer_bars(models: Sequence[str], rows: Sequence[LayerTimes], key: str) -> str:
+    """Bars of milliseconds, a row a layer, a bar a model."""
+    from matplotlib.figure import Figure
+
+    with figures.style(key):
+        figure = Figure(figsize=(figures.WIDTH, 0.8 + 0.3 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        positions = np.arange(len(rows))
+        height = 0.82 / len(models)
+        for index, (model, color) in enumerate(zip(models, figures.cycle(len(models)), strict=True)):
+            times = [row.milliseconds[index] for row in rows]
+            axes.barh(
+                positions + (index + 0.5) * height - 0.41, times, height=height, color=color, label=model
+            )
+        axes.set_yticks(positions, [figures.shortened(row.name) for row in rows], fontsize=8)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("ms, median")
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper right", ncols=len(models))
+        return figures.svg(figure, key)
+
+
+@dataclass(frozen=True)
+class ErrorPicture:
+    """One output's error map, ready to be drawn; no picture where its file is gone."""
+
+    output: str
+    picture: Picture | None
+    caption: str
+
+
+def error_pictures(verification: Verification, bundle: Path) -> tuple[ErrorPicture, ...]:
+    """The bundle's error maps in color."""
+    return tuple(
+        ErrorPicture(
+            name,
+            _colored(bundle / one.file),
+            f"{name}: largest error {fmt.small(one.largest)}, {fmt.small(one.relative)} of the range",
+        )
+        for name, one in verification.error_maps.items()
+    )
+
+
+def _colored(path: Path) -> Picture | None:
+    from matplotlib import colormaps
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            gray = np.asarray(image.convert("L"))
+    except OSError:  # a run may be shown without its artifacts
+        return None
+    colored: Picture = np.round(255 * np.asarray(colormaps["magma"](gray))[..., :3]).astype(np.uint8)
+    return colored

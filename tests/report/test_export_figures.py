@@ -1,0 +1,83 @@
+"""Each layer's milliseconds by model, under one name whatever the runtime fused, and error maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compactmtl.report.export_figures import MOST, error_pictures, layer_bars, layer_of, layer_times
+from compactmtl.report.table import subject_latency
+from compactmtl.verify.result import ErrorMap, LatencyResult, LayerCost, Measured
+from tests.support.synthetic_runs import stats, verification
+
+
+def step(name: str, milliseconds: float) -> LayerCost:
+    return LayerCost(name=name, operator="Conv", milliseconds=milliseconds)
+
+
+def measured(**layers: tuple[LayerCost, ...] | None) -> dict[str, Measured]:
+    return {name: Measured(megabytes=1.0, throughput={}, layers=some) for name, some in layers.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer1.conv",
+        "layer1.conv+Relu_nchwc",
+        "layer1.conv_token_12",
+        "layer1.conv/WithoutBiases",
+        "layer1.conv_quant",
+    ],
+)
+def test_a_layer_has_one_name(name: str) -> None:
+    assert layer_of(step(name, 1)) == "layer1.conv"
+
+
+def test_steps_of_a_layer_add_up_and_small_layers_are_one_bar() -> None:
+    dense = (step("a_nchwc", 1.0), step("a_quant", 0.5), *(step(f"b{i}", 0.01 * i) for i in range(MOST + 4)))
+    models, rows = layer_times(measured(dense=dense, compact=(step("a", 0.25), step("new", 3.0)), none=None))
+    assert models == ["dense", "compact"]
+    assert rows[0].name == "a"
+    assert rows[0].milliseconds == (1.5, 0.25)
+    assert rows[-2].milliseconds == (0.0, 3.0)
+    assert rows[-1].name == "6 others"
+    assert len(rows) == MOST + 1
+    assert sum(row.milliseconds[0] for row in rows) == pytest.approx(sum(one.milliseconds for one in dense))
+    assert layer_bars(models, rows, "key").startswith("<svg")
+
+
+def test_nothing_timed_nothing_drawn() -> None:
+    assert layer_times(measured(dense=None)) == ([], [])
+
+
+def test_error_maps_are_drawn_and_a_missing_one_is_said_so(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(tmp_path / "0.png")
+    maps = {
+        name: ErrorMap(file=file, largest=0.5, relative=0.01)
+        for name, file in (("a", "0.png"), ("b", "gone.png"))
+    }
+    there, gone = error_pictures(verification().model_copy(update={"error_maps": maps}), tmp_path)
+    assert there.picture is not None
+    assert there.picture.shape == (4, 6, 3)
+    assert "5.0e-01" in there.caption
+    assert gone.picture is None
+
+
+@pytest.mark.parametrize(
+    ("names", "subject"),
+    [
+        (("dense", "compact"), "compact"),
+        (("dense", "compact", "compact fp32"), "compact"),
+        (("model", "model fp32"), "model"),  # without a dense model the artifact is the reference
+    ],
+)
+def test_an_artifact_is_not_taken_for_its_float32_form(names: tuple[str, ...], subject: str) -> None:
+    latency = LatencyResult(
+        reference=names[0],
+        stats={name: stats(name, 1.0, 0) for name in names},
+        speedup=dict.fromkeys(names, 1.0),
+    )
+    assert subject_latency(latency)[0] == subject
