@@ -5,7 +5,6 @@ Source of each method: its docstring in `torchjd.aggregation`; docs/balancing.md
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -56,14 +55,6 @@ class GradvacOptions(Frozen):
     """`beta`: how fast the target similarities follow."""
 
     beta: Unit = 0.5
-
-
-class NashOptions(Frozen):
-    """`max_norm`: largest norm of the direction, 0 for none; `every`: steps between solutions."""
-
-    max_norm: NotNegative = 1.0
-    every: Annotated[int, Field(ge=1)] = 1
-    iterations: Annotated[int, Field(ge=1)] = 20
 
 
 class AlignedOptions(PreferenceOptions):
@@ -153,13 +144,6 @@ AGGREGATORS: Mapping[str, Spec] = {
         Spec("gradvac", GradvacOptions, lambda o, n: jd.GradVac(o.beta), "gramian", fixed=True),
         Spec("cagrad", CagradOptions, lambda o, n: jd.CAGrad(o.c), "gramian"),
         Spec("imtl_g", NoOptions, lambda o, n: jd.IMTLG(), "gramian"),
-        Spec(
-            "nash_mtl",
-            NashOptions,
-            lambda o, n: jd.NashMTL(n, o.max_norm, o.every, o.iterations),
-            "root",
-            fixed=True,
-        ),
         Spec(
             "aligned_mtl", AlignedOptions, lambda o, n: jd.AlignedMTL(_preference(o), o.scale_mode), "gramian"
         ),
@@ -279,11 +263,7 @@ class Aggregated(GradientBalancer):
 
     def _of_root(self, root: Tensor) -> Tensor:
         if isinstance(self.aggregator, jd.WeightedAggregator):
-            with warnings.catch_warnings():  # Nash-MTL's problem is as its authors wrote it
-                warnings.filterwarnings(
-                    "ignore", message="You are solving a parameterized problem that is not DPP"
-                )
-                return self.aggregator.weighting(root)
+            return self.aggregator.weighting(root)
         vector = self.aggregator(root)  # a combination of the rows: of which factors?
         solution: Tensor = torch.linalg.lstsq(root.T, vector[:, None], driver="gelsd").solution
         return solution[:, 0]

@@ -11,6 +11,7 @@ from compactmtl.balancing.db_mtl import DBMTL
 from compactmtl.balancing.equal import Equal
 from compactmtl.balancing.gradient import GradientBalancer
 from compactmtl.balancing.gradnorm import GradNorm
+from compactmtl.balancing.nash import NashMTL
 from compactmtl.balancing.uncertainty import Uncertainty
 from compactmtl.config.balancing import BalancerName
 from compactmtl.config.validate import validate_options
@@ -21,7 +22,11 @@ At = Literal["features", "shared_parameters"]
 
 NAMES: tuple[str, ...] = get_args(BalancerName)
 _OF_LOSSES: Mapping[str, type[Balancer]] = {"equal": Equal, "uncertainty": Uncertainty}
-_OF_GRADIENTS: Mapping[str, type[GradNorm] | type[DBMTL]] = {"gradnorm": GradNorm, "db_mtl": DBMTL}
+_OF_GRADIENTS: Mapping[str, type[GradNorm] | type[DBMTL] | type[NashMTL]] = {
+    "gradnorm": GradNorm,
+    "db_mtl": DBMTL,
+    "nash_mtl": NashMTL,
+}
 
 
 def balancer(

@@ -40,8 +40,8 @@ class DummyGradientNorm(nn.Module):
         initialization: of weights; "default" is each layer's own.
         attention: what heads of kind mtan are given; constant here.
 
-    Raises ConfigError where heads and losses are of other tasks, a count is not positive or a head's layer cannot draw
-    weights.
+    Raises ConfigError where heads and losses are of other tasks, a count is not positive, no head has a ReLU for
+    `activation`, or a head's layer cannot draw weights.
     """
 
     def __init__(
@@ -70,12 +70,23 @@ class DummyGradientNorm(nn.Module):
                 f"dummies {dummies}, epsilon {epsilon}, chunk {chunk}: each must be positive",
                 "see docs/balancing.md",
             )
+        if activation is not None and not any(
+            isinstance(module, nn.ReLU) for head in heads.values() for module in head.modules()
+        ):
+            raise ConfigError(
+                f"activation {activation} of dummy heads: no head has a ReLU in its place",
+                "leave it out, or give the dummies a hidden layer (regularization.dgr.head.depth)",
+            )
         self.mode, self.norm, self.epsilon, self._chunk = mode, norm, epsilon, chunk
         self._losses = dict(losses)
         self._heads = {
             task: DummyHeads(head, task, dummies, seed, activation=activation, initialization=initialization)
             for task, head in heads.items()
         }
+        self.attend(attention)
+
+    def attend(self, attention: nn.Module | None) -> None:
+        """Give heads of kind mtan this attention from now on."""
         self._attention = (attention,)  # in a tuple: not a part of this module
 
     def forward(

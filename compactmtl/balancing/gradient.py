@@ -82,7 +82,7 @@ class GradientBalancer(Balancer):
         for gradient in found.shared:
             if not bool(torch.isfinite(gradient).all()):
                 raise TrainingError(
-                    f"the gradients cannot be aggregated: {_norms(jacobian.tasks, gramian)}",
+                    f"the gradients cannot be aggregated: {told_norms(jacobian.tasks, gramian)}",
                     "bring the tasks' losses to one scale with tasks.NAME.weight, or choose another balancing.name",
                 )
         if found.factors is not None:
@@ -111,7 +111,7 @@ class GradientBalancer(Balancer):
                 continue
             if norm <= least:
                 raise TrainingError(
-                    f"the gradient of task {task!r} is ill-conditioned: {_norms(jacobian.tasks, gramian)}",
+                    f"the gradient of task {task!r} is ill-conditioned: {told_norms(jacobian.tasks, gramian)}",
                     "every sample of the batch may lack the task's target: use larger batches, or balancing.name: equal"
                     if unknown
                     else f"scale its loss with tasks.{task}.weight, or check that it depends on the encoder",
@@ -120,7 +120,8 @@ class GradientBalancer(Balancer):
         return kept
 
 
-def _norms(tasks: Sequence[str], gramian: Tensor) -> str:
+def told_norms(tasks: Sequence[str], gramian: Tensor) -> str:
+    """For an error: the norm of each task's gradient."""
     norms = gramian.diagonal().sqrt().tolist()
     parts = (f"{norm:.3g} of {task}" for task, norm in zip(tasks, norms, strict=True))
     return f"the norms are {', '.join(parts)}"
@@ -179,7 +180,8 @@ def balanced_backward(
     starts: list[Tensor] = []
     if at_features:
         ends += features
-        starts += [part.to(end.dtype) * scale for part, end in zip(direction.shared, features, strict=True)]
+        # scaled first: half precision would lose what is small
+        starts += [(part * scale).to(end.dtype) for part, end in zip(direction.shared, features, strict=True)]
     else:
         for parameter, part in zip(trained, direction.shared, strict=True):
             part = part.to(parameter.dtype)

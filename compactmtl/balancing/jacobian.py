@@ -95,7 +95,9 @@ def task_gradients(
             rows = [x.new_zeros((count, *x.shape), dtype=_wide(x.dtype)) for x in shared]
         for row, gradient in zip(rows, found, strict=False):
             if gradient is not None:
-                row[index] = gradient if divisor == 1 else gradient / divisor
+                row[index] = gradient
+                if divisor != 1:  # in the row's precision: half precision would lose what the scale had saved
+                    row[index] /= divisor
         own_gradients[task] = [
             torch.zeros_like(tensor) if gradient is None else gradient
             for tensor, gradient in zip(own[task], found[len(shared) :], strict=True)

@@ -51,9 +51,13 @@ class PseudoTasks(nn.Module):
                 for task, head in heads.items()
             }
         )
-        self._attention = (attention,)  # in a tuple: not a part of this module
+        self.attend(attention)
         self.learns = control != "freeze"
         self.extra.requires_grad_(self.learns)
+
+    def attend(self, attention: nn.Module | None) -> None:
+        """Give heads of kind mtan this attention from now on."""
+        self._attention = (attention,)  # in a tuple: not a part of this module
 
     def heads(self, task: str) -> list[nn.Module]:
         """The extra heads of a task."""

@@ -180,17 +180,19 @@ class Famo(Balancer):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The logits of the weights, and their optimizer's state."""
+        """The logits of the weights, their optimizer's state, and the losses that `after_step` compares with."""
         famo = self._famo[0]
         # a copy: the dict has the optimizer's own tensors
         optimizer = {} if famo._optimizer is None else copy.deepcopy(famo._optimizer.state_dict())
-        return {"logits": famo._w.detach().clone(), "optimizer": optimizer}
+        before = {} if famo._prev_losses is None else {"before": famo._prev_losses.clone()}
+        return {"logits": famo._w.detach().clone(), "optimizer": optimizer, **before}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `get_extra_state`."""
         famo = self._famo[0]
         with torch.no_grad():
             famo._w.copy_(state["logits"])
+        famo._prev_losses = state["before"].to(famo._w.device, copy=True) if "before" in state else None
         if state["optimizer"]:
             famo._optimizer = torch.optim.Adam([famo._w])
             famo._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

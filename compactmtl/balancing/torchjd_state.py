@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,6 @@ _REMEMBERED: Mapping[str, tuple[str, ...]] = {
     "GradVacWeighting": ("_phi_t",),
     "PCDWeighting": ("_sq_norm_ema", "_n_steps"),
     "ExcessMTLWeighting": ("_weights", "_sq_grad_sum", "_initial_w", "_warmup_w_sum", "_n_steps"),
-    "_NashMTLWeighting": ("step", "prvs_alpha"),
     "DWA": ("_loss_sum", "_n_batches", "_previous_averages"),
 }
 
@@ -32,7 +30,7 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
 def dump_state(module: nn.Module) -> dict[str, Any]:
     """Everything that `module` and its parts remember, by part and attribute."""
     return {
-        f"{name}.{attribute}": _plain(getattr(part, attribute))
+        f"{name}.{attribute}": _copied(getattr(part, attribute))
         for name, part in _parts(module)
         for attribute in _REMEMBERED[type(part).__name__]
     }
@@ -44,20 +42,12 @@ def load_state(module: nn.Module, state: Mapping[str, Any], device: torch.device
         kind = type(part).__name__
         for attribute in _REMEMBERED[kind]:
             setattr(part, attribute, _copied(state[f"{name}.{attribute}"], device))
-        if kind == "_NashMTLWeighting":
-            part.prvs_alpha = part.prvs_alpha.numpy()
-            if part.step:
-                part._init_optim_problem()  # done at step 0 otherwise
-        elif kind in _KEYS and getattr(part, _REMEMBERED[kind][0]) is not None:
+        if kind in _KEYS and getattr(part, _REMEMBERED[kind][0]) is not None:
             part._state_key = _KEYS[kind](part)
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, part) for name, part in module.named_modules() if type(part).__name__ in _REMEMBERED)
-
-
-def _plain(value: Any) -> Any:
-    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else _copied(value)
 
 
 def _copied(value: Any, device: torch.device | None = None) -> Any:

@@ -213,6 +213,15 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _features_to_compare(self) -> Recipe:
+        if self.balancing.at == "features" and self.overparam is not None and self.overparam.per_task:
+            raise ValueError(
+                "balancing.at: features are not shared where overparam.per_task gives each task its own; "
+                "use shared_parameters"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _plain_where_it_shrinks(self) -> Recipe:
         if self.sparsity is None:
             return self

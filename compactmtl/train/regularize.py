@@ -57,11 +57,19 @@ class Regularizer:
                 attention=_attention(model),
             ).to(device)
         )
-        if config.sam is not None and recipe.train.autocast == "float16":
+        twice = [n for n in ("sam", "input_gradient", "weight_gradient") if getattr(config, n) is not None]
+        if twice and recipe.train.autocast == "float16":
             raise ConfigError(
-                "regularization.sam takes two gradients a step, which float16's loss scaling does not allow",
+                f"regularization.{twice[0]} takes two gradients a step, which float16's loss scaling does not allow",
                 "use train.autocast: bfloat16 or off",
             )
+
+    def follow(self, model: MultiTaskModel) -> None:
+        """Go on with `model`, which took the place of the first one as dead channels were removed."""
+        self._encoder = model.encoder
+        for part in (self.dgr, self.pseudo):
+            if part is not None:
+                part.attend(_attention(model))
 
     @property
     def reads_image(self) -> bool:

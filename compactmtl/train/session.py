@@ -212,6 +212,8 @@ class Session:
         before = self.model
         if self.shrinker and self.sparsifier and self.shrinker.due(self.position.epoch):
             self.model = self.shrinker.shrink(self.model, self.sparsifier, self.optimizer)
+        if self.regularizer and self.model is not before:
+            self.regularizer.follow(self.model)
         return self.model is not before
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -253,6 +255,7 @@ class Session:
         if self.diagonals:
             self.diagonals.load_state_dict(state["diagonals"])
         if self.regularizer:
+            self.regularizer.follow(self.model)
             self.regularizer.load_state_dict(state["regularizer"])
 
 

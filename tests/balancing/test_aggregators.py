@@ -6,13 +6,26 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import root
 from torchjd import aggregation as jd
 
 from compactmtl.balancing import NAMES, balancer
 from compactmtl.errors import ConfigError, MissingDependencyError
 from tests.support.small_net import TASKS, small_net
+
+
+def nash(jacobian: torch.Tensor) -> torch.Tensor:
+    """The direction of norm 1 or less with G a = 1/a; TorchJD's own solver gives up unseen on these gradients."""
+    gramian = (jacobian @ jacobian.T).numpy()
+    solution = root(lambda logs: gramian @ np.exp(logs) * np.exp(logs) - 1, -np.log(gramian.diagonal()) / 2)
+    assert solution.success
+    direction = torch.from_numpy(np.exp(solution.x)) @ jacobian
+    shortened: torch.Tensor = direction / direction.norm().clamp(min=1)
+    return shortened
+
 
 # what each name stands for, by TorchJD's own interface to the whole jacobian
 REFERENCES: dict[str, Callable[[], Any]] = {
@@ -23,7 +36,7 @@ REFERENCES: dict[str, Callable[[], Any]] = {
     "gradvac": jd.GradVac,
     "cagrad": lambda: jd.CAGrad(0.4),
     "imtl_g": jd.IMTLG,
-    "nash_mtl": lambda: jd.NashMTL(3),
+    "nash_mtl": lambda: nash,
     "aligned_mtl": jd.AlignedMTL,
     "config": jd.ConFIG,
     "fairgrad": lambda: jd.FairGrad(1.0),
@@ -37,10 +50,8 @@ REFERENCES: dict[str, Callable[[], Any]] = {
 STATEFUL = ("gradvac", "nash_mtl", "excess_mtl", "pcd")
 STEPS = 3
 # gradvac adds 1e-8 to its denominators, of gradients of another scale here. Iterative solvers stop early and start from slightly other numbers: fairgrad's least squares at 1e-8, cagrad's and
-# nash_mtl's interior points at about 1e-6
-LOOSE = {"gradvac": 1e-6, "fairgrad": 1e-5, "cagrad": 1e-4, "nash_mtl": 1e-4}
-
-pytestmark = pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
+# nash_mtl's ridge of 1e-6 is seen where gradients conflict
+LOOSE = {"gradvac": 1e-6, "fairgrad": 1e-5, "cagrad": 1e-4, "nash_mtl": 1e-5}
 
 
 def close(one: torch.Tensor, other: torch.Tensor, name: str) -> None:
@@ -121,9 +132,7 @@ def test_state_is_of_tensors_and_numbers(name: str, tmp_path: Any) -> None:
     torch.load(tmp_path / "state.pt", weights_only=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "package"), [("cagrad", "cvxpy"), ("nash_mtl", "ecos"), ("upgrad", "quadprog")]
-)
+@pytest.mark.parametrize(("name", "package"), [("cagrad", "cvxpy"), ("upgrad", "quadprog")])
 def test_a_missing_solver_is_told_at_the_start(
     monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:

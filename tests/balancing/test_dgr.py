@@ -297,6 +297,8 @@ def test_bad_heads() -> None:
         DummyGradientNorm({"a": OwnLayer()}, losses({"a": 0}))
     with pytest.raises(ConfigError, match="heads of a and losses of b"):
         DummyGradientNorm({"a": nn.Linear(5, 3)}, losses({"b": 0}))
+    with pytest.raises(ConfigError, match="no head has a ReLU"):
+        DummyGradientNorm({"a": nn.Linear(5, 3)}, losses({"a": 0}), activation="tanh")
     with pytest.raises(ConfigError, match="dummies 0"):
         DummyGradientNorm({"a": nn.Linear(5, 3)}, losses({"a": 0}), dummies=0)
     features, targets = torch.randn(4, 5, requires_grad=True), {"a": torch.randint(0, 3, (4,))}

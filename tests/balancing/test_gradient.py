@@ -204,3 +204,24 @@ def test_gradients_lie_in_memory_as_their_parameters_do() -> None:
     balanced_backward(gradient_balancer("mgda", ["a", "b"]), losses, [features], encoder.parameters(), own)
     assert encoder.weight.grad is not None
     assert encoder.weight.grad.stride() == encoder.weight.stride() != (27, 9, 3, 1)
+
+
+def test_half_precision_features_keep_what_the_loss_scale_saves() -> None:
+    """Gradients by float16 features of 1e-9, below its least number, and above it at a loss scale of 2^16."""
+
+    def encoders_gradient(dtype: torch.dtype, scale: float) -> Tensor:
+        torch.manual_seed(0)
+        encoder, head = nn.Linear(6, 5), nn.Linear(5, 2)
+        features = encoder(torch.randn(7, 6)).to(dtype)
+        outputs = head(features.float())
+        losses = {"a": 1e-8 * outputs[:, 0].square().mean(), "b": 1e-8 * outputs[:, 1].square().mean()}
+        own = {"a": head.parameters(), "b": []}
+        found = gradient_balancer("mgda", ["a", "b"], at="features")
+        balanced_backward(found, losses, [features], encoder.parameters(), own, scale=scale)
+        return flat([p.grad for p in encoder.parameters()]) / scale
+
+    expected = encoders_gradient(torch.float32, 1.0)
+    found = encoders_gradient(torch.float16, 2.0**16)
+    assert (
+        float((found - expected).norm() / expected.norm()) < 0.02
+    )  # float16 has three digits, fewer near its least

@@ -1,4 +1,4 @@
-"""GradNorm and DB-MTL, step by step against their papers' formulas in NumPy."""
+"""GradNorm, DB-MTL and Nash-MTL, step by step against their papers' formulas."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compactmtl.balancing import Balancer, balancer
+from compactmtl.balancing.nash import RIDGE, bargain
+from compactmtl.errors import TrainingError
 from tests.support.small_net import TASKS, Net, small_net
 
 Array = NDArray[np.float64]
@@ -84,3 +88,46 @@ def test_they_go_on_from_their_state(name: str, tmp_path: Any) -> None:
     expected = net.gradient()
     net.follow(other, 2)
     assert torch.equal(net.gradient(), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), tasks=st.integers(2, 6), size=st.floats(-12, 6), conflict=st.floats(0, 1.2))
+def test_nash_mtl_agrees_whatever_the_gradients_size(
+    seed: int, tasks: int, size: float, conflict: float
+) -> None:
+    """G a = 1/a, of gradients whose sizes differ and which conflict up to having 0 between them."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(tasks, 8, generator=generator, dtype=torch.float64)
+    rows = (rows - conflict * rows.mean(0)) * 10.0**size * torch.rand(tasks, 1, generator=generator)
+    gramian = rows @ rows.T
+    factors = bargain(gramian)
+    assert (factors > 0).all()
+    ridge = RIDGE * gramian.diagonal() * factors**2  # it matters where the gradients add up to 0
+    torch.testing.assert_close(
+        (gramian @ factors) * factors + ridge, torch.ones_like(factors), rtol=0, atol=1e-6
+    )
+
+
+def test_nash_mtl_of_opposite_gradients_stays_finite() -> None:
+    opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    assert float(bargain(opposite).max()) < 1e4
+    with pytest.raises(ArithmeticError):
+        bargain(
+            torch.tensor([[1.0, -2.0], [-2.0, 1.0]], dtype=torch.float64)
+        )  # no gradients have these products
+
+
+def test_nash_mtl_keeps_its_factors_between_solutions() -> None:
+    net = small_net()
+    found, second = (balancer("nash_mtl", TASKS, options={"every": 2, "max_norm": 0.0}) for _ in range(2))
+    net.follow(found, 0)
+    factors = torch.tensor(list(found.log().values()), dtype=torch.float64)
+    second.load_state_dict(found.state_dict())
+    for one in (found, second):
+        net.follow(one, 1)
+        torch.testing.assert_close(net.gradient(), factors @ net.jacobian(1))
+        net.follow(one, 2)
+        assert not np.allclose(list(one.log().values()), factors)
+    net.scales = (1.0, float("nan"), 1.0)
+    with pytest.raises(TrainingError, match="task 'b'"):
+        net.follow(found, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -96,6 +97,20 @@ def test_famo_turns_to_the_task_that_fell_less_and_remembers() -> None:
         one.combine(losses)
         one.after_step({"a": torch.tensor(1.0), "b": torch.tensor(1.9)})
     assert found.log() == restored.log()
+
+
+def test_famo_compares_with_the_losses_that_its_state_remembers() -> None:
+    """As where a pass at other weights comes between a step's two looks, and the state is put back."""
+    plain, disturbed = balancer("famo", ["a", "b"]), balancer("famo", ["a", "b"])
+    for found in (plain, disturbed):
+        found.combine({"a": torch.tensor(2.0), "b": torch.tensor(2.0)})
+    state = copy.deepcopy(disturbed.state_dict())
+    disturbed.combine({"a": torch.tensor(9.0), "b": torch.tensor(2.0)})
+    disturbed.load_state_dict(state)
+    for found in (plain, disturbed):
+        found.after_step({"a": torch.tensor(1.9), "b": torch.tensor(1.0)})
+    assert plain.log() == disturbed.log()
+    assert plain.log()["a"] > plain.log()["b"]
 
 
 @pytest.mark.parametrize("name", ["famo", "geometric_mean", "db_mtl"])

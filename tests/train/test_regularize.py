@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError
 from compactmtl.train import Run, TrainingInterrupted, train
+from compactmtl.train.regularize import Regularizer
 from compactmtl.train.session import Session, build_session
 
 Make = Callable[..., Resolved]
@@ -115,6 +118,36 @@ def test_extra_heads_are_trained_and_frozen_ones_are_not(tiny: Make) -> None:
         assert not [name for name in session.model.state_dict() if "pseudo" in name]
 
 
-def test_sam_and_loss_scaling_exclude_each_other(tiny: Make) -> None:
-    with pytest.raises(ConfigError, match="float16"):
-        build_session(tiny("train.autocast=float16", more="\nregularization: {sam: {}}\n").recipe)
+@pytest.mark.parametrize("name", ["sam", "input_gradient", "weight_gradient"])
+def test_two_gradients_a_step_and_loss_scaling_exclude_each_other(tiny: Make, name: str) -> None:
+    options = "{}" if name == "sam" else "{strength: 0.1}"
+    with pytest.raises(ConfigError, match=rf"{name} takes two gradients .* float16"):
+        build_session(
+            tiny("train.autocast=float16", more=f"\nregularization: {{{name}: {options}}}\n").recipe
+        )
+
+
+def test_dummies_use_the_attention_of_the_model_that_they_follow(tiny: Make) -> None:
+    heads = [f"tasks.{task}.head={{kind: mtan, width: 8}}" for task in ("segmentation", "depth")]
+    encoder = ["model.encoder.name=resnet18", "model.encoder.options={channels: [4, 4, 4, 4]}"]
+    heads.append("tasks.segmentation.head.dropout=0")
+    more = "\nregularization: {dgr: {strength: 1, dummies: 1}, pta: {decoders: 2, control: freeze}}\n"
+    session = build_session(tiny(*heads, *encoder, more=more).recipe)
+    regularizer, other = session.regularizer, copy.deepcopy(session.model)
+    assert regularizer is not None and regularizer.pseudo is not None
+    with torch.no_grad():
+        for parameter in cast(nn.Module, other.encoder.attention).parameters():
+            parameter.add_(0.1)
+    fresh = Regularizer(session.recipe, other, session.tasks, 1, session.device)
+    assert fresh.pseudo is not None
+    session.forward(next(iter(session.train_loader)))
+    seen = session.seen
+    assert seen is not None
+    total = torch.zeros(())
+    before = regularizer.penalties(seen, total, 0)["dgr"].detach()
+    regularizer.follow(other)
+    after = regularizer.penalties(seen, total, 0)["dgr"].detach()
+    assert not torch.equal(before, after)
+    assert torch.equal(after, fresh.penalties(seen, total, 0)["dgr"].detach())
+    own, theirs = (pseudo.outputs(seen.features, (32, 48)) for pseudo in (regularizer.pseudo, fresh.pseudo))
+    assert all(torch.equal(own[task][0], theirs[task][0]) for task in own)

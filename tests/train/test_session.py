@@ -82,3 +82,8 @@ def test_settings_of_torch_are_put_back(tiny: Make) -> None:
         assert torch.backends.cudnn.deterministic
     assert torch.get_num_threads() == threads
     assert torch.backends.cudnn.deterministic == deterministic
+
+
+def test_features_of_each_task_cannot_be_compared(tiny: Make) -> None:
+    with pytest.raises(ConfigError, match="per_task gives each task its own"):
+        tiny("balancing={name: mgda, at: features}", more="\noverparam: {per_task: true}\n")

@@ -109,3 +109,10 @@ def test_a_lambda_shrinks_too(tiny: Make) -> None:
     assert sizes[-1] < sizes[0]
     assert session.sparsifier is not None
     assert session.sparsifier.report()["macs_removable"] >= 0.3
+
+
+def test_a_penalty_on_the_encoders_gradient_goes_on_with_the_smaller_one(tiny: Make) -> None:
+    more = SPARSE + "\nregularization: {weight_gradient: {strength: 0.1}}\n"
+    session = build_session(tiny(*PLAIN, more=more).recipe)
+    sizes = steps(session, 4, shrink=True)  # steps on after the third epoch's end, when channels went
+    assert sizes[2] < sizes[1]
