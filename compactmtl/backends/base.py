@@ -176,5 +176,13 @@ class Backend(ABC):
         """
 
 
+def run_failure(model: Path, runtime: str, reason: str) -> ArtifactError:
+    """Of a model that opens and then fails on inputs whose shapes fit, such as a size that it can't compute."""
+    return ArtifactError(
+        f"{runtime} fails while it runs {model}: {reason}",
+        "where a dimension is free, give a size that the network can take; else export it again",
+    )
+
+
 def _show(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"

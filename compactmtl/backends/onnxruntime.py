@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tempfile
@@ -11,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.backends.base import Arrays, Availability, Backend, Description, LayerTime, Runner, TensorInfo
+from compactmtl.backends.base import (
+    Arrays,
+    Availability,
+    Backend,
+    Description,
+    LayerTime,
+    Runner,
+    TensorInfo,
+    run_failure,
+)
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
-from compactmtl.backends.precision import check_precision, file_precision, layer_precisions
+from compactmtl.backends.precision import check_precision, file_precision, layer_precisions, lowest_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
 
@@ -59,6 +69,12 @@ class OnnxRuntimeBackend(Backend):
                 f"pip uninstall onnxruntime onnxruntime-gpu, then {hint}",
             )
         offered = onnxruntime.get_available_providers()
+        known = onnxruntime.get_all_providers()
+        if target.provider not in known:
+            near = difflib.get_close_matches(target.provider, known, n=1, cutoff=0.0)
+            return Availability(
+                False, f"ONNX Runtime knows no provider {target.provider!r}", f"did you mean {near[0]}?"
+            )
         if target.provider not in offered:
             return Availability(
                 False,
@@ -194,7 +210,12 @@ class OnnxRuntimeRunner(Runner):
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:
         names = list(self.output_names)
-        outputs = self.session.run(names, dict(inputs))
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        try:
+            outputs = self.session.run(names, dict(inputs))
+        except (state.Fail, state.InvalidArgument, state.NotImplemented, state.RuntimeException) as error:
+            raise run_failure(self._model, "ONNX Runtime", _first_line(error)) from error
         return dict(zip(names, outputs, strict=True))
 
     def describe(self) -> Description:
@@ -207,7 +228,7 @@ class OnnxRuntimeRunner(Runner):
             version=onnxruntime.__version__,
             provider=provider,
             device=gpus[0] if gpus else cpu_name(),
-            precision=self._target.precision,
+            precision=lowest_precision(self.layers) or self._target.precision,
             threads=self.session.get_session_options().intra_op_num_threads if provider == CPU else None,
             layers=self.layers,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.backends.base import Arrays, Availability, Backend, Description, LayerTime, Runner, TensorInfo
+from compactmtl.backends.base import (
+    Arrays,
+    Availability,
+    Backend,
+    Description,
+    LayerTime,
+    Runner,
+    TensorInfo,
+    run_failure,
+)
 from compactmtl.backends.precision import check_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
@@ -91,7 +101,9 @@ def _compile(model: Path, target: Target, *, profile: bool = False) -> openvino.
         return core.compile_model(core.read_model(str(model)), target.device, options)
     except RuntimeError as error:  # openvino's one exception, for files that are broken too
         raise ArtifactError(
-            f"{model} is not a model that OpenVINO can load: {_reason(error)}", "export it again"
+            f"{model} is not a model that OpenVINO can load: {_reason(error)}",
+            "a node that it names is one that OpenVINO can't run: choose another target, or change that layer;"
+            " a file that it can't read: export it again",
         ) from error
 
 
@@ -115,7 +127,10 @@ class OpenVinoRunner(Runner):
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[np.floating[Any]]]:
         _ = self.compiled
-        self._request.infer(dict(inputs))
+        try:
+            self._request.infer(dict(inputs))
+        except RuntimeError as error:
+            raise run_failure(self._model, "OpenVINO", _reason(error)) from error
         # Copies: the request writes its next outputs into the same memory.
         return {
             name: self._request.get_output_tensor(index).data.copy()
@@ -194,6 +209,9 @@ def _reason(error: Exception) -> str:
         "Summary",
         "Error ",
         "Errors ",
+        "Model wasn't fully converted",
     )
     told = [line for line in lines if not line.startswith(frame)]
-    return (told or lines or ["no reason given"])[0][:300]
+    node = re.search(r"ONNX node '<Node\((\w+)\): ([^>]*)>'", str(error))
+    where = f"{node[1]} '{node[2]}': " if node else ""
+    return (where + (told or lines or ["no reason given"])[0])[:300]

@@ -68,16 +68,26 @@ def check_precision(layers: Mapping[str, int], asked: Precision, who: str) -> No
     """Raise PrecisionError unless `who` runs the layers as asked.
 
     A float32 model must run in float32, or better, throughout; a lower precision may leave some layers in float32, which
-    the caller counts, but not all of them. A model without layers that have weights passes.
+    the caller counts, but not all of them. Where no layer with weights can be seen, only float32 is believed.
     """
-    if not layers:
+    if not layers and asked == "fp32":
         return
+    if not layers:
+        raise PrecisionError(
+            f"{asked} was asked for, and {who} shows no layer with weights to tell its precision by",
+            "use fp32 for a model without such layers",
+        )
     met = set(layers) <= {"fp32", "fp64"} if asked == "fp32" else layers.get(asked, 0) > 0
     if not met:
         raise PrecisionError(
             f"{asked} was asked for, {who} runs {show_layers(layers)}",
             "choose a target whose backend runs this precision on this machine; `compactmtl doctor` says what it has",
         )
+
+
+def lowest_precision(layers: Mapping[str, int]) -> str:
+    """The lowest precision that a layer runs in; empty where none is known."""
+    return next((kind for kind in ("int8", "bf16", "fp16", "fp32", "fp64") if layers.get(kind)), "")
 
 
 def show_layers(layers: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from compactmtl.errors import CompactError
     from compactmtl.export.prepare import Prepared
     from compactmtl.tasks import Task
-    from compactmtl.verify import Verification
+    from compactmtl.verify import LatencyResult, Verification
 
 HELP = "export a run for a target and verify the artifact: parity, accuracy, latency, gates"
 EXAMPLE = """\
@@ -75,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the loss against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
-    print(f"next: compactmtl report {opened.path}" + (f" --baseline {baseline.path}" if baseline else ""))
+    following = ["compactmtl", "report", str(opened.path)]
+    following += ["--baseline", str(baseline.path)] if baseline else []
+    print(f"next: {shlex.join(following)}")
     gates = {name: found.gates for name, found in verifications.items()}
     if errors:
         raise _combined(errors, [name for name, found in verifications.items() if not found.passed])
@@ -158,18 +161,31 @@ def summary(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
         f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
         f" {bound}) over {found.parity.samples} images"
     )
-    stats = found.latency.stats
-    for name, stat in stats.items():
-        threads = "" if stat.threads is None else f", {stat.threads} thread{'s' if stat.threads > 1 else ''}"
-        faster = f", {found.latency.speedup[name]:.2f}× {found.latency.reference}" if len(stats) > 1 else ""
-        yield (
-            f"latency {name}: median {stat.median_ms:.2f} ms (p90 {stat.p90_ms:.2f}, p99 {stat.p99_ms:.2f},"
-            f" n {len(stat.samples_ms)}) at batch {stat.batch}{threads}{faster}"
-        )
+    yield from latency_lines(found.latency)
     yield f"size: {found.megabytes:.2f} MB"
     failed = [gate for gate in found.gates if not gate.passed]
     yield f"gates: {len(found.gates) - len(failed)} of {len(found.gates)} hold"
     yield from (f"  failed: {gate.message}" for gate in failed)
+
+
+def latency_lines(found: LatencyResult) -> Iterator[str]:
+    """Each model's latency with its speedup, by medians and paired by round, and whether the machine was busy."""
+    from compactmtl.backends.machine import cpu_count
+
+    for name, stat in found.stats.items():
+        threads = "" if stat.threads is None else f", {stat.threads} thread{'s' if stat.threads > 1 else ''}"
+        faster = f", {found.speedup[name]:.2f}× {found.reference}" if len(found.stats) > 1 else ""
+        if name != found.reference and name in found.paired_speedup:
+            faster += f" ({found.paired_speedup[name]:.2f}× paired by round)"
+        yield (
+            f"latency {name}: median {stat.median_ms:.2f} ms (p90 {stat.p90_ms:.2f}, p99 {stat.p99_ms:.2f},"
+            f" n {len(stat.samples_ms)}) at batch {stat.batch}{threads}{faster}"
+        )
+    if found.load_average is not None and found.load_average > cpu_count():
+        yield (
+            f"  the machine was busy (load {found.load_average:.1f} on {cpu_count()} processors): these times are its,"
+            " not the models'"
+        )
 
 
 def _accuracy(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:

@@ -27,24 +27,36 @@ def prepare_missing(run: Run, name: str, target: Target, progress: Callable[[str
 
 def summary(found: Prepared) -> Iterator[str]:
     """What is there and what is not, in lines for a terminal."""
+    from compactmtl.export.prepare import graph_failures
+
     yield f"not run here: {found.reason}"
     if found.graph is None:
         yield f"graph: {found.graph_note}"
     else:
-        worst = max(found.graph.outputs, key=lambda one: one.max_relative)
-        verdict = "within" if found.graph.passed else "BEYOND"
-        yield (
-            f"graph: largest difference to torch {worst.max_relative:.1e} of the range ({worst.name}),"
-            f" {verdict} tolerance; {found.graph_note}"
-        )
+        from compactmtl.verify.gates import parity_message
+
+        yield from (f"graph: {parity_message(output)}" for output in found.graph.outputs)
+        yield f"graph: {found.graph_note}"
+    yield from (f"  failed: {failure}" for failure in graph_failures(found))
     for command in found.commands:
         yield f"command: {command}"
 
 
 def raise_missing(prepared: dict[str, Prepared]) -> None:
-    """Raise MissingDependencyError naming what the prepared targets lack; return where there are none."""
-    from compactmtl.errors import MissingDependencyError
+    """Raise MissingDependencyError naming what the prepared targets lack; return where there are none.
 
+    Raises GateError instead where a graph is wrong already on the CPU: no other machine will mend it.
+    """
+    from compactmtl.errors import GateError, MissingDependencyError
+    from compactmtl.export.prepare import graph_failures
+
+    failed = {name: failures for name, found in prepared.items() if (failures := graph_failures(found))}
+    if failed:
+        raise GateError(
+            "prepared and not run, and the graph fails on the CPU already: "
+            + "; ".join(f"{name}: {', '.join(failures)}" for name, failures in failed.items()),
+            "mend the model, or what the target keeps in float32, before you take it to its device",
+        )
     if prepared:
         first = next(iter(prepared.values()))
         raise MissingDependencyError(

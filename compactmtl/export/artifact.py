@@ -14,7 +14,7 @@ from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
 from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.data.loader import Loader
-from compactmtl.errors import DataError
+from compactmtl.errors import ConfigError, DataError
 from compactmtl.export.onnx import export_onnx
 from compactmtl.export.precision import PrecisionRecord, apply_precision
 from compactmtl.export.precision.apply import Check
@@ -33,6 +33,15 @@ Progress = Callable[[str], None]
 def interface_of(run: Run, target: Target) -> Interface:
     """What the model file of the run takes and gives on the target."""
     return Interface.of(target.onnx, run.tasks, preprocessing(run.recipe.data))
+
+
+def check_names(run: Run, target: Target) -> None:
+    """Raise ConfigError where the target bounds a task that the run doesn't have: nothing would hold it."""
+    if unknown := sorted(set(target.parity.tasks) - set(run.tasks)):
+        raise ConfigError(
+            f"parity.tasks names {', '.join(unknown)}, which is no task; the tasks are {', '.join(run.tasks)}",
+            "name tasks of the recipe",
+        )
 
 
 def build_artifact(

@@ -165,11 +165,18 @@ def _write(
     metadata: Mapping[str, str] | None,
     external_data: bool | None,
 ) -> None:
-    dimensions = {index: torch.export.Dim(name) for index, name in free.items()}
-    shapes = tuple(dimensions for _ in arguments) if free else None
+    names = {index: torch.export.Dim(name) for index, name in free.items()}
+    shapes = tuple(names for _ in arguments) if free else None
+    # A named size must hold for every number, and no network with a stride takes them all: the tracer finds the range.
+    traced_free = {index: torch.export.Dim.DYNAMIC if index else name for index, name in names.items()}
     try:
         # Traced here, not by the exporter, which on failure tries other ways and prints pages about each.
-        traced = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+        traced = torch.export.export(
+            module,
+            arguments,
+            dynamic_shapes=tuple(traced_free for _ in arguments) if free else None,
+            strict=False,
+        )
         program = torch.onnx.export(
             traced,
             dynamo=True,
@@ -198,6 +205,10 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Constraints violated"):
+        return lines[1].removeprefix("- ")[
+            :300
+        ]  # the first one; the line above only says that there are some
     return lines[0][:300] if lines else type(error).__name__
 
 
@@ -230,7 +241,7 @@ def _check_file(
     found_in, found_out = model_tensors(path)
     if len(free) > len(batch):  # how an output's size follows from the input's is the exporter's to say
         asked_out, found_out = (
-            {name: shape[:2] for name, shape in shapes.items()} for shapes in (asked_out, found_out)
+            {name: _sizeless(shape) for name, shape in shapes.items()} for shapes in (asked_out, found_out)
         )
     for what, asked, found in (("inputs", asked_in, found_in), ("outputs", asked_out, found_out)):
         if list(asked.items()) != list(found.items()):
@@ -243,6 +254,11 @@ def _check_file(
 
 def _expected(tensor: Tensor, free: Mapping[int, str]) -> Shape:
     return tuple(free.get(index, size) for index, size in enumerate(tensor.shape))
+
+
+def _sizeless(shape: Shape) -> Shape:
+    """Batch and channels of a map (B, C, H, W) or vector (B, C); of a class map (B, H, W) the batch."""
+    return (len(shape), *(shape[:1] if len(shape) == 3 else shape[:2]))
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:

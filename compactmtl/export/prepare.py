@@ -21,7 +21,14 @@ from compactmtl.backends.onnxruntime import open_graph
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
-from compactmtl.export.artifact import INPUT, Validation, build_artifact, interface_of, provenance
+from compactmtl.export.artifact import (
+    INPUT,
+    Validation,
+    build_artifact,
+    check_names,
+    interface_of,
+    provenance,
+)
 from compactmtl.export.bundle import MODEL_FILE, VERIFICATION_FILE, write_bundle
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
@@ -29,6 +36,7 @@ from compactmtl.export.trtexec import MAJORS, script, trtexec
 from compactmtl.train import Run
 from compactmtl.train.files import new_folder, sha256_file, write_text
 from compactmtl.verify.accuracy import evaluate, torch_runner
+from compactmtl.verify.gates import parity_message
 from compactmtl.verify.parity import compare_outputs
 from compactmtl.verify.result import ParityResult, Record
 
@@ -55,11 +63,23 @@ class Prepared(Record):
     bundle_sha256: str
     graph: ParityResult | None  # of the graph on ONNX Runtime's CPU provider against torch
     graph_note: str
+    held: bool | None = (
+        None  # of int8: whether the accuracy gate held for the graph on the CPU; none: not asked
+    )
     inputs: dict[str, RawTensor]
     outputs: dict[str, RawTensor]  # the torch model's, for these inputs
     commands: tuple[str, ...]
     versions: dict[str, str]
     created: str
+
+
+def graph_failures(found: Prepared) -> list[str]:
+    """What is wrong with the prepared graph already on the CPU, in words."""
+    outputs = () if found.graph is None else found.graph.outputs
+    failed = [parity_message(output) for output in outputs if not output.passed]
+    if found.held is False:
+        failed.append("no choice of layers in float keeps the accuracy within the target's bound")
+    return failed
 
 
 def prepare_run(
@@ -77,6 +97,7 @@ def prepare_run(
             f"{run.path / 'export' / target_name} holds a bundle that was verified elsewhere",
             "remove or rename it before you prepare another",
         )
+    check_names(run, target)
     model = run.load_compact() if run.has_compact else run.load_plain()
     interface, data = interface_of(run, target), Validation.load(run, target)
     example = data.images[: target.latency.batch]
@@ -110,6 +131,7 @@ def prepare_run(
             bundle_sha256=bundle.sha256,
             graph=graph,
             graph_note=note,
+            held=None if record is None else record.held,
             inputs=inputs,
             outputs={
                 name: _raw(folder, f"reference.{name}.bin", array.numpy()) for name, array in outputs.items()

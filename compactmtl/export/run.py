@@ -13,7 +13,7 @@ from compactmtl.backends.machine import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
-from compactmtl.export.artifact import Validation, build_artifact, interface_of, provenance
+from compactmtl.export.artifact import Validation, build_artifact, check_names, interface_of, provenance
 from compactmtl.export.bundle import (
     MODEL_FILE,
     BundleInfo,
@@ -68,6 +68,7 @@ def export_run(
     the backend can't run here, ParityError where the artifact's outputs are not the torch model's or hold NaN.
     """
     _check_target(target_name, target)
+    check_names(run, target)
     if baseline is not None:
         _check_baseline(run, baseline)
     model = run.load_compact() if run.has_compact else run.load_plain()
@@ -75,6 +76,11 @@ def export_run(
         dense: MultiTaskModel | None = run.load_plain() if baseline is None else baseline.load_plain()
     else:
         dense = None
+    if dense is None and target.latency.min_speedup is not None:
+        raise ConfigError(
+            f"target '{target_name}' bounds latency.min_speedup, and there is no dense model to be faster than",
+            "give --baseline RUN, or make the compact model first: compactmtl compact RUN",
+        )
     interface = interface_of(run, target)
     data = Validation.load(run, target)
     with new_folder(run.path / "export" / target_name) as folder:

@@ -12,6 +12,7 @@ from compactmtl.verify.result import (
     AccuracyResult,
     GateResult,
     LatencyResult,
+    OutputParity,
     ParityResult,
     TaskMetrics,
 )
@@ -83,16 +84,27 @@ def _parity(parity: ParityResult) -> Iterator[GateResult]:
     for output in parity.outputs:
         if math.isinf(output.tolerance):
             continue  # shown, not bounded: int8 is judged by the tasks' metrics
-        held = "within" if output.passed else "beyond"
         yield GateResult(
             gate="parity",
             subject=output.name,
             bound=output.tolerance,
             value=output.max_relative,
             passed=output.passed,
-            message=f"{output.name}: largest difference {output.max_relative:.2e} of the range,"
-            f" {held} {output.tolerance:.0e}",
+            message=parity_message(output),
         )
+
+
+def parity_message(output: OutputParity) -> str:
+    """What was found of one output, in words."""
+    found = f"{output.name}: largest difference {output.max_relative:.2e} of the range"
+    if math.isinf(output.tolerance):
+        return f"{found}, not bounded"
+    if output.blind:
+        return (
+            f"{output.name}: changes by no more than {output.variation:.1e} of the range from image to image, which a"
+            f" tolerance of {output.tolerance:.0e} can't tell from a constant"
+        )
+    return f"{found}, {'within' if output.passed else 'beyond'} {output.tolerance:.0e}"
 
 
 def export_drops(

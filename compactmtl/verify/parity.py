@@ -66,6 +66,9 @@ def check_parity(
             least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's, which is its precision's by default.
         output_names: names that the export gave to the model's outputs, where not the model's own.
 
+    An output passes where the difference is within tolerance, unless the torch model's hardly changes from sample to
+    sample: then a constant would pass too, and the comparison shows nothing. A single sample can't tell.
+
     Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
     ArtifactError where the file can't be opened or takes other inputs.
     """
@@ -193,7 +196,7 @@ def scale_of(low: float, high: float) -> float:
 
 
 class _Tally:
-    """Differences, range and cosine of one output, accumulated over all cases in float64."""
+    """Differences, range, cosine and variation of one output, accumulated over all cases in float64."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -201,11 +204,15 @@ class _Tally:
         self.low, self.high = np.inf, -np.inf
         self.dot = self.reference_square = self.artifact_square = 0.0
         self.classes: list[int] = []  # of an output of whole numbers: how many differ, of how many
+        # of each value the smallest and the largest over the samples of one shape, and how many samples
+        self.extremes: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[Any], int]] = {}
 
     def add(self, reference: NDArray[Any], artifact: NDArray[Any]) -> None:
         if np.issubdtype(reference.dtype, np.integer):
             differ, size = self.classes or (0, 0)
             self.classes = [differ + int((reference != artifact).sum()), size + reference.size]
+        elif reference.ndim and reference.size:
+            self._vary(reference)
         a, b = reference.astype(np.float64).ravel(), artifact.astype(np.float64).ravel()
         self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
         self.low = min(self.low, float(a.min(initial=np.inf)))
@@ -214,13 +221,26 @@ class _Tally:
         self.reference_square += float(a @ a)
         self.artifact_square += float(b @ b)
 
+    def _vary(self, reference: NDArray[Any]) -> None:
+        low, high, samples = reference.min(axis=0), reference.max(axis=0), len(reference)
+        if reference.shape[1:] in self.extremes:
+            former_low, former_high, former = self.extremes[reference.shape[1:]]
+            low, high = np.minimum(low, former_low), np.maximum(high, former_high)
+            samples += former
+        self.extremes[reference.shape[1:]] = (low, high, samples)
+
+    def _variation(self) -> float | None:
+        changes = [float((high - low).max()) for low, high, samples in self.extremes.values() if samples > 1]
+        return max(changes, default=None)
+
     def result(self, name: str, tolerance: float) -> OutputParity:
         scale = scale_of(self.low, self.high)
         norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
         both_zero = self.reference_square == self.artifact_square == 0.0
         # A class is right or wrong: the share that differs counts, not by how many class numbers.
         relative = self.classes[0] / max(self.classes[1], 1) if self.classes else self.max_abs / scale
-        return OutputParity(
+        variation = self._variation()
+        found = OutputParity(
             name=name,
             shape=self.shape,
             max_abs=self.max_abs,
@@ -228,4 +248,6 @@ class _Tally:
             cosine=self.dot / norms if norms else float(both_zero),
             tolerance=tolerance,
             passed=relative <= tolerance,
+            variation=None if variation is None else variation / scale,
         )
+        return found.model_copy(update={"passed": found.passed and not found.blind})

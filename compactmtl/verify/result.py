@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -9,6 +10,8 @@ from pydantic import ConfigDict, Field
 from compactmtl.config.recipe import Frozen
 
 TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
+
+CONSTANT = 1e-2  # of the range: what changes by less than this either way is no function of the image
 
 
 SINGLE = " fp32"  # follows an artifact's name for its float32 form, timed beside one of lower precision
@@ -30,6 +33,19 @@ class OutputParity(Record):
     cosine: float
     tolerance: float
     passed: bool
+    variation: float | None = (
+        None  # largest change of one value from sample to sample, on the scale of max_relative; none: not known
+    )
+
+    @property
+    def blind(self) -> bool:
+        """Whether an artifact that gives the same for every input would be within tolerance too.
+
+        A tolerance that is wider on purpose is believed, unless the output is a constant to within rounding.
+        """
+        if self.variation is None or math.isinf(self.tolerance):
+            return False
+        return self.variation / 2 <= min(self.tolerance, CONSTANT)
 
 
 class ParityResult(Record):

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from compactmtl.backends import get_backend
-from compactmtl.backends.precision import PrecisionError
+from compactmtl.backends.precision import PrecisionError, check_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.export.precision import apply_precision
@@ -121,6 +123,36 @@ def test_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
 def test_wrong_input_is_an_artifact_error(path: Path, inputs: dict[str, np.ndarray], message: str) -> None:
     with BACKEND.open(path, CPU) as runner, pytest.raises(ArtifactError, match=message):
         runner.run(inputs)
+
+
+def test_a_size_that_the_graph_cannot_compute_is_an_artifact_error(tmp_path: Path) -> None:
+    free = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", "size"])
+    fixed = numpy_helper.from_array(np.ones((1, 4), np.float32), "weight")
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["image", "weight"], ["sum"])],
+        "g",
+        [free],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)],
+        [fixed],
+    )
+    file = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
+    with BACKEND.open(file, CPU) as runner:
+        assert runner.run({"image": np.zeros((2, 4), np.float32)})["sum"].shape == (2, 4)
+        with pytest.raises(ArtifactError, match=r"ONNX Runtime fails while it runs .*m\.onnx"):
+            runner.run({"image": np.zeros((2, 3), np.float32)})
+
+
+def test_a_misspelt_provider_is_told_the_right_one() -> None:
+    found = BACKEND.availability(Target(backend="onnxruntime", provider="CPUExecutionProvder"))
+    assert not found.available
+    assert found.hint == "did you mean CPUExecutionProvider?"
+
+
+def test_a_lower_precision_that_nothing_shows_is_not_believed() -> None:
+    check_precision({}, "fp32", "it")
+    with pytest.raises(PrecisionError, match="int8 was asked for, and it shows no layer"):
+        check_precision({}, "int8", "it")
 
 
 def test_closed_runner_refuses(path: Path) -> None:

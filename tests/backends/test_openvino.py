@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from compactmtl.backends import get_backend
+from compactmtl.backends.openvino import _reason
 from compactmtl.backends.precision import PrecisionError
 from compactmtl.config.precision import Int8Config
 from compactmtl.config.target import Target
@@ -89,6 +90,23 @@ def test_broken_file_is_the_files_fault(path: Path, tmp_path: Path) -> None:
     broken.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ArtifactError, match="not a model that OpenVINO can load"):
         BACKEND.open(broken, TARGET)
+
+
+def test_a_node_that_openvino_cannot_run_is_named_with_the_reason() -> None:
+    said = RuntimeError(
+        "Exception from src/inference/src/cpp/core.cpp:84:\n"
+        "Check 'false' failed at src/unconverted_ops_report.cpp:151:\n"
+        "FrontEnd API failed with OpConversionFailure:\n"
+        "Model wasn't fully converted. Failed operations detailed log:\n"
+        "-- AveragePool-18 with a message:\n"
+        "While validating ONNX node '<Node(AveragePool): avg_pool2d_2>': Check 'cmp::le(kernel, ...)' failed\n"
+        "While validating node 'opset16::AvgPool AvgPool_909' with friendly_name 'AvgPool_909':\n"
+        "Kernel after dilation has size (dim: 2) larger than the data shape after padding (dim: 1) at axis 0.\n"
+    )
+    assert _reason(said) == (
+        "AveragePool 'avg_pool2d_2': Kernel after dilation has size (dim: 2) larger than the data shape after"
+        " padding (dim: 1) at axis 0."
+    )
 
 
 def test_layers_are_timed(path: Path) -> None:

@@ -12,13 +12,20 @@ from PIL import Image
 
 from compactmtl.backends.base import Availability
 from compactmtl.backends.tensorrt import TensorRTBackend
-from compactmtl.cli.export import _available
+from compactmtl.cli.export import _available, latency_lines
 from compactmtl.cli.main import main
 from compactmtl.cli.predict import picture_names
 from compactmtl.errors import GATE, MISSING, OK, USAGE, MissingDependencyError
 from compactmtl.export import Bundle
 from compactmtl.train import Run
-from compactmtl.verify import AccuracyResult, LatencyResult, OutputParity, ParityResult, Verification
+from compactmtl.verify import (
+    AccuracyResult,
+    LatencyResult,
+    OutputParity,
+    ParityResult,
+    Verification,
+    measure_latency,
+)
 from compactmtl.verify.parity import ParityError
 from tests.support.real_runs import write_run
 
@@ -127,6 +134,18 @@ def test_export_without_the_backend_is_missing(
     assert main(["export", str(scenes.path), "--target", "onnxruntime-cpu"]) == MISSING
     assert "compactmtl[cpu]" in capsys.readouterr().err
     assert not (scenes.path / "export").exists()
+
+
+def test_a_busy_machine_is_told_with_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure_latency({"dense": int, "compact": int}, warmup=0, repeats=3)
+    found = found.model_copy(
+        update={"speedup": {"dense": 1.0, "compact": 20.7}, "paired_speedup": {"dense": 1.0, "compact": 3.1}}
+    )
+    monkeypatch.setattr("compactmtl.backends.machine.cpu_count", lambda: 2)
+    idle, busy = (list(latency_lines(found.model_copy(update={"load_average": load}))) for load in (0.5, 4.7))
+    assert idle[1].endswith("20.70× dense (3.10× paired by round)")
+    assert len(idle) == 2
+    assert "busy (load 4.7 on 2 processors)" in busy[2]
 
 
 @pytest.mark.slow  # exports two models

@@ -95,6 +95,30 @@ def test_free_size_takes_any_size(model: Small, image: Tensor, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_free_size_through_strides_and_windows_that_overhang(tmp_path: Path) -> None:
+    """As in any residual network: the tracer can't prove of every size that it leaves a pixel."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, 2, ceil_mode=True)
+    )
+    shape = (1, 3, 24, 32)
+    path = export_onnx(module, torch.randn(shape), tmp_path / "m.onnx", dynamic_batch=True, dynamic_size=True)
+    assert list(model_tensors(path)[0].values()) == [("batch", 3, "height", "width")]
+    cases = [torch.randn(2, 3, height, width) for height, width in ((24, 32), (40, 18), (33, 29))]
+    assert check_parity(module, path, list(cases)).passed
+
+
+@pytest.mark.slow
+def test_free_size_of_a_class_map(tmp_path: Path) -> None:
+    class ClassMap(nn.Conv2d):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image).argmax(dim=1)
+
+    path = export_onnx(ClassMap(3, 4, 1), torch.randn(1, 3, 8, 8), tmp_path / "m.onnx", dynamic_size=True)
+    assert model_tensors(path)[1] == {"output": (1, "height", "width")}
+
+
+@pytest.mark.slow
 def test_external_data_and_back(model: Small, image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     export_onnx(model, image, path, external_data=True)

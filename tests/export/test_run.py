@@ -140,7 +140,7 @@ def test_what_raises_leaves_the_former_bundle(
         (
             Target(backend="onnxruntime", provider="NoExecutionProvider"),
             MissingDependencyError,
-            "has no NoExecutionProvider",
+            "knows no provider 'NoExecutionProvider'",
         ),
     ],
 )
@@ -172,6 +172,20 @@ def test_compact_model_that_was_not_made_of_the_best_checkpoint_is_refused(
         export_run(run, "t", TARGET)
     with pytest.raises(ArtifactError, match=message):
         Predictor.open(run.path)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Target(backend="onnxruntime", latency={"min_speedup": 1.0}), "no dense model to be faster than"),
+        (Target(backend="onnxruntime", parity={"tasks": {"dpeth": 0.1}}), "parity.tasks names dpeth"),
+    ],
+)
+def test_a_bound_that_nothing_would_be_held_against_is_refused(
+    trained: Run, target: Target, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export_run(trained, "t", target)
 
 
 def test_baseline_on_other_data_is_refused(trained: Run, compacted: Run) -> None:

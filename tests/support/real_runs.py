@@ -1,4 +1,8 @@
-"""A run on disk as training leaves it, of an untrained model: what comes after training needs no more."""
+"""A run on disk as training leaves it, of an untrained model: what comes after training needs no more.
+
+Its batch norms know the images: with the statistics they are born with, the outputs hardly depend on the input, and
+whatever compares them would pass.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from compactmtl.config import resolve_recipe
-from compactmtl.data import load_dataset
+from compactmtl.data import build_loader, load_dataset
 from compactmtl.tasks import build_tasks
 from compactmtl.train import Run, compact_run
 from compactmtl.train.checkpoint import save_best
@@ -32,6 +37,7 @@ def write_run(folder: Path, recipe: str = SCENES) -> Run:
     dataset = load_dataset(resolved.recipe.data, "val")
     torch.manual_seed(0)
     model = fresh_model(resolved.recipe, build_tasks(resolved.recipe.tasks, dataset.specs))
+    settle_norms(model, next(iter(build_loader(dataset, resolved.recipe.data, train=False, seed=0)))["image"])
     create_folder(folder, resolved.recipe, new_meta(resolved, dataset.specs), overwrite=False)
     summary = {
         "recipe_hash": recipe_hash(resolved.recipe),
@@ -42,6 +48,20 @@ def write_run(folder: Path, recipe: str = SCENES) -> Run:
     }
     save_best(folder / "checkpoints" / "best", model, summary)
     return Run.open(folder)
+
+
+def settle_norms(model: nn.Module, images: Tensor) -> None:
+    """Give every batch norm the mean and variance of what it sees on the images."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    former = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model(images)
+    model.eval()
+    for norm, momentum in zip(norms, former, strict=True):
+        norm.momentum = momentum
 
 
 def compact_half(run: Run) -> Run:

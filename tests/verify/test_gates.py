@@ -97,6 +97,13 @@ def test_a_plain_target_gates_parity_and_every_metric() -> None:
     assert all(gate.passed for gate in found.values())
 
 
+def test_an_output_that_no_image_changes_says_so() -> None:
+    output = parity().outputs[0].model_copy(update={"variation": 1e-7, "passed": False})
+    gate = gates_of(target(), parity=ParityResult(outputs=(output,), samples=9, passed=False))
+    assert not gate["parity", "age"].passed
+    assert gate["parity", "age"].message.startswith("age: changes by no more than 1.0e-07 of the range")
+
+
 def test_parity_beyond_tolerance_fails() -> None:
     gate = gates_of(target(), parity=parity(2e-4))[("parity", "age")]
     assert (gate.passed, gate.bound, gate.value) == (False, 1e-4, 2e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,8 @@ def test_constant_and_zero_references_have_a_scale() -> None:
     constant = _Tally((2,))
     constant.add(np.full(2, 4.0, np.float32), np.full(2, 5.0, np.float32))
     assert constant.result("x", 1e-4).max_relative == 0.25  # of the magnitude 4
-    zero = _Tally((2,))
-    zero.add(np.zeros(2, np.float32), np.zeros(2, np.float32))
+    zero = _Tally((1,))
+    zero.add(np.zeros(1, np.float32), np.zeros(1, np.float32))
     result = zero.result("x", 1e-4)
     assert (result.max_relative, result.cosine, result.passed) == (0.0, 1.0, True)
 
@@ -175,3 +176,33 @@ def test_a_range_finer_than_float32_resolves_is_measured_against_the_magnitude()
     off = _Tally((2,))
     off.add(reference, reference + np.float32(1e-4))  # hundreds of steps: a real difference
     assert not off.result("x", 1e-4).passed
+
+
+@pytest.mark.parametrize(
+    ("samples", "passed"),
+    [
+        ([[1.0, 5.0]], True),  # one sample can't tell
+        ([[1.0, 5.0], [1.0, 5.0], [1.0, 5.0]], False),
+        ([[1.0, 5.0], [1.0 + 4e-6, 5.0]], False),  # a millionth of the range: nothing but rounding
+        ([[1.0, 5.0], [1.1, 5.0]], True),
+    ],
+)
+def test_outputs_that_do_not_depend_on_the_input_prove_nothing(
+    samples: list[list[float]], passed: bool
+) -> None:
+    tally = _Tally((1, 2))
+    for sample in samples:
+        array = np.array([sample], np.float32)
+        tally.add(array, array)
+    found = tally.result("x", 1e-4)
+    assert (found.max_relative, found.passed, found.blind) == (0.0, passed, not passed)
+    assert tally.result("x", math.inf).passed  # not a gate
+
+
+def test_a_network_whose_encoder_died_does_not_pass(tmp_path: Path, image: torch.Tensor) -> None:
+    module = TwoHeads().eval()
+    with torch.no_grad():
+        module.zeta.weight.zero_()
+    found = check_parity(module, write_onnx(tmp_path / "m.onnx", module), image)
+    assert {output.name: output.passed for output in found.outputs} == {"zeta": False, "alpha": True}
+    assert not found.passed

@@ -46,9 +46,14 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     from compactmtl.export.onnx import data_file
 
     beside = data_file(path)
-    external = beside.exists() or model.ByteSize() > LARGEST
+    external = beside.exists() or _weight_bytes(model) > LARGEST
     beside.unlink(missing_ok=True)
     onnx.save_model(model, path, save_as_external_data=external, location=beside.name if external else None)
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    """Of the initializers; ByteSize would serialize the model, which fails beyond 2 GB."""
+    return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in model.graph.initializer)
 
 
 def element_types(graph: onnx.GraphProto) -> dict[str, int]:
