@@ -40,6 +40,7 @@ def failing(capsys: pytest.CaptureFixture[str]) -> Failing:
     return call
 
 
+@pytest.mark.slow  # seconds
 def test_train_compact_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: Failing
 ) -> None:

@@ -17,6 +17,7 @@ from compactmtl.errors import DataError
 side = st.integers(1, 40)
 
 
+@pytest.mark.slow  # seconds
 @settings(max_examples=60, deadline=None)
 @given(side, side, side, side)
 def test_nearest_takes_the_pixel_under_the_center(h: int, w: int, new_h: int, new_w: int) -> None:

@@ -41,11 +41,7 @@ def test_every_recipe_passes_the_check(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a ResNet-50 with three heads, on one slow core
-@pytest.mark.parametrize(
-    "name",
-    # any process may take a data set: in one alone they would outlast all other tests
-    [pytest.param(name, marks=pytest.mark.xdist_group(name.split("/")[0])) for name in RECIPES],
-)
+@pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_a_recipe_become_a_verified_bundle(
     name: str,
     tmp_path: Path,

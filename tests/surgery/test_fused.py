@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ def test_a_fusion_that_changes_the_function_is_not_used() -> None:
     assert_close(net(image), result.model(image))
 
 
+@pytest.mark.slow  # seconds
 def test_a_block_of_one_branch_stays_what_it_is() -> None:
     """LeViT's fuse folds norms, which saves no product."""
     torch.manual_seed(0)

@@ -72,6 +72,7 @@ def test_what_does_not_pay_is_left_alone() -> None:
     assert not result.plan.gathers
 
 
+@pytest.mark.slow  # seconds
 def test_the_plan_rebuilds_the_gathering_model_and_names_stay(tmp_path: Path) -> None:
     net, image = _masked(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
     result = compact(net, (image,), tolerance=TOLERANCE, gather=True)

@@ -64,6 +64,7 @@ def test_it_finds_what_the_features_hold_and_writes_it(face_run: Run) -> None:
     assert written["tasks"]["ethnicity"]["gap"]["gap"] == pytest.approx(gap.gap)
 
 
+@pytest.mark.slow  # seconds
 def test_a_probe_of_the_same_question_is_read_back(face_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first = probe_run(face_run, predictors=["knn"], samples=30)
     calls: list[str] = []

@@ -102,6 +102,7 @@ def test_a_balancer_that_remembers_gradients_of_parameters(tiny: Make) -> None:
         build_session(recipe)
 
 
+@pytest.mark.slow  # seconds
 def test_a_lambda_shrinks_too(tiny: Make) -> None:
     more = "\nsparsity: {shrink_every: 1, warmup: 0, controller: {mac_reduction: 0.3, end: 0.5, every: 1, min_channels: 4}}\n"
     session = build_session(tiny(*PLAIN, more=more).recipe)
