@@ -93,7 +93,7 @@ def measure(
     throughput, skipped = _throughput(subjects, options)
     found = {}
     for name, one in subjects.items():
-        progress(f"{name}: memory, layers")
+        progress(f"{name}: layers" + (", memory" if options.memory else ""))
         found[name] = _measured(one, options, throughput[name], skipped[name])
     return found
 
