@@ -66,9 +66,9 @@ class SelectiveConfig(ReductionConfig):
         1.0, description="channels go by importance over cost to this power; 0: by importance alone"
     )
     cost_of: Literal["left", "whole"] = Field(
-        "left",
-        description="a channel costs what it takes away from the network that is left, or from the whole network: with the "
-        "first, layers that read a layer grown narrow become cheap and stay wide",
+        "whole",
+        description="a channel costs what it takes away from the whole network, or from the network that is left: with "
+        "the latter, layers that read a layer grown narrow become cheap and stay wide",
     )
 
 

@@ -52,10 +52,10 @@ class SelectiveShrinking(Control):
         shrinking.step()
 
     Every `every` steps the groups are ranked by a running first-order importance |Σ w·∂L/∂w| over their norm
-    affines (γ, β), or over their producers where a family has none, for what the channel costs (MACs, parameters or
-    milliseconds) with what is left; other importances and powers of the cost are options. The fewest that reach the scheduled MACs are chosen. Only those are shrunk, by a prox that
-    takes `threshold` off the norm of the same tensors each step; the filters before a norm are left alone
-    meanwhile, because a norm undoes their scale. A group whose importance returns leaves the choice. When a
+    affines (γ, β), or over their producers where a family has none, for what the channel costs the whole network (MACs,
+    parameters or milliseconds); other importances, costs and powers of the cost are options. The fewest that reach the
+    scheduled MACs are chosen. Only those are shrunk, by a prox that takes `threshold` off the norm of the same tensors
+    each step; the filters before a norm are left alone meanwhile, because a norm undoes their scale. A group whose importance returns leaves the choice. When a
     group is at zero all its members are set to exactly zero and held there. From `end` on, which every
     chosen group reaches at zero, the survivors train on alone.
     """
