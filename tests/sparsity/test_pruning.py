@@ -56,7 +56,7 @@ def trained(method: str, reduction: float, steps: int = 12, **options: float) ->
     return model, control
 
 
-@pytest.mark.parametrize("method", ["magnitude", "group_norm"])
+@pytest.mark.parametrize("method", ["magnitude", pytest.param("group_norm", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reduction", [0.4, 0.9])
 def test_all_at_once_and_held(method: str, reduction: float) -> None:
     if method == "group_norm":

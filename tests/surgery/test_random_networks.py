@@ -45,7 +45,7 @@ def _check(seed: int, depth: int, align: int, gather: bool) -> float:
     return result.report.mac_reduction
 
 
-@settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 10_000), depth=st.integers(1, 3), align=st.sampled_from([1, 4]), gather=st.booleans()
 )

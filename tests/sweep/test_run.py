@@ -94,6 +94,7 @@ def test_an_entry_that_cannot_be_built_stops_the_sweep_before_it_begins(path: Pa
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow  # seconds
 def test_a_failed_run_leaves_the_others(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = resolve_sweep(path).sweep
     jobs = plan_jobs(sweep, tmp_path / "runs", seeds=[0])

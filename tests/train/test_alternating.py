@@ -138,12 +138,13 @@ def test_a_run_logs_pass_one_and_deploys_the_plain_layers(tmp_path: Path, tiny: 
 
 
 # pass 1 has 4 steps an epoch: in its middle, at its end, and in pass 2
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "call"),
     [
         ("update_diagonals", 2),
-        pytest.param("update_diagonals", 8, marks=pytest.mark.slow),
-        pytest.param("update", 6, marks=pytest.mark.slow),
+        ("update_diagonals", 8),
+        ("update", 6),
     ],
 )
 def test_interrupted_and_resumed_is_bit_equal(

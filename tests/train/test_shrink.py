@@ -38,6 +38,7 @@ def steps(session: Session, epochs: int, shrink: bool) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow  # seconds
 def test_it_changes_nothing_but_the_size(tiny: Make) -> None:
     recipe = tiny(*PLAIN, more=SPARSE).recipe
     whole, small = build_session(recipe), build_session(recipe)
@@ -96,6 +97,7 @@ def test_a_run_goes_on_bit_equal_and_its_checkpoints_are_whole(
     assert Run.open(tmp_path / "parts").best == run.best
 
 
+@pytest.mark.slow  # seconds
 def test_a_balancer_that_remembers_gradients_of_parameters(tiny: Make) -> None:
     recipe = tiny("balancing.name=db_mtl", "balancing.at=shared_parameters", more=SPARSE).recipe
     with pytest.raises(ConfigError, match=r"sparsity\.shrink_every: db_mtl"):
@@ -112,6 +114,7 @@ def test_a_lambda_shrinks_too(tiny: Make) -> None:
     assert session.sparsifier.report()["macs_removable"] >= 0.3
 
 
+@pytest.mark.slow  # seconds
 def test_a_penalty_on_the_encoders_gradient_goes_on_with_the_smaller_one(tiny: Make) -> None:
     more = SPARSE + "\nregularization: {weight_gradient: {strength: 0.1}}\n"
     session = build_session(tiny(*PLAIN, more=more).recipe)
