@@ -32,11 +32,11 @@ def measure_artifact(
     example: Tensor,
     target: Target,
 ) -> tuple[LatencyResult, dict[str, Measured]]:
-    """Latency, throughput and layers, paired on the same backend: the dense model, the artifact, its float32 form.
+    """Latency, throughput, peak memory and layers, paired on the same backend: the dense model, the artifact, its float32 form.
 
     `models` holds DENSE, which may be None, and the artifact's model under its own name. The dense model is in the
     artifact's precision, int8 with every layer quantized: what surgery gains. The float32 form of an artifact of
-    lower precision tells what precision gains. Peak memory is left to `compactmtl profile`.
+    lower precision tells what precision gains.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
@@ -71,7 +71,6 @@ def _options(target: Target) -> Options:
         batches=BATCHES if target.onnx.dynamic_batch else (batch,),
         warmup=target.latency.warmup,
         repeats=min(target.latency.repeats, MOST_REPEATS),
-        memory=False,
     )
 
 

@@ -18,12 +18,12 @@ import numpy as np
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import fixed_batch
 from compactmtl.backends.machine import package_versions
+from compactmtl.backends.memory import peak_memory
+from compactmtl.backends.noise import noise_for
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.verify.energy import energy_per_run
 from compactmtl.verify.latency import Fed, measure_latency
-from compactmtl.verify.memory import peak_memory
-from compactmtl.verify.noise import noise_for
 from compactmtl.verify.result import LatencyStats, LayerCost, Measured, PhaseTimes, Profile, SubjectProfile
 
 PHASE_RUNS = 50
@@ -134,7 +134,10 @@ def _measured(
     fed = _fed(subject, options.batch)
     parts: dict[str, Any] = {}
     wanted: dict[str, tuple[bool, Callable[[], Any]]] = {
-        "memory": (options.memory, lambda: peak_memory(subject.path, subject.target, options.batch)),
+        "memory": (
+            options.memory,
+            lambda: peak_memory(subject.path, subject.target, options.batch, subject.shapes),
+        ),
         "layers": (options.layers, lambda: _layers(fed, options.layer_repeats)),
         "phases": (True, lambda: _phases(fed)),
         "energy_mj": (

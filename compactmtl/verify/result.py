@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from compactmtl.backends.memory import Memory
 from compactmtl.config.recipe import Frozen
 
 TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
@@ -99,15 +100,6 @@ class LatencyResult(Record):
     )  # median over rounds of reference / this one in the same round
     warmup: int = 0  # rounds before the clock counted
     load_average: float | None = None  # runnable processes on the machine over the minute before
-
-
-class Memory(Record):
-    """What opening and running one model takes, beyond the runtime's own, in a process of its own."""
-
-    opened_mib: float  # once the model is open
-    peak_mib: float
-    process_mib: float  # the whole process at its peak, with Python and the runtime
-    device_mib: float | None = None  # of activations on the GPU, where there is one
 
 
 class PhaseTimes(Record):

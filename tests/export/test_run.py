@@ -61,6 +61,8 @@ def test_the_compact_model_is_timed_against_the_dense_one(verification: Verifica
 
 def test_layers_and_error_maps_are_kept(verification: Verification, bundle: Bundle) -> None:
     layers = {name: verification.measured[name].layers for name in ("dense", "compact")}
+    memory = {name: verification.measured[name].memory for name in ("dense", "compact")}
+    assert all(one is not None and one.peak_mib >= one.opened_mib > 0 for one in memory.values())
     names = {name: {layer_of(one) for one in found or ()} for name, found in layers.items()}
     assert len(names["dense"] & names["compact"]) > 0.8 * len(
         names["dense"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from compactmtl.backends import TensorInfo, get_backend
+from compactmtl.backends.noise import noise_for
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError
 from compactmtl.verify.energy import _measure
-from compactmtl.verify.noise import noise_for
 from compactmtl.verify.profile import Options, Subject, export_times, profile
 from compactmtl.verify.result import PhaseTimes, Profile
 from tests.support.onnx_files import TwoHeads, write_onnx
@@ -109,9 +109,9 @@ def test_energy_is_the_counters_rise_a_run() -> None:
     assert _measure(run, lambda: runs * 0.25, lambda: runs * 7) == 7
 
 
-@pytest.mark.slow  # starts a process that loads torch and the runtime
+@pytest.mark.slow  # two processes that load the runtime
 def test_memory_grows_with_the_batch(tmp_path: Path) -> None:
-    from compactmtl.verify.memory import peak_memory
+    from compactmtl.backends.memory import peak_memory
 
     path = write_onnx(tmp_path / "m.onnx", TwoHeads())
     small, large = (peak_memory(path, TARGET, batch) for batch in (1, 1_000_000))

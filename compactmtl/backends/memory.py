@@ -5,21 +5,38 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from compactmtl.config.recipe import Frozen
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
-from compactmtl.verify.result import Memory
 
 SECONDS = 600
 
 
-def peak_memory(model: Path, target: Target, batch: int | None = None) -> Memory:
+class Memory(Frozen):
+    """What opening and running one model takes, beyond the runtime's own, in a process of its own."""
+
+    opened_mib: float  # once the model is open
+    peak_mib: float
+    process_mib: float  # the whole process at its peak, with Python and the runtime
+    device_mib: float | None = None  # of activations on the GPU, where there is one
+
+
+def peak_memory(
+    model: Path,
+    target: Target,
+    batch: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Memory:
     """Open `model` on the target in a new process, run it twice on noise, and say what that took.
 
-    Raises ArtifactError where that process fails.
+    `batch` and `shapes` are of inputs with free dimensions, as `noise_for` takes them. Raises ArtifactError where
+    that process fails.
     """
-    command = [sys.executable, "-m", __name__, str(model), target.model_dump_json(), json.dumps(batch)]
+    free = json.dumps({"batch": batch or target.latency.batch, "shapes": dict(shapes or {})})
+    command = [sys.executable, "-m", __name__, str(model), target.model_dump_json(), free]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     if answer.returncode != 0:
         said = answer.stderr.strip().splitlines() or ["no reason given"]
@@ -41,16 +58,16 @@ def highest() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _measure(model: Path, target: Target, batch: int | None) -> Memory:
+def _measure(model: Path, target: Target, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> Memory:
     from compactmtl.backends import get_backend
-    from compactmtl.verify.noise import noise_for
+    from compactmtl.backends.noise import noise_for
 
     backend = get_backend(target.backend)
     backend.availability(target)  # imports the runtime, which is no part of the model
     before = highest()
     with backend.open(model, target) as runner:
         opened = highest()
-        arrays = noise_for(runner.inputs, batch or target.latency.batch)
+        arrays = noise_for(runner.inputs, batch, shapes)
         for _ in range(2):
             runner.run(arrays)
         device = getattr(runner, "device_bytes", None)
@@ -64,4 +81,4 @@ def _measure(model: Path, target: Target, batch: int | None) -> Memory:
 
 if __name__ == "__main__":
     chosen = Target.model_validate_json(sys.argv[2])
-    print(_measure(Path(sys.argv[1]), chosen, json.loads(sys.argv[3])).model_dump_json())
+    print(_measure(Path(sys.argv[1]), chosen, **json.loads(sys.argv[3])).model_dump_json())
