@@ -60,6 +60,7 @@ def measure_artifact(
             inputs,
             warmup=target.latency.warmup,
             repeats=target.latency.repeats,
+            settle=target.latency.settle,
         )
         return latency, measure(_sized(subjects, inputs), _options(target))
 
@@ -71,6 +72,7 @@ def _options(target: Target) -> Options:
         batches=BATCHES if target.onnx.dynamic_batch else (batch,),
         warmup=target.latency.warmup,
         repeats=min(target.latency.repeats, MOST_REPEATS),
+        settle=target.latency.settle,
     )
 
 

@@ -1,4 +1,4 @@
-"""Latency, paired and interleaved: every round runs every model once, so that drift hits all alike.
+"""Latency, paired and interleaved: every round clocks every model once, so that drift hits all alike.
 
 Nothing is dropped: an outlier is a property of the machine that the user deploys on.
 """
@@ -46,6 +46,7 @@ def measure_latency(
     *,
     warmup: int = 10,
     repeats: int = 100,
+    settle: int = 1,
     reference: str | None = None,
 ) -> LatencyResult:
     """Time every runnable `repeats` times in interleaved rounds after `warmup` rounds that don't count.
@@ -57,6 +58,8 @@ def measure_latency(
         inputs: a tensor or a tuple of positional arguments, batch first.
         warmup: rounds before the clock counts.
         repeats: rounds that count.
+        settle: runs of a model before each of its clocked ones, where there are several models: caches then hold its
+            weights, as where it runs alone, and not those of the model before it, which would slow small models most.
         reference: whose median the speedups are relative to; the first by default.
 
     The order rotates from round to round. Garbage collection is off while the clock runs. Times are wall-clock
@@ -69,14 +72,16 @@ def measure_latency(
     reference = names[0] if reference is None else reference
     if reference not in runnables:
         raise ConfigError(f"reference '{reference}' is not among {names}", "name one of them")
-    if repeats < 1 or warmup < 0:
+    if repeats < 1 or warmup < 0 or settle < 0:
         raise ConfigError(
-            f"latency needs repeats >= 1 and warmup >= 0, found {repeats} and {warmup}", "mend the target"
+            f"latency needs repeats >= 1, warmup >= 0 and settle >= 0, found {repeats}, {warmup} and {settle}",
+            "mend the target",
         )
     with ExitStack() as stack:
         subjects = {name: _subject(runnable, inputs, stack) for name, runnable in runnables.items()}
         load = load_average()
-        samples, process = _rounds(subjects, warmup, repeats)
+        settled = settle if len(names) > 1 else 0
+        samples, process = _rounds(subjects, warmup, repeats, settled)
         described = {name: subject.describe() for name, subject in subjects.items()}
     batch = _batch_size(inputs)
     stats = {
@@ -96,6 +101,7 @@ def measure_latency(
         speedup={name: stats[reference].median_ms / stats[name].median_ms for name in names},
         paired_speedup={name: float(np.median(base / np.asarray(samples[name]))) for name in names},
         warmup=warmup,
+        settle=settled,
         load_average=load,
     )
 
@@ -151,7 +157,7 @@ def _host() -> Description:
 
 
 def _rounds(
-    subjects: Mapping[str, _Subject], warmup: int, repeats: int
+    subjects: Mapping[str, _Subject], warmup: int, repeats: int, settle: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Milliseconds of wall and of processor time by name; round r begins with subject r modulo their number."""
     names = list(subjects)
@@ -170,6 +176,8 @@ def _rounds(
             first = index % len(names)
             for name in names[first:] + names[:first]:
                 call = calls[name]
+                for _ in range(settle):
+                    call()
                 busy = processor()
                 start = clock()
                 call()

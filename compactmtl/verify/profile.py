@@ -47,6 +47,7 @@ class Options:
     batches: Sequence[int] = (1, 4, 8)
     warmup: int = 10
     repeats: int = 100
+    settle: int = 1  # runs of a model before each clocked one
     layer_repeats: int = 20
     layers: bool = True
     memory: bool = True
@@ -67,6 +68,7 @@ def profile(
         {name: _fed(one, options.batch) for name, one in subjects.items()},
         warmup=options.warmup,
         repeats=options.repeats,
+        settle=options.settle,
     )
     progress("throughput at batch " + ", ".join(map(str, options.batches)))
     found = measure(subjects, options, progress)
@@ -122,7 +124,8 @@ def _throughput(
         if not fed:
             continue
         repeats = max(5, options.repeats // batch)
-        stats = measure_latency(fed, warmup=min(3, options.warmup), repeats=repeats).stats
+        warmup = min(3, options.warmup)
+        stats = measure_latency(fed, warmup=warmup, repeats=repeats, settle=options.settle).stats
         for name, one_stats in stats.items():
             found[name][batch] = 1e3 * batch / one_stats.median_ms
     return found, skipped

@@ -99,6 +99,7 @@ class LatencyResult(Record):
         default_factory=dict
     )  # median over rounds of reference / this one in the same round
     warmup: int = 0  # rounds before the clock counted
+    settle: int = 0  # runs of a model before each of its clocked ones
     load_average: float | None = None  # runnable processes on the machine over the minute before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_rounds_are_interleaved_and_their_order_rotates() -> None:
     calls: list[str] = []
     runnables = {name: (lambda name=name: calls.append(name)) for name in "abc"}
-    measure_latency(runnables, warmup=1, repeats=4)
+    measure_latency(runnables, warmup=1, repeats=4, settle=0)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
+
+
+def test_a_model_runs_unclocked_before_it_is_clocked_beside_others(clock: Clock) -> None:
+    calls: list[str] = []
+
+    def model(name: str) -> Callable[[], None]:
+        """Takes 5 ms after another model, 1 ms after itself."""
+
+        def run() -> None:
+            clock.spend(1.0 if calls[-1:] == [name] else 5.0)
+            calls.append(name)
+
+        return run
+
+    found = measure_latency({"a": model("a"), "b": model("b")}, warmup=0, repeats=2)
+    assert "".join(calls) == "aabb" + "bbaa"
+    assert all(stats.samples_ms == (1.0, 1.0) for stats in found.stats.values())
+    assert found.settle == 1
+    calls.clear()
+    assert measure_latency({"a": model("a")}, warmup=0, repeats=2).settle == 0  # nothing runs in between
+    assert "".join(calls) == "aa"
 
 
 def test_statistics_are_of_all_samples(clock: Clock) -> None:
@@ -131,6 +153,7 @@ def test_callables_get_the_inputs() -> None:
         ({}, {}, "no model"),
         ({"a": print}, {"reference": "b"}, "reference 'b'"),
         ({"a": print}, {"repeats": 0}, "repeats >= 1"),
+        ({"a": print}, {"settle": -1}, "settle >= 0"),
         ({"a": nn.Identity()}, {}, "without inputs"),
     ],
 )
