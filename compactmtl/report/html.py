@@ -106,7 +106,9 @@ def _pareto(report: Report) -> Drawing | None:
         f"{one.label} on {one.setting}, {fmt.milliseconds(one.milliseconds)}, {fmt.signed_percent(one.gain)}"
         for one in found
     )
-    caption = "Up and to the left is better; the line joins what nothing on its target is both faster and better than"
+    caption = (
+        "Up and to the left is better; a line joins models of one target that no other there beats in both"
+    )
     return Drawing(Markup(svg), f"Δm against latency: {told}", caption)
 
 
@@ -136,7 +138,7 @@ def _headlines(run: RunView, report: Report) -> list[Headline]:
             continue
         change = getattr(smallest, quantity) / getattr(reference, quantity) - 1
         headlines.append(Headline(fmt.signed_percent(change), label, "good" if change < 0 else ""))
-    export = table.current_export(run)
+    export = run.shown_export
     if export is None:
         headlines.append(Headline(fmt.NOT_RUN, "latency", "missing"))
     else:

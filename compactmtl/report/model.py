@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from compactmtl.config.recipe import Frozen
-from compactmtl.verify.result import TaskMetrics, Verification
+from compactmtl.verify.result import SINGLE, TaskMetrics, Verification
 
 
 class Read(BaseModel):
@@ -204,9 +204,28 @@ class RunView(Frozen):
         return self.stages[0]
 
     @property
+    def shown_export(self) -> ExportView | None:
+        """The export of the model that the run holds now whose figures stand for the run: in float32 where there is one.
+
+        Dense and compact then differ by nothing but surgery; `Deployments` has all targets.
+        """
+        current = {
+            stage.label for stage in self.stages if stage.form == "exported" and stage.metrics is not None
+        }
+        exports = [one for one in self.exports if f"exported, {one.target}" in current]
+        single = [
+            one
+            for one in exports
+            if not any(name.endswith(SINGLE) for name in one.verification.latency.stats)
+        ]
+        return next(iter(single or reversed(exports)), None)
+
+    @property
     def final(self) -> Stage:
-        """The form furthest down the road that has metrics, else the trained one."""
+        """The shown export's form, else the one furthest down the road that has metrics, else the trained one."""
         measured = [stage for stage in self.stages if stage.metrics is not None]
+        if (export := self.shown_export) is not None:
+            return next(stage for stage in measured if stage.label == f"exported, {export.target}")
         return measured[-1] if measured else self.stages[0]
 
     @property

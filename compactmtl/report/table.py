@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compactmtl.report import format as fmt
-from compactmtl.report.model import ExportView, Report, RunView, Stage, TaskView
+from compactmtl.report.model import Report, RunView, Stage, TaskView
 from compactmtl.verify.result import SINGLE, LatencyResult, LatencyStats
 
 if TYPE_CHECKING:
@@ -194,15 +194,9 @@ def subject_latency(result: LatencyResult) -> tuple[str, LatencyStats]:
     return name, result.stats[name]
 
 
-def current_export(run: RunView) -> ExportView | None:
-    """The last export that is of the model the run holds now."""
-    current = {stage.label for stage in run.stages if stage.form == "exported" and stage.metrics is not None}
-    return next((one for one in reversed(run.exports) if f"exported, {one.target}" in current), None)
-
-
 def current_latency(run: RunView) -> LatencyResult | None:
     """The latency measured with the run's last current export."""
-    export = current_export(run)
+    export = run.shown_export
     return export.verification.latency if export else None
 
 
@@ -224,7 +218,7 @@ def _is_reference(column: _Column, subject: RunView) -> bool:
     Without a baseline an export is timed against its own run's trained form. With one it holds that model's
     metrics, which tell it: the same weights give the same metrics to float rounding, other weights don't.
     """
-    export = current_export(subject)
+    export = subject.shown_export
     if column.stage.form != "trained" or export is None:
         return False
     latency, theirs = export.verification.latency, export.verification.accuracy.baseline

@@ -11,8 +11,9 @@ from compactmtl.report.card import CARD, model_card, write_card
 from compactmtl.report.collect import build_report
 from compactmtl.report.deployment import Point, deployments, front, pareto, points, prepared_views
 from compactmtl.report.html import render
-from compactmtl.report.model import Report
+from compactmtl.report.model import ExportView, Report
 from compactmtl.train import Run
+from compactmtl.verify.result import SINGLE
 from tests.support.synthetic_runs import SyntheticRun, TinySplits
 
 MakeRun = Callable[..., SyntheticRun]
@@ -42,6 +43,26 @@ def test_every_run_and_target_has_its_row(make_run: MakeRun, splits: TinySplits)
     assert cells["one, onnxruntime-cpu"][0] == "verified"
     assert cells["two, tensorrt-fp16"][0] == "not run: no NVIDIA driver"
     assert set(cells["one, tensorrt-fp16"]) == {"not run"}
+
+
+def test_figures_at_the_top_are_of_float32_where_there_is_one(make_run: MakeRun, splits: TinySplits) -> None:
+    (view,) = report_of([make_run("one", compacted=True, exported=True)], None, splits).subjects
+    (single,) = view.exports
+    assert view.shown_export is single
+    stats = single.verification.latency.stats
+    latency = single.verification.latency.model_copy(
+        update={"stats": {**stats, "compact" + SINGLE: stats["compact"]}}
+    )
+    lowered = ExportView(
+        target="openvino-int8", verification=single.verification.model_copy(update={"latency": latency})
+    )
+    stage = view.final.model_copy(update={"label": "exported, openvino-int8"})
+    both = view.model_copy(update={"exports": (single, lowered), "stages": (*view.stages, stage)})
+    assert both.shown_export is single
+    assert both.final == view.final
+    alone = both.model_copy(update={"exports": (lowered,), "stages": (*view.stages[:-1], stage)})
+    assert alone.shown_export is lowered
+    assert alone.final is stage
 
 
 def test_no_target_no_table(make_run: MakeRun, splits: TinySplits) -> None:
