@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=1, help="of the latency, where the model's is free (default: 1)"
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="of the throughput")
-    parser.add_argument("--settle", type=int, default=1, help="runs of a model before each that counts")
+    parser.add_argument("--settle", type=int, default=3, help="runs of a model before each that counts")
     parser.add_argument("--warmup", type=int, default=10, help="rounds that don't count")
     parser.add_argument("--repeats", type=int, default=100, help="rounds that count")
     parser.add_argument(

@@ -45,7 +45,7 @@ class LatencyConfig(Frozen):
     warmup: Annotated[int, Field(ge=0)] = 10
     repeats: Annotated[int, Field(ge=1)] = Field(100, description="interleaved runs of each model")
     settle: Annotated[int, Field(ge=0)] = Field(
-        1,
+        3,
         description="runs of a model before each clocked one, so that caches hold its weights and not another's",
     )
     max_ms: Positive | None = Field(None, description="gate on the median; none: not a gate")

@@ -46,7 +46,7 @@ def measure_latency(
     *,
     warmup: int = 10,
     repeats: int = 100,
-    settle: int = 1,
+    settle: int = 3,
     reference: str | None = None,
 ) -> LatencyResult:
     """Time every runnable `repeats` times in interleaved rounds after `warmup` rounds that don't count.

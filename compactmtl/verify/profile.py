@@ -47,7 +47,7 @@ class Options:
     batches: Sequence[int] = (1, 4, 8)
     warmup: int = 10
     repeats: int = 100
-    settle: int = 1  # runs of a model before each clocked one
+    settle: int = 3  # runs of a model before each clocked one
     layer_repeats: int = 20
     layers: bool = True
     memory: bool = True

@@ -54,7 +54,7 @@ def test_a_model_runs_unclocked_before_it_is_clocked_beside_others(clock: Clock)
 
         return run
 
-    found = measure_latency({"a": model("a"), "b": model("b")}, warmup=0, repeats=2)
+    found = measure_latency({"a": model("a"), "b": model("b")}, warmup=0, repeats=2, settle=1)
     assert "".join(calls) == "aabb" + "bbaa"
     assert all(stats.samples_ms == (1.0, 1.0) for stats in found.stats.values())
     assert found.settle == 1
@@ -80,7 +80,7 @@ def test_speedups_are_ratios_to_the_reference(clock: Clock) -> None:
     slow = iter([1.0, 1.0, 3.0, 3.0, 3.0] * 2)
     fast = iter([0.25, 0.25, 0.75, 0.75, 0.75] * 2)
     runnables = {"fast": lambda: clock.spend(next(fast)), "slow": lambda: clock.spend(next(slow))}
-    found = measure_latency(runnables, warmup=0, repeats=5, reference="slow")
+    found = measure_latency(runnables, warmup=0, repeats=5, settle=1, reference="slow")
     assert found.reference == "slow"
     assert found.speedup == {"fast": pytest.approx(4), "slow": 1.0}
     assert found.paired_speedup == {"fast": pytest.approx(4), "slow": 1.0}
