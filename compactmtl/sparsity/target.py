@@ -39,9 +39,10 @@ class Target:
         if config.reduction > most:
             raise ConfigError(
                 f"{section}.{config.key} {config.reduction} cannot be reached:"
-                f" {most:.3f} is the most with min_channels {config.min_channels}"
-                + (f" and min_share {config.min_share}" if config.min_share else ""),
-                f"lower {config.key} or what has to stay",
+                f" {math.floor(most * 1000) / 1000:.3f} is the most with min_channels {config.min_channels}"
+                + (f" and min_share {config.min_share}" if config.min_share else "")
+                + (f" and channels in multiples of {align}" if align > 1 else ""),
+                f"lower {config.key} or what has to stay" + (", such as surgery.align" if align > 1 else ""),
             )
 
     def bind(self, groups: ChannelGroups) -> None:

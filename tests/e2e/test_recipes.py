@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from compactmtl.cli.main import main
-from compactmtl.config import list_recipes, resolve_recipe
+from compactmtl.config import list_recipes, list_sweeps, resolve_recipe, resolve_sweep
+from compactmtl.sweep import plan_jobs
+from compactmtl.train.session import build_session
 from compactmtl.verify.result import Verification
 
+SWEEPS = [entry.name for entry in list_sweeps() if "sparsity" in entry.name]
 RECIPES = [entry.name for entry in list_recipes()]
 GENERATED = {"scenes": ["data.options.train=8", "data.options.val=4"]}
 
@@ -70,3 +73,16 @@ def test_two_steps_of_a_recipe_become_a_verified_bundle(
     assert set(found.accuracy.artifact) == set(recipe.tasks)
     failed = [gate for gate in found.gates if not gate.passed and gate.gate != "latency"]
     assert not failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_targets_of_a_sweep_can_be_reached(
+    name: str, tmp_path: Path, layouts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sweep = resolve_sweep(name).sweep
+    overrides = data_overrides(resolve_recipe(sweep.recipe).recipe.data.name, layouts, tmp_path_factory)
+    for job in plan_jobs(sweep, tmp_path, overrides, seeds=[0]):
+        sparsity = job.resolved.recipe.sparsity
+        if sparsity is not None and sparsity.strength is None:  # a λ of one's own has no target
+            build_session(job.resolved.recipe)  # raises where a target is out of reach

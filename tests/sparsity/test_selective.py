@@ -240,6 +240,15 @@ def test_the_most_that_can_go_is_said() -> None:
         Training(0.9, min_channels=12)
 
 
+def test_the_most_that_is_said_can_be_asked_for() -> None:
+    with pytest.raises(ConfigError, match="channels in multiples of 8") as caught:
+        Training(0.99, align=8)
+    most = float(str(caught.value).split("reached: ")[1].split()[0])
+    Training(most, align=8)
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        Training(most + 0.001, align=8)
+
+
 def test_groups_without_a_mac_model() -> None:
     groups = channel_groups(Net(), IMAGE, kind="input_channel")
     with pytest.raises(ConfigError, match="MACs"):
