@@ -225,7 +225,7 @@ def _caption(report: Report) -> str:
     if table.reference is not None:
         parts.append(f"Δm against {table.reference}")
     if any(row.faster for row in table.rows):
-        parts.append("faster: the dense model's latency over the export's, paired on the same target")
+        parts.append("faster: latency of a run's own network before surgery over its export's, paired")
     if report.single_task_runs:
         parts.append("sizes of the single-task networks added up")
     return "; ".join(parts)

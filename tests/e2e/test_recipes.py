@@ -81,7 +81,8 @@ def test_the_targets_of_a_sweep_can_be_reached(
     name: str, tmp_path: Path, layouts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     sweep = resolve_sweep(name).sweep
-    overrides = data_overrides(resolve_recipe(sweep.recipe).recipe.data.name, layouts, tmp_path_factory)
+    first, *_ = plan_jobs(sweep, tmp_path, seeds=[0])
+    overrides = data_overrides(first.resolved.recipe.data.name, layouts, tmp_path_factory)
     for job in plan_jobs(sweep, tmp_path, overrides, seeds=[0]):
         sparsity = job.resolved.recipe.sparsity
         if sparsity is not None and sparsity.strength is None:  # a λ of one's own has no target
