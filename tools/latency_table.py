@@ -4,8 +4,10 @@ python tools/latency_table.py utkface/small data.root=/data --out runs/latency.j
 python tools/latency_table.py utkface/small data.root=/data --target onnxruntime-cpu --points 5 --repeats 50
 
 Every convolution and linear layer is written as an ONNX file of its own, at `--points` widths of either side from an
-eighth to all, and timed alone on the target's backend (batch of the target). What the whole network takes beyond the
-sum of its layers is `rest_ms`. A recipe reads the table back by
+eighth to all, and timed on the target's backend (batch of the target): what each further copy beside it takes, with
+weights of its own, for a layer alone pays for the way into the backend's memory layout and out of it, and finds its
+weights in the cache. `rest_ms` is what the network with a quarter of its channels takes beyond its layers. The whole
+network and a half of it are timed, too, to tell how well the table foresees. A recipe reads the table back by
 
     sparsity: {selective: {latency_reduction: 0.5, latency_table: runs/latency.json}}
 """
@@ -13,9 +15,12 @@ sum of its layers is `rest_ms`. A recipe reads the table back by
 from __future__ import annotations
 
 import argparse
+import copy
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,63 +36,67 @@ from compactmtl.data import load_dataset
 from compactmtl.export import export_onnx
 from compactmtl.graph import ChannelGraph
 from compactmtl.overparam import contract
-from compactmtl.sparsity import LatencyTable, LayerLatency
+from compactmtl.sparsity import LatencyTable, LayerLatency, channel_groups
+from compactmtl.surgery import compact
 from compactmtl.tasks import build_tasks
 from compactmtl.train.run import example_inputs, fresh_model
 from compactmtl.verify import measure_latency
 
 OPSET = 18
+COPIES = 5  # of a layer, side by side
+SHARES = {"half": 0.5, "quarter": 0.25}  # of the channels, of the cut networks that are timed
 Layer = nn.Conv2d | nn.Linear
+Widths = Mapping[str, tuple[int, int | None]]
 
 
 def layer_file(
-    layer: Layer, outputs: int, inputs: int | None, shape: torch.Size, path: Path
+    layer: Layer, outputs: int, inputs: int | None, shape: torch.Size, path: Path, copies: int
 ) -> NDArray[np.float32]:
-    """Write a layer of these widths as ONNX for inputs of `shape` and return a random input; no inputs: depthwise."""
+    """Write the sum of `copies` layers of these widths, each with weights of its own, as ONNX for inputs of `shape`.
+
+    Returns a random input; no `inputs`: a depthwise layer.
+    """
     generator = np.random.default_rng(0)
     read = outputs if inputs is None else inputs
+    size = (*shape[:-1], read) if isinstance(layer, nn.Linear) else (shape[0], read, *shape[2:])
+    options: dict[str, Any]
     if isinstance(layer, nn.Linear):
-        size = (*shape[:-1], read)
-        weight = generator.standard_normal((read, outputs)).astype(np.float32)
-        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        kind, options = "MatMul", {}
+        weight: tuple[int, ...] = (read, outputs)
     else:
-        size = (shape[0], read, *shape[2:])
-        weight = generator.standard_normal(
-            (outputs, 1 if inputs is None else read, *layer.kernel_size)
-        ).astype(np.float32)
+        kind, weight = "Conv", (outputs, 1 if inputs is None else read, *layer.kernel_size)
         top, left = (0, 0) if isinstance(layer.padding, str) else layer.padding
-        node = helper.make_node(
-            "Conv",
-            ["x", "w"],
-            ["y"],
-            strides=list(layer.stride),
-            dilations=list(layer.dilation),
-            group=outputs if inputs is None else 1,
+        options = {
+            "strides": list(layer.stride),
+            "dilations": list(layer.dilation),
+            "group": outputs if inputs is None else 1,
             **({"auto_pad": "SAME_UPPER"} if layer.padding == "same" else {"pads": [top, left, top, left]}),
-        )
-    rank = len(size)
+        }
+    nodes, weights, found = [], [], "x"
+    for copy_of in range(copies):
+        name, result = f"w{copy_of}", f"layer{copy_of}"
+        values = generator.standard_normal(weight).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, name))
+        nodes.append(helper.make_node(kind, ["x", name], [result], **options))
+        if copy_of:
+            nodes.append(helper.make_node("Add", [found, result], [result := f"sum{copy_of}"]))
+        found = result
     graph = helper.make_graph(
-        [node],
+        nodes,
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, size)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * rank)],
-        [numpy_helper.from_array(weight, "w")],
+        [helper.make_tensor_value_info(found, TensorProto.FLOAT, [None] * len(size))],
+        weights,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9), path)
     return generator.standard_normal(size).astype(np.float32)
 
 
-def identity_file(path: Path) -> NDArray[np.float32]:
-    """Write a model that does nothing, whose time is what any call costs, and return its input."""
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 1)) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "empty", info[:1], info[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9), path)
-    return np.ones((1, 1), dtype=np.float32)
-
-
-def widths(full: int, points: int) -> list[int]:
-    """Channel counts from an eighth of `full` up, in equal steps."""
-    return sorted({max(round(full * share), 1) for share in np.linspace(1 / 8, 1, points)})
+def widths(full: int, points: int, align: int) -> list[int]:
+    """Channel counts from an eighth of `full` up, in equal steps, rounded up to what surgery leaves."""
+    return sorted(
+        {min(math.ceil(full * share / align) * align, full) for share in np.linspace(1 / 8, 1, points)}
+    )
 
 
 def input_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, torch.Size]:
@@ -112,55 +121,92 @@ def input_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, torc
     return found
 
 
-def measure(
-    model: nn.Module, inputs: tuple[Tensor, ...], name: str, target: Target, points: int, repeats: int
-) -> LatencyTable:
-    """The table of a plain model on a target."""
+def narrowed(model: nn.Module, inputs: tuple[Tensor, ...], share: float, align: int) -> nn.Module:
+    """A copy of the model with this share of the channels of every group family, by surgery."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        if (
+            not parameter.any()
+        ):  # the last norm of a residual block may start at zero: the block would go whole
+            torch.nn.init.ones_(parameter)
+    groups = channel_groups(copied, inputs, scope="model")
+    for family in groups.bound:
+        gone = torch.arange(family.size) >= max(round(family.size * share / align), 1) * align
+        for part in family.slices:
+            part.zero_(part.parameter.detach(), gone)
+    return compact(copied, inputs, align=align).model
+
+
+def widths_of(graph: ChannelGraph) -> Widths:
+    """Output and input channels of every layer of a traced network."""
+    return graph.widths(np.ones(graph.classes, dtype=bool))
+
+
+def timer(target: Target, repeats: int) -> Callable[[Path, NDArray[np.float32]], float]:
+    """What times a model file on an input, in ms."""
     backend = get_backend(target.backend)
 
-    def seconds(path: Path, value: NDArray[np.float32], what: str) -> float:
+    def milliseconds(path: Path, value: NDArray[np.float32]) -> float:
         with backend.open(path, target) as runner:
-            result = measure_latency({what: runner}, torch.from_numpy(value), warmup=5, repeats=repeats)
-        return result.stats[what].min_ms  # what disturbs a layer that takes microseconds is not its own
+            result = measure_latency({"it": runner}, torch.from_numpy(value), warmup=5, repeats=repeats)
+        return result.stats["it"].min_ms  # what disturbs a layer that takes microseconds is not its own
 
+    return milliseconds
+
+
+def measure(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    name: str,
+    target: Target,
+    points: int,
+    repeats: int,
+    align: int = 1,
+) -> LatencyTable:
+    """The table of a plain model on a target, at widths that are multiples of `align`."""
+    milliseconds = timer(target, repeats)
     graph = ChannelGraph.trace(model, inputs)
-    full = graph.widths(np.ones(graph.classes, dtype=bool))
+    graphs, total = {"whole": graph}, {}
     shapes, modules = input_shapes(model, inputs), dict(model.named_modules())
     layers = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "layer.onnx"
-        call = seconds(path, identity_file(path), "an empty call")
-        for layer, (outputs, read) in full.items():
+        path = Path(folder) / "model.onnx"
+
+        def one_of(layer: Layer, outputs: int, read: int | None, shape: torch.Size) -> float:
+            alone, beside = (
+                milliseconds(path, layer_file(layer, outputs, read, shape, path, copies))
+                for copies in (1, COPIES)
+            )
+            return max(beside - alone, 0.0) / (COPIES - 1)
+
+        for layer, (outputs, read) in widths_of(graph).items():
             module = modules[layer]
             if not isinstance(module, nn.Conv2d | nn.Linear) or (
                 read is not None and getattr(module, "groups", 1) > 1
             ):
                 raise SystemExit(f"{layer} is a {type(module).__name__} that this tool cannot measure alone")
-            rows = widths(outputs, points)
-            columns = [None] if read is None else widths(read, points)
-            ms = []
-            for out in rows:
-                ms.append(
-                    tuple(
-                        max(
-                            seconds(path, layer_file(module, out, into, shapes[layer], path), layer) - call,
-                            0.0,
-                        )
-                        for into in columns
-                    )
-                )
+            rows = widths(outputs, points, align)
+            columns: list[int | None] = [None]
+            if read is not None:
+                columns = [*widths(read, points, align)]
             layers[layer] = LayerLatency(
                 outputs=tuple(rows),
                 inputs=None if read is None else tuple(c for c in columns if c is not None),
-                ms=tuple(ms),
+                ms=tuple(tuple(one_of(module, out, into, shapes[layer]) for into in columns) for out in rows),
             )
-            print(f"{layer}: {ms[-1][-1]:.4f} ms at {outputs} × {read or 1}", flush=True)
-        whole = Path(folder) / "whole.onnx"
-        export_onnx(model, inputs, whole, input_names=["image"])
-        total = seconds(whole, inputs[0].numpy(), "whole")
-    parts = sum(table.ms[-1][-1] for table in layers.values())
-    print(f"whole network: {total:.3f} ms, its layers {parts:.3f} ms")
-    return LatencyTable(target=name, device=cpu_name(), rest_ms=max(total - parts, 0.0), layers=layers)
+            print(f"{layer}: {layers[layer].ms[-1][-1]:.4f} ms at {outputs} × {read or 1}", flush=True)
+        networks = {"whole": model} | {cut: narrowed(model, inputs, SHARES[cut], align) for cut in SHARES}
+        for cut, network in networks.items():
+            graphs[cut] = ChannelGraph.trace(network, inputs)
+            export_onnx(network, inputs, path, input_names=["image"])
+            total[cut] = milliseconds(path, inputs[0].numpy())
+    found = {cut: widths_of(one) for cut, one in graphs.items()}
+    beyond = total["quarter"] - sum(layers[layer].at(*width) for layer, width in found["quarter"].items())
+    table = LatencyTable(target=name, device=cpu_name(), rest_ms=max(beyond, 0.0), layers=layers)
+    print(f"no layer's: {table.rest_ms:.3f} ms")
+    for cut, ms in total.items():
+        print(f"{cut}: {ms:.3f} ms, by the table {table.milliseconds(found[cut]):.3f} ms")
+    return table
 
 
 def main() -> None:
@@ -174,12 +220,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("latency.json"))
     parser.add_argument("--points", type=int, default=4, help="widths of either side of a layer")
     parser.add_argument("--repeats", type=int, default=30)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     recipe, target = load_recipe(args.recipe, args.overrides), load_target(args.target)
     tasks = build_tasks(recipe.tasks, load_dataset(recipe.data, "val").specs)
     model = contract(fresh_model(recipe, tasks)).eval()
     inputs = example_inputs(recipe, target.latency.batch)
-    measure(model, inputs, args.target, target, args.points, args.repeats).save(args.out)
+    measure(model, inputs, args.target, target, args.points, args.repeats, recipe.surgery.align).save(
+        args.out
+    )
     print(f"wrote {args.out}")
 
 

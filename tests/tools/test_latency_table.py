@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from compactmtl.config import load_target
 from compactmtl.sparsity import LatencyTable, channel_groups
-from tools.latency_table import measure
+from tools.latency_table import layer_file, measure, narrowed, widths
 
 
 class Net(nn.Module):
@@ -40,3 +42,34 @@ def test_every_layer_is_measured_at_every_width(tmp_path: Path) -> None:
     groups = channel_groups(model, image)
     milliseconds = groups.cost("latency", LatencyTable.load(tmp_path / "table.json"))
     assert milliseconds(groups.whole()) > 0
+
+
+def test_widths_are_those_that_surgery_leaves_and_cut_networks_have_them() -> None:
+    assert widths(64, 4, 16) == [16, 32, 48, 64]
+    assert widths(5, 3, 8) == [5]
+    model, image = Net().eval(), torch.randn(1, 3, 16, 16)
+    torch.nn.init.zeros_(
+        model.each.weight
+    )  # as the last norm of a residual block: nothing of it may go for that
+    cut = narrowed(model, (image,), 0.3, align=8)
+    assert dict(cut.named_parameters())["first.weight"].shape == (8, 3, 3, 3)
+    assert model.first.weight.shape == (32, 3, 3, 3)
+
+
+def test_a_further_copy_of_a_layer_brings_weights_of_its_own(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    layer, shape = nn.Conv2d(4, 6, 3, stride=2, padding=1), torch.Size((1, 4, 8, 8))
+    found = []
+    for copies in (1, 3):
+        path = tmp_path / f"{copies}.onnx"
+        image = layer_file(layer, 6, 4, shape, path, copies)
+        (output,) = onnxruntime.InferenceSession(path).run(None, {"x": image})
+        assert output.shape == (1, 6, 4, 4)
+        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+        expected = sum(
+            torch.conv2d(torch.from_numpy(image), torch.from_numpy(weight.copy()), stride=2, padding=1)
+            for weight in weights.values()
+        )
+        torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-4)
+        found.append(len(weights))
+    assert found == [1, 3]
