@@ -64,7 +64,8 @@ def test_two_steps_of_a_recipe_become_a_verified_bundle(
     surgery = json.loads((run / "compact" / "surgery.json").read_text())
     assert surgery["proof"]["max_relative_error"] <= surgery["proof"]["tolerance"]
 
-    target = tmp_path / "quick.yaml"  # a hundred rounds would take most of the test's time and tell it nothing
+    # a hundred rounds of the clock would take most of the test's time and tell it nothing
+    target = tmp_path / "quick.yaml"
     target.write_text("extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\n", "utf-8")
     # 4: a latency bound may fail on a busy machine; parity and accuracy may not
     assert main(["export", str(run), "--target", str(target)]) in (0, 4), capsys.readouterr().err
