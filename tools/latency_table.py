@@ -7,7 +7,8 @@ Every convolution and linear layer is written as an ONNX file of its own, at `--
 eighth to all, and timed on the target's backend (batch of the target): what each further copy beside it takes, with
 weights of its own, for a layer alone pays for the way into the backend's memory layout and out of it, and finds its
 weights in the cache. `rest_ms` is what the network with a quarter of its channels takes beyond its layers. The whole
-network and a half of it are timed, too, to tell how well the table foresees. A recipe reads the table back by
+network and a half of it are timed, too, to tell how well the table foresees (at the quarter it must agree). A module that
+a forward calls several times counts once. A recipe reads the table back by
 
     sparsity: {selective: {latency_reduction: 0.5, latency_table: runs/latency.json}}
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ from compactmtl.backends import get_backend
 from compactmtl.backends.machine import cpu_name
 from compactmtl.config import Target, load_recipe, load_target
 from compactmtl.data import load_dataset
+from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export import export_onnx
 from compactmtl.graph import ChannelGraph
 from compactmtl.overparam import contract
@@ -93,10 +96,9 @@ def layer_file(
 
 
 def widths(full: int, points: int, align: int) -> list[int]:
-    """Channel counts from an eighth of `full` up, in equal steps, rounded up to what surgery leaves."""
-    return sorted(
-        {min(math.ceil(full * share / align) * align, full) for share in np.linspace(1 / 8, 1, points)}
-    )
+    """Channel counts: the least that surgery leaves, and in equal steps from an eighth of `full` up, in its multiples."""
+    steps = {math.ceil(full * share / align) * align for share in np.linspace(1 / 8, 1, points)}
+    return sorted({min(step, full) for step in {*steps, align}})
 
 
 def input_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, torch.Size]:
@@ -142,6 +144,22 @@ def widths_of(graph: ChannelGraph) -> Widths:
     return graph.widths(np.ones(graph.classes, dtype=bool))
 
 
+def measurable(model: nn.Module, found: Widths) -> dict[str, Layer]:
+    """The layers of these widths by name. Raises ConfigError where one cannot be timed alone."""
+    modules, layers = dict(model.named_modules()), {}
+    for name, (_, read) in found.items():
+        module = modules[name]
+        grouped = read is not None and getattr(module, "groups", 1) > 1
+        if not isinstance(module, nn.Conv2d | nn.Linear) or grouped:
+            kind = f"{'grouped ' if grouped else ''}{type(module).__name__}"
+            raise ConfigError(
+                f"{name} is a {kind}, which this tool cannot time alone",
+                "take a network of plain and depthwise convolutions and linear layers, or a target of MACs",
+            )
+        layers[name] = module
+    return layers
+
+
 def timer(target: Target, repeats: int) -> Callable[[Path, NDArray[np.float32]], float]:
     """What times a model file on an input, in ms."""
     backend = get_backend(target.backend)
@@ -167,7 +185,7 @@ def measure(
     milliseconds = timer(target, repeats)
     graph = ChannelGraph.trace(model, inputs)
     graphs, total = {"whole": graph}, {}
-    shapes, modules = input_shapes(model, inputs), dict(model.named_modules())
+    shapes, modules = input_shapes(model, inputs), measurable(model, widths_of(graph))
     layers = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -181,10 +199,6 @@ def measure(
 
         for layer, (outputs, read) in widths_of(graph).items():
             module = modules[layer]
-            if not isinstance(module, nn.Conv2d | nn.Linear) or (
-                read is not None and getattr(module, "groups", 1) > 1
-            ):
-                raise SystemExit(f"{layer} is a {type(module).__name__} that this tool cannot measure alone")
             rows = widths(outputs, points, align)
             columns: list[int | None] = [None]
             if read is not None:
@@ -209,8 +223,8 @@ def measure(
     return table
 
 
-def main() -> None:
-    """Measure and write the table."""
+def main() -> int:
+    """Measure and write the table; the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -218,18 +232,40 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--target", default="onnxruntime-cpu")
     parser.add_argument("--out", type=Path, default=Path("latency.json"))
-    parser.add_argument("--points", type=int, default=4, help="widths of either side of a layer")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--points", type=at_least(2), default=4, help="widths of either side of a layer")
+    parser.add_argument("--repeats", type=at_least(1), default=30)
     args = parser.parse_intermixed_args()
+    try:
+        table(args).save(args.out)
+    except CompactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"wrote {args.out}")
+    return 0
+
+
+def table(args: argparse.Namespace) -> LatencyTable:
+    """Measure what the command line says."""
     recipe, target = load_recipe(args.recipe, args.overrides), load_target(args.target)
+    if target.precision != "fp32":
+        raise ConfigError(f"{args.target} runs in {target.precision}", "layers are timed in fp32 alone")
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after minutes of measuring
     tasks = build_tasks(recipe.tasks, load_dataset(recipe.data, "val").specs)
     model = contract(fresh_model(recipe, tasks)).eval()
     inputs = example_inputs(recipe, target.latency.batch)
-    measure(model, inputs, args.target, target, args.points, args.repeats, recipe.surgery.align).save(
-        args.out
-    )
-    print(f"wrote {args.out}")
+    return measure(model, inputs, args.target, target, args.points, args.repeats, recipe.surgery.align)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads a whole number of the command line."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

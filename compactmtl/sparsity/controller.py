@@ -33,7 +33,10 @@ SPARE = 4.0  # groups are spared within this many times the distance that λ cov
 
 
 class StrengthController(Control):
-    """Sets a penalty's λ so that a target is reached at `config.end`; then λ is 0 and the zeros are held."""
+    """Sets a penalty's λ so that a target is reached at `config.end`; then λ is 0 and the zeros are held.
+
+    It takes the proximal steps itself: `attach(optimizer)` once, then in every step `optimizer.step()` and `step()`.
+    """
 
     def __init__(
         self,

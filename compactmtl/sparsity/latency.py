@@ -38,6 +38,11 @@ class LayerLatency(BaseModel):
             raise ValueError("ms holds a negative latency")
         return self
 
+    @property
+    def full(self) -> tuple[int, int | None]:
+        """Output and input channels of the layer that was measured."""
+        return self.outputs[-1], None if self.inputs is None else self.inputs[-1]
+
     def at(self, outputs: int, inputs: int | None) -> float:
         """Milliseconds between the grid's points: linear in both widths; the border's beyond the grid."""
         rows = np.array(self.ms)
@@ -81,8 +86,8 @@ class LatencyTable(BaseModel):
         Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
     def check(self, widths: Widths) -> None:
-        """Raise ConfigError where the table lacks a layer of the model or was measured with other inputs to it."""
-        for name, (_, inputs) in widths.items():
+        """Raise ConfigError where the table lacks a layer of the model or was measured at other full widths."""
+        for name, (outputs, inputs) in widths.items():
             if name not in self.layers:
                 raise ConfigError(
                     f"the latency table of {self.target} has no layer {name!r}",
@@ -91,6 +96,13 @@ class LatencyTable(BaseModel):
             if (self.layers[name].inputs is None) != (inputs is None):
                 raise ConfigError(
                     f"the latency table of {self.target} has another kind of layer at {name!r}",
+                    "measure it for this recipe's network",
+                )
+            measured = self.layers[name].full
+            if measured != (outputs, inputs):
+                raise ConfigError(
+                    f"the latency table of {self.target} has {name!r} with (outputs, inputs) up to {measured},"
+                    f" the network with {(outputs, inputs)}",
                     "measure it for this recipe's network",
                 )
 

@@ -30,7 +30,11 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
     """
     changes: dict[str, dict[int, set[int]]] = {}
     for node, ids in graph.analysis.sized.items():
-        for old, new in _counts(graph, node, ids, alive):
+        pairs = _counts(graph, node, ids, alive)
+        changed = {old for old, new in pairs if old != new}
+        for old, new in pairs:
+            if old == new and old in changed:
+                continue  # of two equal numbers in one call the other stays, as the 3 of q, k and v beside 3 heads
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
     modules = dict(model.named_modules())
     changes = {path: counts for path, counts in changes.items() if path in modules}

@@ -156,6 +156,18 @@ def test_a_head_goes_whole() -> None:
     assert small.get_parameter("qkv.weight").shape == (18, 12)
 
 
+@pytest.mark.parametrize("gone", [[1], [0, 2]])
+def test_a_head_of_three_goes_beside_the_three_of_queries_keys_and_values(gone: list[int]) -> None:
+    torch.manual_seed(0)
+    model = Attention(heads=3).eval()
+    groups = channel_groups(model, IMAGE, kind="attention_head")
+    alive = kill(groups, 0, gone)
+    small = compact(model, (IMAGE,)).model
+    assert small.get_parameter("qkv.weight").shape == (36 - 12 * len(gone), 12)
+    parameters = sum(parameter.numel() for parameter in small.parameters())
+    assert groups.cost("parameters")(alive) == parameters
+
+
 def test_a_model_without_the_kind() -> None:
     with pytest.raises(ConfigError, match="no attention_head channel groups") as caught:
         channel_groups(Residual(), IMAGE, kind="attention_head")
@@ -201,6 +213,10 @@ def test_a_table_of_another_network(residual: Residual) -> None:
     missing = other.model_copy(update={"layers": {k: v for k, v in other.layers.items() if k != "outer"}})
     with pytest.raises(ConfigError, match="no layer 'outer'"):
         groups.cost("latency", missing)
+    narrow = other.layers["inner"].model_copy(update={"outputs": (1, 5)})
+    wrong = other.model_copy(update={"layers": {**other.layers, "inner": narrow}})
+    with pytest.raises(ConfigError, match=r"'inner' with .* up to \(5, 10\), the network with \(6, 10\)"):
+        groups.cost("latency", wrong)
 
 
 def test_groups_after_channels_were_removed_count_from_the_first(residual: Residual) -> None:
