@@ -126,10 +126,9 @@ def input_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, torc
 def narrowed(model: nn.Module, inputs: tuple[Tensor, ...], share: float, align: int) -> nn.Module:
     """A copy of the model with this share of the channels of every group family, by surgery."""
     copied = copy.deepcopy(model)
+    # the last norm of a residual block may start at zero, and the block would go whole
     for parameter in copied.parameters():
-        if (
-            not parameter.any()
-        ):  # the last norm of a residual block may start at zero: the block would go whole
+        if not parameter.any():
             torch.nn.init.ones_(parameter)
     groups = channel_groups(copied, inputs, scope="model")
     for family in groups.bound:
@@ -236,7 +235,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=at_least(1), default=30)
     args = parser.parse_intermixed_args()
     try:
-        table(args).save(args.out)
+        run(args).save(args.out)
     except CompactError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -244,11 +243,13 @@ def main() -> int:
     return 0
 
 
-def table(args: argparse.Namespace) -> LatencyTable:
+def run(args: argparse.Namespace) -> LatencyTable:
     """Measure what the command line says."""
     recipe, target = load_recipe(args.recipe, args.overrides), load_target(args.target)
     if target.precision != "fp32":
         raise ConfigError(f"{args.target} runs in {target.precision}", "layers are timed in fp32 alone")
+    if args.out.is_dir():
+        raise ConfigError(f"{args.out} is a folder", "name the table's file with --out")
     args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after minutes of measuring
     tasks = build_tasks(recipe.tasks, load_dataset(recipe.data, "val").specs)
     model = contract(fresh_model(recipe, tasks)).eval()
