@@ -47,8 +47,10 @@ class Int8Config(Frozen):
         description="pairs around every operator with an int8 form, biases included, or, as TensorRT wants, before "
         "matrix products alone",
     )
-    reduce_range: bool = Field(
-        False, description="weights in 7 bits, for x86 without VNNI, whose 16-bit sums saturate"
+    reduce_range: bool | None = Field(
+        None,
+        description="weights in 7 bits: x86 without VNNI adds products of 8 bits in 16, which overflow unseen; none: "
+        "true for a target that runs on a CPU",
     )
     per_channel: bool = Field(True, description="one scale an output channel of a weight, else one a weight")
     exclude: tuple[str, ...] = Field((), description="nodes, by name or operator, that are never quantized")

@@ -100,6 +100,13 @@ class Target(Frozen):
             raise ValueError(f"precision bf16 needs onnx.opset >= {BF16_OPSET}, found {self.onnx.opset}")
         return self
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on a CPU."""
+        if self.backend == "onnxruntime":
+            return self.provider == "CPUExecutionProvider"
+        return self.backend == "torch" or (self.backend == "openvino" and self.device == "CPU")
+
     def tolerance(self, task: str) -> float:
         """Of the parity of a task's output: its own, the target's, or its precision's; infinite: not a gate."""
         default = TOLERANCES[self.precision] if self.parity.tolerance is None else self.parity.tolerance

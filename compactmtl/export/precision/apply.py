@@ -94,6 +94,9 @@ def _int8(
     source: Path, path: Path, target: Target, feeds: Sequence[Feed], check: Check | None, progress: Progress
 ) -> PrecisionRecord:
     config = target.int8
+    if config.reduce_range is None:
+        # A file must mean the same on the CPU that it was verified on and on the one that it is deployed to.
+        config = config.model_copy(update={"reduce_range": target.on_cpu})
     model = load_inferred(source)
     known = {node.name: node.op_type for node in model.graph.node}
     _check_names("int8.exclude", config.exclude, {*known, *known.values()})
@@ -132,6 +135,7 @@ def _int8(
         samples=_samples(feeds),
         search=() if found is None else found.steps,
         held=None if found is None else found.held,
+        reduced_range=bool(config.reduce_range),
     )
 
 

@@ -89,7 +89,7 @@ def quantize(
         quantizer = QDQQuantizer(
             copy,
             config.per_channel,
-            config.reduce_range,
+            bool(config.reduce_range),
             tools.QuantType.QInt8,
             activation,
             ranges,

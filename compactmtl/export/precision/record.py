@@ -30,3 +30,4 @@ class PrecisionRecord(Frozen):
     samples: int  # calibration images; 0 where none are needed
     search: tuple[SearchStep, ...] = ()
     held: bool | None = None  # whether the search found a model whose accuracy holds; none: not searched
+    reduced_range: bool = False  # int8: whether weights have 7 bits, which no processor's sums overflow on

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from compactmtl.backends.onnxruntime import EXACT_INT8
 from compactmtl.config.precision import Int8Config
 from compactmtl.export.precision.int8 import quantize
 from compactmtl.export.precision.ranges import Feed
@@ -108,6 +109,7 @@ def _run(path: Path, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # errors only
+    options.add_session_config_entry(*EXACT_INT8)  # a layer's error is its own, not this processor's
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feed)), strict=True))

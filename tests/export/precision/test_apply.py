@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from compactmtl.backends import get_backend
+from compactmtl.backends.onnxruntime import open_graph
 from compactmtl.backends.precision import PrecisionError
 from compactmtl.config.precision import Fp16Config, HalfConfig, Int8Config
 from compactmtl.config.target import OnnxConfig, Target
@@ -152,6 +153,41 @@ def test_int8_graph_is_near_and_the_same_each_time(tmp_path: Path, config: Int8C
     assert other.read_bytes() == again.read_bytes()
     assert (record.lowered, record.samples, record.held) == (3, 6, None)
     assert 0 < difference(path, other, target) < bound  # 8 bits over a range of a few standard deviations
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_int8_weights_of_a_cpu_cannot_overflow_sixteen_bits(tmp_path: Path, backend: str) -> None:
+    """Without VNNI two products are added in 16 bits: 2 · 255 · 127 overflows, 2 · 255 · 64 does not."""
+    path = write_conv(tmp_path / "model.onnx")
+    target = Target.model_validate({"backend": backend, "precision": "int8"})
+    record = lowered(path, target)
+    weights = [
+        onnx.numpy_helper.to_array(tensor).astype(int)
+        for tensor in onnx.load(path).graph.initializer
+        if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1
+    ]
+    assert record.reduced_range
+    assert len(weights) == 3
+    assert max(abs(array).max() for array in weights) <= 64
+
+
+def test_int8_weights_of_a_gpu_have_all_their_bits(tmp_path: Path) -> None:
+    path = write_conv(tmp_path / "model.onnx")
+    record = lowered(path, Target(backend="onnxruntime", provider="CUDAExecutionProvider", precision="int8"))
+    assert not record.reduced_range
+    arrays = [onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer]
+    assert max(abs(one.astype(int)).max() for one in arrays if one.dtype == np.int8) == 127
+
+
+def test_a_graph_of_another_device_is_computed_exactly_on_any_cpu(tmp_path: Path) -> None:
+    """8-bit weights that a GPU multiplies exactly: a CPU without VNNI must not judge them by its own overflow."""
+    path = write_conv(tmp_path / "model.onnx")
+    other = copy(path)
+    lowered(other, Target(backend="onnxruntime", precision="int8", int8=Int8Config(reduce_range=False)))
+    with open_graph(path, CPU) as plain, open_graph(other, CPU) as runner:
+        one, two = plain.run({"image": images()}), runner.run({"image": images()})
+    # 8 bits over a range of a few standard deviations; an overflow makes it 0.15
+    assert max(float(np.abs(one[name] - two[name]).max() / np.ptp(one[name])) for name in OUTPUTS) < 0.05
 
 
 def test_tensorrt_layout_has_symmetric_pairs_and_float_biases(tmp_path: Path) -> None:
