@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.support.skips"]  # in CI, a skip that is not listed there fails
+
 # A slow or shared machine must not fail a property: no deadline. Derandomized: a red test is red for everyone.
 settings.register_profile(
     "project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None

@@ -1,0 +1,88 @@
+"""In continuous integration a test skips only where this list says so; any other skip fails the run.
+
+A skip is silent: a package that is missing from the extra `dev` would take its tests away and nobody would know.
+conftest.py takes the two hooks; `CI=true` turns them on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A skip that a CI run may have: where, what pytest says, and why it is no loss there."""
+
+    where: str  # start of a test's id
+    says: str  # regular expression of the whole reason
+    why: str
+
+
+ALLOWED = (
+    Allowed(
+        "tests/gpu/",
+        r"(tensorrt|CUDAExecutionProvider|TensorrtExecutionProvider): .+",
+        "the machine has no NVIDIA GPU",
+    ),
+    Allowed(
+        "tests/backends/test_openvino.py::",
+        r"this processor has no (bf16|fp16)",
+        "OpenVINO computes 16-bit types only where the processor does",
+    ),
+    Allowed(
+        "tests/export/precision/test_apply.py::test_bf16_graph_runs_where_bf16_does",
+        r"this processor has no bf16",
+        "as above",
+    ),
+    Allowed(
+        "tests/export/test_precision_road.py::test_fp16_road_in_openvino_with_a_free_batch",
+        r"this processor has no fp16",
+        "as above",
+    ),
+)
+
+
+def in_ci() -> bool:
+    """Whether skips are judged: CI services set CI=true, and so does .ci/run."""
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def is_allowed(where: str, reason: str) -> bool:
+    """Whether the list has a skip of the test `where` for `reason`."""
+    return any(where.startswith(one.where) and re.fullmatch(one.says, reason) for one in ALLOWED)
+
+
+def judge(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip that the list lacks into a failure that names it."""
+    # an expected failure is reported as skipped as well: it ran
+    if not in_ci() or report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if not is_allowed(report.nodeid, reason):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{report.nodeid} skips in CI: {reason}\n"
+            "Install what it needs (extra `dev`, or .ci/run), or add the skip with its reason to tests/support/skips.py."
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Judge a test that skips itself."""
+    report = yield
+    judge(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Judge a file that skips whole."""
+    report = yield
+    judge(report)
+    return report
