@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from compactmtl.artifacts.files import append_line, write_text
+from compactmtl.artifacts.layout import LOG
+from compactmtl.artifacts.run_folder import read_log
 from compactmtl.tasks import Task
-from compactmtl.train.files import append_line, write_text
-from compactmtl.train.run import LOG, read_log
 
 
 class EventLog:
@@ -81,11 +82,16 @@ class Tracker:
     def start(self, versions: Mapping[str, str]) -> None:
         self.log.append("start", **versions)
 
-    def resume(self, epoch: int, step: int) -> None:
-        """Log that training goes on in `epoch` after `step` steps."""
+    def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
+        """Log that training goes on in `epoch` after `step` steps, on data that changed in what `changed` says."""
         self.log.rewind(epoch - 1)
-        self.log.append("resume", epoch=epoch, step=step)
-        self.say(f"resuming in epoch {epoch} after step {step} of {self._steps}")
+        self.log.append(
+            "resume", epoch=epoch, step=step, **({"data_changed": list(changed)} if changed else {})
+        )
+        for line in changed:
+            self.say(f"the data set changed and is taken as it is: {line}")
+        since = "" if step else ": the run had no checkpoint yet"
+        self.say(f"resuming in epoch {epoch} after step {step} of {self._steps}{since}")
 
     def end(
         self,

@@ -11,11 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from compactmtl.artifacts.run_folder import check_folder
 from compactmtl.config import Resolved
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.overparam import factorized_layers
 from compactmtl.train import Run, compact_run, is_run, recipe_hash, train
-from compactmtl.train.run import check_folder, recipe_differences
+from compactmtl.train.run import recipe_differences
 
 Make = Callable[..., Resolved]
 
