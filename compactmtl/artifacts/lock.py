@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from compactmtl.artifacts.layout import LOCK
 from compactmtl.errors import ArtifactError, HeldError
@@ -29,6 +31,7 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _POLL = 0.5  # seconds between looks at a lock that is waited for
 _BEYOND = 1 << 30  # the byte that Windows locks: its locks keep others from reading what they cover
 
+F = TypeVar("F", bound=Callable[..., Any])
 Key = tuple[int, int]  # device and number of the folder
 
 
@@ -81,6 +84,20 @@ def writing(folder: str | Path, purpose: str, wait: float = 0.0) -> Iterator[Non
         _remove_empty(made)
 
 
+def exclusive(purpose: str) -> Callable[[F], F]:
+    """A decorator: the function is the only writer of the run that is its first argument. Raises as `writing` does."""
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def locked(run: Any, *args: Any, **kwargs: Any) -> Any:
+            with writing(run.path, purpose):
+                return function(run, *args, **kwargs)
+
+        return cast(F, locked)
+
+    return decorate
+
+
 def _acquire(path: Path, purpose: str, until: float) -> Callable[[], None]:
     while True:
         try:
@@ -98,12 +115,12 @@ def _try(path: Path, purpose: str) -> Callable[[], None]:
         path.mkdir(parents=True, exist_ok=True)
         status = path.stat()
         key = (status.st_dev, status.st_ino)
-        own = _held.get(key)
-        if own is not None:
-            if own.thread != threading.get_ident():
-                raise _busy(path, f"another thread of this process ({own.purpose}, since {own.since})")
-            own.depth += 1
-            return lambda: _give_back(key, own, path, None)
+        held = _held.get(key)
+        if held is not None:
+            if held.thread != threading.get_ident():
+                raise _busy(path, f"another thread of this process ({held.purpose}, since {held.since})")
+            held.depth += 1
+            return lambda: _give_back(key, held, path, None)
         file = path / LOCK
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -111,6 +128,9 @@ def _try(path: Path, purpose: str) -> Callable[[], None]:
             continue
         try:
             _lock(descriptor, file)
+        except ArtifactError:
+            file.unlink(missing_ok=True)  # no one can hold it here
+            raise
         except OSError as error:
             if error.errno not in _BUSY:
                 raise

@@ -60,7 +60,7 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError("--resume and --overwrite exclude each other", "give one of the two")
     if resume and not is_run(path):
         raise ConfigError(
-            f"there is no run {path} to resume", f"{nearby(path)}; without --resume training starts anew"
+            f"there is no run {path} to resume", f"leave --resume out to start it; {nearby(path)}"
         )
     if not path.exists():
         return

@@ -82,10 +82,11 @@ def new_version(path: Path) -> Iterator[Path]:
         with naming(path):
             sync_folder(temporary)
             newest = max((number for number, _ in _versions(path)), default=0)
-            version = _version(path, newest + 2)
+            plain = path.is_dir() and not path.is_symlink()  # as older versions wrote it
+            version = _version(path, newest + 1 + plain)
             temporary.rename(version)
-            if path.is_dir() and not path.is_symlink():
-                path.rename(_version(path, newest + 1))  # a plain folder, as older versions wrote it
+            if plain:
+                path.rename(_version(path, newest + 1))
             sync_folder(path.parent)
             _point(path, version)
     except BaseException:

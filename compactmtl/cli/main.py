@@ -153,11 +153,11 @@ def _show_warnings_plainly() -> None:
     """Our own warnings are notes to the user; those of others keep their file and line."""
     former = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
         if issubclass(category, CompactWarning):
             print(f"note: {message}", file=sys.stderr)
         else:
-            former(message, category, *rest)
+            former(message, category, *rest, **options)
 
     warnings.showwarning = show
 

@@ -148,9 +148,8 @@ def _share(batch: Batch) -> None:
 
     There a full /dev/shm would be printed and the batch lost, and the parent would wait for it for ever.
     """
-    batch["image"].share_memory_()
-    for target in batch["targets"].values():
-        target.share_memory_()
+    for tensor in (batch["image"], *batch["targets"].values()):
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
 
 
 def _as_is(batch: Any) -> Any:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compactmtl.artifacts.files import new_folder, sha256_file
+from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.machine import package_versions
 from compactmtl.config.target import Target
@@ -47,6 +48,7 @@ BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free b
 Progress = Callable[[str], None]
 
 
+@exclusive("export")
 def export_run(
     run: Run,
     target_name: str,

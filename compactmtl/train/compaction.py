@@ -6,12 +6,13 @@ from torch import Tensor
 
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
-from compactmtl.artifacts.lock import writing
+from compactmtl.artifacts.lock import exclusive
 from compactmtl.surgery import CompactResult, compact, save_compact
 from compactmtl.train.checkpoint import checked_weights
 from compactmtl.train.run import Run
 
 
+@exclusive("compact")
 def compact_run(run: Run, align: int | None = None, gather: bool = False) -> CompactResult:
     """Compact the run's best checkpoint and write the result into the run; an older one is replaced.
 
@@ -21,11 +22,10 @@ def compact_run(run: Run, align: int | None = None, gather: bool = False) -> Com
     Raises ArtifactError where the run has no checkpoint, SurgeryError where the network can't be edited, HeldError
     where another process is writing into the run.
     """
-    with writing(run.path, "compact"):
-        model = run.load_plain()
-        inputs: tuple[Tensor] = run.example_inputs()
-        result = compact(model, inputs, align=align or run.recipe.surgery.align, gather=gather)
-        sources = {"checkpoint": checked_weights(run.path / CHECKPOINTS / BEST)}
-        with new_folder(run.path / COMPACT) as folder:
-            save_compact(result, folder, sources=sources)
+    model = run.load_plain()
+    inputs: tuple[Tensor] = run.example_inputs()
+    result = compact(model, inputs, align=align or run.recipe.surgery.align, gather=gather)
+    sources = {"checkpoint": checked_weights(run.path / CHECKPOINTS / BEST)}
+    with new_folder(run.path / COMPACT) as folder:
+        save_compact(result, folder, sources=sources)
     return result

@@ -178,6 +178,7 @@ class Loop:
             for batch in self._batches(-epoch, first, diagonals.steps_per_epoch):
                 watch.note(diagonals.place.step + 1, session.update_diagonals(batch))
                 images += len(batch["image"])
+                self.tracker.phase(epoch, "pass 1", diagonals.place.batch, diagonals.steps_per_epoch)
                 if self.interrupt.requested:
                     break
         watch.look()
@@ -198,14 +199,16 @@ class Loop:
         return itertools.islice(loader, last - first)
 
     def _validate(self) -> TaskMetrics:
-        run = torch_runner(self.session.model, self.session.device)
+        run, loader = torch_runner(self.session.model, self.session.device), self.session.select_loader
+        numbers = itertools.count()
 
         def interruptible(image: Tensor) -> Mapping[str, Tensor]:
             if self.interrupt.requested:
                 raise _StopRequested
+            self.tracker.phase(self.session.position.epoch, "validation", next(numbers), len(loader))
             return run(image)
 
-        return evaluate(interruptible, self.session.select_loader, self.session.tasks)
+        return evaluate(interruptible, loader, self.session.tasks)
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
