@@ -18,11 +18,10 @@ from compactmtl.tasks import TargetSpec
 class Named:
     """A data set that knows no files of its own but names each sample by one."""
 
-    specs = {"value": TargetSpec("scalar")}
-    split = "train"
-
     def __init__(self, names: list[str]) -> None:
         self.names = names
+        self.specs = {"value": TargetSpec("scalar")}
+        self.split = "train"
 
     def __len__(self) -> int:
         return len(self.names)

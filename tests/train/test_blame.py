@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,18 +22,23 @@ Make = Callable[..., Resolved]
 ONE_PIXEL = ("data.batch_size=1", "data.size=[16,16]", "model.encoder.output_stride=32")
 
 
-@pytest.mark.parametrize("start", [train, dry_run])
+def start_training(resolved: Resolved, folder: Path) -> None:
+    train(resolved, folder, console=Console(quiet=True))
+
+
+def start_nothing(resolved: Resolved, folder: Path) -> None:
+    dry_run(resolved.recipe)
+
+
+@pytest.mark.parametrize("start", [start_training, start_nothing])
 def test_statistics_of_one_value_name_the_layer_and_both_mends(
-    tmp_path: Path, tiny: Make, start: Callable[..., object]
+    tmp_path: Path, tiny: Make, start: Callable[[Resolved, Path], None]
 ) -> None:
     resolved = tiny(*ONE_PIXEL)
     with pytest.raises(
         ConfigError, match=r"the layer encoder\.\S+ normalizes by .* one value per channel"
     ) as caught:
-        if start is train:
-            train(resolved, tmp_path / "run", console=Console(quiet=True))
-        else:
-            dry_run(resolved.recipe)
+        start(resolved, tmp_path / "run")
     assert caught.value.exit_code == 2
     assert "data.batch_size, which is 1" in caught.value.hint and "data.size" in caught.value.hint
 
@@ -113,14 +118,13 @@ def test_a_real_allocation_that_fails_is_known() -> None:
 
 
 @pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step for which the memory does not suffice."""
 
     def forward(self: Session, batch: object) -> tuple[dict[str, Tensor], Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has")
 
     monkeypatch.setattr(Session, "forward", forward)
-    yield
 
 
 def test_training_says_the_batch_and_the_size(tmp_path: Path, tiny: Make, full: None) -> None:

@@ -77,9 +77,10 @@ def begun(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if self.position.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patched, pytest.raises(TrainingInterrupted):
+    with monkeypatch.context() as patched:
         patched.setattr(Session, "update", signalling)
-        train(recipe(root), tmp_path / "run", console=Console(quiet=True))
+        with pytest.raises(TrainingInterrupted):
+            train(recipe(root), tmp_path / "run", console=Console(quiet=True))
     return tmp_path / "run"
 
 
@@ -113,7 +114,7 @@ def classes_in_another_order(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (new_image, r"13?.* samples then, .* now; .* new \(.*099"),
+        (new_image, r"\d+ samples then, \d+ now; 1 new \(099\)"),
         (lost_image, r"1 gone \(003\)|gone .*003"),
         (another_image_of_the_same_size, r"(train|val): 1 changed \(003\)"),
         (another_mask, r"(train|val): 1 changed \(003\)"),
@@ -190,9 +191,10 @@ def test_a_replacing_that_was_cut_off_is_told_and_done_again(
     begun: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after the old run was set aside, before the new one was written."""
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("compactmtl.artifacts.run_folder.write_text", interrupted)
-        train(recipe(root), begun, overwrite=True, console=Console(quiet=True))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(root), begun, overwrite=True, console=Console(quiet=True))
     with pytest.raises(ConfigError, match="replacing was cut off"):
         train(recipe(root), begun, console=Console(quiet=True))
     assert train(recipe(root), begun, overwrite=True, console=Console(quiet=True)).finished
@@ -206,8 +208,9 @@ def interrupted(*_: object) -> None:
 def test_a_start_that_was_cut_off_can_be_made_again(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("compactmtl.artifacts.run_folder.update_recipe", interrupted)
-        train(recipe(root), tmp_path / "run", console=Console(quiet=True))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(root), tmp_path / "run", console=Console(quiet=True))
     assert (tmp_path / "run" / "meta.json").exists()
     assert train(recipe(root), tmp_path / "run", console=Console(quiet=True)).finished
