@@ -26,6 +26,7 @@ from compactmtl.artifacts.layout import (
     BEST,
     CHECKPOINTS,
     COMPACT,
+    HASHES,
     LOG,
     META,
     PLAN,
@@ -122,7 +123,8 @@ class Run:
 
     @property
     def has_compact(self) -> bool:
-        return (self.compact_folder / PLAN).exists()
+        """Whether there is one, whole or damaged: a damaged one must not pass for none."""
+        return any((self.compact_folder / name).exists() for name in (PLAN, HASHES))
 
     def load_compact(self) -> MultiTaskModel:
         """The model after surgery, in eval mode.

@@ -131,7 +131,7 @@ def flip(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-10])
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
