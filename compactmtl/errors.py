@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 OK = 0
 BUG = 1
 USAGE = 2
@@ -52,7 +54,64 @@ class MissingDependencyError(CompactError):
     exit_code = MISSING
 
 
+class MachineError(CompactError):
+    """A machine that runs out of memory, or whose system ended a process of ours."""
+
+    exit_code = MISSING
+
+
 class GateError(CompactError):
     """A bound on accuracy, parity, latency or size that does not hold."""
 
     exit_code = GATE
+
+
+class HeldError(CompactError):
+    """A run folder that another process is writing into."""
+
+
+class CompactWarning(UserWarning):
+    """What a user should know although the command goes on."""
+
+
+# What torch, ONNX Runtime and the system say. torch is not imported for it: the command line asks before it is loaded.
+_DEVICE_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED", "HIP out of memory")
+_MEMORY_FULL = (
+    "DefaultCPUAllocator",
+    "not enough memory: you tried",
+    "bad_alloc",
+    "Failed to allocate memory",
+)
+_SHARED_FULL = ("</torch_", "shared memory object", "shared memory(shm)", "Bus error")
+_WORKER_DIED = ("DataLoader worker (pid",)
+
+
+def machine_fault(error: BaseException) -> MachineError | None:
+    """The fault of the machine that an exception tells of, with its mend; None where it tells of none."""
+    text = str(error)
+    shown = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
+    runtime = isinstance(error, RuntimeError)  # torch.OutOfMemoryError is one
+    if runtime and any(word in text for word in _DEVICE_FULL):
+        first = text[max(text.find("CUDA"), 0) :].split(". GPU")[0].splitlines()[0]
+        return MachineError(
+            f"the device's memory is full: {first}",
+            "take a smaller batch or image, end what else runs on the device, or use the CPU",
+        )
+    if runtime and any(word in text for word in _SHARED_FULL):
+        return MachineError(
+            f"the shared memory (/dev/shm) through which loader processes hand over batches is full: {shown}",
+            "set data.workers=0 or fewer, take a smaller batch, or give the container more (docker run --shm-size=8g)",
+        )
+    if runtime and any(word in text for word in _WORKER_DIED):
+        return MachineError(
+            f"a process that loads data died: {shown}",
+            "the system ends processes when memory runs out: set data.workers lower; with data.workers=0 a fault of "
+            "the data set itself shows",
+        )
+    full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if full or (runtime and any(word in text for word in _MEMORY_FULL)):
+        return MachineError(
+            f"the machine's memory is full: {shown}",
+            "take a smaller batch or image, fewer data.workers, or data.cache=none; or end what else runs here",
+        )
+    return None

@@ -9,12 +9,22 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import compactmtl
 from compactmtl.cli.parser import Parser
-from compactmtl.errors import BUG, INTERRUPTED, OK, USAGE, CompactError, ConfigError
+from compactmtl.errors import (
+    BUG,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    CompactError,
+    CompactWarning,
+    ConfigError,
+    machine_fault,
+)
 
 # In the order in which a user walks; each is a module of this package, imported when it is asked for.
 VERBS = (
@@ -67,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb = _load(_known(words[0]))
         parser = _parser(words[0], verb)
         args = parser.parse_args(words[1:])
-        code = verb.run(args)
+        with warnings.catch_warnings():  # a program that calls `main` keeps its own
+            _show_warnings_plainly()
+            code = verb.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse's --help
@@ -82,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno in _FULL | _FORBIDDEN | _WRONG_KIND:
             return _fail(*_disk_failure(error, getattr(args, "out", None)), USAGE)
-        return _bug()
-    except Exception:
-        return _bug()
+        return _unforeseen(error)
+    except Exception as error:
+        return _unforeseen(error)
 
 
 def _known(word: str) -> str:
@@ -130,6 +142,24 @@ def _fail(message: str, hint: str, code: int) -> int:
     lines = [f"error: {message}", *(f"  {line}" for line in hint.splitlines())]
     print("\n".join(lines), file=sys.stderr)
     return code
+
+
+def _unforeseen(error: Exception) -> int:
+    fault = machine_fault(error)
+    return _bug() if fault is None else _fail(fault.message, fault.hint, fault.exit_code)
+
+
+def _show_warnings_plainly() -> None:
+    """Our own warnings are notes to the user; those of others keep their file and line."""
+    former = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if issubclass(category, CompactWarning):
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            former(message, category, *rest, **options)
+
+    warnings.showwarning = show
 
 
 def _bug() -> int:

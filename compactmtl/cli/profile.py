@@ -130,12 +130,12 @@ def _open(
     import tempfile
     from pathlib import Path
 
+    from compactmtl.artifacts.run_folder import is_run
     from compactmtl.backends import get_backend
     from compactmtl.errors import ArtifactError
     from compactmtl.export import Bundle
     from compactmtl.export.bundle import BUNDLE_FILE
     from compactmtl.train import Run
-    from compactmtl.train.run import is_run
     from compactmtl.verify.profile import Subject
 
     if (path / BUNDLE_FILE).is_file():
@@ -176,7 +176,7 @@ def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
 def _write(found: Profile, folder: Path) -> None:
     import json
 
-    from compactmtl.train.files import write_text
+    from compactmtl.artifacts.files import write_text
     from compactmtl.verify.profile import export_times
 
     (folder / "times").mkdir(parents=True, exist_ok=True)

@@ -36,8 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its table."""
     import sys
+    from contextlib import nullcontext
     from pathlib import Path
 
+    from compactmtl.artifacts.lock import writing
+    from compactmtl.artifacts.run_folder import is_run
     from compactmtl.report import collect, write_collected
     from compactmtl.report.reference import SINGLE, Single
     from compactmtl.train import Run
@@ -46,8 +49,11 @@ def run(args: argparse.Namespace) -> int:
     baseline: Run | Single | None = None
     if args.baseline is not None:
         baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline)
-    report, samples = collect(runs, baseline)
-    page = write_collected(report, samples, Path(args.out) if args.out is not None else runs[0].path)
+    out = Path(args.out) if args.out is not None else runs[0].path
+    # held from here on: what another process is changing would be told wrong, and the work be done for nothing
+    with writing(out, "report") if is_run(out) else nullcontext():
+        report, samples = collect(runs, baseline)
+        page = write_collected(report, samples, out)
     _print_table(report, as_markdown=args.markdown, as_latex=args.latex)
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)

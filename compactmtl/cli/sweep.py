@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from compactmtl.report import Report
     from compactmtl.report.table import Table
+    from compactmtl.sweep import Failure
 
 HELP = "train a table of recipes over seeds; the same command goes on where it stopped"
 EXAMPLE = """\
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     sweep = resolved.sweep
     name = "-".join(resolved.name.split("/")) + ("-smoke" if args.smoke else "")
     out = Path(args.out) if args.out else Path("runs") / name
-    from compactmtl.sweep import collect_runs, plan_jobs, probed, run_sweep, write_table
+    from compactmtl.artifacts.lock import writing
+    from compactmtl.sweep import collect_runs, exit_code, plan_jobs, probed, run_sweep, write_table
     from compactmtl.train import TrainingInterrupted
 
     jobs = plan_jobs(sweep, out, args.overrides, only=args.only, seeds=args.seeds, smoke=args.smoke)
@@ -72,32 +74,36 @@ def run(args: argparse.Namespace) -> int:
         for job in jobs:
             print(f"{job.path}  {job.resolved.name}")
         return OK
-    console, failed, interrupted = Console(), {}, None
+    console, interrupted = Console(), None
+    failed: dict[str, Failure] = {}
     if not args.table:
         try:
             failed = run_sweep(sweep, jobs, console)
         except TrainingInterrupted as error:
             interrupted = error
     runs = collect_runs(sweep, jobs, args.only)
-    runs.failed = failed
+    runs.failed = {path: failure.reason for path, failure in failed.items()}
     words = ["compactmtl", "sweep", args.sweep, *args.overrides, "--out", str(out)]
     words += ["--only", *args.only] if args.only else []
     words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
     words += ["--smoke"] if args.smoke else []
     against = {name: entry.against for name, entry in sweep.entries.items() if entry.against}
-    report = write_table(
-        resolved.name, sweep.description, shlex.join(words), runs, sweep.baseline, out, against
-    )
+    with writing(
+        out, "sweep tables", wait=60
+    ):  # another shell of this sweep may have come to its end as well
+        report = write_table(
+            resolved.name, sweep.description, shlex.join(words), runs, sweep.baseline, out, against
+        )
     if interrupted is not None:
         raise interrupted
     if report is None:
         print("no run has finished: there is no table yet", file=sys.stderr)
-        return 1 if failed else OK
+        return exit_code(failed)
     _print_tables(report, probed(runs))
     print(f"tables: {out}")
-    for path, reason in failed.items():
-        print(f"failed: {path}: {reason}", file=sys.stderr)
-    return 2 if failed else OK
+    for path, failure in failed.items():
+        print(f"failed: {path}: {failure.reason}", file=sys.stderr)
+    return exit_code(failed)
 
 
 def _print_tables(report: Report, probes: Sequence[Table]) -> None:

@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", default="runs", help="folder of runs (default: runs)")
     parser.add_argument("--name", help="name of the run (default: the recipe's, with - for /, and --task's)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="with --resume: go on although the data set is not what it was when the run began",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     parser.add_argument(
         "--dry-run",
@@ -52,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.config import resolve_recipe
+    from compactmtl.errors import ConfigError
 
+    if args.accept_changed_data and not args.resume:
+        raise ConfigError("--accept-changed-data is for --resume", "give both, or neither")
     resolved = resolve_recipe(args.recipe, args.overrides, tasks=args.task)
     if args.smoke:
         sparsity = resolved.recipe.sparsity
@@ -66,7 +74,13 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(describe(dry_run(resolved.recipe)))
         return 0
-    finished = train(resolved, path, resume=args.resume, overwrite=args.overwrite)
+    finished = train(
+        resolved,
+        path,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        accept_changed_data=args.accept_changed_data,
+    )
     print(f"run: {finished.path}")
     print(f"next: compactmtl {'export' if resolved.recipe.sparsity is None else 'compact'} {finished.path}")
     return 0

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.fingerprint import Sources, parts_of
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -108,6 +109,13 @@ class FileDataset(Generic[R]):
     def identifier(self, index: int) -> str:
         """The image file's path."""
         return str(self._records[index].image)
+
+    def sources(self, index: int) -> Sources:
+        """The sample's name, files and labels, for the data set's fingerprint."""
+        record = self._records[index % len(self._records)]
+        parts = [part for field in fields(record) for part in parts_of(getattr(record, field.name))]
+        files = dict.fromkeys(part for part in parts if isinstance(part, Path) and part.is_file())
+        return Sources(record.name, tuple(files), [part for part in parts if isinstance(part, str)])
 
 
 def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequence[str], mend: str) -> Path:

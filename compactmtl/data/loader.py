@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Batch, Preprocessing, VisionDataset
@@ -76,9 +76,12 @@ class BatchView(Dataset[Batch | CompactError]):
 
     def __getitem__(self, keys: Keys) -> Batch | CompactError:
         try:
-            return self._batch(*keys)
+            batch = self._batch(*keys)
         except CompactError as error:
             return error
+        if get_worker_info() is not None:
+            _share(batch)
+        return batch
 
     def _batch(self, epoch: int, indices: Sequence[int]) -> Batch:
         samples = [self._dataset[index] for index in indices]
@@ -138,6 +141,15 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
         persistent_workers=config.workers > 0,
         generator=own,
     )
+
+
+def _share(batch: Batch) -> None:
+    """Put a batch where the parent process reads it, here and not in the thread that sends it.
+
+    There a full /dev/shm would be printed and the batch lost, and the parent would wait for it for ever.
+    """
+    for tensor in (batch["image"], *batch["targets"].values()):
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
 
 
 def _as_is(batch: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.data.cache import hold_out
+from compactmtl.data.fingerprint import Sources, sources_of
 from compactmtl.tasks.base import TargetSpec
 
 
@@ -34,3 +35,7 @@ class Part:
     def identifier(self, index: int) -> str:
         """The whole split's."""
         return self._whole.identifier(self._numbers[index])
+
+    def sources(self, index: int) -> Sources:
+        """The whole split's."""
+        return sources_of(self._whole, self._numbers[index])

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.layout import PLAN
 from compactmtl.backends.machine import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
@@ -22,8 +24,7 @@ from compactmtl.export.precision.ranges import Feed
 from compactmtl.export.processing import Interface
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
-from compactmtl.train.files import sha256_file
-from compactmtl.train.run import COMPACT, recipe_hash
+from compactmtl.train.run import recipe_hash
 
 INPUT = "image"
 EXTERNAL = {"auto": None, "always": True, "never": False}
@@ -102,7 +103,7 @@ def calibration_feeds(run: Run, target: Target, interface: Interface, batch: int
 
 def provenance(run: Run) -> dict[str, str]:
     """Strings kept in the ONNX file: which run, recipe and plan it came from, with which versions."""
-    plan = run.path / COMPACT / "plan.json"
+    plan = run.compact_folder / PLAN
     return {
         "compactmtl.run": run.name,
         "compactmtl.recipe_sha256": recipe_hash(run.recipe),

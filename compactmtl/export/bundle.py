@@ -1,8 +1,9 @@
 """The bundle: a model file with all that is needed to run it and to know where it came from.
 
-    <bundle>/ model.onnx (· model.onnx.data) · bundle.json · verification.json
+    <bundle>/ model.onnx (· model.onnx.data) · bundle.json · verification.json · hashes.json
 
-bundle.json lists the SHA-256 of each model file; verification.json names the SHA-256 of bundle.json.
+bundle.json lists the SHA-256 of each model file; verification.json names the SHA-256 of bundle.json; hashes.json lists
+that of every file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from compactmtl.artifacts.files import sha256_file, write_text
+from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
 from compactmtl.backends import Runner, get_backend
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.config.target import Target
@@ -24,7 +27,6 @@ from compactmtl.export.precision.record import PrecisionRecord
 from compactmtl.export.processing import Interface
 from compactmtl.tasks import build_task
 from compactmtl.tasks.base import TargetSpec, Task
-from compactmtl.train.files import sha256_file, write_text
 from compactmtl.verify.result import Verification
 
 VERSION = 1
@@ -125,7 +127,20 @@ class Bundle:
                 f"{path / VERIFICATION_FILE} is of another bundle: {BUNDLE_FILE} has changed since",
                 _EXPORT_AGAIN,
             )
+        bundle._check_hashes()
         return bundle
+
+    def _check_hashes(self) -> None:
+        """Hold the files that bundle.json does not list against hashes.json.
+
+        What was left behind where the bundle was copied in part, such as pictures of errors, may be missing.
+        """
+        hashes = read_hashes(self.path, _EXPORT_AGAIN)
+        if hashes is None:  # written before there were any: bundle.json and verification.json hold each other
+            return
+        needed = {BUNDLE_FILE, VERIFICATION_FILE}
+        names = [name for name in hashes.files if name in needed or (self.path / name).exists()]
+        check_files(self.path, hashes, _EXPORT_AGAIN, [name for name in names if name not in self.info.files])
 
     @property
     def model_path(self) -> Path:
@@ -179,8 +194,9 @@ def write_bundle(folder: Path, info: BundleInfo) -> Bundle:
 
 
 def write_verification(folder: Path, verification: Verification) -> None:
-    """Write verification.json into a bundle's folder."""
+    """Write verification.json into a bundle's folder, and hashes.json over all that is there."""
     write_text(folder / VERIFICATION_FILE, verification.model_dump_json(indent=2) + "\n")
+    write_hashes(folder)
 
 
 def bundle_tasks(tasks: Mapping[str, Task], configs: Mapping[str, TaskConfig]) -> dict[str, BundleTask]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import run_batched
 from compactmtl.backends.torch import TorchRunner
@@ -24,7 +25,6 @@ from compactmtl.export.bundle import BUNDLE_FILE, Bundle
 from compactmtl.export.processing import Interface
 from compactmtl.tasks.base import Task
 from compactmtl.train import Run
-from compactmtl.train.run import is_run
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.files import new_folder, sha256_file, write_text
+from compactmtl.artifacts.hashes import write_hashes
+from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import get_backend
 from compactmtl.backends.machine import package_versions
 from compactmtl.backends.onnxruntime import open_graph
@@ -34,7 +37,6 @@ from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
 from compactmtl.export.trtexec import MAJORS, script, trtexec
 from compactmtl.train import Run
-from compactmtl.train.files import new_folder, sha256_file, write_text
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.gates import parity_message
 from compactmtl.verify.parity import compare_outputs
@@ -82,6 +84,7 @@ def graph_failures(found: Prepared) -> list[str]:
     return failed
 
 
+@exclusive("export")
 def prepare_run(
     run: Run, target_name: str, target: Target, *, progress: Callable[[str], None] = lambda line: None
 ) -> Prepared:
@@ -141,6 +144,7 @@ def prepare_run(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         write_text(folder / PREPARED_FILE, prepared.model_dump_json(indent=2) + "\n")
+        write_hashes(folder)
     return prepared
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.config.validate import validate_options
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, machine_fault
 from compactmtl.models.features import FeatureMap, Needs
 from compactmtl.models.mtan import BlockMaps
 from compactmtl.models.segnet import SMALLEST, SegNet, SegNetOptions
@@ -37,6 +38,13 @@ RESERVED = {
     "pretrained_cfg": "name the pretrained tag in model.encoder.name, such as resnet18.a1_in1k",
     "pretrained_cfg_overlay": "set model.encoder.weights to a .safetensors file",
 }
+
+
+# what timm's code raises where an argument is none of its own or of a wrong value
+_REFUSALS = (
+    AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError,
+    ZeroDivisionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,25 +211,46 @@ def _create(name: str, options: dict[str, Any], blocks: bool = False, **pretrain
     """
     try:
         module: nn.Module = timm.create_model(name, **options, **pretrained)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+    except _REFUSALS as error:
+        if machine_fault(error) is not None:
             raise
-        raise _refused_option(name, error) from error
-    except (AssertionError, NotImplementedError, ValueError, IndexError) as error:
-        if pretrained:  # the download, not the arguments: the caller tells what went wrong
-            raise
-        raise ConfigError(
-            f"model.encoder: timm cannot build {name} with {options}: {error or type(error).__name__}",
-            "check output_stride and the options against timm's documentation of this model",
-        ) from error
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise _refused_option(name, error) from error
+        if pretrained:
+            _create(name, options, blocks)  # raises where the arguments are at fault
+            raise  # the download is: the caller tells what went wrong
+        raise _refused_value(name, options, error) from error
     if blocks:
         return BlockMaps.of(module, name)
     channels_last = options.get("features_only") and str(getattr(module, "output_fmt", "")) == "Format.NHWC"
     return ChannelsFirst(module) if channels_last else module
 
 
+def _refused_value(name: str, options: dict[str, Any], error: Exception) -> ConfigError:
+    """An argument that timm knows and cannot use; it is named where the network can be built without it."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    for option, value in options.items():
+        if option in RESERVED or option == "img_size":
+            continue
+        try:
+            with torch.device("meta"):
+                timm.create_model(name, **{key: kept for key, kept in options.items() if key != option})
+        except _REFUSALS:
+            continue
+        return ConfigError(
+            f"model.encoder.options.{option}: timm cannot build {name} with {value!r}: {said}",
+            "give a value as timm's documentation of this model says, or leave the option out",
+        )
+    return ConfigError(
+        f"model.encoder: timm cannot build {name} with {options}: {said}",
+        "check output_stride and the options against timm's documentation of this model",
+    )
+
+
 def _refused_option(name: str, error: TypeError) -> ConfigError:
-    option = str(error).rpartition("argument ")[2].strip("'")
+    # "... an unexpected keyword argument 'a'", "... unexpected keyword argument(s): ['a', 'b']"
+    named = re.search(r"'([^']+)'", str(error).rpartition("argument")[2])
+    option = named[1] if named else str(error)
     if option == "output_stride":
         return ConfigError(
             f"model.encoder.output_stride: {name} cannot be dilated",
@@ -232,8 +261,14 @@ def _refused_option(name: str, error: TypeError) -> ConfigError:
     close = get_close_matches(option, known, n=1)
     return ConfigError(
         f"model.encoder.options.{option}: {name} has no such option",
-        f"did you mean {close[0]!r}?" if close else "see timm's documentation of this model",
+        f"did you mean {close[0]!r}?" if close else _listed(known),
     )
+
+
+def _listed(known: list[str]) -> str:
+    names = [name for name in known if name not in RESERVED and name not in ("self", "kwargs", "args", "cfg")]
+    listed = f"its options are {', '.join(names)}; " if names else ""
+    return f"{listed}see timm's documentation of this model"
 
 
 def _arguments(class_name: str) -> list[str]:
@@ -253,7 +288,7 @@ def _output_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list
     try:
         with torch.inference_mode():
             outputs = probe(torch.empty(1, 3, *size, device="meta"))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except _REFUSALS as error:
         raise ConfigError(
             f"model.encoder.name: {name} cannot take images of {size[0]}x{size[1]}: {error}",
             "change data.size; some networks need a multiple of their stride or window",

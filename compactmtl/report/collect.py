@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.hashes import check_files, read_hashes
 from compactmtl.errors import ArtifactError, ConfigError, DataError
 from compactmtl.report.delta_table import delta_table
 from compactmtl.report.deployment import prepared_views
@@ -36,7 +38,6 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
-from compactmtl.train.files import sha256_file
 from compactmtl.verify.result import TaskMetrics, Verification
 
 if TYPE_CHECKING:
@@ -156,7 +157,11 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
     meta = _read_json(run.path / "meta.json")
     end = next((line for line in reversed(log) if line.get("event") == "end"), None)
     surgery_path = run.path / "compact" / "surgery.json"
+    if surgery_path.exists():
+        _check(surgery_path, f"run `compactmtl compact {run.path}` again")
     surgery = _parse(Surgery, surgery_path) if surgery_path.exists() else None
+    for path in (run.path / "export").glob("*/verification.json"):
+        _check(path, f"run `compactmtl export {run.path} --target {path.parent.name}` again")
     exports = tuple(
         ExportView(target=path.parent.name, verification=_parse(Verification, path))
         for path in sorted((run.path / "export").glob("*/verification.json"))
@@ -253,6 +258,13 @@ def _stages(
             )
         )
     return stages
+
+
+def _check(path: Path, mend: str) -> None:
+    """Hold a file of an artifact against its hash, where the artifact has any."""
+    hashes = read_hashes(path.parent, mend)
+    if hashes is not None:
+        check_files(path.parent, hashes, mend, [path.name])
 
 
 def _trained_metrics(run: Run) -> TaskMetrics | None:

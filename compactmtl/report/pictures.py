@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from compactmtl.errors import MissingDependencyError
 from compactmtl.report.samples import Picture, SampleView, View
 
 _INK = (32, 36, 44)
@@ -182,8 +183,18 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wid
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """matplotlib's own DejaVu Sans: the same glyphs on every machine."""
+    """matplotlib's own DejaVu Sans: the same glyphs on every machine.
+
+    Raises MissingDependencyError where the installation lacks it.
+    """
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    try:
+        return ImageFont.truetype(str(path), size)
+    except (OSError, ImportError) as error:  # no such file, or a Pillow without FreeType
+        raise MissingDependencyError(
+            f"{path}: the font for pictures cannot be read: {error}",
+            "install matplotlib and Pillow again: pip install --force-reinstall matplotlib pillow",
+        ) from error

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.files import naming, write_bytes, write_text
+from compactmtl.artifacts.lock import writing
 from compactmtl.errors import DataError
 from compactmtl.report.card import write_card
 from compactmtl.report.collect import build_report
@@ -57,11 +59,12 @@ def collect(
 
 
 def write_collected(report: Report, samples: Sequence[SampleView], out: Path) -> Path:
-    """Write what `collect` gave."""
-    from compactmtl.train.files import naming, write_bytes, write_text
+    """Write what `collect` gave. Raises HeldError where another process is writing into `out`, such as a training."""
+    with naming(out), writing(out, "report"):
+        return _write_collected(report, samples, out)
 
-    with naming(out):
-        out.mkdir(parents=True, exist_ok=True)
+
+def _write_collected(report: Report, samples: Sequence[SampleView], out: Path) -> Path:
     write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
     if report.delta_table is not None:
         write_text(out / MARKDOWN, markdown(delta_cells(report)) + "\n")

@@ -1,7 +1,17 @@
 """Tables over seeds: many trainings by one command that goes on where it stopped."""
 
 from compactmtl.sweep.jobs import Job, plan_jobs
-from compactmtl.sweep.run import SweepRuns, collect_runs, run_sweep
+from compactmtl.sweep.run import Failure, SweepRuns, collect_runs, exit_code, run_sweep
 from compactmtl.sweep.table import probed, write_table
 
-__all__ = ["Job", "SweepRuns", "collect_runs", "plan_jobs", "probed", "run_sweep", "write_table"]
+__all__ = [
+    "Failure",
+    "Job",
+    "SweepRuns",
+    "collect_runs",
+    "exit_code",
+    "plan_jobs",
+    "probed",
+    "run_sweep",
+    "write_table",
+]

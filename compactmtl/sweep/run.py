@@ -1,21 +1,50 @@
-"""Train a sweep's runs one after the other, and go on where it stopped: finished runs stay, interrupted ones resume."""
+"""Train a sweep's runs one after the other, and go on where it stopped: finished runs stay, interrupted ones resume.
+
+No run ends the sweep. What fails is noted and the next one begins; what another process is writing is left until the
+others are done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
+from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.layout import EXPORT
+from compactmtl.artifacts.lock import writing
+from compactmtl.artifacts.run_folder import is_run
 from compactmtl.config import SweepConfig, load_target
-from compactmtl.errors import ArtifactError, CompactError, TrainingError
-from compactmtl.export import export_run
+from compactmtl.errors import (
+    BUG,
+    GATE,
+    USAGE,
+    ArtifactError,
+    CompactError,
+    ConfigError,
+    HeldError,
+    machine_fault,
+)
+from compactmtl.export import Bundle, export_run
 from compactmtl.sweep.jobs import Job, elsewhere
-from compactmtl.train import Run, TrainingInterrupted, compact_run, is_run, train
+from compactmtl.train import Run, TrainingInterrupted, compact_run, train
 from compactmtl.train.dry_run import check_recipe
 from compactmtl.train.probe import probe_run
 from compactmtl.train.run import check_compact, check_same_recipe
+
+POLL = 5.0  # seconds between looks at runs that other processes write
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run, or what follows its training, is not done; `code` is the exit code that it gives the command."""
+
+    reason: str
+    code: int = USAGE
 
 
 @dataclass
@@ -24,60 +53,183 @@ class SweepRuns:
 
     finished: dict[str, list[Run]] = field(default_factory=dict)
     missing: dict[str, list[int]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)  # run folder -> why
+    failed: dict[str, str] = field(default_factory=dict)  # run folder, or that and what follows -> why
 
 
-def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict[str, str]:
+def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict[str, Failure]:
     """Train every job that is not finished, then compact, probe and export it where the sweep says so.
 
-    A run that cannot go on, such as one whose loss is not finite, is left and the others go on; the result maps its
-    folder to the reason. Raises TrainingInterrupted after Ctrl-C or SIGTERM, and what `train` raises where the recipe,
-    the data or the folder are at fault.
+    What fails is left and the others go on; the result maps the run's folder, with the stage that failed after it, to
+    the failure. Runs that other processes hold are come back to when the others are done, until they are free.
+
+    Raises TrainingInterrupted after Ctrl-C or SIGTERM; and before anything is trained what `train` raises where a
+    recipe, the data or a folder are at fault.
     """
     check_entries(jobs)
-    failed: dict[str, str] = {}
-    for number, job in enumerate(jobs, 1):
-        console.print(f"[{number}/{len(jobs)}] {job.path}", highlight=False, markup=False, soft_wrap=True)
+    turn = _Turn(sweep, console, len(jobs))
+    held = [one for one in enumerate(jobs, 1) if not turn.take(*one)]
+    turn.waits = True
+    while held:
+        left = [one for one in held if not turn.take(*one)]
+        if len(left) == len(held):
+            _wait(len(held))
+        held = left
+    return turn.failed
+
+
+def _wait(count: int) -> None:
+    try:
+        time.sleep(POLL)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            f"interrupted while waiting for {count} runs that other processes write",
+            "give the same command again to go on",
+        ) from None
+
+
+def exit_code(failed: dict[str, Failure]) -> int:
+    """The command's exit code: of a bug before any other failure, of a failed gate after it."""
+    codes = {failure.code for failure in failed.values()}
+    if not codes:
+        return 0
+    return BUG if BUG in codes else min(codes - {GATE}, default=GATE)
+
+
+@dataclass
+class _Turn:
+    """A sweep going through its jobs."""
+
+    sweep: SweepConfig
+    console: Console
+    count: int
+    failed: dict[str, Failure] = field(default_factory=dict)
+    waits: bool = False  # whether only runs are left that others held
+    _told: set[str] = field(default_factory=set)
+
+    def take(self, number: int, job: Job) -> bool:
+        """Do a job, or note why it fails; False where another process holds its run."""
         try:
-            run = train(job.resolved, job.path, resume=is_run(job.path), console=console)
-        except TrainingInterrupted as error:
-            raise TrainingInterrupted(error.message, "give the same command again to go on") from error
-        except TrainingError as error:
-            console.print(f"failed: {error.message}", highlight=False, markup=False, soft_wrap=True)
-            failed[str(job.path)] = error.message
-            continue
-        finish(run, sweep, console)
-    return failed
+            with writing(job.path, "sweep"):
+                _say(self.console, f"[{number}/{self.count}] {job.path}")
+                self._do(job)
+        except HeldError as error:
+            line = f"[{number}/{self.count}] {'waiting' if self.waits else 'left for later'}: {error.message}"
+            if line not in self._told:
+                self._told.add(line)
+                _say(self.console, line)
+            return False
+        return True
+
+    def _do(self, job: Job) -> None:
+        runs: list[Run] = []
+
+        def train_it() -> None:
+            runs.append(train(job.resolved, job.path, resume=is_run(job.path), console=self.console))
+
+        if _note(self.failed, str(job.path), train_it, self.console):
+            finish(runs[0], self.sweep, self.console, self.failed)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _note(failed: dict[str, Failure], name: str, work: Callable[[], object], console: Console) -> bool:
+    """Do some work; where it fails, say so, note it under `name` and return False."""
+    mend = ""
+    try:
+        work()
+    except TrainingInterrupted as error:
+        raise TrainingInterrupted(error.message, "give the same command again to go on") from error
+    except HeldError:
+        raise
+    except CompactError as error:
+        failed[name], mend = Failure(error.message, error.exit_code), error.hint
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is None and not isinstance(error, OSError):
+            traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}" if fault is None else fault.message
+        code = fault.exit_code if fault else (USAGE if isinstance(error, OSError) else BUG)
+        failed[name] = Failure(reason, code)
+    if name not in failed:
+        return True
+    _say(console, f"failed: {failed[name].reason}" + (f"\n  {mend}" if mend else ""))
+    return False
 
 
 def check_entries(jobs: Sequence[Job]) -> None:
-    """Build the session of every entry that has not begun, before the first of them trains for hours.
+    """Look at runs that are there, and build the session of every entry that has not begun, before any is trained.
 
-    Raises what training would raise at its start, naming the entry.
+    Raises ConfigError where a run is of another recipe than its job's, and what training would raise at its start,
+    naming the entry.
     """
     first: dict[str, Job] = {}
     for job in jobs:
-        if not is_run(job.path):
+        if is_run(job.path):
+            _check_recipe_of(job)
+        else:
             first.setdefault(job.entry, job)
-    for name, job in first.items() if len(first) > 1 else ():
+    for name, job in first.items() if len(jobs) > 1 else ():
         try:
             check_recipe(job.resolved.recipe)
         except CompactError as error:
             raise type(error)(f"entry {name}: {error.message}", error.hint) from error
 
 
-def finish(run: Run, sweep: SweepConfig, console: Console) -> None:
-    """Compact, probe and export a trained run as the sweep says, unless that is done."""
-    if sweep.compact and not _is_compacted(run):
-        result = compact_run(run)
-        report = result.report
-        console.print(f"compact: {report.macs_after:,} of {report.macs_before:,} MACs", highlight=False)
-    if sweep.probe is not None:
+def _check_recipe_of(job: Job) -> None:
+    try:
+        check_same_recipe(job.path, job.resolved.recipe)
+    except ConfigError as error:
+        raise ConfigError(
+            error.message,
+            "give the sweep and the overrides that its runs were trained with, or another folder with --out",
+        ) from error
+
+
+def finish(run: Run, sweep: SweepConfig, console: Console, failed: dict[str, Failure]) -> None:
+    """Compact, probe and export a trained run as the sweep says, unless that is done; what fails goes into `failed`.
+
+    A run that cannot be compacted is not exported: the bundle would be of another model.
+    """
+
+    def compact_it() -> None:
+        report = compact_run(run).report
+        _say(console, f"compact: {report.macs_after:,} of {report.macs_before:,} MACs")
+
+    def probe_it() -> None:
         probe_run(run, samples=sweep.probe, seed=run.recipe.seed)
+
+    if (
+        sweep.compact
+        and not _is_compacted(run)
+        and not _note(failed, f"{run.path} compact", compact_it, console)
+    ):
+        return
+    if sweep.probe is not None:
+        _note(failed, f"{run.path} probe", probe_it, console)
     for target in sweep.targets:
-        if not (run.path / "export" / target / "verification.json").exists():
-            found = export_run(run, target, load_target(target))
-            console.print(f"{target}: gates {'passed' if found.passed else 'FAILED'}", highlight=False)
+        name = f"{run.path} export {target}"
+
+        def export_it(target: str = target, name: str = name) -> None:
+            passed = _exported(run, target)
+            if passed is None:
+                passed = export_run(run, target, load_target(target)).passed
+                _say(console, f"{target}: gates {'passed' if passed else 'FAILED'}")
+            if not passed:
+                failed[name] = Failure("its gates failed, as its report shows", GATE)
+
+        _note(failed, name, export_it, console)
+
+
+def _exported(run: Run, target: str) -> bool | None:
+    """Whether the gates of the run's bundle for a target held; None where there is no whole bundle of this model."""
+    try:
+        bundle = Bundle.open(run.path / EXPORT / target)
+        current = bundle.info.weights_sha256 in (None, sha256_file(run.deployed_weights))
+        return bundle.verification.passed if bundle.verification is not None and current else None
+    except CompactError:  # there is none, or it is damaged: export again
+        return None
 
 
 def collect_runs(sweep: SweepConfig, jobs: Sequence[Job], only: Sequence[str] = ()) -> SweepRuns:

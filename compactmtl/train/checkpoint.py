@@ -21,13 +21,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from compactmtl.artifacts.hashes import read_checked, read_hashes, sha256, write_hashed
+from compactmtl.artifacts.layout import HASHES, STATE, SUMMARY, WEIGHTS
+from compactmtl.artifacts.versions import is_version, new_version, read_version, resolve
 from compactmtl.errors import ArtifactError
-from compactmtl.train.files import new_folder, recover, write_bytes, write_text
 
-WEIGHTS = "weights.safetensors"
-STATE = "state.pt"
 Weights = nn.Module | Mapping[str, Tensor]
-SUMMARY = "state.json"
+_MEND = "train again with --overwrite, or use the run's other checkpoint"
 
 
 def save_checkpoint(folder: Path, weights: Weights, state: Mapping[str, Any]) -> None:
@@ -37,16 +37,15 @@ def save_checkpoint(folder: Path, weights: Weights, state: Mapping[str, Any]) ->
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    with new_folder(folder) as temporary:
-        write_bytes(temporary / WEIGHTS, dump_weights(weights))
-        write_bytes(temporary / STATE, buffer.getvalue())
+    with new_version(folder) as temporary:
+        write_hashed(temporary, {WEIGHTS: dump_weights(weights), STATE: buffer.getvalue()})
 
 
 def save_best(folder: Path, weights: Weights, summary: Mapping[str, Any]) -> None:
     """Write weights and a JSON summary (epoch, step, score, metrics) as `folder`."""
-    with new_folder(folder) as temporary:
-        write_bytes(temporary / WEIGHTS, dump_weights(weights))
-        write_text(temporary / SUMMARY, json.dumps(dict(summary), indent=2) + "\n")
+    text = json.dumps(dict(summary), indent=2) + "\n"
+    with new_version(folder) as temporary:
+        write_hashed(temporary, {WEIGHTS: dump_weights(weights), SUMMARY: text.encode()})
 
 
 def dump_weights(weights: Weights) -> bytes:
@@ -61,17 +60,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Raises ArtifactError where the file is missing, damaged or belongs to another model.
     """
     path = folder / WEIGHTS
-    recover(folder)
+    if not resolve(folder).is_dir():
+        raise ArtifactError(f"{path}: no such checkpoint", "train the run, or name another checkpoint")
     try:
-        tensors = load_tensors(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{path}: no such checkpoint", "train the run, or name another checkpoint"
-        ) from error
+        tensors = load_tensors(_read(folder, WEIGHTS))
     except (SafetensorError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is damaged: {error}", "train again, or use the other checkpoint"
-        ) from error
+        raise ArtifactError(f"{path} is damaged: {error}", _MEND) from error
     _check_names(path, tensors, model.state_dict())
     model.load_state_dict(tensors)
 
@@ -106,16 +100,14 @@ def _trained_otherwise(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 def load_state(folder: Path) -> dict[str, Any] | None:
     """The state of a checkpoint for resuming, or None where there is no checkpoint."""
-    recover(folder)
     path = folder / STATE
-    if not path.exists():
+    if not resolve(folder).is_dir():
         return None
+    data = _read(folder, STATE)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is damaged: {error}", "train again with --overwrite; checkpoints/best may still be whole"
-        ) from error
+        raise ArtifactError(f"{path} is damaged: {error}", _MEND) from error
     if not isinstance(state, dict):
         raise ArtifactError(f"{path} holds a {type(state).__name__}, not a state", "train with --overwrite")
     return state
@@ -123,20 +115,38 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 def load_summary(folder: Path) -> dict[str, Any]:
     """The JSON summary of the best checkpoint. Raises ArtifactError where it is missing or damaged."""
-    recover(folder)
     path = folder / SUMMARY
-    try:
-        summary = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    if not resolve(folder).is_dir():
         raise ArtifactError(
             f"{folder} holds no checkpoint yet",
             "let the run train on with --resume; a sparse run's best is chosen once its target is reached",
-        ) from error
+        )
+    try:
+        summary = json.loads(_read(folder, SUMMARY))
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged: {error}", "train again with --overwrite") from error
     if not isinstance(summary, dict):
         raise ArtifactError(f"{path} is not a JSON object", "train again with --overwrite")
     return summary
+
+
+def checked_weights(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights, which are read and held against their hash.
+
+    Raises ArtifactError where they are missing or damaged.
+    """
+    return sha256(_read(folder, WEIGHTS))
+
+
+def _read(folder: Path, name: str) -> bytes:
+    """A file of the checkpoint that `folder` stands for now, held against its hash."""
+
+    def read(version: Path) -> bytes:
+        if is_version(version) and read_hashes(version, _MEND) is None:
+            raise ArtifactError(f"{version / HASHES} is missing", _MEND)
+        return read_checked(version, name, _MEND)
+
+    return read_version(folder, read)
 
 
 def random_state() -> dict[str, Any]:

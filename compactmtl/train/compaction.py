@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
-
 from torch import Tensor
 
+from compactmtl.artifacts.files import new_folder
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
+from compactmtl.artifacts.lock import exclusive
 from compactmtl.surgery import CompactResult, compact, save_compact
-from compactmtl.train.files import new_folder, write_text
-from compactmtl.train.run import COMPACT, SOURCE, Run, compact_source
+from compactmtl.train.checkpoint import checked_weights
+from compactmtl.train.run import Run
 
 
+@exclusive("compact")
 def compact_run(run: Run, align: int | None = None, gather: bool = False) -> CompactResult:
     """Compact the run's best checkpoint and write the result into the run; an older one is replaced.
 
     `align` keeps channel counts at multiples of it; the recipe's `surgery.align` by default.
     `gather` lets layers pick the channels that they need where their neighbors keep more.
 
-    Raises ArtifactError where the run has no checkpoint, SurgeryError where the network can't be edited.
+    Raises ArtifactError where the run has no checkpoint, SurgeryError where the network can't be edited, HeldError
+    where another process is writing into the run.
     """
     model = run.load_plain()
     inputs: tuple[Tensor] = run.example_inputs()
     result = compact(model, inputs, align=align or run.recipe.surgery.align, gather=gather)
+    sources = {"checkpoint": checked_weights(run.path / CHECKPOINTS / BEST)}
     with new_folder(run.path / COMPACT) as folder:
-        save_compact(result, folder)
-        write_text(folder / SOURCE, json.dumps(compact_source(run.path, folder), indent=2) + "\n")
+        save_compact(result, folder, sources=sources)
     return result

@@ -15,6 +15,7 @@ from compactmtl.data.base import Batch
 from compactmtl.graph import cost
 from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
+from compactmtl.train.blame import blaming
 from compactmtl.train.run import example_inputs, plain_form
 from compactmtl.train.session import Session, build_session, torch_settings
 
@@ -64,7 +65,7 @@ class DryRun:
 def check_recipe(recipe: Recipe) -> None:
     """Build a recipe's session and throw it away. Raises what training would raise at its start."""
     recipe = _light(recipe)
-    with torch_settings(recipe):
+    with torch_settings(recipe), blaming(recipe):
         build_session(recipe)
 
 
@@ -80,7 +81,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     Raises what training would raise at its start.
     """
     recipe = _light(recipe)
-    with torch_settings(recipe):
+    with torch_settings(recipe), blaming(recipe):
         session = build_session(recipe)
         plain = plain_form(recipe, session.model)
         (image,) = example_inputs(recipe)

@@ -15,28 +15,31 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from compactmtl.config import Resolved
+from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LAST
+from compactmtl.artifacts.lock import writing
+from compactmtl.artifacts.run_folder import check_folder, create_folder, update_recipe
+from compactmtl.artifacts.versions import resolve
+from compactmtl.config import Recipe, Resolved
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.errors import DataError, TrainingError
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
+from compactmtl.train.blame import blaming
 from compactmtl.train.checkpoint import save_best
 from compactmtl.train.competition import competition
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.resume import Progress, restore, save_last
 from compactmtl.train.run import (
-    CHECKPOINTS,
     Run,
-    check_folder,
     check_same_recipe,
-    create_folder,
-    is_run,
     new_meta,
     recipe_hash,
-    update_recipe,
+    specs_from_json,
     versions,
 )
+from compactmtl.train.same_data import check_data, dump_data, fingerprints
 from compactmtl.train.session import Position, Session, build_session, torch_settings
 from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
@@ -50,37 +53,52 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    accept_changed_data: bool = False,
     console: Console | None = None,
 ) -> Run:
     """Train a recipe into the folder `run_dir` and return the run.
 
-    `resume` goes on from the last checkpoint (from the start where there is none yet), `overwrite`
-    replaces a run that is there.
+    `resume` goes on with a run from its last checkpoint (from the start where there is none yet), `overwrite` replaces
+    a run that is there. `accept_changed_data` goes on although the data set is not what it was at the start.
 
-    Raises ConfigError where the folder is taken or the run is of another recipe, TrainingError where
-    a loss is not finite, TrainingInterrupted (exit code 130) after Ctrl-C or SIGTERM with `last` saved,
-    OSError naming the path where nothing can be written.
+    Raises ConfigError where the folder is taken, there is no run to resume or it is of another recipe; HeldError where
+    another process is writing into the run; DataError where the data set has changed; TrainingError where a loss is
+    not finite; MachineError where the machine runs out of memory or loses a loader process; TrainingInterrupted (exit
+    code 130) after Ctrl-C or SIGTERM with `last` saved; OSError naming the path where nothing can be written.
     """
     recipe, path = resolved.recipe, Path(run_dir)
     console = console or Console()
     check_folder(path, resume=resume, overwrite=overwrite)
-    resume = resume and is_run(path)
     if resume:
         check_same_recipe(path, recipe)
         if (run := Run.open(path)).finished:
             console.print(f"{path} is finished: nothing to resume", highlight=False, soft_wrap=True)
             return run
-    with torch_settings(recipe):
-        session, progress = build_session(recipe), Progress()
-        if resume:
-            restore(session, progress, path / CHECKPOINTS / "last")
-            update_recipe(path, recipe)
-        else:
-            create_folder(path, recipe, new_meta(resolved, session.specs), overwrite=overwrite)
-        tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
-        with tracker, Interrupt() as interrupt:
-            Loop(session, progress, path, tracker, interrupt).run(resumed=resume)
+    with writing(path, "train"):
+        check_folder(path, resume=resume, overwrite=overwrite)  # another process may have been here meanwhile
+        with torch_settings(recipe), blaming(recipe):
+            changed: list[str] | None = None
+            if resume:
+                session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)
+            else:
+                session, progress = build_session(recipe), Progress()
+                meta, data = new_meta(resolved, session.specs), dump_data(fingerprints(session))
+                create_folder(path, recipe, meta, overwrite=overwrite, data=data)
+            tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
+            with tracker, Interrupt() as interrupt:
+                Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
     return Run.open(path)
+
+
+def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progress, list[str]]:
+    """Session and progress where the run's last checkpoint left them, and how the data set has changed since."""
+    session, progress = build_session(recipe, specs_from_json(run.meta["specs"])), Progress()
+    found = fingerprints(session)
+    changed = check_data(found, session, run, accept=accept)
+    restore(session, progress, run.path / CHECKPOINTS / LAST)
+    update_recipe(run.path, recipe)
+    write_text(run.path / DATA, dump_data(found))
+    return session, progress, changed
 
 
 @dataclass
@@ -93,12 +111,13 @@ class Loop:
     tracker: Tracker
     interrupt: Interrupt
 
-    def run(self, *, resumed: bool) -> None:
+    def run(self, *, resumed: list[str] | None = None) -> None:
+        """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
         session, progress, tracker = self.session, self.progress, self.tracker
-        if resumed:
-            tracker.resume(session.position.epoch, session.position.step)
-        else:
+        if resumed is None:
             tracker.start(versions())
+        else:
+            tracker.resume(session.position.epoch, session.position.step, resumed)
         while not self._done():
             try:
                 self._train_epoch()
@@ -159,6 +178,7 @@ class Loop:
             for batch in self._batches(-epoch, first, diagonals.steps_per_epoch):
                 watch.note(diagonals.place.step + 1, session.update_diagonals(batch))
                 images += len(batch["image"])
+                self.tracker.phase(epoch, "pass 1", diagonals.place.batch, diagonals.steps_per_epoch)
                 if self.interrupt.requested:
                     break
         watch.look()
@@ -179,14 +199,16 @@ class Loop:
         return itertools.islice(loader, last - first)
 
     def _validate(self) -> TaskMetrics:
-        run = torch_runner(self.session.model, self.session.device)
+        run, loader = torch_runner(self.session.model, self.session.device), self.session.select_loader
+        numbers = itertools.count()
 
         def interruptible(image: Tensor) -> Mapping[str, Tensor]:
             if self.interrupt.requested:
                 raise _StopRequested
+            self.tracker.phase(self.session.position.epoch, "validation", next(numbers), len(loader))
             return run(image)
 
-        return evaluate(interruptible, self.session.select_loader, self.session.tasks)
+        return evaluate(interruptible, loader, self.session.tasks)
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
@@ -219,7 +241,7 @@ class Loop:
                 "metrics": metrics,
                 "recipe_hash": recipe_hash(session.recipe),
             }
-            save_best(self.path / CHECKPOINTS / "best", session.weights(), summary)
+            save_best(self.path / CHECKPOINTS / BEST, session.weights(), summary)
         session.end_epoch()
         start = time.perf_counter()
         session.shrink()
@@ -252,11 +274,11 @@ class Loop:
         self._save_last()
 
     def _save_last(self) -> None:
-        save_last(self.session, self.progress, self.path / CHECKPOINTS / "last")
+        save_last(self.session, self.progress, self.path / CHECKPOINTS / LAST)
 
     def _stop(self) -> TrainingInterrupted:
         self._save_last()
-        position, last = self.session.position, self.path / CHECKPOINTS / "last"
+        position, last = self.session.position, self.path / CHECKPOINTS / LAST
         return TrainingInterrupted(
             f"interrupted in epoch {position.epoch} after step {position.step} of "
             f"{self.session.total_steps}; saved {last}",
@@ -264,8 +286,10 @@ class Loop:
         )
 
     def _not_finite(self, error: NotFiniteError) -> TrainingError:
-        last = self.path / CHECKPOINTS / "last"
-        kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        last = self.path / CHECKPOINTS / LAST
+        kept = (
+            f"the last good checkpoint is {last}" if resolve(last).is_dir() else "there is no checkpoint yet"
+        )
         return TrainingError(
             f"{error} (epoch {self.session.position.epoch}); {kept}",
             "lower train.optimizer.lr, set train.clip, lengthen train.schedule.warmup, or use train.autocast=off",

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS
+from compactmtl.artifacts.lock import writing
 from compactmtl.balancing.universality import LossGap, loss_gap
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.errors import ConfigError
 from compactmtl.models import LinearHead, MultiTaskModel
 from compactmtl.models.features import last_map
 from compactmtl.tasks import Task
-from compactmtl.train.checkpoint import WEIGHTS
-from compactmtl.train.files import sha256_file, write_text
-from compactmtl.train.run import CHECKPOINTS, Run
+from compactmtl.train.checkpoint import checked_weights
+from compactmtl.train.run import Run
 from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.probe import METRICS, PREDICTORS, Predictor, Target, probe_features
 
@@ -62,12 +64,14 @@ def probe_run(
     order is shuffled by the seed), and scored on val. Images pass the encoder in eval mode; a map is averaged.
 
     Raises ArtifactError where the run has no checkpoint, ConfigError where none of its tasks can be probed,
-    MissingDependencyError without scikit-learn.
+    MissingDependencyError without scikit-learn, HeldError where another process is writing into the run.
     """
+    with writing(run.path, "probe"):  # before the work, so that it is not done for nothing
+        pass
     model = run.load_plain()
     question = {
         "version": VERSION,
-        "checkpoint": sha256_file(run.path / CHECKPOINTS / "best" / WEIGHTS),
+        "checkpoint": checked_weights(run.path / CHECKPOINTS / BEST),
         "predictors": list(predictors),
         "samples": samples,
         "seed": seed,
@@ -98,7 +102,8 @@ def probe_run(
     probe = Probe(
         results, skipped, {split: len(next(iter(found.values()))[0]) for split, found in splits.items()}
     )
-    write_text(run.path / PROBE, json.dumps({"question": question, **to_json(probe)}, indent=2) + "\n")
+    with writing(run.path, "probe"):
+        write_text(run.path / PROBE, json.dumps({"question": question, **to_json(probe)}, indent=2) + "\n")
     return probe
 
 

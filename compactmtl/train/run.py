@@ -1,6 +1,6 @@
 """A run: the folder that training writes and every later stop of the road reads.
 
-runs/<name>/ recipe.yaml · meta.json · log.jsonl · tensorboard/ · checkpoints/{last,best}/ · compact/ · export/
+What lies where is said in compactmtl.artifacts.layout.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,23 +20,31 @@ import torch
 from torch import Tensor
 
 import compactmtl
-from compactmtl.config import Recipe, Resolved, dump_recipe, load_recipe
+from compactmtl.artifacts.files import present, sha256_file
+from compactmtl.artifacts.hashes import check_files, note_unhashed, read_hashes
+from compactmtl.artifacts.layout import (
+    BEST,
+    CHECKPOINTS,
+    COMPACT,
+    HASHES,
+    LOG,
+    META,
+    PLAN,
+    RECIPE,
+    SOURCE,
+    WEIGHTS,
+)
+from compactmtl.artifacts.run_folder import is_run, missing, nearby, read_log
+from compactmtl.artifacts.versions import resolve
+from compactmtl.config import Recipe, Resolved, load_recipe
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.models import MultiTaskModel, build_model
 from compactmtl.overparam import contract, overparameterize
 from compactmtl.surgery import load_compact
 from compactmtl.tasks import TargetSpec, Task, build_tasks
-from compactmtl.train.checkpoint import WEIGHTS, load_state, load_summary, load_weights
-from compactmtl.train.files import sha256_file, write_text
+from compactmtl.train.checkpoint import checked_weights, load_state, load_summary, load_weights
 from compactmtl.verify.result import TaskMetrics
 
-RECIPE = "recipe.yaml"
-META = "meta.json"
-LOG = "log.jsonl"
-CHECKPOINTS = "checkpoints"
-COMPACT = "compact"
-PLAN = "plan.json"
-SOURCE = "source.json"  # which checkpoint a compact model was made of, and what was written
 VERSION = 1
 
 # where and beside what a run happens; all else decides its result and must be the same to resume
@@ -72,7 +79,7 @@ class Run:
         """The run in folder `path`. Raises ArtifactError where it is not one."""
         path = Path(path)
         if not is_run(path):
-            raise ArtifactError(f"{path} is not a run{_missing(path)}", _nearby(path))
+            raise ArtifactError(f"{path} is not a run{missing(path)}", nearby(path))
         recipe = load_recipe(path / RECIPE)
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
@@ -110,8 +117,14 @@ class Run:
         return plain_form(self.recipe, self.load_model(checkpoint)).eval()
 
     @property
+    def compact_folder(self) -> Path:
+        """Where the compact model lies; it need not be there."""
+        return present(self.path / COMPACT)
+
+    @property
     def has_compact(self) -> bool:
-        return (self.path / COMPACT / PLAN).exists()
+        """Whether there is one, whole or damaged: a damaged one must not pass for none."""
+        return any((self.compact_folder / name).exists() for name in (PLAN, HASHES))
 
     def load_compact(self) -> MultiTaskModel:
         """The model after surgery, in eval mode.
@@ -119,7 +132,7 @@ class Run:
         Raises ArtifactError before `compactmtl compact`, and where what it wrote isn't of the best checkpoint
         or was changed since.
         """
-        folder = self.path / COMPACT
+        folder = self.compact_folder
         if not self.has_compact:
             raise ArtifactError(f"{self.path} has no compact model", f"run `compactmtl compact {self.path}`")
         check_compact(self.path)
@@ -132,7 +145,9 @@ class Run:
     @property
     def deployed_weights(self) -> Path:
         """The file of the weights that are exported: the compact model's where there is one, else the best's."""
-        return self.path / (COMPACT if self.has_compact else f"{CHECKPOINTS}/best") / WEIGHTS
+        if self.has_compact:
+            return self.compact_folder / WEIGHTS
+        return resolve(self.path / CHECKPOINTS / BEST) / WEIGHTS
 
     def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
         """A deterministic random batch at the recipe's size, float32 (batch, 3, H, W)."""
@@ -162,44 +177,6 @@ class Run:
             (event["val"] for event in reversed(self.log()) if event.get("event") == "end"), None
         )
         return found
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is one that training wrote."""
-    return (path / RECIPE).is_file() and (path / META).is_file()
-
-
-def _missing(path: Path) -> str:
-    if not path.exists():
-        return ": there is no such folder"
-    return "" if path.is_dir() else ": it is a file"
-
-
-def _nearby(path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
-    found = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
-    if found:
-        return f"runs in {folder}: {', '.join(found[:8])}"
-    return "train one first: compactmtl train RECIPE"
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The events of a log.jsonl; a last line that a kill cut off is left out.
-
-    Raises ArtifactError naming a damaged line.
-    """
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    events = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            events.append(json.loads(line))
-        except ValueError as error:
-            raise ArtifactError(
-                f"{path}:{number}: {error}", "remove the damaged line, or train again with --overwrite"
-            ) from error
-    return events
 
 
 def fresh_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool = True) -> MultiTaskModel:
@@ -303,64 +280,37 @@ def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def compact_source(path: Path, folder: Path) -> dict[str, str]:
-    """source.json for the compact model in `folder`: SHA-256 of the run's best weights and of what was made of them."""
-    return {
-        "checkpoint": sha256_file(path / CHECKPOINTS / "best" / WEIGHTS),
-        PLAN: sha256_file(folder / PLAN),
-        WEIGHTS: sha256_file(folder / WEIGHTS),
-    }
-
-
 def check_compact(path: Path) -> None:
     """Whether the compact model of the run at `path` is the one that was made, and proved, of its best checkpoint.
 
     Raises ArtifactError where training has gone on since, or a file was changed or is missing.
     """
-    folder, again = path / COMPACT, f"run `compactmtl compact {path}` again"
+    folder, again = present(path / COMPACT), f"run `compactmtl compact {path}` again"
+    best = checked_weights(path / CHECKPOINTS / BEST)
+    hashes = read_hashes(folder, again)
+    if hashes is None:
+        made_of = _check_source(folder, again)
+        note_unhashed(folder)
+    else:
+        check_files(folder, hashes, again)
+        made_of = hashes.sources.get("checkpoint")
+    if made_of != best:
+        raise ArtifactError(f"the compact model of {path} is not of its best checkpoint", again)
+
+
+def _check_source(folder: Path, again: str) -> Any:
+    """The checkpoint that source.json names, as versions before hashes.json wrote it; plan and weights are checked."""
     try:
         written = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
-        found = compact_source(path, folder)
+        found = {name: sha256_file(folder / name) for name in (PLAN, WEIGHTS)}
     except FileNotFoundError as error:
         raise ArtifactError(f"{error.filename} is missing", again) from error
     except ValueError as error:
         raise ArtifactError(f"{folder / SOURCE} is damaged: {error}", again) from error
-    for name, sha256 in found.items():
-        if isinstance(written, dict) and written.get(name) == sha256:
-            continue
-        if name == "checkpoint":
-            raise ArtifactError(f"the compact model of {path} is not of its best checkpoint", again)
-        raise ArtifactError(f"{folder / name} is not the file that surgery wrote: its hash is off", again)
-
-
-def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Whether a run may be written to `path`. Raises ConfigError where something is there already."""
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other", "give one of the two")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not is_run(path):
-        raise ConfigError(f"{path} exists and is not a run", "choose another --out or --name")
-    if not resume and not overwrite:
-        raise ConfigError(
-            f"{path} holds a run already",
-            "continue it with --resume, replace it with --overwrite, or choose another --name",
-        )
-
-
-def create_folder(path: Path, recipe: Recipe, meta: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Write a run's recipe and meta data; with `overwrite` a run that is there goes first."""
-    if overwrite and is_run(path):
-        shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
-    update_recipe(path, recipe)
-    write_text(path / META, json.dumps(dict(meta), indent=2) + "\n")
-
-
-def update_recipe(path: Path, recipe: Recipe) -> None:
-    """Write recipe.yaml: on resuming, the data may lie elsewhere than at the start."""
-    header = "# The resolved recipe of this run: `compactmtl train` reads it back.\n"
-    write_text(path / RECIPE, header + dump_recipe(recipe))
+    for name, value in found.items():
+        if not isinstance(written, dict) or written.get(name) != value:
+            raise ArtifactError(f"{folder / name} is not the file that surgery wrote: its hash is off", again)
+    return written.get("checkpoint")
 
 
 def new_meta(resolved: Resolved, specs: Mapping[str, TargetSpec]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from compactmtl.balancing import Balancer, balancer, still_statistics
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
-from compactmtl.data.base import Batch
+from compactmtl.data.base import Batch, VisionDataset
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.models import MultiTaskModel
@@ -62,7 +62,7 @@ class Session:
     sparsifier: Sparsifier | None
     train_loader: Loader
     select_loader: Loader
-    samples: dict[str, int]  # by split
+    splits: dict[str, VisionDataset]  # those that are trained and selected on
     device: torch.device
     diagonals: DiagonalPass | None = None  # pass 1 of alternating training
     regularizer: Regularizer | None = None
@@ -70,6 +70,11 @@ class Session:
     distiller: Distiller | None = None
     position: Position = field(default_factory=Position)
     seen: Pass | None = None  # by `forward`, for `update`
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Counts by split."""
+        return {split: len(dataset) for split, dataset in self.splits.items()}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -265,15 +270,18 @@ def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def build_session(recipe: Recipe) -> Session:
+def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None) -> Session:
     """Data, model, balancing, optimizer and sparsity of a recipe, seeded.
+
+    `specs` are the targets' of a run that goes on, by default what the data set says.
 
     Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
     """
     device = find_device(recipe.train.device)
     train_set = load_dataset(recipe.data, "train")
     select_set = load_dataset(recipe.data, recipe.data.select_on)
-    tasks = build_tasks(recipe.tasks, train_set.specs)
+    specs = train_set.specs if specs is None else specs
+    tasks = build_tasks(recipe.tasks, specs)
     if recipe.single_task:
         delta_m(
             recipe.single_task, recipe.single_task, tasks
@@ -307,7 +315,7 @@ def build_session(recipe: Recipe) -> Session:
     return Session(
         recipe=recipe,
         tasks=tasks,
-        specs=train_set.specs,
+        specs=specs,
         model=model,
         balancer=weighing,
         optimizer=optimizer,
@@ -316,7 +324,7 @@ def build_session(recipe: Recipe) -> Session:
         sparsifier=sparsifier,
         train_loader=train_loader,
         select_loader=select_loader,
-        samples={"train": len(train_set), recipe.data.select_on: len(select_set)},
+        splits={"train": train_set, recipe.data.select_on: select_set},
         device=device,
         diagonals=diagonals,
         regularizer=regularizer,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,9 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from compactmtl.artifacts.files import append_line, write_text
+from compactmtl.artifacts.layout import LOG
+from compactmtl.artifacts.run_folder import read_log
 from compactmtl.tasks import Task
-from compactmtl.train.files import append_line, write_text
-from compactmtl.train.run import LOG, read_log
+
+EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 class EventLog:
@@ -39,7 +43,7 @@ class EventLog:
 class Tracker:
     """Sends every event to the log, TensorBoard and the console. A context manager.
 
-    On a terminal it shows a progress bar and one line an epoch, elsewhere only the lines.
+    On a terminal it shows a progress bar and one line an epoch; elsewhere the lines, and one every half minute between.
     """
 
     def __init__(
@@ -51,6 +55,10 @@ class Tracker:
         self._steps = steps
         self._writer = SummaryWriter(path / "tensorboard", purge_step=done + 1 if done else None)
         self._bar: tuple[Progress, TaskID] | None = None
+        self._first: tuple[int, float] | None = (
+            None  # steps before the first of this sitting, and when it began
+        )
+        self._said = time.perf_counter()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -81,11 +89,16 @@ class Tracker:
     def start(self, versions: Mapping[str, str]) -> None:
         self.log.append("start", **versions)
 
-    def resume(self, epoch: int, step: int) -> None:
-        """Log that training goes on in `epoch` after `step` steps."""
+    def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
+        """Log that training goes on in `epoch` after `step` steps, on data that changed in what `changed` says."""
         self.log.rewind(epoch - 1)
-        self.log.append("resume", epoch=epoch, step=step)
-        self.say(f"resuming in epoch {epoch} after step {step} of {self._steps}")
+        self.log.append(
+            "resume", epoch=epoch, step=step, **({"data_changed": list(changed)} if changed else {})
+        )
+        for line in changed:
+            self.say(f"the data set changed and is taken as it is: {line}")
+        since = "" if step else ": the run had no checkpoint yet"
+        self.say(f"resuming in epoch {epoch} after step {step} of {self._steps}{since}")
 
     def end(
         self,
@@ -105,15 +118,37 @@ class Tracker:
         self.say(f"best epoch {best_epoch}: " + "  ".join(parts))
 
     def step(self, epoch: int, step: int, images_per_second: float) -> None:
-        """Move the bar; nothing is written elsewhere."""
+        """Move the bar; where there is no terminal, say every half minute how far training is and how long it takes."""
         if self._bar:
             progress, task = self._bar
             progress.update(
                 task, completed=step, description=f"epoch {epoch}", speed=f"{images_per_second:.0f} images/s"
             )
+            return
+        first, begun = self._first = self._first or (step - 1, time.perf_counter())
+        seconds = (time.perf_counter() - begun) / max(step - first, 1)
+        self._say_now_and_then(
+            f"epoch {epoch}  step {step}/{self._steps}  {images_per_second:.0f} images/s  "
+            f"{format_seconds(seconds * (self._steps - step))} left"
+        )
+
+    def phase(self, epoch: int, name: str, done: int, of: int) -> None:
+        """As `step`, of a part of an epoch that makes no optimizer steps: `done` of `of` batches."""
+        if self._bar:
+            progress, task = self._bar
+            progress.update(task, description=f"epoch {epoch}, {name}")
+        else:
+            self._say_now_and_then(f"epoch {epoch}  {name} {done}/{of}")
+
+    def _say_now_and_then(self, line: str) -> None:
+        now = time.perf_counter()
+        if now - self._said >= EVERY:
+            self._said = now
+            self.say(line)
 
     def epoch(self, values: Mapping[str, Any], *, of: int, images: int, best: bool) -> None:
         """Log one epoch's event; `images` is how many were trained on in it."""
+        self._said = time.perf_counter()
         self.log.append("epoch", **values)
         for name, value in _scalars(values):
             self._writer.add_scalar(name, value, values["step"])
@@ -145,6 +180,17 @@ def format_metric(task: Task, metric: str, value: float) -> str:
         return f"{metric} {value:.1%}"
     unit = info.unit if info.unit in ("", "°") else f" {info.unit}"
     return f"{metric} {value:.4g}{unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration in the two units that tell: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

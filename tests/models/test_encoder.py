@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -70,6 +71,35 @@ def test_unknown_pretrained_tag_lists_the_tags() -> None:
     with pytest.raises(ConfigError, match="no weights 'best'") as error:
         build_encoder(config("resnet18.best"), (64, 64), dense=False)
     assert "resnet18.a1_in1k" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message", "hint"),
+    [
+        ("hrnet_w18_small", {"bogus": 1}, r"options\.bogus: hrnet_w18_small has no such option", "drop_rate"),
+        (
+            "efficientnet_lite0",
+            {"bogus": 1},
+            r"options\.bogus: .* no such option",
+            "its options are .*stem_size",
+        ),
+        (
+            "resnet18",
+            {"drop_rate": 0.1, "act_layer": "nope"},
+            r"options\.act_layer: .* with 'nope': KeyError",
+            "leave",
+        ),
+        ("resnet10t", {"stem_width": "wide"}, r"options\.stem_width: .* with 'wide': TypeError", "value"),
+        ("vgg11", {"act_layer": "relu6x"}, r"options\.act_layer: timm cannot build vgg11", "value"),
+    ],
+)
+@pytest.mark.parametrize("dense", [True, False])
+def test_an_option_that_the_network_cannot_use_is_named(
+    name: str, options: dict[str, Any], message: str, hint: str, dense: bool
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_encoder(EncoderConfig(name=name, options=options), (64, 64), dense=dense)
+    assert re.search(hint, caught.value.hint)
 
 
 def test_unknown_option_names_the_nearest() -> None:

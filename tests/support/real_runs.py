@@ -9,15 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from compactmtl.artifacts.run_folder import create_folder
 from compactmtl.config import resolve_recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.tasks import build_tasks
 from compactmtl.train import Run, compact_run
-from compactmtl.train.checkpoint import save_best
-from compactmtl.train.run import create_folder, fresh_model, new_meta, recipe_hash
+from compactmtl.train.checkpoint import load_summary, save_best
+from compactmtl.train.run import fresh_model, new_meta, recipe_hash
 
 SCENES = """
 data: {name: scenes, size: [16, 24], batch_size: 4, options: {train: 4, val: 5}}
@@ -66,11 +67,11 @@ def settle_norms(model: nn.Module, images: Tensor) -> None:
 
 def compact_half(run: Run) -> Run:
     """Zero half of the first filters of each residual block, with their batch norms, and compact the run."""
-    weights = run.path / "checkpoints" / "best" / "weights.safetensors"
-    state = load_file(weights)
+    best = run.path / "checkpoints" / "best"
+    state = load_file(best / "weights.safetensors")
     for key, value in state.items():
         if key.endswith((".conv1.weight", ".bn1.weight", ".bn1.bias")) and ".layer" in key:
             value[len(value) // 2 :] = 0
-    save_file(state, weights)
+    save_best(best, state, load_summary(best))
     compact_run(run)
     return run

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from compactmtl.errors import ArtifactError
+from compactmtl.artifacts import hashes
+from compactmtl.artifacts.hashes import write_hashes
+from compactmtl.errors import ArtifactError, CompactWarning
 from compactmtl.surgery import Plan, apply_plan, compact, load_compact, save_compact
 
 
@@ -76,6 +78,47 @@ def test_missing_or_truncated_weights_are_named(masked, image, tmp_path) -> None
         load_compact(masked, folder)
     (folder / "plan.json").unlink()
     with pytest.raises(ArtifactError, match=r"plan\.json"):
+        load_compact(masked, folder)
+
+
+def test_weights_of_another_plan_are_refused_though_their_hash_holds(masked, image, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    small, whole = compact(masked, image), compact(type(masked)().double(), image)
+    one, other = save_compact(small, tmp_path / "one"), save_compact(whole, tmp_path / "other")
+    (one / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes())
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors is damaged or was exchanged"):
+        load_compact(masked, one)
+    write_hashes(one)
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors does not belong to .*plan\.json"):
+        load_compact(masked, one)
+
+
+def test_a_writing_that_was_cut_off_is_never_read_as_whole(masked, image, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    folder = save_compact(compact(masked, image), tmp_path / "compact")
+    first = folder / "hashes.json"
+    kept = first.read_bytes()
+    other = compact(masked, image, align=2)
+    write = hashes.write_bytes
+    for count in range(3):
+        written: list[Path] = []
+
+        def killed(path: Path, data: bytes, limit: int = count, written: list[Path] = written) -> None:
+            if len(written) == limit:
+                raise KeyboardInterrupt
+            written.append(path)
+            write(path, data)
+
+        monkeypatch.setattr(hashes, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_compact(other, folder)
+    assert first.read_bytes() == kept
+    with pytest.raises(ArtifactError, match="damaged or was exchanged"):
+        load_compact(masked, folder)
+
+
+def test_a_folder_of_an_older_version_is_read_with_a_note(masked, image, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    folder = save_compact(compact(masked, image), tmp_path / "compact")
+    (folder / "hashes.json").unlink()
+    with pytest.warns(CompactWarning, match="an older version wrote it"):
         load_compact(masked, folder)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from compactmtl.cli.main import main
 from compactmtl.config import resolve_sweep
-from compactmtl.errors import ArtifactError, ConfigError
-from compactmtl.sweep import collect_runs, plan_jobs, run_sweep, write_table
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError, SurgeryError
+from compactmtl.sweep import Failure, collect_runs, exit_code, plan_jobs, run_sweep, write_table
+from compactmtl.sweep import run as sweep_module
 from compactmtl.train import Run, TrainingInterrupted
 from compactmtl.train.session import Session
 
@@ -111,7 +114,7 @@ def test_a_failed_run_leaves_the_others(path: Path, tmp_path: Path, monkeypatch:
     assert list(failed) == [str(tmp_path / "runs" / "plain" / "seed0")]
     runs = collect_runs(sweep, jobs)
     assert list(runs.finished) == ["ours"] and runs.missing == {"plain": [0]}
-    runs.failed = failed
+    runs.failed = {path: failure.reason for path, failure in failed.items()}
     report = write_table("mine", "", "compactmtl sweep mine", runs, sweep.baseline, tmp_path / "runs")
     assert report is not None and report.sweep is not None and report.sweep.baseline is None
     assert "failed: the loss of task 'depth' is nan" in (tmp_path / "runs" / "sweep.md").read_text()
@@ -162,3 +165,116 @@ def test_a_list_a_plan_and_a_missing_name(path: Path, capsys: pytest.CaptureFixt
     assert not Path("somewhere").exists()
     assert main(["sweep"]) == 2
     assert "no sweep is named" in capsys.readouterr().err
+
+
+def failing(*_: object, **__: object) -> None:
+    raise SurgeryError("the network cannot be traced", "mend it")
+
+
+def a_bug(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("division by zero")
+
+
+@pytest.mark.parametrize(("fault", "code"), [(failing, 2), (a_bug, 1)])
+def test_a_failing_compaction_ends_neither_the_sweep_nor_its_table(
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: Callable[..., None],
+    code: int,
+) -> None:
+    path.write_text("compact: true\ntargets: [onnxruntime-cpu]\n" + path.read_text(), "utf-8")
+    monkeypatch.setattr("compactmtl.sweep.run.compact_run", fault)
+    exported: list[object] = []
+    monkeypatch.setattr("compactmtl.sweep.run.export_run", lambda *args: exported.append(args))
+    out = tmp_path / "runs"
+    assert main(["sweep", str(path), "--out", str(out), "--seeds", "0"]) == code
+    assert all(Run.open(out / entry / "seed0").finished for entry in ("plain", "ours"))
+    assert exported == []  # a bundle would be of the model that was not compacted
+    table = (out / "sweep.md").read_text()
+    for entry in ("plain", "ours"):
+        assert f"{out}/{entry}/seed0 compact failed: " in table
+    error = capsys.readouterr().err
+    assert ("Traceback" in error) == (code == 1)
+
+
+def test_an_export_that_fails_or_misses_its_gates_is_told_at_the_end(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(
+        path.read_text().replace(
+            "seeds: [0, 1]", "seeds: [0]\ntargets: [onnxruntime-cpu, onnxruntime-cpu-int8]"
+        ),
+        "utf-8",
+    )
+
+    def export(run: Run, name: str, target: object) -> object:
+        if name == "onnxruntime-cpu" and run.path.parent.name == "plain":
+            raise MissingDependencyError("no such backend here", "install it")
+        return type("Verification", (), {"passed": run.path.parent.name != "ours"})
+
+    monkeypatch.setattr("compactmtl.sweep.run.export_run", export)
+    out = tmp_path / "runs"
+    sweep = resolve_sweep(path).sweep
+    failed = run_sweep(sweep, plan_jobs(sweep, out), quiet())
+    assert {name.removeprefix(str(out)): failure.code for name, failure in failed.items()} == {
+        "/plain/seed0 export onnxruntime-cpu": 3,
+        "/ours/seed0 export onnxruntime-cpu": 4,
+        "/ours/seed0 export onnxruntime-cpu-int8": 4,
+    }
+    assert exit_code(failed) == 3
+    assert exit_code({"gates alone": Failure("", 4)}) == 4
+    assert exit_code({"a": Failure("", 4), "b": Failure("", 1), "c": Failure("", 2)}) == 1
+    assert exit_code({}) == 0
+
+
+def test_runs_of_other_overrides_stop_the_sweep_with_advice_that_it_has(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    sweep = resolve_sweep(path).sweep
+    run_sweep(sweep, plan_jobs(sweep, out, only=["plain"], seeds=[0]), quiet())
+    other = plan_jobs(sweep, out, ["train.optimizer.lr=0.5"])
+    with pytest.raises(ConfigError, match="trained with another recipe") as caught:
+        run_sweep(sweep, other, quiet())
+    assert "--out" in caught.value.hint and "--name" not in caught.value.hint
+    assert not (out / "ours").exists()
+
+
+HOLD = """
+import sys
+from compactmtl.artifacts.lock import writing
+with writing(sys.argv[1], "train"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_another_process_holds_is_come_back_to(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compactmtl.sweep.run.POLL", 0.05)
+    out = tmp_path / "runs"
+    sweep = resolve_sweep(path).sweep
+    jobs = plan_jobs(sweep, out, only=["plain"])
+    console = quiet()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(jobs[0].path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        holder.stdout.readline()
+        waits = sweep_module._wait
+
+        def killed_meanwhile(count: int) -> None:
+            holder.kill()
+            waits(count)
+
+        monkeypatch.setattr(sweep_module, "_wait", killed_meanwhile)
+        assert run_sweep(sweep, jobs, console) == {}
+    assert all(Run.open(job.path).finished for job in jobs)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"[1/2] left for later: {jobs[0].path} is being written by process {holder.pid}" in said
+    assert said.index("left for later") < said.index(f"[2/2] {jobs[1].path}") < said.index("[1/2] waiting: ")
+    assert said.index("[1/2] waiting: ") < said.rindex(f"[1/2] {jobs[0].path}\n")

@@ -97,11 +97,11 @@ def test_interrupted_twice_is_bit_equal(
     tmp_path: Path, quiet: Quiet, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[Resolved, Run]
 ) -> None:
     resolved, whole = uninterrupted
-    for step in (5, 7):
+    for number, step in enumerate((5, 7)):
         with monkeypatch.context() as patched:
             interrupt_at(patched, step, signal.SIGINT)
             with pytest.raises(TrainingInterrupted):
-                train(resolved, tmp_path / "run", resume=True, console=quiet())
+                train(resolved, tmp_path / "run", resume=number > 0, console=quiet())
     assert_equal(train(resolved, tmp_path / "run", resume=True, console=quiet()), whole)
 
 
@@ -198,8 +198,14 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, tiny: Make, quiet: 
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
-def test_resume_starts_a_run_that_is_not_there(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
-    assert train(tiny("train.epochs=1"), tmp_path / "run", resume=True, console=quiet()).finished
+def test_resuming_a_run_that_is_not_there_names_those_that_are(
+    tmp_path: Path, tiny: Make, quiet: Quiet
+) -> None:
+    train(tiny("train.epochs=1", "train.max_steps=1"), tmp_path / "there", console=quiet())
+    with pytest.raises(ConfigError, match=r"there is no run \S+/run to resume") as caught:
+        train(tiny("train.epochs=1"), tmp_path / "run", resume=True, console=quiet())
+    assert "there" in caught.value.hint
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_is_not_touched_unless_asked(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_maps_cannot_be_probed(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_checkpoint(face_run: Run) -> None:
-    (face_run.path / "checkpoints" / "best" / "state.json").unlink()
+    shutil.rmtree(face_run.path / "checkpoints")
     with pytest.raises(ArtifactError, match="no checkpoint"):
         probe_run(face_run)
 
@@ -121,9 +122,9 @@ def test_too_few_samples_are_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_sweep_probes_its_runs_once_and_tells(face_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = SweepConfig(recipe="utkface/small", probe=20, entries={"plain": EntryConfig()})
-    finish(face_run, sweep, Console(quiet=True))
+    finish(face_run, sweep, Console(quiet=True), {})
     monkeypatch.setattr(probing, "_features", None)  # not called again
-    finish(face_run, sweep, Console(quiet=True))
+    finish(face_run, sweep, Console(quiet=True), {})
     age, ethnicity = probed(SweepRuns(finished={"plain": [face_run]}))
     assert [row.label for row in ethnicity.rows] == ["plain"]
     assert age.caption.startswith("age: mae")

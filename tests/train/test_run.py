@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
+from compactmtl.artifacts.run_folder import check_folder
 from compactmtl.config import Resolved
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.overparam import factorized_layers
 from compactmtl.train import Run, compact_run, is_run, recipe_hash, train
-from compactmtl.train.run import check_folder, recipe_differences
+from compactmtl.train.checkpoint import load_summary, save_best
+from compactmtl.train.run import recipe_differences
 
 Make = Callable[..., Resolved]
 
@@ -97,8 +100,9 @@ def test_a_run_without_checkpoint_or_compact_model_says_so(run: Run) -> None:
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(run: Run) -> None:
-    path = run.path / "checkpoints" / "best" / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe_hash": "0" * 64}))
+    best = run.path / "checkpoints" / "best"
+    state = load_file(best / "weights.safetensors")
+    save_best(best, state, load_summary(best) | {"recipe_hash": "0" * 64})
     with pytest.raises(ArtifactError, match="checkpoint of another recipe"):
         run.load_model()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ArtifactError
 from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.train import Run
-from compactmtl.train.tracking import EventLog, Tracker, epoch_line, format_metric
+from compactmtl.train.tracking import EventLog, Tracker, epoch_line, format_metric, format_seconds
 
 
 @pytest.fixture
@@ -40,6 +41,52 @@ def test_metrics_are_shown_with_their_units(run: Run) -> None:
     normals = build_task("normals", TaskConfig(kind="normals"), TargetSpec("normals"))
     assert format_metric(normals, "mean_angle", 17.25) == "mean_angle 17.25°"
     assert format_metric(run.tasks["depth"], "rel_err", 0.07) == "rel_err 0.07"
+
+
+def test_without_a_terminal_a_line_tells_every_half_minute_how_far_it_is(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(0, 10_000, 10))  # each look at the clock is ten seconds later
+    monkeypatch.setattr("compactmtl.train.tracking.time.perf_counter", lambda: float(next(now)))
+    console = Console(file=io.StringIO(), width=200)
+    with Tracker(tmp_path, run.tasks, 400, 0, console) as tracker:
+        for step in range(1, 21):
+            tracker.step(1, step, 12.5)
+        for batch in range(20):
+            tracker.phase(1, "validation", batch, 20)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert 6 <= len(lines) <= 30
+    steps = [line for line in lines if "step" in line]
+    assert re.fullmatch(r"epoch 1  step \d+/400  12 images/s  \d+ h \d+ min left", steps[-1])
+    assert any(re.fullmatch(r"epoch 1  validation \d+/20", line) for line in lines)
+
+
+def test_the_time_that_is_left_counts_this_sitting_alone(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("compactmtl.train.tracking.time.perf_counter", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=200)
+    with Tracker(tmp_path, run.tasks, 1000, 900, console) as tracker:
+        for step in range(901, 951):
+            tracker.step(9, step, 1.0)
+            clock[0] += 1.0
+    assert "step 931/1000  1 images/s  67 s left" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_short_run_says_nothing_between_its_epochs(run: Run, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with Tracker(tmp_path, run.tasks, 10, 0, console) as tracker:
+        for step in range(1, 11):
+            tracker.step(1, step, 9.0)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40, "40 s"), (700, "12 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")]
+)
+def test_durations_are_told_in_units_that_tell(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
 
 
 def test_rewinding_drops_later_epochs_and_the_end(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compactmtl.train.files import append_line, new_folder, recover, write_bytes, write_text
+from compactmtl.artifacts.files import append_line, new_folder, present, write_bytes, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -90,12 +90,15 @@ def test_a_failed_second_rename_puts_the_old_folder_back(
     assert (path / "state").read_text() == "old"
 
 
-def test_a_kill_between_the_renames_is_recovered(tmp_path: Path) -> None:
+def test_a_kill_between_the_renames_leaves_the_old_folder_to_readers_and_writers(tmp_path: Path) -> None:
     path = tmp_path / "last"
     with new_folder(path) as folder:
         write_text(folder / "state", "old")
     path.rename(tmp_path / ".last.previous")  # what is on disk after a kill there
-    recover(path)
+    assert (present(path) / "state").read_text() == "old"
+    assert names(tmp_path) == [".last.previous"]  # a reader changes nothing
+    with pytest.raises(RuntimeError), new_folder(path):
+        raise RuntimeError
     assert (path / "state").read_text() == "old"
 
 

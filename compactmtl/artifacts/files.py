@@ -77,13 +77,13 @@ def sha256_file(path: Path) -> str:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it becomes `path`, else `path` stays as it was.
 
-    A folder cannot be replaced in one rename: between the two there is only `.NAME.previous`,
-    which `recover` puts back.
+    A folder cannot be replaced in one rename: between the two there is only `.NAME.previous`, which `present` gives
+    to readers and the next writer puts back. One writer at a time (see compactmtl.artifacts.lock).
     """
     temporary, previous = path.with_name(f".{path.name}.tmp"), _previous(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        recover(path)
+        _recover(path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     try:
@@ -97,12 +97,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        recover(path)
+        _recover(path)
         raise
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def recover(path: Path) -> None:
+def present(path: Path) -> Path:
+    """The folder that `new_folder` writes as `path`, also where a writer was cut off between its two renames."""
+    previous = _previous(path)
+    return previous if not path.exists() and previous.exists() else path
+
+
+def _recover(path: Path) -> None:
     """Finish a replacement of `path` that was cut off between its two renames."""
     previous = _previous(path)
     if previous.exists() and not path.exists():

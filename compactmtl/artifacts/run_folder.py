@@ -1,0 +1,123 @@
+"""A run's folder as files: whether it is one, whether it may be written, how it begins, its log."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.layout import DATA, LOCK, META, RECIPE, REPLACED
+from compactmtl.config import Recipe, dump_recipe
+from compactmtl.errors import ArtifactError, ConfigError
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is one that training wrote."""
+    return (path / RECIPE).is_file() and (path / META).is_file()
+
+
+def missing(path: Path) -> str:
+    """Why a path is no run, as the end of a sentence."""
+    if not path.exists():
+        return ": there is no such folder"
+    return "" if path.is_dir() else ": it is a file"
+
+
+def nearby(path: Path) -> str:
+    """The runs beside a path that is none."""
+    folder = path if path.is_dir() else path.parent
+    found = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
+    if found:
+        return f"runs in {folder}: {', '.join(found[:8])}"
+    return "train one first: compactmtl train RECIPE"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The events of a log.jsonl; a last line that a kill cut off is left out.
+
+    Raises ArtifactError naming a damaged line.
+    """
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    events = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            events.append(json.loads(line))
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path}:{number}: {error}", "remove the damaged line, or train again with --overwrite"
+            ) from error
+    return events
+
+
+def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Whether a run may be written to `path`. Raises ConfigError where something is there already, or nothing to resume."""
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other", "give one of the two")
+    if resume and not is_run(path):
+        raise ConfigError(
+            f"there is no run {path} to resume", f"leave --resume out to start it; {nearby(path)}"
+        )
+    if not path.exists():
+        return
+    found = {child.name for child in path.iterdir()} - {LOCK} if path.is_dir() else None
+    if found is not None and (not found or _only_begun(path, found)):
+        return
+    if found is not None and REPLACED in found:
+        if overwrite:
+            return
+        raise ConfigError(f"{path} is a run whose replacing was cut off", "give --overwrite again")
+    if not is_run(path):
+        raise ConfigError(f"{path} exists and is not a run", "choose another --out or --name")
+    if not resume and not overwrite:
+        raise ConfigError(
+            f"{path} holds a run already",
+            "continue it with --resume, replace it with --overwrite, or choose another --name",
+        )
+
+
+def _only_begun(path: Path, names: set[str]) -> bool:
+    """Whether a folder holds only what a start that was cut off leaves: recipe.yaml is written last."""
+    if not names <= {META, DATA, f".{META}.tmp", f".{DATA}.tmp", f".{RECIPE}.tmp"}:
+        return False
+    try:
+        return META not in names or "recipe_hash" in json.loads((path / META).read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False
+
+
+def create_folder(
+    path: Path, recipe: Recipe, meta: Mapping[str, Any], *, overwrite: bool, data: str | None = None
+) -> None:
+    """Write a run's meta data, its data.json and, last, its recipe; with `overwrite` a run that is there goes first.
+
+    A kill on the way leaves a folder that `check_folder` knows as a start, or a replacing, that was cut off.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        _set_aside(path)
+    write_text(path / META, json.dumps(dict(meta), indent=2) + "\n")
+    if data is not None:
+        write_text(path / DATA, data)
+    update_recipe(path, recipe)
+    shutil.rmtree(path / REPLACED, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> None:
+    """Move what is in a run's folder, but its lock, into one that is then deleted; meta.json first: no run is left."""
+    aside = path / REPLACED
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    children = [child for child in path.iterdir() if child.name not in (LOCK, REPLACED)]
+    for child in sorted(children, key=lambda child: child.name != META):
+        child.rename(aside / child.name)
+
+
+def update_recipe(path: Path, recipe: Recipe) -> None:
+    """Write recipe.yaml: on resuming, the data may lie elsewhere than at the start."""
+    header = "# The resolved recipe of this run: `compactmtl train` reads it back.\n"
+    write_text(path / RECIPE, header + dump_recipe(recipe))

@@ -1,0 +1,110 @@
+"""Whether a run goes on with the data that it began with: data.json of the run against the data set as it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compactmtl.artifacts.layout import DATA
+from compactmtl.data.fingerprint import Fingerprint, differences, fingerprint
+from compactmtl.errors import ArtifactError, CompactWarning, DataError
+from compactmtl.train.run import Run, specs_to_json
+from compactmtl.train.session import Session
+
+VERSION = 1
+ACCEPT = "--accept-changed-data"
+_STATISTICS = {"mean", "std"}
+
+Splits = dict[str, Fingerprint]
+
+
+def fingerprints(session: Session) -> Splits:
+    """A fingerprint of each split that the session trains or selects on."""
+    root = session.recipe.data.root
+    return {split: fingerprint(dataset, root) for split, dataset in session.splits.items()}
+
+
+def dump_data(splits: Splits) -> str:
+    """The text of data.json."""
+    return json.dumps({"version": VERSION, "splits": splits}, indent=0, ensure_ascii=False) + "\n"
+
+
+def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> list[str]:
+    """Hold the session's data set, whose fingerprints were `found`, against the run's data.json.
+
+    Returns what changed, in words, where `accept` lets it pass; raises DataError with it otherwise, and always where
+    targets differ in more than their statistics, which the run keeps as they were. A run of a version that wrote no
+    data.json is noted.
+    """
+    path = run.path / DATA
+    before = _read(path)
+    if before is None:
+        warnings.warn(
+            f"{path} is not there: an older version began this run, so whether its data changed cannot be told",
+            CompactWarning,
+            stacklevel=2,
+        )
+        return []
+    targets = _changed_targets(run.meta["specs"], specs_to_json(session.splits["train"].specs))
+    if other := [text for text, fits in targets.items() if not fits]:
+        raise DataError(
+            f"the data set's targets are not those that {run.path} began with: {'; '.join(other)}",
+            "put the data set's description back, or train another run with --name: this one's heads have other outputs",
+        )
+    changed = [
+        f"{split}: {'; '.join(parts)}"
+        for split, now in found.items()
+        if (parts := differences(before.get(split, {}), now))
+    ]
+    changed += targets
+    if changed and not accept:
+        raise DataError(
+            f"the data set is not the one that {run.path} began with: {'; '.join(changed)}",
+            f"put the data back (data.root says where it is read), go on with what is there by {ACCEPT}, "
+            "or train another run with --name",
+        )
+    return changed
+
+
+def _read(path: Path) -> Splits | None:
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        if values["version"] != VERSION:
+            raise ValueError(f"it is of version {values['version']}, this compactmtl reads {VERSION}")
+        splits: Splits = values["splits"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: {error}", "remove it to go on unchecked, or train again with --overwrite"
+        ) from error
+    return splits
+
+
+def _changed_targets(
+    before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
+) -> dict[str, bool]:
+    """Which targets' specifications changed, in words, and whether the run's heads still fit them."""
+    found = {}
+    for name in sorted({*before, *now}):
+        one, other = before.get(name), now.get(name)
+        if one is None or other is None:
+            found[f"target {name} is {'new' if one is None else 'gone'}"] = False
+            continue
+        keys = [key for key in other if not _same(one.get(key), other[key])]
+        if keys:
+            found[f"target {name}: {', '.join(keys)} changed"] = set(keys) <= _STATISTICS
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal as JSON has them; statistics to 1e-5, since a processor's order of summation moves their last digits."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-5) or (math.isnan(one) and math.isnan(other))
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
