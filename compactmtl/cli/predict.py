@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
+    from compactmtl.artifacts.files import write_text
     from compactmtl.export import Predictor
     from compactmtl.export.sheet import sheet
-    from compactmtl.train.files import write_text
 
     values: dict[str, Any] = {}
     with Predictor.open(args.source) as predictor:

@@ -38,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
+    from compactmtl.artifacts.files import write_text
     from compactmtl.errors import ConfigError
     from compactmtl.report import plain
     from compactmtl.report.probes import group_name, probe_tables
     from compactmtl.train import Run
-    from compactmtl.train.files import write_text
     from compactmtl.train.probe import Probe, probe_run, to_json
 
     if args.samples is not None and args.samples < LEAST:

@@ -176,7 +176,7 @@ def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
 def _write(found: Profile, folder: Path) -> None:
     import json
 
-    from compactmtl.train.files import write_text
+    from compactmtl.artifacts.files import write_text
     from compactmtl.verify.profile import export_times
 
     (folder / "times").mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compactmtl.artifacts.files import sha256_file
 from compactmtl.backends.machine import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
@@ -22,7 +23,6 @@ from compactmtl.export.precision.ranges import Feed
 from compactmtl.export.processing import Interface
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
-from compactmtl.train.files import sha256_file
 from compactmtl.train.run import COMPACT, recipe_hash
 
 INPUT = "image"

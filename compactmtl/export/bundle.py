@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.backends import Runner, get_backend
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.config.target import Target
@@ -24,7 +25,6 @@ from compactmtl.export.precision.record import PrecisionRecord
 from compactmtl.export.processing import Interface
 from compactmtl.tasks import build_task
 from compactmtl.tasks.base import TargetSpec, Task
-from compactmtl.train.files import sha256_file, write_text
 from compactmtl.verify.result import Verification
 
 VERSION = 1

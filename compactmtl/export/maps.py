@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from compactmtl.artifacts.files import naming
 from compactmtl.backends import Runner
-from compactmtl.train.files import naming
 from compactmtl.verify.error_maps import as_gray, error_maps
 from compactmtl.verify.result import ErrorMap
 

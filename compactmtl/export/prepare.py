@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.backends import get_backend
 from compactmtl.backends.machine import package_versions
 from compactmtl.backends.onnxruntime import open_graph
@@ -34,7 +35,6 @@ from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
 from compactmtl.export.trtexec import MAJORS, script, trtexec
 from compactmtl.train import Run
-from compactmtl.train.files import new_folder, sha256_file, write_text
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.gates import parity_message
 from compactmtl.verify.parity import compare_outputs

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from compactmtl.artifacts.files import new_folder, sha256_file
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.machine import package_versions
 from compactmtl.config.target import Target
@@ -29,7 +30,6 @@ from compactmtl.export.processing import Interface
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
 from compactmtl.models import MultiTaskModel
 from compactmtl.train import Run
-from compactmtl.train.files import new_folder, sha256_file
 from compactmtl.verify.accuracy import array_runner, evaluate, in_batches, torch_runner
 from compactmtl.verify.gates import check_gates, export_drops
 from compactmtl.verify.parity import check_parity

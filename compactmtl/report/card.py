@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from compactmtl.artifacts.files import write_text
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
 from compactmtl.report.model import Report, RunView, Stage
 from compactmtl.report.table import Row, Table, markdown
-from compactmtl.train.files import write_text
 
 CARD = "README.md"
 MARK = "<!-- Written by `compactmtl report`; remove this line to keep your own text. -->"

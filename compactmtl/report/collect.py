@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from compactmtl.artifacts.files import sha256_file
 from compactmtl.errors import ArtifactError, ConfigError, DataError
 from compactmtl.report.delta_table import delta_table
 from compactmtl.report.deployment import prepared_views
@@ -36,7 +37,6 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
-from compactmtl.train.files import sha256_file
 from compactmtl.verify.result import TaskMetrics, Verification
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ def collect(
 
 def write_collected(report: Report, samples: Sequence[SampleView], out: Path) -> Path:
     """Write what `collect` gave."""
-    from compactmtl.train.files import naming, write_bytes, write_text
+    from compactmtl.artifacts.files import naming, write_bytes, write_text
 
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)

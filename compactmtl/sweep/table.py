@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from compactmtl.artifacts.files import write_text
 from compactmtl.report import delta_cells, markdown, write_collected
 from compactmtl.report.model import Report
 from compactmtl.report.paired import paired_cells, sweep_report
@@ -12,7 +13,6 @@ from compactmtl.report.probes import probe_tables
 from compactmtl.report.samples import ValSplits
 from compactmtl.report.table import Table
 from compactmtl.sweep.run import SweepRuns
-from compactmtl.train.files import write_text
 from compactmtl.train.probe import read_probe
 
 MARKDOWN, JSON = "sweep.md", "sweep.json"

@@ -21,8 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from compactmtl.artifacts.files import new_folder, recover, write_bytes, write_text
 from compactmtl.errors import ArtifactError
-from compactmtl.train.files import new_folder, recover, write_bytes, write_text
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.pt"

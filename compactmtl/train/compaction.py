@@ -6,8 +6,8 @@ import json
 
 from torch import Tensor
 
+from compactmtl.artifacts.files import new_folder, write_text
 from compactmtl.surgery import CompactResult, compact, save_compact
-from compactmtl.train.files import new_folder, write_text
 from compactmtl.train.run import COMPACT, SOURCE, Run, compact_source
 
 

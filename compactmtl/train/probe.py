@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.balancing.universality import LossGap, loss_gap
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.errors import ConfigError
@@ -18,7 +19,6 @@ from compactmtl.models import LinearHead, MultiTaskModel
 from compactmtl.models.features import last_map
 from compactmtl.tasks import Task
 from compactmtl.train.checkpoint import WEIGHTS
-from compactmtl.train.files import sha256_file, write_text
 from compactmtl.train.run import CHECKPOINTS, Run
 from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.probe import METRICS, PREDICTORS, Predictor, Target, probe_features

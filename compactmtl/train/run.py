@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import compactmtl
+from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.config import Recipe, Resolved, dump_recipe, load_recipe
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.models import MultiTaskModel, build_model
@@ -28,7 +29,6 @@ from compactmtl.overparam import contract, overparameterize
 from compactmtl.surgery import load_compact
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 from compactmtl.train.checkpoint import WEIGHTS, load_state, load_summary, load_weights
-from compactmtl.train.files import sha256_file, write_text
 from compactmtl.verify.result import TaskMetrics
 
 RECIPE = "recipe.yaml"

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from compactmtl.artifacts.files import append_line, write_text
 from compactmtl.tasks import Task
-from compactmtl.train.files import append_line, write_text
 from compactmtl.train.run import LOG, read_log
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from compactmtl.artifacts.files import sha256_file
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
 from compactmtl.errors import (
@@ -26,7 +27,6 @@ from compactmtl.errors import (
 from compactmtl.export import Bundle
 from compactmtl.export.bundle import MODEL_FILE, BundleHashError, BundleInfo, TensorRecord, write_bundle
 from compactmtl.export.onnx import model_tensors
-from compactmtl.train.files import sha256_file
 from compactmtl.verify import check_parity
 from compactmtl.verify.gates import raise_failed
 from compactmtl.verify.parity import NameMismatchError, NonFiniteError, ShapeMismatchError

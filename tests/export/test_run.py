@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compactmtl.artifacts.files import sha256_file
 from compactmtl.config.target import AccuracyConfig, LatencyConfig, OnnxConfig, Target
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.export import Bundle, Predictor, export_run
@@ -19,7 +20,6 @@ from compactmtl.export.bundle import BundleHashError, BundleVersionError
 from compactmtl.export.onnx import read_metadata
 from compactmtl.report.export_figures import layer_of
 from compactmtl.train import Run
-from compactmtl.train.files import sha256_file
 from compactmtl.verify import Verification
 
 FAST = LatencyConfig(batch=2, warmup=1, repeats=3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compactmtl.train.files import append_line, new_folder, recover, write_bytes, write_text
+from compactmtl.artifacts.files import append_line, new_folder, recover, write_bytes, write_text
 
 
 def names(folder: Path) -> list[str]:
