@@ -22,9 +22,8 @@ from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ArtifactError
 from compactmtl.export.precision.record import PrecisionRecord
-from compactmtl.export.processing import Interface
-from compactmtl.tasks import build_task
 from compactmtl.tasks.base import TargetSpec, Task
+from compactmtl.tasks.reading import Reading, reading
 from compactmtl.verify.result import Verification
 
 VERSION = 1
@@ -158,14 +157,12 @@ class Bundle:
         return ""
 
     @cached_property
-    def tasks(self) -> dict[str, Task]:
-        """The tasks, rebuilt from the bundle alone; no data set is needed."""
-        return {name: build_task(name, task.config, task.spec) for name, task in self.info.tasks.items()}
-
-    @cached_property
-    def interface(self) -> Interface:
-        """What the model file takes and gives."""
-        return Interface.of(self.info.target.onnx, self.tasks, self.info.preprocessing)
+    def readings(self) -> dict[str, Reading]:
+        """How each output is read, from the bundle alone: neither the data set nor torch is needed."""
+        return {
+            name: reading(name, task.config.kind, task.spec, task.config.options, task.channels)
+            for name, task in self.info.tasks.items()
+        }
 
     def runner(self) -> Runner:
         """The model, opened on its target's backend."""
