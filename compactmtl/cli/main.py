@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 import compactmtl
 from compactmtl.cli.parser import Parser
+from compactmtl.config.trust import trusting
 from compactmtl.errors import BUG, INTERRUPTED, OK, USAGE, CompactError, ConfigError
 
 # In the order in which a user walks; each is a module of this package, imported when it is asked for.
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb = _load(_known(words[0]))
         parser = _parser(words[0], verb)
         args = parser.parse_args(words[1:])
-        code = verb.run(args)
+        with trusting(getattr(args, "trust", False)):
+            code = verb.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse's --help

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from compactmtl.export.predict import Prediction
     from compactmtl.tasks.reading import Reading
@@ -21,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN_OR_BUNDLE", help="a run folder, or its export/<target>")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--out", metavar="DIR", default="predictions", help="folder for pictures and values")
+    parser.add_argument(
+        "--lean-runtime",
+        metavar="FILE",
+        type=Path,
+        help="TensorRT's library for an engine of an earlier version; needs --trust",
+    )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.export.sheet import sheet
 
     values: dict[str, Any] = {}
-    with Predictor.open(args.source) as predictor:
+    with Predictor.open(args.source, lean_runtime=args.lean_runtime) as predictor:
         if predictor.doubt:
             print(f"warning: {args.source} is not to be trusted: {predictor.doubt}", file=sys.stderr)
         paths = [Path(image) for image in args.images]

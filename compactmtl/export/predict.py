@@ -15,7 +15,7 @@ from compactmtl.backends import Runner
 from compactmtl.backends.batching import run_batched
 from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import read_image
-from compactmtl.errors import ArtifactError
+from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.bundle import BUNDLE_FILE, Bundle
 from compactmtl.export.interface import feed, restore
 from compactmtl.tasks.reading import Reading, reading
@@ -55,22 +55,27 @@ class Predictor:
         self.postprocess = dict(postprocess or {})  # what the model file has behind its outputs
 
     @classmethod
-    def open(cls, path: str | Path) -> Predictor:
+    def open(cls, path: str | Path, *, lean_runtime: Path | None = None) -> Predictor:
         """Open a bundle's folder or a run's; of a run its compact model where there is one.
 
-        Raises ArtifactError where the folder is neither.
+        `lean_runtime` is for a bundle on TensorRT, as `Bundle.runner` takes it. Raises ArtifactError where the folder is
+        neither.
         """
         path = Path(path)
         if (path / BUNDLE_FILE).is_file():
             bundle = Bundle.open(path)
             onnx = bundle.info.target.onnx
             return cls(
-                bundle.runner(),
+                bundle.runner(lean_runtime),
                 bundle.readings,
                 bundle.info.preprocessing,
                 bundle.doubt,
                 baked=onnx.preprocess,
                 postprocess=onnx.postprocess,
+            )
+        if lean_runtime is not None:
+            raise ConfigError(
+                f"{path} is no bundle, which alone has an engine to run", "leave --lean-runtime out"
             )
         return cls._of_run(path)
 

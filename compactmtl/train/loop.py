@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from compactmtl.config import Resolved
+from compactmtl.config import Resolved, trusting
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.errors import DataError, TrainingError
@@ -51,11 +51,12 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Run:
     """Train a recipe into the folder `run_dir` and return the run.
 
     `resume` goes on from the last checkpoint (from the start where there is none yet), `overwrite`
-    replaces a run that is there.
+    replaces a run that is there. `trust` lets a class be imported that the recipe names as its data set.
 
     Raises ConfigError where the folder is taken or the run is of another recipe, TrainingError where
     a loss is not finite, TrainingInterrupted (exit code 130) after Ctrl-C or SIGTERM with `last` saved,
@@ -70,7 +71,7 @@ def train(
         if (run := Run.open(path)).finished:
             console.print(f"{path} is finished: nothing to resume", highlight=False, soft_wrap=True)
             return run
-    with torch_settings(recipe):
+    with trusting(trust), torch_settings(recipe):
         session, progress = build_session(recipe), Progress()
         if resume:
             restore(session, progress, path / CHECKPOINTS / "last")
