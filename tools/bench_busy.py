@@ -122,7 +122,9 @@ def main() -> None:
             for _ in range(args.repeats):
                 for name, (threads, environment) in WAYS.items():
                     found.setdefault((name, count), []).append(measure(args.model, threads, environment))
-    print(f"{args.model}, {os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}, {time.ctime()}\n")
+    print(
+        f"{args.model}, {os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}, {time.ctime()}\n"
+    )
     print("| threads of surgery | idle, s | processor, s | beside a training, s | processor, s |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name in WAYS:
