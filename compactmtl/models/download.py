@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import urllib.request
@@ -71,10 +70,7 @@ def told_offline() -> bool:
     """Whether the environment forbids the hub: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE."""
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in (
-        "1",
-        "TRUE",
-    )
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_an_error_puts_the_number_back() -> None:
 class Watching(nn.Module):
     """Notes how many threads it runs with."""
 
-    seen: list[int] = []  # of the class: a copy of the module writes into it too
+    seen: ClassVar[list[int]] = []  # of the class: a copy of the module writes into it too
 
     def __init__(self) -> None:
         super().__init__()

@@ -142,6 +142,7 @@ def test_no_initialization_reads_no_file(tmp_path: Path) -> None:
 def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hub that answers, and an empty cache."""
     monkeypatch.setattr("compactmtl.models.download.unreachable", lambda url: "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
 
