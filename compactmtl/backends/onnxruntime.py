@@ -22,6 +22,7 @@ from compactmtl.backends.base import (
     TensorInfo,
     run_failure,
 )
+from compactmtl.backends.external_data import external_files
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.backends.precision import check_precision, file_precision, layer_precisions, lowest_precision
 from compactmtl.config.target import Target
@@ -140,6 +141,7 @@ def _session(
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    external_files(model)  # raises where it would read what does not lie beside it
     options = onnxruntime.SessionOptions()
     if profile:
         options.enable_profiling = True

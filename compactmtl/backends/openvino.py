@@ -20,6 +20,7 @@ from compactmtl.backends.base import (
     TensorInfo,
     run_failure,
 )
+from compactmtl.backends.external_data import external_files
 from compactmtl.backends.precision import check_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
@@ -80,6 +81,7 @@ class OpenVinoBackend(Backend):
         self.require(target)
         if not model.is_file():
             raise ArtifactError(f"{model} is not a file", "export the model first")
+        external_files(model)  # raises where it would read what does not lie beside it
         runner = OpenVinoRunner(_compile(model, target), model, target)
         check_precision(runner.layers, target.precision, f"OpenVINO on {target.device}")
         return runner

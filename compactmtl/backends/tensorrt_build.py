@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.backends.driver import CudaDevice
+from compactmtl.backends.external_data import external_files
 from compactmtl.backends.tensorrt_engine import EngineFacts, model_sha256, sha256
 from compactmtl.backends.tensorrt_types import TypesSeen, check_types, compute_types, engine_layers
+from compactmtl.config import trust
 from compactmtl.config.target import Target
-from compactmtl.config.tensorrt import ShapeRange, TensorRTConfig
+from compactmtl.config.tensorrt import AUTO, ShapeRange, TensorRTConfig
 from compactmtl.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def build_engine(model: Path, target: Target, device: CudaDevice) -> Built:
     builder = trt.Builder(logger)
     # The flag's number differs between 10 and 11, where it is the only kind of network there is.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    external_files(model)  # raises where it would read what does not lie beside it
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         raise EngineBuildError(
@@ -204,7 +207,7 @@ def _tail(log: list[str]) -> str:
 def _timing_cache_file(options: TensorRTConfig, version: str, device: CudaDevice) -> Path | None:
     if options.timing_cache is None:
         return None
-    if options.timing_cache != "auto":
+    if options.timing_cache != AUTO:
         return Path(options.timing_cache).expanduser()
     from compactmtl.data.cache import user_cache
 
@@ -262,7 +265,8 @@ def deserialize(
 ) -> tuple[tuple[trt.Runtime, ...], trt.ICudaEngine]:
     """Runtimes and the engine, which must not outlive them. Raises EngineBuildError with TensorRT's own words.
 
-    `lean`: through the target's lean runtime, which runs an engine of an earlier version.
+    `lean`: through the target's lean runtime, which runs an engine of an earlier version. Raises UntrustedError without
+    the user's word for that library.
     """
     import tensorrt as trt
 
@@ -274,7 +278,8 @@ def deserialize(
                 f"{where} is of another TensorRT version and carries no runtime",
                 "give the lean runtime of the version that built it: tensorrt.lean_runtime",
             )
-        runtimes = (*runtimes, host.load_runtime(target.tensorrt.lean_runtime))
+        file = trust.library(target.tensorrt.lean_runtime, "tensorrt.lean_runtime")
+        runtimes = (*runtimes, host.load_runtime(str(file)))
     alive = tuple(runtime for runtime in runtimes if runtime is not None)
     engine = alive[-1].deserialize_cuda_engine(data) if len(alive) == len(runtimes) else None
     if engine is None:

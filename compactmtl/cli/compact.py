@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from compactmtl.train import Run
 
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate", action="store_true", help="also evaluate both models on the val split and compare"
     )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.parser import add_trust
 from compactmtl.errors import OK, USAGE, DataError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", metavar="SPLIT", default="train", help="what the picture shows (default: train)"
     )
     check.add_argument("--samples", metavar="N", type=int, default=6, help="rows of the picture (default: 6)")
+    add_trust(check)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from compactmtl.config import Target
     from compactmtl.errors import CompactError
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for a target that can't run here: write its graph, inputs, outputs and command, marked as not run",
     )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

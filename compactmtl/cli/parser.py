@@ -44,3 +44,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that every wrong command line looks the same."""
         raise ConfigError(f"{self.prog}: {message}", f"see `{self.prog} --help`")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Declare --trust, the user's word for `compactmtl.config.trust`, which `main` gives on."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="let code run that a recipe, run or target names: a data set's class, a library",
+    )

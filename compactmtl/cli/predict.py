@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from compactmtl.export.predict import Prediction
-    from compactmtl.tasks import Task
+    from compactmtl.tasks.reading import Reading
 
 HELP = "predict on your own images with a run or a bundle"
 EXAMPLE = """\
@@ -21,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN_OR_BUNDLE", help="a run folder, or its export/<target>")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--out", metavar="DIR", default="predictions", help="folder for pictures and values")
+    parser.add_argument(
+        "--lean-runtime",
+        metavar="FILE",
+        type=Path,
+        help="TensorRT's library for an engine of an earlier version; needs --trust",
+    )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.export.sheet import sheet
 
     values: dict[str, Any] = {}
-    with Predictor.open(args.source) as predictor:
+    with Predictor.open(args.source, lean_runtime=args.lean_runtime) as predictor:
         if predictor.doubt:
             print(f"warning: {args.source} is not to be trusted: {predictor.doubt}", file=sys.stderr)
         paths = [Path(image) for image in args.images]
@@ -42,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
         for path, name in zip(paths, picture_names(paths), strict=True):
             image = predictor.read(path)
             predictions = predictor.predict(image)
-            sheet(image, predictions, predictor.tasks).save(out / name)
-            values[str(path)] = {"picture": name, "tasks": record(predictions, predictor.tasks)}
-            print(f"{path}: {describe(predictions, predictor.tasks)}")
+            sheet(image, predictions, predictor.readings).save(out / name)
+            values[str(path)] = {"picture": name, "tasks": record(predictions, predictor.readings)}
+            print(f"{path}: {describe(predictions, predictor.readings)}")
     write_text(out / "predictions.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"pictures and predictions.json: {out}")
     return 0
@@ -61,7 +70,7 @@ def picture_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def describe(predictions: list[Prediction], tasks: dict[str, Task]) -> str:
+def describe(predictions: list[Prediction], tasks: dict[str, Reading]) -> str:
     """The single values in words; for a map that it is in the picture."""
     from compactmtl.export.sheet import line
 
@@ -71,10 +80,10 @@ def describe(predictions: list[Prediction], tasks: dict[str, Task]) -> str:
     )
 
 
-def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, Any]:
+def record(predictions: list[Prediction], tasks: dict[str, Reading]) -> dict[str, Any]:
     """What predictions.json keeps: classes with their probabilities, a scalar with its unit, a map in figures."""
     from compactmtl.export.sheet import boundary_share, class_shares, depth_range
-    from compactmtl.tasks.instances import list_instances
+    from compactmtl.tasks.pictures import list_instances
 
     found: dict[str, Any] = {}
     for one in predictions:

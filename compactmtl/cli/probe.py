@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from compactmtl.cli.parser import add_trust
+
 HELP = "fit fresh predictors on a run's frozen encoder: how universal are its features?"
 EXAMPLE = """\
 compactmtl probe runs/utkface-small-bins
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes of forest and neighbors (default: 1)")
     parser.add_argument("--again", action="store_true", help="probe anew what has been probed")
     parser.add_argument("--json", metavar="FILE", help="also write all results here")
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="write profile.json, and times as `trtexec --exportTimes` does"
     )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.cli.listing import print_entries, print_file, print_resolved
+from compactmtl.cli.parser import add_trust
 from compactmtl.errors import OK, CompactError, ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check keys, types, targets, encoder, data set, its options and, of scenes, the tasks' targets",
     )
     check.add_argument("recipes", metavar="RECIPE", nargs="*", help="names or paths; default: all")
+    add_trust(check)
 
 
 def run(args: argparse.Namespace) -> int:

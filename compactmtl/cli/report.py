@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from compactmtl.report import Report
 
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--latex", action="store_true", help="print the table of recipes over seeds as LaTeX, for a paper"
     )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

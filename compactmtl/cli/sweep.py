@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and write nothing")
     parser.add_argument("--smoke", action="store_true", help="two steps on small pictures for every run")
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.parser import add_trust
+
 if TYPE_CHECKING:
     from compactmtl.train import DryRun
 
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one batch: shapes, parameters, MACs, memory, time; writes nothing",
     )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compactmtl.config.recipe import Recipe
     from compactmtl.config.sweep import SweepConfig
     from compactmtl.config.target import Target
+    from compactmtl.config.trust import UntrustedError, trusting
     from compactmtl.config.validate import validate_options
 
 _HOME = {
@@ -34,6 +35,7 @@ _HOME = {
     "ResolvedTarget": "load",
     "SweepConfig": "sweep",
     "Target": "target",
+    "UntrustedError": "trust",
     "dump_recipe": "load",
     "list_recipes": "load",
     "list_sweeps": "load",
@@ -43,6 +45,7 @@ _HOME = {
     "resolve_recipe": "load",
     "resolve_sweep": "load",
     "resolve_target": "load",
+    "trusting": "trust",
     "validate_options": "validate",
 }
 
@@ -54,6 +57,7 @@ __all__ = [
     "ResolvedTarget",
     "SweepConfig",
     "Target",
+    "UntrustedError",
     "dump_recipe",
     "list_recipes",
     "list_sweeps",
@@ -63,6 +67,7 @@ __all__ = [
     "resolve_recipe",
     "resolve_sweep",
     "resolve_target",
+    "trusting",
     "validate_options",
 ]
 

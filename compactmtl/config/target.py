@@ -107,6 +107,11 @@ class Target(Frozen):
             return self.provider == "CPUExecutionProvider"
         return self.backend == "torch" or (self.backend == "openvino" and self.device == "CPU")
 
+    @property
+    def portable(self) -> Target:
+        """The target without paths of the machine that it was used on, as a bundle carries it."""
+        return self.model_copy(update={"tensorrt": self.tensorrt.portable})
+
     def tolerance(self, task: str) -> float:
         """Of the parity of a task's output: its own, the target's, or its precision's; infinite: not a gate."""
         default = TOLERANCES[self.precision] if self.parity.tolerance is None else self.parity.tolerance

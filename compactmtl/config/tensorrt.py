@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from compactmtl.config.schema import Frozen
 
 Size = Annotated[int, Field(ge=1)]
+AUTO = "auto"
 
 
 class ShapeRange(Frozen):
@@ -37,7 +38,7 @@ class TensorRTConfig(Frozen):
         None, description="most device memory a layer may use for scratch; none: all there is"
     )
     timing_cache: str | None = Field(
-        "auto", description="file of measured kernel times; auto: one a version and GPU in the user's cache"
+        AUTO, description="file of measured kernel times; auto: one a version and GPU in the user's cache"
     )
     max_batch: Size = Field(8, description="largest batch, where the model's batch is free")
     shapes: dict[str, ShapeRange] = Field(
@@ -61,3 +62,18 @@ class TensorRTConfig(Frozen):
     unseen_types: Literal["refuse", "accept"] = Field(
         "refuse", description="what to do with an engine whose inspector shows no layer of the precision"
     )
+
+    @property
+    def portable(self) -> TensorRTConfig:
+        """Without the paths of a machine: a library and a cache of kernel times are the user's to name."""
+        cache = None if self.timing_cache is None else AUTO
+        return self.model_copy(update={"lean_runtime": None, "timing_cache": cache})
+
+    @property
+    def host_paths(self) -> dict[str, str]:
+        """Keys of this section that name a file of one machine, with their values."""
+        return {
+            key: str(value)
+            for key in ("lean_runtime", "timing_cache")
+            if (value := getattr(self, key)) != getattr(self.portable, key)
+        }

@@ -1,10 +1,36 @@
 """Data sets, joint transforms and loaders."""
 
-from compactmtl.data.base import Batch, DataReport, Preprocessing, Sample, Split, VisionDataset
-from compactmtl.data.check import check_dataset
-from compactmtl.data.datasets import DATASETS, load_dataset
-from compactmtl.data.images import denormalize, normalize, read_image
-from compactmtl.data.loader import EpochSampler, Loader, build_loader, preprocessing
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compactmtl.data.base import Batch, DataReport, Preprocessing, Sample, Split, VisionDataset
+    from compactmtl.data.check import check_dataset
+    from compactmtl.data.datasets import DATASETS, load_dataset
+    from compactmtl.data.images import denormalize, normalize, read_image
+    from compactmtl.data.loader import EpochSampler, Loader, build_loader, preprocessing
+
+# A door opens when it is asked for: whoever only reads a bundle loads no torch.
+_HOME = {
+    "Batch": "base",
+    "DATASETS": "datasets",
+    "DataReport": "base",
+    "EpochSampler": "loader",
+    "Loader": "loader",
+    "Preprocessing": "base",
+    "Sample": "base",
+    "Split": "base",
+    "VisionDataset": "base",
+    "build_loader": "loader",
+    "check_dataset": "check",
+    "denormalize": "images",
+    "load_dataset": "datasets",
+    "normalize": "images",
+    "preprocessing": "loader",
+    "read_image": "images",
+}
 
 __all__ = [
     "DATASETS",
@@ -24,3 +50,9 @@ __all__ = [
     "preprocessing",
     "read_image",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, Protocol, TypedDict
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
 from compactmtl.tasks.base import TargetSpec
-from compactmtl.tasks.instance_scoring import InstanceReference
+
+if TYPE_CHECKING:  # whoever only reads a bundle loads no torch
+    from torch import Tensor
+
+    from compactmtl.tasks.instance_scoring import InstanceReference
 
 Split = Literal["train", "holdout", "val", "test"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig
+from compactmtl.config.trust import trusting
 from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.external import external, is_external
 from compactmtl.data.part import Part
@@ -74,21 +76,30 @@ def dataset_module(name: str) -> DatasetModule:
     return cast(DatasetModule, importlib.import_module(f"compactmtl.data.{name}"))
 
 
-def load_dataset(config: DataConfig | str, split: Split, **fields: Any) -> VisionDataset:
+def load_dataset(
+    config: DataConfig | str, split: Split, *, trust: bool = False, **fields: Any
+) -> VisionDataset:
     """One split of a data set, decoded and resized but neither augmented nor normalized.
 
     Args:
         config: the `data` section of a recipe; or a data set's name, and its other fields as keywords, as in
             load_dataset("scenes", "val", size=(96, 128)).
         split: train, holdout, val or test.
+        trust: whether a class of your own, package.module:Class, may be imported.
 
     Raises:
+        UntrustedError: for a class of your own without `trust`, or `with trusting()` around the call.
         ConfigError: for an unknown name, field or option, or `holdout` without data.holdout.
         DataError: for data that is missing, empty or damaged.
     """
+    with trusting(trust):
+        return _load(config, split, fields)
+
+
+def _load(config: DataConfig | str, split: Split, fields: Mapping[str, Any]) -> VisionDataset:
     if isinstance(config, str):
         module = dataset_module(config)
-        given = {"size": module.DEFAULT_SIZE, "root": module.DEFAULT_ROOT} | fields
+        given = {"size": module.DEFAULT_SIZE, "root": module.DEFAULT_ROOT} | dict(fields)
         plain = {key: _plain(value) for key, value in ({"name": config} | given).items()}
         config = validate_options(DataConfig, plain, "data")
     elif fields:

@@ -7,9 +7,7 @@ a Sample at config.size, and `identifier`. It may name its splits (`splits`, by 
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from compactmtl.config import validate_options
+from compactmtl.config import trust, validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Sample, Split, VisionDataset
 from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
@@ -28,7 +26,6 @@ from compactmtl.data.files import layout, source_of
 from compactmtl.errors import CompactError, ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
-_NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
 _METHODS = ("__len__", "__getitem__", "identifier")
 _SHOWN = 10
 _LENGTH_TOLERANCE = 0.01  # of normals, whose coding in 8 bits costs half of that
@@ -80,22 +77,15 @@ def is_external(name: str) -> bool:
 def external(name: str) -> External:
     """The data set class that `package.module:Class` names.
 
-    Raises ConfigError where the module cannot be imported or what it names is not a data set class.
+    Raises UntrustedError without the user's word (see compactmtl.config.trust), ConfigError where the module cannot be
+    imported or what it names is not a data set class.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ConfigError(
-            f"data.name: {name!r} does not name a class", "write package.module:Class, such as mydata:Birds"
-        )
-    module_name, attribute = match["module"], match["attribute"]
+    module_name, attribute = trust.split_name(name, "data.name")
     try:
-        module = importlib.import_module(module_name)
+        module = trust.import_module(name, "data.name")
+    except CompactError:
+        raise
     except ModuleNotFoundError as error:
-        if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            raise ConfigError(
-                f"data.name: there is no module {error.name} for {name!r}",
-                "install the package, or put its folder on the path: PYTHONPATH=. compactmtl …",
-            ) from None
         raise ConfigError(
             f"data.name: {module_name} needs the module {error.name}, which is not installed",
             f"install {error.name}",

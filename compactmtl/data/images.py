@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from compactmtl.data.base import Preprocessing
 from compactmtl.errors import DataError
+
+if TYPE_CHECKING:  # reading and normalizing a picture for a deployed model loads no torch
+    from torch import Tensor
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -38,8 +39,20 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> NDArray
     return pixels
 
 
+def normalize_array(images: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """`normalize` of an array: images (B, 3, H, W) of values 0 to 255 as the network's float32 input."""
+    mean, std = (
+        np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+    )
+    # The order of the operations is that of `normalize`, so that both round alike.
+    scaled: NDArray[np.float32] = images.astype(np.float32) * (1 / (255 * std)) + -mean / std
+    return scaled
+
+
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Images (B, 3, H, W) of values 0 to 255, uint8 or float, as the network's float32 input."""
+    import torch
+
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, 3, 1, 1)
     return torch.addcmul(-mean / std, images.to(torch.float32), 1 / (255 * std))
@@ -47,6 +60,8 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 def denormalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The inverse of `normalize`, for pictures: uint8 (B, 3, H, W)."""
+    import torch
+
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, 3, 1, 1)
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

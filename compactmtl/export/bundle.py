@@ -19,14 +19,15 @@ from pydantic import Field, StringConstraints, ValidationError
 from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
 from compactmtl.backends import Runner, get_backend
+from compactmtl.backends.external_data import external_files
+from compactmtl.backends.tensorrt_engine import engine_path
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
-from compactmtl.errors import ArtifactError
+from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.precision.record import PrecisionRecord
-from compactmtl.export.processing import Interface
-from compactmtl.tasks import build_task
 from compactmtl.tasks.base import TargetSpec, Task
+from compactmtl.tasks.reading import Reading, reading
 from compactmtl.verify.result import Verification
 
 VERSION = 1
@@ -108,6 +109,12 @@ class Bundle:
                 f"{path} is not a bundle: it has no {BUNDLE_FILE}", "give an export/<target> folder"
             )
         info = _read(path / BUNDLE_FILE, BundleInfo)
+        if paths := info.target.tensorrt.host_paths:
+            key, value = next(iter(paths.items()))
+            raise ArtifactError(
+                f"{path / BUNDLE_FILE}: target.tensorrt.{key} names {value!r}: a bundle may name no file of a machine",
+                f"{_EXPORT_AGAIN}; what runs it may name such a file itself",
+            )
         if info.model not in info.files:
             raise ArtifactError(
                 f"{path / BUNDLE_FILE}: model {info.model} is not among its files", _EXPORT_AGAIN
@@ -121,6 +128,7 @@ class Bundle:
                     f"{file} is not the file that was exported: its hash is off", _EXPORT_AGAIN
                 )
         bundle = cls(path, info)
+        bundle._check_unlisted()
         verification = bundle.verification
         if verification is not None and verification.bundle_sha256 != bundle.sha256:
             raise BundleHashError(
@@ -173,18 +181,40 @@ class Bundle:
         return ""
 
     @cached_property
-    def tasks(self) -> dict[str, Task]:
-        """The tasks, rebuilt from the bundle alone; no data set is needed."""
-        return {name: build_task(name, task.config, task.spec) for name, task in self.info.tasks.items()}
+    def readings(self) -> dict[str, Reading]:
+        """How each output is read, from the bundle alone: neither the data set nor torch is needed."""
+        return {
+            name: reading(name, task.config.kind, task.spec, task.config.options, task.channels)
+            for name, task in self.info.tasks.items()
+        }
 
-    @cached_property
-    def interface(self) -> Interface:
-        """What the model file takes and gives."""
-        return Interface.of(self.info.target.onnx, self.tasks, self.info.preprocessing)
+    def runner(self, lean_runtime: Path | None = None) -> Runner:
+        """The model, opened on its target's backend.
 
-    def runner(self) -> Runner:
-        """The model, opened on its target's backend."""
-        return get_backend(self.info.target.backend).open(self.model_path, self.info.target)
+        `lean_runtime` is TensorRT's library for an engine of an earlier version. It runs with the user's rights, so it
+        takes the user's word (`compactmtl.config.trust`). Raises ConfigError for a bundle of another backend.
+        """
+        target = self.info.target
+        if lean_runtime is not None:
+            if target.backend != "tensorrt":
+                raise ConfigError(
+                    f"{self.path} runs on {target.backend}, which loads no lean runtime", "leave it out"
+                )
+            options = target.tensorrt.model_copy(update={"lean_runtime": str(lean_runtime)})
+            target = target.model_copy(update={"tensorrt": options})
+        return get_backend(target.backend).open(self.model_path, target)
+
+    def _check_unlisted(self) -> None:
+        """Raise BundleHashError for a file that the model would be read with and that bundle.json has no hash of."""
+        if self.model_path.suffix != ".onnx":
+            return
+        read = [*external_files(self.model_path), engine_path(self.model_path).name]
+        for name in read:
+            if name not in self.info.files and (self.path / name).exists():
+                raise BundleHashError(
+                    f"{self.path / name} would be read with the model and is not among the bundle's files",
+                    _EXPORT_AGAIN,
+                )
 
 
 def write_bundle(folder: Path, info: BundleInfo) -> Bundle:

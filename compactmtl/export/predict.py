@@ -9,22 +9,17 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import run_batched
-from compactmtl.backends.torch import TorchRunner
-from compactmtl.data import preprocessing
 from compactmtl.data.base import Preprocessing
-from compactmtl.data.images import normalize, read_image
-from compactmtl.errors import ArtifactError
+from compactmtl.data.images import read_image
+from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.bundle import BUNDLE_FILE, Bundle
-from compactmtl.export.processing import Interface
-from compactmtl.tasks.base import Task
-from compactmtl.train import Run
+from compactmtl.export.interface import feed, restore
+from compactmtl.tasks.reading import Reading, reading
 
 
 @dataclass(frozen=True)
@@ -38,44 +33,71 @@ class Prediction:
 
 
 class Predictor:
-    """A run or a bundle, opened for prediction; a context manager. `Predictor.open(path)`."""
+    """A run or a bundle, opened for prediction; a context manager. `Predictor.open(path)`.
+
+    A bundle is opened and read without torch, which takes seconds to load.
+    """
 
     def __init__(
         self,
         runner: Runner,
-        tasks: Mapping[str, Task],
+        readings: Mapping[str, Reading],
         prepare: Preprocessing,
         doubt: str = "",
-        interface: Interface | None = None,
+        *,
+        baked: bool = False,
+        postprocess: Mapping[str, str] | None = None,
     ) -> None:
         self.runner = runner
-        self.interface = interface
-        self.tasks = dict(tasks)
+        self.readings = dict(readings)
         self.prepare = prepare
         self.doubt = doubt  # why not to trust it, in words; empty where there is no reason
+        self.baked = baked  # whether the model file takes uint8 images and normalizes them itself
+        self.postprocess = dict(postprocess or {})  # what the model file has behind its outputs
 
     @classmethod
-    def open(cls, path: str | Path) -> Predictor:
+    def open(cls, path: str | Path, *, lean_runtime: Path | None = None) -> Predictor:
         """Open a bundle's folder or a run's; of a run its compact model where there is one.
 
-        Raises ArtifactError where the folder is neither.
+        `lean_runtime` is for a bundle on TensorRT, as `Bundle.runner` takes it. Raises ArtifactError where the folder is
+        neither.
         """
         path = Path(path)
         if (path / BUNDLE_FILE).is_file():
             bundle = Bundle.open(path)
+            onnx = bundle.info.target.onnx
             return cls(
-                bundle.runner(), bundle.tasks, bundle.info.preprocessing, bundle.doubt, bundle.interface
+                bundle.runner(lean_runtime),
+                bundle.readings,
+                bundle.info.preprocessing,
+                bundle.doubt,
+                baked=onnx.preprocess,
+                postprocess=onnx.postprocess,
             )
-        if is_run(path):
-            run = Run.open(path)
-            model = run.load_compact() if run.has_compact else run.load_plain()
-            return cls(
-                TorchRunner(model, ["image"], list(run.tasks)), run.tasks, preprocessing(run.recipe.data)
+        if lean_runtime is not None:
+            raise ConfigError(
+                f"{path} is no bundle, which alone has an engine to run", "leave --lean-runtime out"
             )
-        raise ArtifactError(
-            f"{path} is neither a run nor a bundle",
-            "give a folder that `compactmtl train` wrote, or its export/<target>",
-        )
+        return cls._of_run(path)
+
+    @classmethod
+    def _of_run(cls, path: Path) -> Predictor:
+        from compactmtl.backends.torch import TorchRunner
+        from compactmtl.data import preprocessing
+        from compactmtl.train.run import Run
+
+        if not is_run(path):
+            raise ArtifactError(
+                f"{path} is neither a run nor a bundle",
+                "give a folder that `compactmtl train` wrote, or its export/<target>",
+            )
+        run = Run.open(path)
+        model = run.load_compact() if run.has_compact else run.load_plain()
+        readings = {
+            name: reading(name, task.kind, task.spec, run.recipe.tasks[name].options, task.channels)
+            for name, task in run.tasks.items()
+        }
+        return cls(TorchRunner(model, ["image"], list(readings)), readings, preprocessing(run.recipe.data))
 
     def __enter__(self) -> Self:
         return self
@@ -91,19 +113,19 @@ class Predictor:
 
     def predict(self, image: NDArray[np.uint8]) -> list[Prediction]:
         """One prediction a task for an image as `read` gives it; maps come at its size."""
-        images = normalize(torch.from_numpy(image)[None], self.prepare)
-        if self.interface is not None:
-            images = self.interface.feed(images)
-        arrays = run_batched(self.runner, dict.fromkeys(self.runner.input_names, images.numpy()))
-        outputs: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if self.interface is not None:
-            outputs = self.interface.restore(outputs)
-        return [self._decode(name, task, outputs[name]) for name, task in self.tasks.items()]
+        array = feed(image, self.prepare, baked=self.baked)
+        outputs = run_batched(self.runner, dict.fromkeys(self.runner.input_names, array))
+        return [self._read(name, one, outputs) for name, one in self.readings.items()]
 
-    def _decode(self, name: str, task: Task, output: Tensor) -> Prediction:
-        value = task.decode(output)[0].numpy()
-        probabilities: dict[str, float] = {}
-        if task.kind in ("classification", "multilabel"):
-            shares = output[0].softmax(dim=0) if task.kind == "classification" else output[0].sigmoid()
-            probabilities = dict(zip(task.spec.classes, shares.tolist(), strict=True))
-        return Prediction(name, value, task.caption(value), probabilities)
+    def _read(self, name: str, how: Reading, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
+        if name not in outputs:
+            raise ArtifactError(
+                f"the model has no output {name!r}, only {', '.join(outputs)}",
+                "export the run again: model and bundle.json don't belong together",
+            )
+        after = self.postprocess.get(name)
+        output = restore(outputs[name], after, how.channels)
+        value = how.decode(output)[0]
+        # What was reduced to a class has no probability left.
+        probabilities = {} if after == "argmax" else how.probabilities(output[0])
+        return Prediction(name, value, how.caption(value), probabilities)

@@ -165,7 +165,7 @@ def bundle_info(
         run=run.name,
         compact=run.has_compact,
         target_name=target_name,
-        target=target,
+        target=target.portable,
         model=path.name,
         files={file.name: sha256_file(file) for file in files},
         inputs=_records(inputs, dtypes),

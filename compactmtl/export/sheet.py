@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from compactmtl.export.predict import Prediction
-from compactmtl.tasks.base import Task
-from compactmtl.tasks.instances import list_instances
-from compactmtl.tasks.pictures import palette
+from compactmtl.tasks.pictures import list_instances, palette
+from compactmtl.tasks.reading import Reading
 
 LEAST_HEIGHT = (
     256  # pixels of a panel; smaller images are enlarged by whole numbers, so that pixels stay visible
@@ -38,7 +37,7 @@ class Panel:
 
 
 def sheet(
-    image: NDArray[np.uint8], predictions: Sequence[Prediction], tasks: Mapping[str, Task]
+    image: NDArray[np.uint8], predictions: Sequence[Prediction], tasks: Mapping[str, Reading]
 ) -> Image.Image:
     """Compose the picture of one image, uint8 (3, H, W): maps as panels, single values as lines below the input."""
     single = [one for one in predictions if not tasks[one.task].dense]
@@ -77,7 +76,7 @@ def boundary_share(probability: NDArray[Any]) -> float:
     return float((probability > 0.5).mean())
 
 
-def _legend(prediction: Prediction, task: Task) -> tuple[tuple[Color | None, str], ...]:
+def _legend(prediction: Prediction, task: Reading) -> tuple[tuple[Color | None, str], ...]:
     spec = task.spec
     if task.kind == "segmentation":
         colors = palette(len(spec.classes))

@@ -13,6 +13,7 @@ from compactmtl.graph.analysis import Analysis, Binding
 from compactmtl.graph.groups import GroupFamily, Member, Role
 from compactmtl.graph.rules import FALLBACK, RULES
 from compactmtl.graph.space import Flags, Ids
+from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import trace
 
 _ROLE_ORDER: tuple[Role, ...] = ("producer", "affine", "consumer")
@@ -43,6 +44,7 @@ class ChannelGraph:
         self._count: dict[str, csr_matrix] = {}
 
     @classmethod
+    @one_thread()
     def trace(cls, model: nn.Module, example_inputs: Sequence[Tensor]) -> ChannelGraph:
         """Trace `model` in eval mode with `example_inputs` and follow its channels.
 

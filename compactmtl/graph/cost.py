@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import evaluating
 
 
@@ -29,6 +30,7 @@ class Cost:
     layers: dict[str, LayerCost]
 
 
+@one_thread()
 def cost(model: nn.Module, example_inputs: Sequence[Tensor]) -> Cost:
     """Count MACs (convolutions and matrix products, by torch's FLOP counter) and parameters in eval mode."""
     counter = FlopCounterMode(display=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
+from compactmtl.models import download
 from compactmtl.models.segnet import SegNet, from_vgg
 
 # Modules whose errors mean that a download did not come through.
@@ -35,16 +36,31 @@ def fetch_pretrained(name: str, create: Callable[..., nn.Module]) -> nn.Module:
             f"model.encoder.pretrained: timm has no weights of {name}",
             "set pretrained: false, or model.encoder.weights to a local .safetensors file",
         )
+    home, cached = download.weights_home(source)
+    if cached:  # whether there is newer is not asked: the same recipe takes the same weights, on a plane too
+        with download.from_cache():
+            return _fetch(name, create)
+    reason = "the environment says HF_HUB_OFFLINE" if download.told_offline() else download.unreachable(home)
+    if reason:
+        raise _not_fetched(name, reason)
+    return _fetch(name, create)
+
+
+def _fetch(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     try:
         return create(pretrained=True)
     except Exception as error:
         if not any(_from_network(cause) for cause in _causes(error)):
             raise
-        raise MissingDependencyError(
-            f"the pretrained weights of {name} could not be fetched: {_first_line(error)}",
-            "connect to the network once (they are cached), or set model.encoder.weights to a local "
-            ".safetensors file, or model.encoder.pretrained to false",
-        ) from error
+        raise _not_fetched(name, _first_line(error)) from error
+
+
+def _not_fetched(name: str, reason: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"the pretrained weights of {name} could not be fetched: {reason}",
+        "connect to the network once (they are cached), or set model.encoder.weights to a local "
+        ".safetensors file, or model.encoder.pretrained to false",
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
 from compactmtl.graph.copies import copy_model
+from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import check_inputs, check_model, first_line
 from compactmtl.overparam import contract
 from compactmtl.surgery.computed import computed_layers, contract_computed
@@ -35,6 +36,7 @@ class CompactResult:
     report: SurgeryReport
 
 
+@one_thread()
 def compact(
     model: nn.Module,
     example_inputs: Sequence[Any],

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # whoever only reads a bundle loads no torch
+    from torch import Tensor
 
 TargetKind = Literal["mask", "depth", "normals", "disparity", "class", "multilabel", "scalar", "instances"]
 

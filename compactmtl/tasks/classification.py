@@ -74,8 +74,7 @@ class ClassificationTask:
         return pictures.text_picture(self.caption(value))
 
     def caption(self, value: NDArray[Any]) -> str:
-        index = int(value)
-        return self.spec.classes[index] if 0 <= index < len(self.spec.classes) else "unknown"
+        return pictures.class_text(value, self.spec.classes)
 
 
 class ClassificationMetrics:

@@ -11,25 +11,12 @@ Source: arXiv:1911.10194 (Panoptic-DeepLab), section 3.2. `instance_decoding_num
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from compactmtl.config.recipe import Frozen, Share
-from compactmtl.tasks.instance_decoding_numpy import EXTRA_CHANNELS, OFFSET_UNIT, STRIDE
-
-
-class DecodingOptions(Frozen):
-    """How an output becomes instances."""
-
-    threshold: Share = Field(0.1, description="least confidence of a center")
-    window: Annotated[int, Field(ge=1)] = Field(
-        3, description="odd; a center is the peak among so many cells a side"
-    )
-    limit: Annotated[int, Field(ge=1)] = Field(100, description="most instances an image")
+from compactmtl.tasks.instance_decoding_numpy import EXTRA_CHANNELS, OFFSET_UNIT, STRIDE, DecodingOptions
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ Source: arXiv:1911.10194 (Panoptic-DeepLab), section 3.2.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from pydantic import Field
+
+from compactmtl.config.schema import Frozen, Share
 
 STRIDE = 4  # pixels a cell of the output
 OFFSET_UNIT = 16.0  # pixels; keeps offsets in the range of the logits beside them
@@ -18,6 +21,16 @@ EXTRA_CHANNELS = 3  # beside the class logits: center, down, right
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+
+
+class DecodingOptions(Frozen):
+    """How an output becomes instances."""
+
+    threshold: Share = Field(0.1, description="least confidence of a center")
+    window: Annotated[int, Field(ge=1)] = Field(
+        3, description="odd; a center is the peak among so many cells a side"
+    )
+    limit: Annotated[int, Field(ge=1)] = Field(100, description="most instances an image")
 
 
 def decode_instances_numpy(

@@ -5,8 +5,7 @@ Source: arXiv:1911.10194 (Panoptic-DeepLab); the loss of the centers is that of 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -22,8 +21,8 @@ from compactmtl.errors import ConfigError
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import MetricInfo, TargetSpec
 from compactmtl.tasks.common import check_spec, choose_loss, read_options
-from compactmtl.tasks.instance_decoding import DecodingOptions, Instances, decode_instances
-from compactmtl.tasks.instance_decoding_numpy import EXTRA_CHANNELS, STRIDE
+from compactmtl.tasks.instance_decoding import Instances, decode_instances
+from compactmtl.tasks.instance_decoding_numpy import EXTRA_CHANNELS, STRIDE, DecodingOptions
 from compactmtl.tasks.instance_scoring import InstanceMetrics
 from compactmtl.tasks.instance_targets import CellTargets, cell_targets
 
@@ -142,26 +141,11 @@ class InstancesTask:
         return torch.stack([self.instances(one).target() for one in output])
 
     def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
-        return instances_picture(value, len(self.spec.classes))
+        return pictures.instances_picture(value, len(self.spec.classes))
 
     def caption(self, value: NDArray[Any]) -> str:
         """Counts by class, such as "3 person, 1 dog"; crowds are left out."""
-        counts = Counter(str(one["class"]) for one in list_instances(value, self.spec.classes))
-        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-
-
-def list_instances(value: NDArray[Any], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The instances of a map (2, H, W) by number, without crowds.
-
-    Each with its `class` by name, `box` as left, top, right and bottom edge in pixels, and its count of `pixels`.
-    """
-    found: list[dict[str, Any]] = []
-    for number in np.unique(value[0][value[0] > 0]).tolist():
-        rows, columns = np.nonzero(value[0] == number)
-        edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        name = classes[int(value[1][rows[0], columns[0]])]
-        found.append({"class": name, "box": [int(edge) for edge in edges], "pixels": len(rows)})
-    return found
+        return pictures.instances_text(value, self.spec.classes)
 
 
 def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
@@ -174,15 +158,3 @@ def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
     near = -F.logsigmoid(logits) * (1 - chance) ** 2 * positive
     far = -F.logsigmoid(-logits) * chance**2 * (1 - target) ** 4 * known
     return (near + torch.where(positive, torch.zeros_like(far), far)).sum() / positive.sum().clamp(min=1)
-
-
-def instances_picture(value: NDArray[Any], classes: int) -> NDArray[np.uint8]:
-    """Instances (2, H, W) in their classes' colors, each with a white edge; crowds near black, the rest light gray."""
-    numbers, labels = value
-    picture = pictures.mask_picture(np.where(numbers > 0, labels, -1), classes)
-    picture[numbers == 0] = (232, 232, 232)
-    edge = np.zeros(numbers.shape, bool)
-    edge[:, 1:] |= numbers[:, 1:] != numbers[:, :-1]
-    edge[1:] |= numbers[1:] != numbers[:-1]
-    picture[edge & (numbers > 0)] = (255, 255, 255)
-    return picture

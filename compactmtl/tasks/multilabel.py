@@ -106,10 +106,7 @@ class MultilabelTask:
 
     def caption(self, value: NDArray[Any]) -> str:
         """The classes that are present, such as "Smiling, Young", and "none" where none is."""
-        if (value == UNKNOWN).all():
-            return "unknown"
-        present = [label for label, there in zip(self.spec.classes, value, strict=True) if there == 1]
-        return ", ".join(present) or "none"
+        return pictures.labels_text(value, self.spec.classes)
 
 
 class MultilabelMetrics:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import colorsys
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -29,6 +32,20 @@ FIRST_COLORS = (
 IGNORED = (24, 24, 27)  # near black: no class has it
 MARKED = (38, 70, 140)
 GOLDEN_RATIO = 0.618033988749895
+# 256 colors of matplotlib's magma (CC0) from bright to dark, without the ends that are like paper and like IGNORED,
+# as base85 of the RGB bytes: drawing a prediction takes no plotting library.
+MAGMA = (
+    "{Pec`^tSx+wEXb0{O+*)?5_Rmto`Y#{pYFu=c)bWr~Tul{o<qj;GzBAp#9vQ{oJ1Y+MNE_n*P_B{?(WM)0O_wl>X6_{?C&B&"
+    "5-`gkN(Py{>Y5}#)|&Li2lTg{=$d;!G-?6g#NvP{=0$xxqtq-fBv_A{<eJnw0r)tdj7C@{;qfau6O>dcK)h#{;6~Rr*i(Kas"
+    "H!k{-JLEp>F=4ZT_8X{hMq3nri)+Y5kUH{g!C`lxO{tX8e$4{ElS&jAQ(YV*H9?{E1=vhhh7LVEcn#`hj2ie_r~1Uiy7r`Fm"
+    "aYd0qK<UHEof_;g(Na$NUvT=#HX_HJDEY+UtgT=Z#N^k-c3XI%4TT=HaG@?u@_U|sNEUhiFA?pt2&TVCy2U+h?5>sMgvR$=K"
+    ">V(3$1=u=|nQe)*%WaLj|<4$GbO=jRsXW&d{-%4oSNod?iY1>C?*+y&FMQqqbY}Q3=)kJO6LvGSSZ_q(+&p>d^Kyl4Lam+t)"
+    "%06<)K6A%CbHzM##5{GxJaxi5b-+4yzdColId{A{c)B=vx;S{aH+i==d9^lrvo?CNHG8l%d#*Hlt~7hCG<>Twe5x~js4{(~F"
+    "@2>mex)&fqcDD<Fn*vff1WRYoGyQxE`OUYf0-?Sm@R;oEP#|OfRihLkt>0aDuIwHfsQJHj46SODS?S7frux8h9`lBCxL_}fr"
+    "BQ2fhB=}C4zn=f_x)_d?SK;BZ7G%f_Nf<b|HavA%SxsfpQ;#avy<kAAxQjfo&auYaM}V9D!&YfoL3oXB&WJ8h~UPfMOYdU>J"
+    "a37=K?Fe_a=UTo!*?7JgY3epeNKRup|y6Ma+@eNq#AQ4)Ml5_?V&drT2}N)UNU5P3-uct;R;MG$vH4|YNibwCevKo4|34{|*"
+    "ZaXSxiIS+0)5NtLOYcvpPG!SVs5N9zFWiJt9EfHZX5nn11Tq+S<DG^#H5?Cb?RU{HqA`ws_5l$fyP9PCW9uY|$5l0*lL>dr6"
+)
 
 
 @cache
@@ -54,11 +71,10 @@ def mask_picture(mask: NDArray[Any], classes: int) -> Picture:
 
 @cache
 def _scale_colors() -> Picture:
-    """256 colors of matplotlib's magma from bright to dark, without the ends that are like paper and like IGNORED."""
-    from matplotlib import colormaps
-
-    table = (colormaps["magma_r"](np.linspace(0.02, 0.88, 256))[:, :3] * 255).round().astype(np.uint8)
-    table.setflags(write=False)
+    """The 256 colors of MAGMA, (256, 3)."""
+    table = np.frombuffer(base64.b85decode(MAGMA), np.uint8).reshape(
+        256, 3
+    )  # from bytes: it can't be written to
     return table
 
 
@@ -104,6 +120,51 @@ def normals_picture(normals: NDArray[Any]) -> Picture:
     picture: Picture = np.moveaxis(((shown + 1) / 2).clip(0, 1) * 255, 0, -1).round().astype(np.uint8)
     picture[~(normals != 0).any(0)] = IGNORED
     return picture
+
+
+def instances_picture(value: NDArray[Any], classes: int) -> NDArray[np.uint8]:
+    """Instances (2, H, W) in their classes' colors, each with a white edge; crowds near black, the rest light gray."""
+    numbers, labels = value
+    picture = mask_picture(np.where(numbers > 0, labels, -1), classes)
+    picture[numbers == 0] = (232, 232, 232)
+    edge = np.zeros(numbers.shape, bool)
+    edge[:, 1:] |= numbers[:, 1:] != numbers[:, :-1]
+    edge[1:] |= numbers[1:] != numbers[:-1]
+    picture[edge & (numbers > 0)] = (255, 255, 255)
+    return picture
+
+
+def list_instances(value: NDArray[Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The instances of a map (2, H, W) by number, without crowds.
+
+    Each with its `class` by name, `box` as left, top, right and bottom edge in pixels, and its count of `pixels`.
+    """
+    found: list[dict[str, Any]] = []
+    for number in np.unique(value[0][value[0] > 0]).tolist():
+        rows, columns = np.nonzero(value[0] == number)
+        edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        name = classes[int(value[1][rows[0], columns[0]])]
+        found.append({"class": name, "box": [int(edge) for edge in edges], "pixels": len(rows)})
+    return found
+
+
+def class_text(value: NDArray[Any], classes: Sequence[str]) -> str:
+    """The class of an index; "unknown" where it is none."""
+    index = int(value)
+    return classes[index] if 0 <= index < len(classes) else "unknown"
+
+
+def labels_text(value: NDArray[Any], classes: Sequence[str]) -> str:
+    """The classes (K,) that are present (1), such as "Smiling, Young"; "none", or "unknown" where all are (-1)."""
+    if (value == -1).all():
+        return "unknown"
+    return ", ".join(label for label, there in zip(classes, value, strict=True) if there == 1) or "none"
+
+
+def instances_text(value: NDArray[Any], classes: Sequence[str]) -> str:
+    """Counts of instances (2, H, W) by class, such as "3 person, 1 dog"; crowds are left out."""
+    counts = Counter(str(one["class"]) for one in list_instances(value, classes))
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
 
 
 def value_text(value: float, unit: str) -> str:

@@ -20,7 +20,7 @@ from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LAST
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import check_folder, create_folder, update_recipe
 from compactmtl.artifacts.versions import resolve
-from compactmtl.config import Recipe, Resolved
+from compactmtl.config import Recipe, Resolved, trusting
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.errors import DataError, TrainingError
@@ -55,11 +55,13 @@ def train(
     overwrite: bool = False,
     accept_changed_data: bool = False,
     console: Console | None = None,
+    trust: bool = False,
 ) -> Run:
     """Train a recipe into the folder `run_dir` and return the run.
 
     `resume` goes on with a run from its last checkpoint (from the start where there is none yet), `overwrite` replaces
-    a run that is there. `accept_changed_data` goes on although the data set is not what it was at the start.
+    a run that is there. `accept_changed_data` goes on although the data set is not what it was at the start. `trust` lets
+    a class be imported that the recipe names as its data set.
 
     Raises ConfigError where the folder is taken, there is no run to resume or it is of another recipe; HeldError where
     another process is writing into the run; DataError where the data set has changed; TrainingError where a loss is
@@ -76,7 +78,7 @@ def train(
             return run
     with writing(path, "train"):
         check_folder(path, resume=resume, overwrite=overwrite)  # another process may have been here meanwhile
-        with torch_settings(recipe), blaming(recipe):
+        with trusting(trust), torch_settings(recipe), blaming(recipe):
             changed: list[str] | None = None
             if resume:
                 session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)

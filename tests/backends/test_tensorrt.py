@@ -24,6 +24,7 @@ from compactmtl.backends.tensorrt_engine import (
     facts_path,
 )
 from compactmtl.backends.tensorrt_types import PrecisionMismatchError
+from compactmtl.config import UntrustedError, trusting
 from compactmtl.config.target import LatencyConfig, OnnxConfig, Target
 from compactmtl.config.tensorrt import ShapeRange, TensorRTConfig
 from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
@@ -210,13 +211,22 @@ def test_an_engine_without_facts_is_refused(fake: Fake, model: Path) -> None:
         BACKEND.open(model, TARGET)
 
 
-def test_compatible_engines_run_elsewhere(fake: Fake, model: Path) -> None:
-    target = options(version_compatible=True, hardware="same_compute_capability", lean_runtime="lean.so")
+def test_compatible_engines_run_elsewhere(fake: Fake, model: Path, tmp_path: Path) -> None:
+    library = tmp_path / "lean.so"
+    library.touch()
+    target = options(version_compatible=True, hardware="same_compute_capability", lean_runtime=str(library))
     BACKEND.build(model, target)
     edit_facts(model, tensorrt="10.13.0.35", gpu="Other GPU")
-    with BACKEND.open(model, target) as runner:
+    with trusting(), BACKEND.open(model, target) as runner:
         runner.run({"image": image(2)})
-    assert "lean runtime lean.so" in fake.calls
+    assert f"lean runtime {library}" in fake.calls
+    fake.calls.clear()
+    with pytest.raises(UntrustedError, match=r"lean\.so is a library"):
+        BACKEND.open(model, target)
+    assert not [call for call in fake.calls if "lean" in call]
+    library.unlink()
+    with trusting(), pytest.raises(ConfigError, match="there is no file"):
+        BACKEND.open(model, target)
     with pytest.raises(ConfigError, match="carries no runtime"):
         BACKEND.open(
             model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from compactmtl.cli.main import main
+from compactmtl.config import trusting
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
 from compactmtl.data.datasets import dataset_module
@@ -22,6 +24,13 @@ from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "datasets.md"
+
+
+@pytest.fixture(autouse=True)
+def trusted() -> Iterator[None]:
+    """What a class does when it may run; whether it may is tested on its own."""
+    with trusting():
+        yield
 
 
 @pytest.fixture
@@ -79,7 +88,7 @@ def test_the_check_and_its_picture(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    assert main(["data", "check", "mydata:Birds", f"root={place / 'birds'}", "size=[16,16]"]) == 0
+    assert main(["data", "check", "mydata:Birds", f"root={place / 'birds'}", "size=[16,16]", "--trust"]) == 0
     printed = capsys.readouterr().out
     assert "Birds by the folder that they lie in." in printed
     assert "owl 50.0%, wren 50.0%" in printed

@@ -19,6 +19,7 @@ from compactmtl.export.predict import Predictor
 from compactmtl.export.sheet import sheet
 from compactmtl.tasks import TargetSpec, build_tasks
 from compactmtl.tasks.pictures import MARKED
+from compactmtl.tasks.reading import reading
 
 SIZE = (16, 24)
 SPECS = {
@@ -46,6 +47,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 TASKS = build_tasks({name: TaskConfig.model_validate(config) for name, config in CONFIGS.items()}, SPECS)
+READINGS = {
+    name: reading(name, task.kind, task.spec, CONFIGS[name].get("options", {}), task.channels)
+    for name, task in TASKS.items()
+}
 
 
 def outputs() -> dict[str, Tensor]:
@@ -73,7 +78,7 @@ class Certain(nn.Module):
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(TorchRunner(Certain(), ["image"], list(TASKS)), TASKS, Preprocessing(SIZE))
+    return Predictor(TorchRunner(Certain(), ["image"], list(TASKS)), READINGS, Preprocessing(SIZE))
 
 
 def image() -> NDArray[np.uint8]:
@@ -81,7 +86,7 @@ def image() -> NDArray[np.uint8]:
 
 
 def test_every_kind_of_task_is_recorded_in_figures(predictor: Predictor) -> None:
-    found = record(predictor.predict(image()), predictor.tasks)
+    found = record(predictor.predict(image()), predictor.readings)
     json.dumps(found)  # nothing but plain values
     sigmoid = torch.sigmoid(torch.tensor([3.0, -3.0, 1.0])).tolist()
     assert found["seg"] == {"pixel_shares": {"wall": 0.75, "floor": 0.25}}
@@ -97,7 +102,7 @@ def test_every_kind_of_task_is_recorded_in_figures(predictor: Predictor) -> None
 
 
 def test_a_line_tells_single_values_and_where_maps_are(predictor: Predictor) -> None:
-    text = describe(predictor.predict(image()), predictor.tasks)
+    text = describe(predictor.predict(image()), predictor.readings)
     assert "edges in the picture" in text
     assert "gender female (88%)" in text
     assert "traits Smiling, Hat" in text
@@ -105,7 +110,7 @@ def test_a_line_tells_single_values_and_where_maps_are(predictor: Predictor) -> 
 
 
 def test_the_sheet_has_a_panel_for_each_map(predictor: Predictor) -> None:
-    picture = np.asarray(sheet(image(), predictor.predict(image()), predictor.tasks))
+    picture = np.asarray(sheet(image(), predictor.predict(image()), predictor.readings))
     maps = sum(task.dense for task in TASKS.values())
     assert picture.shape[1] > (1 + maps) * 24 * 16  # enlarged 16 times
     marked = (picture == np.array(MARKED)).all(-1)

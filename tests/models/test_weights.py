@@ -138,6 +138,15 @@ def test_no_initialization_reads_no_file(tmp_path: Path) -> None:
     assert built.channels == 16
 
 
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub that answers, and an empty cache."""
+    monkeypatch.setattr("compactmtl.models.download.unreachable", lambda url: "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("online")
 def test_a_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host")
@@ -159,6 +168,7 @@ def test_a_hub_that_is_switched_off_says_what_to_do(monkeypatch: pytest.MonkeyPa
         build_encoder(config(pretrained=True, options={}), (64, 64), dense=False)
 
 
+@pytest.mark.usefixtures("online")
 def test_a_download_that_comes_through_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     state = timm.create_model("resnet18").state_dict()
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))

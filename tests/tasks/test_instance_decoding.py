@@ -10,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compactmtl.tasks.instance_decoding import DecodingOptions, Instances, decode_instances, upsample
-from compactmtl.tasks.instance_decoding_numpy import OFFSET_UNIT, STRIDE, decode_instances_numpy
+from compactmtl.tasks.instance_decoding import Instances, decode_instances, upsample
+from compactmtl.tasks.instance_decoding_numpy import (
+    OFFSET_UNIT,
+    STRIDE,
+    DecodingOptions,
+    decode_instances_numpy,
+)
 from compactmtl.tasks.instance_decoding_numpy import upsample as upsample_numpy
 
 CLASSES = 3

@@ -1,0 +1,124 @@
+"""The one gate before code that is not of this package: nothing is imported or loaded without the user's word.
+
+A run folder, a bundle, a recipe or a target is data: it may name a module or a library, and what it names runs with the
+user's rights. So whoever imports a module or loads a library that a file names comes through here. The user's word is
+`--trust` on the command line, and `trust=True` or `with trusting():` in Python; no file can give it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+
+from compactmtl.errors import ConfigError
+
+_NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
+# Of this thread (or task) and what it calls: a thread that an application starts beside it is trusted with nothing.
+_TRUSTED: ContextVar[bool] = ContextVar("compactmtl_trusted", default=False)
+_MEND = "look at it first; then add --trust to the command (in Python: trust=True, or `with trusting():`)"
+
+
+class UntrustedError(ConfigError):
+    """A file names code to run, and the user has not said that it may."""
+
+
+@contextmanager
+def trusting(trust: bool = True) -> Iterator[None]:
+    """Let what is called inside import modules and load libraries that recipes and targets name.
+
+    `trusting(False)` changes nothing: a word that was given further out holds.
+    """
+    token = _TRUSTED.set(trust or _TRUSTED.get())
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def is_trusted() -> bool:
+    """Whether the user's word has been given here."""
+    return _TRUSTED.get()
+
+
+def split_name(name: str, key: str) -> tuple[str, str]:
+    """Module and attribute of `package.module:Class`. Raises ConfigError where `name`, the value of `key`, is no such."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"{key}: {name!r} does not name a class", "write package.module:Class, such as mydata:Birds"
+        )
+    return match["module"], match["attribute"]
+
+
+def import_module(name: str, key: str) -> ModuleType:
+    """The module of `package.module:Class`, imported.
+
+    Args:
+        name: the value that names it.
+        key: where the name stands, for messages, such as data.name.
+
+    Raises:
+        UntrustedError: without the user's word; it says what would be imported, and from where. Nothing is run.
+        ConfigError: for a name of another form, and a module that is not there.
+        Exception: whatever the module raises while it is imported.
+    """
+    module, attribute = split_name(name, key)
+    if not is_trusted():
+        raise UntrustedError(
+            f"{key}: {name} is code: {attribute} would be imported from the module {module}, {_place(module)}",
+            _MEND,
+        )
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module + ".").startswith(error.name + "."):
+            raise ConfigError(
+                f"{key}: there is no module {error.name} for {name!r}",
+                "install the package, or put its folder on the path: PYTHONPATH=. compactmtl …",
+            ) from None
+        raise
+
+
+def library(path: str | Path, key: str) -> Path:
+    """The file of a library that is about to be loaded.
+
+    Raises UntrustedError without the user's word, ConfigError where there is no such file.
+    """
+    file = Path(path).expanduser()
+    if not is_trusted():
+        raise UntrustedError(
+            f"{key}: {file} is a library: it would be loaded and its code run"
+            + ("" if file.is_file() else " (there is no such file)"),
+            _MEND,
+        )
+    if not file.is_file():
+        raise ConfigError(f"{key}: there is no file {file}", "give the path of the library")
+    return file
+
+
+def _place(module: str) -> str:
+    """Where a module lies, in words; found without importing it, or the packages that it lies in."""
+    path: list[str] | None = None
+    parts = module.split(".")
+    spec = None
+    for depth in range(len(parts)):
+        name = ".".join(parts[: depth + 1])
+        spec = next(
+            (
+                found
+                for finder in sys.meta_path
+                if hasattr(finder, "find_spec") and (found := finder.find_spec(name, path)) is not None
+            ),
+            None,
+        )
+        if spec is None:
+            return "which is nowhere on the Python path"
+        path = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else []
+    assert spec is not None
+    return f"which lies in {spec.origin or ', '.join(path or []) or 'Python itself'}"

@@ -1,0 +1,64 @@
+"""A bundle written by hand, whose model is a small convolutional ONNX file: no run, no training, no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compactmtl.artifacts.files import sha256_file
+from compactmtl.config.recipe import TaskConfig
+from compactmtl.config.target import Target
+from compactmtl.data.base import Preprocessing
+from compactmtl.export.bundle import (
+    MODEL_FILE,
+    Bundle,
+    BundleInfo,
+    BundleTask,
+    TensorRecord,
+    write_bundle,
+)
+from compactmtl.tasks.base import TargetSpec
+from tests.support.conv_onnx import SIZE, write_conv
+
+LABELS = tuple("abcde")
+AREAS = ("floor", "wall", "lamp", "door")
+
+
+def conv_bundle(folder: Path, target: Target) -> Bundle:
+    """Two tasks, `logits` (5 classes an image) and `map` (4 classes a pixel), on images of SIZE x SIZE."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write_conv(folder / MODEL_FILE)
+    kinds = {
+        "logits": ("classification", "accuracy", TargetSpec("class", classes=LABELS)),
+        "map": ("segmentation", "miou", TargetSpec("mask", classes=AREAS)),
+    }
+    tasks = {
+        name: BundleTask(
+            kind=kind,
+            primary=primary,
+            dense=name == "map",
+            channels=len(spec.classes),
+            config=TaskConfig.model_validate({"kind": kind}),
+            spec=spec,
+        )
+        for name, (kind, primary, spec) in kinds.items()
+    }
+    info = BundleInfo(
+        run="by-hand",
+        compact=False,
+        target_name="by-hand",
+        target=target,
+        model=MODEL_FILE,
+        files={MODEL_FILE: sha256_file(path)},
+        inputs=(TensorRecord(name="image", shape=("batch", 3, SIZE, SIZE), dtype="float32"),),
+        outputs=(
+            TensorRecord(name="logits", shape=("batch", 5), dtype="float32"),
+            TensorRecord(name="map", shape=("batch", 4, SIZE, SIZE), dtype="float32"),
+        ),
+        tasks=tasks,
+        preprocessing=Preprocessing(size=(SIZE, SIZE)),
+        recipe_sha256="0" * 64,
+        plan_sha256=None,
+        versions={},
+        created="",
+    )
+    return write_bundle(folder, info)

@@ -1,0 +1,143 @@
+"""Reading an output without torch: the same values, pictures and words as the tasks give, for every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compactmtl.config.recipe import TaskConfig
+from compactmtl.errors import ArtifactError
+from compactmtl.tasks import TargetSpec, Task, build_task
+from compactmtl.tasks.build import KINDS
+from compactmtl.tasks.reading import Reading, reading, sigmoid, softmax
+
+CLASSES = ("floor", "wall", "lamp")
+CASES: dict[str, tuple[TargetSpec, dict[str, Any]]] = {
+    "segmentation": (TargetSpec("mask", classes=CLASSES), {}),
+    "depth": (TargetSpec("depth", unit="m"), {}),
+    "disparity": (TargetSpec("disparity", unit="px"), {}),
+    "normals": (TargetSpec("normals"), {}),
+    "boundaries": (TargetSpec("mask", classes=CLASSES), {}),
+    "classification": (TargetSpec("class", classes=CLASSES), {}),
+    "multilabel": (TargetSpec("multilabel", classes=CLASSES), {}),
+    "regression": (TargetSpec("scalar", unit="years"), {}),
+    "binned_regression": (TargetSpec("scalar", unit="years"), {"low": 1.0, "high": 81.0, "bins": 17}),
+    "instances": (TargetSpec("instances", classes=CLASSES), {"threshold": 0.3, "window": 5, "limit": 7}),
+}
+EXACT = ("segmentation", "classification", "multilabel", "instances")  # what they give are whole numbers
+
+
+def task_of(kind: str, options: dict[str, Any] | None = None) -> Task:
+    spec, usual = CASES[kind]
+    config = TaskConfig.model_validate({"kind": kind, "options": usual if options is None else options})
+    return build_task("it", config, spec)
+
+
+def reading_of(task: Task, options: dict[str, Any]) -> Reading:
+    return reading(task.name, task.kind, task.spec, options, task.channels)
+
+
+def output_of(task: Task, seed: int, batch: int = 2) -> torch.Tensor:
+    """Raw outputs far from any tie, as float32 gives them, with both signs."""
+    shape = (batch, task.channels, 6, 8) if task.dense else (batch, task.channels)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+def test_no_kind_of_task_is_left_out() -> None:
+    assert set(CASES) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", CASES)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_values_are_those_of_the_task(kind: str, seed: int) -> None:
+    task = task_of(kind)
+    output = output_of(task, seed)
+    expected = task.decode(output).numpy()
+    found = reading_of(task, CASES[kind][1]).decode(output.numpy())
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    if kind in EXACT:
+        np.testing.assert_array_equal(found, expected)
+    else:  # exp, square root and sums are rounded by two libraries: a few units in the last place
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_pictures_and_words_are_those_of_the_task(kind: str) -> None:
+    task = task_of(kind)
+    value = task.decode(output_of(task, 0)).numpy()[0]
+    read = reading_of(task, CASES[kind][1])
+    np.testing.assert_array_equal(read.picture(value), task.picture(value))
+    assert read.caption(value) == task.caption(value)
+    assert read.dense == task.dense
+
+
+@pytest.mark.parametrize("kind", ["binned_regression", "instances"])
+def test_options_that_are_left_out_have_the_tasks_defaults(kind: str) -> None:
+    options = {"low": -1.0, "high": 1.0} if kind == "binned_regression" else {}
+    task = task_of(kind, options)
+    output = output_of(task, 3)
+    found = reading_of(task, options).decode(output.numpy())
+    np.testing.assert_allclose(found, task.decode(output).numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [("classification", lambda logits: logits.softmax(0)), ("multilabel", lambda logits: logits.sigmoid())],
+)
+def test_probabilities_are_by_class(kind: str, shares: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    task = task_of(kind)
+    output = output_of(task, 1)[0]
+    found = reading_of(task, {}).probabilities(output.numpy())
+    assert list(found) == list(CLASSES)
+    # a few units in the last place of float32
+    assert list(found.values()) == pytest.approx(shares(output).tolist(), abs=1e-6)
+
+
+def test_a_map_has_no_probabilities() -> None:
+    task = task_of("segmentation")
+    assert reading_of(task, {}).probabilities(output_of(task, 0)[0].numpy()) == {}
+
+
+def test_logits_that_overflow_have_probabilities_still() -> None:
+    extreme = np.array([-2000, 0, 2000], np.float32)
+    with np.errstate(over="raise", invalid="raise"):
+        assert sigmoid(extreme).tolist() == [0, 0.5, 1]
+        assert softmax(extreme).tolist() == [0, 0, 1]
+
+
+def test_half_precision_is_read_as_float32() -> None:
+    task = task_of("binned_regression")
+    output = output_of(task, 5).half()
+    found = reading_of(task, CASES["binned_regression"][1]).decode(output.numpy())
+    np.testing.assert_allclose(found, task.decode(output).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "options", "channels", "message"),
+    [
+        ("dreams", TargetSpec("mask", classes=CLASSES), {}, 3, "of kind 'dreams'"),
+        ("segmentation", TargetSpec("depth"), {}, 3, "needs a target of kind 'mask', found 'depth'"),
+        ("segmentation", TargetSpec("mask", classes=CLASSES), {}, 2, "has 2 channels, expected 3"),
+        ("binned_regression", TargetSpec("scalar"), {}, 32, "lacks the options low and high"),
+        ("instances", TargetSpec("instances", classes=CLASSES), {}, 3, "has 3 channels, expected 7"),
+    ],
+)
+def test_parts_that_do_not_belong_together(
+    kind: str, spec: TargetSpec, options: dict[str, Any], channels: int, message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        reading("it", kind, spec, options, channels)
+
+
+def test_an_output_of_another_width_is_refused() -> None:
+    read = reading_of(task_of("segmentation"), {})
+    with pytest.raises(ArtifactError, match=r"expected \(batch, 3"):
+        read.decode(np.zeros((1, 4, 2, 2), np.float32))
