@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+
 OK = 0
 BUG = 1
 USAGE = 2
 MISSING = 3
 GATE = 4
 INTERRUPTED = 130
+
+
+def command(*words: object) -> str:
+    """`compactmtl WORDS…` as a message shows it: quoted, so that a shell reads back the same words."""
+    return shlex.join(["compactmtl", *map(str, words)])
 
 
 class CompactError(Exception):

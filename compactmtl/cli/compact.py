@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compact a run and show what went."""
-    from compactmtl.errors import ConfigError
+    from compactmtl.errors import ConfigError, command
 
     if args.align is not None and args.align < 1:
         raise ConfigError(f"--align {args.align}: needs a positive number", "use 1, 8 or 16")
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.evaluate:
         print(compare(opened))
     print(f"compact model: {opened.path / 'compact'}")
-    print(f"next: compactmtl export {opened.path}")
+    print(f"next: {command('export', opened.path)}")
     return 0
 
 

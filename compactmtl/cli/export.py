@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export to each target; what fails for one of them fails the command after all targets are done."""
     from compactmtl.cli.preparing import prepare_missing, raise_missing
-    from compactmtl.errors import CompactError
+    from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
     from compactmtl.train import Run
     from compactmtl.verify.gates import raise_failed
@@ -76,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the loss against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
-    following = ["compactmtl", "report", str(opened.path)]
-    following += ["--baseline", str(baseline.path)] if baseline else []
-    print(f"next: {shlex.join(following)}")
+    against = ("--baseline", baseline.path) if baseline else ()
+    print(f"next: {command('report', opened.path, *against)}")
     gates = {name: found.gates for name, found in verifications.items()}
     if errors:
         raise _combined(errors, [name for name, found in verifications.items() if not found.passed])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.cli.listing import print_entries, print_file, print_resolved
-from compactmtl.errors import OK, CompactError, ConfigError
+from compactmtl.errors import OK, CompactError, ConfigError, command
 
 if TYPE_CHECKING:
     from compactmtl.config.recipe import Recipe
@@ -83,7 +83,7 @@ def _copy(args: argparse.Namespace) -> None:
     else:
         _refuse_relative_extends(resolved.path)
         shutil.copyfile(resolved.path, out)
-    print(f"wrote {out}; check it with `compactmtl recipes check {out}`")
+    print(f"wrote {out}; check it with `{command('recipes', 'check', out)}`")
 
 
 def _refuse_relative_extends(path: Path) -> None:

@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write and print the tables."""
-    import shlex
     import sys
     from pathlib import Path
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.config import resolve_sweep
     from compactmtl.config.lookup import entries
-    from compactmtl.errors import OK, ConfigError
+    from compactmtl.errors import OK, ConfigError, command
 
     if args.list:
         found = entries("sweep")
@@ -80,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
             interrupted = error
     runs = collect_runs(sweep, jobs, args.only)
     runs.failed = failed
-    words = ["compactmtl", "sweep", args.sweep, *args.overrides, "--out", str(out)]
+    words = [args.sweep, *args.overrides, "--out", str(out)]
     words += ["--only", *args.only] if args.only else []
     words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
     words += ["--smoke"] if args.smoke else []
     against = {name: entry.against for name, entry in sweep.entries.items() if entry.against}
     report = write_table(
-        resolved.name, sweep.description, shlex.join(words), runs, sweep.baseline, out, against
+        resolved.name, sweep.description, command("sweep", *words), runs, sweep.baseline, out, against
     )
     if interrupted is not None:
         raise interrupted

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.config import resolve_recipe
+    from compactmtl.errors import command
 
     resolved = resolve_recipe(args.recipe, args.overrides, tasks=args.task)
     if args.smoke:
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     finished = train(resolved, path, resume=args.resume, overwrite=args.overwrite)
     print(f"run: {finished.path}")
-    print(f"next: compactmtl {'export' if resolved.recipe.sparsity is None else 'compact'} {finished.path}")
+    dense = resolved.recipe.sparsity is None
+    print(f"next: {command('export', finished.path) if dense else command('compact', finished.path)}")
     return 0
 
 

@@ -15,6 +15,11 @@ from compactmtl.errors import ConfigError
 Kind = Literal["recipe", "sweep", "target"]
 
 FOLDER: dict[Kind, str] = {"recipe": "recipes", "sweep": "recipes", "target": "export"}
+_LISTING: dict[Kind, str] = {
+    "recipe": "compactmtl recipes list",
+    "sweep": "compactmtl sweep --list",
+    "target": "compactmtl targets list",
+}
 SWEEPS = "sweeps"  # recipes/<dataset>/sweeps/<name>.yaml is the sweep <dataset>/<name>
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".yml")
@@ -103,7 +108,7 @@ def close_names(word: str, known: list[str]) -> list[str]:
 
 def _nearest(kind: Kind, word: str) -> str:
     near = close_names(word, list(names(kind)))
-    listing = f"`compactmtl {'sweep --list' if kind == 'sweep' else f'{kind}s list'}` shows all"
+    listing = f"`{_LISTING[kind]}` shows all"
     return f"did you mean {' or '.join(near)}? {listing}" if near else listing
 
 

@@ -74,7 +74,7 @@ class Predictor:
             )
         raise ArtifactError(
             f"{path} is neither a run nor a bundle",
-            "give a folder that `compactmtl train` wrote, or its export/<target>",
+            "give a folder that `compactmtl train RECIPE` wrote, or its export/<target>",
         )
 
     def __enter__(self) -> Self:

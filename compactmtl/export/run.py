@@ -79,7 +79,7 @@ def export_run(
     if dense is None and target.latency.min_speedup is not None:
         raise ConfigError(
             f"target '{target_name}' bounds latency.min_speedup, and there is no dense model to be faster than",
-            "give --baseline RUN, or make the compact model first: compactmtl compact RUN",
+            "make the compact model first, `compactmtl compact RUN`, or name one: `compactmtl export RUN --baseline DENSE`",
         )
     interface = interface_of(run, target)
     data = Validation.load(run, target)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compactmtl.config import SweepConfig, load_target
-from compactmtl.errors import ArtifactError, CompactError, TrainingError
+from compactmtl.errors import ArtifactError, CompactError, TrainingError, command
 from compactmtl.export import export_run
 from compactmtl.sweep.jobs import Job, elsewhere
 from compactmtl.train import Run, TrainingInterrupted, compact_run, is_run, train
@@ -104,7 +104,7 @@ def _finished(path: Path) -> Run:
     run = Run.open(path)
     if not run.finished:
         raise ArtifactError(
-            f"{path} has not finished", f"`compactmtl train {path}/recipe.yaml --resume` goes on"
+            f"{path} has not finished", f"`{command('train', path / 'recipe.yaml', '--out', path.parent, '--name', path.name, '--resume')}` goes on"
         )
     return run
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import compactmtl
 from compactmtl.config import Recipe, Resolved, dump_recipe, load_recipe
-from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.errors import ArtifactError, ConfigError, command
 from compactmtl.models import MultiTaskModel, build_model
 from compactmtl.overparam import contract, overparameterize
 from compactmtl.surgery import load_compact
@@ -121,7 +121,7 @@ class Run:
         """
         folder = self.path / COMPACT
         if not self.has_compact:
-            raise ArtifactError(f"{self.path} has no compact model", f"run `compactmtl compact {self.path}`")
+            raise ArtifactError(f"{self.path} has no compact model", f"run `{command('compact', self.path)}`")
         check_compact(self.path)
         # factorized and contracted again: the deployed form may have other layers than the plain one
         plain = plain_form(self.recipe, fresh_model(self.recipe, self.tasks, initialize=False))
@@ -180,7 +180,7 @@ def _nearby(path: Path) -> str:
     found = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
     if found:
         return f"runs in {folder}: {', '.join(found[:8])}"
-    return "train one first: compactmtl train RECIPE"
+    return "train one first: `compactmtl train RECIPE`"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -317,7 +317,7 @@ def check_compact(path: Path) -> None:
 
     Raises ArtifactError where training has gone on since, or a file was changed or is missing.
     """
-    folder, again = path / COMPACT, f"run `compactmtl compact {path}` again"
+    folder, again = path / COMPACT, f"run `{command('compact', path)}` again"
     try:
         written = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
         found = compact_source(path, folder)
@@ -359,7 +359,7 @@ def create_folder(path: Path, recipe: Recipe, meta: Mapping[str, Any], *, overwr
 
 def update_recipe(path: Path, recipe: Recipe) -> None:
     """Write recipe.yaml: on resuming, the data may lie elsewhere than at the start."""
-    header = "# The resolved recipe of this run: `compactmtl train` reads it back.\n"
+    header = "# The resolved recipe of this run: `compactmtl train recipe.yaml` reads it back.\n"
     write_text(path / RECIPE, header + dump_recipe(recipe))
 
 
