@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder that `train` wrote")
     parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the run's data lies here, such as data.root=/data",
+    )
+    parser.add_argument(
         "--align", type=int, metavar="N", help="keep channel counts at multiples of N (default: the recipe's)"
     )
     parser.add_argument(
@@ -39,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--align {args.align}: needs a positive number", "use 1, 8 or 16")
     from compactmtl.train import Run, compact_run
 
-    opened = Run.open(args.run)
+    opened = Run.open(args.run, args.overrides)
     result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:

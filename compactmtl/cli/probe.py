@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
     parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the runs' data lies here, such as data.root=/data",
+    )
+    parser.add_argument(
         "--predictors",
         metavar="NAME",
         nargs="+",
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples is not None and args.samples < LEAST:
         raise ConfigError(f"--samples {args.samples}: {LEAST} or more are needed", "leave it out to take all")
-    opened = [Run.open(path) for path in args.runs]
+    opened = [Run.open(path, args.overrides) for path in args.runs]
     probes: dict[str, Probe] = {}
     groups: dict[str, list[Probe]] = {}
     for one in opened:

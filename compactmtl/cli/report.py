@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
     parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the runs' data lies here, such as data.root=/data",
+    )
+    parser.add_argument(
         "--baseline",
         metavar="RUN",
         help="the run that Δm and changes are against; or `single`: the single-task runs among RUN, over their seeds",
@@ -42,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.report.reference import SINGLE, Single
     from compactmtl.train import Run
 
-    runs = [Run.open(path) for path in args.runs]
+    runs = [Run.open(path, args.overrides) for path in args.runs]
     baseline: Run | Single | None = None
     if args.baseline is not None:
-        baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline)
+        baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline, args.overrides)
     report, samples = collect(runs, baseline)
     page = write_collected(report, samples, Path(args.out) if args.out is not None else runs[0].path)
     _print_table(report, as_markdown=args.markdown, as_latex=args.latex)

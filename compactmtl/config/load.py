@@ -9,6 +9,7 @@ from typing import Any
 
 from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
 from compactmtl.config.merge import apply_overrides, merge, read_extended
+from compactmtl.config.paths import anchor
 from compactmtl.config.recipe import Frozen, Recipe
 from compactmtl.config.sweep import SweepConfig
 from compactmtl.config.target import Target
@@ -55,17 +56,22 @@ def resolve_recipe(
     *,
     overlays: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
+    recorded: bool = False,
 ) -> Resolved:
     """A recipe by name or path, `key=value` overrides laid over it, with the origin of each value.
 
     Args:
         overlays: recipe files by name or path, such as `_smoke`, laid over the recipe before the overrides are.
         tasks: the tasks to keep; all where none is named.
+        recorded: the recipe is what a run wrote. Its paths are absolute, and in a run of an older version they begin at
+            the working folder.
+
+    Paths in a recipe begin where `config.paths` says, and are absolute in the result.
 
     Raises:
         ConfigError: naming file and line, the key, what was expected and found, and the nearest right key or name.
     """
-    path, node = _read("recipe", name_or_path, overrides, overlays)
+    path, node = _read("recipe", name_or_path, overrides, overlays, recorded=recorded)
     if tasks:
         node = _keep_tasks(node, tasks)
     name = name_of("recipe", path)
@@ -73,9 +79,11 @@ def resolve_recipe(
     return Resolved(recipe, dict(_origins(recipe, node)), name, path)
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name or path with `key=value` overrides laid over it; raises as `resolve_recipe`."""
-    return resolve_recipe(name_or_path, overrides).recipe
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = False
+) -> Recipe:
+    """A recipe by name or path with `key=value` overrides laid over it; arguments and errors as `resolve_recipe`'s."""
+    return resolve_recipe(name_or_path, overrides, recorded=recorded).recipe
 
 
 def resolve_sweep(name_or_path: str | Path) -> ResolvedSweep:
@@ -119,13 +127,19 @@ def list_targets() -> list[Entry]:
 
 
 def _read(
-    kind: Kind, name_or_path: str | Path, overrides: Sequence[str], overlays: Sequence[str | Path] = ()
+    kind: Kind,
+    name_or_path: str | Path,
+    overrides: Sequence[str],
+    overlays: Sequence[str | Path] = (),
+    *,
+    recorded: bool = False,
 ) -> tuple[Path, Node]:
     path = find(kind, name_or_path)
     node = read_extended(kind, path)
     for overlay in overlays:
         node = merge(node, read_extended(kind, find(kind, overlay)))
-    return path, apply_overrides(node, overrides)
+    node = apply_overrides(node, overrides)
+    return path, anchor(kind, node, recorded=recorded)
 
 
 def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
@@ -140,12 +154,13 @@ def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
             hint = f"did you mean {' or '.join(near)}?" if near else f"its tasks are {', '.join(offered)}"
             raise ConfigError(f"the recipe has no task {name!r}", hint)
     dropped = {name: Node(None, Place(None)) for name in offered if name not in kept}
+    if not dropped:
+        return node
     over: dict[str, Node] = {"tasks": Node(dropped, Place(None))}
     numbers = node.value.get("single_task")
     if numbers is not None and isinstance(numbers.value, dict):
-        over["single_task"] = Node(
-            {name: gone for name, gone in dropped.items() if name in numbers.value}, Place(None)
-        )
+        numbered = {name: gone for name, gone in dropped.items() if name in numbers.value}
+        over |= {"single_task": Node(numbered, Place(None))} if numbered else {}
     return merge(node, Node(over, Place(None)))
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -55,6 +55,9 @@ _PLACE = frozenset(
     }
 )
 
+# what a verb that reads a run takes as key=value: where its data lies and what reads it
+HERE = ("data.root", "data.workers", "data.cache", "train.device", "train.threads")
+
 Checkpoint = Literal["best", "last"]
 
 
@@ -68,12 +71,19 @@ class Run:
     meta: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """The run in folder `path`. Raises ArtifactError where it is not one."""
+    def open(cls, path: str | Path, overrides: Sequence[str] = ()) -> Run:
+        """The run in folder `path`.
+
+        Args:
+            overrides: `key=value` words that say where its data lies and what reads it here, such as data.root=/data.
+
+        Raises ArtifactError where it is not a run, ConfigError for an override that would change what was trained.
+        """
         path = Path(path)
         if not is_run(path):
             raise ArtifactError(f"{path} is not a run{_missing(path)}", _nearby(path))
-        recipe = load_recipe(path / RECIPE)
+        _check_overrides(path, overrides)
+        recipe = load_recipe(path / RECIPE, overrides, recorded=True)
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -162,6 +172,20 @@ class Run:
             (event["val"] for event in reversed(self.log()) if event.get("event") == "end"), None
         )
         return found
+
+
+def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
+    for word in overrides:
+        key, equals, _ = word.partition("=")
+        if not equals:
+            raise ArtifactError(
+                f"{word} is neither a run nor key=value", "give one run, and values such as data.root=/data"
+            )
+        if key.strip() not in HERE:
+            raise ConfigError(
+                f"override `{word}`: {path} is trained, and this would be another run",
+                f"of a run {', '.join(HERE)} can be given; train another recipe for the rest",
+            )
 
 
 def is_run(path: Path) -> bool:
