@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compact a run and show what went."""
+    from compactmtl.cli.disk import check_writable
     from compactmtl.errors import ConfigError, command
 
     if args.align is not None and args.align < 1:
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.train import Run, compact_run
 
     opened = Run.open(args.run, args.overrides)
+    check_writable(opened.path)
     result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:

@@ -1,4 +1,4 @@
-"""Which disk refused, where the error itself does not say."""
+"""Whether a folder can be written to, and which disk refused where the error itself does not say."""
 
 from __future__ import annotations
 
@@ -49,6 +49,23 @@ def refused_place(code: int | None, args: argparse.Namespace) -> str | None:
             return str(folder)
     out = getattr(args, "out", None) or getattr(args, "run", None)
     return None if out is None else str(out)
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write into a folder that may yet have to be made; OSError with its path where that fails.
+
+    It is tried, since permissions say nothing of a read-only or full disk, nor of a file where a folder should be; and
+    it is tried before a long piece of work, whose result would be lost.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise OSError(code, error.strerror or os.strerror(code), str(existing)) from error
 
 
 def _existing(word: str) -> Path | None:

@@ -83,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         if parser is not None and error.errno in _FULL | _FORBIDDEN | _WRONG_KIND:
-            return _fail(*_disk_failure(error, parser, args), USAGE)
+            return _fail(*disk_failure(error, parser, args), USAGE)
         return _bug()
     except Exception as error:
         told = disk_error(error)
         if parser is not None and told is not None:
-            return _fail(*_disk_failure(told, parser, args), USAGE)
+            return _fail(*disk_failure(told, parser, args), USAGE)
         return _bug()
 
 
@@ -122,9 +122,11 @@ def _overview() -> str:
     )
 
 
-def _disk_failure(error: OSError, parser: Parser, args: argparse.Namespace) -> tuple[str, str]:
+def disk_failure(error: OSError, parser: Parser, args: argparse.Namespace) -> tuple[str, str]:
     """What the disk refused and where; the mend names only what this verb has."""
-    path = error.filename if error.filename is not None else refused_place(error.errno, args)
+    path = error.filename2 or error.filename  # of a copy or a renaming: what was to be written
+    if path is None:
+        path = refused_place(error.errno, args)
     where = "" if path is None else f"{os.fsdecode(path)}: "
     message = f"{where}{error.strerror or error}"
     elsewhere = ", or choose another folder with --out" if "--out" in parser.options else ""
@@ -132,6 +134,8 @@ def _disk_failure(error: OSError, parser: Parser, args: argparse.Namespace) -> t
         return message, f"free space there{elsewhere}"
     if error.errno in _FORBIDDEN:
         return message, f"make it readable and writable{elsewhere}"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and path is not None:
+        return f"{where}a file is there, where a folder should be", f"check the path{elsewhere}"
     return message, "check the path"
 
 

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
+    from compactmtl.cli.disk import check_writable
     from compactmtl.errors import ConfigError
     from compactmtl.report import plain
     from compactmtl.report.probes import group_name, probe_tables
@@ -53,6 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples is not None and args.samples < LEAST:
         raise ConfigError(f"--samples {args.samples}: {LEAST} or more are needed", "leave it out to take all")
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs}: needs a positive number", "leave it out for one")
+    if args.json:
+        check_writable(Path(args.json).absolute().parent)
     opened = [Run.open(path, args.overrides) for path in args.runs]
     probes: dict[str, Probe] = {}
     groups: dict[str, list[Probe]] = {}
@@ -73,5 +78,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"not probed: {name} ({reason})")
     if args.json:
         values = {path: to_json(found) for path, found in probes.items()}
+        Path(args.json).absolute().parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(args.json), json.dumps(values, indent=2) + "\n")
     return 0

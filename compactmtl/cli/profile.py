@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from compactmtl.cli.disk import check_writable
     from compactmtl.config import load_target
     from compactmtl.errors import ConfigError
     from compactmtl.verify.profile import Options, profile
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             "rounds and runs are counted from 0, and one at least is measured",
             "give --repeats of 1 or more, --warmup and --settle of 0 or more",
         )
+    if args.out:
+        check_writable(Path(args.out))
     target = load_target(args.target or DEFAULT_TARGET)
     shapes = dict(_shape(text) for text in args.shape)
     options = Options(
@@ -207,6 +210,8 @@ def _open(
             )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
         file = _export(Run.open(path, args.overrides), target, batch, folder / "model.onnx")
+    elif not path.exists():
+        raise ArtifactError(f"{path}: there is no such run, bundle or model file", "check the path")
     else:
         file = path
         _check_file(file, target, args.target or DEFAULT_TARGET)

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
+    from compactmtl.cli.disk import check_writable
     from compactmtl.report import collect, write_collected
     from compactmtl.report.reference import SINGLE, Single
     from compactmtl.train import Run
@@ -52,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     baseline: Run | Single | None = None
     if args.baseline is not None:
         baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline, args.overrides)
+    out = Path(args.out) if args.out is not None else runs[0].path
+    check_writable(out)
     report, samples = collect(runs, baseline)
-    page = write_collected(report, samples, Path(args.out) if args.out is not None else runs[0].path)
+    page = write_collected(report, samples, out)
     _print_table(report, as_markdown=args.markdown, as_latex=args.latex)
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)

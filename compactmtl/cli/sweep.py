@@ -34,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", metavar="ENTRY", nargs="+", default=[], help="these entries alone")
     parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[], help="these seeds alone")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--table", action="store_true", help="write the tables of what is there, train nothing"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and write nothing")
+    instead.add_argument("--dry-run", action="store_true", help="say what would be trained, and write nothing")
     parser.add_argument("--smoke", action="store_true", help="two steps on small pictures for every run")
 
 
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.errors import OK, ConfigError, command
 
     if args.list:
+        _check_alone(args)
         found = entries("sweep")
         width = max((len(entry.name) for entry in found), default=0)
         print("\n".join(f"{entry.name:<{width}}  {entry.description}".rstrip() for entry in found))
@@ -97,6 +99,16 @@ def run(args: argparse.Namespace) -> int:
     for path, reason in failed.items():
         print(f"failed: {path}: {reason}", file=sys.stderr)
     return 2 if failed else OK
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raise ConfigError where --list comes with words that it doesn't read."""
+    from compactmtl.errors import ConfigError
+
+    given = [str(word) for word in (args.sweep, *args.overrides) if word is not None]
+    given += [f"--{key.replace('_', '-')}" for key in ("out", "only", "seeds", "table", "dry_run", "smoke") if vars(args)[key]]
+    if given:
+        raise ConfigError(f"--list lists every sweep and reads nothing else: {' '.join(given)}", "leave one out")
 
 
 def _print_tables(report: Report, probes: Sequence[Table]) -> None:

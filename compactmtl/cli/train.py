@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or show what training would take."""
+    import sys
     from pathlib import Path
 
     from compactmtl.config import resolve_recipe
@@ -65,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.train import dry_run, train
 
     if args.dry_run:
+        unused = [f"--{key}" for key in ("resume", "overwrite", "name") if vars(args)[key]]
+        if unused:
+            print(f"note: a dry run writes nothing: {', '.join(unused)} changes nothing", file=sys.stderr)
         print(describe(dry_run(resolved.recipe)))
         return 0
     finished = train(resolved, path, resume=args.resume, overwrite=args.overwrite)

@@ -79,6 +79,11 @@ def find(kind: Kind, name: str | Path) -> Path:
         candidate = root / folder / f"{path.name}.yaml"
         if candidate.is_file():
             return candidate
+    if path.exists():
+        what = "a folder" if path.is_dir() else f"a file that does not end in {SUFFIXES[0]}"
+        inside = path / f"{kind}.yaml"
+        mend = f"name {shown(inside)}" if inside.is_file() else f"name a {kind} file, or one that is known"
+        raise ConfigError(f"{shown(path)} is {what}, and no {kind}", f"{mend}: {_nearest(kind, '')}")
     raise ConfigError(f"no {kind} named `{name}`", _nearest(kind, str(name)))
 
 

@@ -100,7 +100,14 @@ class Run:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The tasks, built from the specifications that the data set gave when training began."""
-        return build_tasks(self.recipe.tasks, specs_from_json(self.meta["specs"]))
+        try:
+            specs = specs_from_json(self.meta["specs"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{self.path / META} is damaged: its specs are not those of a data set ({error!r})",
+                "put back the run's own file, or train again with --overwrite",
+            ) from error
+        return build_tasks(self.recipe.tasks, specs)
 
     def load_model(self, checkpoint: Checkpoint = "best") -> MultiTaskModel:
         """The model in its training form (factorized where the recipe says so), in eval mode."""
@@ -196,7 +203,9 @@ def is_run(path: Path) -> bool:
 def _missing(path: Path) -> str:
     if not path.exists():
         return ": there is no such folder"
-    return "" if path.is_dir() else ": it is a file"
+    if not path.is_dir():
+        return ": it is a file"
+    return ": it is a bundle, which `export` wrote" if (path / "bundle.json").is_file() else ""
 
 
 def _nearby(path: Path) -> str:
