@@ -39,9 +39,7 @@ def noise_for(
 
 def _shape(tensor: TensorInfo, batch: int) -> tuple[int, ...]:
     if tensor.shape is None:
-        raise ConfigError(
-            f"the shape of input '{tensor.name}' is not known", _mend(tensor)
-        )
+        raise ConfigError(f"the shape of input '{tensor.name}' is not known", _mend(tensor))
     first = batch if tensor.shape and tensor.shape[0] is None else None
     shape = tuple(first if first and index == 0 else size for index, size in enumerate(tensor.shape))
     if any(size is None for size in shape):

@@ -85,7 +85,9 @@ def check_positive(
         if value > bound:
             continue
         if math.isnan(value):
-            raise TrainingError(f"the loss of task {task!r} is nan", "lower train.optimizer.lr, or set train.clip")
+            raise TrainingError(
+                f"the loss of task {task!r} is nan", "lower train.optimizer.lr, or set train.clip"
+            )
         if bound != 0:
             raise TrainingError(
                 f"balancing {name} takes the logarithm of each loss less its least: that of task {task!r} is {value:g}, and "

@@ -55,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     failure: GateError | None = None
     for number, step in enumerate(steps, 1):
         if step.done():
-            print(f"[{number}/{len(steps)}] {command(*step.words)}  (done already; --fresh starts over)", flush=True)
+            print(
+                f"[{number}/{len(steps)}] {command(*step.words)}  (done already; --fresh starts over)",
+                flush=True,
+            )
             continue
         print(f"\n[{number}/{len(steps)}] {command(*step.words)}", flush=True)
         try:

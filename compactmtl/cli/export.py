@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from compactmtl.errors import CompactError
     from compactmtl.export.prepare import Prepared
     from compactmtl.tasks import Task
+    from compactmtl.train import Run
     from compactmtl.verify import LatencyResult, Verification
 
 HELP = "export a run for a target and verify the artifact: parity, accuracy, latency, gates"
@@ -120,9 +121,7 @@ def _check_prepare(args: argparse.Namespace, targets: Mapping[str, Target]) -> N
     from compactmtl.backends import get_backend
     from compactmtl.errors import ConfigError
 
-    able = [
-        name for name, one in targets.items() if get_backend(one.backend).availability(one).available
-    ]
+    able = [name for name, one in targets.items() if get_backend(one.backend).availability(one).available]
     if len(able) == len(targets):
         can = f"{able[0]} can" if len(able) == 1 else f"{', '.join(able)} can all"
         raise ConfigError(f"{can} run here: there is nothing to prepare", "export without --prepare")
@@ -130,7 +129,9 @@ def _check_prepare(args: argparse.Namespace, targets: Mapping[str, Target]) -> N
         print(f"note: {name} can run here: it is exported and verified, not prepared", file=sys.stderr)
     if args.baseline is not None:
         missing = ", ".join(name for name in targets if name not in able)
-        print(f"note: --baseline is not used for {missing}: what is prepared is not compared", file=sys.stderr)
+        print(
+            f"note: --baseline is not used for {missing}: what is prepared is not compared", file=sys.stderr
+        )
 
 
 def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:

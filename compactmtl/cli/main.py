@@ -107,7 +107,9 @@ def _load(name: str) -> Verb:
 def parser_of(name: str) -> Parser:
     """The parser of a verb."""
     verb = _load(name)
+    note = getattr(verb, "NOTE", "")
     example = "example:\n" + "\n".join(f"  {line}" for line in verb.EXAMPLE.strip().splitlines())
+    example += f"\n\n{note}" if note else ""
     parser = Parser(prog=f"compactmtl {name}", description=verb.HELP, epilog=example)
     verb.add_arguments(parser)
     return parser
@@ -146,7 +148,9 @@ def _whose_options(hint: str, parser: Parser | None) -> str:
     """
     own = [] if parser is None else parser.options
     bare = re.sub(r"`compactmtl [^`]*`", "", hint)
-    foreign = [word for word in dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]+", bare)) if word not in own]
+    foreign = [
+        word for word in dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]+", bare)) if word not in own
+    ]
     lines = []
     for verb in ("train", *VERBS):
         there = [word for word in foreign if word in parser_of(verb).options]

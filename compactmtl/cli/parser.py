@@ -107,8 +107,9 @@ class Parser(argparse.ArgumentParser):
         named = [action for action in positionals if action.nargs in (None, "+", "?")]
         lacking = max(0, len(named) - len(plain))
         # A number or one of a few names is the option's own: words of any kind go first.
-        for action, group in sorted(reversed(groups), key=lambda one: one[0] is not None and _particular(one[0])):
-            if lacking and action is not None and action.nargs == "+" and len(group) > 2:
+        several = [(action, group) for action, group in reversed(groups) if action and action.nargs == "+"]
+        for _, group in sorted(several, key=lambda one: _particular(one[0])):
+            if lacking and len(group) > 2:
                 cut = max(2, len(group) - lacking)
                 plain, lacking = [*group[cut:], *plain], lacking - (len(group) - cut)
                 del group[cut:]

@@ -149,14 +149,19 @@ def _check_used(args: argparse.Namespace, subjects: list[Subject]) -> None:
     for text in args.shape:
         if (name := text.rpartition("=")[0]) not in inputs:
             raise ConfigError(
-                f"--shape {text}: no model has an input {name!r}", f"the inputs are {', '.join(sorted(inputs))}"
+                f"--shape {text}: no model has an input {name!r}",
+                f"the inputs are {', '.join(sorted(inputs))}",
             )
     bundles = [(Path(path) / BUNDLE_FILE).is_file() for path in args.subjects]
     runs = [Path(path).is_dir() and not bundle for path, bundle in zip(args.subjects, bundles, strict=True)]
     if args.target is not None and all(bundles):
-        print(f"note: --target {args.target} changes nothing: a bundle runs on its own target", file=sys.stderr)
+        print(
+            f"note: --target {args.target} changes nothing: a bundle runs on its own target", file=sys.stderr
+        )
     if args.overrides and not any(runs):
-        print(f"note: {' '.join(args.overrides)} changes nothing: no run is among the models", file=sys.stderr)
+        print(
+            f"note: {' '.join(args.overrides)} changes nothing: no run is among the models", file=sys.stderr
+        )
 
 
 def _check_file(path: Path, target: Target, name: str) -> None:
@@ -168,7 +173,9 @@ def _check_file(path: Path, target: Target, name: str) -> None:
         return  # the backend says what it thinks of it
     try:
         found = file_precision(path)
-    except Exception:  # protobuf's own errors: the backend opens the file too, and names what is wrong with it
+    except (
+        Exception
+    ):  # protobuf's own errors: the backend opens the file too, and names what is wrong with it
         return
     if found != target.precision:
         raise ConfigError(

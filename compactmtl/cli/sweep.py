@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--table", action="store_true", help="write the tables of what is there, train nothing"
     )
-    instead.add_argument("--dry-run", action="store_true", help="say what would be trained, and write nothing")
+    instead.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained, and write nothing"
+    )
     parser.add_argument("--smoke", action="store_true", help="two steps on small pictures for every run")
 
 
@@ -106,9 +108,15 @@ def _check_alone(args: argparse.Namespace) -> None:
     from compactmtl.errors import ConfigError
 
     given = [str(word) for word in (args.sweep, *args.overrides) if word is not None]
-    given += [f"--{key.replace('_', '-')}" for key in ("out", "only", "seeds", "table", "dry_run", "smoke") if vars(args)[key]]
+    given += [
+        f"--{key.replace('_', '-')}"
+        for key in ("out", "only", "seeds", "table", "dry_run", "smoke")
+        if vars(args)[key]
+    ]
     if given:
-        raise ConfigError(f"--list lists every sweep and reads nothing else: {' '.join(given)}", "leave one out")
+        raise ConfigError(
+            f"--list lists every sweep and reads nothing else: {' '.join(given)}", "leave one out"
+        )
 
 
 def _print_tables(report: Report, probes: Sequence[Table]) -> None:

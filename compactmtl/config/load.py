@@ -79,9 +79,7 @@ def resolve_recipe(
     return Resolved(recipe, dict(_origins(recipe, node)), name, path)
 
 
-def load_recipe(
-    name_or_path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = False
-) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = False) -> Recipe:
     """A recipe by name or path with `key=value` overrides laid over it; arguments and errors as `resolve_recipe`'s."""
     return resolve_recipe(name_or_path, overrides, recorded=recorded).recipe
 

@@ -7,7 +7,7 @@ a recipe that comes with the package, at the working folder. What is resolved ha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from compactmtl.config.lookup import PACKAGE, SUFFIXES, Kind
@@ -22,6 +22,8 @@ _RECIPE = (
     "sparsity.selective.latency_table",
     "sparsity.prune.latency_table",
 )
+# what a verb that reads a run takes as key=value: where its data lies and what reads it
+HERE = ("data.root", "data.workers", "data.cache", "train.device", "train.threads")
 _NAMES = {"distillation.teacher": "self"}  # a word that is no path
 
 
@@ -46,6 +48,21 @@ def anchor(kind: Kind, node: Node, *, recorded: bool = False) -> Node:
         node = _at(node, ["entries", "*", "overrides"], _each(_override))
         return _at(node, ["entries", "*", "runs"], _each(_path("runs")))
     return node
+
+
+def check_here(run: Path, overrides: Sequence[str]) -> None:
+    """Whether overrides say no more of a trained run than where its data lies and what reads it; ConfigError names one."""
+    for word in overrides:
+        key, equals, _ = word.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"{word} is neither a run nor key=value", "give one run, and values such as data.root=/data"
+            )
+        if key.strip() not in HERE:
+            raise ConfigError(
+                f"override `{word}`: {run} is trained, and this would be another run",
+                f"of a run {', '.join(HERE)} can be given; train another recipe for the rest",
+            )
 
 
 def is_bundled(file: Path) -> bool:

@@ -119,9 +119,7 @@ def _roles(runs: Sequence[Run], baseline: Run | Single | None) -> tuple[list[Run
         return subjects, singles, None
     subjects = [run for run in runs if baseline is None or run.path.resolve() != baseline.path.resolve()]
     if not subjects:
-        raise ConfigError(
-            "the baseline is the only run", "name at least one other run beside it"
-        )
+        raise ConfigError("the baseline is the only run", "name at least one other run beside it")
     return subjects, [], baseline
 
 
@@ -372,7 +370,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing", "name a folder that `compactmtl train RECIPE` wrote") from error
+        raise ArtifactError(
+            f"{path} is missing", "name a folder that `compactmtl train RECIPE` wrote"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
     if not isinstance(content, dict):

@@ -104,7 +104,8 @@ def _finished(path: Path) -> Run:
     run = Run.open(path)
     if not run.finished:
         raise ArtifactError(
-            f"{path} has not finished", f"`{command('train', path / 'recipe.yaml', '--out', path.parent, '--name', path.name, '--resume')}` goes on"
+            f"{path} has not finished",
+            f"`{command('train', path / 'recipe.yaml', '--out', path.parent, '--name', path.name, '--resume')}` goes on",
         )
     return run
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import compactmtl
 from compactmtl.config import Recipe, Resolved, dump_recipe, load_recipe
+from compactmtl.config.paths import check_here
 from compactmtl.errors import ArtifactError, ConfigError, command
 from compactmtl.models import MultiTaskModel, build_model
 from compactmtl.overparam import contract, overparameterize
@@ -55,9 +56,6 @@ _PLACE = frozenset(
     }
 )
 
-# what a verb that reads a run takes as key=value: where its data lies and what reads it
-HERE = ("data.root", "data.workers", "data.cache", "train.device", "train.threads")
-
 Checkpoint = Literal["best", "last"]
 
 
@@ -82,7 +80,7 @@ class Run:
         path = Path(path)
         if not is_run(path):
             raise ArtifactError(f"{path} is not a run{_missing(path)}", _nearby(path))
-        _check_overrides(path, overrides)
+        check_here(path, overrides)
         recipe = load_recipe(path / RECIPE, overrides, recorded=True)
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
@@ -179,20 +177,6 @@ class Run:
             (event["val"] for event in reversed(self.log()) if event.get("event") == "end"), None
         )
         return found
-
-
-def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
-    for word in overrides:
-        key, equals, _ = word.partition("=")
-        if not equals:
-            raise ArtifactError(
-                f"{word} is neither a run nor key=value", "give one run, and values such as data.root=/data"
-            )
-        if key.strip() not in HERE:
-            raise ConfigError(
-                f"override `{word}`: {path} is trained, and this would be another run",
-                f"of a run {', '.join(HERE)} can be given; train another recipe for the rest",
-            )
 
 
 def is_run(path: Path) -> bool:

@@ -51,7 +51,10 @@ def evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task]) -> Ta
             else:
                 found.update(output, target.to(output.device))
     if empty:
-        raise DataError("the split to evaluate on is empty", "look at the data set: `compactmtl data check NAME root=FOLDER`")
+        raise DataError(
+            "the split to evaluate on is empty",
+            "look at the data set: `compactmtl data check NAME root=FOLDER`",
+        )
     return {name: found.compute() for name, found in metrics.items()}
 
 

@@ -59,7 +59,10 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         "empty",
         "bundle-99",
         "bundle-broken",
-        *(f"runs/{name}" for name in ("no-checkpoint", "other-version", "broken-meta", "no-specs", "broken-weights")),
+        *(
+            f"runs/{name}"
+            for name in ("no-checkpoint", "other-version", "broken-meta", "no-specs", "broken-weights")
+        ),
     ],
 )
 def test_what_is_no_whole_run_is_named(

@@ -22,7 +22,8 @@ ANY = "1"  # stands for a value that is known only when the message is made; a n
 NOT_TO_TYPE = {"<!-- Written by `compactmtl report`; remove this line to keep your own text. -->"}
 
 _QUOTED = re.compile(r"`compactmtl ([a-z][^`]*)`")
-_TO_THE_END = re.compile(r"(?<![`\w./])compactmtl ((?:%s) [^`\n]*)$" % "|".join(VERBS), re.MULTILINE)
+_VERB = "|".join(VERBS)
+_TO_THE_END = re.compile(rf"(?<![`\w./])compactmtl ((?:{_VERB}) [^`\n]*)$", re.MULTILINE)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
@@ -87,7 +88,9 @@ def _commands_of_docs() -> Iterator[tuple[str, str]]:
         spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         for found in (*lines, *(" ".join(span.split()) for span in spans)):
             words = found.partition("  #")[0].removeprefix("PYTHONPATH=. ")
-            if words.startswith("compactmtl ") and len(words.split()) > 2:  # `compactmtl train` only names the verb
+            if (
+                words.startswith("compactmtl ") and len(words.split()) > 2
+            ):  # `compactmtl train` only names the verb
                 yield path.name, words.removeprefix("compactmtl ")
 
 
@@ -144,5 +147,5 @@ def test_every_printed_path_goes_through_the_quoting_helper() -> None:
                 plain = "".join(
                     str(value.value) if isinstance(value, ast.Constant) else "\0" for value in node.values
                 )
-                found = re.search(rf"compactmtl ({'|'.join(VERBS)})\b[^`\n]*\0", plain)
+                found = re.search(rf"compactmtl ({_VERB})\b[^`\n]*\0", plain)
                 assert found is None, f"{path.name}:{node.lineno}: {plain!r}"

@@ -118,7 +118,9 @@ def test_a_full_disk_is_named_by_the_folder_that_lies_on_it(
     assert refused_place(errno.EROFS, args) == str(full)
 
 
-def test_an_option_of_another_verb_is_named_with_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_option_of_another_verb_is_named_with_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "recipe.yaml").write_text("data: {name: scenes, size: [8, 8]}\ntasks: {a: {kind: depth}}\n")
     (tmp_path / "meta.json").write_text("{")
     assert cli.main(["compact", str(tmp_path)]) == 2

@@ -86,7 +86,14 @@ def several() -> Parser:
     return parser
 
 
-WORDS = [["table"], ["a=1"], ["--only", "x", "y"], ["--seeds", "0", "-1"], ["--predictors", "linear"], ["--smoke"]]
+WORDS = [
+    ["table"],
+    ["a=1"],
+    ["--only", "x", "y"],
+    ["--seeds", "0", "-1"],
+    ["--predictors", "linear"],
+    ["--smoke"],
+]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(len(WORDS)), len(WORDS)))[::7])
