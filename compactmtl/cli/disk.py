@@ -42,7 +42,9 @@ def refused_place(code: int | None, args: argparse.Namespace) -> str | None:
     values = [getattr(args, "out", None), *vars(args).values()]  # what is written before what is read
     named = [str(word) for value in values for word in (value if isinstance(value, list) else [value])]
     folders = [folder for word in named if word and (folder := _existing(word)) is not None]
-    for folder in (*folders, Path.cwd(), Path(tempfile.gettempdir())) if hasattr(os, "statvfs") else ():
+    cache = _existing(os.environ.get("XDG_CACHE_HOME", "") or str(Path.home() / ".cache"))
+    folders += [Path.cwd(), Path(tempfile.gettempdir()), *([] if cache is None else [cache])]
+    for folder in folders if hasattr(os, "statvfs") else ():
         state = os.statvfs(folder)
         if code in _FULL and state.f_bavail * state.f_frsize < _LEAST:
             return str(folder)

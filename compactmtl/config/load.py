@@ -56,22 +56,19 @@ def resolve_recipe(
     *,
     overlays: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
-    recorded: bool = False,
 ) -> Resolved:
     """A recipe by name or path, `key=value` overrides laid over it, with the origin of each value.
 
     Args:
         overlays: recipe files by name or path, such as `_smoke`, laid over the recipe before the overrides are.
         tasks: the tasks to keep; all where none is named.
-        recorded: the recipe is what a run wrote. Its paths are absolute, and in a run of an older version they begin at
-            the working folder.
 
     Paths in a recipe begin where `config.paths` says, and are absolute in the result.
 
     Raises:
         ConfigError: naming file and line, the key, what was expected and found, and the nearest right key or name.
     """
-    path, node = _read("recipe", name_or_path, overrides, overlays, recorded=recorded)
+    path, node = _read("recipe", name_or_path, overrides, overlays)
     if tasks:
         node = _keep_tasks(node, tasks)
     name = name_of("recipe", path)
@@ -79,9 +76,9 @@ def resolve_recipe(
     return Resolved(recipe, dict(_origins(recipe, node)), name, path)
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, recorded: bool = False) -> Recipe:
-    """A recipe by name or path with `key=value` overrides laid over it; arguments and errors as `resolve_recipe`'s."""
-    return resolve_recipe(name_or_path, overrides, recorded=recorded).recipe
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or path with `key=value` overrides laid over it; raises as `resolve_recipe`."""
+    return resolve_recipe(name_or_path, overrides).recipe
 
 
 def resolve_sweep(name_or_path: str | Path) -> ResolvedSweep:
@@ -129,15 +126,13 @@ def _read(
     name_or_path: str | Path,
     overrides: Sequence[str],
     overlays: Sequence[str | Path] = (),
-    *,
-    recorded: bool = False,
 ) -> tuple[Path, Node]:
     path = find(kind, name_or_path)
     node = read_extended(kind, path)
     for overlay in overlays:
         node = merge(node, read_extended(kind, find(kind, overlay)))
     node = apply_overrides(node, overrides)
-    return path, anchor(kind, node, recorded=recorded)
+    return path, anchor(kind, node)
 
 
 def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:

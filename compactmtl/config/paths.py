@@ -27,11 +27,8 @@ HERE = ("data.root", "data.workers", "data.cache", "train.device", "train.thread
 _NAMES = {"distillation.teacher": "self"}  # a word that is no path
 
 
-def anchor(kind: Kind, node: Node, *, recorded: bool = False) -> Node:
+def anchor(kind: Kind, node: Node) -> Node:
     """A document with every path in it absolute.
-
-    Args:
-        recorded: the document is a run's: what is relative in it was written by an older version, for its working folder.
 
     Raises:
         ConfigError: where a path is not below the folder of its file and is below the working folder, which is where
@@ -39,8 +36,8 @@ def anchor(kind: Kind, node: Node, *, recorded: bool = False) -> Node:
     """
     if kind == "recipe":
         for key in _RECIPE:
-            node = _at(node, key.split("."), _path(key, recorded=recorded))
-        return _at(node, ["targets"], _each(_file("targets", recorded=recorded)))
+            node = _at(node, key.split("."), _path(key))
+        return _at(node, ["targets"], _each(_file("targets")))
     if kind == "sweep":
         node = _at(node, ["recipe"], _file("recipe"))
         node = _at(node, ["overrides"], _each(_override))
@@ -74,6 +71,11 @@ def is_bundled(file: Path) -> bool:
     return False
 
 
+def _is_of_run(file: Path) -> bool:
+    """Whether a run wrote the file: what is relative in it is an older version's, for the working folder."""
+    return file.name == "recipe.yaml" and file.with_name("meta.json").is_file()
+
+
 def _at(node: Node, keys: list[str], change: Callable[[Node], Node]) -> Node:
     """The document with `change` made to what stands at `keys`; `*` is every key."""
     if node.removed:
@@ -98,22 +100,22 @@ def _each(change: Callable[[Node], Node]) -> Callable[[Node], Node]:
     return every
 
 
-def _path(key: str, *, recorded: bool = False) -> Callable[[Node], Node]:
+def _path(key: str) -> Callable[[Node], Node]:
     def absolute(node: Node) -> Node:
         text = node.value
         if not isinstance(text, str) or not text or text == _NAMES.get(key) or "://" in text:
             return node
-        return Node(_absolute(text, key, Place(None) if recorded else node.place), node.place)
+        return Node(_absolute(text, key, node.place), node.place)
 
     return absolute
 
 
-def _file(key: str, *, recorded: bool = False) -> Callable[[Node], Node]:
+def _file(key: str) -> Callable[[Node], Node]:
     """A name stays a name; what ends in .yaml is a path."""
 
     def absolute(node: Node) -> Node:
         is_path = isinstance(node.value, str) and node.value.endswith(SUFFIXES)
-        return _path(key, recorded=recorded)(node) if is_path else node
+        return _path(key)(node) if is_path else node
 
     return absolute
 
@@ -133,7 +135,7 @@ def _absolute(text: str, key: str, place: Place) -> str:
     if Path(text).expanduser().is_absolute():
         return text
     here = os.path.abspath(text)  # noqa: PTH100  (links stay as they are written)
-    if place.file is None or is_bundled(place.file):
+    if place.file is None or is_bundled(place.file) or _is_of_run(place.file):
         return here
     there = os.path.abspath(place.file.parent / text)  # noqa: PTH100
     if not _exists(there) and _exists(here):

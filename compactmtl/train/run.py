@@ -81,7 +81,7 @@ class Run:
         if not is_run(path):
             raise ArtifactError(f"{path} is not a run{_missing(path)}", _nearby(path))
         check_here(path, overrides)
-        recipe = load_recipe(path / RECIPE, overrides, recorded=True)
+        recipe = load_recipe(path / RECIPE, overrides)
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
         except ValueError as error:

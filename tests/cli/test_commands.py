@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from compactmtl.cli.main import VERBS, parser_of
+from compactmtl.cli.parser import Parser
 from compactmtl.errors import command
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +134,42 @@ def test_a_message_names_only_options_that_there_are(path: Path) -> None:
                 bare = re.sub(r"`?(compactmtl|python|pip) [^`]*`?", "", text)
                 unknown = [word for word in _OPTION.findall(bare) if word not in known]
                 assert not unknown, f"line {node.lineno}: {text!r} names {unknown}"
+
+
+def _leaves(parser: Parser, words: tuple[str, ...] = ()) -> Iterator[tuple[Parser, tuple[str, ...]]]:
+    """The parsers of a verb's subcommands with the words that lead to them; its own where it has none."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield parser, words
+    for action in below:
+        for name, child in action.choices.items():
+            yield from _leaves(child, (*words, name))
+
+
+def _value(action: argparse.Action) -> str:
+    if action.choices:
+        return str(next(iter(action.choices)))
+    return "3" if action.type is int else "some"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_before_the_positionals_as_usage_lines_have_them(verb: str) -> None:
+    """Every option alone, in front of, between and behind what the verb takes by position."""
+    for leaf, words in _leaves(parser_of(verb)):
+        wanted = [
+            action for action in leaf._actions if not action.option_strings and action.dest != "overrides"
+        ]
+        names = [_value(action) for action in wanted]
+        takes = any(action.dest == "overrides" for action in leaf._actions)
+        for action in leaf._actions:
+            if not action.option_strings or action.dest == "help":
+                continue
+            values = {0: [], "+": [_value(action)] * 2}.get(action.nargs, [_value(action)])  # type: ignore[call-overload]
+            option = [action.option_strings[-1], *values]
+            override = ["data.root=/a b"] if takes else []
+            lines = [[*names, *override, *option], [*option, *names, *override], [*override, *option, *names]]
+            first, *others = (parser_of(verb).parse_args([*words, *line]) for line in lines)
+            assert all(other == first for other in others), (verb, words, option)
 
 
 def test_a_command_is_quoted_for_the_shell() -> None:

@@ -76,7 +76,11 @@ def test_what_is_resolved_is_found_from_any_folder(project: Path, monkeypatch: p
 
 
 def test_a_run_of_an_older_version_takes_the_working_folder(project: Path) -> None:
-    recorded = load_recipe(project / "parts" / "base.yaml", recorded=True)
+    run = project / "runs" / "old"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(BASE)
+    (run / "meta.json").write_text("{}")
+    recorded = load_recipe(run / "recipe.yaml")
     assert recorded.data.root == str(project.parent / "elsewhere" / "photos")
 
 
