@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 HELP = "list, show, copy and check training recipes"
 NOTE = """\
-A recipe lies over what it `extends`, key by key, and key=value words lie over both. {} or null in place of a mapping clears
-what was inherited, as in data.options={}. A relative path in a recipe begins at its file, on the command line at the working
-folder."""
+A recipe lies over what it `extends`, key by key, and key=value words lie over both. {} or null in
+place of a mapping clears what was inherited, as in data.options={}. A relative path in a recipe
+begins at its file, on the command line at the working folder."""
 EXAMPLE = """
 compactmtl recipes list
 compactmtl recipes show utkface/compact --resolved train.epochs=3

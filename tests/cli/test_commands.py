@@ -164,7 +164,7 @@ def test_options_before_the_positionals_as_usage_lines_have_them(verb: str) -> N
         for action in leaf._actions:
             if not action.option_strings or action.dest == "help":
                 continue
-            values = {0: [], "+": [_value(action)] * 2}.get(action.nargs, [_value(action)])  # type: ignore[call-overload]
+            values = {0: [], "+": [_value(action)] * 2}.get(action.nargs, [_value(action)])
             option = [action.option_strings[-1], *values]
             override = ["data.root=/a b"] if takes else []
             lines = [[*names, *override, *option], [*option, *names, *override], [*override, *option, *names]]

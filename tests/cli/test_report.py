@@ -23,7 +23,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Synthetic
         ),
         "failed": write_run(tmp_path / "failed", make_recipe(), compacted=True, exported=True, passed=False),
     }
-    real: Callable[[str | Path], Run] = Run.open
+    real: Callable[..., Run] = Run.open
     known = {str(run.path): run for run in made.values()}
     monkeypatch.setattr(Run, "open", lambda path, overrides=(): known.get(str(path)) or real(path, overrides))
     monkeypatch.setattr(write, "ValSplits", TinySplits)
