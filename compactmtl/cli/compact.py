@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,18 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.train import Run, compact_run
 
     opened = Run.open(args.run, args.overrides)
+    if args.overrides and not args.evaluate:
+        print(
+            f"note: {' '.join(args.overrides)} changes nothing: data is read with --evaluate alone",
+            file=sys.stderr,
+        )
     check_writable(opened.path)
     result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:
         print(compare(opened))
     print(f"compact model: {opened.path / 'compact'}")
-    print(f"next: {command('export', opened.path)}")
+    print(f"next: {command('export', opened.path, *args.overrides)}")
     return 0
 
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             print("not checked: the loss against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
     against = ("--baseline", baseline.path) if baseline else ()
-    print(f"next: {command('report', opened.path, *against)}")
+    print(f"next: {command('report', opened.path, *against, *args.overrides)}")
     if verifications:
         print("".join(f"{line}\n" for line in uncompacted), end="", file=sys.stderr)
     gates = {name: found.gates for name, found in verifications.items()}

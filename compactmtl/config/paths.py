@@ -22,8 +22,8 @@ _RECIPE = (
     "sparsity.selective.latency_table",
     "sparsity.prune.latency_table",
 )
-# what a verb that reads a run takes as key=value: where its data lies and what reads it
-HERE = ("data.root", "data.workers", "data.cache", "train.device", "train.threads")
+# what a verb that reads a run takes as key=value: where its data lies and how it is read
+HERE = ("data.root", "data.workers", "data.cache")
 _NAMES = {"distillation.teacher": "self"}  # a word that is no path
 
 
@@ -48,7 +48,7 @@ def anchor(kind: Kind, node: Node) -> Node:
 
 
 def check_here(run: Path, overrides: Sequence[str]) -> None:
-    """Whether overrides say no more of a trained run than where its data lies and what reads it; ConfigError names one."""
+    """Whether overrides say no more of a trained run than where its data lies and how it is read; ConfigError names one."""
     for word in overrides:
         key, equals, _ = word.partition("=")
         if not equals:

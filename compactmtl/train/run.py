@@ -73,7 +73,7 @@ class Run:
         """The run in folder `path`.
 
         Args:
-            overrides: `key=value` words that say where its data lies and what reads it here, such as data.root=/data.
+            overrides: `key=value` words that say where its data lies and how it is read here, such as data.root=/data.
 
         Raises ArtifactError where it is not a run, ConfigError for an override that would change what was trained.
         """
