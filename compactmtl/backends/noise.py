@@ -51,5 +51,8 @@ def _shape(tensor: TensorInfo, batch: int) -> tuple[int, ...]:
 
 
 def _mend(tensor: TensorInfo) -> str:
-    shown = command("profile", "MODEL", "--shape", f"{tensor.name}=1x3x224x224")
-    return f"give its shape: `{shown}`"
+    sizes = tensor.shape or (1, 3, None, None)
+    free = (1, *[224] * (len(sizes) - 1))  # an example of what is open: one image of a usual size
+    example = "x".join(str(size or other) for size, other in zip(sizes, free, strict=True))
+    shown = command("profile", "MODEL", "--shape", f"{tensor.name}={example}")
+    return f"give a shape that it takes: `{shown}`"
