@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 
 OK = 0
 BUG = 1
@@ -10,6 +11,11 @@ USAGE = 2
 MISSING = 3
 GATE = 4
 INTERRUPTED = 130
+
+
+def command(*words: object) -> str:
+    """`compactmtl WORDS…` as a message shows it: quoted, so that a shell reads back the same words."""
+    return shlex.join(["compactmtl", *map(str, words)])
 
 
 class CompactError(Exception):

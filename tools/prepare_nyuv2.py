@@ -27,7 +27,7 @@ from compactmtl.data.maps import relabel
 from compactmtl.data.nyuv2_labels import label_table
 from compactmtl.data.nyuv2_layouts import DEPTH_UNITS, PARTS, SCENES, derived_normals
 from compactmtl.data.nyuv2_mat import MatFile
-from compactmtl.errors import OK, USAGE, DataError
+from compactmtl.errors import OK, USAGE, DataError, command
 
 
 def place(path: PurePosixPath) -> PurePosixPath | None:
@@ -91,7 +91,7 @@ def prepare(source: Path, out: Path) -> int:
                 "give nyu_depth_v2_labeled.mat, or the archive that https://github.com/lorenmt/mtan links to",
             )
         print(f"{done.written} files written, {done.present} were there")
-    print(f"look at them: compactmtl data check nyuv2 root={out}")
+    print(f"look at them: {command('data', 'check', 'nyuv2', f'root={out}')}")
     return USAGE if damaged else OK
 
 

@@ -23,7 +23,9 @@ def missing(path: Path) -> str:
     """Why a path is no run, as the end of a sentence."""
     if not path.exists():
         return ": there is no such folder"
-    return "" if path.is_dir() else ": it is a file"
+    if not path.is_dir():
+        return ": it is a file"
+    return ": it is a bundle, which `export` wrote" if (path / "bundle.json").is_file() else ""
 
 
 def nearby(path: Path) -> str:
@@ -32,7 +34,7 @@ def nearby(path: Path) -> str:
     found = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
     if found:
         return f"runs in {folder}: {', '.join(found[:8])}"
-    return "train one first: compactmtl train RECIPE"
+    return "train one first: `compactmtl train RECIPE`"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -119,5 +121,5 @@ def _set_aside(path: Path) -> None:
 
 def update_recipe(path: Path, recipe: Recipe) -> None:
     """Write recipe.yaml: on resuming, the data may lie elsewhere than at the start."""
-    header = "# The resolved recipe of this run: `compactmtl train` reads it back.\n"
+    header = "# The resolved recipe of this run: `compactmtl train recipe.yaml` reads it back.\n"
     write_text(path / RECIPE, header + dump_recipe(recipe))

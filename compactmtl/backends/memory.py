@@ -41,7 +41,8 @@ def peak_memory(
     if answer.returncode != 0:
         said = answer.stderr.strip().splitlines() or ["no reason given"]
         raise ArtifactError(
-            f"{model} can't be run in a process of its own: {said[-1]}", "profile it with --no-memory"
+            f"{model} can't be run in a process of its own: {said[-1]}",
+            "leave memory out: `compactmtl profile MODEL --no-memory`",
         )
     return Memory.model_validate_json(answer.stdout.splitlines()[-1])
 

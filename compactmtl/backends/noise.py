@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.backends.base import TensorInfo
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, command
 
 
 def noise_for(
@@ -33,20 +33,26 @@ def noise_for(
         else:
             found[tensor.name] = rng.standard_normal(shape).astype(dtype)
         if wrong := tensor.mismatch(found[tensor.name]):
-            raise ConfigError(f"input '{tensor.name}' {wrong}", "mend --shape")
+            raise ConfigError(f"input '{tensor.name}' {wrong}", _mend(tensor))
     return found
 
 
 def _shape(tensor: TensorInfo, batch: int) -> tuple[int, ...]:
     if tensor.shape is None:
-        raise ConfigError(
-            f"the shape of input '{tensor.name}' is not known", f"give --shape {tensor.name}=1x3x224x224"
-        )
+        raise ConfigError(f"the shape of input '{tensor.name}' is not known", _mend(tensor))
     first = batch if tensor.shape and tensor.shape[0] is None else None
     shape = tuple(first if first and index == 0 else size for index, size in enumerate(tensor.shape))
     if any(size is None for size in shape):
         raise ConfigError(
             f"input '{tensor.name}' has free dimensions {tensor.shape}",
-            f"give --shape {tensor.name}=1x3x224x224",
+            _mend(tensor),
         )
     return tuple(int(size) for size in shape if size is not None)
+
+
+def _mend(tensor: TensorInfo) -> str:
+    sizes = tensor.shape or (1, 3, None, None)
+    free = (1, *[224] * (len(sizes) - 1))  # an example of what is open: one image of a usual size
+    example = "x".join(str(size or other) for size, other in zip(sizes, free, strict=True))
+    shown = command("profile", "MODEL", "--shape", f"{tensor.name}={example}")
+    return f"give a shape that it takes: `{shown}`"

@@ -75,7 +75,7 @@ def engine_layers(inspector_json: str) -> tuple[EngineLayer, ...]:
     if found and not isinstance(found[0], Mapping):
         raise ArtifactError(
             "the engine was built without detailed profiling verbosity: its inspector shows names alone",
-            "build it with `compactmtl export`",
+            "build it with `compactmtl export RUN --target NAME`",
         )
     return tuple(_layer(one) for one in found)
 

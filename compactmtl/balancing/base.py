@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -75,11 +76,32 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def check_positive(name: str, values: Tensor, tasks: Mapping[str, float]) -> None:
-    """Raise TrainingError naming the first task whose loss is not above 0, for methods that take its logarithm."""
-    for task, value in zip(tasks, values.tolist(), strict=True):
-        if not value > 0:
+def check_positive(
+    name: str, values: Tensor, tasks: Mapping[str, float], least: Sequence[float] | None = None
+) -> None:
+    """Whether methods that take the logarithm of each loss, less `least`, can: TrainingError names the first task that they can't."""
+    for index, (task, value) in enumerate(zip(tasks, values.tolist(), strict=True)):
+        bound = least[index] if least is not None else 0.0
+        if value > bound:
+            continue
+        if math.isnan(value):
             raise TrainingError(
-                f"balancing {name} takes the logarithm of each loss, and that of task {task!r} is {value}",
+                f"the loss of task {task!r} is nan", "lower train.optimizer.lr, or set train.clip"
+            )
+        if bound != 0:
+            raise TrainingError(
+                f"balancing {name} takes the logarithm of each loss less its least: that of task {task!r} is {value:g}, and "
+                f"its balancing.options.least is {bound:g}",
+                "lower balancing.options.least",
+            )
+        if value < 0:
+            raise TrainingError(
+                f"balancing {name} takes the logarithm of each loss, and that of task {task!r} is {value:g}",
                 "choose another loss for the task, or another balancing.name",
             )
+        raise TrainingError(
+            f"balancing {name} takes the logarithm of each loss, and that of task {task!r} is 0: no image of the batch has "
+            "a known label of it, or all are fitted exactly",
+            "take larger batches (data.batch_size), so that each has a label of every task, leave images without one out, "
+            "or choose another balancing.name",
+        )

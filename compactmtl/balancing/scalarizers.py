@@ -162,12 +162,12 @@ class Famo(Balancer):
 
     def _combine(self, losses: Mapping[str, Tensor]) -> Tensor:
         values = self.weighted(losses)
-        check_positive("famo", values.detach() - self._least, self.weights)
+        check_positive("famo", values.detach(), self.weights, self._least.tolist())
         return self._famo[0](values)
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         values = self.weighted(losses).detach()
-        check_positive("famo", values - self._least, self.weights)
+        check_positive("famo", values, self.weights, self._least.tolist())
         self._famo[0].update(values)
 
     def log(self) -> dict[str, float]:

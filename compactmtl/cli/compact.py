@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder that `train` wrote")
     parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the run's data lies here, such as data.root=/data",
+    )
+    parser.add_argument(
         "--align", type=int, metavar="N", help="keep channel counts at multiples of N (default: the recipe's)"
     )
     parser.add_argument(
@@ -36,19 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compact a run and show what went."""
-    from compactmtl.errors import ConfigError
+    from compactmtl.cli.disk import check_writable
+    from compactmtl.errors import ConfigError, command
 
     if args.align is not None and args.align < 1:
         raise ConfigError(f"--align {args.align}: needs a positive number", "use 1, 8 or 16")
     from compactmtl.train import Run, compact_run
 
-    opened = Run.open(args.run)
+    opened = Run.open(args.run, args.overrides)
+    if args.overrides and not args.evaluate:
+        print(
+            f"note: {' '.join(args.overrides)} changes nothing: data is read with --evaluate alone",
+            file=sys.stderr,
+        )
+    check_writable(opened.path)
     result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:
         print(compare(opened))
     print(f"compact model: {opened.path / 'compact'}")
-    print(f"next: compactmtl export {opened.path}")
+    print(f"next: {command('export', opened.path, *args.overrides)}")
     return 0
 
 

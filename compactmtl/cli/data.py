@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the report, write the picture; USAGE where the data set has problems."""
     from compactmtl.data.check import check_dataset
 
+    if args.samples < 1:
+        raise DataError(f"--samples {args.samples}: a picture has one row at least", "give a positive number")
     config = _config(args.name, args.overrides)
     report = check_dataset(config)
     _print_report(config, report)
@@ -119,5 +121,5 @@ def _write_picture(config: DataConfig, args: argparse.Namespace) -> None:
         raise DataError(f"{out}: not the name of a picture", "end it in .png")
     dataset = load_dataset(config.model_copy(update={"cache": "none"}), args.split)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sample_sheet(dataset, max(args.samples, 1))).save(out)
+    Image.fromarray(sample_sheet(dataset, args.samples)).save(out)
     print(f"picture  {out}")

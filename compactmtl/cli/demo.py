@@ -47,18 +47,20 @@ def run(args: argparse.Namespace) -> int:
     """Run every stage that is not done; a failed gate still gets its report, then fails the command."""
     import time
 
-    from compactmtl.errors import OK, GateError
+    from compactmtl.errors import OK, GateError, command
 
     started = time.perf_counter()
     out = Path(args.out)
     steps = plan(out, args.overrides, fresh=args.fresh)
     failure: GateError | None = None
     for number, step in enumerate(steps, 1):
-        command = command_line(step.words)
         if step.done():
-            print(f"[{number}/{len(steps)}] {command}  (done already; --fresh starts over)", flush=True)
+            print(
+                f"[{number}/{len(steps)}] {command(*step.words)}  (done already; --fresh starts over)",
+                flush=True,
+            )
             continue
-        print(f"\n[{number}/{len(steps)}] {command}", flush=True)
+        print(f"\n[{number}/{len(steps)}] {command(*step.words)}", flush=True)
         try:
             code = call(step.words)
         except GateError as error:
@@ -129,13 +131,6 @@ def _passed(verification: Path) -> bool:
     from compactmtl.verify.result import Verification
 
     return Verification.model_validate_json(verification.read_text(encoding="utf-8")).passed
-
-
-def command_line(words: Sequence[str]) -> str:
-    """The command as a user would type it."""
-    import shlex
-
-    return shlex.join(["compactmtl", *words])
 
 
 def call(words: Sequence[str]) -> int:

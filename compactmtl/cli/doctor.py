@@ -87,17 +87,18 @@ def _backends() -> Iterator[str]:
 
 
 def _folders() -> Iterator[str]:
-    import os
-
     yield "folders"
     if failure := _import_failure("compactmtl.data.cache"):
         yield f"  cache            unknown: {failure}"
         return
+    from compactmtl.cli.disk import check_writable
     from compactmtl.data.cache import user_cache
 
     folder = user_cache()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    writable = (
-        "writable" if os.access(existing, os.W_OK) else "not writable: set XDG_CACHE_HOME to another folder"
-    )
+    failure = ""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        failure = f"{error.filename}: {error.strerror}"
+    writable = f"not writable: {failure}; set XDG_CACHE_HOME to another folder" if failure else "writable"
     yield f"  cache            {folder} ({writable})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from compactmtl.errors import CompactError
     from compactmtl.export.prepare import Prepared
     from compactmtl.tasks import Task
+    from compactmtl.train import Run
     from compactmtl.verify import LatencyResult, Verification
 
 HELP = "export a run for a target and verify the artifact: parity, accuracy, latency, gates"
@@ -29,6 +29,12 @@ ALL = "all-available"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder that `train` wrote")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the run's data lies here, such as data.root=/data",
+    )
     parser.add_argument(
         "--target",
         metavar="NAME",
@@ -50,14 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export to each target; what fails for one of them fails the command after all targets are done."""
     from compactmtl.cli.preparing import prepare_missing, raise_missing
-    from compactmtl.errors import CompactError
+    from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
+    from compactmtl.export.run import check_baseline
     from compactmtl.train import Run
     from compactmtl.verify.gates import raise_failed
 
-    opened = Run.open(args.run)
-    baseline = Run.open(args.baseline) if args.baseline else None
+    opened = Run.open(args.run, args.overrides)
+    baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
+    if baseline is not None:
+        check_baseline(opened, baseline)
     targets = _targets(args.target or opened.recipe.targets, f"the recipe of {opened.path} names no targets")
+    if args.prepare:
+        _check_prepare(args, targets)
+    uncompacted = _uncompacted(opened)
+    print("".join(f"{line}\n" for line in uncompacted), end="", file=sys.stderr)
     verifications: dict[str, Verification] = {}
     errors: dict[str, CompactError] = {}
     prepared: dict[str, Prepared] = {}
@@ -79,9 +92,10 @@ def run(args: argparse.Namespace) -> int:
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the loss against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
-    following = ["compactmtl", "report", str(opened.path)]
-    following += ["--baseline", str(baseline.path)] if baseline else []
-    print(f"next: {shlex.join(following)}")
+    against = ("--baseline", baseline.path) if baseline else ()
+    print(f"next: {command('report', opened.path, *against, *args.overrides)}")
+    if verifications:
+        print("".join(f"{line}\n" for line in uncompacted), end="", file=sys.stderr)
     gates = {name: found.gates for name, found in verifications.items()}
     if errors:
         raise _combined(errors, [name for name, found in verifications.items() if not found.passed])
@@ -90,6 +104,37 @@ def run(args: argparse.Namespace) -> int:
     )
     raise_missing(prepared)
     return 0
+
+
+def _uncompacted(run: Run) -> list[str]:
+    """The warning for a run that learned to do without channels which are still there."""
+    from compactmtl.errors import command
+
+    if run.recipe.sparsity is None or run.has_compact:
+        return []
+    return [
+        f"WARNING: {run.path} was trained sparse and never compacted: the model that is exported still has its dead "
+        "channels, and is as large and as slow as before",
+        f"  make the compact model and export again: {command('compact', run.path)}",
+    ]
+
+
+def _check_prepare(args: argparse.Namespace, targets: Mapping[str, Target]) -> None:
+    """Raise ConfigError where --prepare has nothing to prepare; say what of the command line it leaves unused."""
+    from compactmtl.backends import get_backend
+    from compactmtl.errors import ConfigError
+
+    able = [name for name, one in targets.items() if get_backend(one.backend).availability(one).available]
+    if len(able) == len(targets):
+        can = f"{able[0]} can" if len(able) == 1 else f"{', '.join(able)} can all"
+        raise ConfigError(f"{can} run here: there is nothing to prepare", "export without --prepare")
+    for name in able:
+        print(f"note: {name} can run here: it is exported and verified, not prepared", file=sys.stderr)
+    if args.baseline is not None:
+        missing = ", ".join(name for name in targets if name not in able)
+        print(
+            f"note: --baseline is not used for {missing}: what is prepared is not compared", file=sys.stderr
+        )
 
 
 def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:

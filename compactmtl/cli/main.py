@@ -7,6 +7,7 @@ import difflib
 import errno
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import compactmtl
+from compactmtl.cli.disk import disk_error, refused_place
 from compactmtl.cli.parser import Parser
 from compactmtl.config.trust import trusting
 from compactmtl.errors import (
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without λ must not stop a training
-    args = argparse.Namespace()
+    args, parser = argparse.Namespace(), None
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(_overview())
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"compactmtl {compactmtl.__version__}")
             return OK
         verb = _load(_known(words[0]))
-        parser = _parser(words[0], verb)
+        parser = parser_of(words[0])
         args = parser.parse_args(words[1:])
         with (
             warnings.catch_warnings(),
@@ -93,17 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's --help
         return stop.code if isinstance(stop.code, int) else OK
     except CompactError as error:
-        return _fail(error.message, error.hint, error.exit_code)
+        return _fail(error.message, _whose_options(error.hint, parser), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", "", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BROKEN_PIPE
     except OSError as error:
-        if error.errno in _FULL | _FORBIDDEN | _WRONG_KIND:
-            return _fail(*_disk_failure(error, getattr(args, "out", None)), USAGE)
+        if parser is not None and error.errno in _FULL | _FORBIDDEN | _WRONG_KIND:
+            return _fail(*disk_failure(error, parser, args), USAGE)
         return _unforeseen(error)
     except Exception as error:
+        told = disk_error(error)
+        if parser is not None and told is not None:
+            return _fail(*disk_failure(told, parser, args), USAGE)
         return _unforeseen(error)
 
 
@@ -130,8 +135,12 @@ def _load(name: str) -> Verb:
     return cast(Verb, importlib.import_module(f"compactmtl.cli.{name}"))
 
 
-def _parser(name: str, verb: Verb) -> Parser:
+def parser_of(name: str) -> Parser:
+    """The parser of a verb."""
+    verb = _load(name)
+    note = getattr(verb, "NOTE", "")
     example = "example:\n" + "\n".join(f"  {line}" for line in verb.EXAMPLE.strip().splitlines())
+    example += f"\n\n{note}" if note else ""
     parser = Parser(prog=f"compactmtl {name}", description=verb.HELP, epilog=example)
     verb.add_arguments(parser)
     return parser
@@ -146,15 +155,41 @@ def _overview() -> str:
     )
 
 
-def _disk_failure(error: OSError, out: object) -> tuple[str, str]:
-    path = error.filename if error.filename is not None else out
-    where = f"{path}: " if path is not None else ""
+def disk_failure(error: OSError, parser: Parser, args: argparse.Namespace) -> tuple[str, str]:
+    """What the disk refused and where; the mend names only what this verb has."""
+    path = error.filename2 or error.filename  # of a copy or a renaming: what was to be written
+    if path is None:
+        path = refused_place(error.errno, args)
+    where = "" if path is None else f"{os.fsdecode(path)}: "
     message = f"{where}{error.strerror or error}"
+    elsewhere = ", or choose another folder with --out" if "--out" in parser.options else ""
     if error.errno in _FULL:
-        return message, "free space there, or choose another folder with --out"
+        return message, f"free space there{elsewhere}"
     if error.errno in _FORBIDDEN:
-        return message, "make it readable and writable, or choose another folder with --out"
+        return message, f"make it readable and writable{elsewhere}"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and path is not None:
+        return f"{where}a file is there, where a folder should be", f"check the path{elsewhere}"
     return message, "check the path"
+
+
+def _whose_options(hint: str, parser: Parser | None) -> str:
+    """For options in a hint that this verb lacks: the verb that has them.
+
+    What lies below the verbs doesn't know which of them runs: a damaged run is trained again, whoever finds it.
+    """
+    own = [] if parser is None else parser.options
+    bare = re.sub(r"`compactmtl [^`]*`", "", hint)
+    foreign = [
+        word for word in dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]+", bare)) if word not in own
+    ]
+    lines = []
+    for verb in ("train", *VERBS):
+        there = [word for word in foreign if word in parser_of(verb).options]
+        foreign = [word for word in foreign if word not in there]
+        if there:
+            isare = "is an option" if len(there) == 1 else "are options"
+            lines.append(f"{' and '.join(there)} {isare} of `compactmtl {verb}`")
+    return "\n".join([hint, *lines])
 
 
 def _fail(message: str, hint: str, code: int) -> int:

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("source", metavar="RUN_OR_BUNDLE", help="a run folder, or its export/<target>")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    parser.add_argument("--out", metavar="DIR", default="predictions", help="folder for pictures and values")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="also write one picture an image and predictions.json here"
+    )
     parser.add_argument(
         "--lean-runtime",
         metavar="FILE",
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write one picture an image and predictions.json with every single value."""
+    """Print what is predicted; with --out write one picture an image, and predictions.json with every single value."""
     import json
     import sys
 
@@ -46,16 +48,21 @@ def run(args: argparse.Namespace) -> int:
         if predictor.doubt:
             print(f"warning: {args.source} is not to be trusted: {predictor.doubt}", file=sys.stderr)
         paths = [Path(image) for image in args.images]
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
+        if args.out is not None:
+            args.out.mkdir(parents=True, exist_ok=True)
         for path, name in zip(paths, picture_names(paths), strict=True):
             image = predictor.read(path)
             predictions = predictor.predict(image)
-            sheet(image, predictions, predictor.readings).save(out / name)
+            if args.out is not None:
+                sheet(image, predictions, predictor.readings).save(args.out / name)
             values[str(path)] = {"picture": name, "tasks": record(predictions, predictor.readings)}
-            print(f"{path}: {describe(predictions, predictor.readings)}")
-    write_text(out / "predictions.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    print(f"pictures and predictions.json: {out}")
+            print(f"{path}: {describe(predictions, predictor.readings)}", flush=True)
+    if args.out is None:
+        if any(task.dense for task in predictor.readings.values()):
+            print("maps as pictures: give --out DIR", file=sys.stderr)
+        return 0
+    write_text(args.out / "predictions.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    print(f"pictures and predictions.json: {args.out}")
     return 0
 
 
@@ -71,13 +78,15 @@ def picture_names(paths: list[Path]) -> list[str]:
 
 
 def describe(predictions: list[Prediction], tasks: dict[str, Reading]) -> str:
-    """The single values in words; for a map that it is in the picture."""
-    from compactmtl.export.sheet import line
+    """The single values in words; a map in a few figures."""
+    from compactmtl.export.sheet import line, map_lines
 
-    return ", ".join(
-        f"{one.task} in the picture" if tasks[one.task].dense else f"{one.task} {line(one)}"
-        for one in predictions
-    )
+    words = []
+    for one in predictions:
+        task = tasks[one.task]
+        told = ", ".join(map_lines(one, task)) if task.dense else line(one)
+        words.append(f"{one.task} {told or 'as a picture only'}")
+    return "; ".join(words)
 
 
 def record(predictions: list[Prediction], tasks: dict[str, Reading]) -> dict[str, Any]:

@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
     parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the runs' data lies here, such as data.root=/data",
+    )
+    parser.add_argument(
         "--predictors",
         metavar="NAME",
         nargs="+",
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.artifacts.files import write_text
+    from compactmtl.cli.disk import check_writable
     from compactmtl.errors import ConfigError
     from compactmtl.report import plain
     from compactmtl.report.probes import group_name, probe_tables
@@ -50,7 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples is not None and args.samples < LEAST:
         raise ConfigError(f"--samples {args.samples}: {LEAST} or more are needed", "leave it out to take all")
-    opened = [Run.open(path) for path in args.runs]
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs}: needs a positive number", "leave it out for one")
+    if args.json:
+        check_writable(Path(args.json).absolute().parent)
+    opened = [Run.open(path, args.overrides) for path in args.runs]
     probes: dict[str, Probe] = {}
     groups: dict[str, list[Probe]] = {}
     for one in opened:
@@ -70,5 +81,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"not probed: {name} ({reason})")
     if args.json:
         values = {path: to_json(found) for path, found in probes.items()}
+        Path(args.json).absolute().parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(args.json), json.dumps(values, indent=2) + "\n")
     return 0

@@ -24,6 +24,7 @@ compactmtl profile runs/scenes-dense runs/scenes-compact
 compactmtl profile runs/scenes-compact/export/onnxruntime-cpu other.onnx --batches 1 8 --out profile
 compactmtl profile dense.onnx small.onnx --shape image=1x3x224x224"""
 MOST_LAYERS = 8
+DEFAULT_TARGET = "onnxruntime-cpu"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first is what the others are held against",
     )
     parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the runs' data lies here, such as data.root=/data: int8 is calibrated on it",
+    )
+    parser.add_argument(
         "--target",
         metavar="NAME",
-        default="onnxruntime-cpu",
-        help="where runs and files run; a bundle has its own",
+        help=f"where runs and files run (default: {DEFAULT_TARGET}); a bundle has its own",
     )
     parser.add_argument(
         "--batch", type=int, default=1, help="of the latency, where the model's is free (default: 1)"
@@ -67,13 +73,21 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from compactmtl.cli.disk import check_writable
     from compactmtl.config import load_target
     from compactmtl.errors import ConfigError
     from compactmtl.verify.profile import Options, profile
 
     if args.batch < 1 or min(args.batches) < 1:
         raise ConfigError("a batch has at least one sample", "give --batch and --batches of 1 or more")
-    target = load_target(args.target)
+    if args.repeats < 1 or min(args.warmup, args.settle) < 0:
+        raise ConfigError(
+            "rounds and runs are counted from 0, and one at least is measured",
+            "give --repeats of 1 or more, --warmup and --settle of 0 or more",
+        )
+    if args.out:
+        check_writable(Path(args.out))
+    target = load_target(args.target or DEFAULT_TARGET)
     shapes = dict(_shape(text) for text in args.shape)
     options = Options(
         batch=args.batch,
@@ -87,9 +101,10 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         names = unique_names(args.subjects)
         subjects = {
-            name: _open(Path(path), target, args.batch, shapes, stack)
+            name: _open(Path(path), target, args.batch, shapes, stack, args)
             for name, path in zip(names, args.subjects, strict=True)
         }
+        _check_used(args, list(subjects.values()))
         found = profile(
             subjects, options, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
         )
@@ -126,8 +141,60 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
         ) from error
 
 
+def _check_used(args: argparse.Namespace, subjects: list[Subject]) -> None:
+    """Raise ConfigError where --shape names no input of any model; say where an option changes nothing."""
+    from pathlib import Path
+
+    from compactmtl.errors import ConfigError
+    from compactmtl.export.bundle import BUNDLE_FILE
+
+    inputs = {name for one in subjects for name in one.runner.input_names}
+    for text in args.shape:
+        if (name := text.rpartition("=")[0]) not in inputs:
+            raise ConfigError(
+                f"--shape {text}: no model has an input {name!r}",
+                f"the inputs are {', '.join(sorted(inputs))}",
+            )
+    bundles = [(Path(path) / BUNDLE_FILE).is_file() for path in args.subjects]
+    runs = [Path(path).is_dir() and not bundle for path, bundle in zip(args.subjects, bundles, strict=True)]
+    if args.target is not None and all(bundles):
+        print(
+            f"note: --target {args.target} changes nothing: a bundle runs on its own target", file=sys.stderr
+        )
+    if args.overrides and not any(runs):
+        print(
+            f"note: {' '.join(args.overrides)} changes nothing: no run is among the models", file=sys.stderr
+        )
+
+
+def _check_file(path: Path, target: Target, name: str) -> None:
+    """Raise ConfigError where a model file asks for another precision than the target: it is taken as it is."""
+    from compactmtl.backends.precision import file_precision
+    from compactmtl.errors import ConfigError
+
+    if path.suffix.lower() != ".onnx" or not path.is_file():
+        return  # the backend says what it thinks of it
+    try:
+        found = file_precision(path)
+    except (
+        Exception
+    ):  # protobuf's own errors: the backend opens the file too, and names what is wrong with it
+        return
+    if found != target.precision:
+        raise ConfigError(
+            f"{path} is a model in {found}, and target {name} asks for {target.precision}: a model file is measured as it is, "
+            f"neither quantized nor converted",
+            f"give --target with a target of precision {found}; a run is converted: profile the run in place of its file",
+        )
+
+
 def _open(
-    path: Path, target: Target, batch: int, shapes: dict[str, tuple[int, ...]], stack: ExitStack
+    path: Path,
+    target: Target,
+    batch: int,
+    shapes: dict[str, tuple[int, ...]],
+    stack: ExitStack,
+    args: argparse.Namespace,
 ) -> Subject:
     """A bundle on its own target; a run's deployed model or a model file on the asked one."""
     import tempfile
@@ -152,9 +219,12 @@ def _open(
                 f"{path} is neither a run nor a bundle", "give one, or a model file such as model.onnx"
             )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
-        file = _export(Run.open(path), target, batch, folder / "model.onnx")
+        file = _export(Run.open(path, args.overrides), target, batch, folder / "model.onnx")
+    elif not path.exists():
+        raise ArtifactError(f"{path}: there is no such run, bundle or model file", "check the path")
     else:
         file = path
+        _check_file(file, target, args.target or DEFAULT_TARGET)
     runner = stack.enter_context(get_backend(target.backend).open(file, target))
     own = {name: shape for name, shape in shapes.items() if name in runner.input_names}
     return Subject(file, target, runner, own)

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 from compactmtl.cli.listing import print_entries, print_file, print_resolved
 from compactmtl.cli.parser import add_trust
-from compactmtl.errors import OK, CompactError, ConfigError
+from compactmtl.errors import OK, CompactError, ConfigError, command
 
 if TYPE_CHECKING:
     from compactmtl.config.recipe import Recipe
 
 HELP = "list, show, copy and check training recipes"
+NOTE = """\
+A recipe lies over what it `extends`, key by key, and key=value words lie over both. {} or null in
+place of a mapping clears what was inherited, as in data.options={}. A relative path in a recipe
+begins at its file, on the command line at the working folder."""
 EXAMPLE = """
 compactmtl recipes list
 compactmtl recipes show utkface/compact --resolved train.epochs=3
@@ -85,7 +89,7 @@ def _copy(args: argparse.Namespace) -> None:
     else:
         _refuse_relative_extends(resolved.path)
         shutil.copyfile(resolved.path, out)
-    print(f"wrote {out}; check it with `compactmtl recipes check {out}`")
+    print(f"wrote {out}; check it with `{command('recipes', 'check', out)}`")
 
 
 def _refuse_relative_extends(path: Path) -> None:

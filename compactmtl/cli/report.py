@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
     parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="where the runs' data lies here, such as data.root=/data",
+    )
+    parser.add_argument(
         "--baseline",
         metavar="RUN",
         help="the run that Δm and changes are against; or `single`: the single-task runs among RUN, over their seeds",
@@ -44,15 +50,17 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.artifacts.lock import writing
     from compactmtl.artifacts.run_folder import is_run
+    from compactmtl.cli.disk import check_writable
     from compactmtl.report import collect, write_collected
     from compactmtl.report.reference import SINGLE, Single
     from compactmtl.train import Run
 
-    runs = [Run.open(path) for path in args.runs]
+    runs = [Run.open(path, args.overrides) for path in args.runs]
     baseline: Run | Single | None = None
     if args.baseline is not None:
-        baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline)
+        baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline, args.overrides)
     out = Path(args.out) if args.out is not None else runs[0].path
+    check_writable(out)
     # held from here on: what another process is changing would be told wrong, and the work be done for nothing
     with writing(out, "report") if is_run(out) else nullcontext():
         report, samples = collect(runs, baseline)

@@ -37,17 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", metavar="ENTRY", nargs="+", default=[], help="these entries alone")
     parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[], help="these seeds alone")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--table", action="store_true", help="write the tables of what is there, train nothing"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and write nothing")
+    instead.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained, and write nothing"
+    )
     parser.add_argument("--smoke", action="store_true", help="two steps on small pictures for every run")
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write and print the tables."""
-    import shlex
     import sys
     from pathlib import Path
 
@@ -55,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.config import resolve_sweep
     from compactmtl.config.lookup import entries
-    from compactmtl.errors import OK, ConfigError
+    from compactmtl.errors import OK, ConfigError, command
 
     if args.list:
+        _check_alone(args)
         found = entries("sweep")
         width = max((len(entry.name) for entry in found), default=0)
         print("\n".join(f"{entry.name:<{width}}  {entry.description}".rstrip() for entry in found))
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             interrupted = error
     runs = collect_runs(sweep, jobs, args.only)
     runs.failed = {path: failure.reason for path, failure in failed.items()}
-    words = ["compactmtl", "sweep", args.sweep, *args.overrides, "--out", str(out)]
+    words = [args.sweep, *args.overrides, "--out", str(out)]
     words += ["--only", *args.only] if args.only else []
     words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
     words += ["--smoke"] if args.smoke else []
@@ -95,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         out, "sweep tables", wait=60
     ):  # another shell of this sweep may have come to its end as well
         report = write_table(
-            resolved.name, sweep.description, shlex.join(words), runs, sweep.baseline, out, against
+            resolved.name, sweep.description, command("sweep", *words), runs, sweep.baseline, out, against
         )
     if interrupted is not None:
         raise interrupted
@@ -107,6 +110,22 @@ def run(args: argparse.Namespace) -> int:
     for path, failure in failed.items():
         print(f"failed: {path}: {failure.reason}", file=sys.stderr)
     return exit_code(failed)
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raise ConfigError where --list comes with words that it doesn't read."""
+    from compactmtl.errors import ConfigError
+
+    given = [str(word) for word in (args.sweep, *args.overrides) if word is not None]
+    given += [
+        f"--{key.replace('_', '-')}"
+        for key in ("out", "only", "seeds", "table", "dry_run", "smoke")
+        if vars(args)[key]
+    ]
+    if given:
+        raise ConfigError(
+            f"--list lists every sweep and reads nothing else: {' '.join(given)}", "leave one out"
+        )
 
 
 def _print_tables(report: Report, probes: Sequence[Table]) -> None:

@@ -57,10 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or show what training would take."""
+    import sys
     from pathlib import Path
 
     from compactmtl.config import resolve_recipe
-    from compactmtl.errors import ConfigError
+    from compactmtl.errors import ConfigError, command
 
     if args.accept_changed_data and not args.resume:
         raise ConfigError("--accept-changed-data is for --resume", "give both, or neither")
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.train import dry_run, train
 
     if args.dry_run:
+        unused = [f"--{key}" for key in ("resume", "overwrite", "name") if vars(args)[key]]
+        if unused:
+            print(f"note: a dry run writes nothing: {', '.join(unused)} changes nothing", file=sys.stderr)
         print(describe(dry_run(resolved.recipe)))
         return 0
     finished = train(
@@ -85,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         accept_changed_data=args.accept_changed_data,
     )
     print(f"run: {finished.path}")
-    print(f"next: compactmtl {'export' if resolved.recipe.sparsity is None else 'compact'} {finished.path}")
+    dense = resolved.recipe.sparsity is None
+    print(f"next: {command('export', finished.path) if dense else command('compact', finished.path)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
 from compactmtl.config.merge import apply_overrides, merge, read_extended
+from compactmtl.config.paths import anchor
 from compactmtl.config.recipe import Frozen, Recipe
 from compactmtl.config.sweep import SweepConfig
 from compactmtl.config.target import Target
@@ -61,6 +62,8 @@ def resolve_recipe(
     Args:
         overlays: recipe files by name or path, such as `_smoke`, laid over the recipe before the overrides are.
         tasks: the tasks to keep; all where none is named.
+
+    Paths in a recipe begin where `config.paths` says, and are absolute in the result.
 
     Raises:
         ConfigError: naming file and line, the key, what was expected and found, and the nearest right key or name.
@@ -119,13 +122,17 @@ def list_targets() -> list[Entry]:
 
 
 def _read(
-    kind: Kind, name_or_path: str | Path, overrides: Sequence[str], overlays: Sequence[str | Path] = ()
+    kind: Kind,
+    name_or_path: str | Path,
+    overrides: Sequence[str],
+    overlays: Sequence[str | Path] = (),
 ) -> tuple[Path, Node]:
     path = find(kind, name_or_path)
     node = read_extended(kind, path)
     for overlay in overlays:
         node = merge(node, read_extended(kind, find(kind, overlay)))
-    return path, apply_overrides(node, overrides)
+    node = apply_overrides(node, overrides)
+    return path, anchor(kind, node)
 
 
 def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
@@ -140,12 +147,13 @@ def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
             hint = f"did you mean {' or '.join(near)}?" if near else f"its tasks are {', '.join(offered)}"
             raise ConfigError(f"the recipe has no task {name!r}", hint)
     dropped = {name: Node(None, Place(None)) for name in offered if name not in kept}
+    if not dropped:
+        return node
     over: dict[str, Node] = {"tasks": Node(dropped, Place(None))}
     numbers = node.value.get("single_task")
     if numbers is not None and isinstance(numbers.value, dict):
-        over["single_task"] = Node(
-            {name: gone for name, gone in dropped.items() if name in numbers.value}, Place(None)
-        )
+        numbered = {name: gone for name, gone in dropped.items() if name in numbers.value}
+        over |= {"single_task": Node(numbered, Place(None))} if numbered else {}
     return merge(node, Node(over, Place(None)))
 
 

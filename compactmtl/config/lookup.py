@@ -15,6 +15,11 @@ from compactmtl.errors import ConfigError
 Kind = Literal["recipe", "sweep", "target"]
 
 FOLDER: dict[Kind, str] = {"recipe": "recipes", "sweep": "recipes", "target": "export"}
+_LISTING: dict[Kind, str] = {
+    "recipe": "compactmtl recipes list",
+    "sweep": "compactmtl sweep --list",
+    "target": "compactmtl targets list",
+}
 SWEEPS = "sweeps"  # recipes/<dataset>/sweeps/<name>.yaml is the sweep <dataset>/<name>
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".yml")
@@ -74,6 +79,11 @@ def find(kind: Kind, name: str | Path) -> Path:
         candidate = root / folder / f"{path.name}.yaml"
         if candidate.is_file():
             return candidate
+    if path.exists():
+        what = "a folder" if path.is_dir() else f"a file that does not end in {SUFFIXES[0]}"
+        inside = path / f"{kind}.yaml"
+        mend = f"name {shown(inside)}" if inside.is_file() else f"name a {kind} file, or one that is known"
+        raise ConfigError(f"{shown(path)} is {what}, and no {kind}", f"{mend}: {_nearest(kind, '')}")
     raise ConfigError(f"no {kind} named `{name}`", _nearest(kind, str(name)))
 
 
@@ -103,7 +113,7 @@ def close_names(word: str, known: list[str]) -> list[str]:
 
 def _nearest(kind: Kind, word: str) -> str:
     near = close_names(word, list(names(kind)))
-    listing = f"`compactmtl {'sweep --list' if kind == 'sweep' else f'{kind}s list'}` shows all"
+    listing = f"`{_LISTING[kind]}` shows all"
     return f"did you mean {' or '.join(near)}? {listing}" if near else listing
 
 

@@ -1,4 +1,4 @@
-"""Lay YAML files and overrides over each other: `extends`, deep merge, null removes a mapping."""
+"""Lay YAML files and overrides over each other: `extends`, deep merge, null or {} takes a mapping away."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def read_extended(kind: Kind, path: Path, seen: tuple[Path, ...] = ()) -> Node:
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` laid over `base`: mappings merge key by key, null removes a mapping, all else is replaced."""
+    """`over` laid over `base`: mappings merge key by key, all else is replaced.
+
+    Under a key null removes a mapping, and an empty one, `{}`, takes its place: what was inherited is gone.
+    """
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
     result = dict(base.value)
@@ -42,6 +45,8 @@ def merge(base: Node, over: Node) -> Node:
         under = result.get(key)
         if under is not None and node.value is None and (under.removed or isinstance(under.value, dict)):
             result[key] = Node(None, node.place, removed=True)
+        elif node.value == {}:
+            result[key] = node
         else:
             result[key] = node if under is None else merge(under, node)
     return Node(result, over.place)

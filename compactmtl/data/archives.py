@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from compactmtl.data.convert import run_tool
-from compactmtl.errors import DataError
+from compactmtl.errors import DataError, command
 
 Place = Callable[[PurePosixPath], PurePosixPath | None]
 _BLOCK = 1 << 20
@@ -113,7 +113,7 @@ def unpack_tool(
             if not done.written and not done.present:
                 raise DataError(f"{archive}: holds no file of {title} ({done.left_out} others)", hint)
             print(f"{archive.name}: {done.written} files written, {done.present} were there")
-        print(f"look at them: compactmtl data check {name} root={args.out}")
+        print(f"look at them: {command('data', 'check', name, f'root={args.out}')}")
         return 0
 
     return run_tool(unpack)

@@ -89,7 +89,7 @@ class Predictor:
         if not is_run(path):
             raise ArtifactError(
                 f"{path} is neither a run nor a bundle",
-                "give a folder that `compactmtl train` wrote, or its export/<target>",
+                "give a folder that `compactmtl train RECIPE` wrote, or its export/<target>",
             )
         run = Run.open(path)
         model = run.load_compact() if run.has_compact else run.load_plain()

@@ -94,7 +94,9 @@ def prepare_run(
     """
     availability = get_backend(target.backend).availability(target)
     if availability.available:
-        raise ConfigError(f"target '{target_name}' can run here", "export it without --prepare")
+        raise ConfigError(
+            f"target '{target_name}' can run here", "export it: `compactmtl export RUN --target NAME`"
+        )
     if (run.path / "export" / target_name / VERIFICATION_FILE).exists():
         raise ConfigError(
             f"{run.path / 'export' / target_name} holds a bundle that was verified elsewhere",

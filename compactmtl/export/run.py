@@ -72,7 +72,7 @@ def export_run(
     _check_target(target_name, target)
     check_names(run, target)
     if baseline is not None:
-        _check_baseline(run, baseline)
+        check_baseline(run, baseline)
     model = run.load_compact() if run.has_compact else run.load_plain()
     if run.has_compact or baseline is not None:
         dense: MultiTaskModel | None = run.load_plain() if baseline is None else baseline.load_plain()
@@ -81,7 +81,7 @@ def export_run(
     if dense is None and target.latency.min_speedup is not None:
         raise ConfigError(
             f"target '{target_name}' bounds latency.min_speedup, and there is no dense model to be faster than",
-            "give --baseline RUN, or make the compact model first: compactmtl compact RUN",
+            "make the compact model first, `compactmtl compact RUN`, or name one: `compactmtl export RUN --baseline DENSE`",
         )
     interface = interface_of(run, target)
     data = Validation.load(run, target)
@@ -129,11 +129,16 @@ def _check_target(name: str, target: Target) -> None:
         )
 
 
-def _check_baseline(run: Run, baseline: Run) -> None:
+def check_baseline(run: Run, baseline: Run) -> None:
     """A baseline has the same tasks on the same kind of images; else neither metrics nor latencies compare.
 
     Its data.root doesn't matter: it is evaluated on the run's own images.
     """
+    if run.path.resolve() == baseline.path.resolve():
+        raise ConfigError(
+            f"the baseline is the run itself, {run.path}: it would be compared with itself",
+            "name the dense run; without a baseline latency is held against this run's own model before surgery",
+        )
     if missing := sorted(set(run.tasks) - set(baseline.tasks)):
         raise ConfigError(
             f"baseline {baseline.path} lacks the tasks {missing} of {run.path}",

@@ -56,6 +56,11 @@ def line(prediction: Prediction) -> str:
     return prediction.caption if share is None else f"{prediction.caption} ({share:.0%})"
 
 
+def map_lines(prediction: Prediction, task: Reading) -> list[str]:
+    """A map in a few figures, as beside its picture: the largest classes' shares, the range of a depth; none of normals."""
+    return [text for _, text in _legend(prediction, task)]
+
+
 def class_shares(mask: NDArray[Any], classes: Sequence[str]) -> dict[str, float]:
     """Share of the pixels that each class covers, the largest first; absent classes are left out."""
     counts = np.bincount(mask.ravel(), minlength=len(classes))[: len(classes)]

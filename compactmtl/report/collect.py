@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.hashes import check_files, read_hashes
-from compactmtl.errors import ArtifactError, ConfigError, DataError
+from compactmtl.errors import ArtifactError, ConfigError, DataError, command
 from compactmtl.report.delta_table import delta_table
 from compactmtl.report.deployment import prepared_views
 from compactmtl.report.model import (
@@ -120,9 +120,7 @@ def _roles(runs: Sequence[Run], baseline: Run | Single | None) -> tuple[list[Run
         return subjects, singles, None
     subjects = [run for run in runs if baseline is None or run.path.resolve() != baseline.path.resolve()]
     if not subjects:
-        raise ConfigError(
-            "the baseline is the only run", "name at least one other run, or leave --baseline out"
-        )
+        raise ConfigError("the baseline is the only run", "name at least one other run beside it")
     return subjects, [], baseline
 
 
@@ -365,11 +363,12 @@ def _provenance(
     exports: Sequence[ExportView],
     baseline: Run | None,
 ) -> Provenance:
-    commands = [f"compactmtl train {run.path / 'recipe.yaml'} --out {run.path.parent} --name {run.path.name}"]
+    place = ("--out", run.path.parent, "--name", run.path.name)
+    commands = [command("train", run.path / "recipe.yaml", *place)]
     if compacted:
-        commands.append(f"compactmtl compact {run.path}")
-    against = f" --baseline {baseline.path}" if baseline is not None and baseline is not run else ""
-    commands += [f"compactmtl export {run.path} --target {export.target}{against}" for export in exports]
+        commands.append(command("compact", run.path))
+    against = ("--baseline", baseline.path) if baseline is not None and baseline is not run else ()
+    commands += [command("export", run.path, "--target", export.target, *against) for export in exports]
     return Provenance(
         recipe=str(meta.get("recipe", "")),
         seed=run.recipe.seed,
@@ -383,7 +382,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing", "name a folder that `compactmtl train` wrote") from error
+        raise ArtifactError(
+            f"{path} is missing", "name a folder that `compactmtl train RECIPE` wrote"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
     if not isinstance(content, dict):

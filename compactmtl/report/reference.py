@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, command
 from compactmtl.report.model import RunView
 from compactmtl.verify.result import TaskMetrics
 
@@ -51,7 +51,7 @@ def split_single(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     if missing:
         raise ConfigError(
             f"--baseline single: no run of {' or '.join(missing)} alone",
-            "name one; " + "; ".join(f"`compactmtl train RECIPE --task {task}`" for task in missing),
+            "name one; " + "; ".join(f"`{command('train', 'RECIPE', '--task', task)}`" for task in missing),
         )
     singles = [run for run in singles if set(run.tasks) <= set(wanted)]
     _check_alike(singles)

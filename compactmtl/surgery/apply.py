@@ -119,7 +119,7 @@ def _slice(small: _Editor, cut: Slice) -> None:
     if cut.dim != 1 or value.shape[0] % cut.groups or len(set(counts.values())) != 1:
         raise ArtifactError(
             f"the plan keeps unequal numbers of inputs in the {cut.groups} groups of {cut.tensor}",
-            "the plan is damaged: run `compactmtl compact` again",
+            "the plan is damaged: run `compactmtl compact RUN` again",
         )
     rows = value.detach().reshape(cut.groups, -1, *value.shape[1:])
     # A group that goes whole reads whatever it likes: its rows go next.
@@ -145,7 +145,7 @@ def _merge(small: _Editor, merge: Merge) -> None:
     if weight.ndim < 2 or max(merge.carrier, *merge.sources) >= weight.shape[1]:
         raise ArtifactError(
             f"the plan merges inputs of {merge.weight} that are out of range (shape {tuple(weight.shape)})",
-            "the plan is damaged: run `compactmtl compact` again",
+            "the plan is damaged: run `compactmtl compact RUN` again",
         )
     merged = weight.detach().clone()
     ratios = torch.tensor(merge.ratios, dtype=torch.float64, device=weight.device)
@@ -188,7 +188,7 @@ def _gather(editor: _Editor, gather: Gather) -> None:
     if (inputs is not None and len(inputs) != columns) or (outputs is not None and max(outputs) > rows):
         raise ArtifactError(
             f"the plan gathers channels of {gather.module} that do not fit its {rows} outputs and {columns} inputs",
-            "the plan is damaged: run `compactmtl compact` again",
+            "the plan is damaged: run `compactmtl compact RUN` again",
         )
     install(module, inputs, outputs, gather.constants)
 

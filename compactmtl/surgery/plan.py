@@ -151,7 +151,7 @@ class Plan(_Edit):
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise ArtifactError(
                 f"{source}: not a plan that can be read: {where}: {first['msg']}",
-                "run `compactmtl compact` again",
+                "run `compactmtl compact RUN` again",
             ) from error
 
     @classmethod

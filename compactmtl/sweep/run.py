@@ -27,6 +27,7 @@ from compactmtl.errors import (
     CompactError,
     ConfigError,
     HeldError,
+    command,
     machine_fault,
 )
 from compactmtl.export import Bundle, export_run
@@ -256,7 +257,8 @@ def _finished(path: Path) -> Run:
     run = Run.open(path)
     if not run.finished:
         raise ArtifactError(
-            f"{path} has not finished", f"`compactmtl train {path}/recipe.yaml --resume` goes on"
+            f"{path} has not finished",
+            f"`{command('train', path / 'recipe.yaml', '--out', path.parent, '--name', path.name, '--resume')}` goes on",
         )
     return run
 

@@ -162,7 +162,7 @@ class BoundariesMetrics:
         if true == 0:
             raise DataError(
                 f"task {self._task.name!r}: the masks of the split have no boundary between two classes",
-                "run `compactmtl data check` and look at this target's labels",
+                "run `compactmtl data check NAME root=FOLDER` and look at this target's labels",
             )
         # From counts by threshold to counts at or above each threshold; column 0 is below all of them.
         predicted, right, found = self._counts.flip(1).cumsum(1).flip(1)[:, 1:].double()

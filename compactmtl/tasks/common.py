@@ -98,5 +98,5 @@ def nothing_valid(name: str) -> DataError:
     """The error of a split in which no element of a task's target counts."""
     return DataError(
         f"task {name!r}: not one element of the split has a known target, so it has no metrics",
-        "run `compactmtl data check` and look at this target's labels",
+        "run `compactmtl data check NAME root=FOLDER` and look at this target's labels",
     )

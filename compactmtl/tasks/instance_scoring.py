@@ -175,7 +175,7 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"a segmentation is neither polygons nor run lengths of COCO: {error}",
-            "run `compactmtl data check` on the data set",
+            "look at the data set: `compactmtl data check NAME root=FOLDER`",
         ) from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -37,7 +37,8 @@ from compactmtl.artifacts.layout import (
 from compactmtl.artifacts.run_folder import is_run, missing, nearby, read_log
 from compactmtl.artifacts.versions import resolve
 from compactmtl.config import Recipe, Resolved, load_recipe
-from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.config.paths import check_here
+from compactmtl.errors import ArtifactError, ConfigError, command
 from compactmtl.models import MultiTaskModel, build_model
 from compactmtl.overparam import contract, overparameterize
 from compactmtl.surgery import load_compact
@@ -75,12 +76,19 @@ class Run:
     meta: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """The run in folder `path`. Raises ArtifactError where it is not one."""
+    def open(cls, path: str | Path, overrides: Sequence[str] = ()) -> Run:
+        """The run in folder `path`.
+
+        Args:
+            overrides: `key=value` words that say where its data lies and how it is read here, such as data.root=/data.
+
+        Raises ArtifactError where it is not a run, ConfigError for an override that would change what was trained.
+        """
         path = Path(path)
         if not is_run(path):
             raise ArtifactError(f"{path} is not a run{missing(path)}", nearby(path))
-        recipe = load_recipe(path / RECIPE)
+        check_here(path, overrides)
+        recipe = load_recipe(path / RECIPE, overrides)
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -97,7 +105,14 @@ class Run:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The tasks, built from the specifications that the data set gave when training began."""
-        return build_tasks(self.recipe.tasks, specs_from_json(self.meta["specs"]))
+        try:
+            specs = specs_from_json(self.meta["specs"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{self.path / META} is damaged: its specs are not those of a data set ({error!r})",
+                "put back the run's own file, or train again with --overwrite",
+            ) from error
+        return build_tasks(self.recipe.tasks, specs)
 
     def load_model(self, checkpoint: Checkpoint = "best") -> MultiTaskModel:
         """The model in its training form (factorized where the recipe says so), in eval mode."""
@@ -134,7 +149,7 @@ class Run:
         """
         folder = self.compact_folder
         if not self.has_compact:
-            raise ArtifactError(f"{self.path} has no compact model", f"run `compactmtl compact {self.path}`")
+            raise ArtifactError(f"{self.path} has no compact model", f"run `{command('compact', self.path)}`")
         check_compact(self.path)
         # factorized and contracted again: the deployed form may have other layers than the plain one
         plain = plain_form(self.recipe, fresh_model(self.recipe, self.tasks, initialize=False))
@@ -285,7 +300,7 @@ def check_compact(path: Path) -> None:
 
     Raises ArtifactError where training has gone on since, or a file was changed or is missing.
     """
-    folder, again = present(path / COMPACT), f"run `compactmtl compact {path}` again"
+    folder, again = present(path / COMPACT), f"run `{command('compact', path)}` again"
     best = checked_weights(path / CHECKPOINTS / BEST)
     hashes = read_hashes(folder, again)
     if hashes is None:

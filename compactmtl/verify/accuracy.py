@@ -51,7 +51,10 @@ def evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task]) -> Ta
             else:
                 found.update(output, target.to(output.device))
     if empty:
-        raise DataError("the split to evaluate on is empty", "run `compactmtl data check` on the data set")
+        raise DataError(
+            "the split to evaluate on is empty",
+            "look at the data set: `compactmtl data check NAME root=FOLDER`",
+        )
     return {name: found.compute() for name, found in metrics.items()}
 
 
@@ -90,7 +93,7 @@ def array_runner(runner: Runner) -> Run:
     if len(runner.input_names) != 1:
         raise ArtifactError(
             f"the model takes {len(runner.input_names)} inputs ({', '.join(runner.input_names)}), expected one image",
-            "export it again with `compactmtl export`",
+            "export it again with `compactmtl export RUN --target NAME`",
         )
     name = runner.input_names[0]
 

@@ -121,6 +121,25 @@ def test_a_loss_without_a_logarithm_names_its_task(name: str) -> None:
         net.follow(found)
 
 
+@pytest.mark.parametrize("name", ["famo", "geometric_mean"])
+def test_a_loss_of_zero_names_the_labels_that_the_batch_lacks(name: str) -> None:
+    net, found = small_net(), balancer(name, TASKS)
+    net.scales = (1.0, 0.0, 1.0)
+    with pytest.raises(TrainingError, match="no image of the batch has a known label") as error:
+        net.follow(found)
+    assert "'b'" in error.value.message
+    assert "data.batch_size" in error.value.hint
+    assert "another loss" not in error.value.hint
+
+
+def test_famo_names_a_least_loss_that_is_too_high() -> None:
+    found = balancer("famo", ["a", "b"], options={"least": [0.0, 0.5]})
+    with pytest.raises(
+        TrainingError, match=r"that of task 'b' is 0\.25, and its balancing\.options\.least is 0\.5"
+    ):
+        found.combine({"a": torch.tensor(1.0), "b": torch.tensor(0.25)})
+
+
 def test_learned_scales_are_parameters_and_state() -> None:
     found = balancer("imtl_l", TASKS)
     assert [parameter.shape for parameter in found.parameters()] == [(3,)]

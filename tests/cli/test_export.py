@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +32,7 @@ from compactmtl.verify import (
     measure_latency,
 )
 from compactmtl.verify.parity import ParityError
-from tests.support.real_runs import write_run
+from tests.support.real_runs import SCENES, write_run
 
 FACES = """
 data: {name: utkface, root: ROOT, size: [16, 16], batch_size: 4}
@@ -75,6 +80,25 @@ def test_predict_draws_maps_and_keeps_their_figures(scenes: Run, image: Path, tm
     assert sum(values["segmentation"]["pixel_shares"].values()) == pytest.approx(1)
     assert 0 < values["depth"]["min"] <= values["depth"]["median"] <= values["depth"]["max"]
     assert values["depth"]["unit"] == "m"
+
+
+def test_predict_without_a_folder_prints_and_writes_nothing(
+    scenes: Run,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert main(["predict", str(scenes.path), str(image)]) == OK
+    said = capsys.readouterr()
+    assert "segmentation " in said.out
+    assert "%" in said.out
+    assert re.search(r"depth [\d.]+ m to [\d.]+ m, median", said.out)
+    assert "--out DIR" in said.err
+    assert list(work.iterdir()) == []
 
 
 def test_predict_tells_single_values_in_words(
@@ -173,6 +197,31 @@ def test_doctor_says_what_runs_and_what_is_missing(capsys: pytest.CaptureFixture
         assert word in said
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_doctor_tries_to_write_into_the_cache(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What permissions allow, a read-only or full disk refuses: to root above all."""
+
+    def refuse(*words: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert main(["doctor"]) == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  cache ")]
+    assert "not writable: /" in line
+    assert os.strerror(number) in line
+
+
+def test_doctor_finds_a_file_in_place_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["doctor"]) == OK
+    assert f"not writable: {tmp_path / 'file'}" in capsys.readouterr().out
+
+
 def test_doctor_survives_a_missing_torch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +263,84 @@ class FakeExport:
 OUTPUT = OutputParity(
     name="depth", shape=(1,), max_abs=0.0, max_relative=0.0, cosine=1.0, tolerance=1e-4, passed=True
 )
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Run:
+    return write_run(tmp_path / "a sparse run", SCENES + "sparsity: {selective: {mac_reduction: 0.5}}\n")
+
+
+def test_a_sparse_run_that_was_never_compacted_is_warned_of_with_its_command(
+    sparse: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compactmtl.export.run.export_run", FakeExport("", RuntimeError()))
+    assert main(["export", str(sparse.path)]) == OK
+    said = capsys.readouterr().err
+    assert f"WARNING: {sparse.path} was trained sparse and never compacted" in said
+    assert f"compactmtl compact '{sparse.path}'" in said
+
+
+def test_a_dense_run_is_not_warned_of(
+    scenes: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compactmtl.export.run.export_run", FakeExport("", RuntimeError()))
+    assert main(["export", str(scenes.path)]) == OK
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_the_next_command_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compactmtl.export.run.export_run", FakeExport("", RuntimeError()))
+    run = write_run(tmp_path / "mi receta")
+    assert main(["export", str(run.path)]) == OK
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert shlex.split(line) == ["next:", "compactmtl", "report", str(run.path)]
+
+
+def test_a_run_is_no_baseline_of_itself(
+    scenes: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(scenes.path)
+    assert main(["export", str(scenes.path), "--baseline", str(link)]) == USAGE
+    assert "the baseline is the run itself" in capsys.readouterr().err
+
+
+def test_prepare_is_refused_where_every_target_can_run(
+    scenes: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(scenes.path), "--prepare", "--target", "onnxruntime-cpu", "onnxruntime-cpu-int8"]
+    assert main(words) == USAGE
+    assert "there is nothing to prepare" in capsys.readouterr().err
+
+
+def test_prepare_says_which_targets_it_leaves_to_be_verified(
+    scenes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone.yaml").write_text("backend: onnxruntime\nprovider: CUDAExecutionProvider\n")
+    monkeypatch.setattr("compactmtl.export.run.export_run", FakeExport("", RuntimeError()))
+    monkeypatch.setattr("compactmtl.cli.preparing.prepare_missing", lambda run, name, *rest: None)
+    words = ["--target", "onnxruntime-cpu", str(tmp_path / "gone.yaml")]
+    assert main(["export", "--prepare", *words, str(scenes.path)]) == OK
+    assert "note: onnxruntime-cpu can run here: it is exported and verified" in capsys.readouterr().err
+
+
+def test_the_data_of_a_run_may_lie_elsewhere_now(
+    faces: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another working folder, by a path relative to that."""
+    asked: list[Run] = []
+    fake = FakeExport("", RuntimeError())
+
+    def remember(run: Run, name: str, *rest: object, **options: object) -> Verification:
+        asked.append(run)
+        return fake(run, name, *rest, **options)
+
+    monkeypatch.setattr("compactmtl.export.run.export_run", remember)
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "data.root=faces", str(faces.path)]) == OK
+    assert asked[0].recipe.data.root == str(tmp_path / "faces")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 import argparse
 import errno
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from compactmtl.cli import main as cli
+from compactmtl.cli.disk import refused_place
 from compactmtl.errors import CompactError, ConfigError, DataError, GateError, MissingDependencyError
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -62,12 +66,67 @@ def test_a_hint_of_several_lines_is_indented_whole(invoke: Invoke) -> None:
     assert invoke(CompactError("wrong", "one\ntwo"))[2] == "error: wrong\n  one\n  two\n"
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOTDIR, errno.ENOENT])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOENT])
 def test_a_disk_that_refuses_names_the_path(invoke: Invoke, number: int) -> None:
     code, _, shown = invoke(OSError(number, "refused", "/runs/demo/log.jsonl"))
     assert code == 2
     assert shown.startswith("error: /runs/demo/log.jsonl: refused\n  ")
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("number", [errno.ENOTDIR, errno.EEXIST])
+def test_a_file_in_place_of_a_folder_is_said(invoke: Invoke, number: int) -> None:
+    code, _, shown = invoke(OSError(number, "refused", "runs"))
+    assert (code, shown.splitlines()[0]) == (2, "error: runs: a file is there, where a folder should be")
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EEXIST])
+def test_the_mend_of_a_disk_names_only_what_the_verb_has(name: str, number: int) -> None:
+    parser = cli.parser_of(name)
+    said = cli.disk_failure(OSError(number, "refused", "/runs/x"), parser, argparse.Namespace())
+    assert set(re.findall(r"--[a-z-]+", said[1])) <= set(parser.options)
+    assert said[0].startswith("/runs/x: ")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("[enforce fail] write failed: No space left on device"),
+        RuntimeError('I/O error: Os { code: 28, kind: StorageFull, message: "x" }'),
+        ValueError("cannot write: (os error 30)"),
+    ],
+)
+def test_a_library_s_own_words_for_a_full_disk_are_no_bug(invoke: Invoke, failure: Exception) -> None:
+    code, _, shown = invoke(failure, "--out", "runs")
+    assert code == 2
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+
+
+def test_a_full_disk_is_named_by_the_folder_that_lies_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system does not say which file a write failed for; the disk that is full says it."""
+    full = tmp_path / "full"
+    full.mkdir()
+    state = SimpleNamespace(f_bavail=1 << 30, f_frsize=4096, f_flag=0)
+    spent = SimpleNamespace(f_bavail=0, f_frsize=4096, f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda path: spent if Path(path) == full else state)
+    args = argparse.Namespace(run=str(full / "run"), baseline=None, target=["onnxruntime-cpu"], align=3)
+    assert refused_place(errno.ENOSPC, args) == str(full)
+    assert refused_place(errno.EROFS, args) == str(full)
+
+
+def test_an_option_of_another_verb_is_named_with_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("data: {name: scenes, size: [8, 8]}\ntasks: {a: {kind: depth}}\n")
+    (tmp_path / "meta.json").write_text("{")
+    assert cli.main(["compact", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "--overwrite" in said
+    assert "--overwrite is an option of `compactmtl train`" in said
 
 
 def test_a_full_disk_without_a_path_names_the_output_folder(invoke: Invoke) -> None:

@@ -40,10 +40,38 @@ def test_a_run_is_profiled_in_the_targets_precision(
     assert "at batch 2" in said  # its batch is free
 
 
+@pytest.mark.parametrize("target", ["onnxruntime-cpu-int8", "openvino-fp16"])
+def test_a_file_of_another_precision_than_the_target_is_named_as_the_cause(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is measured as it is: no other backend or machine would make it int8."""
+    (tmp_path / "openvino-fp16.yaml").write_text("backend: onnxruntime\nprecision: fp16\n")
+    file = write_onnx(tmp_path / "small.onnx", TwoHeads())
+    named = str(tmp_path / f"{target}.yaml") if target == "openvino-fp16" else target
+    assert main(["profile", str(file), "--target", named, *QUICK]) == USAGE
+    said = capsys.readouterr().err
+    assert f"{file} is a model in fp32, and target {named} asks for {target.rpartition('-')[2]}" in said
+    assert "neither quantized nor converted" in said
+    assert "choose a target whose backend" not in said
+
+
+def test_a_shape_of_no_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_onnx(tmp_path / "a.onnx", TwoHeads())
+    assert main(["profile", str(file), "--shape", "imgae=1x3x8x8", *QUICK]) == USAGE
+    assert "no model has an input 'imgae'" in capsys.readouterr().err
+
+
+def test_what_changes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_onnx(tmp_path / "a.onnx", TwoHeads())
+    assert main(["profile", str(file), "data.root=/data", *QUICK]) == OK
+    assert "note: data.root=/data changes nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["missing.onnx"], "is not a file"),
+        (["missing.onnx"], "no such run, bundle or model file"),
+        (["a.onnx", "--repeats", "0"], "one at least is measured"),
         (["."], "neither a run nor a bundle"),
         (["a.onnx", "a.onnx"], "named twice"),
         (["a.onnx", "--shape", "image=axb"], "is not NAME=1x3x224x224"),

@@ -23,9 +23,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Synthetic
         ),
         "failed": write_run(tmp_path / "failed", make_recipe(), compacted=True, exported=True, passed=False),
     }
-    real: Callable[[str | Path], Run] = Run.open
+    real: Callable[..., Run] = Run.open
     known = {str(run.path): run for run in made.values()}
-    monkeypatch.setattr(Run, "open", lambda path: known.get(str(path)) or real(path))
+    monkeypatch.setattr(Run, "open", lambda path, overrides=(): known.get(str(path)) or real(path, overrides))
     monkeypatch.setattr(write, "ValSplits", TinySplits)
     return made
 
@@ -75,7 +75,7 @@ def test_seeds_against_single_task_runs(
     made = [write_run(tmp_path / f"{task}-alone", make_recipe((task,))) for task in FACE_TASKS]
     made += [write_run(tmp_path / f"both-{seed}", make_recipe(FACE_TASKS, seed=seed)) for seed in (0, 1)]
     known = {str(run.path): run for run in made}
-    monkeypatch.setattr(Run, "open", lambda path: known[str(path)])
+    monkeypatch.setattr(Run, "open", lambda path, overrides=(): known[str(path)])
     monkeypatch.setattr(write, "ValSplits", TinySplits)
     out = tmp_path / "out"
     assert main(["report", *known, "--baseline", "single", "--out", str(out)]) == 0

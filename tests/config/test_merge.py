@@ -66,6 +66,29 @@ def test_null_takes_away_a_mapping_and_replaces_a_scalar() -> None:
     assert merged.plain() == {"tasks": {"sex": {"kind": "y"}}, "clip": None}
 
 
+@pytest.mark.parametrize("empty", ["{}", "null", "{ }"])
+def test_an_empty_mapping_takes_the_place_of_an_inherited_one(empty: str, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base="model: {options: {a: 1, b: [2]}, name: x}\n",
+        child=f"extends: base.yaml\nmodel: {{options: {empty}}}\n",
+    )
+    in_file = read_extended("recipe", tmp_path / "child.yaml")
+    on_line = apply_overrides(read_extended("recipe", tmp_path / "base.yaml"), [f"model.options={empty}"])
+    for found in (in_file, on_line):
+        assert (found.plain()["model"].get("options") or {}) == {}
+        assert found.plain()["model"]["name"] == "x"
+
+
+def test_an_empty_list_takes_the_place_of_an_inherited_one() -> None:
+    assert merge(node({"a": [1, 2]}), node({"a": []})).plain() == {"a": []}
+
+
+def test_a_file_that_only_extends_has_all_that_it_extends(tmp_path: Path) -> None:
+    write(tmp_path, base="a: {b: 1}\n", child="extends: base.yaml\n")
+    assert read_extended("recipe", tmp_path / "child.yaml").plain() == {"a": {"b": 1}}
+
+
 def test_what_was_taken_away_can_be_given_again() -> None:
     merged = merge(merge(node({"a": {"b": 1}}), node({"a": None})), node({"a": {"c": 2}}))
     assert merged.plain() == {"a": {"c": 2}}

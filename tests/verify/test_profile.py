@@ -94,7 +94,7 @@ def test_noise_takes_the_inputs_shapes_and_types() -> None:
     assert found["bytes"].max() > 1
     with pytest.raises(ConfigError, match="--shape image=1x3x224x224"):
         noise_for([TensorInfo("image", (1, 3, None, None))], 1)
-    with pytest.raises(ConfigError, match="mend --shape"):
+    with pytest.raises(ConfigError, match="--shape image=1x3x4x4"):
         noise_for(inputs[:1], 1, {"image": (1, 4, 4, 4)})
 
 
