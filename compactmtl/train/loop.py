@@ -186,7 +186,8 @@ class Loop:
                 raise _StopRequested
             return run(image)
 
-        return evaluate(interruptible, self.session.select_loader, self.session.tasks)
+        with run.held():
+            return evaluate(interruptible, self.session.select_loader, self.session.tasks)
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""

@@ -245,6 +245,7 @@ class _Tally:
             shape=self.shape,
             max_abs=self.max_abs,
             max_relative=relative,
+            scale=scale,
             cosine=self.dot / norms if norms else float(both_zero),
             tolerance=tolerance,
             passed=relative <= tolerance,
