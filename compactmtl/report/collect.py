@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from compactmtl.errors import ArtifactError, ConfigError, DataError
-from compactmtl.report.delta_table import delta_table
+from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import prepared_views
 from compactmtl.report.model import (
     Epoch,
@@ -32,12 +32,13 @@ from compactmtl.report.reference import (
     Single,
     of_baseline,
     of_recipes,
-    of_runs,
+    of_seeds,
     of_single_runs,
     split_single,
 )
 from compactmtl.train.files import sha256_file
 from compactmtl.verify.result import TaskMetrics, Verification
+from compactmtl.verify.speed import slowdowns, told, variation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,15 +48,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=BaseModel)
 
-UNSTEADY = 0.25  # standard deviation / mean; an idle machine stays well below a tenth
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Which entry of a sweep each run belongs to, by path, and the entry that Δm is against."""
-
-    of: Mapping[str, str]
-    baseline: str | None
+UNSTEADY = 0.25  # distance of the quartiles / median; an idle machine stays well below a tenth
 
 
 def build_report(
@@ -80,7 +73,7 @@ def build_report(
     mine = [view for view in views if entries is not None and entries.of[view.path] == entries.baseline]
     if mine:
         assert entries is not None
-        reference: Reference | None = of_runs(mine, str(entries.baseline))
+        reference: Reference | None = of_seeds(mine, str(entries.baseline))
     elif singles:
         reference = of_single_runs(views[multi:])
     elif entries is not None:
@@ -89,7 +82,7 @@ def build_report(
         reference = of_baseline(views[0]) if against is not None else of_recipes(ordered)
     if reference is not None:
         views[:multi] = [
-            _with_delta(view, run, reference.metrics, notes)
+            _with_delta(view, run, reference, notes)
             for view, run in zip(views[:multi], ordered[:multi], strict=True)
         ]
     pairs = list(zip(views, ordered, strict=True))
@@ -98,7 +91,7 @@ def build_report(
         pairs[multi:],
         reference,
         pairs[0] if against is not None else None,
-        entries.of if entries is not None else None,
+        entries,
     )
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,8 +154,9 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         ExportView(target=path.parent.name, verification=_parse(Verification, path))
         for path in sorted((run.path / "export").glob("*/verification.json"))
     )
-    notes.extend(_unsteady(name, exports))
-    return RunView(
+    for export in exports:
+        notes.extend(_doubts(name, export))
+    view = RunView(
         name=name,
         path=str(run.path),
         description=run.recipe.description,
@@ -177,19 +171,28 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         finished=end is not None,
         seconds=end.get("seconds") if end else None,
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
+        targets=tuple(Path(target).stem for target in run.recipe.targets),
     )
+    if view.current_exports and not any(one.holds for one in view.current_exports):
+        notes.append(f"{name}: no export held all of its gates, so none stands for the run")
+    return view
 
 
-def _unsteady(name: str, exports: Sequence[ExportView]) -> list[str]:
-    """A note for each export whose latencies vary so much that their ratio says little."""
-    notes = []
-    for export in exports:
-        variation = max(stats.variation for stats in export.verification.latency.stats.values())
-        if variation > UNSTEADY:
-            notes.append(
-                f"{name}: latencies on {export.target} vary by {variation:.0%} of their mean; measure again on "
-                "an idle machine before you rely on them"
-            )
+def _doubts(name: str, view: ExportView) -> list[str]:
+    """What a reader of an export's latencies has to know: that they vary too much, or that its precision lost time."""
+    latency, notes = view.verification.latency, []
+    spread = max((variation(stats.samples_ms) for stats in latency.stats.values()), default=0.0)
+    if spread > UNSTEADY:
+        notes.append(
+            f"{name}: the middle half of the latencies on {view.target} is spread over {spread:.0%} of the median; "
+            "measure again on an idle machine before you rely on them"
+        )
+    for speed in slowdowns(latency):
+        stats = latency.stats
+        notes.append(
+            f"{name}: on {view.target} {stats[speed.name].precision} is {told(speed)} "
+            f"({stats[speed.name].median_ms:.3g} against {stats[speed.against].median_ms:.3g} ms)"
+        )
     return notes
 
 
@@ -314,11 +317,15 @@ def _cost(run: Run, model: nn.Module) -> Size:
     return Size(parameters=measured.parameters, macs=measured.macs)
 
 
-def _with_delta(view: RunView, run: Run, reference: TaskMetrics, notes: list[str]) -> RunView:
+def _with_delta(view: RunView, run: Run, reference: Reference, notes: list[str]) -> RunView:
     """The view with Δm at every measured stage; where it is undefined, a note says why."""
     from compactmtl.tasks.gain import delta_m
 
-    ours = {task: reference[task] for task in run.tasks if task in reference}
+    metrics = reference.at(run.recipe.seed)
+    if metrics is None:
+        notes.append(f"{view.name}: no Δm, {reference.label} has no finished run of seed {run.recipe.seed}")
+        return view
+    ours = {task: metrics[task] for task in run.tasks if task in metrics}
     stages = []
     for stage in view.stages:
         if stage.metrics is not None:
@@ -327,7 +334,10 @@ def _with_delta(view: RunView, run: Run, reference: TaskMetrics, notes: list[str
             except ConfigError as error:
                 notes.append(f"{view.name}: no Δm, {error.message}")
             else:
-                stage = stage.model_copy(update={"delta_m": gain})
+                if math.isfinite(gain):
+                    stage = stage.model_copy(update={"delta_m": gain})
+                else:
+                    notes.append(f"{view.name}: no Δm as {stage.label}, a metric is not a number")
         stages.append(stage)
     return view.model_copy(update={"stages": tuple(stages)})
 

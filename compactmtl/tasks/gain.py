@@ -14,6 +14,14 @@ MetricValues = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 NORMALS_SCALE = 30.0
 
 
+def definition(baseline: str) -> str:
+    """What Δm is, in one sentence for a reader of a table."""
+    return (
+        f"Δm: how much better than {baseline} (m₀), the mean over tasks of the mean over a task's metrics of"
+        " (m − m₀) / |m₀|, its sign turned where lower is better; +2 % is 2 % better"
+    )
+
+
 class UndefinedGainError(ConfigError):
     """A relative gain against a baseline value of zero."""
 
@@ -21,7 +29,7 @@ class UndefinedGainError(ConfigError):
 def delta_m(metrics: MetricValues, baseline: MetricValues, tasks: Mapping[str, Task]) -> float:
     """The multi-task gain, as a share: 0.02 is 2 % better than the baseline.
 
-    Δm = mean over tasks of the mean over metrics of (-1)^(lower is better) (m - m0) / m0, over the metrics that the
+    Δm = mean over tasks of the mean over metrics of (-1)^(lower is better) (m - m0) / |m0|, over the metrics that the
     papers' tables count (MetricInfo.gain: mIoU and pixel accuracy, absolute and relative depth error, all five of the
     normals, accuracy, MAE) and that the baseline states. A metric that does not count (RMSE) does where a task's
     baseline states no other.

@@ -55,7 +55,7 @@ def check_gates(
     return (
         *_parity(parity),
         *export_drops(target, tasks, accuracy),
-        *_compact_drop(target, tasks, accuracy),
+        *compact_drop(target, tasks, accuracy),
         *_latency(target, latency, subject),
         *_size(target, megabytes),
     )
@@ -126,9 +126,10 @@ def export_drops(
                 yield _drop(tasks, name, metric, values, accuracy.torch, bound, against)
 
 
-def _compact_drop(
+def compact_drop(
     target: Target, tasks: Mapping[str, Scored], accuracy: AccuracyResult
 ) -> Iterator[GateResult]:
+    """Each task's primary metric of the artifact against the dense baseline's, where there is one and a bound."""
     bound = target.accuracy.compact_drop
     if bound is None or accuracy.baseline is None:
         return

@@ -104,7 +104,9 @@ class Speed(Record):
     low: float | None = None  # 10th percentile over rounds; none: too few
     high: float | None = None  # 90th
     rounds: int  # 0: the latencies were not taken in the same rounds
-    verdict: Verdict  # same: the band holds 1, so the difference is no more than noise; unknown: there is no band
+    verdict: (
+        Verdict  # same: the band holds 1, so the difference is no more than noise; unknown: there is no band
+    )
 
 
 class LatencyResult(Record):

@@ -34,9 +34,7 @@ def compare(one: LatencyStats, other: LatencyStats) -> Speed:
         ratio = _ratio(other.median_ms, one.median_ms)
         return Speed(name=one.name, against=other.name, ratio=ratio, rounds=0, verdict="unknown")
     if not (_are_times(mine) and _are_times(theirs)):
-        return Speed(
-            name=one.name, against=other.name, ratio=math.nan, rounds=len(mine), verdict="unknown"
-        )
+        return Speed(name=one.name, against=other.name, ratio=math.nan, rounds=len(mine), verdict="unknown")
     ratios = theirs / mine
     ratio = float(np.median(ratios))
     if len(ratios) < LEAST_ROUNDS:
@@ -70,6 +68,12 @@ def subject_latency(result: LatencyResult) -> tuple[str, LatencyStats]:
     others = [name for name in result.stats if name != result.reference and not name.endswith(SINGLE)]
     name = others[0] if others else result.reference
     return name, result.stats[name]
+
+
+def dense_form(latency: LatencyResult) -> str:
+    """The reference's name; that of its float32 form where the artifact is of lower precision and it was measured."""
+    single = latency.reference + SINGLE
+    return single if single in latency.stats else latency.reference
 
 
 def is_lowered(latency: LatencyResult) -> bool:
@@ -119,6 +123,11 @@ def in_words(speed: Speed) -> str:
         return times
     why = "not paired" if speed.rounds == 0 else f"{speed.rounds} round{'s' * (speed.rounds > 1)}: no band"
     return f"{times} ({why})"
+
+
+def told(speed: Speed) -> str:
+    """Such as "1.55× faster than dense"."""
+    return f"{in_words(speed)} {'from' if speed.verdict == 'same' else 'than'} {speed.against}"
 
 
 def band_in_words(speed: Speed) -> str:
