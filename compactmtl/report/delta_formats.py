@@ -188,11 +188,14 @@ def _speed_column(rows: Sequence[DeltaRow]) -> Column:
     """Times faster or slower than the dense model; green or red where every run's rounds say the same."""
     spreads = [row.faster for row in rows]
     column = _column("", "speed", "", True, spreads, lambda one: _plus_minus(one, 1, 2))
-    cells = tuple(MISSING if row.faster is None else _speed_cell(row.faster, row.verdict) for row in rows)
+    cells = tuple(
+        MISSING if row.faster is None else _speed_cell(row.faster, row.verdict, slowed=row.slowed)
+        for row in rows
+    )
     return replace(column, cells=cells)
 
 
-def _speed_cell(spread: Spread, verdict: str) -> Cell:
+def _speed_cell(spread: Spread, verdict: str, *, slowed: bool) -> Cell:
     if not math.isfinite(spread.mean) or min(spread.values) <= 0:
         return Cell(fmt.NO_NUMBER, "missing")
     if verdict == "same":
@@ -201,7 +204,9 @@ def _speed_cell(spread: Spread, verdict: str) -> Cell:
         slower = Spread.of([1 / value for value in spread.values])
         return Cell(f"{_plus_minus(slower, 1, 2)}× slower", "bad")
     text = f"{_plus_minus(spread, 1, 2)}×"
-    return Cell(f"{text} faster", "good") if verdict == "faster" else Cell(f"{text}, {verdict}")
+    if verdict != "faster":
+        return Cell(f"{text}, {verdict}")
+    return Cell(f"{text} faster", "" if slowed else "good")
 
 
 def _column(
@@ -253,9 +258,7 @@ def _caption(report: Report) -> str:
     if any(len(row.runs) > 1 for row in table.rows):
         parts.append("mean ± standard deviation over runs")
     if table.reference is not None:
-        seeds = (
-            " of the same seed" if report.sweep is not None or any(r.delta_seeds for r in table.rows) else ""
-        )
+        seeds = " of the same seed" if report.sweep is not None else ""
         parts.append(f"Δm against {table.reference}{seeds}")
     if than := sorted({row.faster_than for row in table.rows if row.faster}):
         parts.append(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compactmtl.report.model import DeltaRow, DeltaTable, RunView, Size, Spread, shown_stages
 from compactmtl.report.reference import settings
-from compactmtl.verify.speed import artifact_speed
+from compactmtl.verify.speed import artifact_speed, slowdowns
 
 if TYPE_CHECKING:
     from compactmtl.report.reference import Reference
@@ -160,19 +160,21 @@ def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, is_b
 
 def _speed(views: Sequence[RunView], form: str) -> dict[str, Any]:
     """How much faster an export is than what it is held against, where all runs have that."""
-    found = []
+    found, slowed = [], False
     for view in views:
         export = next((one for one in view.exports if one.label == form), None)
         speed = artifact_speed(export.verification.latency) if export is not None else None
-        if speed is None:
+        if export is None or speed is None:
             return {}
         found.append(speed)
+        slowed = slowed or bool(slowdowns(export.verification.latency))
     verdicts, against = {speed.verdict for speed in found}, {speed.against for speed in found}
     if len(against) > 1:
         return {}
     return {
         "faster": Spread.of([speed.ratio for speed in found]),
         "faster_than": against.pop(),
+        "slowed": slowed,
         "verdict": verdicts.pop() if len(verdicts) == 1 else "mixed",
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compactmtl.report import figures
@@ -13,7 +13,7 @@ from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, PreparedView, Report, RunView
 from compactmtl.report.table import MISSING, Cell, Row, Table, footnote, speed_cell
 from compactmtl.verify.result import SINGLE
-from compactmtl.verify.speed import is_lowered, subject_latency
+from compactmtl.verify.speed import dense_form, is_lowered, subject_latency
 
 MARKERS = "os^DvPX*"  # one a model
 
@@ -123,12 +123,17 @@ def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
     name, stats = subject_latency(found.latency)
     gain = _gain(run, export)
     reference = found.latency.reference
+    speeds = [speed_cell(found.latency, one) for one in (reference, reference + SINGLE, name + SINGLE)]
     return (
         status(export),
         Cell(stats.precision),
         MISSING if gain is None else Cell(fmt.signed_percent(gain)),
         Cell(fmt.milliseconds(stats.median_ms)),
-        *(speed_cell(found.latency, one) for one in (reference, reference + SINGLE, name + SINGLE)),
+        *(
+            speeds
+            if export.holds
+            else (replace(one, tone="bad" if one.tone == "bad" else "") for one in speeds)
+        ),
         Cell(f"{found.megabytes:.2f} MB"),
     )
 
@@ -155,7 +160,9 @@ def points(report: Report) -> list[Point]:
             found.append(Point(run.name, export.target, stats.median_ms, gain))
             if report.baseline is not None and name != latency.reference and export.target not in dense:
                 dense.add(export.target)
-                reference = latency.stats[latency.reference]
+                reference = latency.stats[dense_form(latency)]
+                if is_lowered(latency) and reference.precision != "fp32":
+                    continue  # the dense model in lower precision has metrics of its own, which nobody measured
                 found.append(Point(report.baseline, export.target, reference.median_ms, 0.0))
     return found
 

@@ -363,6 +363,7 @@ class DeltaRow(Frozen):
     faster: Spread | None = None  # latency of `faster_than` / of the export, paired round by round
     faster_than: str = ""  # such as dense, or dense fp32 where the export is of lower precision
     verdict: Verdict | Literal["mixed"] = "unknown"  # of `faster`: what every run's rounds say
+    slowed: bool = False  # whether an export of lower precision is slower than its own float32 form
     seconds: Spread | None = None  # of training, validation apart
 
 

@@ -126,7 +126,12 @@ class _Rows:
         cells.append(Cell(fmt.count(stage.size.parameters)) if stage.size else MISSING)
         cells.append(Cell(fmt.count(stage.size.macs)) if stage.size else MISSING)
         latency = _latency(column, self.subjects)
-        cells.append(Cell(fmt.milliseconds(latency.median_ms)) if latency else MISSING)
+        if latency is not None:
+            cells.append(Cell(fmt.milliseconds(latency.median_ms)))
+        elif column.run.current_exports and column.run.shown_export is None:
+            cells.append(Cell("gates failed", "bad"))
+        else:
+            cells.append(MISSING)
         return cells
 
     def changes(self, subject: _Column, reference: _Column) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from compactmtl.config.recipe import HeadConfig, TaskConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ArtifactError, DataError
 from compactmtl.models import MultiTaskModel, build_head
+from compactmtl.overparam import overparameterize
+from compactmtl.overparam.convert import factorized_layers
+from compactmtl.overparam.svd import SvdLayer
 from compactmtl.tasks import TargetSpec, build_tasks
 from compactmtl.verify.accuracy import array_runner, evaluate, evaluating, torch_runner
 
@@ -178,3 +182,50 @@ def test_a_missing_target_and_an_empty_split_are_errors() -> None:
         evaluate(run, without, TASKS)
     with pytest.raises(DataError, match="empty"):
         evaluate(run, [], TASKS)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_contracted_weight_is_computed_once_for_all_batches(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = overparameterize(model(), "svd").train(training)
+    layers = len(factorized_layers(network))
+    calls: list[int] = []
+    product = SvdLayer.product
+
+    def counted(self: SvdLayer) -> Tensor:
+        calls.append(1)
+        return product(self)
+
+    monkeypatch.setattr(SvdLayer, "product", counted)
+    evaluate(torch_runner(network), batches(2), TASKS)
+    assert len(calls) == layers
+    assert all(module.training is training for module in network.modules())
+
+
+class Broken(nn.Module):
+    """The network, with one value of one output of the last image replaced."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.network, self.value = model(), value
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        outputs = dict(self.network(image))
+        if torch.equal(image[-1], split()["image"][-1]):
+            outputs["seg"] = outputs["seg"].clone()
+            outputs["seg"][-1, 0, 3, 3] = self.value
+        return outputs
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_output_that_is_no_number_leaves_no_metric_of_its_task(value: float) -> None:
+    """An argmax over it would be a class, and the metrics numbers."""
+    found = evaluate(torch_runner(Broken(value)), batches(4), TASKS, finite=True)
+    assert all(math.isnan(metric) for metric in found["seg"].values())
+    assert all(math.isfinite(metric) for task in found if task != "seg" for metric in found[task].values())
+
+
+def test_a_class_that_is_masked_by_infinity_may_be_evaluated() -> None:
+    found = evaluate(torch_runner(Broken(-math.inf)), batches(4), TASKS)
+    assert all(math.isfinite(metric) for metric in found["seg"].values())
