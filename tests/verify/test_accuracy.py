@@ -83,13 +83,28 @@ def flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {f"{task}.{name}": value for task, values in metrics.items() for name, value in values.items()}
 
 
+def same(found: Mapping[str, Mapping[str, float]], expected: Mapping[str, Mapping[str, float]]) -> bool:
+    """Equal but for float32 rounding: another batch size may take other kernels.
+
+    Errors move with the outputs; a share may move by a pixel or two that lie on the edge between classes.
+    """
+    one, other = flat(found), flat(expected)
+    shares = {
+        f"{name}.{metric}" for name in TASKS for metric, info in TASKS[name].metric_info.items() if info.share
+    }
+    pixels = SAMPLES * SIZE[0] * SIZE[1]
+    return one.keys() == other.keys() and all(
+        value == pytest.approx(other[name], rel=1e-5, abs=2 * 3 / pixels if name in shares else 0.0)
+        for name, value in one.items()
+    )
+
+
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_metrics_do_not_depend_on_how_the_split_is_cut(size: int) -> None:
     run = torch_runner(model())
     found = evaluate(run, batches(size), TASKS)
     assert list(found) == list(TASKS)
-    # another batch size may take other kernels: float32 rounding
-    assert flat(found) == pytest.approx(flat(evaluate(run, batches(SAMPLES), TASKS)), rel=1e-5)
+    assert same(found, evaluate(run, batches(SAMPLES), TASKS))
 
 
 def test_metrics_are_the_tasks_own() -> None:
@@ -126,11 +141,10 @@ class Exported(Runner):
 @pytest.mark.parametrize("size", [3, SAMPLES])
 def test_an_exported_model_has_the_metrics_of_its_module(fixed: int | None, size: int) -> None:
     network = model().eval()
-    expected = flat(evaluate(torch_runner(network), batches(size), TASKS))
+    expected = evaluate(torch_runner(network), batches(size), TASKS)
     with Exported(network, fixed) as runner:
         found = evaluate(array_runner(runner), batches(size), TASKS)
-    # another batch size may take other kernels: float32 rounding
-    assert flat(found) == pytest.approx(expected, rel=1e-5)
+    assert same(found, expected)
 
 
 def test_a_model_of_two_inputs_cannot_be_evaluated() -> None:
