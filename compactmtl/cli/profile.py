@@ -188,7 +188,7 @@ def _write(found: Profile, folder: Path) -> None:
 
 def summary(found: Profile) -> Iterator[str]:
     """The figures in lines for a terminal."""
-    from compactmtl.verify.speed import band_in_words, speed_of, told
+    from compactmtl.verify.speed import band_in_words, in_words, speed_of
 
     for name, one in found.subjects.items():
         stats = found.latency.stats[name]
@@ -202,7 +202,7 @@ def summary(found: Profile) -> Iterator[str]:
             yield f"  processor   median {stats.process_ms:.3f} ms of all threads together"
         if name != found.latency.reference:
             speed = speed_of(found.latency, name)
-            yield f"  speed       {told(speed)}, {band_in_words(speed) or 'no band'} by round"
+            yield f"  against     {found.latency.reference}: {in_words(speed)}, {band_in_words(speed) or 'no band'} by round"
         for batch, rate in one.throughput.items():
             yield f"  throughput  {rate:.1f} samples/s at batch {batch}"
         if one.phases is not None:
