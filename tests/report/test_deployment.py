@@ -24,7 +24,7 @@ from compactmtl.report.deployment import (
 )
 from compactmtl.report.html import render
 from compactmtl.report.model import ExportView, Report
-from compactmtl.report.table import Cell, comparison
+from compactmtl.report.table import Cell, Tone, comparison
 from compactmtl.train import Run
 from compactmtl.verify.result import SINGLE, Verification
 from tests.support.synthetic_runs import (
@@ -150,7 +150,7 @@ def test_where_every_export_failed_none_stands_for_the_run(
     ],
 )
 def test_an_export_is_green_only_by_a_gate_on_accuracy(
-    passed: bool, bounds_accuracy: bool, text: str, tone: str
+    passed: bool, bounds_accuracy: bool, text: str, tone: Tone
 ) -> None:
     found = ExportView(target="t", verification=verification(passed=passed, bounds_accuracy=bounds_accuracy))
     assert status(found) == Cell(text, tone)

@@ -12,7 +12,7 @@ from torch import Tensor
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, build_task
-from compactmtl.tasks.normals import angles
+from compactmtl.tasks.normals import NormalsMetrics, angles
 
 TASK = build_task("normals", TaskConfig(kind="normals"), TargetSpec("normals"))
 
@@ -47,7 +47,9 @@ def test_metrics_over_batches_equal_the_angles_that_were_put_in(
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 180), min_size=1, max_size=60), st.integers(0, 60))
 def test_parts_of_a_split_add_up_to_the_split(degrees: list[float], cut: int) -> None:
-    outputs, whole, one, other = rotated(degrees), TASK.metrics(), TASK.metrics(), TASK.metrics()
+    outputs = rotated(degrees)
+    whole, one, other = (TASK.metrics() for _ in range(3))
+    assert isinstance(one, NormalsMetrics) and isinstance(other, NormalsMetrics)
     whole.update(outputs, facing(len(degrees)))
     one.update(outputs[:cut], facing(len(outputs[:cut])))
     other.update(outputs[cut:], facing(len(outputs[cut:])))

@@ -85,7 +85,7 @@ def test_an_image_that_is_nearly_flat_is_judged_by_the_range_of_all(tmp_path: Pa
         """Off by a millionth."""
 
         def forward(self, image: Tensor) -> dict[str, Tensor]:
-            return model(image) | {"depth": image[:, :2] * 10 + 1e-6}
+            return {**model(image), "depth": image[:, :2] * 10 + 1e-6}
 
     with get_backend("onnxruntime").open(path, target) as runner:
         parity = compare_outputs(Rounded(), runner, [images], target, "m")
