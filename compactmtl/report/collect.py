@@ -14,19 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from compactmtl.errors import ArtifactError, ConfigError, DataError
 from compactmtl.report.delta_table import Entries, delta_table
-from compactmtl.report.deployment import prepared_views
-from compactmtl.report.model import (
-    Epoch,
-    ExportView,
-    MetricView,
-    Provenance,
-    Report,
-    RunView,
-    Size,
-    Stage,
-    Surgery,
-    TaskView,
-)
+from compactmtl.report.deployment import doubts, prepared_views
+from compactmtl.report.model import ExportView, MetricView, Provenance, Report, RunView, Size, Stage, TaskView
+from compactmtl.report.read import Epoch, Surgery
 from compactmtl.report.reference import (
     Reference,
     Single,
@@ -38,7 +28,6 @@ from compactmtl.report.reference import (
 )
 from compactmtl.train.files import sha256_file
 from compactmtl.verify.result import TaskMetrics, Verification
-from compactmtl.verify.speed import slowdowns, told, variation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,8 +36,6 @@ if TYPE_CHECKING:
     from compactmtl.train import Run
 
 Model = TypeVar("Model", bound=BaseModel)
-
-UNSTEADY = 0.25  # distance of the quartiles / median; an idle machine stays well below a tenth
 
 
 def build_report(
@@ -155,7 +142,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         for path in sorted((run.path / "export").glob("*/verification.json"))
     )
     for export in exports:
-        notes.extend(_doubts(name, export))
+        notes.extend(doubts(name, export))
     view = RunView(
         name=name,
         path=str(run.path),
@@ -176,24 +163,6 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
     if view.current_exports and not any(one.holds for one in view.current_exports):
         notes.append(f"{name}: no export held all of its gates, so none stands for the run")
     return view
-
-
-def _doubts(name: str, view: ExportView) -> list[str]:
-    """What a reader of an export's latencies has to know: that they vary too much, or that its precision lost time."""
-    latency, notes = view.verification.latency, []
-    spread = max((variation(stats.samples_ms) for stats in latency.stats.values()), default=0.0)
-    if spread > UNSTEADY:
-        notes.append(
-            f"{name}: the middle half of the latencies on {view.target} is spread over {spread:.0%} of the median; "
-            "measure again on an idle machine before you rely on them"
-        )
-    for speed in slowdowns(latency):
-        stats = latency.stats
-        notes.append(
-            f"{name}: on {view.target} {stats[speed.name].precision} is {told(speed)} "
-            f"({stats[speed.name].median_ms:.3g} against {stats[speed.against].median_ms:.3g} ms)"
-        )
-    return notes
 
 
 def _epochs(log: Sequence[Mapping[str, Any]], path: Path) -> tuple[Epoch, ...]:

@@ -13,8 +13,9 @@ from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, PreparedView, Report, RunView
 from compactmtl.report.table import MISSING, Cell, Row, Table, footnote, speed_cell
 from compactmtl.verify.result import SINGLE
-from compactmtl.verify.speed import dense_form, is_lowered, subject_latency
+from compactmtl.verify.speed import dense_form, is_lowered, slowdowns, subject_latency, told, variation
 
+UNSTEADY = 0.25  # distance of the quartiles / median; an idle machine stays well below a tenth
 MARKERS = "os^DvPX*"  # one a model
 
 
@@ -40,6 +41,24 @@ def prepared_views(run: Path) -> tuple[PreparedView, ...]:
             reason = f"{path} is damaged"
         found.append(PreparedView(target=path.parent.name, reason=reason))
     return tuple(found)
+
+
+def doubts(name: str, view: ExportView) -> list[str]:
+    """What a reader of an export's latencies has to know: that they vary too much, or that its precision lost time."""
+    latency, notes = view.verification.latency, []
+    spread = max((variation(stats.samples_ms) for stats in latency.stats.values()), default=0.0)
+    if spread > UNSTEADY:
+        notes.append(
+            f"{name}: the middle half of the latencies on {view.target} is spread over {spread:.0%} of the median; "
+            "measure again on an idle machine before you rely on them"
+        )
+    for speed in slowdowns(latency):
+        stats = latency.stats
+        notes.append(
+            f"{name}: on {view.target} {stats[speed.name].precision} is {told(speed)} "
+            f"({stats[speed.name].median_ms:.3g} against {stats[speed.against].median_ms:.3g} ms)"
+        )
+    return notes
 
 
 def deployments(report: Report) -> Table | None:
