@@ -201,9 +201,8 @@ def _accuracy(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
     rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
     for task, metrics in accuracy.torch.items():
         for metric, value in metrics.items():
-            values = [value, accuracy.artifact[task][metric]]
-            if accuracy.baseline:
-                values.append(accuracy.baseline[task][metric])
+            others = [accuracy.artifact, *([accuracy.baseline] if accuracy.baseline else [])]
+            values = [value, *(one.get(task, {}).get(metric, math.nan) for one in others)]
             info = tasks[task].metric_info[metric]
             shown = [
                 f"{v:.2%}" if info.share else f"{v:.4g}{' ' + info.unit if info.unit else ''}" for v in values

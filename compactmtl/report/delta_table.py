@@ -131,7 +131,11 @@ def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, is_b
     metrics: dict[str, dict[str, Spread]] = {}
     if len(measured) == len(stages):
         metrics = {
-            task: {metric: Spread.of([one[task][metric] for one in measured]) for metric in first}
+            task: {
+                metric: Spread.of([one[task][metric] for one in measured])
+                for metric in first
+                if all(metric in one[task] for one in measured)
+            }
             for task, first in measured[0].items()
         }
     known = [

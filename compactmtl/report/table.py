@@ -164,7 +164,7 @@ def _metric_cell(stage: Stage, task: TaskView) -> Cell:
     if stage.metrics is None:
         return MISSING
     metrics = stage.metrics.get(task.name)
-    if metrics is None:
+    if metrics is None or task.primary not in metrics:
         return NOTHING
     return Cell(fmt.metric(metrics[task.primary], task.metrics[task.primary]))
 
@@ -180,7 +180,7 @@ def metric_change(value: float, reference: float, *, higher_is_better: bool) -> 
 def _metric_change(subject: Stage, reference: Stage, task: TaskView) -> Cell:
     ours = (subject.metrics or {}).get(task.name)
     theirs = (reference.metrics or {}).get(task.name)
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or task.primary not in ours.keys() & theirs.keys():
         return NOTHING
     info = task.metrics[task.primary]
     return metric_change(ours[task.primary], theirs[task.primary], higher_is_better=info.higher_is_better)

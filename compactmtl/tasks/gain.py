@@ -34,7 +34,8 @@ def delta_m(metrics: MetricValues, baseline: MetricValues, tasks: Mapping[str, T
     normals, accuracy, MAE) and that the baseline states. A metric that does not count (RMSE) does where a task's
     baseline states no other.
 
-    Raises ConfigError where the baseline lacks a task, states none of its metrics, or states an unknown task or metric;
+    Raises ConfigError where the baseline lacks a task, states none of its metrics, or states an unknown task or metric,
+    and where a metric that it states was not measured;
     UndefinedGainError where a baseline value is 0.
     """
     for name in baseline:
@@ -42,7 +43,9 @@ def delta_m(metrics: MetricValues, baseline: MetricValues, tasks: Mapping[str, T
             raise ConfigError(
                 f"the baseline has metrics of an unknown task {name!r}", nearest(name, list(tasks))
             )
-    gains = [_task_gain(name, task, metrics[name], baseline.get(name, {})) for name, task in tasks.items()]
+    gains = [
+        _task_gain(name, task, metrics.get(name, {}), baseline.get(name, {})) for name, task in tasks.items()
+    ]
     return sum(gains) / len(gains)
 
 
@@ -60,6 +63,11 @@ def _task_gain(name: str, task: Task, values: Mapping[str, float], reference: Ma
         raise ConfigError(
             f"the baseline states no metric of task {name!r}, so the multi-task gain is undefined",
             f"state {task.primary!r} of {name!r}, or compare with a run that has this task",
+        )
+    if missing := [metric for metric in counted if metric not in values]:
+        raise ConfigError(
+            f"{name}.{missing[0]} was not measured, which the baseline states, so the multi-task gain is undefined",
+            "measure it again with this version",
         )
     return sum(_metric_gain(name, m, info[m], values[m], reference[m]) for m in counted) / len(counted)
 

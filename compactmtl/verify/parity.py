@@ -108,6 +108,8 @@ def _compare(
         check_finite(reference, artifact, where)
         for name, array in reference.items():
             tallies.setdefault(name, _Tally(array.shape)).add(array, artifact[name])
+    if not samples:
+        raise ArtifactError("parity needs at least one sample", "give example inputs that hold one")
     outputs = tuple(
         tally.result(name, _tolerance(name, target, tolerance)) for name, tally in tallies.items()
     )
