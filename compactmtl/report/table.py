@@ -130,6 +130,8 @@ class _Rows:
             cells.append(Cell(fmt.milliseconds(latency.median_ms)))
         elif column.run.current_exports and column.run.shown_export is None:
             cells.append(Cell("gates failed", "bad"))
+        elif any(run.current_exports and run.shown_export is None for run in self.subjects):
+            cells.append(NOTHING)  # it was timed beside an export that does not count
         else:
             cells.append(MISSING)
         return cells
