@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -34,6 +35,7 @@ from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.target import Target as Goal
 from compactmtl.surgery import compact
 from compactmtl.verify import LatencyResult, measure_latency
+from compactmtl.verify.speed import speed_of
 
 FP32 = Target(backend="onnxruntime")
 INT8 = Target(backend="onnxruntime", precision="int8")
@@ -88,9 +90,8 @@ def measure(name: str, pixels: int, share: float, align: int, repeats: int) -> d
 
 def ratio(latency: LatencyResult, one: str, other: str) -> tuple[float, float, float]:
     """How much faster `other` is, round by round: median, 10th and 90th percentile."""
-    times = [np.asarray(latency.stats[name].samples_ms) for name in (one, other)]
-    low, middle, high = np.percentile(times[0] / times[1], [10, 50, 90])
-    return float(middle), float(low), float(high)
+    found = speed_of(latency, other, one)
+    return found.ratio, found.low or math.nan, found.high or math.nan
 
 
 def main() -> None:

@@ -212,23 +212,31 @@ def summary(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
     yield from latency_lines(found.latency)
     yield f"size: {found.megabytes:.2f} MB"
     failed = [gate for gate in found.gates if not gate.passed]
-    yield f"gates: {len(found.gates) - len(failed)} of {len(found.gates)} hold"
+    bounded = "" if any(gate.gate == "accuracy" for gate in found.gates) else "; none is on accuracy"
+    yield f"gates: {len(found.gates) - len(failed)} of {len(found.gates)} hold{bounded}"
     yield from (f"  failed: {gate.message}" for gate in failed)
 
 
 def latency_lines(found: LatencyResult) -> Iterator[str]:
-    """Each model's latency with its speedup, by medians and paired by round, and whether the machine was busy."""
+    """Each model's latency, how much faster it is than what it is held against, and whether the machine was busy.
+
+    Ratios are medians over rounds of the ratio in the same round, with their 10–90 % band.
+    """
     from compactmtl.backends.machine import cpu_count
+    from compactmtl.verify.speed import band_in_words, speeds, told
+
+    lines: dict[str, list[str]] = {name: [] for name in found.stats}
+    for speed in speeds(found):
+        band = band_in_words(speed)
+        lines[speed.name].append(told(speed) + (f", {band} by round" if band else ""))
 
     for name, stat in found.stats.items():
         threads = "" if stat.threads is None else f", {stat.threads} thread{'s' if stat.threads > 1 else ''}"
-        faster = f", {found.speedup[name]:.2f}× {found.reference}" if len(found.stats) > 1 else ""
-        if name != found.reference and name in found.paired_speedup:
-            faster += f" ({found.paired_speedup[name]:.2f}× paired by round)"
         yield (
             f"latency {name}: median {stat.median_ms:.2f} ms (p90 {stat.p90_ms:.2f}, p99 {stat.p99_ms:.2f},"
-            f" n {len(stat.samples_ms)}) at batch {stat.batch}{threads}{faster}"
+            f" n {len(stat.samples_ms)}) at batch {stat.batch}{threads}"
         )
+        yield from (f"  {line}" for line in lines[name])
     if found.load_average is not None and found.load_average > cpu_count():
         yield (
             f"  the machine was busy (load {found.load_average:.1f} on {cpu_count()} processors): these times are its,"
@@ -241,9 +249,8 @@ def _accuracy(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
     rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
     for task, metrics in accuracy.torch.items():
         for metric, value in metrics.items():
-            values = [value, accuracy.artifact[task][metric]]
-            if accuracy.baseline:
-                values.append(accuracy.baseline[task][metric])
+            others = [accuracy.artifact, *([accuracy.baseline] if accuracy.baseline else [])]
+            values = [value, *(one.get(task, {}).get(metric, math.nan) for one in others)]
             info = tasks[task].metric_info[metric]
             shown = [
                 f"{v:.2%}" if info.share else f"{v:.4g}{' ' + info.unit if info.unit else ''}" for v in values

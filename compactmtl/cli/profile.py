@@ -261,18 +261,21 @@ def _write(found: Profile, folder: Path) -> None:
 
 def summary(found: Profile) -> Iterator[str]:
     """The figures in lines for a terminal."""
+    from compactmtl.verify.speed import band_in_words, in_words, speed_of
+
     for name, one in found.subjects.items():
-        stats, speedup = found.latency.stats[name], found.latency.speedup[name]
+        stats = found.latency.stats[name]
         threads = "" if stats.threads is None else f", {stats.threads} thread{'s' * (stats.threads > 1)}"
         yield f"{name}: {one.megabytes:.2f} MB, {stats.backend} {stats.version}, {stats.provider}, {stats.precision}{threads}"
         yield (
             f"  latency     median {stats.median_ms:.3f} ms, min {stats.min_ms:.3f}, p90 {stats.p90_ms:.3f},"
-            f" p99 {stats.p99_ms:.3f}, CV {stats.variation:.1%}, n {len(stats.samples_ms)}, batch {stats.batch}"
+            f" p99 {stats.p99_ms:.3f}, quartiles' distance {stats.variation:.1%}, n {len(stats.samples_ms)}, batch {stats.batch}"
         )
         if stats.process_ms is not None:
             yield f"  processor   median {stats.process_ms:.3f} ms of all threads together"
         if name != found.latency.reference:
-            yield f"  against     {found.latency.reference}: {speedup:.2f}× as fast"
+            speed = speed_of(found.latency, name)
+            yield f"  against     {found.latency.reference}: {in_words(speed)}, {band_in_words(speed) or 'no band'} by round"
         for batch, rate in one.throughput.items():
             yield f"  throughput  {rate:.1f} samples/s at batch {batch}"
         if one.phases is not None:

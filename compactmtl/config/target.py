@@ -49,7 +49,10 @@ class LatencyConfig(Frozen):
         description="runs of a model before each clocked one, so that caches hold its weights and not another's",
     )
     max_ms: Positive | None = Field(None, description="gate on the median; none: not a gate")
-    min_speedup: Positive | None = Field(None, description="gate on dense/compact; none: not a gate")
+    min_speedup: Positive | None = Field(
+        None,
+        description="gate on how many times as fast as the dense model, the median over rounds; of lower precisions also as the dense model in float32; none: not a gate",
+    )
 
 
 class OnnxConfig(Frozen):

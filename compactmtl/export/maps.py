@@ -9,18 +9,25 @@ from torch import Tensor, nn
 from compactmtl.artifacts.files import naming
 from compactmtl.backends import Runner
 from compactmtl.verify.error_maps import as_gray, error_maps
-from compactmtl.verify.result import ErrorMap
+from compactmtl.verify.result import ErrorMap, ParityResult
 
 FOLDER = "errors"
 
 
 def write_error_maps(
-    bundle: Path, model: nn.Module, runner: Runner, inputs: Tensor | tuple[Tensor, ...]
+    bundle: Path,
+    model: nn.Module,
+    runner: Runner,
+    inputs: Tensor | tuple[Tensor, ...],
+    parity: ParityResult,
 ) -> dict[str, ErrorMap]:
-    """A gray PNG below `bundle`/errors for each output that is a map, of the first image of `inputs`."""
+    """A gray PNG below `bundle`/errors for each output that is a map, of the first image of `inputs`.
+
+    Errors are on the scales of `parity`.
+    """
     from PIL import Image
 
-    found = error_maps(model, runner, inputs)
+    found = error_maps(model, runner, inputs, parity)
     records = {}
     for number, (name, picture) in enumerate(as_gray(found).items()):
         file = f"{FOLDER}/{number}.png"  # a task's name need not be a file's
@@ -28,5 +35,5 @@ def write_error_maps(
             (bundle / FOLDER).mkdir(exist_ok=True)
             Image.fromarray(picture).save(bundle / file, optimize=True)
         largest = float(found[name].values.max(initial=0.0))
-        records[name] = ErrorMap(file=file, largest=largest, relative=largest / found[name].scale)
+        records[name] = ErrorMap(file=file, largest=largest, relative=found[name].relative)
     return records

@@ -109,7 +109,7 @@ def prepare_run(
     with new_folder(run.path / "export" / target_name) as folder:
         path = folder / MODEL_FILE
         strings = provenance(run)
-        reference = evaluate(torch_runner(model), data.loader, run.tasks)
+        reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
         record = build_artifact(

@@ -87,7 +87,7 @@ def export_run(
     data = Validation.load(run, target)
     with new_folder(run.path / "export" / target_name) as folder:
         example = data.images[: target.latency.batch]
-        reference = evaluate(torch_runner(model), data.loader, run.tasks)
+        reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
         score = Scoring(run, target, interface, data, reference)
         path = folder / MODEL_FILE
         strings = provenance(run)
@@ -107,7 +107,7 @@ def export_run(
             subject = COMPACT if run.has_compact else "model"
             models = {DENSE: dense, subject: model}
             latency, measured = measure_artifact(run, models, path, runner, example, target)
-            maps = write_error_maps(folder, interface.wrap(model), runner, interface.feed(example))
+            maps = write_error_maps(folder, interface.wrap(model), runner, interface.feed(example), parity)
         verification = _verification(
             target_name, target, run, bundle.sha256, bundle.megabytes, subject, parity, accuracy, latency
         ).model_copy(update={"measured": measured, "error_maps": maps})
@@ -209,9 +209,11 @@ class Scoring:
         return AccuracyResult(
             samples=self.data.samples,
             torch=self.reference,
-            artifact=evaluate(run, loader, tasks),
-            by_batch={size: evaluate(in_batches(run, size), loader, tasks) for size in sizes},
-            baseline=None if baseline is None else evaluate(torch_runner(baseline), loader, tasks),
+            artifact=evaluate(run, loader, tasks, finite=True),
+            by_batch={size: evaluate(in_batches(run, size), loader, tasks, finite=True) for size in sizes},
+            baseline=None
+            if baseline is None
+            else evaluate(torch_runner(baseline), loader, tasks, finite=True),
         )
 
     def failed(self, path: Path) -> tuple[GateResult, ...]:
@@ -250,7 +252,7 @@ def _verification(
         latency=latency,
         megabytes=megabytes,
         gates=gates,
-        passed=all(gate.passed for gate in gates),
+        passed=bool(gates) and all(gate.passed for gate in gates),
         versions=package_versions(),
         created=_now(),
     )

@@ -32,17 +32,17 @@ def measure_artifact(
     example: Tensor,
     target: Target,
 ) -> tuple[LatencyResult, dict[str, Measured]]:
-    """Latency, throughput, peak memory and layers, paired on the same backend: the dense model, the artifact, its float32 form.
+    """Latency, throughput, peak memory and layers, paired on the same backend: the dense model, the artifact, their float32 forms.
 
     `models` holds DENSE, which may be None, and the artifact's model under its own name. The dense model is in the
     artifact's precision, int8 with every layer quantized: what surgery gains. The float32 form of an artifact of
-    lower precision tells what precision gains.
+    lower precision tells what precision gains, the dense model's what both do.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
 
         def opened(name: str, model: MultiTaskModel, target: Target) -> Subject:
-            path = folder / name / MODEL_FILE
+            path = folder / name.replace(" ", "-") / MODEL_FILE
             build_artifact(run, model, example, path, target, {})
             return Subject(path, target, stack.enter_context(get_backend(target.backend).open(path, target)))
 
@@ -52,8 +52,11 @@ def measure_artifact(
         if dense is not None:
             subjects[DENSE] = opened(DENSE, dense, target)
         subjects[name] = Subject(artifact, target, runner)
-        if target.precision != "fp32" and (model := models[name]) is not None:
-            subjects[name + SINGLE] = opened("fp32", model, target.model_copy(update={"precision": "fp32"}))
+        if target.precision != "fp32":
+            single = target.model_copy(update={"precision": "fp32"})
+            for one in (DENSE, name):
+                if (model := models[one]) is not None:
+                    subjects[one + SINGLE] = opened(one + SINGLE, model, single)
         inputs = interface_of(run, target).feed(example)
         latency = measure_latency(
             {name: subject.runner for name, subject in subjects.items()},

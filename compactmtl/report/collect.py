@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -15,26 +15,16 @@ from pydantic import BaseModel, ValidationError
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.hashes import check_files, read_hashes
 from compactmtl.errors import ArtifactError, ConfigError, DataError, command
-from compactmtl.report.delta_table import delta_table
-from compactmtl.report.deployment import prepared_views
-from compactmtl.report.model import (
-    Epoch,
-    ExportView,
-    MetricView,
-    Provenance,
-    Report,
-    RunView,
-    Size,
-    Stage,
-    Surgery,
-    TaskView,
-)
+from compactmtl.report.delta_table import Entries, delta_table
+from compactmtl.report.deployment import doubts, prepared_views
+from compactmtl.report.model import ExportView, MetricView, Provenance, Report, RunView, Size, Stage, TaskView
+from compactmtl.report.read import Epoch, Surgery
 from compactmtl.report.reference import (
     Reference,
     Single,
     of_baseline,
     of_recipes,
-    of_runs,
+    of_seeds,
     of_single_runs,
     split_single,
 )
@@ -47,16 +37,6 @@ if TYPE_CHECKING:
     from compactmtl.train import Run
 
 Model = TypeVar("Model", bound=BaseModel)
-
-UNSTEADY = 0.25  # standard deviation / mean; an idle machine stays well below a tenth
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Which entry of a sweep each run belongs to, by path, and the entry that Δm is against."""
-
-    of: Mapping[str, str]
-    baseline: str | None
 
 
 def build_report(
@@ -81,7 +61,7 @@ def build_report(
     mine = [view for view in views if entries is not None and entries.of[view.path] == entries.baseline]
     if mine:
         assert entries is not None
-        reference: Reference | None = of_runs(mine, str(entries.baseline))
+        reference: Reference | None = of_seeds(mine, str(entries.baseline))
     elif singles:
         reference = of_single_runs(views[multi:])
     elif entries is not None:
@@ -90,7 +70,7 @@ def build_report(
         reference = of_baseline(views[0]) if against is not None else of_recipes(ordered)
     if reference is not None:
         views[:multi] = [
-            _with_delta(view, run, reference.metrics, notes)
+            _with_delta(view, run, reference, notes)
             for view, run in zip(views[:multi], ordered[:multi], strict=True)
         ]
     pairs = list(zip(views, ordered, strict=True))
@@ -99,7 +79,7 @@ def build_report(
         pairs[multi:],
         reference,
         pairs[0] if against is not None else None,
-        entries.of if entries is not None else None,
+        entries,
     )
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,8 +144,9 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         ExportView(target=path.parent.name, verification=_parse(Verification, path))
         for path in sorted((run.path / "export").glob("*/verification.json"))
     )
-    notes.extend(_unsteady(name, exports))
-    return RunView(
+    for export in exports:
+        notes.extend(doubts(name, export))
+    view = RunView(
         name=name,
         path=str(run.path),
         description=run.recipe.description,
@@ -180,20 +161,11 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         finished=end is not None,
         seconds=end.get("seconds") if end else None,
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
+        targets=tuple(Path(target).stem for target in run.recipe.targets),
     )
-
-
-def _unsteady(name: str, exports: Sequence[ExportView]) -> list[str]:
-    """A note for each export whose latencies vary so much that their ratio says little."""
-    notes = []
-    for export in exports:
-        variation = max(stats.variation for stats in export.verification.latency.stats.values())
-        if variation > UNSTEADY:
-            notes.append(
-                f"{name}: latencies on {export.target} vary by {variation:.0%} of their mean; measure again on "
-                "an idle machine before you rely on them"
-            )
-    return notes
+    if view.current_exports and not any(one.holds for one in view.current_exports):
+        notes.append(f"{name}: no export held all of its gates, so none stands for the run")
+    return view
 
 
 def _epochs(log: Sequence[Mapping[str, Any]], path: Path) -> tuple[Epoch, ...]:
@@ -324,11 +296,15 @@ def _cost(run: Run, model: nn.Module) -> Size:
     return Size(parameters=measured.parameters, macs=measured.macs)
 
 
-def _with_delta(view: RunView, run: Run, reference: TaskMetrics, notes: list[str]) -> RunView:
+def _with_delta(view: RunView, run: Run, reference: Reference, notes: list[str]) -> RunView:
     """The view with Δm at every measured stage; where it is undefined, a note says why."""
     from compactmtl.tasks.gain import delta_m
 
-    ours = {task: reference[task] for task in run.tasks if task in reference}
+    metrics = reference.at(run.recipe.seed)
+    if metrics is None:
+        notes.append(f"{view.name}: no Δm, {reference.label} has no finished run of seed {run.recipe.seed}")
+        return view
+    ours = {task: metrics[task] for task in run.tasks if task in metrics}
     stages = []
     for stage in view.stages:
         if stage.metrics is not None:
@@ -337,7 +313,10 @@ def _with_delta(view: RunView, run: Run, reference: TaskMetrics, notes: list[str
             except ConfigError as error:
                 notes.append(f"{view.name}: no Δm, {error.message}")
             else:
-                stage = stage.model_copy(update={"delta_m": gain})
+                if math.isfinite(gain):
+                    stage = stage.model_copy(update={"delta_m": gain})
+                else:
+                    notes.append(f"{view.name}: no Δm as {stage.label}, a metric is not a number")
         stages.append(stage)
     return view.model_copy(update={"stages": tuple(stages)})
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import DeltaRow, MetricView, Report, Spread
-from compactmtl.report.table import Cell, Row, Table, Tone
+from compactmtl.report.table import Cell, Row, Table, Tone, footnote
 
 MISSING = Cell("—", "missing")
 
@@ -37,6 +37,7 @@ class Grid:
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
     caption: str
+    footnote: str = ""  # what Δm is
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -80,12 +81,11 @@ def grid(report: Report) -> Grid:
         spreads = [getattr(row, quantity) for row in rows]
         columns.append(_column("", name, "", False, spreads, _counts))
     if any(row.faster for row in rows):
-        spreads = [row.faster for row in rows]
-        columns.append(_column("", "faster", "×", True, spreads, lambda one: _plus_minus(one, 1, 2)))
+        columns.append(_speed_column(rows))
     if report.sweep is not None:
         spreads = [row.seconds for row in rows]
         columns.append(_column("", "training", "s", False, spreads, lambda one: _plus_minus(one, 1, 0)))
-    return Grid(tuple(map(_label, rows)), tuple(columns), _caption(report))
+    return Grid(tuple(map(_label, rows)), tuple(columns), _caption(report), footnote(report))
 
 
 def delta_cells(report: Report) -> Table:
@@ -96,7 +96,7 @@ def delta_cells(report: Report) -> Table:
         for index, label in enumerate(found.labels)
     )
     names = tuple(f"{column.group} {column.heading}".strip() for column in found.columns)
-    return Table(names, rows, found.caption)
+    return Table(names, rows, found.caption, found.footnote)
 
 
 def latex(report: Report) -> str:
@@ -105,6 +105,7 @@ def latex(report: Report) -> str:
     lines = [
         "% needs \\usepackage{booktabs}",
         f"% {found.caption}",
+        *([f"% {found.footnote}"] if found.footnote else []),
         f"\\begin{{tabular}}{{l{'r' * len(found.columns)}}}",
         "\\toprule",
     ]
@@ -137,6 +138,8 @@ def difference(spread: Spread | None, info: MetricView | None, better: int, seed
     """A paired difference, signed, with how many seeds are better; `info` is none for Δm."""
     if spread is None:
         return MISSING
+    if not math.isfinite(spread.mean):
+        return Cell(fmt.NO_NUMBER, "missing")
     scale = 100.0 if info is None or info.share else 1.0
     digits = 2 if info is None else max(2, _decimals([scale * value for value in spread.values]) - 1)
     text = _plus_minus(spread, scale, digits)
@@ -171,13 +174,39 @@ def _delta_column(rows: Sequence[DeltaRow]) -> Column:
         return f"+{text}" if round(100 * spread.mean, 2) > 0 else text
 
     column = _column("", "Δm", "%", True, spreads, write)
-    toned = [
-        replace(cell, tone="good" if spread.mean > 0 else "bad")
-        if spread is not None and spread.mean
-        else cell
-        for cell, spread in zip(column.cells, spreads, strict=True)
-    ]
-    return replace(column, cells=tuple(toned))
+    cells = []
+    for row, cell, spread in zip(rows, column.cells, spreads, strict=True):
+        if row.is_baseline:
+            cell = Cell("baseline")
+        elif spread is not None and round(100 * spread.mean, 2):
+            cell = replace(cell, tone="good" if spread.mean > 0 else "bad")
+        cells.append(cell)
+    return replace(column, cells=tuple(cells))
+
+
+def _speed_column(rows: Sequence[DeltaRow]) -> Column:
+    """Times faster or slower than the dense model; green or red where every run's rounds say the same."""
+    spreads = [row.faster for row in rows]
+    column = _column("", "speed", "", True, spreads, lambda one: _plus_minus(one, 1, 2))
+    cells = tuple(
+        MISSING if row.faster is None else _speed_cell(row.faster, row.verdict, slowed=row.slowed)
+        for row in rows
+    )
+    return replace(column, cells=cells)
+
+
+def _speed_cell(spread: Spread, verdict: str, *, slowed: bool) -> Cell:
+    if not math.isfinite(spread.mean) or min(spread.values) <= 0:
+        return Cell(fmt.NO_NUMBER, "missing")
+    if verdict == "same":
+        return Cell("no difference beyond noise")
+    if verdict == "slower":
+        slower = Spread.of([1 / value for value in spread.values])
+        return Cell(f"{_plus_minus(slower, 1, 2)}× slower", "bad")
+    text = f"{_plus_minus(spread, 1, 2)}×"
+    if verdict != "faster":
+        return Cell(f"{text}, {verdict}")
+    return Cell(f"{text} faster", "" if slowed else "good")
 
 
 def _column(
@@ -189,7 +218,11 @@ def _column(
     write: Callable[[Spread], str],
 ) -> Column:
     cells = tuple(MISSING if spread is None else Cell(write(spread)) for spread in spreads)
-    means = {index: spread.mean for index, spread in enumerate(spreads) if spread is not None}
+    means = {
+        index: spread.mean
+        for index, spread in enumerate(spreads)
+        if spread is not None and math.isfinite(spread.mean)
+    }
     best = (max if higher_is_better else min)(means.values(), default=math.nan)
     winners = (
         frozenset(index for index, mean in means.items() if mean == best) if len(means) > 1 else frozenset()
@@ -198,6 +231,8 @@ def _column(
 
 
 def _plus_minus(spread: Spread, scale: float, digits: int) -> str:
+    if not math.isfinite(spread.mean):
+        return fmt.NO_NUMBER
     mean = f"{scale * spread.mean:.{digits}f}"
     if float(mean) == 0:
         mean = mean.lstrip("-")
@@ -223,9 +258,13 @@ def _caption(report: Report) -> str:
     if any(len(row.runs) > 1 for row in table.rows):
         parts.append("mean ± standard deviation over runs")
     if table.reference is not None:
-        parts.append(f"Δm against {table.reference}")
-    if any(row.faster for row in table.rows):
-        parts.append("faster: latency of a run's own network before surgery over its export's, paired")
+        seeds = " of the same seed" if report.sweep is not None else ""
+        parts.append(f"Δm against {table.reference}{seeds}")
+    if than := sorted({row.faster_than for row in table.rows if row.faster}):
+        parts.append(
+            f"speed: latency of {' or '.join(than)} over the export's, the median over rounds of the ratio in one round, "
+            "noise where its 10–90 % band holds 1"
+        )
     if report.single_task_runs:
         parts.append("sizes of the single-task networks added up")
     return "; ".join(parts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compactmtl.report.model import DeltaRow, DeltaTable, RunView, Size, Spread, Stage
+from compactmtl.report.model import DeltaRow, DeltaTable, RunView, Size, Spread, shown_stages
 from compactmtl.report.reference import settings
-from compactmtl.report.table import subject_latency
+from compactmtl.verify.speed import artifact_speed, slowdowns
 
 if TYPE_CHECKING:
     from compactmtl.report.reference import Reference
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 Pair = tuple[RunView, "Run"]
 
 
+@dataclass(frozen=True)
+class Entries:
+    """Which entry of a sweep each run belongs to, by path, and the entry that Δm is against."""
+
+    of: Mapping[str, str]
+    baseline: str | None
+
+
 def delta_table(
     pairs: Sequence[Pair],
     singles: Sequence[Pair],
     reference: Reference | None,
     baseline: Pair | None = None,
-    entries: Mapping[str, str] | None = None,
+    entries: Entries | None = None,
 ) -> tuple[DeltaTable, list[str]]:
     """The table, and notes on what its spreads are not.
 
@@ -30,14 +39,14 @@ def delta_table(
         singles: single-task runs whose metrics are the reference, if they are.
         reference: what Δm is against.
         baseline: the run of `pairs` that is the reference, if one is. It makes a row of its own.
-        entries: of a sweep, the entry of each run by its path; a row is an entry.
+        entries: of a sweep; a row is an entry, the baseline's as trained.
     """
     rows: list[DeltaRow] = []
     notes: list[str] = []
     if singles:
         rows.append(_single_row(singles))
     if entries is not None:
-        named = _by_entry(pairs, entries)
+        named = _by_entry(pairs, entries.of)
         groups, labels = list(named.values()), list(named)
     else:
         groups = _groups([pair for pair in pairs if baseline is None or pair[0] is not baseline[0]])
@@ -45,14 +54,32 @@ def delta_table(
             groups = [[baseline], *groups]
         labels = _labels(groups, baseline)
     for group, label in zip(groups, labels, strict=True):
-        own = reference if baseline is None or group[0][0] is not baseline[0] else None
-        rows.append(_row(group, label, own, trained=baseline is not None and own is None))
+        if entries is not None:
+            is_baseline = reference is not None and label == entries.baseline
+        else:
+            is_baseline = baseline is not None and group[0][0] is baseline[0]
+        row = _row(group, label, reference, is_baseline=is_baseline)
+        rows.append(row)
+        notes.extend(_notes(row, group))
         seeds = [run.recipe.seed for _, run in group]
         if len(set(seeds)) < len(seeds):
             notes.append(
                 f"{label}: runs share a seed ({', '.join(map(str, seeds))}), so their spread is not over seeds alone"
             )
     return DeltaTable(reference=reference.label if reference else None, rows=tuple(rows)), notes
+
+
+def _notes(row: DeltaRow, group: Sequence[Pair]) -> list[str]:
+    """Where a row's form or Δm is not of all that its runs have."""
+    notes = []
+    own = {view.name: view.final.label for view, _ in group}
+    if not row.is_baseline and set(own.values()) != {row.form}:
+        told = ", ".join(f"{name} {label}" for name, label in own.items())
+        notes.append(f"{row.label}: as {row.form}, the form that all of its runs have ({told})")
+    if row.delta_m is not None and len(row.delta_seeds) < len(row.seeds):
+        seeds = ", ".join(map(str, row.delta_seeds))
+        notes.append(f"{row.label}: Δm is over seed {seeds} alone, those that the baseline has too")
+    return notes
 
 
 def _by_entry(pairs: Sequence[Pair], entries: Mapping[str, str]) -> dict[str, list[Pair]]:
@@ -96,61 +123,69 @@ def _word(value: Any) -> str:
     return "[" + ",".join(map(_word, value)) + "]" if isinstance(value, list) else str(value)
 
 
-def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, trained: bool) -> DeltaRow:
-    """One recipe at the form furthest down the road that all its runs were measured in."""
-    stages = [view.trained for view, _ in group] if trained else _common_stages([view for view, _ in group])
+def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, is_baseline: bool) -> DeltaRow:
+    """One recipe in the form that stands for it; a baseline as trained."""
+    views = [view for view, _ in group]
+    stages = [view.trained for view in views] if is_baseline else shown_stages(views)
     measured = [stage.metrics for stage in stages if stage.metrics is not None]
     metrics: dict[str, dict[str, Spread]] = {}
     if len(measured) == len(stages):
         metrics = {
-            task: {metric: Spread.of([one[task][metric] for one in measured]) for metric in first}
+            task: {
+                metric: Spread.of([one[task][metric] for one in measured])
+                for metric in first
+                if all(metric in one[task] for one in measured)
+            }
             for task, first in measured[0].items()
         }
-    gains = [stage.delta_m for stage in stages]
-    known = [gain for gain in gains if gain is not None]
-    return DeltaRow(
+    known = [
+        (run.recipe.seed, stage.delta_m)
+        for (_, run), stage in zip(group, stages, strict=True)
+        if stage.delta_m is not None
+    ]
+    # against one reference for all runs a missing Δm is undefined, seed by seed it is a seed that the baseline lacks
+    shown = reference is not None and bool(known) and not is_baseline
+    shown = shown and (len(known) == len(stages) or (reference is not None and reference.by_seed is not None))
+    row = DeltaRow(
         label=label,
         form=stages[0].label,
-        runs=tuple(view.name for view, _ in group),
+        runs=tuple(view.name for view in views),
         seeds=tuple(run.recipe.seed for _, run in group),
         metrics=metrics,
-        delta_m=Spread.of(known) if reference is not None and len(known) == len(gains) else None,
+        delta_m=Spread.of([gain for _, gain in known]) if shown else None,
+        delta_seeds=tuple(seed for seed, _ in known) if shown else (),
+        is_baseline=is_baseline,
         parameters=_size([stage.size for stage in stages], "parameters"),
         macs=_size([stage.size for stage in stages], "macs"),
-        faster=_faster([view for view, _ in group], stages[0].label),
-        seconds=_seconds([view for view, _ in group]),
+        seconds=_seconds(views),
     )
+    return row.model_copy(update=_speed(views, stages[0].label))
 
 
-def _faster(views: Sequence[RunView], form: str) -> Spread | None:
-    """How much faster an export is than the dense model that it was timed against, where all runs have that."""
-    found = []
+def _speed(views: Sequence[RunView], form: str) -> dict[str, Any]:
+    """How much faster an export is than what it is held against, where all runs have that."""
+    found, slowed = [], False
     for view in views:
-        latencies = [one.verification.latency for one in view.exports if f"exported, {one.target}" == form]
-        for latency in latencies:
-            name, _ = subject_latency(latency)
-            if name != latency.reference and name in latency.paired_speedup:
-                found.append(latency.paired_speedup[name])
-    return Spread.of(found) if found and len(found) == len(views) else None
+        export = next((one for one in view.exports if one.label == form), None)
+        speed = artifact_speed(export.verification.latency) if export is not None else None
+        if export is None or speed is None:
+            return {}
+        found.append(speed)
+        slowed = slowed or bool(slowdowns(export.verification.latency))
+    verdicts, against = {speed.verdict for speed in found}, {speed.against for speed in found}
+    if len(against) > 1:
+        return {}
+    return {
+        "faster": Spread.of([speed.ratio for speed in found]),
+        "faster_than": against.pop(),
+        "slowed": slowed,
+        "verdict": verdicts.pop() if len(verdicts) == 1 else "mixed",
+    }
 
 
 def _seconds(views: Sequence[RunView]) -> Spread | None:
     known = [view.seconds for view in views if view.seconds is not None]
     return Spread.of(known) if len(known) == len(views) else None
-
-
-def _common_stages(views: Sequence[RunView]) -> list[Stage]:
-    """Each run's stage of the last form that all were measured in; as trained where there is none."""
-    for stage in reversed(views[0].stages):
-        found = [_measured(view, stage.label) for view in views]
-        complete = [one for one in found if one is not None]
-        if len(complete) == len(views):
-            return complete
-    return [view.trained for view in views]
-
-
-def _measured(view: RunView, label: str) -> Stage | None:
-    return next((one for one in view.stages if one.label == label and one.metrics is not None), None)
 
 
 def _size(sizes: Sequence[Size | None], quantity: str) -> Spread | None:
@@ -175,6 +210,7 @@ def _single_row(singles: Sequence[Pair]) -> DeltaRow:
         seeds=tuple(dict.fromkeys(run.recipe.seed for _, run in singles)),
         metrics=metrics,
         delta_m=None,
+        is_baseline=True,
         parameters=_total(list(by_task.values()), "parameters"),
         macs=_total(list(by_task.values()), "macs"),
     )

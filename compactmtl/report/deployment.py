@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compactmtl.report import figures
 from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, PreparedView, Report, RunView
-from compactmtl.report.table import MISSING, NOTHING, Cell, Row, Table, speedup_cell, subject_latency
+from compactmtl.report.table import MISSING, Cell, Row, Table, footnote, speed_cell
+from compactmtl.verify.result import SINGLE
+from compactmtl.verify.speed import dense_form, is_lowered, slowdowns, subject_latency, told, variation
 
+UNSTEADY = 0.25  # distance of the quartiles / median; an idle machine stays well below a tenth
 MARKERS = "os^DvPX*"  # one a model
 
 
@@ -40,6 +43,24 @@ def prepared_views(run: Path) -> tuple[PreparedView, ...]:
     return tuple(found)
 
 
+def doubts(name: str, view: ExportView) -> list[str]:
+    """What a reader of an export's latencies has to know: that they vary too much, or that its precision lost time."""
+    latency, notes = view.verification.latency, []
+    spread = max((variation(stats.samples_ms) for stats in latency.stats.values()), default=0.0)
+    if spread > UNSTEADY:
+        notes.append(
+            f"{name}: the middle half of the latencies on {view.target} is spread over {spread:.0%} of the median; "
+            "measure again on an idle machine before you rely on them"
+        )
+    for speed in slowdowns(latency):
+        stats = latency.stats
+        notes.append(
+            f"{name}: on {view.target} {stats[speed.name].precision} is {told(speed)} "
+            f"({stats[speed.name].median_ms:.3g} against {stats[speed.against].median_ms:.3g} ms)"
+        )
+    return notes
+
+
 def deployments(report: Report) -> Table | None:
     """Every run on every target that any of them was exported or prepared for; none without such a target."""
     runs = report.subjects
@@ -51,34 +72,87 @@ def deployments(report: Report) -> Table | None:
     for run in runs:
         for target in targets:
             label = target if len(runs) == 1 else f"{run.name}, {target}"
-            rows.append(Row(label, _cells(run, target)))
-    columns = ("status", "precision", "Δm ↑", "latency, median ↓", "faster ↑", "size ↓")
-    caption = "faster: against the dense model on the same target, paired"
-    return Table(columns, tuple(rows), caption)
+            rows.append((label, _cells(run, target)))
+    single = any(is_lowered(export.verification.latency) for run in runs for export in run.exports)
+    columns = (
+        "status",
+        "precision",
+        "Δm ↑",
+        "latency, median ↓",
+        "against dense",
+        *(_FLOAT if single else ()),
+        "size ↓",
+    )
+    caption = (
+        "against dense: the dense model on the same target in the same precision; the median over rounds of the ratio in "
+        "the same round, noise where its 10–90 % band holds 1"
+    )
+    shown = tuple(Row(label, cells if single else (*cells[:5], cells[-1])) for label, cells in rows)
+    return Table(columns, shown, caption, footnote(report))
+
+
+_FLOAT = ("against dense in fp32", "against itself in fp32")
+
+
+def status(export: ExportView) -> Cell:
+    """Whether an export's gates held. Green only where one of them bounds the tasks' metrics."""
+    gates = export.verification.gates
+    failed = sum(not gate.passed for gate in gates)
+    if failed or not export.holds:
+        return Cell(f"{failed} of {len(gates)} gates failed", "bad")
+    return Cell("verified", "good") if export.bounds_accuracy else Cell("passed, no gate on accuracy")
+
+
+def gates_in_words(report: Report) -> list[Cell]:
+    """What all gates say together, failures first, and what none of them bounds."""
+    exports = [export for run in report.subjects for export in run.exports]
+    held, count = report.gates
+    if not count:
+        return [Cell(f"gates {fmt.NOT_RUN}", "missing")]
+    found = []
+    if not any(export.holds for export in exports):
+        found.append(
+            Cell(
+                "every export failed its gates" if len(exports) > 1 else "the export failed its gates", "bad"
+            )
+        )
+    if held < count:
+        found.append(Cell(f"{count - held} of {count} gates failed", "bad"))
+    elif all(export.bounds_accuracy for export in exports):
+        found.append(Cell(f"all {count} gates passed", "good"))
+    else:
+        unbounded = [export.target for export in exports if not export.bounds_accuracy]
+        found.append(
+            Cell(f"{count} gates passed, accuracy has none on {', '.join(dict.fromkeys(unbounded))}")
+        )
+    if not all(export.bounds_baseline for export in exports):
+        found.append(Cell("no gate on what was lost to the dense model", "missing"))
+    return found
 
 
 def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
     export = next((one for one in run.exports if one.target == target), None)
     if export is None:
         why = next((one.reason for one in run.prepared if one.target == target), "")
-        status = Cell(f"{fmt.NOT_RUN}: {why}" if why else fmt.NOT_RUN, "missing")
-        return (status, *(MISSING for _ in range(5)))
+        return (
+            Cell(f"{fmt.NOT_RUN}: {why}" if why else fmt.NOT_RUN, "missing"),
+            *(MISSING for _ in range(7)),
+        )
     found = export.verification
-    failed = sum(not gate.passed for gate in found.gates)
-    status = (
-        Cell("verified", "good")
-        if found.passed
-        else Cell(f"{failed} of {len(found.gates)} gates failed", "bad")
-    )
     name, stats = subject_latency(found.latency)
     gain = _gain(run, export)
-    alone = name == found.latency.reference
+    reference = found.latency.reference
+    speeds = [speed_cell(found.latency, one) for one in (reference, reference + SINGLE, name + SINGLE)]
     return (
-        status,
+        status(export),
         Cell(stats.precision),
         MISSING if gain is None else Cell(fmt.signed_percent(gain)),
         Cell(fmt.milliseconds(stats.median_ms)),
-        NOTHING if alone else speedup_cell(found.latency.speedup[name]),
+        *(
+            speeds
+            if export.holds
+            else (replace(one, tone="bad" if one.tone == "bad" else "") for one in speeds)
+        ),
         Cell(f"{found.megabytes:.2f} MB"),
     )
 
@@ -89,7 +163,7 @@ def _gain(run: RunView, export: ExportView) -> float | None:
 
 
 def points(report: Report) -> list[Point]:
-    """Every export whose Δm is known, and, once a target, the dense model that it was timed against, at Δm 0.
+    """Every export whose gates held and whose Δm is known, and, once a target, the dense model that it was timed against, at Δm 0.
 
     The dense model is the reference of Δm only where that is the report's baseline.
     """
@@ -100,12 +174,14 @@ def points(report: Report) -> list[Point]:
             gain = _gain(run, export)
             latency = export.verification.latency
             name, stats = subject_latency(latency)
-            if gain is None:
+            if gain is None or not export.holds:
                 continue
             found.append(Point(run.name, export.target, stats.median_ms, gain))
             if report.baseline is not None and name != latency.reference and export.target not in dense:
                 dense.add(export.target)
-                reference = latency.stats[latency.reference]
+                reference = latency.stats[dense_form(latency)]
+                if is_lowered(latency) and reference.precision != "fp32":
+                    continue  # the dense model in lower precision has metrics of its own, which nobody measured
                 found.append(Point(report.baseline, export.target, reference.median_ms, 0.0))
     return found
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compactmtl.report import format as fmt
-from compactmtl.report.model import Competition, Epoch, LayerChange, TaskView
+from compactmtl.report.model import TaskView
+from compactmtl.report.read import Competition, Epoch, LayerChange
 from compactmtl.verify.result import LatencyResult
 
 if TYPE_CHECKING:

@@ -7,12 +7,15 @@ import math
 from compactmtl.report.model import MetricView
 
 NOT_RUN = "not run"
+NO_NUMBER = "not a number"
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _NAMES = {"miou": "mIoU", "mae": "MAE", "rmse": "RMSE", "mse": "MSE", "auc": "AUC"}
 
 
 def count(value: float) -> str:
     """1 234 567 as "1.23 M"."""
+    if not math.isfinite(value):
+        return NO_NUMBER
     for scale, prefix in _PREFIXES:
         if abs(value) >= scale * 0.9995:
             return f"{_significant(value / scale)} {prefix}"
@@ -33,7 +36,7 @@ def metric_name(name: str) -> str:
 def metric(value: float, info: MetricView) -> str:
     """A metric's value with its unit; shares as percentages."""
     if not math.isfinite(value):
-        return str(value)
+        return NO_NUMBER
     if info.share:
         return f"{100 * value:.1f} %"
     separator = "" if info.unit in ("°", "") else " "
@@ -42,6 +45,8 @@ def metric(value: float, info: MetricView) -> str:
 
 def milliseconds(value: float) -> str:
     """A latency."""
+    if not math.isfinite(value):
+        return NO_NUMBER
     return f"{_significant(value)} ms"
 
 
@@ -57,6 +62,8 @@ def duration(seconds: float) -> str:
 
 def signed_percent(share: float, digits: int = 1) -> str:
     """-0.123 as "−12.3 %", with a true minus sign and no "−0.0"."""
+    if not math.isfinite(share):
+        return NO_NUMBER
     rounded = round(100 * share, digits)
     if rounded == 0:
         return f"{0:.{digits}f} %"
@@ -65,11 +72,15 @@ def signed_percent(share: float, digits: int = 1) -> str:
 
 def ratio(value: float) -> str:
     """How many times, such as "2.61×"."""
+    if not math.isfinite(value):
+        return NO_NUMBER
     return f"{_significant(value)}×"
 
 
 def small(value: float) -> str:
     """An error or tolerance, such as "3.1e-07"; zero as "0"."""
+    if not math.isfinite(value):
+        return NO_NUMBER
     return "0" if value == 0 else f"{value:.1e}"
 
 

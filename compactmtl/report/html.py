@@ -18,6 +18,16 @@ from compactmtl.report.model import ExportView, Report, RunView, Stage, TaskView
 from compactmtl.report.paired import paired_cells
 from compactmtl.report.pictures import data_uri
 from compactmtl.report.samples import SampleView, TaskSample, View
+from compactmtl.verify.result import LatencyResult
+from compactmtl.verify.speed import (
+    artifact_speed,
+    band_in_words,
+    slowdowns,
+    speed_of,
+    subject_latency,
+    told,
+    variation,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         version=compactmtl.__version__,
         # Figures of one run; of several the tables speak, for any one of them would mislead.
         headlines=_headlines(report.subjects[0], report) if len(report.subjects) == 1 else [],
-        gates=report.gates,
+        gates=deployment.gates_in_words(report),
         table=table.comparison(report),
         delta=delta_formats.grid(report) if delta_formats.shows_more(report) else None,
         paired=paired_cells(report),
@@ -92,7 +102,11 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         pages=[_page(run, number, report) for number, run in enumerate(_subjects_first(report))],
         stage_cell=_stage_cell,
         arrow=table.arrow,
-        speedup=table.speedup_cell,
+        speed=table.speed_cell,
+        band=_band,
+        status=deployment.status,
+        variation=variation,
+        definition=table.footnote(report),
         NOT_RUN=fmt.NOT_RUN,
     )
 
@@ -107,7 +121,8 @@ def _pareto(report: Report) -> Drawing | None:
         for one in found
     )
     caption = (
-        "Up and to the left is better; a line joins models of one target that no other there beats in both"
+        "Up and to the left is better; a line joins models of one target that no other there beats in both; "
+        "exports that failed a gate are left out"
     )
     return Drawing(Markup(svg), f"Δm against latency: {told}", caption)
 
@@ -132,21 +147,22 @@ def _headlines(run: RunView, report: Report) -> list[Headline]:
     reference = report.baseline_run.trained.size if report.baseline_run else run.trained.size
     smallest = run.smallest
     headlines = []
+    export, exports = run.shown_export, run.current_exports
+    if exports and not any(one.holds for one in exports):
+        told = "every export" if len(exports) > 1 else f"the export to {exports[0].target}"
+        headlines.append(Headline("failed", f"gates of {told}", "bad"))
     for quantity, label in (("macs", "MACs"), ("parameters", "parameters")):
         if reference is None or smallest is None:
             headlines.append(Headline(fmt.NOT_RUN, label, "missing"))
             continue
         change = getattr(smallest, quantity) / getattr(reference, quantity) - 1
         headlines.append(Headline(fmt.signed_percent(change), label, "good" if change < 0 else ""))
-    export = run.shown_export
-    if export is None:
-        headlines.append(Headline(fmt.NOT_RUN, "latency", "missing"))
+    if export is not None:
+        headlines += _speeds(export)
+    elif exports:
+        headlines.append(Headline("no figure", "latency: no export held its gates", "missing"))
     else:
-        latency = export.verification.latency
-        name, _ = table.subject_latency(latency)
-        cell = table.speedup_cell(latency.speedup[name])
-        value, _, word = cell.text.partition(" ")
-        headlines.append(Headline(value, f"{word} (median latency, {export.target})", cell.tone))
+        headlines.append(Headline(fmt.NOT_RUN, "latency", "missing"))
     if report.delta_reference:
         delta = run.final.delta_m
         headlines.append(
@@ -155,6 +171,28 @@ def _headlines(run: RunView, report: Report) -> list[Headline]:
             else Headline(fmt.signed_percent(delta), "Δm", "good" if delta > 0 else "")
         )
     return headlines
+
+
+def _speeds(export: ExportView) -> list[Headline]:
+    """How much faster the artifact is than the dense model, and where its precision made it slower."""
+    latency = export.verification.latency
+    _, stats = subject_latency(latency)
+    speed = artifact_speed(latency)
+    if speed is None:
+        return [Headline(fmt.milliseconds(stats.median_ms), f"latency, median ({export.target})")]
+    found = [speed, *(one for one in slowdowns(latency) if one != speed)]
+    headlines = []
+    for one in found:
+        value, _, words = told(one).partition(" ")
+        if one.verdict == "same":
+            value, words = fmt.ratio(one.ratio), told(one)
+        tone = table.speed_cell(latency, one.against).tone
+        headlines.append(Headline(value, f"{words} (latency, {export.target})", tone))
+    return headlines
+
+
+def _band(latency: LatencyResult, name: str, against: str) -> str:
+    return band_in_words(speed_of(latency, name, against))
 
 
 def _stage_cell(stage: Stage, task: TaskView, metric: str) -> table.Cell:

@@ -2,119 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-from compactmtl.config.recipe import Frozen
-from compactmtl.verify.result import SINGLE, TaskMetrics, Verification
-
-
-class Read(BaseModel):
-    """Immutable; keys that this report doesn't show are passed over."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
+from compactmtl.config.recipe import Frozen as Strict
+from compactmtl.report.read import Epoch, Surgery
+from compactmtl.verify.gates import BASELINE
+from compactmtl.verify.result import TaskMetrics, Verdict, Verification
+from compactmtl.verify.speed import is_lowered
 
 
-class Change(Read):
-    """One number before and after surgery."""
+class Frozen(Strict):
+    """A part of the report. A value that is no number is the JSON string "NaN", "Infinity" or "-Infinity"."""
 
-    before: int
-    after: int
-
-
-class LayerChange(Read):
-    """One layer's (out, in) channels and MACs before and after surgery."""
-
-    name: str
-    type: str
-    before: tuple[int, int]
-    after: tuple[int, int]
-    macs: Change
-
-
-class ProofCase(Read):
-    """The masked model against the compact one on one input shape."""
-
-    shape: tuple[int, ...]
-    max_relative_error: float
-
-
-class Proof(Read):
-    """Largest relative error over all cases and the bound it was held to."""
-
-    max_relative_error: float
-    tolerance: float
-    dtype: str
-    cases: tuple[ProofCase, ...] = ()
-
-
-class KeptWhole(Read):
-    """A layer that surgery left as it was, and why."""
-
-    name: str
-    reason: str
-
-
-class Surgery(Read):
-    """compact/surgery.json."""
-
-    macs: Change
-    parameters: Change
-    layers: tuple[LayerChange, ...]
-    proof: Proof
-    kept_whole: tuple[KeptWhole, ...] = ()
-    seconds: float
-
-
-class Sparsity(Read):
-    """State of the channel groups at the end of an epoch."""
-
-    groups_zero: float | None = None
-    strength: float | None = None
-    macs_removable: float | None = None
-    parameters_removable: float | None = None
-    layers: dict[str, float] = {}  # share of zero groups, by the layer that first writes them
-
-
-class Competition(Read):
-    """How the tasks' gradients lie to each other in each shared layer, and how their diagonals spread."""
-
-    cosines: dict[str, dict[str, float]] = {}  # layer -> "task|task" -> cosine
-    spread: dict[str, dict[str, float]] = {}  # layer -> task, "shared" or "between" -> standard deviation
-
-    @property
-    def pairs(self) -> tuple[str, ...]:
-        """The pairs of tasks, in order."""
-        return tuple(dict.fromkeys(pair for values in self.cosines.values() for pair in values))
-
-    def mean_cosine(self, pair: str) -> float:
-        """The mean over the layers."""
-        return statistics.fmean(values[pair] for values in self.cosines.values() if pair in values)
-
-
-class TrainLosses(Read):
-    """Mean weighted loss of an epoch and the single tasks' losses."""
-
-    loss: float
-    losses: dict[str, float] = {}
-
-
-class Epoch(Read):
-    """One `epoch` line of log.jsonl."""
-
-    epoch: int
-    step: int
-    seconds: float
-    lr: float
-    train: TrainLosses
-    val: TaskMetrics = {}
-    score: float | None = None
-    delta_m: float | None = None
-    sparsity: Sparsity | None = None
-    competition: Competition | None = None
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
 class MetricView(Frozen):
@@ -162,6 +67,31 @@ class ExportView(Frozen):
     target: str
     verification: Verification
 
+    @property
+    def label(self) -> str:
+        """Of its stage."""
+        return f"exported, {self.target}"
+
+    @property
+    def holds(self) -> bool:
+        """Whether every gate held, and there was one."""
+        gates = self.verification.gates
+        return self.verification.passed and bool(gates) and all(gate.passed for gate in gates)
+
+    @property
+    def bounds_accuracy(self) -> bool:
+        """Whether a gate bounds the tasks' metrics."""
+        return any(gate.gate == "accuracy" for gate in self.verification.gates)
+
+    @property
+    def bounds_baseline(self) -> bool:
+        """Whether a gate bounds what was lost to the dense baseline."""
+        return any(
+            # files of older versions say it in the message alone
+            gate.gate == "accuracy" and (gate.against == BASELINE or f"of {BASELINE}," in gate.message)
+            for gate in self.verification.gates
+        )
+
 
 class PreparedView(Frozen):
     """A target that the run was prepared for and not run on, and what was missing."""
@@ -197,6 +127,7 @@ class RunView(Frozen):
     finished: bool
     seconds: float | None
     provenance: Provenance
+    targets: tuple[str, ...] = ()  # that the recipe names, in its order
 
     @property
     def trained(self) -> Stage:
@@ -204,35 +135,69 @@ class RunView(Frozen):
         return self.stages[0]
 
     @property
-    def shown_export(self) -> ExportView | None:
-        """The export of the model that the run holds now whose figures stand for the run: in float32 where there is one.
-
-        Dense and compact then differ by nothing but surgery; `Deployments` has all targets.
-        """
+    def current_exports(self) -> tuple[ExportView, ...]:
+        """The exports of the model that the run holds now."""
         current = {
             stage.label for stage in self.stages if stage.form == "exported" and stage.metrics is not None
         }
-        exports = [one for one in self.exports if f"exported, {one.target}" in current]
-        single = [
-            one
-            for one in exports
-            if not any(name.endswith(SINGLE) for name in one.verification.latency.stats)
-        ]
-        return next(iter(single or reversed(exports)), None)
+        return tuple(one for one in self.exports if one.label in current)
+
+    @property
+    def shown_export(self) -> ExportView | None:
+        """The export whose figures stand for the run, by `shown_target`; `Deployments` has all targets."""
+        target = shown_target([self])
+        return next((one for one in self.exports if one.target == target), None)
 
     @property
     def final(self) -> Stage:
-        """The shown export's form, else the one furthest down the road that has metrics, else the trained one."""
-        measured = [stage for stage in self.stages if stage.metrics is not None]
-        if (export := self.shown_export) is not None:
-            return next(stage for stage in measured if stage.label == f"exported, {export.target}")
-        return measured[-1] if measured else self.stages[0]
+        """The shown export's form, else the one furthest down the road to it that has metrics, else the trained one."""
+        return shown_stages([self])[0]
+
+    def measured(self, label: str) -> Stage | None:
+        """The stage of this label, where it has metrics."""
+        return next(
+            (one for one in self.stages if one.label == label and one.metrics is not None),
+            None,
+        )
 
     @property
     def smallest(self) -> Size | None:
         """Size of the model that would be deployed."""
         sizes = [stage.size for stage in self.stages if stage.size is not None]
         return sizes[-1] if sizes else None
+
+
+def shown_target(runs: Sequence[RunView]) -> str | None:
+    """The target whose figures stand for runs of one recipe; none where no target is fit for all of them.
+
+    Fit is one for which each run has an export of the model that it holds now, all of whose gates held. Of these one
+    in float32, where dense and compact differ by nothing but surgery; then the recipe's order decides, then the name.
+    """
+    fit = [{one.target: one for one in run.current_exports if one.holds} for run in runs]
+    common = [target for target in fit[0] if all(target in others for others in fit)]
+    order = list(runs[0].targets)
+
+    def rank(target: str) -> tuple[bool, int]:
+        lowered = any(is_lowered(exports[target].verification.latency) for exports in fit)
+        return lowered, order.index(target) if target in order else len(order)
+
+    return min(common, key=rank, default=None)
+
+
+def shown_stages(runs: Sequence[RunView]) -> list[Stage]:
+    """Each run's form that stands for it, of one label for all: an export of `shown_target`, else the furthest before.
+
+    As trained where they have no other measured form in common.
+    """
+    target = shown_target(runs)
+    labels = [f"exported, {target}"] if target is not None else []
+    labels += [stage.label for stage in reversed(runs[0].stages) if stage.form != "exported"]
+    for label in labels:
+        found = [run.measured(label) for run in runs]
+        complete = [stage for stage in found if stage is not None]
+        if len(complete) == len(runs):
+            return complete
+    return [run.trained for run in runs]
 
 
 class Spread(Frozen):
@@ -244,7 +209,9 @@ class Spread(Frozen):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Of at least one value. A value that is no number makes the mean none: nothing is left out."""
+        if not all(math.isfinite(value) for value in values):
+            return cls(mean=math.nan, std=None, values=tuple(values))
         std = statistics.stdev(values) if len(values) > 1 else None
         return cls(mean=statistics.fmean(values), std=std, values=tuple(values))
 
@@ -287,7 +254,12 @@ class DeltaRow(Frozen):
     delta_m: Spread | None
     parameters: Spread | None
     macs: Spread | None
-    faster: Spread | None = None  # latency of the dense model / of the export, paired round by round
+    is_baseline: bool = False  # what Δm is against
+    delta_seeds: tuple[int, ...] = ()  # of the runs in `delta_m`, where the baseline lacks some of the seeds
+    faster: Spread | None = None  # latency of `faster_than` / of the export, paired round by round
+    faster_than: str = ""  # such as dense, or dense fp32 where the export is of lower precision
+    verdict: Verdict | Literal["mixed"] = "unknown"  # of `faster`: what every run's rounds say
+    slowed: bool = False  # whether an export of lower precision is slower than its own float32 form
     seconds: Spread | None = None  # of training, validation apart
 
 

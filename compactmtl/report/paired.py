@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from compactmtl.errors import ConfigError
 from compactmtl.report import delta_formats
-from compactmtl.report.collect import Entries, build_report
+from compactmtl.report.collect import build_report
+from compactmtl.report.delta_table import Entries
 from compactmtl.report.model import DeltaRow, PairedRow, Report, Spread, SweepView
-from compactmtl.report.table import Row, Table
+from compactmtl.report.table import Row, Table, footnote
 from compactmtl.tasks import Task, delta_m
 from compactmtl.verify.result import TaskMetrics
 
@@ -96,7 +98,8 @@ def _gains(pairs: Sequence[tuple[TaskMetrics, TaskMetrics]], tasks: Mapping[str,
     if not tasks:
         return None
     try:
-        return [delta_m(mine, {name: theirs[name] for name in tasks}, tasks) for mine, theirs in pairs]
+        found = [delta_m(mine, {name: theirs[name] for name in tasks}, tasks) for mine, theirs in pairs]
+        return found if all(math.isfinite(gain) for gain in found) else None  # the metric's own cell says so
     except ConfigError:  # a baseline of 0; the report's notes say so
         return None
 
@@ -125,4 +128,4 @@ def paired_cells(report: Report) -> Table | None:
         f"difference to {view.baseline or 'the other'} of the same seed: mean ± standard deviation over seeds, and how many of them "
         "are better"
     )
-    return Table(names, tuple(rows), caption)
+    return Table(names, tuple(rows), caption, footnote(report))

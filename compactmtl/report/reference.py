@@ -20,10 +20,18 @@ Single = Literal["single"]
 
 @dataclass(frozen=True)
 class Reference:
-    """The metrics that Δm is against, and what they are of."""
+    """The metrics that Δm is against, and what they are of.
+
+    With `by_seed` each run is held against the baseline's of its own seed, so that the seed's luck drops out.
+    """
 
     metrics: TaskMetrics
     label: str
+    by_seed: Mapping[int, TaskMetrics] | None = None
+
+    def at(self, seed: int) -> TaskMetrics | None:
+        """What a run of this seed is held against; none where the baseline has no run of it."""
+        return self.metrics if self.by_seed is None else self.by_seed.get(seed)
 
 
 def split_single(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
@@ -60,23 +68,27 @@ def split_single(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
 
 def of_single_runs(views: Sequence[RunView]) -> Reference:
     """Each task's metrics over its single-task runs as trained: the mean over seeds."""
-    return of_runs(views, "single-task networks")
+    return Reference(_mean(views), "single-task networks")
 
 
-def of_runs(views: Sequence[RunView], label: str) -> Reference:
-    """The metrics of runs as trained: the mean over them."""
+def of_seeds(views: Sequence[RunView], label: str) -> Reference:
+    """The metrics of a baseline's runs as trained, seed by seed: the mean where several share one."""
+    seeds: dict[int, list[RunView]] = {}
+    for view in views:
+        seeds.setdefault(view.provenance.seed, []).append(view)
+    return Reference(_mean(views), label, {seed: _mean(group) for seed, group in seeds.items()})
+
+
+def _mean(views: Sequence[RunView]) -> TaskMetrics:
     found: dict[str, dict[str, list[float]]] = {}
     for view in views:
         for task, metrics in _trained(view).items():
             for metric, value in metrics.items():
                 found.setdefault(task, {}).setdefault(metric, []).append(value)
-    return Reference(
-        {
-            task: {metric: statistics.fmean(values) for metric, values in metrics.items()}
-            for task, metrics in found.items()
-        },
-        label,
-    )
+    return {
+        task: {metric: statistics.fmean(values) for metric, values in metrics.items()}
+        for task, metrics in found.items()
+    }
 
 
 def of_baseline(view: RunView) -> Reference | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compactmtl.report.figures import COLORS, _whole_ticks, shortened, style, svg
-from compactmtl.report.model import Epoch
+from compactmtl.report.read import Epoch
 
 _WIDTH = 4.8
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
-from compactmtl.verify.result import SINGLE, LatencyResult, LatencyStats
+from compactmtl.verify.result import LatencyResult, LatencyStats
+from compactmtl.verify.speed import dense_form, in_words, slowdowns, speed_of, subject_latency
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -40,6 +41,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     caption: str
+    footnote: str = ""  # what a term of the table means
 
 
 MISSING = Cell(fmt.NOT_RUN, "missing")
@@ -83,7 +85,14 @@ def comparison(report: Report) -> Table:
             columns.append("change")
             _extend(cells, rows_of.changes(subject, reference))
     rows = tuple(Row(label, tuple(row)) for label, row in zip(rows_of.labels, cells, strict=True))
-    return Table(tuple(columns), rows, _caption(report))
+    return Table(tuple(columns), rows, _caption(report), footnote(report))
+
+
+def footnote(report: Report) -> str:
+    """What Δm is, where the report has one."""
+    from compactmtl.tasks.gain import definition
+
+    return definition(report.delta_reference) if report.delta_reference else ""
 
 
 def _extend(cells: list[list[Cell]], column: Sequence[Cell]) -> None:
@@ -109,7 +118,7 @@ class _Rows:
         cells = [_metric_cell(stage, task) for task in self.tasks]
         if self.delta_reference:
             if column.run.name == self.baseline:
-                cells.append(Cell("0"))
+                cells.append(Cell("baseline"))
             elif stage.delta_m is None:
                 cells.append(MISSING)
             else:
@@ -117,7 +126,14 @@ class _Rows:
         cells.append(Cell(fmt.count(stage.size.parameters)) if stage.size else MISSING)
         cells.append(Cell(fmt.count(stage.size.macs)) if stage.size else MISSING)
         latency = _latency(column, self.subjects)
-        cells.append(Cell(fmt.milliseconds(latency.median_ms)) if latency else MISSING)
+        if latency is not None:
+            cells.append(Cell(fmt.milliseconds(latency.median_ms)))
+        elif column.run.current_exports and column.run.shown_export is None:
+            cells.append(Cell("gates failed", "bad"))
+        elif any(run.current_exports and run.shown_export is None for run in self.subjects):
+            cells.append(NOTHING)  # it was timed beside an export that does not count
+        else:
+            cells.append(MISSING)
         return cells
 
     def changes(self, subject: _Column, reference: _Column) -> list[Cell]:
@@ -150,14 +166,14 @@ def _metric_cell(stage: Stage, task: TaskView) -> Cell:
     if stage.metrics is None:
         return MISSING
     metrics = stage.metrics.get(task.name)
-    if metrics is None:
+    if metrics is None or task.primary not in metrics:
         return NOTHING
     return Cell(fmt.metric(metrics[task.primary], task.metrics[task.primary]))
 
 
 def metric_change(value: float, reference: float, *, higher_is_better: bool) -> Cell:
     """Relative change of a metric, toned by which way is better."""
-    if reference == 0:
+    if reference == 0 or not (math.isfinite(value) and math.isfinite(reference)):
         return NOTHING
     change = (value - reference) / abs(reference)
     return Cell(fmt.signed_percent(change), _tone(change if higher_is_better else -change))
@@ -166,7 +182,7 @@ def metric_change(value: float, reference: float, *, higher_is_better: bool) -> 
 def _metric_change(subject: Stage, reference: Stage, task: TaskView) -> Cell:
     ours = (subject.metrics or {}).get(task.name)
     theirs = (reference.metrics or {}).get(task.name)
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or task.primary not in ours.keys() & theirs.keys():
         return NOTHING
     info = task.metrics[task.primary]
     return metric_change(ours[task.primary], theirs[task.primary], higher_is_better=info.higher_is_better)
@@ -184,16 +200,6 @@ def _size_change(value: int, reference: int) -> Cell:
     return Cell(f"{fmt.signed_percent(change)} ({times})" if change else "same", _tone(-change))
 
 
-def subject_latency(result: LatencyResult) -> tuple[str, LatencyStats]:
-    """The artifact: the measured model that is not the reference, or the reference where no dense model was measured.
-
-    The float32 form of an artifact of lower precision, which is measured beside it, is not it.
-    """
-    others = [name for name in result.stats if name != result.reference and not name.endswith(SINGLE)]
-    name = others[0] if others else result.reference
-    return name, result.stats[name]
-
-
 def current_latency(run: RunView) -> LatencyResult | None:
     """The latency measured with the run's last current export."""
     export = run.shown_export
@@ -208,7 +214,7 @@ def _latency(column: _Column, subjects: Sequence[RunView]) -> LatencyStats | Non
     for run in subjects:
         result = current_latency(run)
         if result is not None and _is_reference(column, run):
-            return result.stats[result.reference]
+            return result.stats[dense_form(result)]
     return None
 
 
@@ -239,14 +245,23 @@ def _latency_change(subject: _Column, reference: _Column) -> Cell:
     result = current_latency(subject.run)
     if result is None or subject.stage.form != "exported" or not _is_reference(reference, subject.run):
         return NOTHING
-    return speedup_cell(result.speedup[subject_latency(result)[0]])
+    return speed_cell(result, dense_form(result))
 
 
-def speedup_cell(speedup: float) -> Cell:
-    """Times faster or slower."""
-    if speedup >= 1:
-        return Cell(f"{fmt.ratio(speedup)} faster", _tone(speedup - 1))
-    return Cell(f"{fmt.ratio(1 / speedup)} slower", "bad")
+def speed_cell(latency: LatencyResult, against: str, name: str | None = None) -> Cell:
+    """How much faster a model is than another, the artifact where none is named.
+
+    Green only where the difference is beyond noise, and never for an artifact that its precision made slower.
+    """
+    subject = subject_latency(latency)[0]
+    name = subject if name is None else name
+    if against not in latency.stats or name == against:
+        return NOTHING
+    speed = speed_of(latency, name, against)
+    tone: Tone = {"faster": "good", "slower": "bad"}.get(speed.verdict, "")  # type: ignore[assignment]
+    if tone == "good" and name == subject and slowdowns(latency):
+        tone = ""
+    return Cell(in_words(speed), tone)
 
 
 def _caption(report: Report) -> str:
@@ -261,7 +276,8 @@ def _caption(report: Report) -> str:
         threads = "" if stats.threads is None else f", {stats.threads} thread{'s' * (stats.threads != 1)}"
         parts.append(
             f"latency on {stats.backend} ({stats.provider}, {stats.precision}{threads}), batch {stats.batch}, "
-            f"paired, {len(stats.samples_ms)} runs each"
+            f"{len(stats.samples_ms)} rounds; faster or slower: the median over rounds of the ratio in the same round, "
+            "noise where its 10–90 % band holds 1"
         )
     return "; ".join(parts)
 
@@ -278,7 +294,11 @@ def plain(table: Table) -> str:
         for line in grid
     ]
     lines.insert(1, "─" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join([*lines, "", table.caption])
+    return "\n".join([*lines, "", *_below(table)])
+
+
+def _below(table: Table) -> list[str]:
+    return [table.caption, *([table.footnote] if table.footnote else [])]
 
 
 def markdown(table: Table) -> str:
@@ -293,7 +313,7 @@ def markdown(table: Table) -> str:
             "| --- |" + " ---: |" * len(table.columns),
             *(line([row.label, *(cell.text for cell in row.cells)]) for row in table.rows),
             "",
-            table.caption,
+            "\n\n".join(_below(table)),
         ]
     )
 
@@ -305,7 +325,7 @@ def rich_table(table: Table) -> RichTable:
     from rich.text import Text
 
     styles = {"": "", "good": "green", "bad": "red", "missing": "dim"}
-    drawn = RichTable(box=box.SIMPLE_HEAD, caption=Text(table.caption), caption_justify="left")
+    drawn = RichTable(box=box.SIMPLE_HEAD, caption=Text("\n".join(_below(table))), caption_justify="left")
     drawn.add_column("")
     for column in table.columns:
         drawn.add_column(Text(column), justify="right")

@@ -14,6 +14,14 @@ MetricValues = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 NORMALS_SCALE = 30.0
 
 
+def definition(baseline: str) -> str:
+    """What Δm is, in one sentence for a reader of a table."""
+    return (
+        f"Δm: how much better than {baseline} (m₀), the mean over tasks of the mean over a task's metrics of"
+        " (m − m₀) / |m₀|, its sign turned where lower is better; +2 % is 2 % better"
+    )
+
+
 class UndefinedGainError(ConfigError):
     """A relative gain against a baseline value of zero."""
 
@@ -21,12 +29,13 @@ class UndefinedGainError(ConfigError):
 def delta_m(metrics: MetricValues, baseline: MetricValues, tasks: Mapping[str, Task]) -> float:
     """The multi-task gain, as a share: 0.02 is 2 % better than the baseline.
 
-    Δm = mean over tasks of the mean over metrics of (-1)^(lower is better) (m - m0) / m0, over the metrics that the
+    Δm = mean over tasks of the mean over metrics of (-1)^(lower is better) (m - m0) / |m0|, over the metrics that the
     papers' tables count (MetricInfo.gain: mIoU and pixel accuracy, absolute and relative depth error, all five of the
     normals, accuracy, MAE) and that the baseline states. A metric that does not count (RMSE) does where a task's
     baseline states no other.
 
-    Raises ConfigError where the baseline lacks a task, states none of its metrics, or states an unknown task or metric;
+    Raises ConfigError where the baseline lacks a task, states none of its metrics, or states an unknown task or metric,
+    and where a metric that it states was not measured;
     UndefinedGainError where a baseline value is 0.
     """
     for name in baseline:
@@ -34,7 +43,9 @@ def delta_m(metrics: MetricValues, baseline: MetricValues, tasks: Mapping[str, T
             raise ConfigError(
                 f"the baseline has metrics of an unknown task {name!r}", nearest(name, list(tasks))
             )
-    gains = [_task_gain(name, task, metrics[name], baseline.get(name, {})) for name, task in tasks.items()]
+    gains = [
+        _task_gain(name, task, metrics.get(name, {}), baseline.get(name, {})) for name, task in tasks.items()
+    ]
     return sum(gains) / len(gains)
 
 
@@ -52,6 +63,11 @@ def _task_gain(name: str, task: Task, values: Mapping[str, float], reference: Ma
         raise ConfigError(
             f"the baseline states no metric of task {name!r}, so the multi-task gain is undefined",
             f"state {task.primary!r} of {name!r}, or compare with a run that has this task",
+        )
+    if missing := [metric for metric in counted if metric not in values]:
+        raise ConfigError(
+            f"{name}.{missing[0]} was not measured, which the baseline states, so the multi-task gain is undefined",
+            "measure it again with this version",
         )
     return sum(_metric_gain(name, m, info[m], values[m], reference[m]) for m in counted) / len(counted)
 

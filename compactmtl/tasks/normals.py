@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -28,7 +29,7 @@ class NormalsTask:
 
     Loss: 1 - cos of the angle to the target, over known pixels. Metrics over all known pixels of the split at once:
     `mean_angle` and `median_angle` in degrees, `within_11_25`, `within_22_5`, `within_30` as shares. The median is
-    exact: four bytes a pixel of the split are kept for it.
+    within 0.0001° of that of the float32 angles, all others are exact.
     """
 
     name: str
@@ -96,26 +97,53 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(sine, cosine))
 
 
+BINS = 2**20  # of 180°: 0.00017° each, 8 MiB in all, however many pixels a split has
+THRESHOLDS = {"within_11_25": 11.25, "within_22_5": 22.5, "within_30": 30.0}
+
+
 class NormalsMetrics:
-    """The angle of every known pixel of the split, float32."""
+    """How many known pixels of the split have which angle, and the sum of the angles.
+
+    Every state is a sum over pixels: those of parts of a split add up to those of the split (`merge`).
+    """
 
     def __init__(self, task: NormalsTask) -> None:
         self._name = task.name
-        self._angles: list[NDArray[np.float32]] = []
+        self._total = np.float64(0)  # of the angles; NaN from the first angle that is none
+        self._within = dict.fromkeys(THRESHOLDS, 0)
+        self._counts = np.zeros(BINS, np.int64)
 
     def update(self, output: Tensor, target: Tensor) -> None:
         found = angles(output.float(), target.float())
-        self._angles.append(found[known_normals(target)].cpu().numpy())
+        values = found[known_normals(target)].cpu().numpy()
+        self._total += values.sum(dtype=np.float64)
+        for name, threshold in THRESHOLDS.items():
+            self._within[name] += int((values < threshold).sum())
+        values = np.where(np.isnan(values), np.float32(180), values)  # the mean says that there was one
+        places = (values.astype(np.float64) * (BINS / 180)).astype(np.int64)
+        self._counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
+
+    def merge(self, other: NormalsMetrics) -> None:
+        """Add what another has counted, of other images of the same split."""
+        self._total += other._total
+        self._counts += other._counts
+        for name in THRESHOLDS:
+            self._within[name] += other._within[name]
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split is known."""
-        found = np.concatenate(self._angles) if self._angles else np.empty(0, np.float32)
-        if found.size == 0:
+        known = int(self._counts.sum())
+        if known == 0:
             raise nothing_valid(self._name)
+        mean = float(self._total) / known
         return {
-            "mean_angle": float(found.mean(dtype=np.float64)),
-            "median_angle": float(np.median(found)),
-            "within_11_25": float((found < 11.25).mean()),
-            "within_22_5": float((found < 22.5).mean()),
-            "within_30": float((found < 30).mean()),
+            "mean_angle": mean,
+            "median_angle": math.nan if math.isnan(mean) else self._median(known),
+            **{name: count / known for name, count in self._within.items()},
         }
+
+    def _median(self, known: int) -> float:
+        """The mean of the middle two of all angles, each taken as the middle of its bin."""
+        ranks = np.array([(known + 1) // 2, known // 2 + 1])
+        bins = np.searchsorted(np.cumsum(self._counts), ranks)
+        return float((bins + 0.5).mean()) * (180 / BINS)

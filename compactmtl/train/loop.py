@@ -210,7 +210,8 @@ class Loop:
             self.tracker.phase(self.session.position.epoch, "validation", next(numbers), len(loader))
             return run(image)
 
-        return evaluate(interruptible, loader, self.session.tasks)
+        with run.held():
+            return evaluate(interruptible, loader, self.session.tasks)
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""

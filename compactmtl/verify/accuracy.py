@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,25 @@ from compactmtl.verify.result import TaskMetrics
 Run = Callable[[Tensor], Mapping[str, Tensor]]  # image (B, 3, H, W) to {task: output}
 
 
-def evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task]) -> TaskMetrics:
+def evaluate(
+    run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], *, finite: bool = False
+) -> TaskMetrics:
     """Every metric of every task over all batches of `loader`, accumulated exactly; {task: {metric: value}}.
 
     `run` maps a batch of images to the raw outputs by task (see `torch_runner` and `array_runner`); outputs of other
-    names are passed over. Raises ArtifactError where it leaves a task out or gives an output of a wrong shape,
-    DataError where the split is empty, lacks a target, or knows no element of one.
+    names are passed over. A task whose output held NaN, on one image or more, has NaN for every metric: an argmax over
+    NaN is a class, and its metrics would be numbers. With `finite` so has one whose output held infinity.
+
+    Raises ArtifactError where `run` leaves a task out or gives an output of a wrong shape, DataError where the split is
+    empty, lacks a target, or knows no element of one.
     """
+    with run.held() if isinstance(run, ModuleRun) else nullcontext():
+        return _evaluate(run, loader, tasks, finite)
+
+
+def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], finite: bool) -> TaskMetrics:
     metrics = {name: task.metrics() for name, task in tasks.items()}
+    broken: set[str] = set()
     empty = True
     for batch in loader:
         empty = False
@@ -45,6 +58,8 @@ def evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task]) -> Ta
             target = batch["targets"][task.target]
             _check_shape(task, outputs[name], batch["image"])
             output, found = outputs[name].detach(), metrics[name]
+            if bool((~output.isfinite() if finite else output.isnan()).any()):
+                broken.add(name)
             references = batch.get("references", {}).get(task.target)
             if references is not None and isinstance(found, InstanceMetrics):
                 found.update(output, target, references)
@@ -55,21 +70,49 @@ def evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task]) -> Ta
             "the split to evaluate on is empty",
             "look at the data set: `compactmtl data check NAME root=FOLDER`",
         )
-    return {name: found.compute() for name, found in metrics.items()}
+    computed = {name: found.compute() for name, found in metrics.items()}
+    return {
+        name: dict.fromkeys(values, math.nan) if name in broken else values
+        for name, values in computed.items()
+    }
 
 
-def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> Run:
+def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> ModuleRun:
     """`model`, which must be on `device`, for `evaluate`: in eval mode and without gradients.
 
     Each call leaves every submodule in the mode in which it found it.
     """
+    return ModuleRun(model, device)
 
-    def run(image: Tensor) -> Mapping[str, Tensor]:
-        with evaluating(model), torch.inference_mode():
-            outputs: Mapping[str, Tensor] = model(image.to(device, non_blocking=True))
+
+@dataclass
+class ModuleRun:
+    """A module to evaluate: a call runs it on a batch, and `held` keeps it in eval mode over many calls.
+
+    Switching for every batch would drop what layers keep for evaluation, such as a contracted weight.
+    """
+
+    model: nn.Module
+    device: torch.device | str
+    _is_held: bool = False
+
+    def __call__(self, image: Tensor) -> Mapping[str, Tensor]:
+        with nullcontext() if self._is_held else evaluating(self.model), torch.no_grad():
+            outputs: Mapping[str, Tensor] = self.model(image.to(self.device, non_blocking=True))
         return outputs
 
-    return run
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Eval mode for a while, as `evaluating`."""
+        if self._is_held:
+            yield
+            return
+        with evaluating(self.model):
+            self._is_held = True
+            try:
+                yield
+            finally:
+                self._is_held = False
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compactmtl.backends import Runner
+from compactmtl.errors import ArtifactError
 from compactmtl.verify.accuracy import evaluating
-from compactmtl.verify.parity import Inputs, as_arguments, reference_outputs, scale_of, to_arrays
+from compactmtl.verify.parity import Inputs, as_arguments, reference_outputs, to_arrays
+from compactmtl.verify.result import ParityResult
 
 
 @dataclass(frozen=True)
@@ -20,28 +22,38 @@ class Difference:
     """|artifact - torch| of the first image, float64 (H, W), the largest of all channels; classes: 1 where they differ."""
 
     values: NDArray[np.float64]
-    scale: float  # of the reference, as parity takes it
+    relative: float  # the largest on parity's scale; of classes the share of pixels that differ
 
 
-def error_maps(model: nn.Module, runner: Runner, inputs: Inputs) -> dict[str, Difference]:
-    """A map for each output of 4 dimensions (B, C, H, W), or 3 of whole numbers (B, H, W)."""
+def error_maps(
+    model: nn.Module, runner: Runner, inputs: Inputs, parity: ParityResult
+) -> dict[str, Difference]:
+    """A map for each output of 4 dimensions (B, C, H, W), or 3 of whole numbers (B, H, W).
+
+    Differences are shares of what they are in `parity`, the range over all of its inputs: one image's range may be
+    far smaller, and rounding then looks like an error that no gate saw.
+    """
+    scales = {output.name: output.scale for output in parity.outputs}
     arguments = as_arguments(inputs)
     with evaluating(model):
         reference = reference_outputs(model, arguments)
     artifact = runner.run(to_arrays(runner, arguments))
     return {
-        name: _difference(array[0], artifact[name][0])
+        name: _difference(array[0], artifact[name][0], scales[name])
         for name, array in reference.items()
         if array.ndim == 4 or (array.ndim == 3 and np.issubdtype(array.dtype, np.integer))
     }
 
 
-def _difference(reference: NDArray[Any], artifact: NDArray[Any]) -> Difference:
-    if np.issubdtype(reference.dtype, np.integer):
+def _difference(reference: NDArray[Any], artifact: NDArray[Any], scale: float | None) -> Difference:
+    if np.issubdtype(reference.dtype, np.integer) or reference.dtype == np.bool_:
         found = (reference != artifact).astype(np.float64)
-        return Difference(found if found.ndim == 2 else found.max(axis=0), 1.0)
+        values = found if found.ndim == 2 else found.max(axis=0)
+        return Difference(values, float(found.mean()) if found.size else 0.0)
     values = np.abs(reference.astype(np.float64) - artifact).max(axis=0)
-    return Difference(values, scale_of(float(reference.min()), float(reference.max())))
+    if scale is None:
+        raise ArtifactError("this parity holds no scales: an older version wrote it", "check parity again")
+    return Difference(values, float(values.max(initial=0.0)) / scale)
 
 
 def as_gray(found: Mapping[str, Difference]) -> dict[str, NDArray[np.uint8]]:

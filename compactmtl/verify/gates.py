@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Protocol
 from compactmtl.config.target import Target
 from compactmtl.errors import GateError
 from compactmtl.verify.result import (
+    SINGLE,
     AccuracyResult,
     GateResult,
     LatencyResult,
     OutputParity,
     ParityResult,
+    Speed,
     TaskMetrics,
 )
+from compactmtl.verify.speed import speed_of
 
 if TYPE_CHECKING:
     from compactmtl.tasks.base import MetricInfo
+
+
+BASELINE = "the baseline"  # what a gate's `against` calls the dense run
 
 
 class Scored(Protocol):
@@ -49,7 +55,7 @@ def check_gates(
     return (
         *_parity(parity),
         *export_drops(target, tasks, accuracy),
-        *_compact_drop(target, tasks, accuracy),
+        *compact_drop(target, tasks, accuracy),
         *_latency(target, latency, subject),
         *_size(target, megabytes),
     )
@@ -69,11 +75,9 @@ def raise_failed(gates: tuple[GateResult, ...], what: str) -> None:
 def relative_drop(value: float, reference: float, higher_is_better: bool) -> float:
     """Loss of a metric as a share of the reference's magnitude, positive where it got worse.
 
-    The plain difference where the reference is 0. Infinite where either is not a finite number, unless both
-    are NaN, which is how a metric says that the set holds nothing to measure.
+    The plain difference where the reference is 0. Infinite where either is not a finite number: what was not measured
+    has not held.
     """
-    if math.isnan(value) and math.isnan(reference):
-        return 0.0
     if not (math.isfinite(value) and math.isfinite(reference)):
         return math.inf
     worse = reference - value if higher_is_better else value - reference
@@ -115,20 +119,22 @@ def export_drops(
     measured = {"torch": accuracy.artifact}
     measured |= {f"torch, at batch {size}": metrics for size, metrics in accuracy.by_batch.items()}
     for against, values in measured.items():
-        for task in accuracy.torch:
-            for metric in accuracy.torch[task]:
-                yield _drop(tasks, task, metric, values, accuracy.torch, bound, against)
+        for name, task in tasks.items():
+            # a metric that either side lacks, and a task without any, was not measured: it fails
+            found = {**accuracy.torch.get(name, {}), **values.get(name, {})} or {task.primary: math.nan}
+            for metric in found:
+                yield _drop(tasks, name, metric, values, accuracy.torch, bound, against)
 
 
-def _compact_drop(
+def compact_drop(
     target: Target, tasks: Mapping[str, Scored], accuracy: AccuracyResult
 ) -> Iterator[GateResult]:
+    """Each task's primary metric of the artifact against the dense baseline's, where there is one and a bound."""
     bound = target.accuracy.compact_drop
     if bound is None or accuracy.baseline is None:
         return
-    for task in accuracy.torch:
-        metric = tasks[task].primary
-        yield _drop(tasks, task, metric, accuracy.artifact, accuracy.baseline, bound, "the baseline")
+    for name, task in tasks.items():
+        yield _drop(tasks, name, task.primary, accuracy.artifact, accuracy.baseline, bound, BASELINE)
 
 
 def _drop(
@@ -140,18 +146,25 @@ def _drop(
     bound: float,
     against: str,
 ) -> GateResult:
-    value, reference = values[task].get(metric, math.nan), references[task][metric]
+    value = values.get(task, {}).get(metric, math.nan)
+    reference = references.get(task, {}).get(metric, math.nan)
     drop = relative_drop(value, reference, tasks[task].metric_info[metric].higher_is_better)
     passed = drop <= bound
-    change = "lost" if drop > 0 else "gained"
+    if math.isfinite(drop):
+        # where the reference is 0 the drop is in the metric's own unit
+        found = f"{abs(drop):.2%}" if reference else f"{abs(drop):.3g}"
+        limit = f"{bound:.2%}" if reference else f"{bound:.3g}"
+        change = f"{found} {'lost' if drop > 0 else 'gained'}, {'within' if passed else 'beyond'} {limit}"
+    else:
+        change = "which is no number on one side or both: nothing was compared"
     return GateResult(
         gate="accuracy",
         subject=f"{task}.{metric}",
+        against=against,
         bound=bound,
         value=drop,
         passed=passed,
-        message=f"{task} {metric}: {value:.5g} against {reference:.5g} of {against}, {abs(drop):.2%} {change},"
-        f" {'within' if passed else 'beyond'} {bound:.2%}",
+        message=f"{task} {metric}: {value:.5g} against {reference:.5g} of {against}, {change}",
     )
 
 
@@ -159,7 +172,7 @@ def _latency(target: Target, latency: LatencyResult, subject: str) -> Iterator[G
     bounds = target.latency
     if bounds.max_ms is not None:
         median = latency.stats[subject].median_ms
-        passed = median <= bounds.max_ms
+        passed = 0 < median <= bounds.max_ms
         yield GateResult(
             gate="latency",
             subject=subject,
@@ -169,24 +182,32 @@ def _latency(target: Target, latency: LatencyResult, subject: str) -> Iterator[G
             message=f"{subject}: median {median:.3f} ms, {'within' if passed else 'over'} {bounds.max_ms:g} ms",
         )
     if bounds.min_speedup is not None:
-        speedup = latency.speedup[subject]
-        passed = speedup >= bounds.min_speedup
-        yield GateResult(
-            gate="latency",
-            subject=subject,
-            bound=bounds.min_speedup,
-            value=speedup,
-            passed=passed,
-            message=f"{subject}: {speedup:.2f} times as fast as {latency.reference},"
-            f" {'at least' if passed else 'less than'} {bounds.min_speedup:g}",
-        )
+        # the dense model in the artifact's precision and, where that is not float32, in float32 as it is replaced
+        for against in (latency.reference, latency.reference + SINGLE):
+            if against in latency.stats and not subject.endswith(SINGLE):
+                yield _speedup(speed_of(latency, subject, against), bounds.min_speedup)
+
+
+def _speedup(speed: Speed, bound: float) -> GateResult:
+    passed = math.isfinite(speed.ratio) and speed.ratio >= bound
+    band = f" ({speed.low:.2f} to {speed.high:.2f})" if speed.low is not None else ""
+    return GateResult(
+        gate="latency",
+        subject=speed.name,
+        against=speed.against,
+        bound=bound,
+        value=speed.ratio,
+        passed=passed,
+        message=f"{speed.name}: {speed.ratio:.2f}{band} times as fast as {speed.against},"
+        f" {'at least' if passed else 'less than'} {bound:g}",
+    )
 
 
 def _size(target: Target, megabytes: float) -> Iterator[GateResult]:
     bound = target.max_megabytes
     if bound is None:
         return
-    passed = megabytes <= bound
+    passed = 0 < megabytes <= bound
     yield GateResult(
         gate="size",
         subject="model",

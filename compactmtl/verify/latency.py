@@ -26,6 +26,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
+from compactmtl.verify.speed import speeds, variation
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def measure_latency(
         for name in names
     }
     base = np.asarray(samples[reference], dtype=np.float64)
-    return LatencyResult(
+    found = LatencyResult(
         reference=reference,
         stats=stats,
         speedup={name: stats[reference].median_ms / stats[name].median_ms for name in names},
@@ -104,6 +105,7 @@ def measure_latency(
         settle=settled,
         load_average=load,
     )
+    return found.model_copy(update={"speeds": speeds(found)})
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _stats(
         median_ms=float(np.median(times)),
         p90_ms=float(p90),
         p99_ms=float(p99),
-        variation=float(times.std() / times.mean()) if times.mean() > 0 else 0.0,
+        variation=variation(samples),
         backend=description.backend,
         version=description.version,
         provider=description.provider,

@@ -108,6 +108,8 @@ def _compare(
         check_finite(reference, artifact, where)
         for name, array in reference.items():
             tallies.setdefault(name, _Tally(array.shape)).add(array, artifact[name])
+    if not samples:
+        raise ArtifactError("parity needs at least one sample", "give example inputs that hold one")
     outputs = tuple(
         tally.result(name, _tolerance(name, target, tolerance)) for name, tally in tallies.items()
     )
@@ -245,6 +247,7 @@ class _Tally:
             shape=self.shape,
             max_abs=self.max_abs,
             max_relative=relative,
+            scale=scale,
             cosine=self.dot / norms if norms else float(both_zero),
             tolerance=tolerance,
             passed=relative <= tolerance,

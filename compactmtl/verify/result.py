@@ -30,7 +30,10 @@ class OutputParity(Record):
     name: str
     shape: tuple[int, ...]
     max_abs: float
-    max_relative: float  # max_abs / (max - min of the reference, at least 1 % of its largest magnitude); of classes the share that differs
+    max_relative: float  # max_abs / scale; of classes the share that differs
+    scale: float | None = (
+        None  # max - min of the reference over all inputs, at least 1 % of its largest magnitude; none: of an older file
+    )
     cosine: float
     tolerance: float
     passed: bool
@@ -77,7 +80,7 @@ class LatencyStats(Record):
     median_ms: float
     p90_ms: float
     p99_ms: float
-    variation: float  # standard deviation / mean
+    variation: float  # distance of the quartiles / median
     backend: str
     version: str
     provider: str
@@ -89,8 +92,25 @@ class LatencyStats(Record):
     layers: dict[str, int] = Field(default_factory=dict)  # layers with weights by the precision they run in
 
 
+Verdict = Literal["faster", "slower", "same", "unknown"]
+
+
+class Speed(Record):
+    """How much faster one model is than another; a ratio below 1 is slower."""
+
+    name: str
+    against: str
+    ratio: float  # median over rounds of the latency of `against` over this one's in the same round; of 0 rounds: ratio of medians
+    low: float | None = None  # 10th percentile over rounds; none: too few
+    high: float | None = None  # 90th
+    rounds: int  # 0: the latencies were not taken in the same rounds
+    verdict: (
+        Verdict  # same: the band holds 1, so the difference is no more than noise; unknown: there is no band
+    )
+
+
 class LatencyResult(Record):
-    """Latencies measured paired and interleaved in one process, and ratios of medians to `reference`."""
+    """Latencies measured paired and interleaved in one process, ratios of medians to `reference`, and what they tell."""
 
     reference: str
     stats: dict[str, LatencyStats]
@@ -98,6 +118,7 @@ class LatencyResult(Record):
     paired_speedup: dict[str, float] = Field(
         default_factory=dict
     )  # median over rounds of reference / this one in the same round
+    speeds: tuple[Speed, ...] = ()  # of each against the reference, and against float32 forms beside it
     warmup: int = 0  # rounds before the clock counted
     settle: int = 0  # runs of a model before each of its clocked ones
     load_average: float | None = None  # runnable processes on the machine over the minute before
@@ -156,7 +177,7 @@ class ErrorMap(Record):
 
     file: str  # 8-bit gray PNG; white is `largest`, black no difference
     largest: float  # |difference|, the largest of all channels at a pixel
-    relative: float  # that as a share of the reference's range
+    relative: float  # that on parity's scale; of classes the share of pixels that differ
 
 
 class GateResult(Record):
@@ -164,6 +185,7 @@ class GateResult(Record):
 
     gate: Literal["parity", "accuracy", "latency", "size"]
     subject: str  # task, task.metric or model
+    against: str = ""  # what an accuracy or a speed was held against, such as torch or the baseline
     bound: float
     value: float
     passed: bool

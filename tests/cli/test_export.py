@@ -29,10 +29,10 @@ from compactmtl.verify import (
     OutputParity,
     ParityResult,
     Verification,
-    measure_latency,
 )
 from compactmtl.verify.parity import ParityError
 from tests.support.real_runs import SCENES, write_run
+from tests.support.synthetic_runs import FLOAT, SLOW_INT8, timed
 
 FACES = """
 data: {name: utkface, root: ROOT, size: [16, 16], batch_size: 4}
@@ -161,15 +161,25 @@ def test_export_without_the_backend_is_missing(
 
 
 def test_a_busy_machine_is_told_with_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measure_latency({"dense": int, "compact": int}, warmup=0, repeats=3)
-    found = found.model_copy(
-        update={"speedup": {"dense": 1.0, "compact": 20.7}, "paired_speedup": {"dense": 1.0, "compact": 3.1}}
-    )
+    found = timed(FLOAT)
     monkeypatch.setattr("compactmtl.backends.machine.cpu_count", lambda: 2)
     idle, busy = (list(latency_lines(found.model_copy(update={"load_average": load}))) for load in (0.5, 4.7))
-    assert idle[1].endswith("20.70× dense (3.10× paired by round)")
-    assert len(idle) == 2
-    assert "busy (load 4.7 on 2 processors)" in busy[2]
+    assert idle[2].startswith("  2.0") and "× faster than dense, 2.0" in idle[2]
+    assert len(idle) == 3
+    assert "busy (load 4.7 on 2 processors)" in busy[3]
+
+
+def test_an_int8_that_lost_time_is_called_slower() -> None:
+    lines = list(latency_lines(timed(SLOW_INT8, "int8")))
+    compact = lines.index(next(line for line in lines if line.startswith("latency compact:")))
+    own, dense, single = lines[compact + 1 : compact + 4]
+    assert "faster than dense," in own and "faster than dense fp32," in dense
+    assert "slower than compact fp32," in single
+
+
+def test_equal_models_are_told_to_be_equal() -> None:
+    found = timed({"dense": 4.0, "compact": 4.0})
+    assert "no difference beyond noise from dense" in "\n".join(latency_lines(found))
 
 
 @pytest.mark.slow  # exports two models

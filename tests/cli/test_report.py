@@ -94,7 +94,7 @@ def test_a_single_task_baseline_that_is_not_there_exits_2(
 
 def test_failed_gates_are_told(runs: dict[str, SyntheticRun], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(runs["failed"].path)]) == 0
-    assert "1 of 4 gates failed" in capsys.readouterr().err
+    assert "1 of 14 gates failed" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,9 +50,12 @@ def test_int8_road_with_the_interface_baked_in(compacted: Run, tmp_path: Path) -
     assert record.samples == 4
     assert record.held is found.passed
     assert 1 <= len(record.search) <= 3
-    assert list(found.latency.stats) == ["dense", "compact", "compact fp32"]
+    assert list(found.latency.stats) == ["dense", "compact", "dense fp32", "compact fp32"]
     assert found.latency.stats["compact"].layers["int8"] >= 0.8 * record.lowered
-    assert found.latency.stats["compact fp32"].precision == "fp32"
+    assert all(found.latency.stats[f"{name} fp32"].precision == "fp32" for name in ("dense", "compact"))
+    assert {("compact", "dense fp32"), ("compact", "compact fp32")} <= {
+        (one.name, one.against) for one in found.latency.speeds
+    }
     assert not [gate for gate in found.gates if gate.gate == "parity"]
     assert [(one.name, one.shape, one.dtype) for one in bundle.info.inputs] == [
         ("image", (2, 16, 24, 3), "uint8")

@@ -11,6 +11,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.models import FCNHead, LinearHead, build_head
 from compactmtl.models.heads import head_config
 from compactmtl.tasks import TargetSpec, Task, build_task
+from tests.support.masking import FLOAT32, assert_close
 
 AGE = build_task(
     "age", TaskConfig(kind="regression"), TargetSpec("scalar", unit="years", mean=33.0, std=20.0)
@@ -34,8 +35,7 @@ def test_linear_takes_vectors_and_the_mean_of_maps(task: Task, depth: int) -> No
     head = build_head(task, 5, HeadConfig(width=6, depth=depth)).eval()
     features = torch.randn(2, 5, 3, 4)
     assert head(features).shape == (2, task.channels)
-    # float32, another order of summation; years are tens
-    assert torch.allclose(head(features), head(features.mean((2, 3))), atol=1e-4)
+    assert_close(head(features), head(features.mean((2, 3))), FLOAT32)
 
 
 def test_regression_starts_at_the_training_mean_in_its_unit() -> None:

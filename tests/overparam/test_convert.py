@@ -14,6 +14,7 @@ from compactmtl.graph import cost
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import Kind, contract, factor_of, factorized_layers, overparameterize
 from compactmtl.overparam.svd import SvdLayer
+from tests.support.masking import FLOAT32, assert_close
 
 
 class Net(nn.Module):
@@ -56,7 +57,7 @@ def test_the_function_is_kept_and_the_argument_untouched(net: Net, image: Tensor
     before = copy.deepcopy(net.state_dict())
     factorized = overparameterize(net)
     # Four factorized float32 layers, each within rounding of its plain weight.
-    torch.testing.assert_close(factorized(image), net(image), rtol=1e-5, atol=1e-6)
+    assert_close(factorized(image), net(image), FLOAT32)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert not factorized_layers(net)
 
@@ -276,17 +277,17 @@ def test_tasks_own_rows_of_one_diagonal(model: MultiTaskModel, image: Tensor) ->
     trained = overparameterize(model, tasks=("age", "pose"))
     diagonals = [layer.diagonals for layer in factorized_layers(trained).values()]
     assert [None if m is None else len(m) for m in diagonals] == [2, 2]
-    torch.testing.assert_close(trained(image)["age"], model(image)["age"], rtol=1e-5, atol=1e-6)  # float32
+    assert_close(trained(image)["age"], model(image)["age"], FLOAT32)  # float32
 
 
 def test_a_weight_a_task_is_an_encoder_a_task(model: MultiTaskModel, image: Tensor) -> None:
     trained = overparameterize(model, tasks=("age", "pose"), per_task=True)
-    torch.testing.assert_close(trained(image)["pose"], model(image)["pose"], rtol=1e-5, atol=1e-6)  # float32
+    assert_close(trained(image)["pose"], model(image)["pose"], FLOAT32)  # float32
     with torch.no_grad():
         trained.get_parameter("encoder.pose.0.M").mul_(-1)
     plain = contract(trained)
     found = plain(image)
-    torch.testing.assert_close(found["age"], model(image)["age"], rtol=1e-5, atol=1e-6)
+    assert_close(found["age"], model(image)["age"], FLOAT32)
     assert not torch.allclose(found["pose"], model(image)["pose"])
     shared = {name for name, _ in trained.named_parameters()}
     assert "encoder.age.0.U" in shared and "encoder.pose.0.U" not in shared  # one tensor, named once
@@ -346,7 +347,7 @@ def test_a_share_of_macs_out_of_range(net: Net, share: float) -> None:
 def test_depthwise_layers_take_part_where_asked(net: Net, image: Tensor) -> None:
     trained = overparameterize(net, depthwise=True)
     assert "encoder.depthwise" in factorized_layers(trained)
-    torch.testing.assert_close(trained(image), net(image), rtol=1e-5, atol=1e-6)  # float32
+    assert_close(trained(image), net(image), FLOAT32)  # float32
 
 
 @pytest.mark.parametrize("kind", ["svd", "cp", "tucker", "expandnet_cl", "repvgg"])

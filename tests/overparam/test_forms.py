@@ -18,6 +18,7 @@ from compactmtl.overparam.geometry import Geometry, Plain
 from compactmtl.overparam.kinds import Kind, Rank, build_layer, takes
 from compactmtl.overparam.layer import DETOUR_COST, Price
 from compactmtl.overparam.svd import SvdLayer
+from tests.support.masking import FLOAT32, assert_close
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -203,7 +204,7 @@ def test_a_rank_deficient_weight_still_learns_in_every_direction(kind: Kind, wei
     plain.weight = nn.Parameter(weight.clone())
     layer = build_layer(kind, plain, "full", 1)
     # float32: the dropped singular values are rounding noise of the weight.
-    torch.testing.assert_close(layer.weight, weight, rtol=1e-5, atol=1e-6)
+    assert_close(layer.weight, weight, FLOAT32)
     run_whole(layer, torch.randn(2, 4, 5, 5)).square().sum().backward()  # type: ignore[no-untyped-call]
     gradient = layer.get_parameter("V" if kind == "svd" else "B").grad
     assert gradient is not None

@@ -7,14 +7,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import pytest
+
 from compactmtl.report.card import CARD, model_card, write_card
 from compactmtl.report.collect import build_report
-from compactmtl.report.deployment import Point, deployments, front, pareto, points, prepared_views
+from compactmtl.report.delta_formats import grid
+from compactmtl.report.deployment import (
+    Point,
+    deployments,
+    front,
+    gates_in_words,
+    pareto,
+    points,
+    prepared_views,
+    status,
+)
 from compactmtl.report.html import render
 from compactmtl.report.model import ExportView, Report
+from compactmtl.report.table import Cell, Tone, comparison
 from compactmtl.train import Run
-from compactmtl.verify.result import SINGLE
-from tests.support.synthetic_runs import SyntheticRun, TinySplits
+from compactmtl.verify.result import SINGLE, Verification
+from tests.support.synthetic_runs import (
+    SLOW_INT8,
+    SyntheticRun,
+    TinySplits,
+    add_export,
+    make_recipe,
+    scaled,
+    timed,
+    verification,
+)
 
 MakeRun = Callable[..., SyntheticRun]
 
@@ -63,6 +85,118 @@ def test_figures_at_the_top_are_of_float32_where_there_is_one(make_run: MakeRun,
     alone = both.model_copy(update={"exports": (lowered,), "stages": (*view.stages[:-1], stage)})
     assert alone.shown_export is lowered
     assert alone.final is stage
+
+
+def exported(run: SyntheticRun, *found: Verification) -> SyntheticRun:
+    for one in found:
+        add_export(run, one)
+    return run
+
+
+def test_only_a_target_whose_gates_held_stands_for_a_run(make_run: MakeRun, splits: TinySplits) -> None:
+    """By name the first is one that failed; by precision the second is not float32."""
+    run = exported(
+        make_run("one", compacted=True),
+        verification(passed=False, target="a-failed"),
+        verification(latency=timed(SLOW_INT8, "int8"), target="b-int8"),
+        verification(target="c-float"),
+    )
+    report = report_of([run], None, splits)
+    (view,) = report.subjects
+    assert view.shown_export is not None and view.shown_export.target == "c-float"
+    assert report.delta_table is not None and report.delta_table.rows[0].form == "exported, c-float"
+
+
+def test_among_targets_in_float32_the_recipe_s_order_decides(make_run: MakeRun, splits: TinySplits) -> None:
+    recipe = make_recipe(targets=["z-first", "a-second"])
+    run = exported(
+        make_run("one", recipe, compacted=True),
+        verification(target="a-second"),
+        verification(target="b-other"),
+        verification(target="z-first"),
+    )
+    (view,) = report_of([run], None, splits).subjects
+    assert view.shown_export is not None and view.shown_export.target == "z-first"
+
+
+def test_where_every_export_failed_none_stands_for_the_run(
+    make_run: MakeRun, splits: TinySplits, tmp_path: Path
+) -> None:
+    run = exported(
+        make_run("one", compacted=True),
+        verification(passed=False, target="a"),
+        verification(passed=False, target="b"),
+    )
+    report = report_of([run], None, splits)
+    (view,) = report.subjects
+    assert view.shown_export is None and view.final.form == "compact"
+    assert report.delta_table is not None and report.delta_table.rows[0].form == "compact"
+    assert any("no export held all of its gates" in note for note in report.notes)
+    first = render(report, []).split('<dl class="headlines">')[1].split("</div>")[0]
+    assert "gates of every export" in first and 'class="bad">failed' in first
+    latency = next(row for row in comparison(report).rows if row.label.startswith("latency"))
+    assert Cell("gates failed", "bad") in latency.cells
+    assert not points(report)
+    shown = deployments(report)
+    assert shown is not None and not any(cell.tone == "good" for row in shown.rows for cell in row.cells)
+
+
+@pytest.mark.parametrize(
+    ("passed", "bounds_accuracy", "text", "tone"),
+    [
+        (True, True, "verified", "good"),
+        (True, False, "passed, no gate on accuracy", ""),
+        (False, True, "1 of 14 gates failed", "bad"),
+    ],
+)
+def test_an_export_is_green_only_by_a_gate_on_accuracy(
+    passed: bool, bounds_accuracy: bool, text: str, tone: Tone
+) -> None:
+    found = ExportView(target="t", verification=verification(passed=passed, bounds_accuracy=bounds_accuracy))
+    assert status(found) == Cell(text, tone)
+
+
+def test_the_page_is_green_only_by_a_gate_on_accuracy_of_every_export(
+    make_run: MakeRun, splits: TinySplits
+) -> None:
+    run = exported(
+        make_run("one", compacted=True),
+        verification(target="a"),
+        verification(target="b", bounds_accuracy=False),
+    )
+    found = gates_in_words(report_of([run], None, splits))
+    assert found[0] == Cell("18 gates passed, accuracy has none on b")
+    assert not any(cell.tone == "good" for cell in found)
+
+
+def test_a_verification_without_gates_does_not_hold() -> None:
+    found = ExportView(target="t", verification=verification().model_copy(update={"gates": ()}))
+    assert not found.holds and status(found).tone == "bad"
+
+
+def test_int8_that_lost_time_is_red_against_itself_and_said_in_a_note(
+    pair: tuple[SyntheticRun, SyntheticRun], make_run: MakeRun, splits: TinySplits
+) -> None:
+    run = exported(
+        make_run("int8", compacted=True),
+        verification(latency=timed(SLOW_INT8, "int8"), target="int8", baseline=scaled(1.0)),
+    )
+    report = report_of([run], pair[0], splits)
+    table = deployments(report)
+    assert table is not None
+    cells = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    assert cells["against itself in fp32"].tone == "bad"
+    assert cells["against itself in fp32"].text.endswith("slower")
+    assert cells["against dense"].tone == cells["against dense in fp32"].tone == ""
+    (note,) = report.notes
+    assert "slower than compact fp32" in note
+    assert "slower than compact fp32" in model_card(report.subjects[0], report)
+    page = render(report, [])
+    assert 'class="good">1.8' not in page and 'good">1.1' not in page
+    speed = grid(report).columns[-1].cells[-1]
+    assert (speed.text.endswith("faster"), speed.tone) == (True, "")
+    dense = [point for point in points(report) if point.gain == 0]
+    assert [round(point.milliseconds, 1) for point in dense] == [8.7]  # the float32 one, whose Δm is 0
 
 
 def test_no_target_no_table(make_run: MakeRun, splits: TinySplits) -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from compactmtl.report.export_figures import MOST, error_pictures, layer_bars, layer_of, layer_times
-from compactmtl.report.table import subject_latency
 from compactmtl.verify.result import ErrorMap, LatencyResult, LayerCost, Measured
+from compactmtl.verify.speed import subject_latency
 from tests.support.synthetic_runs import stats, verification
 
 

@@ -10,16 +10,8 @@ import matplotlib as mpl
 import pytest
 
 from compactmtl.report import figures
-from compactmtl.report.model import (
-    Change,
-    Competition,
-    Epoch,
-    LayerChange,
-    MetricView,
-    Sparsity,
-    TaskView,
-    TrainLosses,
-)
+from compactmtl.report.model import MetricView, TaskView
+from compactmtl.report.read import Change, Competition, Epoch, LayerChange, Sparsity, TrainLosses
 from tests.support.synthetic_runs import verification
 
 TASK = TaskView(

@@ -39,7 +39,13 @@ def test_metric_shows_shares_as_percent_and_units() -> None:
     assert fmt.metric(0.7123, MetricView(higher_is_better=True, share=True)) == "71.2 %"
     assert fmt.metric(12.345, MetricView(higher_is_better=False, unit="°")) == "12.3°"
     assert fmt.metric(0.2134, MetricView(higher_is_better=False, unit="m")) == "0.213 m"
-    assert fmt.metric(math.nan, MetricView(higher_is_better=False, unit="m")) == "nan"
+    assert fmt.metric(math.nan, MetricView(higher_is_better=False, unit="m")) == fmt.NO_NUMBER
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_said_to_be_none(value: float) -> None:
+    for write in (fmt.count, fmt.milliseconds, fmt.signed_percent, fmt.ratio, fmt.small):
+        assert write(value) == fmt.NO_NUMBER
 
 
 def test_signed_percent_never_says_minus_zero() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import cast
 
 import pytest
 
-from compactmtl.report import Report, delta_cells, markdown, write_collected
+from compactmtl.report import Report, delta_cells, latex, markdown, write_collected
+from compactmtl.report.delta_formats import grid
 from compactmtl.report.paired import paired_cells, sweep_report
+from compactmtl.report.table import Cell
+from compactmtl.tasks.gain import definition
 from compactmtl.train import Run
 from tests.support.synthetic_runs import BEST, FACE_TASKS, SyntheticRun, TinySplits, make_recipe
 
@@ -56,6 +60,85 @@ def test_delta_m_is_paired_too(report: Report) -> None:
     # age's error and gender's accuracy go with the factor: what one gains the other loses
     assert row.delta_m is not None
     assert row.delta_m.values == pytest.approx((0.0, 0.0), abs=1e-12)
+
+
+def test_the_baseline_has_no_gain_against_itself(report: Report) -> None:
+    assert report.delta_table is not None
+    plain = report.delta_table.rows[0]
+    assert plain.is_baseline and plain.delta_m is None
+    column = next(one for one in grid(report).columns if one.name == "Δm")
+    assert column.cells[0] == Cell("baseline")
+    for run in report.runs:
+        if run.name.startswith("plain"):
+            assert run.trained.delta_m == 0  # against itself, not against the mean of all seeds
+
+
+def test_both_tables_tell_the_same_gain(report: Report) -> None:
+    assert report.delta_table is not None and report.sweep is not None
+    ours = report.delta_table.rows[1]
+    assert ours.delta_m == report.sweep.paired[0].delta_m
+    assert ours.delta_seeds == (0, 1)
+
+
+def sweep_of(make_run: MakeRun, seeds: dict[str, dict[int, float]], baseline: str = "plain") -> Report:
+    """A sweep of the age task alone, where an error of twice the baseline's is a gain of -1."""
+    runs = {
+        entry: [
+            cast(Run, make_run(f"{entry}/seed{seed}", make_recipe(("age",), seed=seed), factor=factor))
+            for seed, factor in factors.items()
+        ]
+        for entry, factors in seeds.items()
+    }
+    return sweep_report("faces", runs, baseline, {}, TinySplits())
+
+
+def test_the_luck_of_a_seed_drops_out_of_the_deviation(make_run: MakeRun) -> None:
+    """Each run is 10 % worse than the baseline of its seed, whose own runs differ by a factor of three."""
+    luck = {0: 1.0, 1: 2.0, 2: 3.0}
+    report = sweep_of(make_run, {"plain": luck, "ours": {seed: 1.1 * x for seed, x in luck.items()}})
+    assert report.delta_table is not None
+    gain = report.delta_table.rows[1].delta_m
+    assert gain is not None and gain.std is not None
+    assert gain.mean == pytest.approx(-0.1) and gain.std == pytest.approx(0, abs=1e-12)
+
+
+def test_seeds_that_the_baseline_lacks_are_left_out_and_said(make_run: MakeRun) -> None:
+    report = sweep_of(make_run, {"plain": {0: 1.0}, "ours": {0: 1.1, 1: 9.0}, "other": {5: 1.0}})
+    assert report.delta_table is not None
+    _, ours, other = report.delta_table.rows
+    assert ours.delta_m is not None and ours.delta_m.values == pytest.approx([-0.1])
+    assert ours.delta_m.std is None and ours.delta_seeds == (0,)
+    assert other.delta_m is None
+    notes = "\n".join(report.notes)
+    assert "ours: Δm is over seed 0 alone" in notes
+    assert "seed5: no Δm, plain has no finished run of seed 5" in notes
+
+
+def test_one_seed_has_no_deviation(make_run: MakeRun) -> None:
+    report = sweep_of(make_run, {"plain": {0: 1.0}, "ours": {0: 1.1}})
+    table = paired_cells(report)
+    assert table is not None
+    assert "±" not in markdown(delta_cells(report)).split("\n\n")[0]
+    assert "±" not in markdown(table).split("\n\n")[0]
+
+
+def test_a_metric_that_is_no_number_is_shown_as_none(make_run: MakeRun) -> None:
+    report = sweep_of(make_run, {"plain": {0: 1.0, 1: 1.0}, "ours": {0: 1.1, 1: math.nan}})
+    assert report.delta_table is not None
+    ours = report.delta_table.rows[1]
+    assert math.isnan(ours.metrics["age"]["mae"].mean) and ours.metrics["age"]["mae"].std is None
+    assert ours.delta_seeds == (0,)
+    assert "not a number" in markdown(delta_cells(report))
+    again = Report.model_validate_json(report.model_dump_json())
+    assert again.delta_table is not None
+    assert math.isnan(again.delta_table.rows[1].metrics["age"]["mae"].values[1])
+
+
+def test_the_tables_say_what_delta_m_is(report: Report) -> None:
+    told = definition("plain")
+    assert told in markdown(delta_cells(report)) and told in latex(report)
+    table = paired_cells(report)
+    assert table is not None and table.footnote == told
 
 
 def test_both_tables_are_written(report: Report, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from compactmtl.report.model import Epoch, Sparsity, TrainLosses
+from compactmtl.report.read import Epoch, Sparsity, TrainLosses
 from compactmtl.report.sparsity_figures import strength_path, zero_pattern
 
 

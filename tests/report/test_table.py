@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -11,16 +12,25 @@ from rich.console import Console
 
 from compactmtl.report import build_report
 from compactmtl.report.table import (
+    Cell,
     Table,
     comparison,
     markdown,
     metric_change,
     plain,
     rich_table,
-    speedup_cell,
+    speed_cell,
 )
 from compactmtl.train import Run
-from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, TinySplits, make_recipe, scaled
+from tests.support.synthetic_runs import (
+    FACE_TASKS,
+    SLOW_INT8,
+    SyntheticRun,
+    TinySplits,
+    make_recipe,
+    scaled,
+    timed,
+)
 
 MakeRun = Callable[..., SyntheticRun]
 
@@ -38,7 +48,7 @@ def test_against_a_baseline(pair: tuple[SyntheticRun, SyntheticRun]) -> None:
     table = table_of([compact], dense)
     assert table.columns == ("dense", "compact", "change")
     assert row(table, "segmentation, mIoU ↑") == ["71.2 %", "69.8 %", "−2.0 %"]
-    assert row(table, "Δm")[0] == "0"
+    assert row(table, "Δm")[0] == "baseline"
     assert row(table, "MACs")[1:] == ["29.5 k", "−60.0 % (2.50× fewer)"]
     assert row(table, "latency")[2].endswith("× faster")
     assert "Δm against dense" in table.caption
@@ -57,6 +67,9 @@ def test_tone_follows_which_way_is_better(pair: tuple[SyntheticRun, SyntheticRun
     assert tones["segmentation, mIoU ↑"] == "bad"  # 2 % lower
     assert tones["depth, abs err ↓"] == "good"  # 2 % lower
     assert metric_change(1.0, 1.0, higher_is_better=True).tone == ""
+    assert metric_change(math.nan, 1.0, higher_is_better=True) == metric_change(
+        1.0, 0.0, higher_is_better=True
+    )
 
 
 def test_what_was_not_measured_says_so(make_run: MakeRun) -> None:
@@ -80,9 +93,23 @@ def test_a_task_that_a_run_lacks_is_a_dash(make_run: MakeRun) -> None:
     assert row(table, "Δm")[1] != "not run"
 
 
-@pytest.mark.parametrize(("speedup", "text"), [(2.0, "2.00× faster"), (0.5, "2.00× slower")])
-def test_speedup_in_words(speedup: float, text: str) -> None:
-    assert speedup_cell(speedup).text == text
+@pytest.mark.parametrize(
+    ("compact", "text", "tone"),
+    [(4.0, "× faster", "good"), (16.0, "× slower", "bad"), (8.0, "no difference beyond noise", "")],
+)
+def test_speed_in_words(compact: float, text: str, tone: str) -> None:
+    cell = speed_cell(timed({"dense": 8.0, "compact": compact}), "dense")
+    assert cell.text.endswith(text) and cell.tone == tone
+
+
+def test_what_its_precision_made_slower_is_never_green() -> None:
+    """An int8 that beats the dense int8 and not its own float32 form: true, and no good news."""
+    latency = timed(SLOW_INT8, "int8")
+    assert speed_cell(latency, "dense") == Cell(speed_cell(latency, "dense").text, "")
+    assert speed_cell(latency, "dense").text.endswith("faster")
+    assert speed_cell(latency, "compact fp32").text.endswith("slower")
+    assert speed_cell(latency, "compact fp32").tone == "bad"
+    assert speed_cell(latency, "dense fp32").tone == ""
 
 
 def test_every_rendering_holds_every_cell(pair: tuple[SyntheticRun, SyntheticRun]) -> None:

@@ -13,6 +13,9 @@ from compactmtl.surgery import CompactResult, compact
 
 # float64: merged carriers and folded constants are sums taken in another order, nothing more.
 TOLERANCE = 1e-9
+# float32, of the largest value: sums of a few hundred products, each rounded to 6e-8, whatever order a processor's kernels
+# take. A share of each value would not do: one that is nearly 0 is a difference of large ones.
+FLOAT32 = 1e-5
 
 
 def kill(

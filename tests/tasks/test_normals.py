@@ -12,7 +12,7 @@ from torch import Tensor
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, build_task
-from compactmtl.tasks.normals import angles
+from compactmtl.tasks.normals import NormalsMetrics, angles
 
 TASK = build_task("normals", TaskConfig(kind="normals"), TargetSpec("normals"))
 
@@ -42,6 +42,50 @@ def test_metrics_over_batches_equal_the_angles_that_were_put_in(
     # float32 angles: 180 * 2**-23 degrees, times a few operations
     assert found["mean_angle"] == pytest.approx(np.mean(degrees), abs=2e-4)
     assert found["median_angle"] == pytest.approx(np.median(degrees), abs=2e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 180), min_size=1, max_size=60), st.integers(0, 60))
+def test_parts_of_a_split_add_up_to_the_split(degrees: list[float], cut: int) -> None:
+    outputs = rotated(degrees)
+    whole, one, other = (TASK.metrics() for _ in range(3))
+    assert isinstance(one, NormalsMetrics) and isinstance(other, NormalsMetrics)
+    whole.update(outputs, facing(len(degrees)))
+    one.update(outputs[:cut], facing(len(outputs[:cut])))
+    other.update(outputs[cut:], facing(len(outputs[cut:])))
+    one.merge(other)
+    # only the sum of the angles depends on the order, in float64
+    assert one.compute() == pytest.approx(whole.compute(), rel=1e-12)
+
+
+def test_the_median_is_within_a_ten_thousandth_of_a_degree_and_the_rest_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, targets = (torch.randn(4, 3, 40, 50, generator=generator) for _ in range(2))
+    metrics = TASK.metrics()
+    metrics.update(outputs, targets)
+    found, exact = metrics.compute(), angles(outputs, targets).numpy()
+    assert found["median_angle"] == pytest.approx(np.median(exact), abs=1e-4)
+    assert found["mean_angle"] == pytest.approx(exact.mean(dtype=np.float64), rel=1e-12)
+    for name, threshold in (("within_11_25", 11.25), ("within_22_5", 22.5), ("within_30", 30)):
+        assert found[name] == (exact < threshold).mean()
+
+
+def test_the_state_does_not_grow_with_the_split() -> None:
+    metrics = TASK.metrics()
+    sizes: set[int] = set()
+    for count in (1, 5000):
+        metrics.update(facing(count), facing(count))
+        sizes.add(sum(np.asarray(value).nbytes for value in vars(metrics).values()))
+    assert len(sizes) == 1
+    assert metrics.compute()["median_angle"] == pytest.approx(0, abs=1e-4)
+
+
+def test_an_output_that_is_no_number_leaves_no_mean_and_no_median() -> None:
+    metrics = TASK.metrics()
+    metrics.update(torch.cat([facing(3), torch.full((1, 3, 1, 1), torch.nan)]), facing(4))
+    found = metrics.compute()
+    assert np.isnan(found["mean_angle"]) and np.isnan(found["median_angle"])
+    assert found["within_30"] == 0.75
 
 
 def test_shares_within_the_thresholds() -> None:

@@ -19,6 +19,7 @@ from compactmtl.overparam import factorized_layers
 from compactmtl.train import Run, compact_run, is_run, recipe_hash, train
 from compactmtl.train.checkpoint import load_summary, save_best
 from compactmtl.train.run import recipe_differences
+from tests.support.masking import FLOAT32, assert_close
 
 Make = Callable[..., Resolved]
 
@@ -178,8 +179,8 @@ def test_whatever_form_is_deployed_compacts_and_comes_back(
     with torch.no_grad():
         trained, plain, small = (m(image) for m in (run.load_model(), run.load_plain(), run.load_compact()))
     for task in trained:
-        # float32 through about twenty layers in another order
-        torch.testing.assert_close(plain[task], trained[task], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(small[task], plain[task], rtol=1e-4, atol=1e-5)
+        # float32 through about twenty layers, each of which may magnify the rounding of the one before
+        assert_close(plain[task], trained[task], 10 * FLOAT32)
+        assert_close(small[task], plain[task], 10 * FLOAT32)
     thin = [m for m in run.load_plain().modules() if type(m) is torch.nn.Sequential and hasattr(m, "U")]
     assert bool(thin) == ("keep_factors_below" in options)

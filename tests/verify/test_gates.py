@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,7 +26,7 @@ from compactmtl.verify import (
     check_gates,
     measure_latency,
 )
-from compactmtl.verify.gates import raise_failed, relative_drop
+from compactmtl.verify.gates import compact_drop, export_drops, raise_failed, relative_drop
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,10 @@ def measured() -> LatencyResult:
 def latency(dense_ms: float = 4.0, compact_ms: float = 1.0) -> LatencyResult:
     found = measured()
     stats = {
-        name: found.stats[name].model_copy(update={"median_ms": ms})
+        name: found.stats[name].model_copy(update={"median_ms": ms, "samples_ms": (ms,) * 5})
         for name, ms in (("dense", dense_ms), ("compact", compact_ms))
     }
-    return found.model_copy(
-        update={"stats": stats, "speedup": {"dense": 1.0, "compact": dense_ms / compact_ms}}
-    )
+    return found.model_copy(update={"stats": stats})
 
 
 def gates_of(
@@ -176,6 +175,86 @@ def test_failed_gates_name_task_bound_and_value() -> None:
     assert caught.value.exit_code == GATE
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sides", ["artifact", "torch", "both"])
+def test_a_metric_that_is_no_number_never_passes(bad: float, sides: str) -> None:
+    broken: TaskMetrics = {"age": {"mae": bad, "rmse": 8.0}, "gender": {"accuracy": 0.9}}
+    accuracy = AccuracyResult(
+        samples=1,
+        torch=REFERENCE if sides == "artifact" else broken,
+        artifact=REFERENCE if sides == "torch" else broken,
+        baseline=broken,
+    )
+    bounded = target(accuracy=AccuracyConfig(compact_drop=1e9, export_drop=1e9))
+    gates = [*export_drops(bounded, TASKS, accuracy), *compact_drop(bounded, TASKS, accuracy)]
+    assert [gate.subject for gate in gates if not gate.passed] == ["age.mae", "age.mae"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "artifact", "failing"),
+    [
+        ({"age": {"mae": 5.0}}, {"age": {"mae": 5.0, "rmse": 8.0}}, ["age.rmse"]),
+        ({"age": {"mae": 5.0, "rmse": 8.0}}, {"age": {"mae": 5.0}}, ["age.rmse"]),
+        ({"age": {}}, {"age": {}}, ["age.mae"]),
+        ({"age": {"mae": 5.0}}, {}, ["age.mae"]),
+        ({}, {}, ["age.mae"]),
+    ],
+)
+def test_what_either_side_lacks_fails(
+    reference: TaskMetrics, artifact: TaskMetrics, failing: list[str]
+) -> None:
+    accuracy = AccuracyResult(samples=1, torch=reference, artifact=artifact)
+    gates = export_drops(target(), {"age": TASKS["age"]}, accuracy)
+    assert [gate.subject for gate in gates if not gate.passed] == failing
+
+
+def test_times_and_sizes_that_are_no_numbers_fail() -> None:
+    bounded = target(latency=LatencyConfig(max_ms=1e9, min_speedup=1e-9), max_megabytes=1e9)
+    for value in (math.nan, 0.0):
+        found = gates_of(bounded, latency=latency(compact_ms=value), megabytes=value)
+        assert not found["size", "model"].passed
+        assert not found["latency", "compact"].passed
+
+
+def test_the_speedup_is_the_one_of_the_rounds() -> None:
+    """Half of the rounds are slow for both models: the ratio of the medians is of different rounds."""
+    found = measured()
+    samples = {"dense": (1.0, 1.0, 9.0, 9.0, 9.0), "compact": (1.0, 1.0, 1.0, 9.0, 9.0)}
+    stats = {
+        name: found.stats[name].model_copy(
+            update={"samples_ms": times, "median_ms": statistics.median(times)}
+        )
+        for name, times in samples.items()
+    }
+    gates = gates_of(
+        target(latency=LatencyConfig(min_speedup=2.0)), latency=found.model_copy(update={"stats": stats})
+    )
+    assert gates["latency", "compact"].value == 1.0 and not gates["latency", "compact"].passed
+
+
+def test_int8_is_held_against_the_dense_model_in_float32_too() -> None:
+    found = measured()
+    times = {"dense": 4.0, "compact": 1.0, "dense fp32": 1.5, "compact fp32": 0.5}
+    one = found.stats["dense"]
+    stats = {
+        name: one.model_copy(update={"name": name, "median_ms": ms, "samples_ms": (ms,) * 5})
+        for name, ms in times.items()
+    }
+    gates = check_gates(
+        target(latency=LatencyConfig(min_speedup=2.0), precision="int8"),
+        TASKS,
+        parity=parity(),
+        accuracy=AccuracyResult(samples=1, torch=REFERENCE, artifact=REFERENCE),
+        latency=found.model_copy(update={"stats": stats}),
+        subject="compact",
+        megabytes=1.0,
+    )
+    assert [(one.against, one.passed) for one in gates if one.gate == "latency"] == [
+        ("dense", True),
+        ("dense fp32", False),
+    ]
+
+
 @given(value=st.floats(0.01, 100), reference=st.floats(0.01, 100))
 def test_drop_is_antisymmetric_in_the_direction_and_scale_free(value: float, reference: float) -> None:
     higher, lower = relative_drop(value, reference, True), relative_drop(value, reference, False)
@@ -187,7 +266,7 @@ def test_drop_is_antisymmetric_in_the_direction_and_scale_free(value: float, ref
 
 @pytest.mark.parametrize(
     ("value", "reference", "expected"),
-    [(0.1, 0.0, 0.1), (math.nan, 1.0, math.inf), (1.0, math.nan, math.inf), (math.nan, math.nan, 0.0)],
+    [(0.1, 0.0, 0.1), (math.nan, 1.0, math.inf), (1.0, math.nan, math.inf), (math.nan, math.nan, math.inf)],
 )
 def test_drop_without_a_finite_reference(value: float, reference: float, expected: float) -> None:
     assert relative_drop(value, reference, higher_is_better=False) == expected

@@ -71,7 +71,8 @@ def test_statistics_are_of_all_samples(clock: Clock) -> None:
     assert (stats.min_ms, stats.median_ms) == (1.0, 2.5)
     assert stats.p90_ms == pytest.approx(np.percentile([1, 2, 3, 100], 90))
     assert stats.p99_ms == pytest.approx(np.percentile([1, 2, 3, 100], 99))
-    assert stats.variation == pytest.approx(np.std([1, 2, 3, 100]) / np.mean([1, 2, 3, 100]))
+    first, third = np.percentile([1, 2, 3, 100], [25, 75])
+    assert stats.variation == pytest.approx((third - first) / 2.5)
     assert found.warmup == 1
 
 
@@ -107,11 +108,11 @@ def test_a_model_that_is_slower_measures_slower() -> None:
         while time.perf_counter() < end:
             pass
 
-    found = measure_latency({"slow": lambda: wait(4e-3), "fast": lambda: wait(1e-3)}, warmup=1, repeats=9)
+    found = measure_latency({"slow": lambda: wait(4e-3), "fast": lambda: wait(1e-3)}, warmup=1, repeats=25)
     assert found.stats["slow"].min_ms >= 4
     assert found.stats["fast"].min_ms >= 1
-    # Nominally 4; a shared machine can stretch single rounds, but hardly the median this far.
-    assert found.speedup["fast"] > 1.5
+    # A shared machine can stretch most rounds, but hardly each of 25.
+    assert found.stats["fast"].min_ms < found.stats["slow"].min_ms
 
 
 def test_runner_and_module_are_measured_side_by_side(tmp_path: Path) -> None:

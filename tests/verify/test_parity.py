@@ -206,3 +206,9 @@ def test_a_network_whose_encoder_died_does_not_pass(tmp_path: Path, image: torch
     found = check_parity(module, write_onnx(tmp_path / "m.onnx", module), image)
     assert {output.name: output.passed for output in found.outputs} == {"zeta": False, "alpha": True}
     assert not found.passed
+
+
+def test_no_sample_is_no_parity(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", TwoHeads())
+    with pytest.raises(ArtifactError, match="at least one sample"):
+        check_parity(TwoHeads(), path, torch.zeros(0, WIDTH))

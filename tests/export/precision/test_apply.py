@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto
 
@@ -37,6 +38,21 @@ def outputs(path: Path, target: Target = CPU) -> dict[str, np.ndarray]:
 def difference(path: Path, other: Path, target: Target = CPU) -> float:
     """Largest difference as a share of the range, over both outputs."""
     one, two = outputs(path), outputs(other, target)
+    return max(float(np.abs(one[name] - two[name]).max() / np.ptp(one[name])) for name in OUTPUTS)
+
+
+def loss_as_written(path: Path, other: Path) -> float:
+    """The same of two graphs whose every node runs as it is written, in float between its Q and DQ.
+
+    What a fused int8 kernel makes of it is the processor's: without VNNI, sums of two products saturate at 16 bits.
+    """
+    found = []
+    for file in (path, other):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        found.append(dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": images()}), strict=True)))
+    one, two = found
     return max(float(np.abs(one[name] - two[name]).max() / np.ptp(one[name])) for name in OUTPUTS)
 
 
@@ -152,7 +168,7 @@ def test_int8_graph_is_near_and_the_same_each_time(tmp_path: Path, config: Int8C
     lowered(again, target)
     assert other.read_bytes() == again.read_bytes()
     assert (record.lowered, record.samples, record.held) == (3, 6, None)
-    assert 0 < difference(path, other, target) < bound  # 8 bits over a range of a few standard deviations
+    assert 0 < loss_as_written(path, other) < bound  # 8 bits over a range of a few standard deviations
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -196,7 +212,7 @@ def test_tensorrt_layout_has_symmetric_pairs_and_float_biases(tmp_path: Path) ->
     config = Int8Config(scheme="s8s8", symmetric=True, layout="inputs")
     target = Target(backend="onnxruntime", precision="int8", int8=config)
     lowered(path, target)
-    assert 0 < difference(other, path) < 0.1
+    assert 0 < loss_as_written(other, path) < 0.1
     with pytest.raises(PrecisionError, match="runs 3 layers in fp32"):
         outputs(path, target)  # ONNX Runtime needs pairs behind a layer, too: it would multiply in float
     graph = onnx.load(path).graph

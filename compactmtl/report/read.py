@@ -1,0 +1,114 @@
+"""What a report reads of a run's files: surgery.json and the epoch lines of log.jsonl."""
+
+from __future__ import annotations
+
+import statistics
+
+from pydantic import BaseModel, ConfigDict
+
+from compactmtl.verify.result import TaskMetrics
+
+
+class Read(BaseModel):
+    """Immutable; keys that this report doesn't show are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+
+class Change(Read):
+    """One number before and after surgery."""
+
+    before: int
+    after: int
+
+
+class LayerChange(Read):
+    """One layer's (out, in) channels and MACs before and after surgery."""
+
+    name: str
+    type: str
+    before: tuple[int, int]
+    after: tuple[int, int]
+    macs: Change
+
+
+class ProofCase(Read):
+    """The masked model against the compact one on one input shape."""
+
+    shape: tuple[int, ...]
+    max_relative_error: float
+
+
+class Proof(Read):
+    """Largest relative error over all cases and the bound it was held to."""
+
+    max_relative_error: float
+    tolerance: float
+    dtype: str
+    cases: tuple[ProofCase, ...] = ()
+
+
+class KeptWhole(Read):
+    """A layer that surgery left as it was, and why."""
+
+    name: str
+    reason: str
+
+
+class Surgery(Read):
+    """compact/surgery.json."""
+
+    macs: Change
+    parameters: Change
+    layers: tuple[LayerChange, ...]
+    proof: Proof
+    kept_whole: tuple[KeptWhole, ...] = ()
+    seconds: float
+
+
+class Sparsity(Read):
+    """State of the channel groups at the end of an epoch."""
+
+    groups_zero: float | None = None
+    strength: float | None = None
+    macs_removable: float | None = None
+    parameters_removable: float | None = None
+    layers: dict[str, float] = {}  # share of zero groups, by the layer that first writes them
+
+
+class Competition(Read):
+    """How the tasks' gradients lie to each other in each shared layer, and how their diagonals spread."""
+
+    cosines: dict[str, dict[str, float]] = {}  # layer -> "task|task" -> cosine
+    spread: dict[str, dict[str, float]] = {}  # layer -> task, "shared" or "between" -> standard deviation
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The pairs of tasks, in order."""
+        return tuple(dict.fromkeys(pair for values in self.cosines.values() for pair in values))
+
+    def mean_cosine(self, pair: str) -> float:
+        """The mean over the layers."""
+        return statistics.fmean(values[pair] for values in self.cosines.values() if pair in values)
+
+
+class TrainLosses(Read):
+    """Mean weighted loss of an epoch and the single tasks' losses."""
+
+    loss: float
+    losses: dict[str, float] = {}
+
+
+class Epoch(Read):
+    """One `epoch` line of log.jsonl."""
+
+    epoch: int
+    step: int
+    seconds: float
+    lr: float
+    train: TrainLosses
+    val: TaskMetrics = {}
+    score: float | None = None
+    delta_m: float | None = None
+    sparsity: Sparsity | None = None
+    competition: Competition | None = None
