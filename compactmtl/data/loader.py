@@ -71,8 +71,6 @@ class BatchView(Dataset[Batch | CompactError]):
         self._dataset, self._train, self._seed = dataset, train, seed
         self._augment = config.augment
         self._preprocessing = preprocessing(config)
-        augmented = config.augment
-        self._moves = augmented.flip or augmented.shift > 0 or augmented.zoom != (1.0, 1.0)
 
     def __getitem__(self, keys: Keys) -> Batch | CompactError:
         try:
@@ -83,9 +81,9 @@ class BatchView(Dataset[Batch | CompactError]):
     def _batch(self, epoch: int, indices: Sequence[int]) -> Batch:
         samples = [self._dataset[index] for index in indices]
         factors: Tensor | None = None
-        if self._train and (self._moves or self._augment.color):
+        if self._train and (self._augment.moves or self._augment.color):
             choices = [draw(self._augment, self._seed, epoch, index) for index in indices]
-            if self._moves:
+            if self._augment.moves:
                 samples = [
                     augment(sample, self._dataset.specs, self._augment, choice)
                     for sample, choice in zip(samples, choices, strict=True)
