@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from compactmtl.config import validate_options
@@ -20,7 +21,7 @@ from compactmtl.data.files import (
     source_of,
 )
 from compactmtl.data.formats import read_mask
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -112,10 +113,12 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
 
 
 def _reader(config: DataConfig) -> Callable[[Record], Arrays]:
-    def read(record: Record) -> Arrays:
-        return {
-            "image": read_image(record.image, config.size),
-            "segmentation": read_mask(record.files[0], config.size, len(CLASSES), UNLABELED),
-        }
+    return partial(_read, config.size)
 
-    return read
+
+def _read(size: tuple[int, int], record: Record) -> Arrays:
+    image, picture = read_picture(record.image, size)
+    return {
+        "image": image,
+        "segmentation": read_mask(record.files[0], size, len(CLASSES), UNLABELED, picture),
+    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -269,18 +270,19 @@ def _open(folder: Path, options: Options) -> Layout:
 
 
 def _reader(layout: Layout, size: tuple[int, int]) -> Callable[[Record], Arrays]:
-    def read(record: Record) -> Arrays:
-        arrays: Arrays = {
-            "image": layout.image(record, size),
-            "segmentation": layout.segmentation(record, size),
-        }
-        if "disparity" in layout.offers:
-            arrays["disparity"] = layout.disparity(record, size)
-        if "parts" in layout.offers:
-            arrays["parts"] = layout.parts(record, size)
-        return arrays
+    return partial(_read, layout, size)
 
-    return read
+
+def _read(layout: Layout, size: tuple[int, int], record: Record) -> Arrays:
+    arrays: Arrays = {
+        "image": layout.image(record, size),
+        "segmentation": layout.segmentation(record, size),
+    }
+    if "disparity" in layout.offers:
+        arrays["disparity"] = layout.disparity(record, size)
+    if "parts" in layout.offers:
+        arrays["parts"] = layout.parts(record, size)
+    return arrays
 
 
 def _statistics(layout: Layout) -> tuple[float, float]:

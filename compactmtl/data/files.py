@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,10 +15,10 @@ import torch
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.pixels import IMAGE_SUFFIXES
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _SHOWN = 10  # damaged files that a check names one by one
 
 
@@ -59,7 +58,8 @@ class FileDataset(Generic[R]):
     """Samples of one split, read from files and kept as `config.cache` says.
 
     `read` gives a record's arrays: the image uint8 (3, H, W) as `image`, and each target of `specs` by its name at
-    `config.size`. `folder` is the data set's own, where a disk cache goes; `key` is whatever else decides the arrays.
+    `config.size`; it can be pickled. `folder` is the data set's own, and `key` is whatever else decides the arrays: a
+    disk cache in the user's cache folder is of exactly these and of the files' sizes and times.
     """
 
     def __init__(
@@ -82,15 +82,12 @@ class FileDataset(Generic[R]):
         self._records = records
         layouts = {"image": Layout((3, *config.size), "uint8")}
         layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
-        home = user_cache()
+        self._read = read
+        home = user_cache() / config.name
         if config.cache == "disk":
-            files = [(r.name, *(_size_and_time(f) for f in (r.image, *r.files))) for r in records]
-            home = cache_folder(
-                folder, config.name, content_key(files, list(layouts), config.size, config.options, key)
-            )
-        self._store = open_store(
-            config.cache, len(records), layouts, lambda index: read(records[index]), home
-        )
+            files = [(r.name, *(size_and_time(f) for f in (r.image, *r.files))) for r in records]
+            home /= content_key(str(folder.resolve()), files, list(layouts), config.size, config.options, key)
+        self._store = open_store(config.cache, len(records), layouts, self._make, home)
         if config.cache == "memory":
             self._store.fill()
 
@@ -108,6 +105,9 @@ class FileDataset(Generic[R]):
     def identifier(self, index: int) -> str:
         """The image file's path."""
         return str(self._records[index].image)
+
+    def _make(self, index: int) -> Arrays:
+        return self._read(self._records[index])
 
 
 def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequence[str], mend: str) -> Path:
@@ -184,18 +184,7 @@ def some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def cache_folder(folder: Path, name: str, key: str) -> Path:
-    """Where a disk cache of this content goes: in the data set's folder or, where that is read-only, the user's cache."""
-    own = folder / ".compactmtl-cache"
-    if (own / key).is_dir():
-        return own / key
-    with suppress(OSError):
-        own.mkdir(exist_ok=True)
-        if os.access(own, os.W_OK):
-            return own / key
-    return user_cache() / name / key
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """What changes when a file does: its bytes and the nanosecond of its last change."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns

@@ -20,7 +20,6 @@ from compactmtl.config.yaml import read_yaml
 from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
-    IMAGE_SUFFIXES,
     FileDataset,
     Record,
     damaged,
@@ -31,6 +30,7 @@ from compactmtl.data.files import (
 )
 from compactmtl.data.formats import read_depth, read_mask, read_normals
 from compactmtl.data.images import read_image
+from compactmtl.data.pixels import IMAGE_SUFFIXES
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 

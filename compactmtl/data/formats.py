@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.data.maps import Drawn, nearest, stored_map, turned_vectors
-from compactmtl.data.pixels import Picture
+from compactmtl.data.pixels import ImageInfo
 from compactmtl.errors import DataError
 
 _KINECT_INVALID = 65535  # what 7-Scenes writes where the sensor saw nothing; others write 0
@@ -20,7 +20,7 @@ def read_mask(
     size: tuple[int, int] | None,
     classes: int,
     ignore: int | None = None,
-    of: Picture | None = None,
+    of: ImageInfo | None = None,
     drawn: Drawn | None = None,
 ) -> NDArray[np.uint8]:
     """Class indices uint8 (H, W) of a file with one number a pixel (a palette's index counts, not its color); as it is without `size`.
@@ -50,14 +50,14 @@ def read_depth(
     size: tuple[int, int],
     units_per_metre: float,
     limit: float | None = None,
-    of: Picture | None = None,
+    of: ImageInfo | None = None,
     drawn: Drawn | None = None,
 ) -> NDArray[np.float32]:
     """Depth in metres, float32 (1, H, W), of a 16-bit file; 0 where it has 0 or 65535, or lies beyond `limit` metres."""
     return metres(read_depth_units(path, of, drawn), size, units_per_metre, limit)
 
 
-def read_depth_units(path: Path, of: Picture | None = None, drawn: Drawn | None = None) -> NDArray[Any]:
+def read_depth_units(path: Path, of: ImageInfo | None = None, drawn: Drawn | None = None) -> NDArray[Any]:
     """The stored numbers (H, W) of a depth file. Raises DataError for 8 bits or several channels.
 
     Depth of an image `of` may be larger or smaller than it, at its aspect ratio.
@@ -85,7 +85,7 @@ def metres(
 
 
 def read_normals(
-    path: Path, size: tuple[int, int], of: Picture | None = None, drawn: Drawn | None = None
+    path: Path, size: tuple[int, int], of: ImageInfo | None = None, drawn: Drawn | None = None
 ) -> NDArray[np.float32]:
     """Unit normals float32 (3, H, W) of an RGB file with n = value/127.5 - 1; 0 where the file is black.
 

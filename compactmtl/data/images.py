@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from compactmtl.data.base import Preprocessing
-from compactmtl.data.pixels import Picture, read_rgb
+from compactmtl.data.pixels import ImageInfo, read_rgb
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -25,7 +25,7 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> NDArray
 
 def read_picture(
     path: Path | str, size: tuple[int, int] | None = None, *, upright: bool = True
-) -> tuple[NDArray[np.uint8], Picture]:
+) -> tuple[NDArray[np.uint8], ImageInfo]:
     """As `read_image`, and what maps of the image must fit. Without `upright` the pixels stay as they are stored."""
     image, picture = read_rgb(Path(path), upright=upright)
     if size is not None and image.size != (size[1], size[0]):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from compactmtl.data.pixels import FETCH_AGAIN, Picture, load, one_picture, opened, turned
+from compactmtl.data.pixels import FETCH_AGAIN, ImageInfo, load, one_picture, opened, turned
 from compactmtl.errors import DataError
 
 Drawn = Literal["upright", "stored"]  # what maps without an EXIF orientation of their own were drawn on
@@ -37,7 +37,7 @@ def read_map(path: Path) -> NDArray[Any]:
 
 
 def stored_map(
-    path: Path, of: Picture | None = None, drawn: Drawn | None = None, *, scaled: bool = False
+    path: Path, of: ImageInfo | None = None, drawn: Drawn | None = None, *, scaled: bool = False
 ) -> StoredMap:
     """A map's own integers, put upright, and held to the size of the image `of` that it belongs to.
 
@@ -84,7 +84,7 @@ def turned_vectors(normals: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.stack([x, y, z])
 
 
-def _told_by_size(path: Path, size: tuple[int, ...], of: Picture, *, scaled: bool) -> None:
+def _told_by_size(path: Path, size: tuple[int, ...], of: ImageInfo, *, scaled: bool) -> None:
     """Raise DataError unless the map has the upright image's size and not that of the stored pixels."""
     stored = of.size[::-1] if (of.orientation or 1) >= 5 else of.size
     if _fits(size, stored, scaled=scaled):
@@ -107,11 +107,13 @@ def _fits(size: tuple[int, ...], wanted: tuple[int, int], *, scaled: bool) -> bo
     return scaled and abs(h * width - w * height) <= max(height, width)
 
 
-def _sizes(path: Path, size: tuple[int, ...], of: Picture) -> str:
-    return f"{path}: {size[1]}x{size[0]} pixels (width x height), its image {of.path} {of.size[1]}x{of.size[0]}"
+def _sizes(path: Path, size: tuple[int, ...], of: ImageInfo) -> str:
+    return (
+        f"{path}: {size[1]}x{size[0]} pixels (width x height), its image {of.path} {of.size[1]}x{of.size[0]}"
+    )
 
 
-def _mend(of: Picture, *, scaled: bool) -> str:
+def _mend(of: ImageInfo, *, scaled: bool) -> str:
     turn = " (upright, as its EXIF says)" if (of.orientation or 1) != 1 else ""
     share = "of the image's aspect ratio" if scaled else "of the image's size"
     return f"a map shows the same pixels as its image{turn}: make it {share}, or remove it"

@@ -36,7 +36,7 @@ Values = TypeVar("Values", bound=np.generic)
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageInfo:
     """What a map must fit: the file of an image, its upright height and width, and the orientation in its EXIF."""
 
     path: Path
@@ -72,7 +72,7 @@ def opened(path: Path, missing: str, folder: str = "name an image file in it") -
         raise DataError(f"{path}: not a whole image ({_reason(error)})", FETCH_AGAIN) from error
 
 
-def read_rgb(path: Path, *, upright: bool = True) -> tuple[Image.Image, Picture]:
+def read_rgb(path: Path, *, upright: bool = True) -> tuple[Image.Image, ImageInfo]:
     """The file as an RGB image, turned as its EXIF says unless `upright` is false.
 
     Raises DataError, naming the file, where it is missing, damaged, or of a mode without a rule.
@@ -83,7 +83,7 @@ def read_rgb(path: Path, *, upright: bool = True) -> tuple[Image.Image, Picture]
         rgb = _rgb(image, path)
     if upright and left != 1:
         rgb = Image.fromarray(turned(np.asarray(rgb), left))
-    return rgb, Picture(path, (rgb.height, rgb.width), said)
+    return rgb, ImageInfo(path, (rgb.height, rgb.width), said)
 
 
 def orientation(image: Image.Image) -> int:
@@ -122,7 +122,8 @@ def one_picture(image: Image.Image, path: Path) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise DataError(
-            f"{path}: holds {frames} pictures ({image.format})", "save the one that is meant in a file of its own"
+            f"{path}: holds {frames} pictures ({image.format})",
+            "save the one that is meant in a file of its own",
         )
 
 
