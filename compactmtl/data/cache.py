@@ -53,6 +53,9 @@ class Store(Protocol):
     def fill(self) -> None:
         """Make every sample now, so that a damaged one fails here and not in the middle of training."""
 
+    def column(self, name: str) -> NDArray[Any] | None:
+        """One array of all samples (N, ...), not to be changed; None where they are not kept."""
+
 
 class DirectStore:
     """Makes each sample anew."""
@@ -65,6 +68,10 @@ class DirectStore:
 
     def fill(self) -> None:
         """Nothing is kept, so nothing is made."""
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Nothing is kept."""
+        return None
 
 
 class MemoryStore:
@@ -90,6 +97,9 @@ class MemoryStore:
         if not self._ready[index]:
             self._put(index)
         return {name: block.array[index].copy() for name, block in self._blocks.items()}
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        return self._blocks[name].array if self._ready.all() else None
 
     def fill(self) -> None:
         missing = np.flatnonzero(self._ready == 0).tolist()
@@ -126,6 +136,9 @@ class DiskStore:
 
     def fill(self) -> None:
         """Built whole when opened."""
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        return self._arrays[name]
 
     def _mapped(self) -> Arrays:
         arrays: Arrays = {}

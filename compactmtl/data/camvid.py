@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -88,8 +88,10 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
     """The frames of a split. Target: `segmentation`, 11 classes; unlabeled pixels are ignored."""
     validate_options(Options, config.options, "data.options")
     folder = folder_of(config.root)
-    records = held_apart(list_split(folder, source_of(split))[0], config, split)
-    return FileDataset(config, split, _SPECS, records, _reader(config), folder)
+    found, unlabeled = list_split(folder, source_of(split))
+    records = held_apart(found, config, split)
+    notes = _notes(source_of(split), unlabeled)
+    return FileDataset(config, split, _SPECS, records, _reader(config), folder, notes=notes)
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -106,10 +108,13 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
         except DataError as error:
             bad.append(error.message)
             continue
-        if unlabeled:
-            notes.append(f"{len(unlabeled)} frames of {split} have no labels: {some(unlabeled)}")
+        notes += _notes(split, unlabeled)
         bad += damaged(records, _reader(config), split)
     return bad, notes
+
+
+def _notes(split: Split, unlabeled: Sequence[str]) -> list[str]:
+    return [f"{len(unlabeled)} frames of {split} have no labels: {some(unlabeled)}"] if unlabeled else []
 
 
 def _reader(config: DataConfig) -> Callable[[Record], Arrays]:

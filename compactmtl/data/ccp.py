@@ -141,8 +141,10 @@ def load(config: DataConfig, split: Split) -> FileDataset[Photo]:
         "segmentation": TargetSpec("mask", classes=classes, ignore_index=_IGNORE),
         "tags": TargetSpec("multilabel", classes=_tags(options)),
     }
-    photos = held_apart(list_photos(folder)[0][source_of(split)], config, split)
-    return FileDataset(config, split, specs, photos, _reader(config, options), folder, [classes, GROUPS])
+    found, odd = list_photos(folder)
+    photos = held_apart(found[source_of(split)], config, split)
+    reader, key = _reader(config, options), [classes, GROUPS]
+    return FileDataset(config, split, specs, photos, reader, folder, key, _notes(odd))
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -152,11 +154,15 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
     folder = folder_of(config.root)
     check_classes(folder)
     photos, odd = list_photos(folder)
-    notes = [f"{len(odd)} label maps have no photo or no number up to 1004: {some(odd)}"] if odd else []
+    notes = _notes(odd)
     bad: list[str] = []
     for split in SPLITS:
         bad += damaged(photos[split], _reader(config, options), split)
     return bad, notes
+
+
+def _notes(odd: Sequence[str]) -> list[str]:
+    return [f"{len(odd)} label maps have no photo or no number up to 1004: {some(odd)}"] if odd else []
 
 
 def check_classes(folder: Path) -> None:

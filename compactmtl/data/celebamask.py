@@ -242,9 +242,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Face]:
     listing, chosen = list_faces(folder, options.attributes)
     records = held_apart(listing.faces[source_of(split)], config, split)
     values = [record.attributes for record in records]  # part of what a disk cache holds
-    return FileDataset(
-        config, split, specs_of(options, chosen), records, _reader(config, options, chosen), folder, values
-    )
+    reader, specs = _reader(config, options, chosen), specs_of(options, chosen)
+    return FileDataset(config, split, specs, records, reader, folder, values, listing.notes)
 
 
 def specs_of(options: Options, chosen: Sequence[str]) -> dict[str, TargetSpec]:

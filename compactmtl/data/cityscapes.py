@@ -87,9 +87,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
     if "parts" in layout.offers:
         # Every pixel has a part or is background; the index is for the border that a random shift lays bare.
         specs["parts"] = TargetSpec("mask", classes=PARTS, ignore_index=IGNORE)
-    return FileDataset(
-        config, split, specs, records, _reader(layout, config.size), folder, key=[layout.offers, options]
-    )
+    reader, notes = _reader(layout, config.size), layout.passed_over(source_of(split))
+    return FileDataset(config, split, specs, records, reader, folder, [layout.offers, options], notes)
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:

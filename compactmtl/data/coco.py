@@ -102,6 +102,10 @@ class CocoDataset(FileDataset[CocoRecord]):
         reference = InstanceReference(record.height, record.width, record.annotations)
         return {**sample, "references": {"instances": reference}}
 
+    def labeled(self, target: str) -> NDArray[np.bool_]:
+        """As of any data set of files, as often as each image comes."""
+        return np.tile(super().labeled(target), self.repeat)
+
     def identifier(self, index: int) -> str:
         return super().identifier(index % len(self._records))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
@@ -29,6 +30,7 @@ class Record:
     name: str
     image: Path
     files: tuple[Path, ...] = ()  # those beside the image
+    unknown: tuple[str, ...] = field(default=(), kw_only=True)  # targets of which it has no label
 
 
 R = TypeVar("R", bound=Record)
@@ -71,6 +73,7 @@ class FileDataset(Generic[R]):
         read: Read[R],
         folder: Path,
         key: object = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if not records:
             raise DataError(
@@ -79,6 +82,7 @@ class FileDataset(Generic[R]):
             )
         self.specs = specs
         self.split: str = split
+        self.notes = tuple(notes)  # what of the folder is passed over
         self._records = records
         layouts = {"image": Layout((3, *config.size), "uint8")}
         layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
@@ -106,6 +110,10 @@ class FileDataset(Generic[R]):
         """The image file's path."""
         return str(self._records[index].image)
 
+    def labeled(self, target: str) -> NDArray[np.bool_]:
+        """Which samples have a label of a target: bool (N,)."""
+        return np.array([target not in record.unknown for record in self._records], np.bool_)
+
     def _make(self, index: int) -> Arrays:
         return self._read(self._records[index])
 
@@ -128,14 +136,25 @@ def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequen
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name, hidden ones apart."""
+    """The image files of a folder, sorted by name, hidden ones apart; none where there is no such folder.
+
+    Raises DataError where two of them have one name but for the ending.
+    """
     if not folder.is_dir():
         return []
-    return sorted(
+    found = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        if (other := by_stem.setdefault(path.stem, path)) != path:
+            raise DataError(
+                f"{path}: {other.name} has the same name, so which of the two is meant?",
+                "take one of the two out",
+            )
+    return found
 
 
 def part(records: Sequence[R], shares: Mapping[Split, float], split: Split) -> list[R]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Frame]:
     options = validate_options(Options, config.options, "data.options")
     folder = folder_of(config.root)
     source = _source_of_normals(folder, options)
-    frames, _ = list_split(folder, source_of(split), with_normals=source == "files")
+    frames, lacking = list_split(folder, source_of(split), with_normals=source == "files")
     specs = {"depth": TargetSpec("depth", unit="m")}
     if source != "none":
         specs["normals"] = TargetSpec("normals")
@@ -141,6 +141,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Frame]:
         _reader(config, options, folder, source),
         folder,
         _camera_text(folder) if source == "depth" else None,
+        _notes(source_of(split), lacking),
     )
 
 
@@ -159,14 +160,17 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
         if split == "test" and not (folder / "test").is_dir():
             continue  # nothing in training needs it
         try:
-            frames, partial = list_split(folder, split, with_normals=source == "files")
+            frames, lacking = list_split(folder, split, with_normals=source == "files")
         except DataError as error:
             bad.append(error.message)
             continue
-        if partial:
-            notes.append(f"{len(partial)} frames of {split} lack depth or normals: {some(partial)}")
+        notes += _notes(split, lacking)
         bad += damaged(frames, _reader(config, options, folder, source), split)
     return bad, notes
+
+
+def _notes(split: Split, partial: Sequence[str]) -> list[str]:
+    return [f"{len(partial)} frames of {split} lack depth or normals: {some(partial)}"] if partial else []
 
 
 def _source_of_normals(folder: Path, options: Options) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from compactmtl.config import validate_options
@@ -153,6 +154,7 @@ class UTKFace:
         if not self._faces:
             raise DataError(f"{config.root}: split {split} holds no face", "raise data.holdout or add images")
         self.unparsed = listing.unparsed
+        self.notes = _unparsed_notes(listing.unparsed)
         training = list_split(config.root, "train", config.holdout).faces if split != "train" else self._faces
         ages = np.array([face.age for face in training], np.float64)
         self.specs = {
@@ -186,6 +188,10 @@ class UTKFace:
                 "ethnicity": torch.tensor(face.ethnicity),
             },
         }
+
+    def labeled(self, target: str) -> NDArray[np.bool_]:
+        """Which samples have a label of a target: all, bool (N,)."""
+        return np.ones(len(self._faces), np.bool_)
 
     def identifier(self, index: int) -> str:
         """The file's path."""
@@ -239,10 +245,12 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
             f"{len(leaks)} images are in two splits, byte for byte, such as {leaks[0][0]} and {leaks[0][1]}: "
             "metrics on the later split flatter"
         )
-    if unparsed:
-        examples = ", ".join(repr(name) for name in list(unparsed)[:3])
-        notes.append(f"{len(unparsed)} names do not parse and are passed over, such as {examples}")
-    return bad, notes
+    return bad, [*notes, *_unparsed_notes(list(unparsed))]
+
+
+def _unparsed_notes(names: Sequence[str]) -> tuple[str, ...]:
+    examples = ", ".join(repr(name) for name in names[:3])
+    return (f"{len(names)} names do not parse and are passed over, such as {examples}",) if names else ()
 
 
 def _read_folder(folder: Path) -> Listing:

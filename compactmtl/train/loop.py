@@ -99,6 +99,8 @@ class Loop:
             tracker.resume(session.position.epoch, session.position.step)
         else:
             tracker.start(versions())
+            for line in session.data:
+                tracker.say(line)
         while not self._done():
             try:
                 self._train_epoch()

@@ -17,6 +17,7 @@ from compactmtl.balancing import Balancer, balancer, still_statistics
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
+from compactmtl.data.labels import told
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.models import MultiTaskModel
@@ -63,6 +64,9 @@ class Session:
     train_loader: Loader
     select_loader: Loader
     samples: dict[str, int]  # by split
+    data: tuple[
+        str, ...
+    ]  # what is to be told of the data: the labels that are known, and what is passed over
     device: torch.device
     diagonals: DiagonalPass | None = None  # pass 1 of alternating training
     regularizer: Regularizer | None = None
@@ -274,6 +278,10 @@ def build_session(recipe: Recipe) -> Session:
     train_set = load_dataset(recipe.data, "train")
     select_set = load_dataset(recipe.data, recipe.data.select_on)
     tasks = build_tasks(recipe.tasks, train_set.specs)
+    splits = {"train": train_set, recipe.data.select_on: select_set}
+    if "val" not in splits:  # the run ends with its metrics there
+        splits["val"] = load_dataset(recipe.data.model_copy(update={"cache": "none"}), "val")
+    data = told(splits, {name: task.target for name, task in tasks.items()})
     if recipe.single_task:
         delta_m(
             recipe.single_task, recipe.single_task, tasks
@@ -317,6 +325,7 @@ def build_session(recipe: Recipe) -> Session:
         train_loader=train_loader,
         select_loader=select_loader,
         samples={"train": len(train_set), recipe.data.select_on: len(select_set)},
+        data=data,
         device=device,
         diagonals=diagonals,
         regularizer=regularizer,
