@@ -91,7 +91,7 @@ def _told_by_size(path: Path, size: tuple[int, ...], of: ImageInfo, *, scaled: b
         raise DataError(
             f"{_sizes(path, size, of)}; the image has EXIF orientation {of.orientation} and the map has none, so "
             + (
-                "it was drawn on the stored pixels"
+                "it seems to be drawn on the stored pixels"
                 if stored != of.size
                 else "it cannot be told whether it was drawn on the upright picture or on the stored pixels"
             ),
@@ -109,7 +109,7 @@ def _fits(size: tuple[int, ...], wanted: tuple[int, int], *, scaled: bool) -> bo
 
 def _sizes(path: Path, size: tuple[int, ...], of: ImageInfo) -> str:
     return (
-        f"{path}: {size[1]}x{size[0]} pixels (width x height), its image {of.path} {of.size[1]}x{of.size[0]}"
+        f"{path}: {size[1]}x{size[0]} pixels (width x height), its image {of.path} is {of.size[1]}x{of.size[0]}"
     )
 
 

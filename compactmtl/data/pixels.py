@@ -51,7 +51,8 @@ def opened(path: Path, missing: str, folder: str = "name an image file in it") -
     `missing` is the mend where there is no such file.
     """
     try:
-        with Image.open(path) as image:
+        # From an open file: by its name Pillow maps an uncompressed TIFF that is to be turned with its sides exchanged.
+        with path.open("rb") as file, Image.open(file) as image:
             yield image
     except DataError:
         raise
