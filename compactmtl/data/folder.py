@@ -249,7 +249,7 @@ def _read_list(path: Path, items: Mapping[str, Item], bare: set[str], images: Pa
         if not name or name in bare:
             continue
         if name not in items:
-            hint = Names({*items, *bare}, images).meant(word)
+            hint = Names([*items, *sorted(bare)], images).meant(word)
             raise DataError(f"{path}:{number}: no image {word}", hint)
         if name in found:
             raise DataError(

@@ -108,9 +108,7 @@ def _fits(size: tuple[int, ...], wanted: tuple[int, int], *, scaled: bool) -> bo
 
 
 def _sizes(path: Path, size: tuple[int, ...], of: ImageInfo) -> str:
-    return (
-        f"{path}: {size[1]}x{size[0]} pixels (width x height), its image {of.path} is {of.size[1]}x{of.size[0]}"
-    )
+    return f"{path}: {size[1]}x{size[0]} pixels (width x height), its image {of.path} is {of.size[1]}x{of.size[0]}"
 
 
 def _mend(of: ImageInfo, *, scaled: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -78,8 +78,8 @@ def _hidden(name: str) -> bool:
 class Names:
     """The names of images, and how others write them."""
 
-    def __init__(self, names: Collection[str], folder: Path) -> None:
-        self._names = names if isinstance(names, (set, frozenset, dict)) else set(names)
+    def __init__(self, names: Iterable[str], folder: Path) -> None:
+        self._names = dict.fromkeys(names)
         self._folder = folder  # where the images lie
 
     def find(self, name: str) -> str | None:

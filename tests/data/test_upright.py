@@ -96,7 +96,7 @@ def test_depth_may_be_of_another_resolution_but_not_of_another_shape(tmp_path: P
         Image.fromarray(np.full(size, 1000, np.uint16)).save(label)
         assert (read_depth(label, (8, 8), 1000, None, info) == 1).all()
     Image.fromarray(np.full((48, 20), 1000, np.uint16)).save(label)
-    with pytest.raises(DataError, match="20x48 pixels .* is 24x16"):
+    with pytest.raises(DataError, match=r"20x48 pixels .* is 24x16"):
         read_depth(label, (8, 8), 1000, None, info)
 
 
