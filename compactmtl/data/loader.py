@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from compactmtl.data.base import Batch, Preprocessing, VisionDataset
 from compactmtl.data.images import normalize
 from compactmtl.data.seeds import generator
 from compactmtl.data.transforms import augment, draw, jitter
-from compactmtl.errors import CompactError
+from compactmtl.errors import CompactError, ConfigError
 
 Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
 
@@ -124,11 +126,16 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
 
     With train=True the samples are shuffled and augmented anew in each epoch (see EpochSampler); with train=False
     they come in order, whole and unchanged.
+
+    Raises ConfigError where workers have to be started anew and the data set cannot be handed to them.
     """
+    view = BatchView(dataset, config, train=train, seed=seed)
+    if config.workers and multiprocessing.get_start_method() != "fork":
+        _check_can_move(view, config)
     own = torch.Generator()  # so that a pass leaves torch's global random state alone
     own.manual_seed(seed)
     return Loader(
-        BatchView(dataset, config, train=train, seed=seed),
+        view,
         batch_size=None,  # the view makes batches itself
         sampler=EpochSampler(len(dataset), config.batch_size, shuffle=train, seed=seed),
         num_workers=config.workers,
@@ -136,6 +143,17 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
         persistent_workers=config.workers > 0,
         generator=own,
     )
+
+
+def _check_can_move(view: BatchView, config: DataConfig) -> None:
+    """Raise ConfigError for a data set of the user's that cannot be pickled; here, not in a worker's traceback."""
+    try:
+        pickle.dumps(view)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"data.workers: {config.name} cannot be handed to another process ({error})",
+            "keep no open files and no functions made inside others in the data set, or set data.workers: 0",
+        ) from error
 
 
 def _as_is(batch: Any) -> Any:
