@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 from collections.abc import Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
     Raises ConfigError where workers have to be started anew and the data set cannot be handed to them.
     """
     view = BatchView(dataset, config, train=train, seed=seed)
-    if config.workers and multiprocessing.get_start_method() != "fork":
+    if config.workers and _start_method() != "fork":
         _check_can_move(view, config)
     own = torch.Generator()  # so that a pass leaves torch's global random state alone
     own.manual_seed(seed)
@@ -145,11 +145,16 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
     )
 
 
+def _start_method() -> str:
+    """How this process would start a worker; asking must not settle it, as multiprocessing's own question does."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
 def _check_can_move(view: BatchView, config: DataConfig) -> None:
     """Raise ConfigError for a data set of the user's that cannot be pickled; here, not in a worker's traceback."""
     try:
-        pickle.dumps(view)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        ForkingPickler.dumps(view)
+    except Exception as error:  # whatever an object of the user's says to being pickled
         raise ConfigError(
             f"data.workers: {config.name} cannot be handed to another process ({error})",
             "keep no open files and no functions made inside others in the data set, or set data.workers: 0",

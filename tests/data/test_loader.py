@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -101,11 +102,13 @@ class Painted:
     """Pictures that show their mask, depth and normals in gray, so that pixels and targets can be held together."""
 
     split = "train"
-    specs: ClassVar[dict[str, TargetSpec]] = {
-        "mask": TargetSpec("mask", classes=("a", "b", "c"), ignore_index=255),
-        "depth": TargetSpec("depth", unit="m"),
-        "normals": TargetSpec("normals"),
-    }
+
+    def __init__(self) -> None:
+        self.specs: Mapping[str, TargetSpec] = {
+            "mask": TargetSpec("mask", classes=("a", "b", "c"), ignore_index=255),
+            "depth": TargetSpec("depth", unit="m"),
+            "normals": TargetSpec("normals"),
+        }
 
     def __len__(self) -> int:
         return 6

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compactmtl.data import memory as memory_module
 from compactmtl.data.cache import DiskStore, Layout, MemoryStore, open_store
 from compactmtl.data.memory import SharedBlock, available_memory
 from compactmtl.errors import ConfigError, DataError
+from compactmtl.tasks import TargetSpec
 from tests.support.layouts.camvid import write_camvid
 from tests.support.layouts.ccp import write_ccp
 from tests.support.layouts.celebamask import write_celebamask
@@ -75,7 +76,7 @@ def test_every_data_set_is_tried() -> None:
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_comes_back_from_a_pickle(name: str, cache: str, tmp_path: Path) -> None:
     dataset = load_dataset(config(name, tmp_path, cache=cache), "train")
-    again = pickle.loads(pickle.dumps(dataset))
+    again = ForkingPickler.loads(ForkingPickler.dumps(dataset))
     assert len(again) == len(dataset) > 0
     assert same(dataset[0], again[0])
 
@@ -84,8 +85,8 @@ def test_every_data_set_comes_back_from_a_pickle(name: str, cache: str, tmp_path
 def test_a_store_is_handed_over_as_where_it_lies(mode: Any, tmp_path: Path) -> None:
     store = open_store(mode, 100, {"a": Layout((50, 50), "float32")}, square, tmp_path / "k")
     store.fill()
-    assert len(pickle.dumps(store)) < 2000  # a copy of its samples would be a million bytes
-    again = pickle.loads(pickle.dumps(store))
+    assert len(ForkingPickler.dumps(store)) < 2000  # a copy of its samples would be a million bytes
+    again = ForkingPickler.loads(ForkingPickler.dumps(store))
     assert (again.read(7)["a"] == 7).all()
     again.read(7)["a"][:] = 0
     assert (store.read(7)["a"] == 7).all()
@@ -95,7 +96,7 @@ def test_a_block_whose_owner_is_gone_begins_with_zeros(monkeypatch: pytest.Monke
     block = SharedBlock.new((3,), "uint8")
     block.array[:] = 9
     monkeypatch.setattr(block, "_owner", 2**22 + 7)  # no process has this number
-    assert pickle.loads(pickle.dumps(block)).array.tolist() == [0, 0, 0]
+    assert ForkingPickler.loads(ForkingPickler.dumps(block)).array.tolist() == [0, 0, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere blocks have no files")
@@ -106,7 +107,7 @@ def test_blocks_close_their_files() -> None:
     before = count()
     for _ in range(20):
         store = MemoryStore(4, {"a": Layout((50, 50), "float32")}, square)
-        pickle.loads(pickle.dumps(store))
+        ForkingPickler.loads(ForkingPickler.dumps(store))
     del store
     assert count() <= before + 2
 
@@ -134,9 +135,9 @@ def test_a_worker_that_is_started_anew_gives_the_same_and_fills_the_cache_of_all
 
 class Unpicklable:
     split = "train"
-    specs: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
+        self.specs: Mapping[str, TargetSpec] = {}
         self.function = lambda: 0
 
     def __len__(self) -> int:
