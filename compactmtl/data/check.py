@@ -33,6 +33,7 @@ _KIND_OF_TASK: Mapping[str, str] = {
 _DENSE = ("mask", "depth", "disparity", "normals", "instances")
 _LOOKED_AT = {"dense": 60, "labels": 2000}  # samples a distribution is taken from, spread over the split
 _PLAUSIBLE = (0.05, 1000.0)  # metres, of a picture's median depth
+_DARK = 32  # of 255: a whole data set below it is hardly meant
 _GAP = 6
 
 
@@ -180,11 +181,16 @@ def _known(dataset: VisionDataset) -> dict[str, int | None]:
 def _distributions(dataset: VisionDataset, *, own: bool) -> tuple[dict[str, str], list[str]]:
     """A line a target, and notes on what looks wrong in the labels of a data set of the user's own."""
     dense = any(spec.kind in _DENSE for spec in dataset.specs.values())
-    samples = [
-        sample["targets"] for _, sample in _spread(dataset, _LOOKED_AT["dense" if dense else "labels"])
-    ]
+    looked_at = [sample for _, sample in _spread(dataset, _LOOKED_AT["dense" if dense else "labels"])]
+    samples = [sample["targets"] for sample in looked_at]
     lines: dict[str, str] = {}
     notes: list[str] = []
+    brightest = max((int(sample["image"].max()) for sample in looked_at), default=255)
+    if own and brightest < _DARK:
+        notes.append(
+            f"no pixel of the {len(looked_at)} images looked at is above {brightest} of 255; 16-bit images are read as "
+            "value / 257, so numbers of fewer bits have to be scaled up to 65535 first"
+        )
     for name, spec in dataset.specs.items() if samples else ():
         values = np.stack([targets[name].numpy() for targets in samples])
         lines[name] = describe_target(spec, values)

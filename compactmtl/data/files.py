@@ -183,19 +183,24 @@ def source_of(split: Split) -> Split:
 
 
 def damaged(records: Iterable[R], read: Read[R], where: str) -> list[str]:
-    """What decoding says of the files that cannot be used, the first ten one by one."""
+    """What decoding says of the files that cannot be used, the first ten one by one; a mend that they share comes once."""
 
-    def attempt(record: R) -> str | None:
+    def attempt(record: R) -> DataError | None:
         try:
             read(record)
         except DataError as error:
-            return error.message
+            return error
         return None
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        found = [message for message in pool.map(attempt, records) if message is not None]
+        found = [error for error in pool.map(attempt, records) if error is not None]
+    mended: set[str] = set()
+    lines: list[str] = []
+    for error in found[:_SHOWN]:
+        lines.append(error.message if error.hint in mended else str(error))
+        mended.add(error.hint)
     more = [f"... and {len(found) - _SHOWN} more damaged files in {where}"] if len(found) > _SHOWN else []
-    return found[:_SHOWN] + more
+    return lines + more
 
 
 def some(names: Sequence[str], count: int = 3) -> str:

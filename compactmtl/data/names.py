@@ -109,9 +109,10 @@ class Names:
                     why.append(f"leave out {name[: len(name) - len(tail)]!r}")
                 return " ".join([f"did you mean {found[0]!r}?", "; ".join([*why, *found[1]])]).rstrip()
         # Two numbers are never alike: the image of one is not that of the other.
-        alike = len(self._names) <= _FEW and not name.isdecimal()
-        if alike and (close := get_close_matches(name, list(self._names), 1)):
-            return f"did you mean {close[0]!r}?"
+        if len(self._names) <= _FEW and not name.isdecimal():
+            within = [one for one in self._names if name.startswith(one) or name.endswith(one)]
+            if close := sorted(within, key=len)[-1:] or get_close_matches(name, list(self._names), 1):
+                return f"did you mean {close[0]!r}? names have to be equal"
         return f"an image is named by its path in {self._folder.name}/, such as {next(iter(self._names))!r}"
 
     def _near(self, name: str) -> tuple[str, list[str]] | None:

@@ -223,3 +223,42 @@ def test_a_disk_cache_follows_the_tables_and_the_description(root: Path) -> None
     (root / "dataset.yaml").write_text(DATASET.replace("kind: depth", "kind: depth, units_per_metre: 500"))
     after = by_name(root, "train", cache="disk")[name]["depth"]
     assert torch.allclose(after, 2 * before[name]["depth"])
+
+
+def test_a_mask_of_gray_levels_is_named_with_its_values_and_the_mend(root: Path) -> None:
+    for number in (2, 3):
+        labels = np.full((24, 32), 128, np.uint8)
+        labels[0] = 64
+        Image.fromarray(labels).save(root / "segmentation" / f"{number:03d}.png")
+    problems = check_dataset(config(root)).problems
+    assert all("holds the values 64, 128, expected 0 to 2 or 255 for ignored" in text for text in problems)
+    assert sum("a mask holds class numbers, not gray levels" in text for text in problems) == 1
+
+
+def test_what_looks_wrong_in_ones_own_labels_is_noted(root: Path) -> None:
+    for path in (root / "depth").iterdir():
+        Image.fromarray(np.full((24, 32), 2, np.uint16)).save(path)
+    for path in (root / "images").iterdir():
+        Image.fromarray(np.full((24, 32), 4095, np.uint16)).save(path.with_suffix(".png"))
+        path.unlink()
+    table = root / "weather.csv"
+    table.write_text(table.read_text().replace("rain", "sun"))
+    notes = "\n".join(check_dataset(config(root)).notes)
+    assert "no pixel of the 8 images looked at is above 16 of 255" in notes
+    assert "target depth: half of the depths are below 0.002 m" in notes
+    assert "target weather: none of rain in the 8 training samples looked at" in notes
+
+
+def test_a_mask_whose_classes_are_numbers_of_other_places_is_noted(root: Path) -> None:
+    text = (root / "dataset.yaml").read_text().replace("[floor, wall, block]", '["1", "2", "3"]')
+    (root / "dataset.yaml").write_text(text)
+    notes = check_dataset(config(root)).notes
+    assert any("class '1' is the value 0 of a mask" in note for note in notes)
+
+
+def test_a_folder_of_masks_that_fit_no_image_is_a_problem(root: Path) -> None:
+    for path in (root / "segmentation").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    with pytest.raises(DataError, match=r"10 of 10 maps belong to no image, such as 000_mask\.png") as caught:
+        load_dataset(config(root), "train")
+    assert "did you mean '000'?" in caught.value.message
