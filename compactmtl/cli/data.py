@@ -11,7 +11,7 @@ from compactmtl.errors import OK, USAGE, DataError
 
 if TYPE_CHECKING:
     from compactmtl.config.recipe import DataConfig
-    from compactmtl.data.base import DataReport
+    from compactmtl.data.base import DataReport, Split
 
 HELP = "check a data set and draw samples with their labels"
 EXAMPLE = """
@@ -53,16 +53,29 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples < 1:
         raise DataError(f"--samples {args.samples}: a picture has one row at least", "give a positive number")
+    out: Path = args.out or Path(f"data-{args.name.replace(':', '-')}.png")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise DataError(f"{out}: not the name of a picture", "end it in .png")
     config = _config(args.name, args.overrides)
     report = check_dataset(config)
     _print_report(config, report)
+    unwritten: OSError | None = None
     if args.split in report.counts:
-        _write_picture(config, args)
+        try:
+            _write_picture(config, args.split, args.samples, out)
+        except OSError as error:
+            # What the check found stands without its picture.
+            print(
+                f"note     no picture: {out} cannot be written ({error.strerror}); name another place with --out"
+            )
+            unwritten = error
     elif not report.problems:
         raise DataError(
             f"{args.name} has no split {args.split!r} here",
             f"the splits found are {', '.join(report.counts)}",
         )
+    if unwritten is not None and args.out is not None and not report.problems:
+        raise DataError(f"{out}: cannot be written ({unwritten.strerror})", "name another place with --out")
     if report.problems:
         raise DataError(
             f"{args.name}: {len(report.problems)} problem{'s' * (len(report.problems) > 1)} in the data, listed above",
@@ -90,6 +103,7 @@ def _config(name: str, overrides: list[str]) -> DataConfig:
 
 def _print_report(config: DataConfig, report: DataReport) -> None:
     from compactmtl.data.datasets import dataset_module
+    from compactmtl.data.labels import label_line
 
     module = dataset_module(config.name)
     print(f"{config.name}: {module.DESCRIPTION}")
@@ -100,6 +114,10 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
         print(f"{split:<8} {count} samples")
     for missing in (split for split in module.SPLITS if split not in report.counts):
         print(f"{missing:<8} missing")
+    if report.endings:
+        print(f"images   {', '.join(f'{count} {ending}' for ending, count in report.endings.items())}")
+    for split, known in report.known.items():
+        print(f"labels   {label_line(split, report.counts[split], known)}")
     for target, text in report.targets.items():
         print(f"target   {target}: {text}")
     for name, field in module.Options.model_fields.items():
@@ -110,16 +128,13 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
         print("problem  " + problem.replace("\n", "\n         "))
 
 
-def _write_picture(config: DataConfig, args: argparse.Namespace) -> None:
+def _write_picture(config: DataConfig, split: Split, samples: int, out: Path) -> None:
     from PIL import Image
 
     from compactmtl.data.check import sample_sheet
     from compactmtl.data.datasets import load_dataset
 
-    out: Path = args.out or Path(f"data-{config.name.replace(':', '-')}.png")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise DataError(f"{out}: not the name of a picture", "end it in .png")
-    dataset = load_dataset(config.model_copy(update={"cache": "none"}), args.split)
+    dataset = load_dataset(config.model_copy(update={"cache": "none"}), split)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sample_sheet(dataset, args.samples)).save(out)
+    Image.fromarray(sample_sheet(dataset, samples)).save(out)
     print(f"picture  {out}")

@@ -108,6 +108,7 @@ def describe(result: DryRun) -> str:
         parameters += f" ({result.trained_parameters:,} while training)"
     lines = [
         ("samples", samples),
+        *(("data", line) for line in result.data),
         ("input", _shape(result.input)),
         *((f"output {name}", _shape(shape)) for name, shape in result.outputs.items()),
         *((f"loss {name}", f"{value:.4g}") for name, value in result.losses.items()),

@@ -39,6 +39,11 @@ class AugmentConfig(Frozen):
             raise ValueError(f"zoom needs 1 <= low <= high, found [{low}, {high}]")
         return self
 
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change their places: any key but the colors' differs from its default."""
+        return self.model_copy(update={"color": 0.0}) != AugmentConfig()
+
 
 class DataConfig(Frozen):
     """Which data set, at what size, in what batches."""

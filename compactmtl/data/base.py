@@ -50,13 +50,21 @@ class DataReport:
     counts: dict[str, int]
     problems: list[str] = field(default_factory=list)  # fatal: training would fail
     notes: list[str] = field(default_factory=list)  # counted and passed over, such as names that don't parse
+    known: dict[str, dict[str, int | None]] = field(
+        default_factory=dict
+    )  # by split and target, the samples that have a label; None where that was not counted
+    endings: dict[str, int] = field(default_factory=dict)  # of the image files, most frequent first
     targets: dict[str, str] = field(
         default_factory=dict
     )  # each target's format and the distribution of its labels
 
 
 class VisionDataset(Protocol):
-    """Map-style data set of one split at a fixed size, before augmentation and normalization."""
+    """Map-style data set of one split at a fixed size, before augmentation and normalization.
+
+    It may have `labeled(target)`, which samples have a label (bool (N,), see `labels`), and `notes`, what of its files
+    is passed over.
+    """
 
     specs: Mapping[str, TargetSpec]
     split: str

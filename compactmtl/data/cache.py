@@ -1,14 +1,15 @@
 """Stores of decoded samples: none, in memory, or memory-mapped on disk.
 
 A sample is a handful of arrays of fixed shape. The memory store fills as samples are asked for and is shared with
-forked loader workers; the disk store is built whole, under a temporary name, and appears at once.
+loader workers, forked or (on Linux) started anew; the disk store is built whole, under a temporary name, and appears at
+once. Both are handed to another process as where they lie, never as copies.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import math
 import os
 import secrets
 import shutil
@@ -21,7 +22,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.data.memory import SharedBlock, available_memory
 from compactmtl.errors import DataError
+
+_RULES = 2  # raised where the same files and settings give other arrays than before
 
 Arrays = dict[str, NDArray[Any]]
 Make = Callable[[int], Arrays]
@@ -34,6 +38,11 @@ class Layout:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def bytes(self) -> int:
+        """Of one sample."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 class Store(Protocol):
     """Samples by number."""
@@ -43,6 +52,9 @@ class Store(Protocol):
 
     def fill(self) -> None:
         """Make every sample now, so that a damaged one fails here and not in the middle of training."""
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """One array of all samples (N, ...), not to be changed; None where they are not kept."""
 
 
 class DirectStore:
@@ -57,20 +69,37 @@ class DirectStore:
     def fill(self) -> None:
         """Nothing is kept, so nothing is made."""
 
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Nothing is kept."""
+        return None
+
 
 class MemoryStore:
-    """Makes each sample once and keeps it in memory that forked workers share."""
+    """Makes each sample once and keeps it in memory that workers share.
+
+    Raises DataError where the samples need more memory than there is.
+    """
 
     def __init__(self, count: int, layouts: Mapping[str, Layout], make: Make) -> None:
         self._make = make
-        self._arrays = {name: _shared(count, layout) for name, layout in layouts.items()}
+        self._check_room(count, layouts)
+        self._blocks = {
+            name: SharedBlock.new((count, *one.shape), one.dtype) for name, one in layouts.items()
+        }
         # A byte a sample, written after its arrays: two workers that race write the same values.
-        self._ready = _shared(count, Layout((), "uint8"))
+        self._ready_block = SharedBlock.new((count,), "uint8")
+
+    @property
+    def _ready(self) -> NDArray[Any]:
+        return self._ready_block.array
 
     def read(self, index: int) -> Arrays:
         if not self._ready[index]:
             self._put(index)
-        return {name: array[index].copy() for name, array in self._arrays.items()}
+        return {name: block.array[index].copy() for name, block in self._blocks.items()}
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        return self._blocks[name].array if self._ready.all() else None
 
     def fill(self) -> None:
         missing = np.flatnonzero(self._ready == 0).tolist()
@@ -78,8 +107,19 @@ class MemoryStore:
 
     def _put(self, index: int) -> None:
         for name, value in self._make(index).items():
-            self._arrays[name][index] = value
+            self._blocks[name].array[index] = value
         self._ready[index] = 1
+
+    @staticmethod
+    def _check_room(count: int, layouts: Mapping[str, Layout]) -> None:
+        needed = sum(count * layout.bytes for layout in layouts.values())
+        there = available_memory()
+        if there is not None and needed > there:
+            raise DataError(
+                f"data.cache: memory needs {needed / 2**30:.3g} GiB for {count} samples, and {there / 2**30:.3g} GiB "
+                "are free",
+                "set data.cache: disk (decoded once, memory-mapped), or none; or make data.size smaller",
+            )
 
 
 class DiskStore:
@@ -88,26 +128,41 @@ class DiskStore:
     def __init__(self, folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) -> None:
         if not folder.is_dir():
             _build(folder, count, layouts, make)
-        self._arrays: Arrays = {}
-        for name, layout in layouts.items():
-            path = folder / f"{name}.npy"
-            try:
-                # "c": a caller may write to what it gets, and the file stays as it is.
-                array = np.load(path, mmap_mode="c", allow_pickle=False)
-                if array.shape != (count, *layout.shape) or array.dtype != np.dtype(layout.dtype):
-                    raise ValueError(f"holds {array.dtype} {array.shape}")
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{path}: not the cached samples that belong there ({error})",
-                    f"remove the folder {folder}; it is built again",
-                ) from error
-            self._arrays[name] = array
+        self._folder, self._count, self._layouts = folder, count, dict(layouts)
+        self._arrays = self._mapped()
 
     def read(self, index: int) -> Arrays:
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
 
     def fill(self) -> None:
         """Built whole when opened."""
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        return self._arrays[name]
+
+    def _mapped(self) -> Arrays:
+        arrays: Arrays = {}
+        for name, layout in self._layouts.items():
+            path = self._folder / f"{name}.npy"
+            try:
+                # "c": a caller may write to what it gets, and the file stays as it is.
+                array = np.load(path, mmap_mode="c", allow_pickle=False)
+                if array.shape != (self._count, *layout.shape) or array.dtype != np.dtype(layout.dtype):
+                    raise ValueError(f"holds {array.dtype} {array.shape}")
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{path}: not the cached samples that belong there ({error})",
+                    f"remove the folder {self._folder}; it is built again",
+                ) from error
+            arrays[name] = array
+        return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._arrays = self._mapped()
 
 
 def open_store(
@@ -126,13 +181,13 @@ def open_store(
 
 
 def content_key(*parts: object) -> str:
-    """A short name for exactly these contents."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    """A short name for exactly these contents, read by today's rules."""
+    text = json.dumps([_RULES, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def user_cache() -> Path:
-    """The folder for caches that belong to no data set's own folder."""
+    """The folder of the user's caches: nothing is ever written beside the data."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compactmtl"
 
 
@@ -143,22 +198,27 @@ def hold_out(identifiers: Sequence[str], share: float) -> tuple[list[int], list[
     """
     count = len(identifiers)
     wanted = min(max(round(count * share), 1), count - 1) if share > 0 and count > 1 else 0
-    ranked = sorted(range(count), key=lambda i: hashlib.sha256(identifiers[i].encode()).digest())
+    ranked = sorted(range(count), key=lambda i: hashlib.sha256(os.fsencode(identifiers[i])).digest())
     return sorted(ranked[wanted:]), sorted(ranked[:wanted])
 
 
-def _shared(count: int, layout: Layout) -> NDArray[Any]:
-    shape, dtype = (count, *layout.shape), np.dtype(layout.dtype)
-    size = max(int(np.prod(shape)) * dtype.itemsize, 1)
-    # An anonymous map is shared over fork and, unlike torch's shared memory, not bounded by the size of /dev/shm.
-    return np.frombuffer(mmap.mmap(-1, size), dtype, count=int(np.prod(shape))).reshape(shape)
-
-
 def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     building = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-    building.mkdir()
     try:
+        building.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: a disk cache cannot be written there ({error.strerror})",
+            "set XDG_CACHE_HOME to a folder that can be written, or data.cache: none",
+        ) from error
+    needed, free = sum(count * one.bytes for one in layouts.values()), shutil.disk_usage(building).free
+    try:
+        if needed > free:  # writing to a mapped file on a full disk would end the process
+            raise DataError(
+                f"{folder}: a disk cache of {count} samples needs {needed / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB "
+                "are free",
+                "make room, or set XDG_CACHE_HOME to a larger disk, or data.cache: none",
+            )
         arrays = {
             name: np.lib.format.open_memmap(
                 building / f"{name}.npy",

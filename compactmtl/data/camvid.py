@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from compactmtl.config import validate_options
@@ -20,7 +21,7 @@ from compactmtl.data.files import (
     source_of,
 )
 from compactmtl.data.formats import read_mask
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -87,8 +88,10 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
     """The frames of a split. Target: `segmentation`, 11 classes; unlabeled pixels are ignored."""
     validate_options(Options, config.options, "data.options")
     folder = folder_of(config.root)
-    records = held_apart(list_split(folder, source_of(split))[0], config, split)
-    return FileDataset(config, split, _SPECS, records, _reader(config), folder)
+    found, unlabeled = list_split(folder, source_of(split))
+    records = held_apart(found, config, split)
+    notes = _notes(source_of(split), unlabeled)
+    return FileDataset(config, split, _SPECS, records, _reader(config), folder, notes=notes)
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -105,17 +108,22 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
         except DataError as error:
             bad.append(error.message)
             continue
-        if unlabeled:
-            notes.append(f"{len(unlabeled)} frames of {split} have no labels: {some(unlabeled)}")
+        notes += _notes(split, unlabeled)
         bad += damaged(records, _reader(config), split)
     return bad, notes
 
 
-def _reader(config: DataConfig) -> Callable[[Record], Arrays]:
-    def read(record: Record) -> Arrays:
-        return {
-            "image": read_image(record.image, config.size),
-            "segmentation": read_mask(record.files[0], config.size, len(CLASSES), UNLABELED),
-        }
+def _notes(split: Split, unlabeled: Sequence[str]) -> list[str]:
+    return [f"{len(unlabeled)} frames of {split} have no labels: {some(unlabeled)}"] if unlabeled else []
 
-    return read
+
+def _reader(config: DataConfig) -> Callable[[Record], Arrays]:
+    return partial(_read, config.size)
+
+
+def _read(size: tuple[int, int], record: Record) -> Arrays:
+    image, picture = read_picture(record.image, size)
+    return {
+        "image": image,
+        "segmentation": read_mask(record.files[0], size, len(CLASSES), UNLABELED, picture),
+    }

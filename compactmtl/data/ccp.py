@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from compactmtl.data.files import (
     source_of,
 )
 from compactmtl.data.formats import read_mask
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.data.maps import nearest
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
@@ -140,8 +141,10 @@ def load(config: DataConfig, split: Split) -> FileDataset[Photo]:
         "segmentation": TargetSpec("mask", classes=classes, ignore_index=_IGNORE),
         "tags": TargetSpec("multilabel", classes=_tags(options)),
     }
-    photos = held_apart(list_photos(folder)[0][source_of(split)], config, split)
-    return FileDataset(config, split, specs, photos, _reader(config, options), folder, [classes, GROUPS])
+    found, odd = list_photos(folder)
+    photos = held_apart(found[source_of(split)], config, split)
+    reader, key = _reader(config, options), [classes, GROUPS]
+    return FileDataset(config, split, specs, photos, reader, folder, key, _notes(odd))
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -151,11 +154,15 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
     folder = folder_of(config.root)
     check_classes(folder)
     photos, odd = list_photos(folder)
-    notes = [f"{len(odd)} label maps have no photo or no number up to 1004: {some(odd)}"] if odd else []
+    notes = _notes(odd)
     bad: list[str] = []
     for split in SPLITS:
         bad += damaged(photos[split], _reader(config, options), split)
     return bad, notes
+
+
+def _notes(odd: Sequence[str]) -> list[str]:
+    return [f"{len(odd)} label maps have no photo or no number up to 1004: {some(odd)}"] if odd else []
 
 
 def check_classes(folder: Path) -> None:
@@ -194,14 +201,21 @@ def _reader(config: DataConfig, options: Options) -> Callable[[Photo], Arrays]:
     classes = classes_of(options)
     table = group_table() if options.classes == "grouped" else np.arange(len(CLASSES), dtype=np.uint8)
     wanted: Sequence[int] = [classes.index(tag) for tag in _tags(options)]
+    return partial(_read, config.size, len(classes), table, wanted)
 
-    def read(photo: Photo) -> Arrays:
-        labels = table[read_mask(photo.labels, None, len(CLASSES))]
-        present = np.bincount(labels.reshape(-1), minlength=len(classes)) > 0
-        return {
-            "image": read_image(photo.image, config.size),
-            "segmentation": nearest(labels, config.size),
-            "tags": present[wanted].astype(np.float32),
-        }
 
-    return read
+def _read(
+    size: tuple[int, int],
+    classes: int,
+    table: np.ndarray[tuple[int], np.dtype[np.uint8]],
+    wanted: Sequence[int],
+    photo: Photo,
+) -> Arrays:
+    image, picture = read_picture(photo.image, size)
+    labels = table[read_mask(photo.labels, None, len(CLASSES), None, picture)]
+    present = np.bincount(labels.reshape(-1), minlength=classes) > 0
+    return {
+        "image": image,
+        "segmentation": nearest(labels, size),
+        "tags": present[wanted].astype(np.float32),
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -241,9 +242,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Face]:
     listing, chosen = list_faces(folder, options.attributes)
     records = held_apart(listing.faces[source_of(split)], config, split)
     values = [record.attributes for record in records]  # part of what a disk cache holds
-    return FileDataset(
-        config, split, specs_of(options, chosen), records, _reader(config, options, chosen), folder, values
-    )
+    reader, specs = _reader(config, options, chosen), specs_of(options, chosen)
+    return FileDataset(config, split, specs, records, reader, folder, values, listing.notes)
 
 
 def specs_of(options: Options, chosen: Sequence[str]) -> dict[str, TargetSpec]:
@@ -310,22 +310,23 @@ def _number(face: Face) -> int:
 
 
 def _reader(config: DataConfig, options: Options, chosen: Sequence[str]) -> Callable[[Face], Arrays]:
-    def read(face: Face) -> Arrays:
-        if face.merged is not None:
-            labels = read_mask(face.merged, config.size, len(CLASSES))
-        else:
-            labels = nearest(merge_parts(face.parts), config.size)
-        arrays: Arrays = {
-            "image": read_image(face.image, config.size),
-            "segmentation": _TO_REGION[labels] if options.classes == 3 else labels,
-        }
-        if chosen:
-            arrays["attributes"] = np.array(face.attributes, np.float32)
-        for name, value in zip(chosen, face.attributes, strict=True):
-            arrays[name.lower()] = np.array(value, np.int64)
-        return arrays
+    return partial(_read, config.size, options.classes, tuple(chosen))
 
-    return read
+
+def _read(size: tuple[int, int], classes: int, chosen: Sequence[str], face: Face) -> Arrays:
+    if face.merged is not None:
+        labels = read_mask(face.merged, size, len(CLASSES))
+    else:
+        labels = nearest(merge_parts(face.parts), size)
+    arrays: Arrays = {
+        "image": read_image(face.image, size),
+        "segmentation": _TO_REGION[labels] if classes == 3 else labels,
+    }
+    if chosen:
+        arrays["attributes"] = np.array(face.attributes, np.float32)
+    for name, value in zip(chosen, face.attributes, strict=True):
+        arrays[name.lower()] = np.array(value, np.int64)
+    return arrays
 
 
 def _text(path: Path) -> str:

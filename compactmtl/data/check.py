@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from compactmtl.config.recipe import DataConfig, TaskConfig
 from compactmtl.data.base import DataReport, Sample, Split, VisionDataset
 from compactmtl.data.datasets import dataset_module, load_dataset
+from compactmtl.data.external import is_external
+from compactmtl.data.files import some
+from compactmtl.data.labels import anything_known, known_labels
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 
@@ -27,6 +32,8 @@ _KIND_OF_TASK: Mapping[str, str] = {
 }
 _DENSE = ("mask", "depth", "disparity", "normals", "instances")
 _LOOKED_AT = {"dense": 60, "labels": 2000}  # samples a distribution is taken from, spread over the split
+_PLAUSIBLE = (0.05, 1000.0)  # metres, of a picture's median depth
+_DARK = 32  # of 255: a whole data set below it is hardly meant
 _GAP = 6
 
 
@@ -38,6 +45,8 @@ def check_dataset(config: DataConfig) -> DataReport:
     module = dataset_module(config.name)
     plain = config.model_copy(update={"cache": "none"})  # a look leaves nothing behind
     counts: dict[str, int] = {}
+    known: dict[str, dict[str, int | None]] = {}
+    endings: Counter[str] = Counter()
     targets: dict[str, str] = {}
     try:
         problems, notes = module.problems(plain)
@@ -54,9 +63,21 @@ def check_dataset(config: DataConfig) -> DataReport:
                 problems.append(error.message)
             continue
         counts[split] = len(dataset)
+        known[split] = _known(dataset)
+        endings.update(PurePath(dataset.identifier(index)).suffix.lower() for index in range(len(dataset)))
+        notes += [
+            f"target {name}: no sample of {split} has a label, so a task of it cannot be "
+            + ("learned" if split == "train" else "measured there")
+            for name, count in known[split].items()
+            if count == 0
+        ]
         if split == "train":
-            targets = _distributions(dataset)
-    return DataReport(counts, problems, notes, targets)
+            # Of published data it is known which classes are rare.
+            own = config.name == "folder" or is_external(config.name)
+            targets, said = _distributions(dataset, own=own)
+            notes += said
+    del endings[""]  # of samples that are no files
+    return DataReport(counts, problems, notes, known, dict(endings.most_common()), targets)
 
 
 def target_tasks(specs: Mapping[str, TargetSpec]) -> dict[str, Task]:
@@ -144,17 +165,60 @@ def _spread(dataset: VisionDataset, count: int) -> Iterator[tuple[int, Sample]]:
             continue
 
 
-def _distributions(dataset: VisionDataset) -> dict[str, str]:
+def _known(dataset: VisionDataset) -> dict[str, int | None]:
+    """Samples with a label by target; those of a data set that cannot say are decoded, but the damaged ones."""
+    known = known_labels(dataset, dataset.specs)
+    open_ones = [name for name, count in known.items() if count is None]
+    if open_ones:
+        known |= dict.fromkeys(open_ones, 0)
+        for _, sample in _spread(dataset, len(dataset)):
+            for name in open_ones:
+                target = sample["targets"][name].numpy()[None]
+                known[name] = (known[name] or 0) + int(anything_known(dataset.specs[name], target).sum())
+    return known
+
+
+def _distributions(dataset: VisionDataset, *, own: bool) -> tuple[dict[str, str], list[str]]:
+    """A line a target, and notes on what looks wrong in the labels of a data set of the user's own."""
     dense = any(spec.kind in _DENSE for spec in dataset.specs.values())
-    samples = [
-        sample["targets"] for _, sample in _spread(dataset, _LOOKED_AT["dense" if dense else "labels"])
-    ]
-    if not samples:
-        return {}
-    return {
-        name: describe_target(spec, np.stack([targets[name].numpy() for targets in samples]))
-        for name, spec in dataset.specs.items()
-    }
+    looked_at = [sample for _, sample in _spread(dataset, _LOOKED_AT["dense" if dense else "labels"])]
+    samples = [sample["targets"] for sample in looked_at]
+    lines: dict[str, str] = {}
+    notes: list[str] = []
+    brightest = max((int(sample["image"].max()) for sample in looked_at), default=255)
+    if own and brightest < _DARK:
+        notes.append(
+            f"no pixel of the {len(looked_at)} images looked at is above {brightest} of 255; 16-bit images are read as "
+            "value / 257, so numbers of fewer bits have to be scaled up to 65535 first"
+        )
+    for name, spec in dataset.specs.items() if samples else ():
+        values = np.stack([targets[name].numpy() for targets in samples])
+        lines[name] = describe_target(spec, values)
+        if own:
+            notes += [f"target {name}: {text}" for text in odd_labels(spec, values)]
+    return lines, notes
+
+
+def odd_labels(spec: TargetSpec, values: NDArray[Any]) -> list[str]:
+    """What is allowed in targets (N, ...) and yet looks wrong."""
+    notes: list[str] = []
+    if spec.kind in ("mask", "class"):
+        counts = np.bincount(values[values != spec.ignore_index].reshape(-1), minlength=len(spec.classes))
+        absent = [name for name, count in zip(spec.classes, counts, strict=False) if not count]
+        if absent and counts.any():
+            notes.append(f"none of {some(absent)} in the {len(values)} training samples looked at")
+    if spec.kind == "mask":
+        shifted = [name for n, name in enumerate(spec.classes) if name.isdecimal() and int(name) != n]
+        if shifted:
+            number = spec.classes.index(shifted[0])
+            notes.append(
+                f"class {shifted[0]!r} is the value {number} of a mask: classes are named in their order"
+            )
+    if spec.kind == "depth" and (values > 0).any():
+        middle = float(np.median(values[values > 0]))
+        if not _PLAUSIBLE[0] <= middle <= _PLAUSIBLE[1]:
+            notes.append(f"half of the depths are below {middle:.3g} m: is units_per_metre right?")
+    return notes
 
 
 def describe_target(spec: TargetSpec, values: NDArray[Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -86,9 +87,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
     if "parts" in layout.offers:
         # Every pixel has a part or is background; the index is for the border that a random shift lays bare.
         specs["parts"] = TargetSpec("mask", classes=PARTS, ignore_index=IGNORE)
-    return FileDataset(
-        config, split, specs, records, _reader(layout, config.size), folder, key=[layout.offers, options]
-    )
+    reader, notes = _reader(layout, config.size), layout.passed_over(source_of(split))
+    return FileDataset(config, split, specs, records, reader, folder, [layout.offers, options], notes)
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -269,18 +269,19 @@ def _open(folder: Path, options: Options) -> Layout:
 
 
 def _reader(layout: Layout, size: tuple[int, int]) -> Callable[[Record], Arrays]:
-    def read(record: Record) -> Arrays:
-        arrays: Arrays = {
-            "image": layout.image(record, size),
-            "segmentation": layout.segmentation(record, size),
-        }
-        if "disparity" in layout.offers:
-            arrays["disparity"] = layout.disparity(record, size)
-        if "parts" in layout.offers:
-            arrays["parts"] = layout.parts(record, size)
-        return arrays
+    return partial(_read, layout, size)
 
-    return read
+
+def _read(layout: Layout, size: tuple[int, int], record: Record) -> Arrays:
+    arrays: Arrays = {
+        "image": layout.image(record, size),
+        "segmentation": layout.segmentation(record, size),
+    }
+    if "disparity" in layout.offers:
+        arrays["disparity"] = layout.disparity(record, size)
+    if "parts" in layout.offers:
+        arrays["parts"] = layout.parts(record, size)
+    return arrays
 
 
 def _statistics(layout: Layout) -> tuple[float, float]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 
 from compactmtl.config import validate_options
@@ -32,8 +32,9 @@ from compactmtl.data.files import (
     some,
     source_of,
 )
-from compactmtl.data.images import read_image
-from compactmtl.data.maps import nearest, read_map, relabel
+from compactmtl.data.images import read_picture
+from compactmtl.data.maps import nearest, relabel, stored_map
+from compactmtl.data.pixels import ImageInfo
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.instance_scoring import InstanceReference, mask_module, to_rle
@@ -100,6 +101,10 @@ class CocoDataset(FileDataset[CocoRecord]):
         sample = super().__getitem__(index % len(self._records))
         reference = InstanceReference(record.height, record.width, record.annotations)
         return {**sample, "references": {"instances": reference}}
+
+    def labeled(self, target: str) -> NDArray[np.bool_]:
+        """As of any data set of files, as often as each image comes."""
+        return np.tile(super().labeled(target), self.repeat)
 
     def identifier(self, index: int) -> str:
         return super().identifier(index % len(self._records))
@@ -252,43 +257,43 @@ def _labeled(picture: Picture, index: Mapping[int, int]) -> tuple[Mapping[str, A
 
 
 def _reader(config: DataConfig, things: Sequence[str], options: Options) -> Callable[[CocoRecord], Arrays]:
-    table = stuff_table(things)
+    return partial(_read, config.size, stuff_table(things))
 
-    def read(record: CocoRecord) -> Arrays:
-        image = (record.height, record.width)
-        try:
-            numbers, labels = draw(record.annotations, image, config.size)
-        except DataError as error:
-            raise DataError(f"{record.image}: {error.message}", error.hint) from error
-        if record.stuff is None:
-            semantic = np.where(numbers != 0, labels + 1, 0).astype(np.uint8)
-        else:
-            semantic = relabel(nearest(read_map(record.stuff), config.size), table, record.stuff)
-        return {
-            "image": read_image(record.image, config.size),
-            "instances": np.stack([numbers, labels]),
-            "segmentation": semantic,
-        }
 
-    return read
+def _read(size: tuple[int, int], table: NDArray[np.uint8], record: CocoRecord) -> Arrays:
+    # COCO's annotations are of the pixels as they are stored, whatever an EXIF orientation says.
+    image, picture = read_picture(record.image, size, upright=False)
+    there = (record.height, record.width)
+    if picture.size != there:
+        raise DataError(
+            f"{record.image}: {picture.size[1]}x{picture.size[0]} pixels, but its annotations are of "
+            f"{record.width}x{record.height}",
+            "fetch the image again; a resized or turned one does not fit its annotations",
+        )
+    try:
+        numbers, labels = draw(record.annotations, there, size)
+    except DataError as error:
+        raise DataError(f"{record.image}: {error.message}", error.hint) from error
+    if record.stuff is None:
+        semantic = np.where(numbers != 0, labels + 1, 0).astype(np.uint8)
+    else:
+        stored = stored_map(record.stuff, ImageInfo(record.image, there)).values
+        semantic = relabel(nearest(stored, size), table, record.stuff)
+    return {
+        "image": image,
+        "instances": np.stack([numbers, labels]),
+        "segmentation": semantic,
+    }
 
 
 def _checker(config: DataConfig, things: Sequence[str], options: Options) -> Callable[[CocoRecord], Arrays]:
-    """As `_reader`, and holds sizes and every segmentation to what the annotation file says."""
+    """As `_reader`, and decodes every segmentation at the size that the annotation file says."""
     read = _reader(config, things, options)
 
     def check(record: CocoRecord) -> Arrays:
         arrays = read(record)
-        with Image.open(record.image) as image:
-            found = (image.height, image.width)
-        if found != (record.height, record.width):
-            raise DataError(
-                f"{record.image}: {found[1]}x{found[0]} pixels, but its annotations are of "
-                f"{record.width}x{record.height}",
-                "fetch the image again; a resized one does not fit its annotations",
-            )
         for one in record.annotations:
-            to_rle(one["segmentation"], found)
+            to_rle(one["segmentation"], (record.height, record.width))
         return arrays
 
     return check

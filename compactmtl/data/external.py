@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Sample, Split, VisionDataset
 from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
 from compactmtl.data.files import layout, source_of
+from compactmtl.data.labels import anything_known
 from compactmtl.errors import CompactError, ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -173,6 +175,11 @@ class _Wrapped:
             value = torch.from_numpy(np.asarray(arrays[name]))
             targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
         return {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+
+    def labeled(self, target: str) -> NDArray[np.bool_] | None:
+        """Which samples have a label of a target: bool (N,); None where that would need every sample made."""
+        column = self._store.column(target)
+        return None if column is None else anything_known(self.specs[target], column)
 
     def identifier(self, index: int) -> str:
         """As the user's class says."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
 from compactmtl.data.fingerprint import Sources, parts_of
+from compactmtl.data.pixels import IMAGE_SUFFIXES
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _SHOWN = 10  # damaged files that a check names one by one
 
 
@@ -31,6 +31,7 @@ class Record:
     name: str
     image: Path
     files: tuple[Path, ...] = ()  # those beside the image
+    unknown: tuple[str, ...] = field(default=(), kw_only=True)  # targets of which it has no label
 
 
 R = TypeVar("R", bound=Record)
@@ -60,7 +61,8 @@ class FileDataset(Generic[R]):
     """Samples of one split, read from files and kept as `config.cache` says.
 
     `read` gives a record's arrays: the image uint8 (3, H, W) as `image`, and each target of `specs` by its name at
-    `config.size`. `folder` is the data set's own, where a disk cache goes; `key` is whatever else decides the arrays.
+    `config.size`; it can be pickled. `folder` is the data set's own, and `key` is whatever else decides the arrays: a
+    disk cache in the user's cache folder is of exactly these and of the files' sizes and times.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class FileDataset(Generic[R]):
         read: Read[R],
         folder: Path,
         key: object = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if not records:
             raise DataError(
@@ -80,18 +83,16 @@ class FileDataset(Generic[R]):
             )
         self.specs = specs
         self.split: str = split
+        self.notes = tuple(notes)  # what of the folder is passed over
         self._records = records
         layouts = {"image": Layout((3, *config.size), "uint8")}
         layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
-        home = user_cache()
+        self._read = read
+        home = user_cache() / config.name
         if config.cache == "disk":
-            files = [(r.name, *(_size_and_time(f) for f in (r.image, *r.files))) for r in records]
-            home = cache_folder(
-                folder, config.name, content_key(files, list(layouts), config.size, config.options, key)
-            )
-        self._store = open_store(
-            config.cache, len(records), layouts, lambda index: read(records[index]), home
-        )
+            files = [(r.name, *(size_and_time(f) for f in (r.image, *r.files))) for r in records]
+            home /= content_key(str(folder.resolve()), files, list(layouts), config.size, config.options, key)
+        self._store = open_store(config.cache, len(records), layouts, self._make, home)
         if config.cache == "memory":
             self._store.fill()
 
@@ -117,6 +118,13 @@ class FileDataset(Generic[R]):
         files = dict.fromkeys(part for part in parts if isinstance(part, Path) and part.is_file())
         return Sources(record.name, tuple(files), [part for part in parts if isinstance(part, str)])
 
+    def labeled(self, target: str) -> NDArray[np.bool_]:
+        """Which samples have a label of a target: bool (N,)."""
+        return np.array([target not in record.unknown for record in self._records], np.bool_)
+
+    def _make(self, index: int) -> Arrays:
+        return self._read(self._records[index])
+
 
 def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequence[str], mend: str) -> Path:
     """The data set's folder: `root` itself where it holds one of `marks`, else the first `<root>/<inner>` that does.
@@ -136,14 +144,25 @@ def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequen
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name, hidden ones apart."""
+    """The image files of a folder, sorted by name, hidden ones apart; none where there is no such folder.
+
+    Raises DataError where two of them have one name but for the ending.
+    """
     if not folder.is_dir():
         return []
-    return sorted(
+    found = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        if (other := by_stem.setdefault(path.stem, path)) != path:
+            raise DataError(
+                f"{path}: {other.name} has the same name, so which of the two is meant?",
+                "take one of the two out",
+            )
+    return found
 
 
 def part(records: Sequence[R], shares: Mapping[Split, float], split: Split) -> list[R]:
@@ -172,19 +191,24 @@ def source_of(split: Split) -> Split:
 
 
 def damaged(records: Iterable[R], read: Read[R], where: str) -> list[str]:
-    """What decoding says of the files that cannot be used, the first ten one by one."""
+    """What decoding says of the files that cannot be used, the first ten one by one; a mend that they share comes once."""
 
-    def attempt(record: R) -> str | None:
+    def attempt(record: R) -> DataError | None:
         try:
             read(record)
         except DataError as error:
-            return error.message
+            return error
         return None
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        found = [message for message in pool.map(attempt, records) if message is not None]
+        found = [error for error in pool.map(attempt, records) if error is not None]
+    mended: set[str] = set()
+    lines: list[str] = []
+    for error in found[:_SHOWN]:
+        lines.append(error.message if error.hint in mended else str(error))
+        mended.add(error.hint)
     more = [f"... and {len(found) - _SHOWN} more damaged files in {where}"] if len(found) > _SHOWN else []
-    return found[:_SHOWN] + more
+    return lines + more
 
 
 def some(names: Sequence[str], count: int = 3) -> str:
@@ -192,18 +216,7 @@ def some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def cache_folder(folder: Path, name: str, key: str) -> Path:
-    """Where a disk cache of this content goes: in the data set's folder or, where that is read-only, the user's cache."""
-    own = folder / ".compactmtl-cache"
-    if (own / key).is_dir():
-        return own / key
-    with suppress(OSError):
-        own.mkdir(exist_ok=True)
-        if os.access(own, os.W_OK):
-            return own / key
-    return user_cache() / name / key
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """What changes when a file does: its bytes and the nanosecond of its last change."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from compactmtl.config import validate_options
-from compactmtl.config.recipe import DataConfig, Frozen, Share
+from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.config.validate import validate
 from compactmtl.config.yaml import read_yaml
 from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
-from compactmtl.data.files import (
-    IMAGE_SUFFIXES,
-    FileDataset,
-    Record,
-    damaged,
-    held_apart,
-    part,
-    some,
-    source_of,
-)
+from compactmtl.data.description import MAPS, FolderDescription, FolderTarget
+from compactmtl.data.files import FileDataset, Record, damaged, held_apart, part, some, source_of
 from compactmtl.data.formats import read_depth, read_mask, read_normals
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
+from compactmtl.data.names import Listing, Names, list_files, name_of
+from compactmtl.data.pixels import IMAGE_SUFFIXES, ImageInfo
+from compactmtl.data.tables import UNKNOWN_CLASS, Values, is_known, read_table, unknown_label
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -39,8 +31,9 @@ DEFAULT_SIZE = (128, 128)
 DEFAULT_ROOT = "data"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DESCRIPTION_FILE = "dataset.yaml"
+MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".pgm")  # each gives back the numbers that were stored
 
-_MAPS = ("mask", "depth", "normals")
+_IGNORED = 255  # in the masks of images that have none, where dataset.yaml names no value
 _MEND = "see docs/datasets.md for the folder format"
 
 
@@ -48,72 +41,22 @@ class Options(Frozen):
     """folder has no options: dataset.yaml says everything."""
 
 
-class FolderTarget(Frozen):
-    """One target: a folder of maps named like the images (mask, depth, normals), or a CSV table (the others)."""
-
-    kind: Literal["mask", "depth", "normals", "class", "multilabel", "scalar"]
-    path: str | None = Field(None, description="folder or .csv file; by default the target's name")
-    classes: tuple[str, ...] = Field((), description="names of the classes, in the order of their numbers")
-    ignore_index: Annotated[int, Field(ge=0, le=255)] | None = Field(
-        None, description="mask value that counts nowhere"
-    )
-    mirrored: tuple[tuple[str, str], ...] = Field(
-        (), description="pairs of a mask's classes that change places in a mirror image"
-    )
-    unit: str = Field("", description="unit of a scalar, such as years; of depth it is metres")
-    units_per_metre: Annotated[float, Field(gt=0)] = Field(
-        1000.0, description="what one metre is in depth files"
-    )
-
-    @model_validator(mode="after")
-    def _classes(self) -> FolderTarget:
-        least = {"mask": 2, "class": 2, "multilabel": 1}.get(self.kind, 0)
-        if len(self.classes) < least:
-            raise ValueError(f"classes needs at least {least} names for a target of kind {self.kind}")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes names one class twice")
-        if self.kind == "mask" and len(self.classes) > 255:
-            raise ValueError("classes has more than 255 names, which a mask cannot hold")
-        if self.mirrored and self.kind != "mask":
-            raise ValueError(f"mirrored is of masks, not of a target of kind {self.kind}")
-        if unknown := {label for pair in self.mirrored for label in pair} - set(self.classes):
-            raise ValueError(f"mirrored names {min(unknown)!r}, which is none of the classes")
-        return self
-
-
-class FolderDescription(Frozen):
-    """The contents of dataset.yaml."""
-
-    description: str = ""
-    images: str = Field("images", description="folder of the images")
-    targets: dict[str, FolderTarget] = Field(min_length=1)
-    val: Share = Field(
-        0.2, description="share of the images for val, where neither folders nor lists split them"
-    )
-    test: Share = Field(0.0, description="the same for test")
-
-    @model_validator(mode="after")
-    def _shares(self) -> FolderDescription:
-        if not 0 < self.val + self.test < 1 or self.val == 0:
-            raise ValueError("val and test need to leave images for each split: val > 0, val + test < 1")
-        return self
-
-
 @dataclass(frozen=True)
 class Item(Record):
-    """One image, its map files by target, and its row of every table."""
+    """One image, the map files that it has by target, and its label in every table."""
 
     maps: tuple[tuple[str, Path], ...] = ()
-    values: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    values: tuple[tuple[str, Values], ...] = ()
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A described folder: its items by split, and what is to be told of them."""
+    """A described folder: its items by split, its targets' specifications but the scalars', and what is to be told."""
 
     path: Path
     described: FolderDescription
     items: Mapping[Split, Sequence[Item]]
+    ignored: Mapping[str, int | None]  # by mask target
     notes: tuple[str, ...]
 
 
@@ -131,33 +74,34 @@ def open_folder(root: str | None) -> Folder:
     if not path.is_file():
         raise DataError(f"{path}: no such file (data.root of folder)", _MEND)
     described = validate(FolderDescription, read_yaml(path), "data set description")
-    tables = {
-        name: read_table(top / (target.path or f"{name}.csv"), target)
-        for name, target in described.targets.items()
-        if target.kind not in _MAPS
-    }
-    files = _image_files(top / described.images)
-    items: dict[str, Item] = {}
-    partial: list[str] = []
-    for name, image in files.items():
-        item = _item(top, described, tables, name, image)
-        if item is None:
-            partial.append(name)
+    images = list_files(top / described.images, IMAGE_SUFFIXES, _MEND)
+    if not images.files:
+        raise DataError(f"{images.folder}: no image{_not_read(images)}", _MEND)
+    notes = [f"{images.folder}{_not_read(images)}"] if images.others else []
+    maps: dict[str, Mapping[str, Path]] = {}
+    values: dict[str, Mapping[str, Values]] = {}
+    for name, target in described.targets.items():
+        if target.kind in MAPS:
+            maps[name], said = _maps(top / (target.path or name), images)
         else:
-            items[name] = item
+            table = read_table(top / (target.path or f"{name}.csv"), target)
+            values[name], said = table.matched(images.files, images.folder)
+        notes += said
+    every = {name: _item(described, maps, values, name, image) for name, image in images.files.items()}
+    bare = {name for name, item in every.items() if len(item.unknown) == len(described.targets)}
+    items = {name: item for name, item in every.items() if name not in bare}
     if not items:
-        raise DataError(
-            f"{top / described.images}: no image with every target"
-            + (f", {len(partial)} without" if partial else ""),
-            _MEND,
+        raise DataError(f"{images.folder}: not one of {len(bare)} images has a label of any target", _MEND)
+    if bare:
+        notes.append(
+            f"{len(bare)} images have no label of any target and are passed over: {some(sorted(bare))}"
         )
-    notes = [f"{len(partial)} images lack a target and are passed over: {some(partial)}"] if partial else []
-    by_split, said = _split(top, described, items, set(partial))
-    return Folder(top, described, by_split, (*notes, *said))
+    by_split, said = _split(top, described, items, bare)
+    return Folder(top, described, by_split, _ignored(described, items), (*notes, *said))
 
 
 def load(config: DataConfig, split: Split) -> FileDataset[Item]:
-    """The images of a split with the targets that dataset.yaml names."""
+    """The images of a split with the targets that dataset.yaml names; a label that an image lacks is unknown."""
     validate_options(Options, config.options, "data.options")
     folder = open_folder(config.root)
     source = source_of(split)
@@ -165,10 +109,17 @@ def load(config: DataConfig, split: Split) -> FileDataset[Item]:
         raise DataError(f"{folder.path}: split {source} holds no image", _MEND)
     records = held_apart(folder.items[source], config, split)
     training = held_apart(folder.items["train"], config, "train")
-    values = [record.values for record in records]  # part of what a disk cache holds
-    key = [folder.described.model_dump(mode="json"), values]
+    values = [(record.values, record.unknown) for record in records]  # part of what a disk cache holds
+    key = [folder.described.model_dump(mode="json"), dict(folder.ignored), values]
     return FileDataset(
-        config, split, _specs(folder.described, training), records, _reader(config, folder), folder.path, key
+        config,
+        split,
+        _specs(folder, training),
+        records,
+        _reader(config, folder),
+        folder.path,
+        key,
+        folder.notes,
     )
 
 
@@ -184,127 +135,94 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
     return bad, list(folder.notes)
 
 
-def read_table(path: Path, target: FolderTarget) -> dict[str, tuple[float, ...]]:
-    """Values by image name without its ending, from a CSV with a header.
+def _not_read(listing: Listing) -> str:
+    """What to say of files that are there and are not read; empty where there are none."""
+    if not listing.others:
+        return ""
+    endings = sorted({path.suffix or path.name for path in listing.others})
+    names = some([path.relative_to(listing.folder).as_posix() for path in listing.others])
+    return f": {len(listing.others)} files are not read ({some(endings, 5)} is no ending that is): {names}"
 
-    `image,value` holds a class's name or number, or a scalar; a multi-label table has a column for each class, with 1,
-    0, or nothing where it is unknown, as a scalar may have. Raises DataError, naming the line, for what does not parse.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such table", _MEND) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path}: not a readable CSV file ({error})", "save it as UTF-8 text with commas"
-        ) from error
-    header = ["image", *target.classes] if target.kind == "multilabel" else ["image", "value"]
-    found = [word.strip() for word in rows[0]] if rows else []
-    if found[:1] != ["image"] or sorted(found) != sorted(header):
-        raise DataError(
-            f"{path}:1: columns {', '.join(found) or 'none'}, expected {', '.join(header)}", _MEND
+
+def _maps(folder: Path, images: Listing) -> tuple[Mapping[str, Path], list[str]]:
+    """The map files of images by the image's name, and notes on maps without an image, images without a map, and others."""
+    found = list_files(folder, MAP_SUFFIXES, _MEND)
+    own = {name: path for name, path in found.files.items() if name in images.files}
+    strays = [path for name, path in found.files.items() if name not in own]
+    notes = [f"{folder}{_not_read(found)}"] if found.others else []
+    if strays:
+        inner = strays[0].relative_to(folder).as_posix()
+        hint = Names(images.files, images.folder).meant(inner)
+        notes.append(
+            f"{folder}: {len(strays)} of {len(found.files)} maps belong to no image, such as {inner}; {hint}"
         )
-    order = [found.index(word) for word in header]
-    table: dict[str, tuple[float, ...]] = {}
-    for number, row in enumerate(rows[1:], 2):
-        if not any(word.strip() for word in row):
-            continue
-        if len(row) != len(header):
-            raise DataError(f"{path}:{number}: {len(row)} values, expected {len(header)}", _MEND)
-        image, *words = (row[place].strip() for place in order)
-        name = Path(image).with_suffix("").as_posix() if image.lower().endswith(IMAGE_SUFFIXES) else image
-        if name in table:
-            raise DataError(f"{path}:{number}: image {image} is listed twice", "take one of the lines out")
-        table[name] = tuple(_value(word, target, f"{path}:{number}") for word in words)
-    return table
-
-
-def _value(word: str, target: FolderTarget, where: str) -> float:
-    if target.kind == "class":
-        if word in target.classes:
-            return float(target.classes.index(word))
-        if word.isdigit() and int(word) < len(target.classes):
-            return float(word)
-        raise DataError(f"{where}: no class {word!r}", f"the classes are {', '.join(target.classes)}")
-    if target.kind == "multilabel":
-        if word not in ("1", "0", "-1", ""):
-            raise DataError(
-                f"{where}: {word!r} is neither 1, 0 nor empty", "1 present, 0 absent, empty unknown"
-            )
-        return float(word or -1)
-    if not word:
-        return math.nan
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where}: {word!r} is not a number", "give a finite value, or nothing for unknown")
-    return value
-
-
-def _image_files(folder: Path) -> dict[str, Path]:
-    """Images below a folder by their path in it without the ending."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder", _MEND)
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(word.startswith(".") for word in inner.parts):
-            continue
-        name = inner.with_suffix("").as_posix()
-        if name in found:
-            raise DataError(f"{path}: {found[name].name} has the same name", "rename one of the two")
-        found[name] = path
-    return found
+    if not own:
+        said = "; ".join(notes) or f"{folder}: no maps"
+        raise DataError(
+            f"{said}; no image has a map here", "maps have the names of their images and end in .png"
+        )
+    bare = [name for name in images.files if name not in own]
+    if bare:
+        notes.append(f"{folder}: {len(bare)} images have no map: {some(bare)}")
+    return own, notes
 
 
 def _item(
-    top: Path,
     described: FolderDescription,
-    tables: Mapping[str, Mapping[str, tuple[float, ...]]],
+    maps: Mapping[str, Mapping[str, Path]],
+    values: Mapping[str, Mapping[str, Values]],
     name: str,
     image: Path,
-) -> Item | None:
-    """One image with all its targets; None where it lacks one."""
-    maps: list[tuple[str, Path]] = []
-    values: list[tuple[str, tuple[float, ...]]] = []
-    for key, target in described.targets.items():
-        if target.kind in _MAPS:
-            path = top / (target.path or key) / f"{name}.png"
-            if not path.is_file():
-                return None
-            maps.append((key, path))
-        else:
-            # A table may name an image in a split's folder by its file's name alone.
-            row = tables[key].get(name, tables[key].get(name.rpartition("/")[2]))
-            if row is None:
-                return None
-            values.append((key, row))
-    return Item(name, image, tuple(path for _, path in maps), tuple(maps), tuple(values))
+) -> Item:
+    """One image with all that is known of it."""
+    own = tuple((key, files[name]) for key, files in maps.items() if name in files)
+    labels = tuple(
+        (key, table.get(name, unknown_label(described.targets[key]))) for key, table in values.items()
+    )
+    there = {key for key, _ in own} | {key for key, row in labels if is_known(described.targets[key], row)}
+    unknown = tuple(key for key in described.targets if key not in there)
+    return Item(name, image, tuple(path for _, path in own), own, labels, unknown=unknown)
+
+
+def _ignored(described: FolderDescription, items: Mapping[str, Item]) -> dict[str, int | None]:
+    """The value that counts nowhere in each mask; one is needed where an image has no mask."""
+    lacking = {key for item in items.values() for key in item.unknown}
+    return {
+        key: _IGNORED if target.ignore_index is None and key in lacking else target.ignore_index
+        for key, target in described.targets.items()
+        if target.kind == "mask"
+    }
 
 
 def _split(
-    top: Path, described: FolderDescription, items: Mapping[str, Item], partial: set[str]
+    top: Path, described: FolderDescription, items: Mapping[str, Item], bare: set[str]
 ) -> tuple[dict[Split, Sequence[Item]], list[str]]:
     """By lists train.txt and val.txt, by folders images/train and images/val, or by a hash of the names."""
     lists = {split: top / f"{split}.txt" for split in SPLITS}
     if lists["train"].is_file() or lists["val"].is_file():
-        listed = {split: _read_list(path, items, partial) for split, path in lists.items()}
+        listed = {
+            split: _read_list(path, items, bare, top / described.images) for split, path in lists.items()
+        }
         for one, other in combinations(SPLITS, 2):
             if both := sorted(set(listed[one]) & set(listed[other])):
                 raise DataError(
                     f"{lists[other]}: {len(both)} images are in {lists[one].name} too: {some(both)}",
                     "an image belongs to one split",
                 )
-        return {split: [items[name] for name in names] for split, names in listed.items()}, []
+        inside = {name for names in listed.values() for name in names}
+        left = [name for name in items if name not in inside]
+        notes = [f"{len(left)} images are in no list and are passed over: {some(left)}"] if left else []
+        return {split: [items[name] for name in names] for split, names in listed.items()}, notes
     folders = {
         split: [item for name, item in items.items() if name.startswith(f"{split}/")] for split in SPLITS
     }
     if folders["train"] or folders["val"]:
-        outside = len(items) - sum(map(len, folders.values()))
-        notes = [f"{outside} images are in no split's folder and are passed over"] if outside else []
+        outside = [name for name in items if name.partition("/")[0] not in SPLITS]
+        notes = (
+            [f"{len(outside)} images are in no split's folder and are passed over: {some(outside)}"]
+            if outside
+            else []
+        )
         return {split: folders[split] for split in SPLITS}, notes
     shares: dict[Split, float] = {"val": described.val, "test": described.test}
     by_hash: dict[Split, Sequence[Item]] = {
@@ -316,28 +234,35 @@ def _split(
     return {split: by_hash.get(split, ()) for split in SPLITS}, [note]
 
 
-def _read_list(path: Path, items: Mapping[str, Item], partial: set[str]) -> list[str]:
+def _read_list(path: Path, items: Mapping[str, Item], bare: set[str], images: Path) -> list[str]:
     """Names of a split's images, one a line. Raises DataError, naming the line, for an image that is not there."""
     if not path.is_file():
         return []
-    names: dict[str, None] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable list ({error})", "save it as UTF-8 text") from error
+    found: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
         word = line.strip()
-        if not word:
+        name = name_of(word)
+        if not name or name in bare:
             continue
-        name = Path(word).with_suffix("").as_posix() if word.lower().endswith(IMAGE_SUFFIXES) else word
-        if name in items:
-            names[name] = None
-        elif name not in partial:
+        if name not in items:
+            hint = Names([*items, *sorted(bare)], images).meant(word)
+            raise DataError(f"{path}:{number}: no image {word}", hint)
+        if name in found:
             raise DataError(
-                f"{path}:{number}: no image {word}", "name images as they lie in the images folder"
+                f"{path}:{number}: image {word} is listed twice, in line {found[name]} too",
+                "take one of the lines out",
             )
-    return list(names)
+        found[name] = number
+    return list(found)
 
 
-def _specs(described: FolderDescription, training: Sequence[Item]) -> dict[str, TargetSpec]:
+def _specs(folder: Folder, training: Sequence[Item]) -> dict[str, TargetSpec]:
     specs: dict[str, TargetSpec] = {}
-    for key, target in described.targets.items():
+    for key, target in folder.described.targets.items():
         if target.kind == "scalar":
             values = np.array([dict(item.values)[key][0] for item in training], np.float64)
             values = values[np.isfinite(values)]
@@ -345,35 +270,57 @@ def _specs(described: FolderDescription, training: Sequence[Item]) -> dict[str, 
             specs[key] = TargetSpec("scalar", unit=target.unit, mean=mean, std=max(std, 1e-6))
         elif target.kind == "depth":
             specs[key] = TargetSpec("depth", unit="m")
+        elif target.kind == "class":
+            specs[key] = TargetSpec("class", classes=target.classes, ignore_index=UNKNOWN_CLASS)
         else:
             specs[key] = TargetSpec(
                 target.kind,
                 classes=target.classes,
-                ignore_index=target.ignore_index,
+                ignore_index=folder.ignored.get(key),
                 mirrored=target.mirrored,
             )
     return specs
 
 
 def _reader(config: DataConfig, folder: Folder) -> Callable[[Item], Arrays]:
-    targets = folder.described.targets
+    return partial(_read, config.size, folder.described, folder.ignored)
 
-    def read(item: Item) -> Arrays:
-        arrays: Arrays = {"image": read_image(item.image, config.size)}
-        for key, path in item.maps:
-            target = targets[key]
-            if target.kind == "mask":
-                arrays[key] = read_mask(path, config.size, len(target.classes), target.ignore_index)
-            elif target.kind == "depth":
-                arrays[key] = read_depth(path, config.size, target.units_per_metre)
-            else:
-                arrays[key] = read_normals(path, config.size)
-        for key, row in item.values:
-            kind = targets[key].kind
-            if kind == "multilabel":
-                arrays[key] = np.array(row, np.float32)
-            else:
-                arrays[key] = np.array(row[0], np.int64 if kind == "class" else np.float32)
-        return arrays
 
-    return read
+def _read(
+    size: tuple[int, int], described: FolderDescription, ignored: Mapping[str, int | None], item: Item
+) -> Arrays:
+    image, info = read_picture(item.image, size)
+    arrays: Arrays = {"image": image}
+    maps = dict(item.maps)
+    for key, target in described.targets.items():
+        if target.kind in MAPS:
+            arrays[key] = _map(size, described, target, ignored.get(key), maps.get(key), info)
+    for key, row in item.values:
+        kind = described.targets[key].kind
+        if kind == "multilabel":
+            arrays[key] = np.array(row, np.float32)
+        else:
+            arrays[key] = np.array(row[0], np.int64 if kind == "class" else np.float32)
+    return arrays
+
+
+def _map(
+    size: tuple[int, int],
+    described: FolderDescription,
+    target: FolderTarget,
+    ignored: int | None,
+    path: Path | None,
+    info: ImageInfo,
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """A map at `size`; where there is no file one of which nothing is known."""
+    if target.kind == "mask":
+        if path is None:
+            return np.full(size, ignored, np.uint8)
+        return read_mask(path, size, len(target.classes), ignored, info, described.drawn)
+    if target.kind == "depth":
+        if path is None:
+            return np.zeros((1, *size), np.float32)
+        return read_depth(path, size, target.units_per_metre, None, info, described.drawn)
+    if path is None:
+        return np.zeros((3, *size), np.float32)
+    return read_normals(path, size, info, described.drawn)

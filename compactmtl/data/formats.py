@@ -8,20 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.data.maps import nearest, read_map
+from compactmtl.data.maps import Drawn, nearest, stored_map, turned_vectors
+from compactmtl.data.pixels import ImageInfo
 from compactmtl.errors import DataError
 
 _KINECT_INVALID = 65535  # what 7-Scenes writes where the sensor saw nothing; others write 0
 
 
 def read_mask(
-    path: Path, size: tuple[int, int] | None, classes: int, ignore: int | None = None
+    path: Path,
+    size: tuple[int, int] | None,
+    classes: int,
+    ignore: int | None = None,
+    of: ImageInfo | None = None,
+    drawn: Drawn | None = None,
 ) -> NDArray[np.uint8]:
     """Class indices uint8 (H, W) of a file with one number a pixel (a palette's index counts, not its color); as it is without `size`.
 
-    Raises DataError, naming the file, for a value that is neither one of the classes nor `ignore`.
+    Raises DataError, naming the file, for a value that is neither one of the classes nor `ignore`, and where it does
+    not fit the image `of` that it belongs to (`maps.stored_map`).
     """
-    labels = read_map(path)
+    labels = stored_map(path, of, drawn).values
     if labels.ndim != 2:
         raise DataError(
             f"{path}: a mask needs one number a pixel, found {labels.shape[-1]} channels",
@@ -39,15 +46,23 @@ def read_mask(
 
 
 def read_depth(
-    path: Path, size: tuple[int, int], units_per_metre: float, limit: float | None = None
+    path: Path,
+    size: tuple[int, int],
+    units_per_metre: float,
+    limit: float | None = None,
+    of: ImageInfo | None = None,
+    drawn: Drawn | None = None,
 ) -> NDArray[np.float32]:
     """Depth in metres, float32 (1, H, W), of a 16-bit file; 0 where it has 0 or 65535, or lies beyond `limit` metres."""
-    return metres(read_depth_units(path), size, units_per_metre, limit)
+    return metres(read_depth_units(path, of, drawn), size, units_per_metre, limit)
 
 
-def read_depth_units(path: Path) -> NDArray[Any]:
-    """The stored numbers (H, W) of a depth file. Raises DataError for 8 bits or several channels."""
-    stored = read_map(path)
+def read_depth_units(path: Path, of: ImageInfo | None = None, drawn: Drawn | None = None) -> NDArray[Any]:
+    """The stored numbers (H, W) of a depth file. Raises DataError for 8 bits or several channels.
+
+    Depth of an image `of` may be larger or smaller than it, at its aspect ratio.
+    """
+    stored = stored_map(path, of, drawn, scaled=True).values
     if stored.ndim != 2 or stored.dtype.itemsize < 2:
         raise DataError(
             f"{path}: depth needs one 16-bit number a pixel, found {stored.dtype} {stored.shape}",
@@ -69,15 +84,23 @@ def metres(
     return depth[None]
 
 
-def read_normals(path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Unit normals float32 (3, H, W) of an RGB file with n = value/127.5 - 1; 0 where the file is black."""
-    stored = read_map(path)
+def read_normals(
+    path: Path, size: tuple[int, int], of: ImageInfo | None = None, drawn: Drawn | None = None
+) -> NDArray[np.float32]:
+    """Unit normals float32 (3, H, W) of an RGB file with n = value/127.5 - 1; 0 where the file is black.
+
+    A map that is put upright has its vectors turned with it. Sizes as of `read_depth_units`.
+    """
+    found = stored_map(path, of, drawn, scaled=True)
+    stored = found.values
     if stored.ndim != 3 or stored.shape[-1] != 3 or stored.dtype != np.uint8:
         raise DataError(
             f"{path}: normals need 8-bit RGB, found {stored.dtype} {stored.shape}",
             "save n as round((n + 1) * 127.5) in red, green and blue",
         )
-    return unit_normals(nearest(stored.transpose(2, 0, 1), size))
+    return np.ascontiguousarray(
+        turned_vectors(unit_normals(nearest(stored.transpose(2, 0, 1), size)), found.turned)
+    )
 
 
 def unit_normals(stored: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from compactmtl.data.base import Preprocessing
-from compactmtl.errors import DataError
+from compactmtl.data.pixels import ImageInfo, read_rgb
 
 if TYPE_CHECKING:  # reading and normalizing a picture for a deployed model loads no torch
     from torch import Tensor
@@ -19,24 +19,21 @@ if TYPE_CHECKING:  # reading and normalizing a picture for a deployed model load
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """The file as RGB uint8 (3, H, W), upright, stretched to `size` (height, width) with an antialiased bilinear filter.
 
-    Raises DataError, naming the file, where it is missing or not a whole image.
+    `pixels` says what becomes of each kind of file. Raises DataError, naming the file, where it is missing, not a whole
+    image, or of a kind that has no rule.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such image", "check the path") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path}: a folder, not an image", "name an image file in it") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: not a whole image ({_reason(error)})", "remove the file or fetch it again"
-        ) from error
+    return read_picture(path, size)[0]
+
+
+def read_picture(
+    path: Path | str, size: tuple[int, int] | None = None, *, upright: bool = True
+) -> tuple[NDArray[np.uint8], ImageInfo]:
+    """As `read_image`, and what maps of the image must fit. Without `upright` the pixels stay as they are stored."""
+    image, picture = read_rgb(Path(path), upright=upright)
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels: NDArray[np.uint8] = np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
-    return pixels
+    return pixels, picture
 
 
 def normalize_array(images: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -65,8 +62,3 @@ def denormalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(1, 3, 1, 1)
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _reason(error: Any) -> str:
-    text = str(error)
-    return "unknown format" if text.startswith("cannot identify") else text or type(error).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from compactmtl.data.base import Batch, Preprocessing, VisionDataset
 from compactmtl.data.images import normalize
 from compactmtl.data.seeds import generator
 from compactmtl.data.transforms import augment, draw, jitter
-from compactmtl.errors import CompactError
+from compactmtl.errors import CompactError, ConfigError
 
 Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
 
@@ -71,8 +73,6 @@ class BatchView(Dataset[Batch | CompactError]):
         self._dataset, self._train, self._seed = dataset, train, seed
         self._augment = config.augment
         self._preprocessing = preprocessing(config)
-        augmented = config.augment
-        self._moves = augmented.flip or augmented.shift > 0 or augmented.zoom != (1.0, 1.0)
 
     def __getitem__(self, keys: Keys) -> Batch | CompactError:
         try:
@@ -86,9 +86,9 @@ class BatchView(Dataset[Batch | CompactError]):
     def _batch(self, epoch: int, indices: Sequence[int]) -> Batch:
         samples = [self._dataset[index] for index in indices]
         factors: Tensor | None = None
-        if self._train and (self._moves or self._augment.color):
+        if self._train and (self._augment.moves or self._augment.color):
             choices = [draw(self._augment, self._seed, epoch, index) for index in indices]
-            if self._moves:
+            if self._augment.moves:
                 samples = [
                     augment(sample, self._dataset.specs, self._augment, choice)
                     for sample, choice in zip(samples, choices, strict=True)
@@ -129,11 +129,16 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
 
     With train=True the samples are shuffled and augmented anew in each epoch (see EpochSampler); with train=False
     they come in order, whole and unchanged.
+
+    Raises ConfigError where workers have to be started anew and the data set cannot be handed to them.
     """
+    view = BatchView(dataset, config, train=train, seed=seed)
+    if config.workers and _start_method() != "fork":
+        _check_can_move(view, config)
     own = torch.Generator()  # so that a pass leaves torch's global random state alone
     own.manual_seed(seed)
     return Loader(
-        BatchView(dataset, config, train=train, seed=seed),
+        view,
         batch_size=None,  # the view makes batches itself
         sampler=EpochSampler(len(dataset), config.batch_size, shuffle=train, seed=seed),
         num_workers=config.workers,
@@ -150,6 +155,22 @@ def _share(batch: Batch) -> None:
     """
     for tensor in (batch["image"], *batch["targets"].values()):
         tensor.share_memory_()  # type: ignore[no-untyped-call]
+
+
+def _start_method() -> str:
+    """How this process would start a worker; asking must not settle it, as multiprocessing's own question does."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
+def _check_can_move(view: BatchView, config: DataConfig) -> None:
+    """Raise ConfigError for a data set of the user's that cannot be pickled; here, not in a worker's traceback."""
+    try:
+        ForkingPickler.dumps(view)
+    except Exception as error:  # whatever an object of the user's says to being pickled
+        raise ConfigError(
+            f"data.workers: {config.name} cannot be handed to another process ({error})",
+            "keep no open files and no functions made inside others in the data set, or set data.workers: 0",
+        ) from error
 
 
 def _as_is(batch: Any) -> Any:

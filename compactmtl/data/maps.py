@@ -2,38 +2,119 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from compactmtl.data.pixels import FETCH_AGAIN, ImageInfo, load, one_picture, opened, turned
 from compactmtl.errors import DataError
 
-_FETCH_AGAIN = "remove the file or fetch it again"
+Drawn = Literal["upright", "stored"]  # what maps without an EXIF orientation of their own were drawn on
+
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """A map's own integers, (H, W) or (H, W, channels), upright; `turned` is the EXIF orientation that was undone."""
+
+    values: NDArray[Any]
+    turned: int = 1
 
 
 def read_map(path: Path) -> NDArray[Any]:
     """An image file's own integers, (H, W) or (H, W, channels): never scaled, and a palette's indices, not its colors.
 
+    Put upright where the file itself has an EXIF orientation; of 1 bit a pixel 0 and 1.
     Raises DataError, naming the file, where it is missing or not a whole image.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.array(image)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file", "it belongs to an image that is there; fetch it") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a whole image ({error})", _FETCH_AGAIN) from error
+    return stored_map(path).values
+
+
+def stored_map(
+    path: Path, of: ImageInfo | None = None, drawn: Drawn | None = None, *, scaled: bool = False
+) -> StoredMap:
+    """A map's own integers, put upright, and held to the size of the image `of` that it belongs to.
+
+    A map's own EXIF orientation comes first. Where only the image has one, `drawn` says whether the map was drawn on
+    the upright picture or on the stored pixels; without it the map's size has to tell, and where both would have one
+    size it cannot. `scaled` lets a map be larger or smaller at the image's aspect ratio.
+
+    Raises DataError, naming both files, for a map that does not fit, or where it is not known how it lies.
+    """
+    with opened(path, "it belongs to an image that is there; fetch it") as image:
+        one_picture(image, path)
+        said, left = load(image)
+        values = np.asarray(image)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
     if values.dtype.kind not in "iu":
         raise DataError(
             f"{path}: a map needs whole numbers, found {values.dtype}",
             "check how the file was made",
         )
-    return values
+    turn = said or 1
+    values = turned(values, left)
+    if of is not None:
+        if said is None and (of.orientation or 1) != 1:
+            if drawn is None:
+                _told_by_size(path, values.shape[:2], of, scaled=scaled)
+            elif drawn == "stored":
+                turn = of.orientation or 1
+                values = turned(values, turn)
+        if not _fits(values.shape[:2], of.size, scaled=scaled):
+            raise DataError(_sizes(path, values.shape[:2], of), _mend(of, scaled=scaled))
+    return StoredMap(values, turn)
+
+
+def turned_vectors(normals: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Vectors (3, H, W) whose pixels were put upright from this EXIF orientation, with x right and y down again."""
+    x, y, z = normals
+    if orientation >= 5:
+        x, y = y, x
+    if orientation in (2, 3, 6, 7):
+        x = -x
+    if orientation in (3, 4, 7, 8):
+        y = -y
+    return np.stack([x, y, z])
+
+
+def _told_by_size(path: Path, size: tuple[int, ...], of: ImageInfo, *, scaled: bool) -> None:
+    """Raise DataError unless the map has the upright image's size and not that of the stored pixels."""
+    stored = of.size[::-1] if (of.orientation or 1) >= 5 else of.size
+    if _fits(size, stored, scaled=scaled):
+        raise DataError(
+            f"{_sizes(path, size, of)}; the image has EXIF orientation {of.orientation} and the map has none, so "
+            + (
+                "it seems to be drawn on the stored pixels"
+                if stored != of.size
+                else "it cannot be told whether it was drawn on the upright picture or on the stored pixels"
+            ),
+            "of a folder of your own say `drawn: upright` or `drawn: stored` in dataset.yaml; else store the image upright",
+        )
+
+
+def _fits(size: tuple[int, ...], wanted: tuple[int, int], *, scaled: bool) -> bool:
+    if size == wanted:
+        return True
+    # Sides are whole pixels: a true ratio is met within the rounding of one of them.
+    (h, w), (height, width) = size, wanted
+    return scaled and abs(h * width - w * height) <= max(height, width)
+
+
+def _sizes(path: Path, size: tuple[int, ...], of: ImageInfo) -> str:
+    return f"{path}: {size[1]}x{size[0]} pixels (width x height), its image {of.path} is {of.size[1]}x{of.size[0]}"
+
+
+def _mend(of: ImageInfo, *, scaled: bool) -> str:
+    turn = " (upright, as its EXIF says)" if (of.orientation or 1) != 1 else ""
+    share = "of the image's aspect ratio" if scaled else "of the image's size"
+    return f"a map shows the same pixels as its image{turn}: make it {share}, or remove it"
 
 
 def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
@@ -46,15 +127,15 @@ def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "it belongs to an image that is there; fetch it") from error
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a whole .npy array ({error})", _FETCH_AGAIN) from error
+        raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
     if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiub":
-        raise DataError(f"{path}: not one array of numbers", _FETCH_AGAIN)
+        raise DataError(f"{path}: not one array of numbers", FETCH_AGAIN)
     values: NDArray[Any] = loaded
     if values.ndim == dimensions + 1 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != dimensions or 0 in values.shape:
         raise DataError(
-            f"{path}: expected an array of {dimensions} dimensions, found shape {values.shape}", _FETCH_AGAIN
+            f"{path}: expected an array of {dimensions} dimensions, found shape {values.shape}", FETCH_AGAIN
         )
     return values
 

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,20 +98,21 @@ def load(config: DataConfig, split: Split) -> MultiMNIST:
     digits = pools[source]
     wanted = {"train": options.train, "val": options.val, "test": options.test}[source]
     pairs = pair_up(len(digits.labels), wanted or len(digits.labels), options.seed, source, path)
-
-    def read(pair: Pair) -> Arrays:
-        canvas = overlay(digits.images[pair.left], digits.images[pair.right])
-        height, width = config.size
-        picture = Image.fromarray(canvas)
-        if (height, width) != canvas.shape:
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        return {
-            "image": np.repeat(np.asarray(picture, np.uint8)[None], 3, axis=0),
-            "left": digits.labels[pair.left],
-            "right": digits.labels[pair.right],
-        }
-
+    read = partial(_read, config.size, digits)
     return MultiMNIST(config, split, _SPECS, held_apart(pairs, config, split), read, folder, options.seed)
+
+
+def _read(size: tuple[int, int], digits: Digits, pair: Pair) -> Arrays:
+    canvas = overlay(digits.images[pair.left], digits.images[pair.right])
+    height, width = size
+    picture = Image.fromarray(canvas)
+    if (height, width) != canvas.shape:
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return {
+        "image": np.repeat(np.asarray(picture, np.uint8)[None], 3, axis=0),
+        "left": digits.labels[pair.left],
+        "right": digits.labels[pair.right],
+    }
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:

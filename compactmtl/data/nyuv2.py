@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -145,21 +146,27 @@ def _reader(layout: Layout, options: Options, size: tuple[int, int]) -> Callable
         )
     if not stored and options.normal_axes != _IDENTITY:
         raise ConfigError("data.options.normal_axes: no stored normals are read", "leave it out")
+    return partial(_read, layout, options, size, stored)
 
-    def read(frame: Frame) -> Arrays:
-        depth = layout.depth(frame, None)
-        arrays: Arrays = {
-            "image": layout.image(frame, size),
-            "segmentation": layout.segmentation(frame, size, options.classes),
-            "depth": nearest(depth, size),
-        }
-        if stored:
-            arrays["normals"] = turned(layout.normals(frame, size), options.normal_axes)
-        elif options.normals != "none":
-            arrays["normals"] = derived_normals(depth, size)
-        return arrays
 
-    return read
+def _read(
+    layout: Layout,
+    options: Options,
+    size: tuple[int, int],
+    stored: bool,  # whether normals are the layout's own
+    frame: Frame,
+) -> Arrays:
+    depth = layout.depth(frame, None)
+    arrays: Arrays = {
+        "image": layout.image(frame, size),
+        "segmentation": layout.segmentation(frame, size, options.classes),
+        "depth": nearest(depth, size),
+    }
+    if stored:
+        arrays["normals"] = turned(layout.normals(frame, size), options.normal_axes)
+    elif options.normals != "none":
+        arrays["normals"] = derived_normals(depth, size)
+    return arrays
 
 
 def _takes_stored(layout: Layout, options: Options) -> bool:

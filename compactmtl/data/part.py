@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.data.cache import hold_out
 from compactmtl.data.fingerprint import Sources, sources_of
+from compactmtl.data.labels import labeled
 from compactmtl.tasks.base import TargetSpec
 
 
@@ -25,6 +29,16 @@ class Part:
         self._numbers = hold_out(names, share)[1]
         self.split = whole.split
         self.specs: Mapping[str, TargetSpec] = whole.specs
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The whole split's."""
+        return tuple(getattr(self._whole, "notes", ()))
+
+    def labeled(self, target: str) -> NDArray[np.bool_] | None:
+        """Which samples have a label of a target: bool (N,); None where the whole split cannot say."""
+        flags = labeled(self._whole, target)
+        return None if flags is None else flags[self._numbers]
 
     def __len__(self) -> int:
         return len(self._numbers)

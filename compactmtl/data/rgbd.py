@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from compactmtl.data.files import (
     source_of,
 )
 from compactmtl.data.formats import metres, read_depth_units, read_normals
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.data.maps import nearest
 from compactmtl.data.normals import Intrinsics, normals_from_depth
 from compactmtl.errors import DataError
@@ -128,7 +129,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Frame]:
     options = validate_options(Options, config.options, "data.options")
     folder = folder_of(config.root)
     source = _source_of_normals(folder, options)
-    frames, _ = list_split(folder, source_of(split), with_normals=source == "files")
+    frames, lacking = list_split(folder, source_of(split), with_normals=source == "files")
     specs = {"depth": TargetSpec("depth", unit="m")}
     if source != "none":
         specs["normals"] = TargetSpec("normals")
@@ -140,6 +141,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Frame]:
         _reader(config, options, folder, source),
         folder,
         _camera_text(folder) if source == "depth" else None,
+        _notes(source_of(split), lacking),
     )
 
 
@@ -158,14 +160,17 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
         if split == "test" and not (folder / "test").is_dir():
             continue  # nothing in training needs it
         try:
-            frames, partial = list_split(folder, split, with_normals=source == "files")
+            frames, lacking = list_split(folder, split, with_normals=source == "files")
         except DataError as error:
             bad.append(error.message)
             continue
-        if partial:
-            notes.append(f"{len(partial)} frames of {split} lack depth or normals: {some(partial)}")
+        notes += _notes(split, lacking)
         bad += damaged(frames, _reader(config, options, folder, source), split)
     return bad, notes
+
+
+def _notes(split: Split, partial: Sequence[str]) -> list[str]:
+    return [f"{len(partial)} frames of {split} lack depth or normals: {some(partial)}"] if partial else []
 
 
 def _source_of_normals(folder: Path, options: Options) -> str:
@@ -175,23 +180,23 @@ def _source_of_normals(folder: Path, options: Options) -> str:
 
 
 def _reader(config: DataConfig, options: Options, folder: Path, normals: str) -> Callable[[Frame], Arrays]:
-    def read(frame: Frame) -> Arrays:
-        units = read_depth_units(frame.depth)
-        arrays: Arrays = {
-            "image": read_image(frame.image, config.size),
-            "depth": metres(units, config.size, options.units_per_metre, options.max_depth),
-        }
-        if normals == "files" and frame.normal is not None:
-            arrays["normals"] = read_normals(frame.normal, config.size)
-        elif normals == "depth":
-            whole = metres(units, units.shape, options.units_per_metre, options.max_depth)[0]
-            # At the file's own resolution: the fit needs neighbors that lie close on the surface.
-            arrays["normals"] = nearest(
-                normals_from_depth(whole, read_camera(folder, units.shape)), config.size
-            )
-        return arrays
+    return partial(_read, config, options, folder, normals)
 
-    return read
+
+def _read(config: DataConfig, options: Options, folder: Path, normals: str, frame: Frame) -> Arrays:
+    image, picture = read_picture(frame.image, config.size)
+    units = read_depth_units(frame.depth, picture)
+    arrays: Arrays = {
+        "image": image,
+        "depth": metres(units, config.size, options.units_per_metre, options.max_depth),
+    }
+    if normals == "files" and frame.normal is not None:
+        arrays["normals"] = read_normals(frame.normal, config.size, picture)
+    elif normals == "depth":
+        whole = metres(units, units.shape, options.units_per_metre, options.max_depth)[0]
+        # At the file's own resolution: the fit needs neighbors that lie close on the surface.
+        arrays["normals"] = nearest(normals_from_depth(whole, read_camera(folder, units.shape)), config.size)
+    return arrays
 
 
 def _intrinsics(path: Path, key: str, matrix: Any, size: tuple[int, int], hint: str) -> Intrinsics:

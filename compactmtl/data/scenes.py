@@ -9,6 +9,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from compactmtl.config import validate_options
@@ -90,6 +91,10 @@ class Scenes:
                 "normals": torch.from_numpy(arrays["normals"]),
             },
         }
+
+    def labeled(self, target: str) -> NDArray[np.bool_]:
+        """Which samples have a label of a target: all, bool (N,)."""
+        return np.ones(len(self._numbers), np.bool_)
 
     def identifier(self, index: int) -> str:
         """Such as scenes-0-train-00012: seed, split and number."""

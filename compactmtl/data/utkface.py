@@ -7,23 +7,24 @@ A name is [age]_[gender]_[race]_[date and time].jpg, as in 26_0_2_20170104165550
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.files import size_and_time
 from compactmtl.data.images import read_image
+from compactmtl.data.pixels import IMAGE_SUFFIXES
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -38,7 +39,6 @@ OLDEST = 116
 # 1-2, 3-9, 10-20, 21-27, 28-45, 46-65 and 66-116.
 AGE_BINS = (2, 9, 20, 27, 45, 65)
 
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+(?:\.[A-Za-z]+)*")
 _FLAT_VAL_SHARE = 0.2  # the paper's users split 80/20
 _MEND = (
@@ -154,6 +154,7 @@ class UTKFace:
         if not self._faces:
             raise DataError(f"{config.root}: split {split} holds no face", "raise data.holdout or add images")
         self.unparsed = listing.unparsed
+        self.notes = _unparsed_notes(listing.unparsed)
         training = list_split(config.root, "train", config.holdout).faces if split != "train" else self._faces
         ages = np.array([face.age for face in training], np.float64)
         self.specs = {
@@ -165,9 +166,11 @@ class UTKFace:
             "ethnicity": TargetSpec("class", classes=ETHNICITIES),
         }
         layouts = {"image": Layout((3, *config.size), "uint8")}
-        self._store = open_store(
-            config.cache, len(self._faces), layouts, self._make, self._cache_folder(config)
-        )
+        home = user_cache() / "utkface"
+        if config.cache == "disk":
+            files = [(face.path.name, *size_and_time(face.path)) for face in self._faces]
+            home /= content_key(str(folder_of(config.root).resolve()), files, self._size)
+        self._store = open_store(config.cache, len(self._faces), layouts, self._make, home)
         if config.cache == "memory":
             self._store.fill()
 
@@ -186,27 +189,16 @@ class UTKFace:
             },
         }
 
+    def labeled(self, target: str) -> NDArray[np.bool_]:
+        """Which samples have a label of a target: all, bool (N,)."""
+        return np.ones(len(self._faces), np.bool_)
+
     def identifier(self, index: int) -> str:
         """The file's path."""
         return str(self._faces[index].path)
 
     def _make(self, index: int) -> Arrays:
         return {"image": read_image(self._faces[index].path, self._size)}
-
-    def _cache_folder(self, config: DataConfig) -> Path:
-        if config.cache != "disk":
-            return user_cache()
-        files = [(face.path.name, *_size_and_time(face.path)) for face in self._faces]
-        folder = folder_of(config.root)
-        key = content_key(files, self._size)
-        own = folder / ".compactmtl-cache"
-        if (own / key).is_dir():
-            return own / key
-        with suppress(OSError):  # a shared data folder is often read-only; the user's cache then serves
-            own.mkdir(exist_ok=True)
-            if os.access(own, os.W_OK):
-                return own / key
-        return user_cache() / "utkface" / key
 
 
 def load(config: DataConfig, split: Split) -> UTKFace:
@@ -253,10 +245,12 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
             f"{len(leaks)} images are in two splits, byte for byte, such as {leaks[0][0]} and {leaks[0][1]}: "
             "metrics on the later split flatter"
         )
-    if unparsed:
-        examples = ", ".join(repr(name) for name in list(unparsed)[:3])
-        notes.append(f"{len(unparsed)} names do not parse and are passed over, such as {examples}")
-    return bad, notes
+    return bad, [*notes, *_unparsed_notes(list(unparsed))]
+
+
+def _unparsed_notes(names: Sequence[str]) -> tuple[str, ...]:
+    examples = ", ".join(repr(name) for name in names[:3])
+    return (f"{len(names)} names do not parse and are passed over, such as {examples}",) if names else ()
 
 
 def _read_folder(folder: Path) -> Listing:
@@ -266,7 +260,7 @@ def _read_folder(folder: Path) -> Listing:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     for path in files:
@@ -281,8 +275,3 @@ def _read_folder(folder: Path) -> Listing:
 def _pick(faces: Sequence[Face], share: float, *, held_out: bool) -> tuple[Face, ...]:
     kept, held = hold_out([face.path.name for face in faces], share)
     return tuple(faces[i] for i in (held if held_out else kept))
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

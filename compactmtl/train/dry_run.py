@@ -34,6 +34,7 @@ class DryRun:
     """What one batch of a recipe showed. Bytes are of training; `seconds` is the faster of two steps."""
 
     samples: dict[str, int]  # split -> samples
+    data: tuple[str, ...]  # what training would tell of the data at its start
     input: tuple[int, ...]  # (B, 3, H, W)
     outputs: dict[str, tuple[int, ...]]  # task -> shape
     parameters: int  # of the deployed (plain) model
@@ -100,6 +101,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     parameters = list(session.model.parameters())
     return DryRun(
         samples=session.samples,
+        data=session.data,
         input=shape,
         outputs={name: tuple(output.shape) for name, output in outputs.items()},
         parameters=deployed.parameters,

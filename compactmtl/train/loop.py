@@ -118,6 +118,8 @@ class Loop:
         session, progress, tracker = self.session, self.progress, self.tracker
         if resumed is None:
             tracker.start(versions())
+            for line in session.data:
+                tracker.say(line)
         else:
             tracker.resume(session.position.epoch, session.position.step, resumed)
         while not self._done():

@@ -17,6 +17,7 @@ from compactmtl.balancing import Balancer, balancer, still_statistics
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch, VisionDataset
+from compactmtl.data.labels import told
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.models import MultiTaskModel
@@ -63,6 +64,9 @@ class Session:
     train_loader: Loader
     select_loader: Loader
     splits: dict[str, VisionDataset]  # those that are trained and selected on
+    data: tuple[
+        str, ...
+    ]  # what is to be told of the data: the labels that are known, and what is passed over
     device: torch.device
     diagonals: DiagonalPass | None = None  # pass 1 of alternating training
     regularizer: Regularizer | None = None
@@ -282,6 +286,11 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
     select_set = load_dataset(recipe.data, recipe.data.select_on)
     specs = train_set.specs if specs is None else specs
     tasks = build_tasks(recipe.tasks, specs)
+    chosen: dict[str, VisionDataset] = {"train": train_set, recipe.data.select_on: select_set}
+    shown = dict(chosen)
+    if "val" not in shown:  # the run ends with its metrics there
+        shown["val"] = load_dataset(recipe.data.model_copy(update={"cache": "none"}), "val")
+    data = told(shown, {name: task.target for name, task in tasks.items()})
     if recipe.single_task:
         delta_m(
             recipe.single_task, recipe.single_task, tasks
@@ -324,7 +333,8 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
         sparsifier=sparsifier,
         train_loader=train_loader,
         select_loader=select_loader,
-        splits={"train": train_set, recipe.data.select_on: select_set},
+        splits=chosen,
+        data=data,
         device=device,
         diagonals=diagonals,
         regularizer=regularizer,

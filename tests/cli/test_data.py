@@ -11,6 +11,7 @@ from PIL import Image
 from compactmtl.cli import data
 from compactmtl.cli.main import main
 from compactmtl.data import DATASETS
+from tests.support.layouts.folder import write_folder
 
 SMALL = ["size=[24,32]", "options.train=4", "options.val=2", "options.test=2"]
 
@@ -73,3 +74,39 @@ def test_help_names_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert all(name in printed for name in DATASETS)
     assert data.HELP
+
+
+def test_a_folder_that_cannot_be_written_keeps_the_verdict_and_loses_the_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data-scenes.png").mkdir()  # a file cannot be written in its place, whoever the user is
+    assert main(["data", "check", "scenes", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "train    4 samples" in printed
+    assert "no picture: data-scenes.png cannot be written" in printed and "--out" in printed
+    (tmp_path / "file").write_text("in the way")
+    out = str(tmp_path / "file" / "sheet.png")
+    assert main(["data", "check", "scenes", *SMALL, "--out", out]) == 2  # a place that was asked for
+    captured = capsys.readouterr()
+    assert "train    4 samples" in captured.out
+    assert out in captured.err
+
+
+def test_labels_and_endings_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path, count=10)
+    (tmp_path / "depth" / "003.png").unlink()
+    image = tmp_path / "images" / "004.jpg"
+    with Image.open(image) as opened:
+        opened.save(image.with_suffix(".TIF"))
+    image.unlink()
+    (tmp_path / "images" / "005.heic").write_bytes(b"x")
+    (tmp_path / "images" / ".DS_Store").write_bytes(b"x")
+    assert main(["data", "check", "folder", f"root={tmp_path}", "--out", str(tmp_path / "a.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "images   9 .jpg, 1 .tif" in printed
+    labels = [line for line in printed.splitlines() if line.startswith("labels")]
+    assert [line.split()[1] for line in labels] == ["train:", "val:"]
+    assert sum("depth 7 of 8" in line or "depth 1 of 2" in line for line in labels) == 1
+    assert "1 files are not read (.heic is no ending that is): 005.heic" in printed
+    assert "DS_Store" not in printed

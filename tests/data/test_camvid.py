@@ -87,10 +87,15 @@ def test_the_holdout_comes_out_of_training(root: Path) -> None:
     assert (len(kept), len(held), len(names)) == (2, 1, 3)
 
 
-def test_the_disk_cache_follows_the_files(root: Path) -> None:
+def test_the_disk_cache_follows_the_files_and_lies_in_the_users_cache(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    before = sorted(root.rglob("*"))
     load_dataset(config(root, cache="disk"), "train")
-    cached = root / "CamVid" / ".compactmtl-cache"
+    cached = tmp_path / "xdg" / "compactmtl" / "camvid"
     assert len(list(cached.iterdir())) == 1
+    assert [path for path in sorted(root.rglob("*")) if path not in before and "xdg" not in str(path)] == []
     label = next((root / "CamVid" / "trainannot").iterdir())
     Image.fromarray(np.full((36, 48), 4, np.uint8)).save(label)
     dataset = load_dataset(config(root, cache="disk"), "train")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
+from compactmtl.data.tables import UNKNOWN_CLASS
 from compactmtl.errors import CompactError, DataError
 from tests.support.layouts.folder import DATASET, write_folder
 
@@ -99,15 +103,75 @@ def test_lists_split(root: Path) -> None:
     (root / "val.txt").write_text("002\n77.jpg\n")
     with pytest.raises(DataError, match=r"val\.txt:2: no image 77\.jpg"):
         load_dataset(config(root), "val")
+    (root / "val.txt").write_text("images/002.jpg\n")
+    with pytest.raises(DataError) as caught:
+        load_dataset(config(root), "val")
+    assert "did you mean '002'? leave out 'images/'" in caught.value.hint
+    (root / "val.txt").write_text("002\n002.jpg\n")
+    with pytest.raises(DataError, match=r"val\.txt:2: image 002\.jpg is listed twice, in line 1 too"):
+        load_dataset(config(root), "val")
 
 
-def test_images_that_lack_a_target_are_noted(root: Path) -> None:
-    (root / "depth" / "003.png").unlink()
-    lines = (root / "weather.csv").read_text().splitlines()
-    (root / "weather.csv").write_text("\n".join(line for line in lines if not line.startswith("007")))
+def test_images_in_no_list_are_named(root: Path) -> None:
+    (root / "train.txt").write_text("".join(f"{n:03d}\n" for n in range(7)))
+    (root / "val.txt").write_text("007\n009\n")
+    assert check_dataset(config(root)).notes == ["1 images are in no list and are passed over: 008"]
+
+
+LACKING: dict[str, tuple[str, Callable[[torch.Tensor], bool]]] = {
+    "segmentation": ("segmentation/003.png", lambda value: bool((value == 255).all())),
+    "depth": ("depth/003.png", lambda value: not bool(value.any())),
+    "normals": ("normals/003.png", lambda value: not bool(value.any())),
+    "weather": ("weather.csv", lambda value: int(value) == UNKNOWN_CLASS),
+    "things": ("things.csv", lambda value: value.tolist() == [-1, -1]),
+    "height": ("height.csv", lambda value: bool(value.isnan())),
+}
+
+
+def take_label(root: Path, file: str, name: str = "003") -> None:
+    if file.endswith(".png"):
+        (root / file).unlink()
+    else:
+        lines = (root / file).read_text().splitlines()
+        (root / file).write_text("\n".join(line for line in lines if not line.startswith(name)) + "\n")
+
+
+@pytest.mark.parametrize("target", list(LACKING))
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_an_image_that_lacks_one_label_stays_for_the_other_tasks(cache: str, target: str, root: Path) -> None:
+    file, is_unknown = LACKING[target]
+    take_label(root, file)
+    samples = by_name(root, "train", cache=cache) | by_name(root, "val", cache=cache)
+    assert len(samples) == 10
+    assert is_unknown(samples["003"][target])
+    assert not any(LACKING[name][1](samples["003"][name]) for name in LACKING if name != target)
     report = check_dataset(config(root))
-    assert "2 images lack a target and are passed over: 003, 007" in report.notes[0]
-    assert sum(report.counts.values()) == 8
+    assert report.problems == []
+    counted = {name: sum(split[name] or 0 for split in report.known.values()) for name in LACKING}
+    assert counted == {name: 9 if name == target else 10 for name in LACKING}
+    assert any(Path(file).parts[0] in note and "003" in note for note in report.notes)
+
+
+def test_a_mask_without_an_ignore_index_gets_one_where_images_lack_it(root: Path) -> None:
+    text = (root / "dataset.yaml").read_text().replace(", ignore_index: 255", "")
+    (root / "dataset.yaml").write_text(text)
+    for path in (root / "segmentation").iterdir():
+        Image.fromarray(np.zeros((24, 32), np.uint8)).save(path)
+    assert load_dataset(config(root), "train").specs["segmentation"].ignore_index is None
+    take_label(root, "segmentation/003.png")
+    assert load_dataset(config(root), "train").specs["segmentation"].ignore_index == 255
+    samples = by_name(root, "train") | by_name(root, "val")
+    assert (samples["003"]["segmentation"] == 255).all() and not samples["001"]["segmentation"].any()
+
+
+def test_an_image_without_any_label_is_passed_over_and_named(root: Path) -> None:
+    for file, _ in LACKING.values():
+        take_label(root, file)
+    report = check_dataset(config(root))
+    assert sum(report.counts.values()) == 9
+    assert any("1 images have no label of any target and are passed over: 003" in n for n in report.notes)
+    told = [getattr(load_dataset(config(root), split), "notes", ()) for split in ("train", "val")]
+    assert told[0] == told[1] == tuple(report.notes)
 
 
 @pytest.mark.parametrize(
@@ -159,3 +223,42 @@ def test_a_disk_cache_follows_the_tables_and_the_description(root: Path) -> None
     (root / "dataset.yaml").write_text(DATASET.replace("kind: depth", "kind: depth, units_per_metre: 500"))
     after = by_name(root, "train", cache="disk")[name]["depth"]
     assert torch.allclose(after, 2 * before[name]["depth"])
+
+
+def test_a_mask_of_gray_levels_is_named_with_its_values_and_the_mend(root: Path) -> None:
+    for number in (2, 3):
+        labels = np.full((24, 32), 128, np.uint8)
+        labels[0] = 64
+        Image.fromarray(labels).save(root / "segmentation" / f"{number:03d}.png")
+    problems = check_dataset(config(root)).problems
+    assert all("holds the values 64, 128, expected 0 to 2 or 255 for ignored" in text for text in problems)
+    assert sum("a mask holds class numbers, not gray levels" in text for text in problems) == 1
+
+
+def test_what_looks_wrong_in_ones_own_labels_is_noted(root: Path) -> None:
+    for path in (root / "depth").iterdir():
+        Image.fromarray(np.full((24, 32), 2, np.uint16)).save(path)
+    for path in (root / "images").iterdir():
+        Image.fromarray(np.full((24, 32), 4095, np.uint16)).save(path.with_suffix(".png"))
+        path.unlink()
+    table = root / "weather.csv"
+    table.write_text(table.read_text().replace("rain", "sun"))
+    notes = "\n".join(check_dataset(config(root)).notes)
+    assert "no pixel of the 8 images looked at is above 16 of 255" in notes
+    assert "target depth: half of the depths are below 0.002 m" in notes
+    assert "target weather: none of rain in the 8 training samples looked at" in notes
+
+
+def test_a_mask_whose_classes_are_numbers_of_other_places_is_noted(root: Path) -> None:
+    text = (root / "dataset.yaml").read_text().replace("[floor, wall, block]", '["1", "2", "3"]')
+    (root / "dataset.yaml").write_text(text)
+    notes = check_dataset(config(root)).notes
+    assert any("class '1' is the value 0 of a mask" in note for note in notes)
+
+
+def test_a_folder_of_masks_that_fit_no_image_is_a_problem(root: Path) -> None:
+    for path in (root / "segmentation").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    with pytest.raises(DataError, match=r"10 of 10 maps belong to no image, such as 000_mask\.png") as caught:
+        load_dataset(config(root), "train")
+    assert "did you mean '000'?" in caught.value.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compactmtl.config.recipe import DataConfig
-from compactmtl.data import Batch, build_loader, load_dataset, preprocessing
+from compactmtl.config.recipe import AugmentConfig, DataConfig
+from compactmtl.data import Batch, Sample, build_loader, denormalize, load_dataset, preprocessing
 from compactmtl.data.loader import EpochSampler
 from compactmtl.errors import DataError
+from compactmtl.tasks import TargetSpec
 
 AUGMENT = {"flip": True, "zoom": [1.0, 1.4], "shift": 2, "color": 0.3}
 
@@ -91,6 +93,66 @@ def test_a_sample_is_augmented_alike_in_any_batch() -> None:
         torch.testing.assert_close(
             small[key], large[key], rtol=0, atol=1e-5
         )  # means over other batch strides
+
+
+ALONE = {"flip": True, "zoom": [1.3, 1.6], "rotate": 40, "shift": 5}
+
+
+class Painted:
+    """Pictures that show their mask, depth and normals in gray, so that pixels and targets can be held together."""
+
+    split = "train"
+
+    def __init__(self) -> None:
+        self.specs: Mapping[str, TargetSpec] = {
+            "mask": TargetSpec("mask", classes=("a", "b", "c"), ignore_index=255),
+            "depth": TargetSpec("depth", unit="m"),
+            "normals": TargetSpec("normals"),
+        }
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Sample:
+        mask = torch.zeros(40, 48, dtype=torch.long)
+        mask[:, 30:] = 1
+        mask[25:, 4 + index : 20] = 2
+        image = (100 * mask).to(torch.uint8).expand(3, -1, -1)
+        normals = torch.nn.functional.one_hot(mask, 3).permute(2, 0, 1).float()
+        return {"image": image, "targets": {"mask": mask, "depth": 1.0 + mask[None], "normals": normals}}
+
+    def identifier(self, index: int) -> str:
+        return str(index)
+
+
+def painted(**augment: Any) -> list[Batch]:
+    data = config(size=(40, 48), augment=augment, batch_size=6)
+    loader = build_loader(Painted(), data, train=True, seed=0)
+    loader.sampler.set_epoch(1)
+    return list(loader)
+
+
+def test_every_geometric_key_is_tried_alone() -> None:
+    assert set(ALONE) | {"color"} == set(AugmentConfig.model_fields)
+    assert all(AugmentConfig.model_validate({key: value}).moves for key, value in ALONE.items())
+    assert not AugmentConfig(color=0.5).moves and not AugmentConfig().moves
+
+
+@pytest.mark.parametrize("key", list(ALONE))
+def test_each_key_alone_moves_pixels_and_all_targets_together(key: str) -> None:
+    (plain,), (moved,) = painted(), painted(**{key: ALONE[key]})
+    assert not torch.equal(plain["image"], moved["image"])
+    facts = preprocessing(config(size=(40, 48)))
+    gray = denormalize(moved["image"], facts)[:, 0].float()
+    mask, depth, normals = (moved["targets"][name] for name in ("mask", "depth", "normals"))
+    seen = (gray / 100).round()  # edges are interpolated in the picture alone
+    known = mask != 255
+    assert (seen == mask)[known].float().mean() > 0.93
+    # a zoom brings depth nearer and tilts normals to the camera; what they are of is the same pixel
+    zoomed = depth.amax((1, 2, 3), keepdim=True) / 3
+    assert torch.equal((depth / zoomed).round()[:, 0][known], 1.0 + mask[known])
+    assert torch.equal(normals.abs().argmax(1)[known & (mask == 2)], mask[known & (mask == 2)])
+    assert ((normals.square().sum(1) - 1).abs() < 1e-5)[known].all()
 
 
 def test_torchs_global_random_state_is_left_alone() -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from compactmtl.config.recipe import TaskConfig
@@ -80,3 +82,45 @@ def test_an_option_that_the_loss_does_not_use() -> None:
     config = TaskConfig(kind="classification", loss="dice", options={"label_smoothing": 0.1})
     with pytest.raises(ConfigError, match="label_smoothing"):
         build_task("ethnicity", config, SPEC)
+
+
+UNKNOWN = -100
+PARTLY = TargetSpec("class", classes=("a", "b", "c"), ignore_index=UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [("cross_entropy", {}), ("cross_entropy", {"label_smoothing": 0.1}), ("dice", {})],
+)
+@given(
+    labels=st.lists(st.sampled_from([0, 1, 2, UNKNOWN]), min_size=1, max_size=12), seed=st.integers(0, 1000)
+)
+def test_unknown_classes_count_as_if_their_images_were_not_there(
+    loss: str, options: dict[str, float], labels: list[int], seed: int
+) -> None:
+    task = build_task("t", TaskConfig(kind="classification", loss=loss, options=options), PARTLY)
+    output = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed))
+    target = torch.tensor(labels)
+    known = target != UNKNOWN
+    whole, part = output.clone().requires_grad_(), output[known].clone().requires_grad_()
+    task.loss(whole, target).backward()  # type: ignore[no-untyped-call]
+    task.loss(part, target[known]).backward()  # type: ignore[no-untyped-call]
+    assert whole.grad is not None and part.grad is not None
+    # float32 sums in another order
+    torch.testing.assert_close(task.loss(whole, target), task.loss(part, target[known]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.grad[known], part.grad, rtol=1e-5, atol=1e-6)
+    assert not whole.grad[~known].any()
+    metrics, other = task.metrics(), task.metrics()
+    metrics.update(output, target)
+    other.update(output[known], target[known])
+    if known.any():
+        assert metrics.compute() == other.compute()
+    else:
+        assert float(task.loss(whole, target).detach()) == 0
+        with pytest.raises(DataError, match="known target"):
+            metrics.compute()
+
+
+def test_an_unknown_class_is_called_so() -> None:
+    task = build_task("t", TaskConfig(kind="classification"), PARTLY)
+    assert task.caption(np.array(UNKNOWN)) == "unknown"

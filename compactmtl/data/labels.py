@@ -1,0 +1,75 @@
+"""How many samples have a label of each target, and what to say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compactmtl.data.base import VisionDataset
+from compactmtl.errors import DataError
+from compactmtl.tasks.base import TargetSpec
+
+
+def labeled(dataset: VisionDataset, target: str) -> NDArray[np.bool_] | None:
+    """Which samples have a label of a target, bool (N,); None where the data set cannot say without decoding them all."""
+    say = getattr(dataset, "labeled", None)
+    return None if say is None else say(target)
+
+
+def known_labels(dataset: VisionDataset, targets: Iterable[str]) -> dict[str, int | None]:
+    """The number of samples with a label of each of these targets; None where it cannot be said."""
+    found: dict[str, int | None] = {}
+    for target in targets:
+        flags = labeled(dataset, target)
+        found[target] = None if flags is None else int(flags.sum())
+    return found
+
+
+def anything_known(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of targets (N, ...) in the format of `spec`, which say anything: bool (N,)."""
+    if spec.kind in ("mask", "class") and spec.ignore_index is not None:
+        known = values != spec.ignore_index
+    elif spec.kind == "scalar":
+        known = np.isfinite(values)
+    elif spec.kind == "multilabel":
+        known = values >= 0
+    elif spec.kind in ("depth", "disparity", "normals"):
+        known = values != 0
+    else:  # of instances: that nothing is there is known as well
+        known = np.ones(values.shape, np.bool_)
+    return np.asarray(known.reshape(len(values), math.prod(values.shape[1:])).any(1), np.bool_)
+
+
+def label_line(split: str, count: int, known: Mapping[str, int | None]) -> str:
+    """Such as "train: segmentation 804 of 2,000, depth 1,500 of 2,000"."""
+    parts = [
+        f"{name} not counted" if some is None else f"{name} {some:,} of {count:,}"
+        for name, some in known.items()
+    ]
+    return f"{split}: {', '.join(parts)}"
+
+
+def told(splits: Mapping[str, VisionDataset], targets: Mapping[str, str]) -> tuple[str, ...]:
+    """What training says of its data: for each split how many samples have a label of each task, and its notes.
+
+    `targets` gives each task's. Raises DataError for a split in which no sample has a label of a task: it could be
+    neither learned nor measured there.
+    """
+    lines: list[str] = []
+    notes: dict[str, None] = {}
+    for split, dataset in splits.items():
+        by_target = known_labels(dataset, targets.values())
+        known = {task: by_target[target] for task, target in targets.items()}
+        for task, count in known.items():
+            if count == 0:
+                raise DataError(
+                    f"task {task!r}: not one sample of split {split} has a label of it",
+                    "give labels of it in that split, choose other splits, or take the task out of the recipe",
+                )
+        lines.append(f"labels of {label_line(split, len(dataset), known)}")
+        notes |= dict.fromkeys(getattr(dataset, "notes", ()))
+    return (*lines, *(f"note: {note}" for note in notes))
