@@ -141,13 +141,13 @@ class Bundle:
     def _check_hashes(self) -> None:
         """Hold the files that bundle.json does not list against hashes.json.
 
-        What was left behind where the bundle was copied in part, such as pictures of errors, may be missing.
+        What was left behind where the bundle was copied in part, such as pictures of errors, may be missing; without its
+        verification the bundle is doubted.
         """
         hashes = read_hashes(self.path, _EXPORT_AGAIN)
         if hashes is None:  # written before there were any: bundle.json and verification.json hold each other
             return
-        needed = {BUNDLE_FILE, VERIFICATION_FILE}
-        names = [name for name in hashes.files if name in needed or (self.path / name).exists()]
+        names = [name for name in hashes.files if (self.path / name).exists()]
         check_files(self.path, hashes, _EXPORT_AGAIN, [name for name in names if name not in self.info.files])
 
     @property

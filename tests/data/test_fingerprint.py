@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ class Named:
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
-        self.specs = {"value": TargetSpec("scalar")}
+        self.specs: Mapping[str, TargetSpec] = {"value": TargetSpec("scalar")}
         self.split = "train"
 
     def __len__(self) -> int:

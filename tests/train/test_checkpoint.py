@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from compactmtl.artifacts.hashes import write_hashes
+from compactmtl.artifacts.layout import STATE, SUMMARY, WEIGHTS
 from compactmtl.errors import ArtifactError
 from compactmtl.overparam import overparameterize
 from compactmtl.train.checkpoint import (
-    STATE,
-    SUMMARY,
-    WEIGHTS,
     load_state,
     load_summary,
     load_weights,
