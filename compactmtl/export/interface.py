@@ -32,8 +32,10 @@ def restore(output: NDArray[Any], after: str | None, channels: int) -> NDArray[A
     if after == "argmax":
         return np.moveaxis(np.eye(channels, dtype=np.float32)[output], -1, 1)
     if after == "softmax":
-        return np.log(np.maximum(output.astype(np.float32), np.float32(SMALLEST)))
+        shares: NDArray[np.float32] = np.log(np.maximum(output.astype(np.float32), np.float32(SMALLEST)))
+        return shares
     if after == "sigmoid":
         share = output.astype(np.float32).clip(EDGE, 1 - EDGE)
-        return np.log(share / (1 - share))
+        logits: NDArray[np.float32] = np.log(share / (1 - share))
+        return logits
     return output

@@ -150,7 +150,8 @@ def softmax(values: Array, axis: int = -1) -> Array:
 
 
 def _index(found: Reading, output: Array) -> Array:
-    return output.argmax(1)
+    index: Array = output.argmax(1)
+    return index
 
 
 def _as_it_is(found: Reading, output: Array) -> Array:
