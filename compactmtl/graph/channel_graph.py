@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from compactmtl.graph.analysis import Analysis, Binding
 from compactmtl.graph.groups import GroupFamily, Member, Role
 from compactmtl.graph.rules import FALLBACK, RULES
 from compactmtl.graph.space import Flags, Ids
-from compactmtl.graph.trace import trace
+from compactmtl.graph.trace import check_inputs, trace
 
 _ROLE_ORDER: tuple[Role, ...] = ("producer", "affine", "consumer")
 
@@ -43,15 +44,16 @@ class ChannelGraph:
         self._count: dict[str, csr_matrix] = {}
 
     @classmethod
-    def trace(cls, model: nn.Module, example_inputs: Sequence[Tensor]) -> ChannelGraph:
+    def trace(cls, model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any]) -> ChannelGraph:
         """Trace `model` in eval mode with `example_inputs` and follow its channels.
 
         The model is left as it was. Raises SurgeryError where it cannot be traced, returns something other
         than tensors or holds values that are not finite.
         """
-        traced = trace(model, example_inputs)
+        arguments = check_inputs(model, example_inputs)
+        traced = trace(model, arguments)
         analysis = Analysis(traced)
-        analysis.run(RULES, FALLBACK, example_inputs)
+        analysis.run(RULES, FALLBACK, arguments)
         return cls(analysis, frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)))
 
     # -- groups --------------------------------------------------------------------------------------

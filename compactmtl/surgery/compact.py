@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
 from compactmtl.graph.copies import copy_model
+from compactmtl.graph.inputs import copied
 from compactmtl.graph.trace import check_inputs, check_model, first_line
 from compactmtl.overparam import contract
 from compactmtl.surgery.computed import computed_layers, contract_computed
@@ -37,7 +37,7 @@ class CompactResult:
 
 def compact(
     model: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | Mapping[str, Any],
     align: int = 1,
     tolerance: float | None = None,
     gather: bool = False,
@@ -58,11 +58,8 @@ def compact(
         )
     started = time.perf_counter()
     check_model(model)
-    check_inputs(example_inputs)
     # A forward may write into its inputs: the caller's stay as they were.
-    inputs = tree_map(
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, list(example_inputs)
-    )
+    inputs = copied(check_inputs(model, example_inputs))
     plain = _plain_copy(model)
     settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather)
     found = _smallest(settings)
