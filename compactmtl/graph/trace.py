@@ -94,10 +94,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise SurgeryError where `model` is no module or holds values that nothing can be said of."""
-    if not isinstance(model, nn.Module):
-        raise SurgeryError(f"expected an nn.Module, found {type(model).__name__}", "pass the model itself")
-    _check_wrapper(model)
+    """Raise SurgeryError where `model` is no module that can be followed or holds values that nothing can be said of."""
+    check_form(model)
     # A buffer may hold infinities on purpose, such as an attention mask.
     named = [
         *((f"parameter {name}", value, torch.isfinite) for name, value in model.named_parameters()),
@@ -119,8 +117,10 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def _check_wrapper(model: nn.Module) -> None:
-    """Raise SurgeryError where the model, or a part of it, is in a form that is not followed."""
+def check_form(model: nn.Module) -> None:
+    """Raise SurgeryError where `model` is no module, or it or a part of it is in a form that is not followed."""
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"expected an nn.Module, found {type(model).__name__}", "pass the model itself")
     for path, module in model.named_modules():
         where = f"its module {path}" if path else "it"
         name = type(module).__name__

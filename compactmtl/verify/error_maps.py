@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compactmtl.backends import Runner
+from compactmtl.graph.inputs import as_arguments
 from compactmtl.verify.accuracy import evaluating
-from compactmtl.verify.parity import Inputs, as_arguments, reference_outputs, scale_of, to_arrays
+from compactmtl.verify.parity import Inputs, reference_outputs, scale_of, to_arrays
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Difference:
 
 def error_maps(model: nn.Module, runner: Runner, inputs: Inputs) -> dict[str, Difference]:
     """A map for each output of 4 dimensions (B, C, H, W), or 3 of whole numbers (B, H, W)."""
-    arguments = as_arguments(inputs)
+    arguments = as_arguments(model, inputs)
     with evaluating(model):
         reference = reference_outputs(model, arguments)
     artifact = runner.run(to_arrays(runner, arguments))
