@@ -124,8 +124,9 @@ def _subject(runnable: Runnable, inputs: LatencyInputs, stack: ExitStack) -> _Su
     if isinstance(runnable, Runner):
         if inputs is None:
             raise ConfigError("a runner can't be timed without inputs", "give the inputs it takes")
-        named = isinstance(inputs, Mapping) and set(runnable.input_names) <= set(inputs)
-        given = tuple(inputs[name] for name in runnable.input_names) if named else (inputs,)
+        given: tuple[Any, ...] = (inputs,)
+        if isinstance(inputs, Mapping) and set(runnable.input_names) <= set(inputs):
+            given = tuple(inputs[name] for name in runnable.input_names)
         arrays = to_arrays(runnable, given)
         return _Subject(lambda: runnable.run(arrays), runnable.describe, includes_transfers=True)
     if isinstance(runnable, nn.Module):
