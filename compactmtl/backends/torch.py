@@ -53,6 +53,11 @@ def named_outputs(outputs: object, names: Sequence[str] | None = None) -> dict[s
     return dict(zip(names, tensors.values(), strict=True))
 
 
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor on the host; bfloat16, which numpy lacks, as float32, which holds every value of it."""
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy(force=True)
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where the module's parameters or buffers are; the CPU where it has none."""
     tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
@@ -102,7 +107,7 @@ class TorchRunner(Runner):
         arguments = [torch.as_tensor(inputs[name], device=self.device) for name in self.input_names]
         with borrowed(self.module, weights=False):
             tensors = named_outputs(self.module(*arguments), self._renamed)
-            arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+            arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
         if not self.outputs:
             self.outputs = tuple(TensorInfo(name) for name in arrays)
         return arrays

@@ -33,10 +33,10 @@ _Lru = type(functools.lru_cache(lambda: None))
 def borrowed(*models: nn.Module, evaluate: bool = True, weights: bool = True) -> Iterator[None]:
     """Run `models` without gradients, in eval mode unless `evaluate` is False, and put everything back afterwards.
 
-    Put back are the attributes of every module, of the objects and containers in them, of their classes, and what
-    their hooks and their source files keep; values of buffers and other tensors; whether parameters ask for
-    gradients; modes; and the states of all random generators. So a forward that counts its calls, keeps activations
-    or builds anchors for a size leaves no trace. Never in inference mode, also where the caller is: a tensor made
+    Put back are the attributes of every module, of the objects and containers in them; values of buffers and other
+    tensors; whether parameters ask for gradients; modes; and the states of all random generators. So a forward that
+    counts its calls, keeps activations or builds anchors for a size leaves no trace. Outside of the modules, in their
+    classes, closures and source files, tensors that were put into caches go. Never in inference mode, also where the caller is: a tensor made
     there and kept could not be trained with.
 
     With `weights` the values of parameters are put back too, which takes a second copy of them for as long: a forward
@@ -61,6 +61,7 @@ class _State:
         self._undo: list[Callable[[], None]] = []
         self._seen: dict[int, object] = {}  # holds on to what was seen: an id must not be used again
         self._classes: set[type] = set()
+        self._outside = False  # whether what is walked now belongs to no module
         for model in models:
             self._walk(model, 0)
         self._random()
@@ -103,6 +104,7 @@ class _State:
                 self._walk(attributes, hops + 1)
 
     def _module(self, module: nn.Module) -> None:
+        outside, self._outside = self._outside, False
         training = module.training
         attributes = vars(module)
         self._seen[id(attributes)] = attributes
@@ -113,11 +115,14 @@ class _State:
                 module.training = training
 
         self._undo.append(undo)
+        self._outside = True
         for kind in type(module).__mro__:
             if kind not in self._classes and not _of_torch(kind) and kind is not object:
                 self._classes.add(kind)
                 self._class(kind)
-                self._file(kind)
+                names = getattr(sys.modules.get(kind.__module__), "__dict__", {})
+                self._file(names, [getattr(value, "__code__", None) for value in vars(kind).values()])
+        self._outside = outside
 
     def _class(self, kind: type) -> None:
         own = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
@@ -127,18 +132,18 @@ class _State:
         def undo() -> None:
             now = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
             for name in now.keys() - own.keys():
-                delattr(kind, name)
+                if _holds_tensors(now[name], own.values()):
+                    delattr(kind, name)
             for name, value in own.items():
-                if now.get(name) is not value:
+                if now.get(name) is not value and _holds_tensors(now.get(name), [value]):
                     setattr(kind, name, value)
 
         self._undo.append(undo)
 
-    def _file(self, kind: type) -> None:
-        """Caches at the top level of the file that a class comes from, and tensors and numbers by name, of those that it uses."""
-        names = getattr(sys.modules.get(kind.__module__), "__dict__", {})
+    def _file(self, names: dict[str, Any], codes: list[Any]) -> None:
+        """Caches at the top level of a file, `names`, and tensors and numbers there, of those that some code uses."""
         kept = dict[str, object]()
-        for key in _globals_used(kind, names):
+        for key in _globals_used(codes, names):
             value = names[key]
             if isinstance(value, (Tensor, int, float, str, type(None))):
                 kept[key] = value
@@ -149,18 +154,25 @@ class _State:
 
         def undo() -> None:
             for key, value in kept.items():
-                if names.get(key) is not value:
+                if names.get(key) is not value and _holds_tensors(names.get(key), [value]):
                     names[key] = value
 
         self._undo.append(undo)
 
     def _shallow(self, value: Any) -> None:
-        if isinstance(value, dict):
-            self._undo.append(functools.partial(_fill_dict, value, list(value.items())))
-        elif isinstance(value, (list, deque)):
-            self._undo.append(functools.partial(_fill_sequence, value, list(value)))
-        else:
+        if isinstance(value, set):
             self._set(value)
+            return
+        is_dict = isinstance(value, dict)
+        kept = list(value.items()) if is_dict else list(value)
+        fill = functools.partial(_fill_dict if is_dict else _fill_sequence, value, kept)
+        outside = self._outside
+
+        def undo() -> None:
+            if not outside or _holds_tensors(value, kept):
+                fill()
+
+        self._undo.append(undo)
 
     def _dict(self, value: dict[Any, Any], hops: int) -> None:
         self._shallow(value)
@@ -199,11 +211,14 @@ class _State:
         elif isinstance(value, types.MethodType):
             self._walk(value.__self__, hops)
         elif not str(value.__module__).startswith("torch."):
+            outside, self._outside = self._outside, True
             for cell in value.__closure__ or ():
                 self._cell(cell, hops)
             for part in (value.__defaults__, vars(value)):
                 if part:
                     self._walk(part, hops)
+            self._file(value.__globals__, [value.__code__])
+            self._outside = outside
 
     def _cell(self, cell: types.CellType, hops: int) -> None:
         try:
@@ -213,7 +228,7 @@ class _State:
         self._walk(kept, hops)
 
         def undo() -> None:
-            if cell.cell_contents is not kept:
+            if cell.cell_contents is not kept and _holds_tensors(cell.cell_contents, [kept]):
                 cell.cell_contents = kept
 
         self._undo.append(undo)
@@ -260,10 +275,10 @@ def _of_torch(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("torch", "builtins", "collections", "functools")
 
 
-def _globals_used(kind: type, names: dict[str, Any]) -> set[str]:
-    """What the methods of a class, and the functions of its file that they call, name of `names`."""
+def _globals_used(codes: list[Any], names: dict[str, Any]) -> set[str]:
+    """What some code, and the functions of its file that it calls, name of `names`."""
     found = set[str]()
-    pending: list[Any] = [getattr(value, "__code__", None) for value in vars(kind).values()]
+    pending = list(codes)
     while pending:
         code = pending.pop()
         if not isinstance(code, types.CodeType):
@@ -275,6 +290,20 @@ def _globals_used(kind: type, names: dict[str, Any]) -> set[str]:
             getattr(inspect.unwrap(names[name]), "__code__", None) for name in fresh if callable(names[name])
         ]
     return found
+
+
+def _holds_tensors(value: object, kept: Iterable[object]) -> bool:
+    """Whether there is a tensor in a value, or in containers in it, that was not in what was kept."""
+    known = {id(tensor) for tensor in _tensors(list(kept), 0)}
+    return any(id(tensor) not in known for tensor in _tensors(value, 0))
+
+
+def _tensors(value: object, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple, set, deque)) and depth < 4:
+        for item in list(value.values()) if isinstance(value, dict) else list(value):
+            yield from _tensors(item, depth + 1)
 
 
 def _same_array(one: Any, other: Any) -> bool:

@@ -62,7 +62,7 @@ def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> Run:
     """
 
     def run(image: Tensor) -> Mapping[str, Tensor]:
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.no_grad():
             outputs: Mapping[str, Tensor] = model(image.to(device, non_blocking=True))
         return outputs
 

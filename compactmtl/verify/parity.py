@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.torch import device_of, named_outputs
+from compactmtl.backends.torch import as_array, device_of, named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, GateError
 from compactmtl.graph.borrow import borrowed
@@ -129,7 +129,7 @@ def reference_outputs(
     with borrowed(model, weights=False):  # each case begins as the first did
         placed = copied(map_tensors(lambda tensor: tensor.to(device), arguments))
         outputs = named_outputs(model(*placed), output_names)
-    return {name: tensor.numpy(force=True) for name, tensor in outputs.items()}
+    return {name: as_array(tensor) for name, tensor in outputs.items()}
 
 
 def to_arrays(runner: Runner, arguments: Arguments) -> dict[str, NDArray[Any]]:
@@ -191,6 +191,11 @@ def scale_of(low: float, high: float) -> float:
     return max(span, magnitude / 100) if span else magnitude or 1.0
 
 
+def _parts(array: NDArray[Any]) -> NDArray[Any]:
+    """Real and imaginary parts side by side, in a last dimension of their own."""
+    return np.stack([array.real, array.imag], axis=-1)
+
+
 class _Tally:
     """Differences, range, cosine and variation of one output, accumulated over all cases in float64."""
 
@@ -199,12 +204,14 @@ class _Tally:
         self.max_abs = 0.0
         self.low, self.high = np.inf, -np.inf
         self.dot = self.reference_square = self.artifact_square = 0.0
-        self.classes: list[int] = []  # of an output of whole numbers: how many differ, of how many
+        self.classes: list[int] = []  # of whole numbers and truth values: how many differ, of how many
         # of each value the smallest and the largest over the samples of one shape, and how many samples
         self.extremes: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[Any], int]] = {}
 
     def add(self, reference: NDArray[Any], artifact: NDArray[Any]) -> None:
-        if np.issubdtype(reference.dtype, np.integer):
+        if np.iscomplexobj(reference):
+            reference, artifact = (_parts(array) for array in (reference, artifact))
+        if np.issubdtype(reference.dtype, np.integer) or reference.dtype == np.bool_:
             differ, size = self.classes or (0, 0)
             self.classes = [differ + int((reference != artifact).sum()), size + reference.size]
         elif reference.ndim and reference.size:
@@ -230,7 +237,9 @@ class _Tally:
         return max(changes, default=None)
 
     def result(self, name: str, tolerance: float) -> OutputParity:
-        scale = scale_of(self.low, self.high)
+        scale = (
+            scale_of(self.low, self.high) if self.low <= self.high else 1.0
+        )  # an empty output has no range
         norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
         both_zero = self.reference_square == self.artifact_square == 0.0
         # A class is right or wrong: the share that differs counts, not by how many class numbers.
