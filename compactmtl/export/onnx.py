@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unfla
 from compactmtl.backends.torch import named_outputs
 from compactmtl.errors import ArtifactError
 from compactmtl.export.naming import name_nodes
-from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.borrow import borrowed, trainable
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import (
     Arguments,
@@ -45,6 +45,7 @@ class ExportError(ArtifactError):
     """A model that can't be written as ONNX, or whose ONNX form isn't what was asked for."""
 
 
+@trainable
 def export_onnx(
     model: nn.Module,
     example_inputs: Inputs,

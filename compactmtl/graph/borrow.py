@@ -10,7 +10,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,22 @@ _FOREIGN = (
     types.ModuleType,
 )
 _Lru = type(functools.lru_cache(lambda: None))
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def trainable(function: Callable[P, T]) -> Callable[P, T]:
+    """A function whose tensors can be trained with, also where the caller is in inference mode."""
+
+    @functools.wraps(function)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            return function(*args, **kwargs)
+
+    return outside
 
 
 @contextmanager

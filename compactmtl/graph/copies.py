@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from compactmtl.graph.borrow import trainable
+
 _DEPTH = 12  # of what lies within each other: a model's own modules are visited each
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,6 +49,7 @@ def _kept_in(value: object, seen: set[int], depth: int = 0) -> Iterator[Tensor]:
         yield from _kept_in(getattr(value, "__dict__", {}), seen, depth + 1)
 
 
+@trainable
 def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = False) -> Model:
     """A deep copy of `model`, floating tensors in `dtype` where it is given.
 

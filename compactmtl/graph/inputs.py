@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compactmtl.errors import SurgeryError
+from compactmtl.graph.borrow import trainable
 
 Arguments = tuple[Any, ...]
 _MEND = "pass what model(*example_inputs) takes, such as (image,), or a dict of keyword arguments"
@@ -73,6 +74,7 @@ def tensors_in(value: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+@trainable
 def map_tensors(change: Callable[[Tensor], Tensor], arguments: Sequence[Any]) -> Arguments:
     """Nested arguments with every tensor changed; everything else as it is."""
     return tuple(tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, list(arguments)))

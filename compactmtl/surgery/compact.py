@@ -11,6 +11,7 @@ from torch import nn
 
 from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
+from compactmtl.graph.borrow import trainable
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import copied
 from compactmtl.graph.trace import check_inputs, check_model, first_line
@@ -36,6 +37,7 @@ class CompactResult:
     report: SurgeryReport
 
 
+@trainable
 def compact(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any],
