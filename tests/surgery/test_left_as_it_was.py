@@ -71,8 +71,12 @@ RUNS: dict[str, Callable[[nn.Module, Tensor, Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("caller", ["plain", "inference"])
+QUICK = ("trace", "compact", "latency", "channel groups")
+
+
+@pytest.mark.parametrize(
+    ("name", "caller"), [*((name, "inference") for name in RUNS), *((name, "plain") for name in QUICK)]
+)
 def test_the_model_is_as_it_was_and_trains(name: str, caller: str, tmp_path: Path) -> None:
     model = Keeping().train()
     model.norm.eval()
