@@ -245,18 +245,20 @@ def _write(
                 dynamic_shapes=_each(arguments, traced_free, several) if free else None,
                 strict=False,
             )
-        program = torch.onnx.export(
-            traced,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            opset_version=opset,
-            dynamic_shapes=shapes,  # for the names of free dimensions
-            verbose=False,
-        )
+            # Several inputs have one free batch, and it one name.
+            warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+            program = torch.onnx.export(
+                traced,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=opset,
+                dynamic_shapes=shapes,  # for the names of free dimensions
+                verbose=False,
+            )
     except Exception as error:  # torch's own errors of tracing and conversion, and those of the model's code
         raise ExportError(
-            f"{type(module).__name__} can't be exported to ONNX: {_reason(error)}",
+            f"{type(module.module if isinstance(module, OfTensors) else module).__name__} can't be exported to ONNX: {_reason(error)}",
             "rewrite the operation it names, or export with a static batch and size",
         ) from error
     assert program is not None

@@ -67,8 +67,10 @@ def keep_for_unreached(
         if reached:
             _pin_shared(analysis, found, names, sorted(reached))
             left -= reached
+    names_in_code = _names_in_code(model) if left else set[str]()
     for name in sorted(left):
-        _pin_possible(model, analysis, name)
+        if _is_used(model, name, names_in_code):
+            _pin_possible(model, analysis, name)
 
 
 def _all_unread(model: nn.Module, name: str, traced: Traced) -> bool:
@@ -152,6 +154,42 @@ def _strings(kind: type) -> list[str]:
         for item in (value if isinstance(value, (tuple, frozenset)) else [value])
     ]
     return [value for value in constants if isinstance(value, str) and len(value) < 64]
+
+
+_CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential, nn.ParameterDict, nn.ParameterList)
+_BY_ANY_NAME = frozenset(("children", "named_children", "_modules", "__getattr__"))
+
+
+def _names_in_code(model: nn.Module) -> set[str]:
+    """What the methods of the model's classes name, but for those that build it; strings included."""
+    found = set[str]()
+    functions = [vars(module).get("forward") for module in model.modules()]  # one put there by hand
+    for kind in {type(module) for module in model.modules()}:
+        own = (getattr(kind, name, None) for name in dir(kind) if name != "__init__")
+        functions += [
+            item for item in own if not str(getattr(item, "__module__", "torch.")).startswith("torch.")
+        ]
+    pending: list[Any] = [
+        getattr(inspect.unwrap(item), "__code__", None) for item in functions if callable(item)
+    ]
+    while pending:
+        code = pending.pop()
+        if isinstance(code, types.CodeType):
+            found.update(code.co_names)
+            pending += code.co_consts
+        elif isinstance(code, str):
+            found.add(code)
+    return found
+
+
+def _is_used(model: nn.Module, name: str, names_in_code: set[str]) -> bool:
+    """Whether a method names it, or what holds it among others, so that a forward can lead there."""
+    parts = name.split(".")
+    while len(parts) > 1 and isinstance(model.get_submodule(".".join(parts[:-1])), _CONTAINERS):
+        parts.pop()
+    parent = model.get_submodule(".".join(parts[:-1]))
+    of_torch = type(parent).__module__.startswith("torch.")
+    return of_torch or parts[-1] in names_in_code or bool(names_in_code & _BY_ANY_NAME)
 
 
 def _pin_shared(analysis: Analysis, other: Analysis, names: Sequence[str], reached: Sequence[str]) -> None:

@@ -115,3 +115,25 @@ def test_a_model_that_is_read_whole_has_none() -> None:
     result: Any = compact(ByFlag().eval(), (X, True), unreached="error")
     assert result.report.unreached == ()
     assert result.model.second.out_channels == 6
+
+
+def test_what_no_method_names_keeps_nothing() -> None:
+    class LeftOver(Two):
+        def forward(self, x: Tensor) -> Any:
+            return self.classes(self.features(x))
+
+    result: Any = compact(LeftOver().eval(), (X,))
+    assert result.report.unreached == ("depth",)
+    assert (result.model.first.out_channels, result.model.second.out_channels) == (7, 6)
+
+
+def test_what_another_method_reads_is_kept() -> None:
+    class Methods(Two):
+        def forward(self, x: Tensor) -> Any:
+            return self.classes(self.features(x))
+
+        def distance(self, x: Tensor) -> Any:
+            return self.depth(self.features(x))
+
+    result: Any = compact(Methods().eval(), (X,))
+    assert result.model.distance(X).shape == (1, 1, 8, 8)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
@@ -241,6 +242,6 @@ def test_of_classes_and_truth_values_the_share_that_differs_counts(dtype: type) 
 
 def test_complex_numbers_differ_in_either_part() -> None:
     tally = _Tally((2, 2))
-    reference = np.array([[1 + 1j, 2], [3, 4j]])
+    reference: NDArray[np.complex128] = np.array([[1 + 1j, 2], [3, 4j]])
     tally.add(reference, reference + 0.5j)
     assert not tally.result("task", 1e-3).passed
