@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_truth_values_whole_numbers_and_nothing_have_a_verdict_over_several_samp
 def test_of_classes_and_truth_values_the_share_that_differs_counts(dtype: type) -> None:
     tally = _Tally((2, 4))
     for _ in range(2):
-        reference = np.array([[0, 1, 0, 1], [1, 1, 0, 0]]).astype(dtype)
+        reference: NDArray[Any] = np.array([[0, 1, 0, 1], [1, 1, 0, 0]]).astype(dtype)
         artifact = reference.copy()
         artifact[0, 0] = 1
         tally.add(reference, artifact)
@@ -242,6 +243,6 @@ def test_of_classes_and_truth_values_the_share_that_differs_counts(dtype: type) 
 
 def test_complex_numbers_differ_in_either_part() -> None:
     tally = _Tally((2, 2))
-    reference: NDArray[np.complex128] = np.array([[1 + 1j, 2], [3, 4j]])
+    reference = np.asarray([[1 + 1j, 2], [3, 4j]], dtype=np.complex128)
     tally.add(reference, reference + 0.5j)
     assert not tally.result("task", 1e-3).passed
