@@ -42,6 +42,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
+def _strict_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a rule of the channel graph fails the test; for users it is a barrier."""
+    if "compactmtl.graph.analysis" in sys.modules:
+        monkeypatch.setattr("compactmtl.graph.analysis.STRICT", True)
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Seed Python, numpy and, where a test has loaded it, torch."""
     random.seed(0)

@@ -16,6 +16,7 @@ from compactmtl.backends.base import Arrays, Availability, Backend, Description,
 from compactmtl.backends.machine import cpu_name
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
+from compactmtl.graph.borrow import borrowed
 
 
 def named_outputs(outputs: object, names: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -52,6 +53,11 @@ def named_outputs(outputs: object, names: Sequence[str] | None = None) -> dict[s
     return dict(zip(names, tensors.values(), strict=True))
 
 
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor on the host; bfloat16, which numpy lacks, as float32, which holds every value of it."""
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy(force=True)
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where the module's parameters or buffers are; the CPU where it has none."""
     tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
@@ -71,7 +77,9 @@ def synchronizer(device: torch.device) -> Callable[[], None] | None:
 
 
 class TorchRunner(Runner):
-    """A module without gradients on its own device, which it puts in eval mode; arrays in, arrays out.
+    """A module without gradients on its own device, in eval mode for each run; arrays in, arrays out.
+
+    The module is left as it was, but for what a change to eval mode does to its weights.
 
     `threads` sets torch's CPU threads while it runs and puts the former number back on close.
     """
@@ -83,7 +91,7 @@ class TorchRunner(Runner):
         output_names: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        self.module = module.eval()
+        self.module = module
         self.device = device_of(module)
         self.threads = threads
         self.inputs = tuple(TensorInfo(name) for name in input_names)
@@ -97,9 +105,9 @@ class TorchRunner(Runner):
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         arguments = [torch.as_tensor(inputs[name], device=self.device) for name in self.input_names]
-        with torch.inference_mode():
+        with borrowed(self.module, weights=False):
             tensors = named_outputs(self.module(*arguments), self._renamed)
-            arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+            arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
         if not self.outputs:
             self.outputs = tuple(TensorInfo(name) for name in arrays)
         return arrays

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from compactmtl.errors import ConfigError
+from compactmtl.graph.copies import copy_model
 from compactmtl.models.features import last_map
 from compactmtl.models.mtan import MTANHead
 
@@ -46,7 +46,7 @@ def random_head(
     The weights depend on task, number and seed alone: more dummies or tasks leave the others as they are. Raises
     ConfigError for a layer that cannot draw its own weights.
     """
-    copied = copy.deepcopy(head)
+    copied = copy_model(head)
     digest = hashlib.sha256(f"{seed}/{task}/{number}".encode()).digest()
     device = next((parameter.device for parameter in head.parameters()), torch.device("cpu"))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -80,7 +80,7 @@ def _initialize(module: nn.Module, initialization: Initialization) -> None:
 def template_of(head: nn.Module, activation: str | None = None) -> nn.Module:
     """A copy of `head` whose outputs are a function of weights and features alone: without dropout, and with batch
     norm by the batch, no running statistics. `activation` replaces each ReLU."""
-    template = copy.deepcopy(head).eval().requires_grad_(False)
+    template = copy_model(head).eval().requires_grad_(False)
     for module in list(template.modules()):
         if isinstance(module, _NormBase):
             module.track_running_stats = False

@@ -85,6 +85,8 @@ def table(surgery: Mapping[str, Any]) -> str:
     ]
     if not layers:
         lines.append("no channel could be removed: was the recipe trained with sparsity?")
+    if surgery.get("unreached"):
+        lines.append(f"not reached by the forward: {', '.join(surgery['unreached'])}")
     if surgery["kept_whole"]:
         shown = surgery["kept_whole"][:5]
         lines.append(f"kept whole: {len(surgery['kept_whole'])} layers")

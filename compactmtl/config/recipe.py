@@ -187,6 +187,10 @@ class SurgeryConfig(Frozen):
     """How dead channels are removed."""
 
     align: Annotated[int, Field(ge=1)] = Field(1, description="keep channel counts at multiples of this")
+    unreached: Literal["keep", "report", "error"] = Field(
+        "keep",
+        description="modules that the deployed forward does not reach: keep what they read, report or refuse",
+    )
 
 
 class Recipe(Frozen):

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from compactmtl.backends.torch import named_outputs
 from compactmtl.errors import ArtifactError
 from compactmtl.export.naming import name_nodes
+from compactmtl.graph.borrow import borrowed, trainable
+from compactmtl.graph.copies import copy_model
+from compactmtl.graph.inputs import (
+    Arguments,
+    as_arguments,
+    copied,
+    map_tensors,
+    register_dataclasses,
+    tensors_in,
+)
+from compactmtl.graph.trace import check_form
 
 if TYPE_CHECKING:
     import onnx
 
-Inputs = Tensor | tuple[Tensor, ...]
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Shape = tuple[int | str, ...]  # a free dimension is its name
 BATCH = "batch"
 SIZE = ("height", "width")
@@ -32,6 +45,7 @@ class ExportError(ArtifactError):
     """A model that can't be written as ONNX, or whose ONNX form isn't what was asked for."""
 
 
+@trainable
 def export_onnx(
     model: nn.Module,
     example_inputs: Inputs,
@@ -52,11 +66,13 @@ def export_onnx(
 
     Args:
         model: returns a tensor, or a flat dict, list or tuple of tensors.
-        example_inputs: a tensor or a tuple of positional arguments, batch first. The file takes exactly these
-            shapes, but for a free batch on request.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword ones, batch first. Arguments may
+            be None, numbers, strings, and lists, dicts and dataclasses of tensors: each tensor in them is an input of
+            the file, all else is as in the example. The file takes exactly these shapes, but for a free batch on request.
         path: the file. Its weights lie beside it in `<name>.data` where they exceed 2 GB, the limit of the
             format, or on request.
-        input_names: by default the parameters of the model's `forward`.
+        input_names: by default the parameters of the model's `forward`; of a tensor in a list or dict followed by its
+            place there, as in `images_0` or `batch_depth`.
         output_names: by default the keys of a dict in the model's order, else `output` or `output_0`, ...
         opset: ONNX operator set.
         dynamic_batch: leave dimension 0 of all inputs and outputs free, named `batch`.
@@ -70,19 +86,23 @@ def export_onnx(
     checker with shape inference.
     """
     path = Path(path)
-    arguments = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    arguments = tuple(argument.detach().cpu() for argument in arguments)
+    check_form(model)
+    given = map_tensors(lambda tensor: tensor.detach().cpu(), as_arguments(model, example_inputs))
     if dynamic_batch:
         # torch.export takes sizes 0 and 1 for constants: a free batch must be traced with at least 2.
-        arguments = tuple(_at_least_two(argument) for argument in arguments)
-    module = copy.deepcopy(model).cpu().eval()
-    inputs = tuple(input_names) if input_names is not None else forward_names(model, len(arguments))
+        given = map_tensors(_at_least_two, given)
+    inputs = tuple(input_names) if input_names is not None else tensor_names(model, given)
+    arguments = tuple(tensors_in(given))
     if len(inputs) != len(arguments):
         raise ExportError(
             f"{len(inputs)} input names for {len(arguments)} inputs", "give one name for each input"
         )
-    with torch.inference_mode():
-        outputs = named_outputs(module(*arguments), output_names)
+    module = copy_model(model).cpu().eval()
+    if not all(isinstance(argument, Tensor) for argument in given):
+        module = OfTensors(module, given)
+    # A hook of the copy is the model's own: what it keeps is put back.
+    with borrowed(model, evaluate=False, weights=False):
+        outputs = _outputs(module, arguments, output_names, warm=not (dynamic_batch or dynamic_size))
     if clash := set(inputs) & set(outputs):
         raise ExportError(
             f"{sorted(clash)} name both an input and an output",
@@ -99,6 +119,38 @@ def export_onnx(
     return path
 
 
+class OfTensors(nn.Module):
+    """A module that takes nested arguments as one that takes their tensors, all else being as in `example`."""
+
+    def __init__(self, module: nn.Module, example: Arguments) -> None:
+        super().__init__()
+        self.module = module
+        leaves, self._spec = tree_flatten(list(example))
+        self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.train(module.training)
+
+    def forward(self, *tensors: Tensor) -> Any:
+        leaves = list(self._leaves)
+        for index, tensor in zip(self._places, tensors, strict=True):
+            leaves[index] = tensor
+        return self.module(*tree_unflatten(leaves, self._spec))
+
+
+def _outputs(
+    module: nn.Module, arguments: tuple[Tensor, ...], names: Sequence[str] | None, warm: bool
+) -> dict[str, Tensor]:
+    """What the copy gives, by name. With `warm` it keeps what it makes for this size, such as anchors, as constants."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        nullcontext() if warm else borrowed(module, weights=False),
+    ):
+        found = module(*copied(arguments))
+        register_dataclasses(found)
+        return named_outputs(found, names)
+
+
 def data_file(path: Path) -> Path:
     """Where the weights lie that don't fit into the model file at `path`."""
     return path.with_name(f"{path.name}.data")
@@ -110,6 +162,19 @@ def forward_names(model: nn.Module, count: int) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [parameter.name for parameter in parameters if parameter.kind in kinds][:count]
     return (*names, *(f"input_{i}" for i in range(len(names), count)))
+
+
+def tensor_names(model: nn.Module, arguments: Arguments) -> tuple[str, ...]:
+    """A name for each tensor in the arguments of the model's forward: the parameter's, and its place inside."""
+    names = []
+    for name, argument in zip(forward_names(model, len(arguments)), arguments, strict=True):
+        for path, leaf in tree_flatten_with_path(argument)[0]:
+            if isinstance(leaf, Tensor):
+                parts = [
+                    str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+                ]
+                names.append("_".join((name, *parts)))
+    return tuple(names)
 
 
 def model_tensors(path: Path) -> tuple[dict[str, Shape], dict[str, Shape]]:
@@ -151,7 +216,7 @@ def _free(arguments: tuple[Tensor, ...], dynamic_batch: bool, size: tuple[int, i
 
 
 def _at_least_two(tensor: Tensor) -> Tensor:
-    return tensor if len(tensor) >= 2 else tensor.repeat(2, *[1] * (tensor.dim() - 1))
+    return tensor if not tensor.dim() or len(tensor) >= 2 else tensor.repeat(2, *[1] * (tensor.dim() - 1))
 
 
 def _write(
@@ -166,29 +231,34 @@ def _write(
     external_data: bool | None,
 ) -> None:
     names = {index: torch.export.Dim(name) for index, name in free.items()}
-    shapes = tuple(names for _ in arguments) if free else None
+    several = isinstance(module, OfTensors)  # whose forward takes all tensors as one argument of many
+    shapes = _each(arguments, names, several) if free else None
     # A named size must hold for every number, and no network with a stride takes them all: the tracer finds the range.
     traced_free = {index: torch.export.Dim.DYNAMIC if index else name for index, name in names.items()}
     try:
         # Traced here, not by the exporter, which on failure tries other ways and prints pages about each.
-        traced = torch.export.export(
-            module,
-            arguments,
-            dynamic_shapes=tuple(traced_free for _ in arguments) if free else None,
-            strict=False,
-        )
-        program = torch.onnx.export(
-            traced,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            opset_version=opset,
-            dynamic_shapes=shapes,  # for the names of free dimensions
-            verbose=False,
-        )
-    except (RuntimeError, ValueError) as error:  # torch's own errors of tracing and conversion are among them
+        with borrowed(module, weights=False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # as in graph.trace
+            traced = torch.export.export(
+                module,
+                arguments,
+                dynamic_shapes=_each(arguments, traced_free, several) if free else None,
+                strict=False,
+            )
+            # Several inputs have one free batch, and it one name.
+            warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+            program = torch.onnx.export(
+                traced,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=opset,
+                dynamic_shapes=shapes,  # for the names of free dimensions
+                verbose=False,
+            )
+    except Exception as error:  # torch's own errors of tracing and conversion, and those of the model's code
         raise ExportError(
-            f"{type(module).__name__} can't be exported to ONNX: {_reason(error)}",
+            f"{type(module.module if isinstance(module, OfTensors) else module).__name__} can't be exported to ONNX: {_reason(error)}",
             "rewrite the operation it names, or export with a static batch and size",
         ) from error
     assert program is not None
@@ -198,6 +268,12 @@ def _write(
     name_nodes(program.model.graph)
     program.model.metadata_props.update(dict(metadata or {}))
     program.save(path, external_data=external_data)
+
+
+def _each(arguments: tuple[Tensor, ...], free: Mapping[int, Any], several: bool) -> tuple[Any, ...]:
+    """The free dimensions of every input that has them."""
+    each = tuple({index: dim for index, dim in free.items() if index < tensor.dim()} for tensor in arguments)
+    return (each,) if several else each
 
 
 def _reason(error: BaseException) -> str:

@@ -126,7 +126,7 @@ def prepare_run(
         except CompactError as error:
             note = f"not run: {error.message}"
         fed = interface.feed(example)
-        with torch.inference_mode():
+        with torch.no_grad():
             outputs = wrapped(fed)
         inputs = {INPUT: _raw(folder, f"input.{INPUT}.bin", fed.numpy())}
         prepared = Prepared(

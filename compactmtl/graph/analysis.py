@@ -19,8 +19,13 @@ from torch import Tensor, fx
 from compactmtl.graph.aliases import writes_elsewhere
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
-from compactmtl.graph.trace import Traced
+from compactmtl.graph.trace import Traced, first_line
 from compactmtl.graph.wide import Wide, find_wide
+
+UNOWNED = "its weights belong to no module of the model, such as layers in a plain list, a closure or a hook"
+# Whether an exception in a rule is raised. Otherwise its operator is a barrier, which is always right: a user is
+# better served by a channel that stays than by a traceback. Tests raise, so that no fault hides behind a barrier.
+STRICT = False
 
 
 @dataclass
@@ -184,6 +189,7 @@ class Analysis:
         if binding is None:
             size = int(self._tensors[name].shape[dim])
             binding = self.bindings[name, dim] = Binding(name, dim, self.space.fresh(size))
+            self._keep_unowned(name, binding.ids)
         if role is not None:
             binding.roles.add(role)
         return binding.ids
@@ -208,7 +214,15 @@ class Analysis:
             size = int(self._tensors[name].shape[1]) * groups
             binding = Binding(name, 1, self.space.fresh(size), {"consumer"}, groups)
             self.bindings[name, 1] = binding
+            self._keep_unowned(name, binding.ids)
         return binding.ids
+
+    def _keep_unowned(self, name: str, ids: Ids) -> None:
+        """Tensors that no module holds cannot be cut: what they read and write stays."""
+        if name in self.traced.unowned:
+            before, self.space.cause = self.space.cause, UNOWNED
+            self.space.pin(ids)
+            self.space.cause = before
 
     def pin(self, node: fx.Node) -> None:
         for axis in self.layouts.get(node, ()):
@@ -246,7 +260,7 @@ class Analysis:
             inputs = node.all_input_nodes
             if inputs and all(self.is_static(source) for source in inputs):
                 self.static[node] = None
-        with torch.inference_mode():
+        with torch.no_grad():
             for node in self.static:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._static_value)
                 self.static[node] = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -263,7 +277,7 @@ class Analysis:
         for node in self.traced.calls:
             rule = rules.get(operator(node), fallback)
             self.space.cause = f"{operator(node)}: its channels are not followed"
-            reason = "it writes into another tensor" if writes_elsewhere(node) else rule.layout(self, node)
+            reason = "it writes into another tensor" if writes_elsewhere(node) else self._laid_out(rule, node)
             if reason is not None:
                 self.space.cause = f"{operator(node)}: {reason}"
                 self.barriers[node] = reason
@@ -281,6 +295,29 @@ class Analysis:
         self.space.cause = "an output of the model"
         for node in self.traced.outputs:
             self.pin(node)
+
+    def _laid_out(self, rule: Rule, node: fx.Node) -> str | None:
+        """What the rule's layout says; where it fails, that it does: what it has noted of the call is forgotten."""
+        try:
+            return rule.layout(self, node)
+        except Exception as error:
+            if STRICT:
+                raise
+            for noted in (self.products, self.positions, self.sized, self.scaled, self.counted):
+                noted.pop(node, None)
+            return f"its rule fails ({first_line(error)})"
+
+    def _bar(self, node: fx.Node, error: Exception) -> None:
+        """Make a barrier of a call whose rule fails after the layouts are known: what it reads and gives stays."""
+        if STRICT:
+            raise error
+        self.rules.pop(node, None)
+        self.counted.pop(node, None)
+        reason = self.barriers[node] = f"its rule fails ({first_line(error)})"
+        self.space.cause = f"{operator(node)}: {reason}"
+        for touched in (node, *self.tensors_in(node)):
+            self.pin(touched)
+            self._note_kept(touched, self.space.cause)
 
     def stop(self, node: fx.Node, ids: Ids, reason: str) -> None:
         """The channels `ids` have to stay for an operator that mixes them."""
@@ -306,7 +343,11 @@ class Analysis:
             if skip or not isinstance(value, Tensor):
                 continue
             assert axis is not None and rule is not None
-            flags = rule.constant(self, node)
+            try:
+                flags = rule.constant(self, node)
+            except Exception as error:
+                self._bar(node, error)
+                continue
             if flags.any():
                 flags, self.values[node] = _confirm(value, axis, flags)
             self.constants[node] = flags
@@ -327,7 +368,12 @@ class Analysis:
             if axis is not None:
                 written = node in self.traced.hazards
                 flags = np.full(axis.ids.shape, written) | self.uses.get(node, np.zeros(1, dtype=bool))
-            rule.used(self, node, flags)
+            try:
+                rule.used(self, node, flags)
+            except Exception as error:
+                self._bar(node, error)
+                for source in self.tensors_in(node):
+                    self.use_all(source)
 
 
 def _confirm(value: Tensor, axis: Axis, flags: Flags) -> tuple[Flags, NDArray[np.float64]]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from compactmtl.errors import SurgeryError
 from compactmtl.graph.analysis import Analysis, Binding
 from compactmtl.graph.groups import GroupFamily, Member, Role
+from compactmtl.graph.inputs import Arguments
 from compactmtl.graph.rules import FALLBACK, RULES
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.graph.threads import one_thread
-from compactmtl.graph.trace import trace
+from compactmtl.graph.trace import Traced, check_inputs, trace
+from compactmtl.graph.unreached import Unreached, keep_for_unreached, unreached_modules
 
 _ROLE_ORDER: tuple[Role, ...] = ("producer", "affine", "consumer")
 
@@ -27,8 +31,11 @@ class ChannelGraph:
     a group of `groups()` is one class of every row.
     """
 
-    def __init__(self, analysis: Analysis, parameters: frozenset[str]) -> None:
+    def __init__(
+        self, analysis: Analysis, parameters: frozenset[str], unreached: tuple[str, ...] = ()
+    ) -> None:
         self.analysis = analysis
+        self.unreached = unreached  # modules, and single parameters, that the traced forward does not read
         self._parameters = parameters
         self.labels: Ids = analysis.space.classes()
         self.classes = int(self.labels.max()) + 1 if len(self.labels) else 0
@@ -45,16 +52,32 @@ class ChannelGraph:
 
     @classmethod
     @one_thread()
-    def trace(cls, model: nn.Module, example_inputs: Sequence[Tensor]) -> ChannelGraph:
+    def trace(
+        cls,
+        model: nn.Module,
+        example_inputs: Sequence[Any] | Mapping[str, Any],
+        unreached: Unreached = "keep",
+    ) -> ChannelGraph:
         """Trace `model` in eval mode with `example_inputs` and follow its channels.
 
-        The model is left as it was. Raises SurgeryError where it cannot be traced, returns something other
-        than tensors or holds values that are not finite.
+        `unreached` says what is done about modules that this forward does not reach, such as heads of other tasks:
+        with "keep" the channels that they may read stay, with "report" they do not, "error" raises. The model is left
+        as it was. Raises SurgeryError where it cannot be traced, returns something other than tensors or holds values
+        that are not finite.
         """
-        traced = trace(model, example_inputs)
-        analysis = Analysis(traced)
-        analysis.run(RULES, FALLBACK, example_inputs)
-        return cls(analysis, frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)))
+        arguments = check_inputs(model, example_inputs)
+        traced = trace(model, arguments)
+        names = unreached_modules(model, traced)
+        if names and unreached == "error":
+            raise SurgeryError(
+                f"{type(model).__name__} does not reach {', '.join(names)} on its example inputs",
+                'pass a model without these modules, or unreached="keep", which keeps what they may read',
+            )
+        analysis = _analysed(traced, arguments)
+        if names and unreached == "keep":
+            keep_for_unreached(model, arguments, analysis, names, _analysed)
+        parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+        return cls(analysis, parameters, names)
 
     # -- groups --------------------------------------------------------------------------------------
 
@@ -249,6 +272,12 @@ class ChannelGraph:
             if flags is not None:
                 found[self.labels[axis.ids[flags & ~known(node)]]] = True
         return found
+
+
+def _analysed(traced: Traced, arguments: Arguments) -> Analysis:
+    analysis = Analysis(traced)
+    analysis.run(RULES, FALLBACK, arguments)
+    return analysis
 
 
 MacModel = Callable[[Sequence[Flags]], float]

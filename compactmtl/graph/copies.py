@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator
+from types import ModuleType
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from compactmtl.graph.borrow import trainable
+
+_DEPTH = 12  # of what lies within each other: a model's own modules are visited each
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -23,15 +28,28 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
-def _kept_in(value: object) -> Iterator[Tensor]:
-    """The tensors in a container of containers, such as what a forward has cached."""
+def _kept_in(value: object, seen: set[int], depth: int = 0) -> Iterator[Tensor]:
+    """The tensors in containers, objects and modules within each other, such as what a forward has cached."""
+    if (
+        isinstance(value, (str, bytes, int, float, bool, type, ModuleType))
+        or id(value) in seen
+        or depth > _DEPTH
+    ):
+        return
+    seen.add(id(value))
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _kept_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _kept_in(item, seen, depth + 1)
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        for item in value:
+            yield from _kept_in(item, seen, depth + 1)
+    elif isinstance(value, nn.Module) or not callable(value):  # a module may lie in a plain list
+        yield from _kept_in(getattr(value, "__dict__", {}), seen, depth + 1)
 
 
+@trainable
 def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = False) -> Model:
     """A deep copy of `model`, floating tensors in `dtype` where it is given.
 
@@ -45,10 +63,13 @@ def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = 
             memo[id(value)] = value
         elif type(value) in (Tensor, nn.Parameter):  # other classes know how they are copied
             memo[id(value)] = _copied(value, dtype)
+    seen = set[int]()
     for module in model.modules():
-        for value in _kept_in(list(vars(module).values())):
-            if type(value) is Tensor and id(value) not in memo:
-                memo[id(value)] = _copied(value, dtype)
+        for value in (kept for own in vars(module).values() for kept in _kept_in(own, seen)):
+            if type(value) in (Tensor, nn.Parameter) and id(value) not in memo:
+                memo[id(value)] = (
+                    value if share and isinstance(value, nn.Parameter) else _copied(value, dtype)
+                )
     return copy.deepcopy(model, memo)
 
 

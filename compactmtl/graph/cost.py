@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.inputs import as_arguments, copied
 from compactmtl.graph.threads import one_thread
-from compactmtl.graph.trace import evaluating
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,14 @@ class Cost:
 
 
 @one_thread()
-def cost(model: nn.Module, example_inputs: Sequence[Tensor]) -> Cost:
+def cost(model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any]) -> Cost:
     """Count MACs (convolutions and matrix products, by torch's FLOP counter) and parameters in eval mode."""
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), counter:
-        model(*example_inputs)
+    arguments = copied(as_arguments(model, example_inputs))
+    with borrowed(model):
+        model.requires_grad_(False)  # the counter would follow the gradients of views of parameters
+        with counter:
+            model(*arguments)
     flops = counter.get_flop_counts()
     layers = {}
     root = type(model).__name__

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -16,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph.aliases import is_mutation, resolve_mutations
+from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.contexts import inline_contexts
+from compactmtl.graph.inputs import Arguments, as_arguments, copied, register_dataclasses
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Traced:
     """The undecomposed ATen graph of a model in eval mode.
 
     `tensors` maps each placeholder of a parameter, buffer or constant to its name and value. `hazards` are
-    tensors that are written through another name: nothing may be assumed of them.
+    tensors that are written through another name: nothing may be assumed of them. `unowned` are tensors that no
+    module of the model holds, such as those of layers in a plain list or in a closure: nothing can be cut of them.
+    `unread` are the names of parameters that no call reads.
     """
 
     module: fx.GraphModule
@@ -32,6 +35,8 @@ class Traced:
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     hazards: frozenset[fx.Node] = frozenset()
+    unowned: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
 
     @property
     def calls(self) -> list[fx.Node]:
@@ -59,7 +64,7 @@ class Traced:
         dying: dict[fx.Node, list[fx.Node]] = {}
         for used, node in last.items():
             dying.setdefault(node, []).append(used)
-        with torch.inference_mode():
+        with torch.no_grad():
             for node in nodes:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
                 try:
@@ -75,22 +80,9 @@ class Traced:
                     values.pop(used, None)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode, every module's own mode put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 def check_model(model: nn.Module) -> None:
-    """Raise SurgeryError where `model` is no module or holds values that nothing can be said of."""
-    if not isinstance(model, nn.Module):
-        raise SurgeryError(f"expected an nn.Module, found {type(model).__name__}", "pass the model itself")
+    """Raise SurgeryError where `model` is no module that can be followed or holds values that nothing can be said of."""
+    check_form(model)
     # A buffer may hold infinities on purpose, such as an attention mask.
     named = [
         *((f"parameter {name}", value, torch.isfinite) for name, value in model.named_parameters()),
@@ -112,29 +104,76 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def check_inputs(example_inputs: Sequence[Any]) -> None:
-    """Raise SurgeryError where the example inputs are not what model(*example_inputs) takes."""
-    if not isinstance(example_inputs, (list, tuple)):
-        kind = type(example_inputs).__name__
+def check_form(model: nn.Module) -> None:
+    """Raise SurgeryError where `model` is no module, or it or a part of it is in a form that is not followed."""
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"expected an nn.Module, found {type(model).__name__}", "pass the model itself")
+    for path, module in model.named_modules():
+        where = f"its module {path}" if path else "it"
+        name = type(module).__name__
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise SurgeryError(
+                f"{type(model).__name__} cannot be traced: {where} is wrapped for training on several processes",
+                "pass model.module, the network inside the wrapper",
+            )
+        if name in ("FullyShardedDataParallel", "FSDPModule"):
+            raise SurgeryError(
+                f"{type(model).__name__} cannot be traced: {where} holds a part of its weights on each process ({name})",
+                "gather the weights into the network itself, which is model.module, and pass that",
+            )
+        if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            raise SurgeryError(
+                f"{type(model).__name__} cannot be traced: {where} is TorchScript, whose layers are out of reach",
+                "pass the Python module that torch.jit.script or torch.jit.trace was given",
+            )
+
+
+def check_inputs(model: nn.Module, example_inputs: object) -> Arguments:
+    """The arguments that the example inputs are, a list, tuple or dict. Raises SurgeryError where they are not what model(*example_inputs) takes."""
+    if isinstance(example_inputs, Tensor):
         raise SurgeryError(
-            f"the example inputs have to be a list or tuple, found a {kind}",
+            "the example inputs have to be a list or tuple, found a Tensor",
             "pass (image,) for a model of one input",
         )
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(list(example_inputs))):
-        raise SurgeryError("the example inputs hold no tensor", "pass what model(*example_inputs) takes")
+    return as_arguments(model, example_inputs)
 
 
-def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
-    """Trace `model` in eval mode. Raises SurgeryError where torch.export cannot."""
+def check_runs(model: nn.Module, arguments: Arguments) -> None:
+    """Raise SurgeryError where the model does not run on its arguments; it is left as it was."""
+    with borrowed(model):
+        try:
+            outputs = model(*copied(arguments))
+        except Exception as error:
+            raise SurgeryError(
+                f"{type(model).__name__} does not run on its example inputs: {first_line(error)}",
+                "pass example inputs that model(*example_inputs) accepts",
+            ) from error
+        register_dataclasses(outputs)
+
+
+def trace(
+    model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, training: Sequence[str] = ()
+) -> Traced:
+    """Trace `model` in eval mode. Raises SurgeryError where torch.export cannot.
+
+    The modules named in `training`, whose own forward alone is meant, are in training mode.
+    """
     check_model(model)
-    check_inputs(example_inputs)
+    arguments = check_inputs(model, example_inputs)
+    check_runs(model, arguments)  # a failure of its own is to be told from one of the tracer
     try:
-        with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        # The tracer runs on copies of the parameters without values.
+        with borrowed(model), warnings.catch_warnings():
+            for name in training:
+                model.get_submodule(name).training = True
             # Attributes that a forward assigns are its own affair: weight_norm puts its weight there.
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
-            program = torch.export.export(model, tuple(example_inputs), strict=False)
+            program = torch.export.export(model, arguments, strict=False)
     except Exception as error:
-        raise _explained(model, example_inputs, error) from error
+        raise SurgeryError(
+            f"{type(model).__name__} could not be traced: {first_line(error)}",
+            "its forward may not branch on tensor values, and has to return tensors, or dicts or lists of them",
+        ) from error
     module = program.graph_module
     inline_contexts(module)
     signature = program.graph_signature
@@ -145,6 +184,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors: dict[fx.Node, tuple[str, Tensor]] = {}
     users: list[fx.Node] = []
+    unowned = set[str]()
     for node in module.graph.nodes:
         if node.op != "placeholder":
             continue
@@ -153,12 +193,16 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
             tensors[node] = (name, state[name].detach())
         elif node.name in signature.inputs_to_lifted_tensor_constants:
             name = signature.inputs_to_lifted_tensor_constants[node.name]
-            constant = program.constants[name]
-            tensors[node] = (name, constant if isinstance(constant, Tensor) else torch.as_tensor(constant))
+            constant = torch.as_tensor(program.constants[name])
+            if not _holds(model, name):
+                name = f"tensor {len(unowned)} of no module {tuple(constant.shape)}.value"
+                unowned.add(name)
+            tensors[node] = (name, constant)
         else:
             users.append(node)
     _drop_unread(module.graph)
     _require_fixed_sizes(model, module.graph)
+    read = {tensors[node][0] for node in tensors if node.users}
     hazards = frozenset(resolve_mutations(module.graph))
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = tuple(output.all_input_nodes)
@@ -167,7 +211,18 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Traced:
             f"{type(model).__name__} returns something other than tensors",
             "return tensors, or a dict or list of them",
         )
-    return Traced(module, tensors, tuple(users), outputs, hazards)
+    known = {id(state[name]) for name in read if name in state}
+    unread = tuple(name for name, value in model.named_parameters() if id(value) not in known)
+    return Traced(module, tensors, tuple(users), outputs, hazards, frozenset(unowned), unread)
+
+
+def _holds(model: nn.Module, name: str) -> bool:
+    """Whether a module of the model has a tensor of this name as a plain attribute."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        return isinstance(vars(model.get_submodule(path)).get(leaf), Tensor)
+    except AttributeError:
+        return False
 
 
 def _drop_unread(graph: fx.Graph) -> None:
@@ -186,23 +241,6 @@ def _require_fixed_sizes(model: nn.Module, graph: fx.Graph) -> None:
                 "it cannot be followed",
                 "leave such steps, like the selection of boxes, to code outside the model",
             )
-
-
-def _explained(model: nn.Module, example_inputs: Sequence[Any], error: Exception) -> SurgeryError:
-    """Whether the model does not run at all on its inputs, or runs and cannot be traced."""
-    name = type(model).__name__
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*example_inputs)
-    except Exception as own:
-        return SurgeryError(
-            f"{name} does not run on its example inputs: {first_line(own)}",
-            "pass example inputs that model(*example_inputs) accepts",
-        )
-    return SurgeryError(
-        f"{name} could not be traced: {first_line(error)}",
-        "its forward may not branch on tensor values, and has to return tensors, or dicts or lists of them",
-    )
 
 
 def first_line(error: Exception) -> str:

@@ -286,7 +286,7 @@ def _output_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list
     """Shapes of the outputs for one image, worked out on the meta device: no arithmetic, the network untouched."""
     probe = copy.deepcopy(network).to("meta").eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             outputs = probe(torch.empty(1, 3, *size, device="meta"))
     except _REFUSALS as error:
         raise ConfigError(

@@ -6,11 +6,11 @@ statistics of batch norms for each task, because the tasks' activations differ.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from torch import nn
 
+from compactmtl.graph.copies import copy_model
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.overparam.layer import DIAGONAL, OverparamLayer
 
@@ -19,7 +19,7 @@ def split_encoder(model: nn.Module, tasks: Sequence[str]) -> None:
     """Give `model.encoder` a copy for each of `tasks`, in place. Only diagonals and buffers are each copy's own."""
     first = model.encoder
     assert isinstance(first, nn.Module)
-    encoders = {task: first if index == 0 else copy.deepcopy(first) for index, task in enumerate(tasks)}
+    encoders = {task: first if index == 0 else copy_model(first) for index, task in enumerate(tasks)}
     own = {
         f"{name}.{DIAGONAL}" if name else DIAGONAL
         for name, layer in first.named_modules()

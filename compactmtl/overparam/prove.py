@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from compactmtl.errors import SurgeryError
+from compactmtl.graph.copies import copy_model
 from compactmtl.overparam.layer import OverparamLayer
 
 ROUNDED = 64  # times the rounding of the weight's own precision, of the largest sum of its terms' magnitudes
@@ -29,7 +28,7 @@ def prove_contracted(name: str, trained: OverparamLayer, plain: nn.Module) -> No
         )
     precision = torch.finfo(tensors[0].dtype).eps
     with torch.no_grad():
-        one, other = copy.deepcopy(trained).double().eval(), copy.deepcopy(plain).double().eval()
+        one, other = copy_model(trained).double().eval(), copy_model(plain).double().eval()
         x = _input(trained).to(tensors[0].device)
         found = other(x)
         terms = _terms(one, x)
@@ -63,7 +62,7 @@ def _input(layer: OverparamLayer) -> Tensor:
 
 def _terms(layer: OverparamLayer, x: Tensor) -> float:
     """The largest sum of the magnitudes that an output is made of: where factors cancel, their rounding stays."""
-    layer = copy.deepcopy(layer)
+    layer = copy_model(layer)
     for parameter in layer.parameters():
         parameter.abs_()
     return float(layer.geometry.apply(x.abs(), layer.weight).abs().max())

@@ -153,7 +153,7 @@ def _run(model: nn.Module, image: Tensor, steps: Preprocessing) -> dict[str, Ten
 
     mean = torch.tensor(steps.mean).view(1, 3, 1, 1)
     std = torch.tensor(steps.std).view(1, 3, 1, 1)
-    with torch.inference_mode():
+    with torch.no_grad():
         outputs: dict[str, Tensor] = model.eval()(((image[None].float() / 255) - mean) / std)
     return outputs
 

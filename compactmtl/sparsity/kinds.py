@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compactmtl.errors import ConfigError, SurgeryError
 from compactmtl.graph.analysis import Product, arguments, operator
+from compactmtl.graph.borrow import trainable
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.heads import attention_heads
@@ -30,6 +31,7 @@ _HINTS = {
 }
 
 
+@trainable
 def channel_groups(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],

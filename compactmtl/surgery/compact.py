@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
+from compactmtl.graph.borrow import trainable
 from compactmtl.graph.copies import copy_model
+from compactmtl.graph.inputs import copied
 from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import check_inputs, check_model, first_line
+from compactmtl.graph.unreached import CHOICES, Unreached
 from compactmtl.overparam import contract
 from compactmtl.surgery.computed import computed_layers, contract_computed
 from compactmtl.surgery.fused import fusable, fuse
@@ -37,12 +39,14 @@ class CompactResult:
 
 
 @one_thread()
+@trainable
 def compact(
     model: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | Mapping[str, Any],
     align: int = 1,
     tolerance: float | None = None,
     gather: bool = False,
+    unreached: Unreached = "keep",
 ) -> CompactResult:
     """Remove every channel of `model` that has no effect, without changing its function in eval mode.
 
@@ -52,21 +56,23 @@ def compact(
     and 1e-4 where only a narrower type fits) is rolled back. `example_inputs` are what model(*example_inputs)
     takes: tensors, or lists and dicts of them. With `gather` layers also pick the channels that they need by index
     where the tensor around them keeps more and the MACs saved outweigh the memory moved, as predicted.
+    `unreached` says what is done about modules that the forward does not reach in eval mode on these inputs, such as
+    auxiliary heads and those of other tasks. With "keep" what they may read keeps its channels, so that they still run;
+    with "report" they are only named in the report; "error" raises.
     Raises SurgeryError where the model cannot be traced, or gives other outputs at every run.
     """
     if isinstance(align, bool) or not isinstance(align, int) or align < 1:
         raise SurgeryError(
             f"align must be a whole number of at least 1, found {align}", "use 1 for no alignment"
         )
+    if unreached not in CHOICES:
+        raise SurgeryError(f"unreached is {unreached!r}", f"use one of {', '.join(CHOICES)}")
     started = time.perf_counter()
     check_model(model)
-    check_inputs(example_inputs)
     # A forward may write into its inputs: the caller's stay as they were.
-    inputs = tree_map(
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, list(example_inputs)
-    )
+    inputs = copied(check_inputs(model, example_inputs))
     plain = _plain_copy(model)
-    settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather)
+    settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather, unreached)
     found = _smallest(settings)
     plan, small = found.plan, found.model
     before, after = cost(plain, inputs), cost(small, inputs)
@@ -78,6 +84,7 @@ def compact(
         layers=found.layers,
         proof=found.proof,
         kept_whole=found.kept_whole,
+        unreached=found.unreached,
         contracted=(*plan.fused, *plan.contracted),
         seconds=time.perf_counter() - started,
     )
@@ -92,6 +99,7 @@ class _Settings:
     align: int
     tolerance: float | None
     gather: bool
+    unreached: Unreached
 
 
 @dataclass(frozen=True)
@@ -101,12 +109,13 @@ class _Removal:
     proof: Proof
     layers: tuple[LayerChange, ...]
     kept_whole: dict[str, str]
+    unreached: tuple[str, ...]
 
 
 def _smallest(settings: _Settings) -> _Removal:
     """Remove what is dead, with layers and blocks contracted first where that leads to a smaller model."""
     plain, inputs = settings.plain, settings.inputs
-    graph = ChannelGraph.trace(plain, inputs)
+    graph = ChannelGraph.trace(plain, inputs, settings.unreached)
     found = None
     computed = computed_layers(graph, plain)
     if computed:
@@ -137,7 +146,7 @@ def _remove(
         form = copy_model(form)
         try:
             fuse(form, fused)
-            graph = ChannelGraph.trace(form.eval(), settings.inputs)
+            graph = ChannelGraph.trace(form.eval(), settings.inputs, settings.unreached)
         except Exception:  # it is another's code, for a use that may not be this one
             return None
         computed = computed_layers(graph, form)
@@ -148,7 +157,7 @@ def _remove(
     if form is not settings.plain:
         expected = reference(form, settings.inputs)
     if graph is None:
-        graph = ChannelGraph.trace(form, settings.inputs)
+        graph = ChannelGraph.trace(form, settings.inputs, settings.unreached)
     search = Search(graph, form, expected, settings.align, settings.tolerance)
     alive, rolled_back = search.search()
     if settings.gather:
@@ -169,7 +178,7 @@ def _remove(
         **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
     }
     changes = layer_changes(graph, alive, search.thinned)
-    return _Removal(plan.model_copy(update=contracted), small, proof, changes, kept)
+    return _Removal(plan.model_copy(update=contracted), small, proof, changes, kept, graph.unreached)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

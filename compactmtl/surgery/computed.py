@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
+from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.channel_graph import ChannelGraph
-from compactmtl.graph.trace import evaluating
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _CALLS = {
@@ -88,7 +88,7 @@ def contracted(layer: nn.Module) -> nn.Module | None:
         x = reference.new_zeros(1, layer.in_channels, *reach)
     else:
         x = reference.new_zeros(1, layer.in_features)
-    with evaluating(layer), torch.no_grad(), _Caught() as caught:
+    with borrowed(layer, weights=False), _Caught() as caught:
         try:
             y = layer(x)
         except Exception:

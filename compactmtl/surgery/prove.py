@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compactmtl.errors import SurgeryError
+from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.copies import copy_model
-from compactmtl.graph.trace import evaluating, first_line
+from compactmtl.graph.inputs import as_arguments, copied, map_tensors, register_dataclasses, tensors_in
+from compactmtl.graph.trace import first_line
+from compactmtl.surgery.precise import in_double
 
 _DOUBLE_LIMIT = 400_000_000  # parameters above which a second copy in float64 may not fit
 
@@ -55,44 +59,65 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class _Form:
+    """How both models are run: in float64 or as they are, and whether their own casts are passed over."""
+
+    double: bool
+    precise: bool
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return torch.float64 if self.double else None
+
+
+@dataclass(frozen=True)
 class Reference:
     """What the original gives in eval mode: on the example, on fresh noise for twice the batch, and at another resolution."""
 
     inputs: tuple[tuple[Any, ...], ...]
     outputs: tuple[list[Tensor], ...]
     dtype: torch.dtype
+    form: _Form
 
 
-def reference(original: nn.Module, example_inputs: Sequence[Any]) -> Reference:
+def _narrowest(model: nn.Module) -> torch.dtype:
+    """The floating type with the fewest digits that a parameter has."""
+    types = {value.dtype for value in model.parameters() if value.is_floating_point()}
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def reference(original: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any]) -> Reference:
     """Run the original, in float64 where that fits and where the model takes it.
 
     Batch sizes and resolutions that the original itself cannot run, or whose output holds nothing finite, are
     left out. Raises SurgeryError where that is so of the example.
     """
-    own = next((value.dtype for value in original.parameters() if value.is_floating_point()), torch.float32)
+    example_inputs = as_arguments(original, example_inputs)
     small = sum(value.numel() for value in original.parameters()) <= _DOUBLE_LIMIT
     failure: Exception | None = None
-    # A model that makes tensors of a fixed type on its way may refuse float64.
-    for dtype in dict.fromkeys([torch.float64, own] if small else [own]):
-        model = copy_model(original, dtype=dtype)
-        inputs = [_cast(example_inputs, dtype)]
+    # A model that makes tensors of a fixed type on its way refuses float64 unless its casts are passed over. One of
+    # several types, or that cannot do in float64 what it does, runs as it is.
+    for form in (*((_Form(True, False), _Form(True, True)) if small else ()), _Form(False, False)):
+        model = copy_model(original, dtype=form.dtype)
+        inputs = [_cast(example_inputs, form.dtype)]
         try:
-            outputs = [_outputs(model, inputs[0])]
+            outputs = [_outputs(model, inputs[0], form)]
         except Exception as error:
             failure = error
             continue
         _require_finite(original, outputs[0])
-        for variant in _variants(example_inputs, dtype):
+        for variant in _variants(inputs[0]):
             if len(inputs) > 1 and _shape(variant) == _shape(inputs[0]):
                 continue  # fresh noise has been tried at another shape
             try:
-                found = _outputs(model, variant)
+                found = _outputs(model, variant, form)
             except Exception:
                 continue  # a batch size or resolution that the network does not take
             if all(_has_finite(value) for value in found):
                 inputs.append(variant)
                 outputs.append(found)
-        return Reference(tuple(inputs), tuple(outputs), dtype)
+        narrow = torch.float64 if form.double else _narrowest(original)
+        return Reference(tuple(inputs), tuple(outputs), narrow, form)
     assert failure is not None
     raise SurgeryError(
         f"{type(original).__name__} does not run on its example inputs: {first_line(failure)}",
@@ -110,13 +135,13 @@ def compare(
     if tolerance is None:
         tolerance = _TOLERANCE.get(expected.dtype, _FLOAT32_TOLERANCE)
     dtype = str(expected.dtype).removeprefix("torch.")
-    model = copy_model(small, dtype=expected.dtype)
+    model = copy_model(small, dtype=expected.form.dtype)
     cases: list[Case] = []
     for position, (inputs, outputs) in enumerate(zip(expected.inputs, expected.outputs, strict=True)):
         if case is not None and position != case:
             continue
         try:
-            found = _outputs(model, inputs)
+            found = _outputs(model, inputs, expected.form)
         except Exception as error:
             return Proof(tuple(cases), tolerance, dtype, first_line(error))
         cases.append(Case(_shape(inputs), _error(outputs, found)))
@@ -124,18 +149,21 @@ def compare(
 
 
 def prove(
-    original: nn.Module, small: nn.Module, example_inputs: Sequence[Any], tolerance: float | None = None
+    original: nn.Module,
+    small: nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any],
+    tolerance: float | None = None,
 ) -> Proof:
     """Compare the outputs of two models in eval mode: see `reference` and `compare`."""
     return compare(reference(original, example_inputs), small, tolerance)
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    # A forward may write into its inputs: each run has its own.
-    own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs))
-    with evaluating(model), torch.inference_mode():
-        leaves = tree_leaves(model(*own))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+def _outputs(model: nn.Module, inputs: Sequence[Any], form: _Form) -> list[Tensor]:
+    """What a copy of one's own gives; a forward may write into its inputs, and each run begins as the first did."""
+    with borrowed(model, weights=False), in_double() if form.precise else nullcontext():
+        outputs = model(*copied(inputs))
+        register_dataclasses(outputs)
+        return tensors_in(outputs)
 
 
 def _require_finite(original: nn.Module, outputs: Sequence[Tensor]) -> None:
@@ -177,23 +205,21 @@ def _shape(inputs: Sequence[Any]) -> tuple[int, ...]:
     return next(tuple(leaf.shape) for leaf in tree_leaves(list(inputs)) if isinstance(leaf, Tensor))
 
 
-def _cast(inputs: Sequence[Any], dtype: torch.dtype) -> tuple[Any, ...]:
-    return tuple(
-        tree_map(
-            lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
-            list(inputs),
-        )
+def _cast(inputs: Sequence[Any], dtype: torch.dtype | None) -> tuple[Any, ...]:
+    return map_tensors(
+        lambda tensor: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor,
+        inputs,
     )
 
 
-def _variants(example_inputs: Sequence[Any], dtype: torch.dtype) -> list[tuple[Any, ...]]:
+def _variants(example_inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Fresh inputs for twice the batch, at another resolution of every image, and of the example's own shape."""
     generator = torch.Generator().manual_seed(0)
 
     def fresh(value: Tensor, shape: Sequence[int]) -> Tensor:
         if value.is_floating_point():
             noise = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
-            return noise.to(value.device, dtype)
+            return noise.to(value.device, value.dtype)
         # Whole numbers may be indices: only values that the example holds are known to be valid.
         drawn = torch.randint(max(1, value.numel()), tuple(shape), generator=generator).to(value.device)
         return value.ravel()[drawn] if value.numel() else value

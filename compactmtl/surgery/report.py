@@ -31,7 +31,7 @@ class SurgeryReport:
     """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason.
 
     `contracted` names the blocks of branches and the layers that computed their weight at every call, which became
-    plain layers.
+    plain layers; `unreached` the modules, and single parameters, that the traced forward does not read.
     """
 
     macs_before: int
@@ -43,6 +43,7 @@ class SurgeryReport:
     kept_whole: dict[str, str]
     seconds: float
     contracted: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     @property
     def mac_reduction(self) -> float:
@@ -73,6 +74,7 @@ class SurgeryReport:
             },
             "kept_whole": [{"name": name, "reason": reason} for name, reason in self.kept_whole.items()],
             "contracted": list(self.contracted),
+            "unreached": list(self.unreached),
             "seconds": self.seconds,
         }
 

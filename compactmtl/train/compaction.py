@@ -24,7 +24,8 @@ def compact_run(run: Run, align: int | None = None, gather: bool = False) -> Com
     """
     model = run.load_plain()
     inputs: tuple[Tensor] = run.example_inputs()
-    result = compact(model, inputs, align=align or run.recipe.surgery.align, gather=gather)
+    surgery = run.recipe.surgery
+    result = compact(model, inputs, align=align or surgery.align, gather=gather, unreached=surgery.unreached)
     sources = {"checkpoint": checked_weights(run.path / CHECKPOINTS / BEST)}
     with new_folder(run.path / COMPACT) as folder:
         save_compact(result, folder, sources=sources)

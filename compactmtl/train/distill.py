@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from compactmtl.config import Recipe
 from compactmtl.config.recipe import DistillationConfig
 from compactmtl.errors import ConfigError
+from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
 from compactmtl.tasks import Task
 from compactmtl.train.run import Run
@@ -60,7 +60,7 @@ class Distiller:
         if step < self._start:
             return {}
         if self._teacher is None:
-            self._teacher = frozen(copy.deepcopy(model))
+            self._teacher = frozen(copy_model(model))
         with torch.no_grad():
             taught = self._teacher(image.detach())
         temperature, weight = self._config.temperature, self._config.weight
@@ -76,7 +76,7 @@ class Distiller:
     def load_state_dict(self, state: Mapping[str, Any], model: MultiTaskModel) -> None:
         """The inverse of `state_dict`; `model` is the run's at its first size."""
         if self._own and state:
-            self._teacher = copy.deepcopy(model)
+            self._teacher = copy_model(model)
             self._teacher.load_state_dict(state)
             frozen(self._teacher)
 

@@ -95,7 +95,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         diagonal_seconds = min(_diagonal_seconds(session, batch) for _ in range(2))
         shape = tuple(batch["image"].shape)
         session.model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             outputs = session.model(batch["image"].to(session.device))
     state = session.optimizer.state.values()
     parameters = list(session.model.parameters())

@@ -162,7 +162,7 @@ def _features(
     loader = build_loader(dataset, config, train=False, seed=seed)
     features: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
     targets: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         for batch in loader:
             found = model.encoder(batch["image"])
             for name, task in run.tasks.items():
@@ -171,7 +171,6 @@ def _features(
                 targets[name].append(batch["targets"][task.target])
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     kept = order[: samples if samples is not None and split == "train" else None]
-    # cloned: a tensor of inference mode takes no part in autograd
     return {
         name: (torch.cat(features[name])[kept].clone(), torch.cat(targets[name])[kept].clone())
         for name in run.tasks

@@ -54,6 +54,7 @@ _PLACE = frozenset(
         "description",
         "targets",
         "surgery.align",
+        "surgery.unreached",
         "data.root",
         "data.workers",
         "data.cache",

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from compactmtl.balancing import Balancer, GradientBalancer
 from compactmtl.config import Recipe
 from compactmtl.errors import ConfigError, TrainingError
-from compactmtl.graph.trace import evaluating
+from compactmtl.graph.borrow import borrowed
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery import apply_plan
 from compactmtl.surgery.plan import Plan
@@ -135,9 +135,8 @@ def replace_parameters(optimizer: Optimizer, model: nn.Module, small: nn.Module,
         }
 
 
-@torch.no_grad()
 def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    with evaluating(model), evaluating(small):
+    with borrowed(model, small, weights=False):
         before, after = model(*inputs), small(*inputs)
     for name, expected in before.items():
         error = float((expected - after[name]).abs().max() / expected.abs().max().clamp_min(1e-30))

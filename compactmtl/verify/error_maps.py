@@ -12,8 +12,9 @@ from torch import nn
 
 from compactmtl.backends import Runner
 from compactmtl.errors import ArtifactError
+from compactmtl.graph.inputs import as_arguments
 from compactmtl.verify.accuracy import evaluating
-from compactmtl.verify.parity import Inputs, as_arguments, reference_outputs, to_arrays
+from compactmtl.verify.parity import Inputs, reference_outputs, to_arrays
 from compactmtl.verify.result import ParityResult
 
 
@@ -34,7 +35,7 @@ def error_maps(
     far smaller, and rounding then looks like an error that no gate saw.
     """
     scales = {output.name: output.scale for output in parity.outputs}
-    arguments = as_arguments(inputs)
+    arguments = as_arguments(model, inputs)
     with evaluating(model):
         reference = reference_outputs(model, arguments)
     artifact = runner.run(to_arrays(runner, arguments))

@@ -23,7 +23,8 @@ from compactmtl.backends.base import Arrays
 from compactmtl.backends.machine import cpu_name, load_average
 from compactmtl.backends.torch import TorchRunner, device_of, synchronizer
 from compactmtl.errors import ConfigError
-from compactmtl.verify.accuracy import evaluating
+from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, map_tensors
 from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
 from compactmtl.verify.speed import speeds, variation
@@ -38,7 +39,7 @@ class Fed:
 
 
 Runnable = Runner | Fed | nn.Module | Callable[..., object]
-LatencyInputs = Tensor | tuple[Tensor, ...] | None
+LatencyInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | None
 
 
 def measure_latency(
@@ -56,7 +57,8 @@ def measure_latency(
         runnables: what to time by name. A Runner is fed host arrays, a Fed runner its own, and a module tensors (in eval mode, without
             gradients, waiting for its device); any other callable is called with the inputs as they are, or
             with none where `inputs` is None, and must return only when its work is done.
-        inputs: a tensor or a tuple of positional arguments, batch first.
+        inputs: a tensor, a tuple of positional arguments or, for modules, a dict of keyword ones, batch first. Arguments
+            may hold lists, dicts and dataclasses of tensors, and other values; a Runner is fed the tensors in them.
         warmup: rounds before the clock counts.
         repeats: rounds that count.
         settle: runs of a model before each of its clocked ones, where there are several models: caches then hold its
@@ -84,7 +86,7 @@ def measure_latency(
         settled = settle if len(names) > 1 else 0
         samples, process = _rounds(subjects, warmup, repeats, settled)
         described = {name: subject.describe() for name, subject in subjects.items()}
-    batch = _batch_size(inputs)
+    batch = batch_size((inputs,))
     stats = {
         name: _stats(
             name,
@@ -118,32 +120,38 @@ class _Subject:
 
 
 def _subject(runnable: Runnable, inputs: LatencyInputs, stack: ExitStack) -> _Subject:
-    arguments = (inputs,) if isinstance(inputs, Tensor) else inputs
     if isinstance(runnable, Fed):
         runner, own = runnable.runner, runnable.arrays
         return _Subject(lambda: runner.run(own), runner.describe, includes_transfers=True)
     if isinstance(runnable, Runner):
-        if arguments is None:
+        if inputs is None:
             raise ConfigError("a runner can't be timed without inputs", "give the inputs it takes")
-        arrays = to_arrays(runnable, arguments)
+        given: tuple[Any, ...] = (inputs,)
+        if isinstance(inputs, Mapping) and set(runnable.input_names) <= set(inputs):
+            given = tuple(inputs[name] for name in runnable.input_names)
+        arrays = to_arrays(runnable, given)
         return _Subject(lambda: runnable.run(arrays), runnable.describe, includes_transfers=True)
     if isinstance(runnable, nn.Module):
-        if arguments is None:
+        if inputs is None:
             raise ConfigError("a module can't be timed without inputs", "give the inputs it takes")
-        stack.enter_context(evaluating(runnable))
+        arguments = as_arguments(runnable, inputs)
+        stack.enter_context(borrowed(runnable))
         return _module_subject(runnable, arguments)
-    if arguments is None:
+    if inputs is None:
         return _Subject(runnable, _host, includes_transfers=True)
-    return _Subject(lambda: runnable(*arguments), _host, includes_transfers=True)
+    if isinstance(inputs, Mapping):
+        return _Subject(lambda: runnable(**inputs), _host, includes_transfers=True)
+    positional = (inputs,) if isinstance(inputs, Tensor) else inputs
+    return _Subject(lambda: runnable(*positional), _host, includes_transfers=True)
 
 
-def _module_subject(module: nn.Module, arguments: tuple[Tensor, ...]) -> _Subject:
+def _module_subject(module: nn.Module, arguments: Arguments) -> _Subject:
     device = device_of(module)
-    placed = tuple(argument.to(device) for argument in arguments)
+    placed = map_tensors(lambda tensor: tensor.to(device), arguments)
     wait = synchronizer(device)
 
     def call() -> object:
-        with torch.inference_mode():
+        with torch.no_grad():  # not in inference mode: a forward may keep what it makes
             outputs = module(*placed)
         if wait is not None:
             wait()
@@ -219,9 +227,3 @@ def _stats(
 
 def _own_batch(runnable: Runnable, batch: int) -> int:
     return len(next(iter(runnable.arrays.values()))) if isinstance(runnable, Fed) else batch
-
-
-def _batch_size(inputs: LatencyInputs) -> int:
-    if inputs is None:
-        return 1
-    return len(inputs if isinstance(inputs, Tensor) else inputs[0])

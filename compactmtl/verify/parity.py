@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.torch import device_of, named_outputs
+from compactmtl.backends.torch import as_array, device_of, named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, GateError
-from compactmtl.verify.accuracy import evaluating
+from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, copied, map_tensors, tensors_in
 from compactmtl.verify.result import OutputParity, ParityResult
 
-Inputs = Tensor | tuple[Tensor, ...]  # positional arguments of the model
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]  # positional or keyword arguments of the model
 
 
 class ParityError(GateError):
@@ -48,7 +48,7 @@ class NonFiniteError(ParityError):
 def check_parity(
     model: nn.Module,
     path: str | Path,
-    example_inputs: Inputs | list[Inputs],
+    example_inputs: Inputs | list[Any],
     *,
     target: Target | None = None,
     tolerance: float | None = None,
@@ -57,10 +57,11 @@ def check_parity(
     """Compare the outputs of the model file at `path` with the module's, over one or several inputs.
 
     Args:
-        model: the reference, run in eval mode without gradients; its modes are put back afterwards.
+        model: the reference, run in eval mode without gradients; it is left as it was.
         path: the exported file.
-        example_inputs: a tensor or a tuple of positional arguments, batch first; or a list of such cases,
-            with several batch sizes where the artifact's batch is free.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword ones, batch first; or a list of
+            such cases, with several batch sizes where the artifact's batch is free. Arguments may hold lists, dicts and
+            dataclasses of tensors, as they did for `export_onnx`; the tensors in them are the artifact's inputs in order.
         target: backend, provider and tolerances; ONNX Runtime on the CPU by default.
         tolerance: largest |difference| as a share of the reference's range (max - min over all cases, at
             least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's, which is its precision's by default.
@@ -76,7 +77,7 @@ def check_parity(
     cases = example_inputs if isinstance(example_inputs, list) else [example_inputs]
     if not cases:
         raise ArtifactError("parity needs at least one input", "give example inputs")
-    with get_backend(target.backend).open(Path(path), target) as runner, evaluating(model):
+    with get_backend(target.backend).open(Path(path), target) as runner, borrowed(model):
         return _compare(model, runner, cases, target, tolerance, output_names, str(path))
 
 
@@ -84,7 +85,7 @@ def compare_outputs(
     model: nn.Module, runner: Runner, cases: Sequence[Inputs], target: Target, where: str
 ) -> ParityResult:
     """As `check_parity`, of a model that is open already; `where` names it in errors."""
-    with evaluating(model):
+    with borrowed(model):
         return _compare(model, runner, cases, target, None, None, where)
 
 
@@ -100,8 +101,8 @@ def _compare(
     tallies: dict[str, _Tally] = {}
     samples = 0
     for case in cases:
-        arguments = as_arguments(case)
-        samples += len(arguments[0])
+        arguments = as_arguments(model, case)
+        samples += batch_size(arguments)
         reference = reference_outputs(model, arguments, output_names)
         artifact = runner.run(to_arrays(runner, arguments))
         check_structure(reference, artifact, where)
@@ -122,32 +123,27 @@ def _tolerance(name: str, target: Target, tolerance: float | None) -> float:
     return target.tolerance(name)
 
 
-def as_arguments(inputs: Inputs) -> tuple[Tensor, ...]:
-    """Positional arguments of a model."""
-    return (inputs,) if isinstance(inputs, Tensor) else inputs
-
-
 def reference_outputs(
-    model: nn.Module, arguments: tuple[Tensor, ...], output_names: Sequence[str] | None = None
+    model: nn.Module, arguments: Arguments, output_names: Sequence[str] | None = None
 ) -> dict[str, NDArray[Any]]:
-    """The module's outputs by name, without gradients, on its own device."""
+    """The module's outputs by name, in eval mode without gradients, on its own device; it is left as it was."""
     device = device_of(model)
-    with torch.inference_mode():
-        outputs = named_outputs(model(*(argument.to(device) for argument in arguments)), output_names)
-    return {name: tensor.numpy(force=True) for name, tensor in outputs.items()}
+    with borrowed(model, weights=False):  # each case begins as the first did
+        placed = copied(map_tensors(lambda tensor: tensor.to(device), arguments))
+        outputs = named_outputs(model(*placed), output_names)
+    return {name: as_array(tensor) for name, tensor in outputs.items()}
 
 
-def to_arrays(runner: Runner, arguments: tuple[Tensor, ...]) -> dict[str, NDArray[Any]]:
-    """Positional arguments by the runner's input names. Raises ArtifactError where the counts differ."""
-    if len(arguments) != len(runner.input_names):
+def to_arrays(runner: Runner, arguments: Arguments) -> dict[str, NDArray[Any]]:
+    """The tensors in the arguments by the runner's input names. Raises ArtifactError where the counts differ."""
+    tensors = tensors_in(arguments)
+    if len(tensors) != len(runner.input_names):
         raise ArtifactError(
             f"the artifact takes {len(runner.input_names)} inputs {list(runner.input_names)},"
-            f" {len(arguments)} given",
+            f" {len(tensors)} given",
             "give one tensor for each input, in the model's order",
         )
-    return {
-        name: tensor.numpy(force=True) for name, tensor in zip(runner.input_names, arguments, strict=True)
-    }
+    return {name: tensor.numpy(force=True) for name, tensor in zip(runner.input_names, tensors, strict=True)}
 
 
 def check_structure(
@@ -197,6 +193,11 @@ def scale_of(low: float, high: float) -> float:
     return max(span, magnitude / 100) if span else magnitude or 1.0
 
 
+def _parts(array: NDArray[Any]) -> NDArray[Any]:
+    """Real and imaginary parts side by side, in a last dimension of their own."""
+    return np.stack([array.real, array.imag], axis=-1)
+
+
 class _Tally:
     """Differences, range, cosine and variation of one output, accumulated over all cases in float64."""
 
@@ -205,12 +206,14 @@ class _Tally:
         self.max_abs = 0.0
         self.low, self.high = np.inf, -np.inf
         self.dot = self.reference_square = self.artifact_square = 0.0
-        self.classes: list[int] = []  # of an output of whole numbers: how many differ, of how many
+        self.classes: list[int] = []  # of whole numbers and truth values: how many differ, of how many
         # of each value the smallest and the largest over the samples of one shape, and how many samples
         self.extremes: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[Any], int]] = {}
 
     def add(self, reference: NDArray[Any], artifact: NDArray[Any]) -> None:
-        if np.issubdtype(reference.dtype, np.integer):
+        if np.iscomplexobj(reference):
+            reference, artifact = (_parts(array) for array in (reference, artifact))
+        if np.issubdtype(reference.dtype, np.integer) or reference.dtype == np.bool_:
             differ, size = self.classes or (0, 0)
             self.classes = [differ + int((reference != artifact).sum()), size + reference.size]
         elif reference.ndim and reference.size:
@@ -236,7 +239,9 @@ class _Tally:
         return max(changes, default=None)
 
     def result(self, name: str, tolerance: float) -> OutputParity:
-        scale = scale_of(self.low, self.high)
+        scale = (
+            scale_of(self.low, self.high) if self.low <= self.high else 1.0
+        )  # an empty output has no range
         norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
         both_zero = self.reference_square == self.artifact_square == 0.0
         # A class is right or wrong: the share that differs counts, not by how many class numbers.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+from compactmtl.backends import get_backend
+from compactmtl.config.target import Target
+from compactmtl.errors import CompactError
 from compactmtl.export import export_onnx
 from compactmtl.export.onnx import ExportError, data_file, model_tensors, read_metadata
-from compactmtl.verify import check_parity
+from compactmtl.verify import check_parity, measure_latency
 
 
 class Small(nn.Module):
@@ -177,3 +181,51 @@ def test_what_cannot_be_exported_is_an_error_and_leaves_no_file(
     with pytest.raises(ExportError, match=message):
         export_onnx(broken, image, tmp_path / "m.onnx", **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+class Nested(nn.Module):
+    """Takes what networks take: a list, a dict, a tensor that may be missing, the name of a task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(
+        self, images: list[Tensor], batch: dict[str, Tensor], mask: Tensor | None = None, task: str = "sum"
+    ) -> dict[str, Tensor]:
+        y = self.layer(images[0] - 2 * images[1]) + batch["offset"]
+        return {task: y if mask is None else y * mask}
+
+
+def nested(batch: int = 2) -> tuple[Any, ...]:
+    x = [torch.randn(batch, 3, 8, 8), torch.randn(batch, 3, 8, 8)]
+    return x, {"offset": torch.randn(batch, 4, 6, 6)}, None, "difference"
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_nested_arguments_become_inputs_by_their_places(free: bool, tmp_path: Path) -> None:
+    path = export_onnx(Nested(), nested(), tmp_path / "nested.onnx", dynamic_batch=free)
+    inputs, outputs = model_tensors(path)
+    assert list(inputs) == ["images_0", "images_1", "batch_offset"] and list(outputs) == ["difference"]
+
+
+def test_nested_arguments_have_parity_and_a_latency(tmp_path: Path) -> None:
+    model = Nested()
+    path = export_onnx(model, nested(), tmp_path / "nested.onnx", dynamic_batch=True)
+    assert check_parity(model, path, [nested(2), nested(3)]).passed
+    target = Target(backend="onnxruntime")
+    with get_backend("onnxruntime").open(path, target) as runner:
+        found = measure_latency({"torch": model, "onnx": runner}, nested(3), warmup=1, repeats=2)
+    assert [stats.batch for stats in found.stats.values()] == [3, 3]
+
+
+def test_keyword_arguments_are_taken(tmp_path: Path) -> None:
+    images, batch, _, _ = nested()
+    path = export_onnx(Nested(), {"batch": batch, "images": images}, tmp_path / "nested.onnx")
+    assert list(model_tensors(path)[0]) == ["images_0", "images_1", "batch_offset"]
+
+
+def test_what_is_no_input_is_a_clear_error(tmp_path: Path) -> None:
+    for wrong in ((), (None,), "image", 3):
+        with pytest.raises(CompactError, match="example inputs"):
+            export_onnx(Nested(), wrong, tmp_path / "nested.onnx")  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,3 +63,19 @@ def test_what_a_forward_keeps_in_a_dict_is_copied(share: bool) -> None:
     kept = copied.cache["cpu"][0]
     assert kept.dtype == torch.float64 and torch.equal(kept.float(), model.cache["cpu"][0])
     assert not kept.requires_grad and kept is not model.cache["cpu"][0]
+
+
+def test_what_a_forward_has_kept_is_copied_wherever_it_lies() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 3))
+    y = model(torch.ones(1, 3))
+    model.cache = SimpleNamespace(last=y, layers=[{"keys": deque([y * 2])}])
+    model.hidden = [nn.Linear(3, 3)]
+    copied: Any = copy_model(model, dtype=torch.float64)
+    assert copied.cache.last.dtype == copied.cache.layers[0]["keys"][0].dtype == torch.float64
+    assert copied.hidden[0].weight.dtype == torch.float64 and model.hidden[0].weight.dtype == torch.float32
+
+
+def test_a_copy_made_in_inference_mode_can_be_trained() -> None:
+    with torch.inference_mode():
+        copied = copy_model(nn.Linear(3, 3))
+    assert not any(value.is_inference() for value in copied.parameters())

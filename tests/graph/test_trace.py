@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compactmtl.errors import SurgeryError
-from compactmtl.graph.trace import check_inputs, evaluating, trace
+from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.trace import check_inputs, trace
 
 
 class Nested(nn.Module):
@@ -134,12 +138,60 @@ def _fail_in_eval_mode(model: nn.Module) -> None:
 def test_modes_come_back_even_after_an_error() -> None:
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train()
     model[1].eval()
-    with pytest.raises(ZeroDivisionError), evaluating(model):
+    with pytest.raises(ZeroDivisionError), borrowed(model):
         _fail_in_eval_mode(model)
     assert model.training and model[0].training and not model[1].training
 
 
-@pytest.mark.parametrize("inputs", [torch.zeros(1), {"x": torch.zeros(1)}, None, [], (1, "a")])
+@pytest.mark.parametrize("inputs", [torch.zeros(1), None, [], (1, "a"), {"input": 1}])
 def test_inputs_have_to_be_a_list_with_a_tensor(inputs: object) -> None:
     with pytest.raises(SurgeryError, match="example inputs"):
-        check_inputs(inputs)  # type: ignore[arg-type]
+        check_inputs(nn.ReLU(), inputs)
+
+
+def test_script_modules_are_refused_with_what_to_pass() -> None:
+    scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))  # type: ignore[no-untyped-call]
+    for model in (scripted, nn.Sequential(scripted)):
+        with pytest.raises(SurgeryError, match=r"TorchScript[\s\S]*pass the Python module"):
+            trace(model, (torch.ones(1, 2),))
+
+
+def test_a_model_wrapped_for_several_processes_is_refused_with_what_to_pass(tmp_path: Path) -> None:
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(SurgeryError, match=r"several processes[\s\S]*model\.module"):
+            trace(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)), (torch.ones(1, 2),))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@dataclass
+class Pair:
+    one: Tensor
+    other: Tensor
+
+
+class Taking(nn.Module):
+    def forward(self, x: Pair, weight: float = 1.0, names: dict[str, Tensor] | None = None) -> Pair:
+        return Pair(x.one * weight, x.other + (0 if names is None else names["a"]))
+
+
+def test_dataclasses_numbers_and_keywords_are_taken_and_given() -> None:
+    pair = Pair(torch.ones(2), torch.ones(2))
+    arguments = check_inputs(Taking(), {"x": pair, "names": {"a": torch.ones(2)}})
+    assert arguments[:2] == (pair, 1.0)
+    traced = trace(Taking(), arguments)
+    values = dict(traced.run(arguments))
+    assert [values[node].tolist() for node in traced.outputs] == [[1, 1], [2, 2]]
+
+
+def test_keywords_that_a_forward_does_not_take_are_named() -> None:
+    class ByKeyword(nn.Module):
+        def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+            return x * scale
+
+    with pytest.raises(SurgeryError, match="does not take these keyword arguments"):
+        check_inputs(ByKeyword(), {"image": torch.ones(1)})
+    with pytest.raises(SurgeryError, match="scale by keyword alone"):
+        check_inputs(ByKeyword(), {"x": torch.ones(1), "scale": 2.0})

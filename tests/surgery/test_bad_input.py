@@ -187,10 +187,26 @@ def test_outputs_with_infinities_are_compared() -> None:
     assert result.report.proof.passed and result.report.proof.max_relative_error < 1e-9
 
 
-def test_model_that_refuses_float64_is_proved_in_its_own_type() -> None:
+def test_casts_on_the_way_are_passed_over_in_the_proof() -> None:
     class Single(Small):
         def forward(self, x: Tensor) -> Any:
             return torch.mm(super().forward(x.float()).flatten(1), torch.ones(128, 1, dtype=torch.float32))
+
+    model = Single()
+    kill(model.first, zero=[0])
+    with torch.no_grad():
+        model.norm.bias[0] = 0
+    result: Any = compact(model, (image().float(),))
+    assert result.model.first.out_channels == 7
+    assert (result.report.proof.dtype, result.report.proof.tolerance) == ("float64", 1e-5)
+
+
+def test_model_that_refuses_float64_is_proved_in_its_own_type() -> None:
+    class Single(Small):
+        def forward(self, x: Tensor) -> Any:
+            if x.dtype is torch.float64:
+                raise TypeError("no float64")
+            return super().forward(x)
 
     model = Single()
     kill(model.first, zero=[0])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
 from compactmtl.config.target import ParityConfig, Target
 from compactmtl.errors import GATE, ArtifactError
+from compactmtl.export import export_onnx
 from compactmtl.verify import check_parity
 from compactmtl.verify.parity import (
     DtypeMismatchError,
@@ -212,3 +215,40 @@ def test_no_sample_is_no_parity(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", TwoHeads())
     with pytest.raises(ArtifactError, match="at least one sample"):
         check_parity(TwoHeads(), path, torch.zeros(0, WIDTH))
+
+
+class Decisions(nn.Module):
+    """Outputs of other types than floating numbers, and one with nothing in it."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"above": x > 0, "which": x.argmax(1), "none": x[:, :0], "value": x * 2}
+
+
+def test_truth_values_whole_numbers_and_nothing_have_a_verdict_over_several_samples(tmp_path: Path) -> None:
+    x = torch.randn(4, 3)
+    path = export_onnx(Decisions(), x, tmp_path / "decisions.onnx", dynamic_batch=True)
+    found = check_parity(Decisions(), path, [x, torch.randn(6, 3)])
+    assert found.passed and found.samples == 10
+    assert {output.name: output.max_relative for output in found.outputs} == pytest.approx(
+        dict.fromkeys(("above", "which", "none", "value"), 0.0)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int64, np.uint8])
+def test_of_classes_and_truth_values_the_share_that_differs_counts(dtype: type) -> None:
+    tally = _Tally((2, 4))
+    for _ in range(2):
+        reference: NDArray[Any] = np.array([[0, 1, 0, 1], [1, 1, 0, 0]]).astype(dtype)
+        artifact = reference.copy()
+        artifact[0, 0] = 1
+        tally.add(reference, artifact)
+    found = tally.result("task", 0.1)
+    assert found.max_relative == 2 / 16 and not found.passed
+    assert tally.result("task", 0.2).passed
+
+
+def test_complex_numbers_differ_in_either_part() -> None:
+    tally = _Tally((2, 2))
+    reference = np.asarray([[1 + 1j, 2], [3, 4j]], dtype=np.complex128)
+    tally.add(reference, reference + 0.5j)
+    assert not tally.result("task", 1e-3).passed

@@ -37,6 +37,8 @@ class BatchNorm:
                     analysis.space.pin(axis.ids)
         for key in ("weight", "bias", "running_mean", "running_var"):
             if given[key] is not None:
+                if not analysis.is_static(given[key]):
+                    return f"its {key} depends on the input"
                 role: Role | None = "affine" if key in ("weight", "bias") else None
                 name = analysis.parameter(given[key])
                 if name is not None:

@@ -79,6 +79,10 @@ class _Layer(ABC):
         if not analysis.is_static(weight_node):
             return "its weight depends on the input"
         weight = analysis.tensor(weight_node)
+        if weight.ndim < 2:
+            return "its weight is one vector, which adds all channels up"
+        if bias_node is not None and not analysis.is_static(bias_node):
+            return "its bias depends on the input"
         out_dim, in_dim = (1, 0) if self.transposed else (0, 1)
         outputs = int(weight.shape[out_dim]) * (groups if self.transposed else 1)
         inputs = int(weight.shape[in_dim]) * (1 if self.transposed else groups)
