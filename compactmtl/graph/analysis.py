@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from compactmtl.graph.aliases import writes_elsewhere
+from compactmtl.graph.aliases import is_mutation, writes_elsewhere
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
 from compactmtl.graph.trace import Traced
@@ -31,7 +31,7 @@ class Binding:
     dim: int
     ids: Ids
     roles: set[Role] = field(default_factory=set)
-    groups: int = 1  # of a grouped convolution's inputs, (groups * size of the dimension)
+    groups: int = 1  # of a grouped convolution, where the dimension is each group's own: (groups * its size)
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class Product:
     folds: bool  # constants of its input can be folded into its bias or merged into a carrier
 
 
+# Tensors that a forward makes of numbers alone: new_* read no more of their argument than its type.
+MADE = frozenset(
+    ("zeros", "ones", "full", "arange", "linspace", "eye", "scalar_tensor", "new_zeros", "new_ones", "new_full")
+)
+
+
 class Rule(Protocol):
     """One family of operators. `layout` returns a reason where it cannot follow the coordinates."""
 
@@ -73,6 +79,11 @@ def operator(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
     text = schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
     return str(text).removeprefix("aten::").rstrip("_") or str(text)
+
+
+def overload(node: fx.Node) -> str:
+    """The operator with its overload, `max.other`, where one name stands for different operators."""
+    return f"{operator(node)}.{getattr(getattr(node.target, '_schema', None), 'overload_name', '')}"
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -121,7 +132,8 @@ class Analysis:
             fx.Node, tuple[Ids, str]
         ] = {}  # divides by the number of these channels; what it does
         self.wide: dict[str, Wide] = {}  # modules that can go on at their original width
-        self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters alone -> value
+        self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters and numbers alone -> value
+        self.made: list[Ids] = []  # of tensors that a forward makes: gone only with the channels of some layer
         self._tensors = dict(traced.tensors.values())
 
     # -- reading -----------------------------------------------------------------------------------
@@ -190,25 +202,54 @@ class Analysis:
 
     def mark(self, node: fx.Node, ids: Ids, role: Role) -> None:
         """Say what the parameters that a static tensor is made of do with the channels `ids`."""
+        names = {self.parameter(current) for current in self.static_sources(node)}
+        for binding in self.bindings.values():
+            if binding.name in names and np.isin(ids, binding.ids).any():
+                binding.roles.add(role)
+
+    def bind_grouped(self, name: str, groups: int, role: Role = "consumer") -> Ids:
+        """The ids of all inputs of a grouped convolution, whose weight's dimension 1 each group counts anew.
+
+        Of a transposed one they are its outputs.
+        """
+        binding = self.bindings.get((name, 1))
+        if binding is None or binding.groups == 1:
+            size = int(self._tensors[name].shape[1]) * groups
+            binding = Binding(name, 1, self.space.fresh(size), {role}, groups)
+            self.bindings[name, 1] = binding
+        return binding.ids
+
+    def adopt(self, node: fx.Node, dims: tuple[int, ...], ids: Ids) -> bool:
+        """Take the dimensions `dims` of a tensor that a forward makes, such as zeros, for the channels `ids` that it meets.
+
+        Nothing in the graph says where its size comes from; whether it follows the channels is for the proof to say.
+        False where it is another kind of tensor, or differs from channel to channel.
+        """
+        if node not in self.static or self.layouts.get(node) or node in self.traced.hazards:
+            return False
+        if any(d < 0 for d in dims) or ids.shape != tuple(self.shape(node)[d] for d in dims):
+            return False
+        if self.static_sources(node) & set(self.traced.tensors):
+            return False
+        value = self.tensor(node)
+        first = value
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        if not bool((value == first).all()):
+            return False
+        self.layouts[node] = (Axis(dims, ids),)
+        self.sized[node] = ids
+        return True
+
+    def static_sources(self, node: fx.Node) -> set[fx.Node]:
+        """All static tensors that a static one is made of, itself included."""
         pending, seen = [node], set[fx.Node]()
         while pending:
             current = pending.pop()
             if current not in seen:
                 seen.add(current)
-                pending += current.all_input_nodes
-        names = {self.parameter(current) for current in seen}
-        for binding in self.bindings.values():
-            if binding.name in names and np.isin(ids, binding.ids).any():
-                binding.roles.add(role)
-
-    def bind_grouped(self, name: str, groups: int) -> Ids:
-        """The ids of all inputs of a grouped convolution, whose weight's dimension 1 each group reads anew."""
-        binding = self.bindings.get((name, 1))
-        if binding is None or binding.groups == 1:
-            size = int(self._tensors[name].shape[1]) * groups
-            binding = Binding(name, 1, self.space.fresh(size), {"consumer"}, groups)
-            self.bindings[name, 1] = binding
-        return binding.ids
+                pending += filter(self.is_static, current.all_input_nodes)
+        return seen
 
     def pin(self, node: fx.Node) -> None:
         for axis in self.layouts.get(node, ()):
@@ -244,16 +285,25 @@ class Analysis:
     def _find_static(self) -> None:
         for node in self.traced.calls:
             inputs = node.all_input_nodes
-            if inputs and all(self.is_static(source) for source in inputs):
+            if operator(node) in MADE and node not in self.traced.hazards:
+                self.static[node] = None
+            elif inputs and all(self.is_static(source) for source in inputs):
                 self.static[node] = None
         with torch.inference_mode():
             for node in self.static:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._static_value)
+                given = self._static_copy if is_mutation(node) else self._static_value
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
                 self.static[node] = node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _static_value(self, node: fx.Node) -> Tensor:
-        # A static call may write into its argument: the model's own tensors are not to be touched.
+        if not self.is_static(node):  # what new_zeros and the like take their type from
+            value = node.meta["val"]
+            return torch.empty(0, dtype=value.dtype, device=value.device)
+        # A static call may hand its argument on to be written into: the model's own tensors are not to be touched.
         return self.tensor(node).clone() if node in self.traced.tensors else self.tensor(node)
+
+    def _static_copy(self, node: fx.Node) -> Tensor:
+        return self._static_value(node).clone()
 
     def _layouts(self, rules: dict[str, Rule], fallback: Rule) -> None:
         for node, (name, value) in self.traced.tensors.items():
@@ -261,7 +311,8 @@ class Analysis:
                 dims = [dim for dim in range(value.ndim) if value.shape[dim] > 1] or [0]
                 self.layouts[node] = tuple(Axis((dim,), self.bind(name, dim, None)) for dim in dims)
         for node in self.traced.calls:
-            rule = rules.get(operator(node), fallback)
+            rule = rules.get(overload(node)) or rules.get(operator(node), fallback)
+            self.space.at = operator(node)
             self.space.cause = f"{operator(node)}: its channels are not followed"
             reason = "it writes into another tensor" if writes_elsewhere(node) else rule.layout(self, node)
             if reason is not None:

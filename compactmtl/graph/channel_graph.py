@@ -36,11 +36,21 @@ class ChannelGraph:
         for node in analysis.traced.calls:
             for axis in analysis.layouts.get(node, ()) if node not in analysis.static else ():
                 self.fixed[self.labels[axis.ids]] = False
+        self._pin_what_is_made()
         self.fixed[self.labels[analysis.space.pinned()]] = True
         self._families: list[GroupFamily] | None = None
         self._family_classes: list[Ids] = []
         self._coupled_of: Ids = np.arange(self.classes)
         self._count: dict[str, csr_matrix] = {}
+
+    def _pin_what_is_made(self) -> None:
+        """Channels of tensors that a forward makes are as many as it says, unless they go with those of a layer."""
+        space = self.analysis.space
+        space.cause = "a tensor that the forward makes in a size of its own"
+        written = [product.outputs for product in self.analysis.products.values()]
+        of_layers = np.unique(self.labels[np.concatenate(written)]) if written else np.empty(0, np.int64)
+        for ids in self.analysis.made:
+            space.pin(ids[~np.isin(self.labels[ids], of_layers)])
 
     @classmethod
     def trace(cls, model: nn.Module, example_inputs: Sequence[Tensor]) -> ChannelGraph:
@@ -52,6 +62,10 @@ class ChannelGraph:
         traced = trace(model, example_inputs)
         analysis = Analysis(traced)
         analysis.run(RULES, FALLBACK, example_inputs)
+        analysis.space.cause = "a tensor that the forward makes in a size of its own"
+        for binding in analysis.bindings.values():
+            if not _holds(model, binding.name):
+                analysis.space.pin(binding.ids)
         return cls(analysis, frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)))
 
     # -- groups --------------------------------------------------------------------------------------
@@ -80,6 +94,8 @@ class ChannelGraph:
             np.add.at(keys, coupled[binding.ids], mark)
             if "producer" in binding.roles:
                 produced[coupled[binding.ids]] = True
+                if binding.groups > 1:  # a slice of one group's rows and columns is no member
+                    fixed[coupled[binding.ids]] = True
         free = np.flatnonzero(produced & ~fixed)
         weights = {product.weight for product in self.analysis.products.values()}
         families: list[GroupFamily] = []
@@ -247,6 +263,15 @@ class ChannelGraph:
             if flags is not None:
                 found[self.labels[axis.ids[flags & ~known(node)]]] = True
         return found
+
+
+def _holds(model: nn.Module, name: str) -> bool:
+    """Whether a module of the model has the tensor, so that it can be replaced there."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        return isinstance(getattr(model.get_submodule(path), leaf, None), Tensor)
+    except AttributeError:
+        return False
 
 
 MacModel = Callable[[Sequence[Flags]], float]

@@ -83,6 +83,8 @@ class _Editor:
         value: Tensor | None = owner._parameters.get(leaf)
         if value is None:
             value = owner._buffers.get(leaf)
+        if value is None and isinstance(vars(owner).get(leaf), Tensor):
+            value = vars(owner)[leaf]  # a plain attribute
         if value is None:
             raise ArtifactError(f"the plan edits {name}, which the model does not have", _MEND)
         return value

@@ -111,6 +111,12 @@ def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[
             bound = given.get(key)
             if isinstance(bound, int) and 0 < bound < kept.size:
                 pairs.append((bound, int(kept[:bound].sum())))
+    elif (product := graph.analysis.products.get(node)) is not None:
+        if product.groups > 1:
+            pairs.append((product.groups, int(kept.reshape(product.groups, -1).any(1).sum())))
+    elif operator(node) == "group_norm":
+        groups = int(arguments(node)["num_groups"])
+        pairs.append((groups, int(kept.reshape(groups, -1).any(1).sum())))
     elif kept.ndim > 1:
         for dim in range(kept.ndim - 1):  # whole heads may have gone
             others = tuple(other for other in range(kept.ndim) if other != dim)

@@ -31,10 +31,13 @@ class Concat:
         pieces = []
         for source, axis in zip(sources, axes, strict=True):
             if axis is None:
-                analysis.pin(source)
                 shape = [analysis.shape(source)[where] for where in place]
                 ids = analysis.space.fresh(int(np.prod(shape))).reshape(shape)
-                analysis.space.pin(ids)
+                if analysis.adopt(source, place, ids):
+                    analysis.made.append(ids)
+                else:
+                    analysis.pin(source)
+                    analysis.stop(node, ids, "its other parts are not followed")
             else:
                 ids = axis.ids
             pieces.append(ids)
@@ -110,6 +113,50 @@ class Stack(Concat):
             analysis.space.union(first.ids, axis.ids)
         analysis.layouts[node] = (Axis(tuple(d + (d >= dim) for d in first.dims), first.ids),)
         return None
+
+
+class Gate:
+    """glu: one half of the channels times the sigmoid of the other; entry i of both goes together."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        source = source_of(node)
+        axis, dim = analysis.axis(source), self._dim(analysis, node)
+        if axis is None:
+            analysis.pin(source)
+            analysis.layouts[node] = ()
+        elif dim not in axis.dims:
+            analysis.layouts[node] = (axis,)
+        else:
+            values, gates = np.split(axis.ids, 2, axis.dims.index(dim))
+            analysis.space.union(values, gates)
+            analysis.layouts[node] = (Axis(axis.dims, np.ascontiguousarray(values)),)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        source = source_of(node)
+        known, zero = self._halves(analysis, node, analysis.constant(source), analysis.zero(source))
+        return (known[0] & known[1]) | zero[0]
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        source = source_of(node)
+        axis, dim = analysis.axis(source), self._dim(analysis, node)
+        if axis is None:
+            return
+        if dim in axis.dims:
+            (zero,) = self._halves(analysis, node, analysis.zero(source))
+            used = np.concatenate([used, used & ~zero[0]], axis.dims.index(dim))
+        analysis.use(source, used)
+
+    def _halves(self, analysis: Analysis, node: fx.Node, *flags: Flags) -> list[list[Flags]]:
+        axis, dim = analysis.axis(source_of(node)), self._dim(analysis, node)
+        assert axis is not None
+        if dim not in axis.dims:  # each channel gates itself, by other positions
+            return [[own, own] for own in flags]
+        return [np.split(own, 2, axis.dims.index(dim)) for own in flags]
+
+    @staticmethod
+    def _dim(analysis: Analysis, node: fx.Node) -> int:
+        return int(arguments(node)["dim"]) % len(analysis.shape(node))
 
 
 class Window(Rearranged):
@@ -267,6 +314,7 @@ _concat, _window, _split = Concat(), Window(), Split()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("cat", "concat"), _concat),
     "stack": Stack(),
+    "glu": Gate(),
     **dict.fromkeys(("slice", "narrow", "select"), _window),
     **dict.fromkeys(_SPLITS, _split),
     "getitem": Part(),
