@@ -36,7 +36,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class Product:
-    """A convolution or linear layer: what it costs and where constants of its input can be folded.
+    """A convolution, linear or recurrent layer: what it costs and where constants of its input can be folded.
 
     `outputs` (O,) and `inputs` (I,) are ids; MACs are `scale` * outputs kept * inputs kept. A depthwise
     layer has `inputs` None. `node_in` is None where the input's channels are not tracked. `weight` is None
@@ -56,6 +56,7 @@ class Product:
     scale: float
     padded: bool
     folds: bool  # constants of its input can be folded into its bias or merged into a carrier
+    rows: bool = True  # the rows of its weight are its outputs
 
 
 # Tensors that a forward makes of numbers alone: new_* read no more of their argument than its type.
@@ -126,6 +127,7 @@ class Analysis:
         self.exact: dict[fx.Node, Flags] = {}  # used by value: not to be dropped unless 0
         self.kept_whole: dict[str, str] = {}
         self.positions: dict[fx.Node, Ids] = {}  # rearranged: each entry's place in the input
+        self.parts: dict[fx.Node, list[Ids]] = {}  # of each of several results, its entries' places in the axis
         self.sized: dict[fx.Node, Ids] = {}  # calls whose arguments count channels -> those channels
         self.scaled: dict[fx.Node, tuple[fx.Node, Ids]] = {}  # attention -> what makes its queries, their ids
         self.counted: dict[
@@ -354,11 +356,13 @@ class Analysis:
             axis = self.axis(node)
             rule = self.rules.get(node)
             skip = axis is None or rule is None or node in self.traced.hazards or node in self.static
-            if skip or not isinstance(value, Tensor):
+            if skip or not (isinstance(value, Tensor) or node in self.parts):
                 continue
             assert axis is not None and rule is not None
             flags = rule.constant(self, node)
-            if flags.any():
+            if not isinstance(value, Tensor):
+                self.values[node] = np.zeros(flags.shape)  # its parts are held to what they are in the run
+            elif flags.any():
                 flags, self.values[node] = _confirm(value, axis, flags)
             self.constants[node] = flags
 

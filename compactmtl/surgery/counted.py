@@ -37,7 +37,12 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
                 continue  # of two equal numbers in one call the other stays, as the 3 of q, k and v beside 3 heads
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
     modules = dict(model.named_modules())
-    changes = {path: counts for path, counts in changes.items() if path in modules}
+    own = (nn.RNNBase, nn.RNNCellBase)  # agree with their tensors anyway
+    changes = {
+        path: counts
+        for path, counts in changes.items()
+        if path in modules and not isinstance(modules[path], own)
+    }
     chance = _chance_of_a_count(modules, changes)
     attributes: Attributes = {}
     for path, counts in changes.items():

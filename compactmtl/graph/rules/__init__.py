@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compactmtl.graph.analysis import Rule
-from compactmtl.graph.rules import attention, contraction, norm, padding, parts, pointwise, product, reduce, shape
+from compactmtl.graph.rules import attention, contraction, norm, padding, parts, pointwise, product, recurrent, reduce, shape
 from compactmtl.graph.rules.fallback import Fallback
 
 RULES: dict[str, Rule] = {
@@ -14,6 +14,7 @@ RULES: dict[str, Rule] = {
     **parts.RULES,
     **pointwise.RULES,
     **product.RULES,
+    **recurrent.RULES,
     **reduce.RULES,
     **shape.RULES,
 }

@@ -6,6 +6,7 @@ import numpy as np
 from torch import fx
 
 from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
+from compactmtl.graph.rules.recurrent import Recurrent
 from compactmtl.graph.rules.reduce import Pair
 from compactmtl.graph.rules.shape import Rearranged
 from compactmtl.graph.space import Axis, Flags, Ids
@@ -266,6 +267,8 @@ class Part(Rearranged):
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         parent = source_of(node)
+        if parent in analysis.parts:
+            return super().layout(analysis, node)
         if parent in analysis.barriers or (
             operator(parent) not in _SPLITS and not self._paired(analysis, node)
         ):
@@ -295,9 +298,12 @@ class Part(Rearranged):
 
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
         parent = source_of(node)
-        dim = split_dim(analysis, parent)
         index = node.args[1]
         assert isinstance(index, int)
+        rule = analysis.rules.get(parent)
+        if isinstance(rule, Recurrent):
+            return rule.part(analysis, parent, index, analysis.shape(node))
+        dim = split_dim(analysis, parent)
         positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
         unbound = operator(parent) == "unbind"
         if dim not in axis.dims:

@@ -133,6 +133,7 @@ class Layer(ABC):
             scale=scale / (1 if depthwise else groups),
             padded=padded,
             folds=self._folds(analysis, own.weight, groups, depthwise, padded),
+            rows=own.out_dim == 0,
         )
         if groups > 1:
             analysis.sized[node] = written  # a functional call counts its groups with a number
