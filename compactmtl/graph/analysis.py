@@ -127,12 +127,14 @@ class Analysis:
         self.exact: dict[fx.Node, Flags] = {}  # used by value: not to be dropped unless 0
         self.kept_whole: dict[str, str] = {}
         self.positions: dict[fx.Node, Ids] = {}  # rearranged: each entry's place in the input
+        self.projected: list[tuple[Ids, Ids]] = []  # cells (rows, H) and outputs (rows, P) of an LSTM that projects
         self.parts: dict[fx.Node, list[Ids]] = {}  # of each of several results, its entries' places in the axis
         self.sized: dict[fx.Node, Ids] = {}  # calls whose arguments count channels -> those channels
         self.scaled: dict[fx.Node, tuple[fx.Node, Ids]] = {}  # attention -> what makes its queries, their ids
         self.counted: dict[
             fx.Node, tuple[Ids, str]
         ] = {}  # divides by the number of these channels; what it does
+        self.joined: list[tuple[Ids, str]] = []  # channels that an operator couples, and how
         self.wide: dict[str, Wide] = {}  # modules that can go on at their original width
         self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters and numbers alone -> value
         self.made: list[Ids] = []  # of tensors that a forward makes: gone only with the channels of some layer

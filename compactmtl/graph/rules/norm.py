@@ -159,6 +159,7 @@ class GroupNorm:
             analysis.space.union(own.ids, axis.ids)
             analysis.mark(given[key], own.ids, "affine")
         analysis.sized[node] = axis.ids
+        analysis.joined.append((axis.ids, "group_norm: it normalizes over the channels of a group"))
         analysis.layouts[node] = (axis,)
         return None
 

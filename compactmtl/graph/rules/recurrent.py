@@ -97,6 +97,7 @@ class Recurrent:
         analysis.space.grid(cells)
         if call.rows[0].project is not None:
             analysis.space.grid(outputs)
+            analysis.projected.append((cells, outputs))
         for state, ids in zip(call.states, (outputs, cells), strict=False):
             self._bind_state(analysis, node, state, ids, call.cell)
         projected = call.rows[0].project is not None
