@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from compactmtl.graph.aliases import is_mutation, writes_elsewhere
+from compactmtl.graph.aliases import writes_elsewhere
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
+from compactmtl.graph.static import MADE, operator, overload, static_values
 from compactmtl.graph.trace import Traced
 from compactmtl.graph.wide import Wide, find_wide
+
+__all__ = ["MADE", "Analysis", "Binding", "Product", "Rule", "arguments", "operator", "source_of"]
 
 
 @dataclass
@@ -59,12 +62,6 @@ class Product:
     rows: bool = True  # the rows of its weight are its outputs
 
 
-# Tensors that a forward makes of numbers alone: new_* read no more of their argument than its type.
-MADE = frozenset(
-    ("zeros", "ones", "full", "arange", "linspace", "eye", "scalar_tensor", "new_zeros", "new_ones", "new_full")
-)
-
-
 class Rule(Protocol):
     """One family of operators. `layout` returns a reason where it cannot follow the coordinates."""
 
@@ -73,18 +70,6 @@ class Rule(Protocol):
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags: ...
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None: ...
-
-
-def operator(node: fx.Node) -> str:
-    """The operator's plain name: `aten.relu_.default` and `aten.relu.default` are both `relu`."""
-    schema = getattr(node.target, "_schema", None)
-    text = schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
-    return str(text).removeprefix("aten::").rstrip("_") or str(text)
-
-
-def overload(node: fx.Node) -> str:
-    """The operator with its overload, `max.other`, where one name stands for different operators."""
-    return f"{operator(node)}.{getattr(getattr(node.target, '_schema', None), 'overload_name', '')}"
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -127,8 +112,12 @@ class Analysis:
         self.exact: dict[fx.Node, Flags] = {}  # used by value: not to be dropped unless 0
         self.kept_whole: dict[str, str] = {}
         self.positions: dict[fx.Node, Ids] = {}  # rearranged: each entry's place in the input
-        self.projected: list[tuple[Ids, Ids]] = []  # cells (rows, H) and outputs (rows, P) of an LSTM that projects
-        self.parts: dict[fx.Node, list[Ids]] = {}  # of each of several results, its entries' places in the axis
+        self.projected: list[
+            tuple[Ids, Ids]
+        ] = []  # cells (rows, H) and outputs (rows, P) of an LSTM that projects
+        self.parts: dict[
+            fx.Node, list[Ids]
+        ] = {}  # of each of several results, its entries' places in the axis
         self.sized: dict[fx.Node, Ids] = {}  # calls whose arguments count channels -> those channels
         self.scaled: dict[fx.Node, tuple[fx.Node, Ids]] = {}  # attention -> what makes its queries, their ids
         self.counted: dict[
@@ -137,7 +126,9 @@ class Analysis:
         self.joined: list[tuple[Ids, str]] = []  # channels that an operator couples, and how
         self.wide: dict[str, Wide] = {}  # modules that can go on at their original width
         self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters and numbers alone -> value
-        self.made: list[Ids] = []  # of tensors that a forward makes: gone only with the channels of some layer
+        self.made: list[
+            Ids
+        ] = []  # of tensors that a forward makes: gone only with the channels of some layer
         self._tensors = dict(traced.tensors.values())
 
     # -- reading -----------------------------------------------------------------------------------
@@ -281,33 +272,10 @@ class Analysis:
 
     def run(self, rules: dict[str, Rule], fallback: Rule, example_inputs: Sequence[Tensor]) -> None:
         """All three passes."""
-        self._find_static()
+        self.static.update(static_values(self.traced))
         self._layouts(rules, fallback)
         self._forward(example_inputs)
         self._backward()
-
-    def _find_static(self) -> None:
-        for node in self.traced.calls:
-            inputs = node.all_input_nodes
-            if operator(node) in MADE and node not in self.traced.hazards:
-                self.static[node] = None
-            elif inputs and all(self.is_static(source) for source in inputs):
-                self.static[node] = None
-        with torch.inference_mode():
-            for node in self.static:
-                given = self._static_copy if is_mutation(node) else self._static_value
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
-                self.static[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _static_value(self, node: fx.Node) -> Tensor:
-        if not self.is_static(node):  # what new_zeros and the like take their type from
-            value = node.meta["val"]
-            return torch.empty(0, dtype=value.dtype, device=value.device)
-        # A static call may hand its argument on to be written into: the model's own tensors are not to be touched.
-        return self.tensor(node).clone() if node in self.traced.tensors else self.tensor(node)
-
-    def _static_copy(self, node: fx.Node) -> Tensor:
-        return self._static_value(node).clone()
 
     def _layouts(self, rules: dict[str, Rule], fallback: Rule) -> None:
         for node, (name, value) in self.traced.tensors.items():

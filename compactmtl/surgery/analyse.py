@@ -13,7 +13,6 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Grid, Ids
 from compactmtl.surgery.ties import Tie, keep_equal
 
-
 NOT_FOLDED = "a constant that cannot be folded into what reads it"
 
 
@@ -44,7 +43,9 @@ def choose_alive(
         for tie in ties:
             tied = alive.copy()
             keep_equal(graph, tied, tie)
-            choice.keep(np.flatnonzero(tied), "as many as of another tensor that the forward takes for as wide")
+            choice.keep(
+                np.flatnonzero(tied), "as many as of another tensor that the forward takes for as wide"
+            )
         if int(alive.sum()) == before:
             return alive
 
@@ -135,7 +136,9 @@ def _keep_more_cells(choice: _Choice) -> None:
         for row in labels[cells]:
             missing = most + 1 - int(choice.alive[row].sum())
             if missing > 0:
-                choice.keep(row[~choice.alive[row]][:missing], "an LSTM has more cells than projected outputs")
+                choice.keep(
+                    row[~choice.alive[row]][:missing], "an LSTM has more cells than projected outputs"
+                )
 
 
 def _keep_aligned(choice: _Choice, align: int) -> None:

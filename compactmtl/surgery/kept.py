@@ -34,8 +34,12 @@ def kept_whole(graph: ChannelGraph, alive: Flags, reasons: Mapping[int, str]) ->
         classes = classes[alive[classes]]
         if len(classes):
             idle[product.name] = np.union1d(idle[product.name], classes) if product.name in idle else classes
-    found = _reasons(graph, np.unique(np.concatenate([*idle.values()])) if idle else np.empty(0, np.int64), reasons)
-    coupled = _coupled(graph, [label for classes in idle.values() for label in classes if int(label) not in found])
+    found = _reasons(
+        graph, np.unique(np.concatenate([*idle.values()])) if idle else np.empty(0, np.int64), reasons
+    )
+    coupled = _coupled(
+        graph, [label for classes in idle.values() for label in classes if int(label) not in found]
+    )
     last = {}
     for name, classes in idle.items():
         given = [found[int(label)] for label in classes if int(label) in found]

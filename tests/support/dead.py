@@ -15,9 +15,7 @@ from compactmtl.surgery import SurgeryReport
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.modules.conv._ConvTransposeNd)
 
 
-def dead_outputs(
-    model: nn.Module, draws: Callable[[], tuple[Any, ...]], runs: int = 12
-) -> dict[str, int]:
+def dead_outputs(model: nn.Module, draws: Callable[[], tuple[Any, ...]], runs: int = 12) -> dict[str, int]:
     """By layer, how many output channels are uniform whatever the input, or get no gradient.
 
     Each run draws all weights anew but for those that are zero, so that what an activation happens to cut off on some

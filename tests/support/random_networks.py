@@ -241,7 +241,11 @@ class Groups(nn.Module):
         size = len(self.norm.weight) // 4
         first = draw(4) * size
         rows = list(range(first, first + (size if draw(3) else 1)))
-        for value in (self.conv.weight, self.conv.bias, *((self.norm.weight, self.norm.bias) if draw(2) else ())):
+        for value in (
+            self.conv.weight,
+            self.conv.bias,
+            *((self.norm.weight, self.norm.bias) if draw(2) else ()),
+        ):
             assert value is not None
             value[rows] = 0
 

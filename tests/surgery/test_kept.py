@@ -50,7 +50,15 @@ def test_dead_channels_are_removed_or_listed_in_deeper_networks(seed: int, depth
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "mobilenetv3_small_050", "regnety_002", "shufflenet", "vit_tiny_patch16_224", "resnetblur18", "densenet"],
+    [
+        "resnet18",
+        "mobilenetv3_small_050",
+        "regnety_002",
+        "shufflenet",
+        "vit_tiny_patch16_224",
+        "resnetblur18",
+        "densenet",
+    ],
 )
 def test_dead_channels_of_known_networks_are_removed_or_listed(name: str) -> None:
     import timm

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from compactmtl.graph.analysis import Rule
-from compactmtl.graph.rules import attention, contraction, norm, padding, parts, pointwise, product, recurrent, reduce, shape
+from compactmtl.graph.rules import (
+    attention,
+    contraction,
+    norm,
+    padding,
+    parts,
+    pointwise,
+    product,
+    recurrent,
+    reduce,
+    shape,
+)
 from compactmtl.graph.rules.fallback import Fallback
 
 RULES: dict[str, Rule] = {

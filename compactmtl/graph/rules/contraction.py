@@ -73,8 +73,13 @@ def _einsum(analysis: Analysis, node: fx.Node) -> Labels | str:
     ranks = [len(analysis.shape(tensor)) for tensor in tensors]
     if "->" not in given["equation"]:
         plain = "".join(terms).replace(".", "")
-        result = "..." * ("..." in "".join(terms)) + "".join(c for c in sorted(set(plain)) if plain.count(c) == 1)
-    lost = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+        result = "..." * ("..." in "".join(terms)) + "".join(
+            c for c in sorted(set(plain)) if plain.count(c) == 1
+        )
+    lost = [
+        rank - len(term.replace("...", "")) if "..." in term else 0
+        for term, rank in zip(terms, ranks, strict=True)
+    ]
     most = max(lost)
 
     def spelled(term: str, count: int) -> tuple[str, ...]:
@@ -279,7 +284,9 @@ class Contraction:
         if analysis.axis(node) is None and a is not None and b is not None and set(of_a) == set(of_b):
             order = [of_b.index(label) for label in of_a]
             analysis.use_exactly(left, ~analysis.zero(right).transpose(order))
-            analysis.use_exactly(right, (~analysis.zero(left)).transpose([of_a.index(label) for label in of_b]))
+            analysis.use_exactly(
+                right, (~analysis.zero(left)).transpose([of_a.index(label) for label in of_b])
+            )
             return
         passing, mixing = self._passing(analysis, labels)
         analysis.use_all(mixing)

@@ -76,7 +76,9 @@ class Pointwise:
         for source in sources:
             if any(set(axis.dims) <= set(main.dims) for axis in placed[source]):
                 continue  # entries that differ only in its other dimensions go together by now
-            if analysis.adopt(source, tuple(d - _offset(analysis, node, source) for d in main.dims), main.ids):
+            if analysis.adopt(
+                source, tuple(d - _offset(analysis, node, source) for d in main.dims), main.ids
+            ):
                 continue
             known = {dim for axis in placed[source] for dim in axis.dims}
             offset = _offset(analysis, node, source)

@@ -73,7 +73,9 @@ def _call(node: fx.Node) -> _Call:
         found.append(
             _Weights(own[0], own[1], tuple(own[2 : 2 + biased]), own[-1] if each > 2 + biased else None)
         )
-    source = given["input"] if "input" in given else given["data"]  # the steps of packed sequences, one by one
+    source = (
+        given["input"] if "input" in given else given["data"]
+    )  # the steps of packed sequences, one by one
     return _Call(kind, source, states, tuple(found), directions, False)
 
 
@@ -89,7 +91,9 @@ class Recurrent:
         cells = np.stack([self._bind(analysis, call, row) for row in call.rows])
         outputs = np.stack(
             [
-                own if row.project is None else analysis.bind(self._name(analysis, row.project), 0, "producer")
+                own
+                if row.project is None
+                else analysis.bind(self._name(analysis, row.project), 0, "producer")
                 for row, own in zip(call.rows, cells, strict=True)
             ]
         )
@@ -139,9 +143,7 @@ class Recurrent:
         assert cells is not None
         return cells
 
-    def _bind_inputs(
-        self, analysis: Analysis, node: fx.Node, call: _Call, cells: Ids, outputs: Ids
-    ) -> None:
+    def _bind_inputs(self, analysis: Analysis, node: fx.Node, call: _Call, cells: Ids, outputs: Ids) -> None:
         axis = analysis.axis(call.source)
         shape = analysis.shape(call.source)
         if axis is not None and axis.dim == len(shape) - 1:
@@ -154,7 +156,10 @@ class Recurrent:
         for place, row in enumerate(call.rows):
             before = place // call.directions * call.directions
             inputs = read if before == 0 else outputs[before - call.directions : before].ravel()
-            pairs = [(row.inputs, inputs, cells[place], call.gates), (row.hidden, outputs[place], cells[place], call.gates)]
+            pairs = [
+                (row.inputs, inputs, cells[place], call.gates),
+                (row.hidden, outputs[place], cells[place], call.gates),
+            ]
             if row.project is not None:
                 pairs.append((row.project, cells[place], outputs[place], 1))
             for weight, columns, written, gates in pairs:
@@ -214,9 +219,7 @@ class Recurrent:
             before = place // call.directions * call.directions
             if before:
                 inputs = np.concatenate(outputs[before - call.directions : before])
-            own, written = self._zero_row(
-                analysis, call, row, inputs, first[0][place], first[-1][place]
-            )
+            own, written = self._zero_row(analysis, call, row, inputs, first[0][place], first[-1][place])
             cells.append(own)
             outputs.append(written)
         projected = outputs if call.rows[0].project is not None else []

@@ -76,11 +76,18 @@ def test_attention_by_einsum_loses_what_attention_by_matmul_does(spelled: bool) 
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.q, self.k, self.v, self.out = (nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 2))
+            self.q, self.k, self.v, self.out = (
+                nn.Linear(3, 8),
+                nn.Linear(3, 8),
+                nn.Linear(3, 8),
+                nn.Linear(8, 2),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             tokens = x.flatten(2).transpose(1, 2)
-            q, k, v = (layer(tokens).view(len(x), -1, 2, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            q, k, v = (
+                layer(tokens).view(len(x), 64, 2, -1).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            )
             if spelled:
                 weights = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
                 y = torch.einsum("bhqk,bhkd->bhqd", weights, v)

@@ -76,7 +76,9 @@ def test_dead_inputs_and_units_go(kind: type[nn.RNNBase]) -> None:
     assert shape(result, "head.weight") == (2, 4)
     assert result.model.layer.hidden_size == 4 and result.model.layer.input_size == 5
     own = {id(value) for value in result.model.layer.parameters()}
-    assert {id(value) for value in result.model.layer._flat_weights} == own  # what training moves is what runs
+    assert {
+        id(value) for value in result.model.layer._flat_weights
+    } == own  # what training moves is what runs
 
 
 @pytest.mark.parametrize("kind", LAYERS)
