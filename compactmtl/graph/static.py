@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, fx
 
@@ -55,9 +57,8 @@ def static_values(traced: Traced) -> dict[fx.Node, Tensor]:
             inputs = node.all_input_nodes
             made = operator(node) in MADE and node not in traced.hazards
             if made or (inputs and all(source in traced.tensors or source in values for source in inputs)):
-                written = is_mutation(node)
                 args, kwargs = fx.node.map_arg(
-                    (node.args, node.kwargs), lambda source, written=written: given(source, written)
+                    (node.args, node.kwargs), partial(given, copied=is_mutation(node))
                 )
                 values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return values

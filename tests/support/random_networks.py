@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -255,13 +256,16 @@ class Recurrence(nn.Module):
 
     def __init__(self, width: int, kind: int, layers: int, both: bool) -> None:
         super().__init__()
-        self.layer = (nn.LSTM, nn.GRU, nn.RNN)[kind](width, 5, layers, bidirectional=both, batch_first=True)
+        self.layer: Any = (nn.LSTM, nn.GRU, nn.RNN)[kind](
+            width, 5, layers, bidirectional=both, batch_first=True
+        )
         self.gates = (4, 3, 1)[kind]
         self.out = nn.Linear(10 if both else 5, width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x.mean(3).transpose(1, 2))[0]
-        return x + self.out(y).transpose(1, 2)[..., None]
+        out: Tensor = x + self.out(y).transpose(1, 2)[..., None]
+        return out
 
     def mask(self, draw: Draw) -> None:
         """Zero some units of all layers, or of one of them, and columns."""
@@ -291,6 +295,7 @@ class Written(nn.Module):
         self.kind, self.width = kind, width
         self.conv = nn.Conv2d(width, 2 * width if kind in (0, 3) else width, 1)
         self.matrix = nn.Parameter(torch.randn(width, width) / width)
+        self.filter: Tensor
         self.register_buffer("filter", torch.rand(1, 1, 3, 3))
 
     def forward(self, x: Tensor) -> Tensor:

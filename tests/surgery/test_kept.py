@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_dead_channels_of_known_networks_are_removed_or_listed(name: str) -> Non
 @pytest.mark.parametrize("parts", ["split", "slice", "chunk", "unbind", "tensor_split"])
 def test_channels_kept_for_equal_parts_are_listed(parts: str) -> None:
     taken: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
-        "split": lambda x: x.split((4, 4), 1),
+        "split": lambda x: torch.split(x, [4, 4], 1),
         "slice": lambda x: (x[:, :4], x[:, 4:]),
         "chunk": lambda x: x.chunk(2, 1),
         "unbind": lambda x: x.view(len(x), 2, 4, *x.shape[2:]).unbind(1),
@@ -133,11 +134,11 @@ def test_channels_kept_for_alignment_and_the_last_one_are_listed() -> None:
     aligned = compacted(Between(torch.relu), image(), align=4)
     assert shape(aligned, "first.weight")[0] == 8
     assert "multiple of 4" in aligned.report.kept_whole["first"]
-    model = Between(torch.relu)
+    model: Any = Between(torch.relu)
     kill(model.first, zero=range(8))
     with torch.no_grad():
         model.last.weight.zero_()
-        model.first.bias.normal_()
+        nn.init.normal_(model.first.bias)
 
     class Beside(nn.Module):
         def __init__(self) -> None:

@@ -223,9 +223,9 @@ class Contraction:
                 return "its operands' heads do not match"
             analysis.space.union(main.ids, other.ids.reshape(shape))
         else:
-            its = labels.of(mixing)
+            of_mixing = labels.of(mixing)
             for label, dim in zip(own, main.dims, strict=True):
-                if label in batch and analysis.shape(mixing)[its.index(label)] > 1:
+                if label in batch and analysis.shape(mixing)[of_mixing.index(label)] > 1:
                     # The mixing operand has one matrix for each of these: they all stay.
                     self._pin_rows(analysis, main, dim)
         analysis.layouts[node] = (Axis(dims, np.ascontiguousarray(main.ids.transpose(order))),)

@@ -105,8 +105,9 @@ class Stack(Concat):
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         sources, dim = self._parts(analysis, node)
         known = next((axis for source in sources if (axis := analysis.axis(source)) is not None), None)
-        for source in sources if known is not None else ():
-            analysis.adopt(source, known.dims, known.ids)
+        for source in sources:
+            if known is not None:
+                analysis.adopt(source, known.dims, known.ids)
         axes = [analysis.axis(source) for source in sources]
         if any(axis is None for axis in axes) or len({axis.dims for axis in axes if axis}) != 1:
             return "its inputs' channels are not tracked alike"

@@ -244,7 +244,7 @@ class Recurrent:
         while True:
             outputs: Flags = cells
             if row.project is not None:
-                outputs = ~(self._nonzero(analysis, row.project) & ~cells).any(1)
+                outputs = np.asarray(~(self._nonzero(analysis, row.project) & ~cells).any(1))
             left: Flags = possible & ~(from_hidden & ~(outputs & first)).any(1)
             if (left == cells).all():
                 return cells, outputs
@@ -261,7 +261,7 @@ class Recurrent:
         state = call.states[index]
         shape = (len(call.rows), analysis.shape(state)[-1])
         axis = analysis.axis(state)
-        if axis is None:
+        if axis is None or axis.ids.shape not in (shape, shape[1:]):
             return np.zeros(shape, dtype=bool)
         return np.broadcast_to(analysis.zero(state), shape)
 
@@ -310,9 +310,13 @@ class Recurrent:
         # A GRU and a plain layer carry the first state on, an LSTM its cells.
         needs = [recurrent, cells] if call.kind == "lstm" else [recurrent | cells]
         for state, flags in zip(call.states, needs, strict=True):
-            if (axis := analysis.axis(state)) is not None:
-                flags = flags if axis.ids.ndim == 2 else flags.any(0)
+            axis = analysis.axis(state)
+            if axis is not None and axis.ids.shape == flags.shape:
                 analysis.use_exactly(state, flags)
+            elif axis is not None and axis.ids.shape == flags.shape[1:]:
+                analysis.use_exactly(state, np.asarray(flags.any(0)))
+            else:
+                analysis.use_all(state)
 
 
 RULES: dict[str, Rule] = dict.fromkeys([*_GATES, *(f"{kind}_cell" for kind in _GATES)], Recurrent())

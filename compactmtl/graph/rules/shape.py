@@ -207,7 +207,7 @@ class Flip(Rearranged):
         flipped = {int(dim) % rank for dim in arguments(node)["dims"]}
         positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
         where = [k for k, dim in enumerate(axis.dims) if dim in flipped]
-        return axis.dims, np.ascontiguousarray(np.flip(positions, where))
+        return axis.dims, np.ascontiguousarray(np.flip(positions, tuple(where)))
 
 
 class ChannelShuffle(Rearranged):

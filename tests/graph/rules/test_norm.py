@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -277,7 +278,7 @@ class Grouped(nn.Module):
 @pytest.mark.parametrize("groups", [1, 4, 16])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_a_whole_dead_group_of_a_norm_goes(groups: int, scaled: bool) -> None:
-    model = Grouped(nn.GroupNorm(4, 16), groups)
+    model: Any = Grouped(nn.GroupNorm(4, 16), groups)
     kill(model.first, zero=range(4, 8))
     if scaled:
         kill(model.norm, zero=range(4, 8))
@@ -290,11 +291,12 @@ def test_a_whole_dead_group_of_a_norm_goes(groups: int, scaled: bool) -> None:
         16,
         4,
     )
-    assert result.model.norm.num_groups == 3 and result.model.norm.num_channels == 12
+    small: Any = result.model
+    assert small.norm.num_groups == 3 and small.norm.num_channels == 12
 
 
 def test_a_group_of_constants_goes_and_is_folded() -> None:
-    model = Grouped(nn.GroupNorm(4, 16))
+    model: Any = Grouped(nn.GroupNorm(4, 16))
     with torch.no_grad():
         model.first.weight[4:8] = 0
         model.first.bias[4:8] = torch.tensor([0.1, 0.5, 0.7, 0.9])
@@ -304,7 +306,7 @@ def test_a_group_of_constants_goes_and_is_folded() -> None:
 
 @pytest.mark.parametrize("dead", [[4, 5, 6], [0, 4, 8, 12]])
 def test_a_part_of_a_group_stays_and_is_listed(dead: list[int]) -> None:
-    model = Grouped(nn.GroupNorm(4, 16))
+    model: Any = Grouped(nn.GroupNorm(4, 16))
     kill(model.first, zero=dead)
     result = compacted(model, image())
     assert shape(result, "first.weight")[0] == 16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ LAYERS = [nn.LSTM, nn.GRU, nn.RNN]
 CELLS = [nn.LSTMCell, nn.GRUCell, nn.RNNCell]
 
 
-def kill_units(layer: nn.Module, units: list[int], gate: int | None = None, ends: str = "") -> None:
+def kill_units(layer: Any, units: list[int], gate: int | None = None, ends: str = "") -> None:
     """Zero the rows of some units, of all gates or of one."""
     chosen = slice(None) if gate is None else gate
     with torch.no_grad():
@@ -26,7 +28,7 @@ def kill_units(layer: nn.Module, units: list[int], gate: int | None = None, ends
 class Reader(nn.Module):
     """A convolution of 8 channels, a recurrent layer along the columns of its map, and a linear layer behind it."""
 
-    def __init__(self, layer: nn.RNNBase, width: int, last: bool = False) -> None:
+    def __init__(self, layer: Any, width: int, last: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.layer, self.head, self.last = nn.Conv2d(3, 8, 3), layer, nn.Linear(width, 2), last
@@ -43,7 +45,7 @@ class Reader(nn.Module):
 class Stepper(nn.Module):
     """A cell that is called step by step."""
 
-    def __init__(self, cell: nn.RNNCellBase, made: bool) -> None:
+    def __init__(self, cell: Any, made: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.cell, self.head, self.made = nn.Conv2d(3, 8, 3), cell, nn.Linear(6, 2), made
@@ -51,20 +53,20 @@ class Stepper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.conv(x)).mean(2)
-        state = y.new_zeros(len(y), self.width) if self.made else None
+        state: Any = y.new_zeros(len(y), self.width) if self.made else None
         if self.made and isinstance(self.cell, nn.LSTMCell):
-            state = (state, state)  # type: ignore[assignment]
+            state = (state, state)
         outputs = []
         for step in range(3):
             state = self.cell(y[..., step], state)
             outputs.append(state[0] if isinstance(state, tuple) else state)
-        out: Tensor = self.head(torch.stack(outputs, 1))  # type: ignore[arg-type]
+        out: Tensor = self.head(torch.stack(outputs, 1))
         return out
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_dead_inputs_and_units_go(kind: type[nn.RNNBase]) -> None:
-    model = Reader(kind(8, 6, batch_first=True), 6)
+def test_dead_inputs_and_units_go(kind: Any) -> None:
+    model: Any = Reader(kind(8, 6, batch_first=True), 6)
     kill(model.conv, zero=[0, 3, 4])
     kill_units(model.layer, [1, 2])
     result = compacted(model, image())
@@ -83,8 +85,8 @@ def test_dead_inputs_and_units_go(kind: type[nn.RNNBase]) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("last", [False, True])
-def test_layers_and_directions_keep_equal_widths(kind: type[nn.RNNBase], last: bool) -> None:
-    model = Reader(kind(8, 6, 2, bidirectional=True), 12, last)
+def test_layers_and_directions_keep_equal_widths(kind: Any, last: bool) -> None:
+    model: Any = Reader(kind(8, 6, 2, bidirectional=True), 12, last)
     kill_units(model.layer, [1, 2])
     kill_units(model.layer, [5], ends="l0")  # of one layer alone: it stays
     result = compacted(model, image())
@@ -103,16 +105,16 @@ def test_layers_and_directions_keep_equal_widths(kind: type[nn.RNNBase], last: b
         (nn.RNN, 0, True),
     ],
 )
-def test_only_the_gate_that_makes_the_state_decides(kind: type[nn.RNNBase], gate: int, goes: bool) -> None:
-    model = Reader(kind(8, 6), 6)
+def test_only_the_gate_that_makes_the_state_decides(kind: Any, gate: int, goes: bool) -> None:
+    model: Any = Reader(kind(8, 6), 6)
     kill_units(model.layer, [1, 2], gate)
     assert shape(compacted(model, image()), "head.weight") == (2, 4 if goes else 6)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_units_are_alive_with_a_bias_or_a_living_neighbor(kind: type[nn.RNNBase]) -> None:
+def test_units_are_alive_with_a_bias_or_a_living_neighbor(kind: Any) -> None:
     gate = {nn.LSTM: 2, nn.GRU: 2, nn.RNN: 0}[kind]
-    model = Reader(kind(8, 6), 6)
+    model: Any = Reader(kind(8, 6), 6)
     kill_units(model.layer, [0, 1, 2, 3])
     weight, bias = model.layer.weight_hh_l0, model.layer.bias_hh_l0
     with torch.no_grad():
@@ -124,8 +126,8 @@ def test_units_are_alive_with_a_bias_or_a_living_neighbor(kind: type[nn.RNNBase]
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_units_that_nothing_reads_go(kind: type[nn.RNNBase]) -> None:
-    model = Reader(kind(8, 6), 6)
+def test_units_that_nothing_reads_go(kind: Any) -> None:
+    model: Any = Reader(kind(8, 6), 6)
     with torch.no_grad():
         model.head.weight[:, [0, 4, 5]] = 0
         model.layer.weight_hh_l0[:, 0] = 0  # unread everywhere
@@ -136,7 +138,7 @@ def test_units_that_nothing_reads_go(kind: type[nn.RNNBase]) -> None:
 
 
 def test_projected_outputs_go_and_leave_more_cells_than_outputs() -> None:
-    model = Reader(nn.LSTM(8, 6, proj_size=4), 4)
+    model: Any = Reader(nn.LSTM(8, 6, proj_size=4), 4)
     kill_units(model.layer, [1, 2])
     with torch.no_grad():
         model.layer.weight_hr_l0[3] = 0
@@ -150,8 +152,8 @@ def test_projected_outputs_go_and_leave_more_cells_than_outputs() -> None:
 
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("made", [False, True])
-def test_cells_lose_units_whoever_makes_their_first_state(kind: type[nn.RNNCellBase], made: bool) -> None:
-    model = Stepper(kind(8, 6), made)
+def test_cells_lose_units_whoever_makes_their_first_state(kind: Any, made: bool) -> None:
+    model: Any = Stepper(kind(8, 6), made)
     kill(model.conv, zero=[0, 3, 4])
     kill_units(model.cell, [1, 2])
     result = compacted(model, image())
@@ -166,6 +168,6 @@ def test_a_first_state_that_is_not_zero_keeps_its_units() -> None:
             out: Tensor = self.head(self.cell(y[..., 0], y.new_ones(len(y), self.width)))
             return out
 
-    model = Started(nn.GRUCell(8, 6), True)
+    model: Any = Started(nn.GRUCell(8, 6), True)
     kill_units(model.cell, [1, 2])
     assert shape(compacted(model, image()), "head.weight") == (2, 6)
