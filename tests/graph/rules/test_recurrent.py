@@ -76,11 +76,10 @@ def test_dead_inputs_and_units_go(kind: Any) -> None:
     assert shape(result, "layer.weight_hh_l0") == (4 * gates, 4)
     assert shape(result, "layer.bias_hh_l0") == (4 * gates,)
     assert shape(result, "head.weight") == (2, 4)
-    assert result.model.layer.hidden_size == 4 and result.model.layer.input_size == 5
-    own = {id(value) for value in result.model.layer.parameters()}
-    assert {
-        id(value) for value in result.model.layer._flat_weights
-    } == own  # what training moves is what runs
+    small: Any = result.model
+    assert small.layer.hidden_size == 4 and small.layer.input_size == 5
+    own = {id(value) for value in small.layer.parameters()}
+    assert {id(value) for value in small.layer._flat_weights} == own  # what training moves is what runs
 
 
 @pytest.mark.parametrize("kind", LAYERS)
