@@ -19,8 +19,11 @@ from torch import Tensor, fx
 from compactmtl.graph.aliases import writes_elsewhere
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
+from compactmtl.graph.static import MADE, operator, overload, static_values
 from compactmtl.graph.trace import Traced, first_line
 from compactmtl.graph.wide import Wide, find_wide
+
+__all__ = ["MADE", "Analysis", "Binding", "Product", "Rule", "arguments", "operator", "source_of"]
 
 UNOWNED = "its weights belong to no module of the model, such as layers in a plain list, a closure or a hook"
 # Whether an exception in a rule is raised. Otherwise its operator is a barrier, which is always right: a user is
@@ -36,12 +39,12 @@ class Binding:
     dim: int
     ids: Ids
     roles: set[Role] = field(default_factory=set)
-    groups: int = 1  # of a grouped convolution's inputs, (groups * size of the dimension)
+    groups: int = 1  # of a grouped convolution, where the dimension is each group's own: (groups * its size)
 
 
 @dataclass(frozen=True)
 class Product:
-    """A convolution or linear layer: what it costs and where constants of its input can be folded.
+    """A convolution, linear or recurrent layer: what it costs and where constants of its input can be folded.
 
     `outputs` (O,) and `inputs` (I,) are ids; MACs are `scale` * outputs kept * inputs kept. A depthwise
     layer has `inputs` None. `node_in` is None where the input's channels are not tracked. `weight` is None
@@ -61,6 +64,7 @@ class Product:
     scale: float
     padded: bool
     folds: bool  # constants of its input can be folded into its bias or merged into a carrier
+    rows: bool = True  # the rows of its weight are its outputs
 
 
 class Rule(Protocol):
@@ -71,13 +75,6 @@ class Rule(Protocol):
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags: ...
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None: ...
-
-
-def operator(node: fx.Node) -> str:
-    """The operator's plain name: `aten.relu_.default` and `aten.relu.default` are both `relu`."""
-    schema = getattr(node.target, "_schema", None)
-    text = schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
-    return str(text).removeprefix("aten::").rstrip("_") or str(text)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -120,13 +117,23 @@ class Analysis:
         self.exact: dict[fx.Node, Flags] = {}  # used by value: not to be dropped unless 0
         self.kept_whole: dict[str, str] = {}
         self.positions: dict[fx.Node, Ids] = {}  # rearranged: each entry's place in the input
+        self.projected: list[
+            tuple[Ids, Ids]
+        ] = []  # cells (rows, H) and outputs (rows, P) of an LSTM that projects
+        self.parts: dict[
+            fx.Node, list[Ids]
+        ] = {}  # of each of several results, its entries' places in the axis
         self.sized: dict[fx.Node, Ids] = {}  # calls whose arguments count channels -> those channels
         self.scaled: dict[fx.Node, tuple[fx.Node, Ids]] = {}  # attention -> what makes its queries, their ids
         self.counted: dict[
             fx.Node, tuple[Ids, str]
         ] = {}  # divides by the number of these channels; what it does
+        self.joined: list[tuple[Ids, str]] = []  # channels that an operator couples, and how
         self.wide: dict[str, Wide] = {}  # modules that can go on at their original width
-        self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters alone -> value
+        self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters and numbers alone -> value
+        self.made: list[
+            Ids
+        ] = []  # of tensors that a forward makes: gone only with the channels of some layer
         self._tensors = dict(traced.tensors.values())
 
     # -- reading -----------------------------------------------------------------------------------
@@ -196,26 +203,55 @@ class Analysis:
 
     def mark(self, node: fx.Node, ids: Ids, role: Role) -> None:
         """Say what the parameters that a static tensor is made of do with the channels `ids`."""
+        names = {self.parameter(current) for current in self.static_sources(node)}
+        for binding in self.bindings.values():
+            if binding.name in names and np.isin(ids, binding.ids).any():
+                binding.roles.add(role)
+
+    def bind_grouped(self, name: str, groups: int, role: Role = "consumer") -> Ids:
+        """The ids of all inputs of a grouped convolution, whose weight's dimension 1 each group counts anew.
+
+        Of a transposed one they are its outputs.
+        """
+        binding = self.bindings.get((name, 1))
+        if binding is None or binding.groups == 1:
+            size = int(self._tensors[name].shape[1]) * groups
+            binding = Binding(name, 1, self.space.fresh(size), {role}, groups)
+            self.bindings[name, 1] = binding
+            self._keep_unowned(name, binding.ids)
+        return binding.ids
+
+    def adopt(self, node: fx.Node, dims: tuple[int, ...], ids: Ids) -> bool:
+        """Take the dimensions `dims` of a tensor that a forward makes, such as zeros, for the channels `ids` that it meets.
+
+        Nothing in the graph says where its size comes from; whether it follows the channels is for the proof to say.
+        False where it is another kind of tensor, or differs from channel to channel.
+        """
+        if node not in self.static or self.layouts.get(node) or node in self.traced.hazards:
+            return False
+        if any(d < 0 for d in dims) or ids.shape != tuple(self.shape(node)[d] for d in dims):
+            return False
+        if self.static_sources(node) & set(self.traced.tensors):
+            return False
+        value = self.tensor(node)
+        first = value
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        if not bool((value == first).all()):
+            return False
+        self.layouts[node] = (Axis(dims, ids),)
+        self.sized[node] = ids
+        return True
+
+    def static_sources(self, node: fx.Node) -> set[fx.Node]:
+        """All static tensors that a static one is made of, itself included."""
         pending, seen = [node], set[fx.Node]()
         while pending:
             current = pending.pop()
             if current not in seen:
                 seen.add(current)
-                pending += current.all_input_nodes
-        names = {self.parameter(current) for current in seen}
-        for binding in self.bindings.values():
-            if binding.name in names and np.isin(ids, binding.ids).any():
-                binding.roles.add(role)
-
-    def bind_grouped(self, name: str, groups: int) -> Ids:
-        """The ids of all inputs of a grouped convolution, whose weight's dimension 1 each group reads anew."""
-        binding = self.bindings.get((name, 1))
-        if binding is None or binding.groups == 1:
-            size = int(self._tensors[name].shape[1]) * groups
-            binding = Binding(name, 1, self.space.fresh(size), {"consumer"}, groups)
-            self.bindings[name, 1] = binding
-            self._keep_unowned(name, binding.ids)
-        return binding.ids
+                pending += filter(self.is_static, current.all_input_nodes)
+        return seen
 
     def _keep_unowned(self, name: str, ids: Ids) -> None:
         """Tensors that no module holds cannot be cut: what they read and write stays."""
@@ -250,24 +286,10 @@ class Analysis:
 
     def run(self, rules: dict[str, Rule], fallback: Rule, example_inputs: Sequence[Tensor]) -> None:
         """All three passes."""
-        self._find_static()
+        self.static.update(static_values(self.traced))
         self._layouts(rules, fallback)
         self._forward(example_inputs)
         self._backward()
-
-    def _find_static(self) -> None:
-        for node in self.traced.calls:
-            inputs = node.all_input_nodes
-            if inputs and all(self.is_static(source) for source in inputs):
-                self.static[node] = None
-        with torch.no_grad():
-            for node in self.static:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._static_value)
-                self.static[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _static_value(self, node: fx.Node) -> Tensor:
-        # A static call may write into its argument: the model's own tensors are not to be touched.
-        return self.tensor(node).clone() if node in self.traced.tensors else self.tensor(node)
 
     def _layouts(self, rules: dict[str, Rule], fallback: Rule) -> None:
         for node, (name, value) in self.traced.tensors.items():
@@ -275,7 +297,8 @@ class Analysis:
                 dims = [dim for dim in range(value.ndim) if value.shape[dim] > 1] or [0]
                 self.layouts[node] = tuple(Axis((dim,), self.bind(name, dim, None)) for dim in dims)
         for node in self.traced.calls:
-            rule = rules.get(operator(node), fallback)
+            rule = rules.get(overload(node)) or rules.get(operator(node), fallback)
+            self.space.at = operator(node)
             self.space.cause = f"{operator(node)}: its channels are not followed"
             reason = "it writes into another tensor" if writes_elsewhere(node) else self._laid_out(rule, node)
             if reason is not None:
@@ -340,7 +363,7 @@ class Analysis:
             axis = self.axis(node)
             rule = self.rules.get(node)
             skip = axis is None or rule is None or node in self.traced.hazards or node in self.static
-            if skip or not isinstance(value, Tensor):
+            if skip or not (isinstance(value, Tensor) or node in self.parts):
                 continue
             assert axis is not None and rule is not None
             try:
@@ -348,7 +371,9 @@ class Analysis:
             except Exception as error:
                 self._bar(node, error)
                 continue
-            if flags.any():
+            if not isinstance(value, Tensor):
+                self.values[node] = np.zeros(flags.shape)  # its parts are held to what they are in the run
+            elif flags.any():
                 flags, self.values[node] = _confirm(value, axis, flags)
             self.constants[node] = flags
 

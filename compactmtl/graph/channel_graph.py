@@ -44,11 +44,21 @@ class ChannelGraph:
         for node in analysis.traced.calls:
             for axis in analysis.layouts.get(node, ()) if node not in analysis.static else ():
                 self.fixed[self.labels[axis.ids]] = False
+        self._pin_what_is_made()
         self.fixed[self.labels[analysis.space.pinned()]] = True
         self._families: list[GroupFamily] | None = None
         self._family_classes: list[Ids] = []
         self._coupled_of: Ids = np.arange(self.classes)
         self._count: dict[str, csr_matrix] = {}
+
+    def _pin_what_is_made(self) -> None:
+        """Channels of tensors that a forward makes are as many as it says, unless they go with those of a layer."""
+        space = self.analysis.space
+        space.cause = "a tensor that the forward makes in a size of its own"
+        written = [product.outputs for product in self.analysis.products.values()]
+        of_layers = np.unique(self.labels[np.concatenate(written)]) if written else np.empty(0, np.int64)
+        for ids in self.analysis.made:
+            space.pin(ids[~np.isin(self.labels[ids], of_layers)])
 
     @classmethod
     @one_thread()
@@ -105,6 +115,8 @@ class ChannelGraph:
             np.add.at(keys, coupled[binding.ids], mark)
             if "producer" in binding.roles:
                 produced[coupled[binding.ids]] = True
+                if binding.groups > 1:  # a slice of one group's rows and columns is no member
+                    fixed[coupled[binding.ids]] = True
         free = np.flatnonzero(produced & ~fixed)
         weights = {product.weight for product in self.analysis.products.values()}
         families: list[GroupFamily] = []

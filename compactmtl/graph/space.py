@@ -42,6 +42,7 @@ class Grid:
 
     ids: Ids  # (rows, columns)
     product: bool
+    cause: str = ""
 
 
 class Space:
@@ -50,6 +51,7 @@ class Space:
     def __init__(self) -> None:
         self.size = 0
         self.cause = ""  # why what is pinned now has to stay
+        self.at = ""  # the operator that is followed now
         self.grids: list[Grid] = []
         self.slabs: list[Ids] = []
         self._pairs: list[tuple[Ids, Ids]] = []
@@ -73,7 +75,8 @@ class Space:
     def grid(self, ids: Ids, product: bool = False) -> None:
         """These coordinates, (rows, columns), must stay a full grid."""
         if ids.shape[0] > 1 and ids.shape[1] > 0:
-            self.grids.append(Grid(ids, product))
+            equal = "the same channels of each" if product else "equal numbers of them"
+            self.grids.append(Grid(ids, product, f"{self.at}: its parts keep {equal}"))
 
     def slab(self, *ids: Ids) -> None:
         """Entry i of all of these, each (slabs, any), is one whole: a head, or the group of a convolution.

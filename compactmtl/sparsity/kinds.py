@@ -145,6 +145,7 @@ def _filters(graph: ChannelGraph, inside: Callable[[str], bool], _block: int) ->
         if (
             name is None
             or name in found
+            or not product.rows
             or not inside(name)
             or graph.fixed[graph.labels[product.outputs]].any()
         ):
@@ -155,8 +156,6 @@ def _filters(graph: ChannelGraph, inside: Callable[[str], bool], _block: int) ->
         members += [Member(product.bias, 0, rows, "producer")] if product.bias is not None else []
         members += [Member(norm, 0, rows, "affine") for norm in norms]
         shape = dict(graph.analysis.traced.tensors.values())[name].shape
-        if shape[0] != n:  # a transposed convolution has its outputs elsewhere
-            continue
         inputs = 1 if product.inputs is None else len(product.inputs)
         found[name] = GroupFamily(
             product.name,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from compactmtl.graph.analysis import Product
 from compactmtl.graph.channel_graph import ChannelGraph
-from compactmtl.graph.space import Flags, Grid
+from compactmtl.graph.space import Flags, Grid, Ids
 from compactmtl.surgery.ties import Tie, keep_equal
+
+NOT_FOLDED = "a constant that cannot be folded into what reads it"
 
 
 def choose_alive(
@@ -20,24 +23,45 @@ def choose_alive(
     unbiased: frozenset[str] = frozenset(),
     slabs: bool = True,
     ties: Sequence[Tie] = (),
+    reasons: dict[int, str] | None = None,
 ) -> Flags:
     """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
 
     `unbiased` names layers that cannot be given a bias. With `slabs` heads of attention and groups of convolutions may
-    go whole. Of each of `ties` all keep as many channels.
+    go whole. Of each of `ties` all keep as many channels. `reasons` is told why each class stays that could have gone.
     """
     alive = graph.live_classes() | pinned
-    alive |= constants_without_bias(graph, alive, unbiased)
+    choice = _Choice(graph, alive, {} if reasons is None else reasons)
+    choice.keep(np.flatnonzero(constants_without_bias(graph, alive, unbiased)), NOT_FOLDED)
     while True:
         before = int(alive.sum())
-        _keep_one_of_each(graph, alive)
-        _keep_carriers(graph, alive)
-        _keep_aligned(graph, alive, align)
-        _keep_grids(graph, alive, slabs)
+        _keep_one_of_each(choice)
+        _keep_carriers(choice)
+        _keep_aligned(choice, align)
+        _keep_grids(choice, slabs)
+        _keep_more_cells(choice)
         for tie in ties:
-            keep_equal(graph, alive, tie)
+            tied = alive.copy()
+            keep_equal(graph, tied, tie)
+            choice.keep(
+                np.flatnonzero(tied), "as many as of another tensor that the forward takes for as wide"
+            )
         if int(alive.sum()) == before:
             return alive
+
+
+@dataclass
+class _Choice:
+    """The classes that stay so far, and why those that could have gone do."""
+
+    graph: ChannelGraph
+    alive: Flags
+    reasons: dict[int, str]
+
+    def keep(self, labels: Ids, reason: str) -> None:
+        for label in labels[~self.alive[labels]]:
+            self.reasons.setdefault(int(label), reason)
+        self.alive[labels] = True
 
 
 def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | None:
@@ -87,22 +111,38 @@ def constants_without_bias(graph: ChannelGraph, alive: Flags, unbiased: frozense
     return held
 
 
-def _keep_one_of_each(graph: ChannelGraph, alive: Flags) -> None:
-    for binding in graph.analysis.bindings.values():
-        classes = graph.labels[binding.ids]
-        if not alive[classes].any():
-            alive[classes[0]] = True
+def _keep_one_of_each(choice: _Choice) -> None:
+    for binding in choice.graph.analysis.bindings.values():
+        classes = choice.graph.labels[binding.ids]
+        if not choice.alive[classes].any():
+            choice.keep(classes[:1], f"one channel of {binding.name} has to stay")
 
 
-def _keep_carriers(graph: ChannelGraph, alive: Flags) -> None:
+def _keep_carriers(choice: _Choice) -> None:
+    graph = choice.graph
     for product in graph.analysis.products.values():
-        carrier = carrier_of(graph, product, alive)
+        carrier = carrier_of(graph, product, choice.alive)
         if carrier is not None:
             assert product.inputs is not None
-            alive[graph.labels[product.inputs[carrier]]] = True
+            label = graph.labels[product.inputs[carrier : carrier + 1]]
+            choice.keep(label, f"it carries the constants that {product.name} reads")
 
 
-def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
+def _keep_more_cells(choice: _Choice) -> None:
+    """An LSTM that projects its outputs has to have more cells than outputs."""
+    labels = choice.graph.labels
+    for cells, outputs in choice.graph.analysis.projected:
+        most = int(choice.alive[labels[outputs]].sum(1).max())
+        for row in labels[cells]:
+            missing = most + 1 - int(choice.alive[row].sum())
+            if missing > 0:
+                choice.keep(
+                    row[~choice.alive[row]][:missing], "an LSTM has more cells than projected outputs"
+                )
+
+
+def _keep_aligned(choice: _Choice, align: int) -> None:
+    graph, alive = choice.graph, choice.alive
     if align == 1:
         return
     for product in graph.analysis.products.values():
@@ -111,14 +151,15 @@ def _keep_aligned(graph: ChannelGraph, alive: Flags, align: int) -> None:
         wanted = min(-(-kept // align) * align, len(classes))
         if kept < wanted:
             dead, first = np.unique(classes[~alive[classes]], return_index=True)
-            alive[dead[np.argsort(first)][: wanted - kept]] = True
+            choice.keep(dead[np.argsort(first)][: wanted - kept], f"it fills up a multiple of {align}")
 
 
-def _keep_grids(graph: ChannelGraph, alive: Flags, slabs: bool) -> None:
+def _keep_grids(choice: _Choice, slabs: bool) -> None:
+    graph, alive = choice.graph, choice.alive
     # Products first: they say which entries stay, the others only how many, and may choose any.
     gone = gone_with_slabs(graph, alive) if slabs else np.zeros_like(alive)
     for grid in sorted(graph.analysis.space.grids, key=lambda grid: not grid.product):
-        _keep_grid(graph, alive, grid, gone)
+        _keep_grid(choice, grid, gone)
 
 
 def gone_with_slabs(graph: ChannelGraph, alive: Flags) -> Flags:
@@ -138,17 +179,18 @@ def gone_with_slabs(graph: ChannelGraph, alive: Flags) -> Flags:
         gone = inside & ~kept
 
 
-def _keep_grid(graph: ChannelGraph, alive: Flags, grid: Grid, gone: Flags) -> None:
+def _keep_grid(choice: _Choice, grid: Grid, gone: Flags) -> None:
     """Every row keeps as many entries as the fullest, but for those in `gone`; of a product grid, the same ones."""
-    classes = graph.labels[grid.ids]
+    alive = choice.alive
+    classes = choice.graph.labels[grid.ids]
     classes = classes[~gone[classes].all(1)]
     if len(classes) == 0:
         return
     kept = alive[classes]
     counts = kept.sum(1)
     if grid.product:
-        alive[classes[:, kept.any(0)]] = True
+        choice.keep(classes[:, kept.any(0)].ravel(), grid.cause)
     elif counts.min() < counts.max():
         for row in np.flatnonzero(counts < counts.max()):
             dead = classes[row][~kept[row]]
-            alive[dead[: counts.max() - counts[row]]] = True
+            choice.keep(dead[: counts.max() - counts[row]], grid.cause)

@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.copies import copy_model, tensors_of
-from compactmtl.surgery import widened
+from compactmtl.surgery import recurrent, widened
 from compactmtl.surgery.computed import contract_computed
 from compactmtl.surgery.fused import fuse
 from compactmtl.surgery.gather import install
@@ -226,6 +226,8 @@ def _mend_layers(model: nn.Module, plan: Plan) -> None:
                 module.num_features = counted.shape[0]
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.shape[0]
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            recurrent.mend(module)
     for path, attributes in plan.attributes.items():
         owner = _module(model, path, f"sets attributes of {path or 'the model'}")
         for name, value in attributes.items():

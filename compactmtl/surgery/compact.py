@@ -20,7 +20,7 @@ from compactmtl.graph.unreached import CHOICES, Unreached
 from compactmtl.overparam import contract
 from compactmtl.surgery.computed import computed_layers, contract_computed
 from compactmtl.surgery.fused import fusable, fuse
-from compactmtl.surgery.kept import kept_whole
+from compactmtl.surgery.kept import ROLLED_BACK, kept_whole
 from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
 from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
@@ -174,8 +174,8 @@ def _remove(
         "signature": signature(settings.plain),
     }
     kept = {
-        **kept_whole(graph, alive, search.unbiased),
-        **dict.fromkeys(rolled_back, "its removal changed the function: rolled back"),
+        **kept_whole(graph, alive, search.reasons),
+        **dict.fromkeys(rolled_back, ROLLED_BACK),
     }
     changes = layer_changes(graph, alive, search.thinned)
     return _Removal(plan.model_copy(update=contracted), small, proof, changes, kept, graph.unreached)

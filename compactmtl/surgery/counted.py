@@ -37,7 +37,12 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
                 continue  # of two equal numbers in one call the other stays, as the 3 of q, k and v beside 3 heads
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
     modules = dict(model.named_modules())
-    changes = {path: counts for path, counts in changes.items() if path in modules}
+    own = (nn.RNNBase, nn.RNNCellBase)  # agree with their tensors anyway
+    changes = {
+        path: counts
+        for path, counts in changes.items()
+        if path in modules and not isinstance(modules[path], own)
+    }
     chance = _chance_of_a_count(modules, changes)
     attributes: Attributes = {}
     for path, counts in changes.items():
@@ -111,6 +116,12 @@ def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[
             bound = given.get(key)
             if isinstance(bound, int) and 0 < bound < kept.size:
                 pairs.append((bound, int(kept[:bound].sum())))
+    elif (product := graph.analysis.products.get(node)) is not None:
+        if product.groups > 1:
+            pairs.append((product.groups, int(kept.reshape(product.groups, -1).any(1).sum())))
+    elif operator(node) == "group_norm":
+        groups = int(arguments(node)["num_groups"])
+        pairs.append((groups, int(kept.reshape(groups, -1).any(1).sum())))
     elif kept.ndim > 1:
         for dim in range(kept.ndim - 1):  # whole heads may have gone
             others = tuple(other for other in range(kept.ndim) if other != dim)

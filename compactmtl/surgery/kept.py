@@ -2,43 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from compactmtl.graph.analysis import operator, source_of
+from compactmtl.graph.analysis import Product, operator, source_of
 from compactmtl.graph.channel_graph import ChannelGraph
-from compactmtl.graph.space import Flags
-from compactmtl.surgery.analyse import constants_without_bias
+from compactmtl.graph.space import Flags, Ids
+from compactmtl.surgery.analyse import NOT_FOLDED
+
+ROLLED_BACK = "its removal changed the function: rolled back"
 
 
-def kept_whole(graph: ChannelGraph, alive: Flags, unbiased: frozenset[str]) -> dict[str, str]:
-    """Layer -> reason, for every layer whose output holds channels that are constant and yet stay.
+def kept_whole(graph: ChannelGraph, alive: Flags, reasons: Mapping[int, str]) -> dict[str, str]:
+    """Layer -> reason, for every layer of whose outputs some are dead and yet stay.
 
-    Channels that stay for alignment, as carrier of folded constants or because a layer needs one are not
-    listed: the layer's change shows them. `unbiased` names layers that cannot be given a bias.
+    Dead is an output that is constant, whatever the input, or that nothing in use reads. `reasons` says of classes that
+    could have gone why they stay: equal parts, alignment, a carrier of constants, the last channel of a layer. Layers
+    whose dead channels go together with others that are in use come last.
     """
     analysis = graph.analysis
-    causes = graph.analysis.space.causes(graph.labels)
-    mixed = _mixed(graph)
-    causes = {**mixed, **causes}
-    needed = graph.live_classes()
-    needed |= constants_without_bias(graph, needed, unbiased)
-    dead = ~graph.varying_classes() & needed & alive
-    dead[list(mixed)] |= alive[list(mixed)]
     kept = {_layer(name): reason for name, reason in analysis.kept_whole.items()}
-    for node, product in analysis.products.items():
-        if product.name in kept or node not in analysis.rules:
+    idle: dict[str, Ids] = {}
+    for product in analysis.products.values():
+        if product.name in kept or product.node not in analysis.rules or product.node in analysis.static:
             continue
-        if node in analysis.traced.hazards:
+        if product.node in analysis.traced.hazards:
             kept[product.name] = "its output is written through a view"
             continue
-        classes = graph.labels[product.outputs]
-        idle = np.unique(classes[analysis.constant(node).ravel() & dead[classes]])
-        reasons = [causes[int(label)] for label in idle if int(label) in causes]
-        if reasons:
-            kept[product.name] = reasons[0]
-        elif len(idle):
-            kept[product.name] = "a constant that cannot be folded into what reads it"
-    return kept
+        classes = np.unique(graph.labels[_dead_outputs(graph, product)])
+        classes = classes[alive[classes]]
+        if len(classes):
+            idle[product.name] = np.union1d(idle[product.name], classes) if product.name in idle else classes
+    found = _reasons(
+        graph, np.unique(np.concatenate([*idle.values()])) if idle else np.empty(0, np.int64), reasons
+    )
+    coupled = _coupled(
+        graph, [label for classes in idle.values() for label in classes if int(label) not in found]
+    )
+    last = {}
+    for name, classes in idle.items():
+        given = [found[int(label)] for label in classes if int(label) in found]
+        if given:
+            kept[name] = given[0]
+        else:
+            last[name] = coupled.get(int(classes[0]), ROLLED_BACK)
+    return {**kept, **last}
+
+
+def _dead_outputs(graph: ChannelGraph, product: Product) -> Ids:
+    """The ids of a layer's outputs that are constant or unused."""
+    analysis, node = graph.analysis, product.node
+    axis = analysis.axis(node)
+    assert axis is not None
+    dead = analysis.constant(node) | ~analysis.uses.get(node, np.zeros(axis.ids.shape, dtype=bool))
+    ids: Ids = product.outputs[np.isin(product.outputs, axis.ids[dead])]
+    return ids
+
+
+def _reasons(graph: ChannelGraph, idle: Ids, choice: Mapping[int, str]) -> dict[int, str]:
+    """Class -> reason, of those that do not only go together with others."""
+    causes = {**_mixed(graph), **graph.analysis.space.causes(graph.labels)}
+    joined = {int(label): reason for ids, reason in graph.analysis.joined for label in graph.labels[ids]}
+    varying, live = graph.varying_classes(), graph.live_classes()
+    found = {}
+    for label in map(int, idle):
+        if label in causes:
+            found[label] = causes[label]
+        elif label in choice:
+            found[label] = choice[label]
+        elif live[label] and not varying[label]:
+            found[label] = NOT_FOLDED
+        elif label in joined:
+            found[label] = joined[label]
+    return found
+
+
+def _coupled(graph: ChannelGraph, labels: Ids | list[int]) -> dict[int, str]:
+    """Class -> what is in use of it: the channels of another layer, or what an operator makes of a constant."""
+    analysis = graph.analysis
+    wanted = np.zeros(graph.classes, dtype=bool)
+    wanted[np.asarray(labels, dtype=np.int64)] = True
+    layers = {product.node: product.name for product in analysis.products.values()}
+    found: dict[int, str] = {}
+    for node in analysis.traced.calls:
+        axis, used = analysis.axis(node), analysis.uses.get(node)
+        if axis is None or used is None or node not in analysis.rules or node in analysis.static:
+            continue
+        varying = graph.labels[axis.ids[used & ~analysis.constant(node)]]
+        reason = (
+            f"it goes together with channels of {layers[node]} that are in use"
+            if node in layers
+            else f"{operator(node)}: it makes something that varies of a channel that does not"
+        )
+        for label in np.unique(varying[wanted[varying]]):
+            found[int(label)] = reason
+            wanted[label] = False
+    return found
 
 
 def _mixed(graph: ChannelGraph) -> dict[int, str]:

@@ -28,7 +28,9 @@ class Slice(_Edit):
     size: Annotated[int, Field(ge=1)] = Field(description="size of the dimension before")
     keep: tuple[Index, ...] = Field(min_length=1)
     groups: Annotated[int, Field(ge=1)] = Field(
-        1, description="of a grouped convolution: `keep` lists each group's inputs, counted over all groups"
+        1,
+        description="of a grouped convolution: `keep` lists each group's inputs, or outputs of a transposed one, "
+        "counted over all groups",
     )
 
     @model_validator(mode="after")
@@ -125,7 +127,7 @@ class Plan(_Edit):
     slices: tuple[Slice, ...] = ()
     biases: tuple[BiasShift, ...] = ()
     groups: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="new number of groups of depthwise convolutions"
+        default_factory=dict, description="new number of groups of grouped and depthwise convolutions"
     )
     attributes: dict[str, dict[str, int | tuple[int, ...]]] = Field(
         default_factory=dict, description="module -> attribute -> new value, where a forward counts channels"

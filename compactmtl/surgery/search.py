@@ -38,6 +38,7 @@ class Search:
         self._slabs = True
         self._ties: list[Tie] = []
         self.thinned: dict[str, Thinned] = {}
+        self.reasons: dict[int, str] = {}  # class -> why it stays although it could have gone
         self._last: tuple[bytes, Result] | None = None
 
     def search(self) -> tuple[Flags, list[str]]:
@@ -82,7 +83,9 @@ class Search:
             )
 
     def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(self._graph, self._align, pinned, self.unbiased, self._slabs, self._ties)
+        return choose_alive(
+            self._graph, self._align, pinned, self.unbiased, self._slabs, self._ties, self.reasons
+        )
 
     def result(self, alive: Flags) -> Result:
         """Plan, small model and full proof with only the `alive` classes left."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.graph.analysis import Binding, Product, arguments
 from compactmtl.graph.channel_graph import ChannelGraph
@@ -36,13 +37,12 @@ def write_plan(
         keep = np.flatnonzero(alive[graph.labels[binding.ids]] if stays is None else stays)
         if len(keep) < len(binding.ids):
             slices.append(_slice(binding, keep))
+    modules = dict(model.named_modules())
     merges, biases, groups = [], [], {}
     for product in graph.analysis.products.values():
         kept_outputs = alive[graph.labels[product.outputs]]
-        if product.kind == "depthwise" and not kept_outputs.all():
-            repeat = len(product.outputs) // product.input_size
-            groups[product.name] = int(kept_outputs.sum()) // repeat
-        elif product.groups > 1:
+        # Where a forward calls the function itself it counts the groups: see `counted_attributes`.
+        if product.groups > 1 and isinstance(modules.get(product.name), _ConvNd):
             left = int(kept_outputs.reshape(product.groups, -1).any(1).sum())
             if left < product.groups:
                 groups[product.name] = left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -225,6 +226,95 @@ class Uneven(nn.Module):
         return out
 
 
+class Groups(nn.Module):
+    """A norm over groups of channels, and a grouped convolution behind it."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(width, width, 1), nn.GroupNorm(4, width)
+        self.grouped = nn.Conv2d(width, width, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.grouped(F.silu(self.norm(self.conv(x)))))
+
+    def mask(self, draw: Draw) -> None:
+        """Zero one whole group, or a part of it, in front of the norm and maybe in it."""
+        size = len(self.norm.weight) // 4
+        first = draw(4) * size
+        rows = list(range(first, first + (size if draw(3) else 1)))
+        for value in (
+            self.conv.weight,
+            self.conv.bias,
+            *((self.norm.weight, self.norm.bias) if draw(2) else ()),
+        ):
+            assert value is not None
+            value[rows] = 0
+
+
+class Recurrence(nn.Module):
+    """A recurrent layer along the rows of the map."""
+
+    def __init__(self, width: int, kind: int, layers: int, both: bool) -> None:
+        super().__init__()
+        self.layer: Any = (nn.LSTM, nn.GRU, nn.RNN)[kind](
+            width, 5, layers, bidirectional=both, batch_first=True
+        )
+        self.gates = (4, 3, 1)[kind]
+        self.out = nn.Linear(10 if both else 5, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x.mean(3).transpose(1, 2))[0]
+        out: Tensor = x + self.out(y).transpose(1, 2)[..., None]
+        return out
+
+    def mask(self, draw: Draw) -> None:
+        """Zero some units of all layers, or of one of them, and columns."""
+        units, alone = [draw(5), draw(5)], draw(3) == 0
+        for name, value in self.layer.named_parameters():
+            if not alone or name.endswith("l0"):
+                value.view(self.gates, 5, -1)[:, units] = 0
+        if draw(2):
+            self.layer.weight_ih_l0[:, draw(self.layer.input_size)] = 0
+
+
+class Transposed(nn.Module):
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(width, width, 2, stride=2, groups=groups)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.up(F.avg_pool2d(x, 2))))
+
+
+class Written(nn.Module):
+    """Arithmetic in other spellings: gated linear units, products with parameters, fixed filters, made tensors."""
+
+    def __init__(self, width: int, kind: int) -> None:
+        super().__init__()
+        self.kind, self.width = kind, width
+        self.conv = nn.Conv2d(width, 2 * width if kind in (0, 3) else width, 1)
+        self.matrix = nn.Parameter(torch.randn(width, width) / width)
+        self.filter: Tensor
+        self.register_buffer("filter", torch.rand(1, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.kind == 0:
+            return F.glu(y, 1)
+        if self.kind == 1:
+            return torch.einsum("bchw,cd->bdhw", y, self.matrix)
+        if self.kind == 2:
+            return F.conv2d(y, self.filter.repeat(y.shape[1], 1, 1, 1), padding=1, groups=y.shape[1])
+        if self.kind == 3:
+            return torch.maximum(*y.split(self.width, 1))
+        if self.kind == 4:
+            mask = x.mean((1,), keepdim=True) > 0
+            return torch.where(mask, y, y.new_zeros(y.shape)).masked_fill(~mask, 0.0) + torch.zeros_like(y)
+        padded = F.pad(y, (0, 0, 0, 0, 2, 1))[:, 2:-1]
+        return torch.cat([padded, y.new_zeros(y.shape)], 1).view(len(y), 2, -1, *y.shape[2:]).sum(1)
+
+
 class Network(nn.Module):
     """Blocks one after another, a map and a vector as outputs."""
 
@@ -234,7 +324,7 @@ class Network(nn.Module):
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         blocks: list[nn.Module] = []
         for _ in range(depth):
-            kind = draw(14)
+            kind = draw(18)
             if kind == 0:
                 out = (4, 8, 12)[draw(3)]
                 blocks.append(Plain(width, out, bool(draw(2)), draw(2)))
@@ -267,6 +357,10 @@ def _block(kind: int, width: int, draw: Draw) -> nn.Module:
         11: lambda: Selective(width),
         12: lambda: Standardized(width, width, 3),
         13: lambda: Uneven(width, (1, 2)[draw(2)]),
+        14: lambda: Groups(width, (2, 4)[draw(2)]),
+        15: lambda: Recurrence(width, draw(3), 1 + draw(2), bool(draw(2))),
+        16: lambda: Transposed(width, (1, 2, width)[draw(3)]),
+        17: lambda: Written(width, draw(6)),
     }
     return makers[kind]()
 
@@ -282,10 +376,10 @@ def mask(model: nn.Module, draw: Draw) -> None:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-0.5, 0.5)
             weight = getattr(module, "weight", None)
-            if isinstance(module, Normed):
+            if isinstance(module, (Normed, Groups, Recurrence)):
                 module.mask(draw)
             if not isinstance(weight, nn.Parameter) or isinstance(
-                module, (nn.LayerNorm, nn.RMSNorm, Response)
+                module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, Response)
             ):
                 continue
             kind = draw(4)

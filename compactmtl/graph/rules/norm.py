@@ -122,7 +122,7 @@ class OverChannel:
         if axis.ids.ndim != 1:
             return False
         if "num_groups" in given:
-            return given["num_groups"] == 1 and axis.dim == 1
+            return axis.dim == 1
         return len(given["normalized_shape"]) == 1 and axis.dim == len(analysis.shape(given["input"])) - 1
 
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
@@ -135,6 +135,58 @@ class OverChannel:
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
         # Each of its outputs depends on all of its inputs.
         analysis.use_exactly(arguments(node)["input"], np.ones(1, dtype=bool))
+
+
+class GroupNorm:
+    """GroupNorm of several groups: the channels of one go together, where all are dead. Of one group: see `OverChannel`."""
+
+    _single = OverChannel(centered=True)
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        given = arguments(node)
+        groups = int(given["num_groups"])
+        if groups == 1:
+            return self._single.layout(analysis, node)
+        axis = analysis.axis(given["input"])
+        if node in analysis.static or axis is None or axis.dim != 1:
+            return "its input's channels are not tracked"
+        rows = axis.ids.reshape(groups, -1)
+        analysis.space.union(rows, rows[:, :1])
+        for key in ("weight", "bias"):
+            if given[key] is None:
+                continue
+            own = analysis.axis(given[key])
+            if own is None or own.ids.shape != axis.ids.shape or not analysis.is_static(given[key]):
+                return f"its {key} is computed in a way that cannot be followed"
+            analysis.space.union(own.ids, axis.ids)
+            analysis.mark(given[key], own.ids, "affine")
+        analysis.sized[node] = axis.ids
+        analysis.joined.append((axis.ids, "group_norm: it normalizes over the channels of a group"))
+        analysis.layouts[node] = (axis,)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        given = arguments(node)
+        if given["num_groups"] == 1:
+            return self._single.constant(analysis, node)
+        known = analysis.constant(given["input"]).reshape(given["num_groups"], -1)
+        whole = known.all(1)
+        if whole.any():
+            values = analysis.values[given["input"]].reshape(known.shape)
+            # Equal constants other than 0 are divided by their own rounding: they are not to be trusted.
+            spread, size = values.max(1) - values.min(1), np.abs(values).max(1)
+            whole = whole & ((size == 0) | (spread > 1e-2 * size))
+        fixed: Flags = np.repeat(whole, known.shape[1]) | scaled_by_zero(analysis, given["weight"])
+        return fixed
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        given = arguments(node)
+        if given["num_groups"] == 1:
+            self._single.used(analysis, node, used)
+            return
+        read = used & ~scaled_by_zero(analysis, given["weight"])
+        rows = read.reshape(given["num_groups"], -1)
+        analysis.use(given["input"], np.repeat(rows.any(1), rows.shape[1]))
 
 
 class WeightNorm:
@@ -170,6 +222,7 @@ RULES: dict[str, Rule] = {
     "batch_norm": BatchNorm(),
     "instance_norm": InstanceNorm(),
     "_weight_norm": WeightNorm(),
-    **dict.fromkeys(("layer_norm", "group_norm"), OverChannel(centered=True)),
+    "layer_norm": OverChannel(centered=True),
+    "group_norm": GroupNorm(),
     "rms_norm": OverChannel(centered=False),
 }

@@ -6,6 +6,7 @@ import numpy as np
 from torch import fx
 
 from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
+from compactmtl.graph.rules.recurrent import Recurrent
 from compactmtl.graph.rules.reduce import Pair
 from compactmtl.graph.rules.shape import Rearranged
 from compactmtl.graph.space import Axis, Flags, Ids
@@ -31,10 +32,13 @@ class Concat:
         pieces = []
         for source, axis in zip(sources, axes, strict=True):
             if axis is None:
-                analysis.pin(source)
                 shape = [analysis.shape(source)[where] for where in place]
                 ids = analysis.space.fresh(int(np.prod(shape))).reshape(shape)
-                analysis.space.pin(ids)
+                if analysis.adopt(source, place, ids):
+                    analysis.made.append(ids)
+                else:
+                    analysis.pin(source)
+                    analysis.stop(node, ids, "its other parts are not followed")
             else:
                 ids = axis.ids
             pieces.append(ids)
@@ -100,6 +104,10 @@ class Stack(Concat):
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         sources, dim = self._parts(analysis, node)
+        known = next((axis for source in sources if (axis := analysis.axis(source)) is not None), None)
+        for source in sources:
+            if known is not None:
+                analysis.adopt(source, known.dims, known.ids)
         axes = [analysis.axis(source) for source in sources]
         if any(axis is None for axis in axes) or len({axis.dims for axis in axes if axis}) != 1:
             return "its inputs' channels are not tracked alike"
@@ -110,6 +118,50 @@ class Stack(Concat):
             analysis.space.union(first.ids, axis.ids)
         analysis.layouts[node] = (Axis(tuple(d + (d >= dim) for d in first.dims), first.ids),)
         return None
+
+
+class Gate:
+    """glu: one half of the channels times the sigmoid of the other; entry i of both goes together."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        source = source_of(node)
+        axis, dim = analysis.axis(source), self._dim(analysis, node)
+        if axis is None:
+            analysis.pin(source)
+            analysis.layouts[node] = ()
+        elif dim not in axis.dims:
+            analysis.layouts[node] = (axis,)
+        else:
+            values, gates = np.split(axis.ids, 2, axis.dims.index(dim))
+            analysis.space.union(values, gates)
+            analysis.layouts[node] = (Axis(axis.dims, np.ascontiguousarray(values)),)
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        source = source_of(node)
+        known, zero = self._halves(analysis, node, analysis.constant(source), analysis.zero(source))
+        return (known[0] & known[1]) | zero[0]
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        source = source_of(node)
+        axis, dim = analysis.axis(source), self._dim(analysis, node)
+        if axis is None:
+            return
+        if dim in axis.dims:
+            (zero,) = self._halves(analysis, node, analysis.zero(source))
+            used = np.concatenate([used, used & ~zero[0]], axis.dims.index(dim))
+        analysis.use(source, used)
+
+    def _halves(self, analysis: Analysis, node: fx.Node, *flags: Flags) -> list[list[Flags]]:
+        axis, dim = analysis.axis(source_of(node)), self._dim(analysis, node)
+        assert axis is not None
+        if dim not in axis.dims:  # each channel gates itself, by other positions
+            return [[own, own] for own in flags]
+        return [np.split(own, 2, axis.dims.index(dim)) for own in flags]
+
+    @staticmethod
+    def _dim(analysis: Analysis, node: fx.Node) -> int:
+        return int(arguments(node)["dim"]) % len(analysis.shape(node))
 
 
 class Window(Rearranged):
@@ -219,6 +271,8 @@ class Part(Rearranged):
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         parent = source_of(node)
+        if parent in analysis.parts:
+            return super().layout(analysis, node)
         if parent in analysis.barriers or (
             operator(parent) not in _SPLITS and not self._paired(analysis, node)
         ):
@@ -248,9 +302,12 @@ class Part(Rearranged):
 
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
         parent = source_of(node)
-        dim = split_dim(analysis, parent)
         index = node.args[1]
         assert isinstance(index, int)
+        rule = analysis.rules.get(parent)
+        if isinstance(rule, Recurrent):
+            return rule.part(analysis, parent, index, analysis.shape(node))
+        dim = split_dim(analysis, parent)
         positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
         unbound = operator(parent) == "unbind"
         if dim not in axis.dims:
@@ -267,6 +324,7 @@ _concat, _window, _split = Concat(), Window(), Split()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("cat", "concat"), _concat),
     "stack": Stack(),
+    "glu": Gate(),
     **dict.fromkeys(("slice", "narrow", "select"), _window),
     **dict.fromkeys(_SPLITS, _split),
     "getitem": Part(),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, operator, source_of
+from compactmtl.graph.analysis import MADE, Analysis, Rule, arguments, operator, source_of
 from compactmtl.graph.space import Axis, Flags
 
 
@@ -76,6 +76,10 @@ class Pointwise:
         for source in sources:
             if any(set(axis.dims) <= set(main.dims) for axis in placed[source]):
                 continue  # entries that differ only in its other dimensions go together by now
+            if analysis.adopt(
+                source, tuple(d - _offset(analysis, node, source) for d in main.dims), main.ids
+            ):
+                continue
             known = {dim for axis in placed[source] for dim in axis.dims}
             offset = _offset(analysis, node, source)
             for dim in main.dims:
@@ -154,6 +158,52 @@ class Pointwise:
         return shape if full and list(axis.dims) == sorted(axis.dims) else None
 
 
+class Where(Pointwise):
+    """where and masked_fill: what is the same constant in both of its choices is one, whatever chooses."""
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        flags = super().constant(analysis, node)
+        given = arguments(node)
+        chosen = [given["self"], given["value"] if "mask" in given else given["other"]]
+        one, other = (self._value(analysis, node, choice) for choice in chosen)
+        if one is None or other is None:
+            return flags
+        same: Flags = flags | (one[0] & other[0] & (one[1] == other[1]))
+        return same
+
+    def _value(
+        self, analysis: Analysis, node: fx.Node, choice: object
+    ) -> tuple[Flags, NDArray[np.float64]] | None:
+        """Which entries of the output's axis a choice makes constant, and their values."""
+        axis = analysis.axis(node)
+        assert axis is not None
+        if isinstance(choice, (bool, int, float)):
+            return np.ones(axis.ids.shape, dtype=bool), np.full(axis.ids.shape, float(choice))
+        if not isinstance(choice, fx.Node):
+            return None
+        shape = self._spread(analysis, node, choice, axis)
+        if shape is not None:
+            flags = analysis.constant(choice)
+            values = analysis.values[choice] if flags.any() else np.zeros(flags.shape)
+            return np.broadcast_to(flags.reshape(shape), axis.ids.shape), values.reshape(shape)
+        if (known := self._over_positions(analysis, node, choice, axis)) is not None:
+            return known
+        if analysis.is_static(choice) and choice not in analysis.traced.hazards:
+            value = analysis.tensor(choice)
+            if value.numel() and bool((value == value.ravel()[0]).all()):
+                return self._value(analysis, node, float(value.ravel()[0]))
+        return None
+
+
+class RandomSlopes(Pointwise):
+    """rrelu: in eval mode one slope for all."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        if arguments(node).get("training"):
+            return "it draws its slopes"
+        return super().layout(analysis, node)
+
+
 class Passing(Pointwise):
     """Operators of one tensor that leave coordinates as they are, whatever else they take."""
 
@@ -195,6 +245,20 @@ class Filled(Passing):
         return None
 
 
+class Made:
+    """zeros, new_zeros, arange and the like: of no other tensor's values, and of no channels until it meets some."""
+
+    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+        analysis.layouts[node] = ()
+        return None
+
+    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+        return np.zeros(0, dtype=bool)
+
+    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+        return None
+
+
 _passing, _pointwise = Passing(), Pointwise()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
@@ -205,6 +269,7 @@ RULES: dict[str, Rule] = {
             "clone",
             "contiguous",
             "detach",
+            "lift_fresh_copy",
             "to",
             "alias",
             "type_as",
@@ -212,6 +277,11 @@ RULES: dict[str, Rule] = {
         _passing,
     ),
     "prelu": Slopes(),
+    **dict.fromkeys(MADE, Made()),
+    "rrelu": RandomSlopes(),
+    **dict.fromkeys(("where", "masked_fill"), Where()),
+    # Of two tensors; with a dimension these are reductions.
+    **dict.fromkeys(("max.other", "min.other"), _pointwise),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like"), Filled()),
     # Pointwise, although ATen does not tag them so.
     **dict.fromkeys(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from compactmtl.graph.analysis import Analysis, Product, Rule, arguments, operator
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids
+from compactmtl.graph.wide import stack_of
 
 
 def _nonzero(weight: Tensor) -> NDArray[np.bool_]:
@@ -44,8 +46,15 @@ def _first_parameter(analysis: Analysis, node: fx.Node) -> str:
         name = analysis.parameter(current)
         if name is not None:
             return name
-        pending.extend(current.all_input_nodes)
-    return str(node)
+        pending.extend(filter(analysis.is_static, current.all_input_nodes))
+    return ".".join([*list(stack_of(node).values())[-1:], str(node)]).lstrip(".")  # a forward makes it
+
+
+def _pinned(analysis: Analysis, size: int) -> Ids:
+    """Ids of channels that have to stay."""
+    ids = analysis.space.fresh(size)
+    analysis.space.pin(ids)
+    return ids
 
 
 def _tracked_input(analysis: Analysis, source: fx.Node, dim: int, size: int) -> tuple[Ids, bool]:
@@ -59,69 +68,78 @@ def _tracked_input(analysis: Analysis, source: fx.Node, dim: int, size: int) -> 
     return read, False
 
 
-class _Layer(ABC):
+@dataclass(frozen=True)
+class Operands:
+    """What a layer reads and where its channels lie: dimensions of the input, the output and the weight."""
+
+    source: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    in_channel: int
+    out_channel: int
+    out_dim: int = 0
+    in_dim: int = 1
+
+
+class Layer(ABC):
     """What convolution and linear layers share: how they bind, and how constants and uses pass them."""
 
     transposed = False
 
-    def bind(
-        self,
-        analysis: Analysis,
-        node: fx.Node,
-        groups: int,
-        channel_dim: int,
-        scale: float,
-        padded: bool,
-        kind: str,
-    ) -> str | None:
+    def operands(self, analysis: Analysis, node: fx.Node) -> Operands:
         given = arguments(node)
-        source, weight_node, bias_node = given["input"], given["weight"], given["bias"]
-        if not analysis.is_static(weight_node):
+        dims = (1, 0) if self.transposed else (0, 1)
+        return Operands(given["input"], given["weight"], given["bias"], 1, 1, *dims)
+
+    def bind(
+        self, analysis: Analysis, node: fx.Node, groups: int, scale: float, padded: bool, kind: str
+    ) -> str | None:
+        own = self.operands(analysis, node)
+        if not analysis.is_static(own.weight):
             return "its weight depends on the input"
-        weight = analysis.tensor(weight_node)
+        weight = analysis.tensor(own.weight)
         if weight.ndim < 2:
             return "its weight is one vector, which adds all channels up"
-        if bias_node is not None and not analysis.is_static(bias_node):
+        if own.bias is not None and not analysis.is_static(own.bias):
             return "its bias depends on the input"
-        out_dim, in_dim = (1, 0) if self.transposed else (0, 1)
-        outputs = int(weight.shape[out_dim]) * (groups if self.transposed else 1)
-        inputs = int(weight.shape[in_dim]) * (1 if self.transposed else groups)
-        read, tracked = _tracked_input(analysis, source, channel_dim, inputs)
+        outputs = int(weight.shape[own.out_dim]) * (groups if self.transposed else 1)
+        inputs = int(weight.shape[own.in_dim]) * (1 if self.transposed else groups)
+        read, tracked = _tracked_input(analysis, own.source, own.in_channel, inputs)
         depthwise = groups > 1 and inputs == groups
-        written = None
-        if groups == 1 or not self.transposed:
-            written = _weight_ids(analysis, weight_node, out_dim, "producer")
-        if written is None:
-            written = analysis.space.fresh(outputs)
-            analysis.space.pin(written)
         if groups == 1:
-            consumed = _weight_ids(analysis, weight_node, in_dim, "consumer")
+            written = _weight_ids(analysis, own.weight, own.out_dim, "producer")
+            written = _pinned(analysis, outputs) if written is None else written
+            consumed = _weight_ids(analysis, own.weight, own.in_dim, "consumer")
             if consumed is None:
                 analysis.space.pin(read)
             else:
                 analysis.space.union(consumed, read)
-        elif depthwise and not self.transposed:
+        elif depthwise:
+            written = self._depthwise(analysis, node, own, outputs)
             analysis.space.union(written.reshape(groups, -1), read[:, None])
         else:
-            self._group(analysis, weight_node, read, written, groups)
-        self._bind_bias(analysis, bias_node, written)
-        name = _first_parameter(analysis, weight_node)
+            written = self._group(analysis, own, read, outputs, groups)
+        self._bind_bias(analysis, own.bias, written)
+        name = _first_parameter(analysis, own.weight)
         analysis.products[node] = Product(
             name=name.rpartition(".")[0],
             kind="depthwise" if depthwise else kind,
-            weight=analysis.parameter(weight_node),
-            bias=analysis.parameter(bias_node),
+            weight=analysis.parameter(own.weight),
+            bias=None if own.bias is None else analysis.parameter(own.bias),
             node=node,
-            node_in=source if tracked else None,
+            node_in=own.source if tracked else None,
             outputs=written,
             inputs=None if depthwise else read,
             input_size=inputs,
             groups=groups,
             scale=scale / (1 if depthwise else groups),
             padded=padded,
-            folds=self._folds(analysis, weight_node, groups, depthwise, padded),
+            folds=self._folds(analysis, own.weight, groups, depthwise, padded),
+            rows=own.out_dim == 0,
         )
-        analysis.layouts[node] = (Axis((channel_dim,), written),)
+        if groups > 1:
+            analysis.sized[node] = written  # a functional call counts its groups with a number
+        analysis.layouts[node] = (Axis((own.out_channel,), written),)
         return None
 
     def _folds(
@@ -132,19 +150,38 @@ class _Layer(ABC):
         carried = not padded or groups == 1
         return carried and not self.transposed and analysis.parameter(weight_node) is not None
 
-    def _group(self, analysis: Analysis, weight_node: fx.Node, read: Ids, written: Ids, groups: int) -> None:
+    def _depthwise(self, analysis: Analysis, node: fx.Node, own: Operands, outputs: int) -> Ids:
+        """The ids of its outputs: of a transposed one the weight has one filter, maybe of several outputs, an input."""
+        filters = _weight_ids(analysis, own.weight, 0, "producer")
+        if filters is not None:
+            return np.repeat(filters, outputs // len(filters))
+        weight = analysis.tensor(own.weight)
+        if bool((weight == weight[:1]).all()):
+            # One filter, repeated for as many channels as there are: it follows them.
+            written = analysis.space.fresh(outputs)
+            for source in analysis.static_sources(own.weight) - set(analysis.traced.tensors):
+                analysis.sized[source] = written
+            return written
+        return _pinned(analysis, outputs)
+
+    def _group(self, analysis: Analysis, own: Operands, read: Ids, outputs: int, groups: int) -> Ids:
         """Grouped: every group keeps as many inputs as the others, and as many outputs, or goes whole."""
-        name = analysis.parameter(weight_node)
-        if self.transposed or name is None:
+        name = analysis.parameter(own.weight)
+        if name is None:
             analysis.space.pin(read)
-            analysis.space.pin(written)
-            analysis.kept_whole[_first_parameter(analysis, weight_node)] = f"grouped with {groups} groups"
-            return
-        consumed = analysis.bind_grouped(name, groups)
+            analysis.kept_whole[_first_parameter(analysis, own.weight)] = f"grouped with {groups} groups"
+            return _pinned(analysis, outputs)
+        if self.transposed:
+            consumed = analysis.bind(name, own.in_dim, "consumer")
+            written = analysis.bind_grouped(name, groups, "producer")
+        else:
+            consumed = analysis.bind_grouped(name, groups)
+            written = analysis.bind(name, own.out_dim, "producer")
         analysis.space.union(consumed, read)
         analysis.space.grid(read.reshape(groups, -1))
         analysis.space.grid(written.reshape(groups, -1))
         analysis.space.slab(read.reshape(groups, -1), written.reshape(groups, -1))
+        return written
 
     @staticmethod
     def _bind_bias(analysis: Analysis, bias_node: fx.Node | None, written: Ids) -> None:
@@ -158,9 +195,11 @@ class _Layer(ABC):
 
     def connections(self, analysis: Analysis, node: fx.Node, groups: int) -> NDArray[np.bool_]:
         """(outputs, inputs of its group) pairs with a weight other than 0."""
-        nonzero = _nonzero(analysis.tensor(arguments(node)["weight"]))
+        own = self.operands(analysis, node)
+        weight = analysis.tensor(own.weight)
         if not self.transposed:
-            return nonzero
+            return _nonzero(weight.movedim((own.out_dim, own.in_dim), (0, 1)))
+        nonzero = _nonzero(weight)
         per_group = nonzero.reshape(groups, -1, nonzero.shape[1]).transpose(0, 2, 1)
         return per_group.reshape(-1, per_group.shape[2])
 
@@ -174,14 +213,14 @@ class _Layer(ABC):
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
         groups = self.groups(node)
         nonzero = self.connections(analysis, node, groups)
-        source = arguments(node)["input"]
+        source = self.operands(analysis, node).source
         if self._follows(analysis, node, source):
             live = ~self.known_inputs(analysis, node).reshape(groups, -1)
             nonzero = nonzero & np.repeat(live, nonzero.shape[0] // groups, axis=0)
         return np.asarray(nonzero.sum(1) == 0, dtype=bool)
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        source = arguments(node)["input"]
+        source = self.operands(analysis, node).source
         if not self._follows(analysis, node, source):
             analysis.use_all(source)
             return
@@ -197,7 +236,7 @@ class _Layer(ABC):
         return analysis.products[node].node_in is source
 
 
-class Convolution(_Layer):
+class Convolution(Layer):
     """1-D to 3-D convolution: plain, grouped or depthwise."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
@@ -206,7 +245,7 @@ class Convolution(_Layer):
         kernel = analysis.shape(given["weight"])[2:]
         scale = float(shape[0] * np.prod(shape[2:]) * np.prod(kernel))
         return self.bind(
-            analysis, node, self.groups(node), 1, scale, _is_padded(given["padding"], kernel), operator(node)
+            analysis, node, self.groups(node), scale, _is_padded(given["padding"], kernel), operator(node)
         )
 
     def known_inputs(self, analysis: Analysis, node: fx.Node) -> Flags:
@@ -215,7 +254,7 @@ class Convolution(_Layer):
         return analysis.zero(given["input"]) if padded else analysis.constant(given["input"])
 
 
-class TransposedConvolution(_Layer):
+class TransposedConvolution(Layer):
     """Transposed convolution: overlaps differ from pixel to pixel, so only zeros pass."""
 
     transposed = True
@@ -225,18 +264,23 @@ class TransposedConvolution(_Layer):
         shape = analysis.shape(given["input"])
         kernel = analysis.shape(given["weight"])[2:]
         scale = float(shape[0] * np.prod(shape[2:]) * np.prod(kernel))
-        return self.bind(analysis, node, self.groups(node), 1, scale, True, operator(node))
+        return self.bind(analysis, node, self.groups(node), scale, True, operator(node))
 
     def known_inputs(self, analysis: Analysis, node: fx.Node) -> Flags:
         return analysis.zero(arguments(node)["input"])
 
 
-class Linear(_Layer):
+class Linear(Layer):
     """A matrix product over the last dimension."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         shape = analysis.shape(arguments(node)["input"])
-        return self.bind(analysis, node, 1, len(shape) - 1, float(np.prod(shape[:-1])), False, "linear")
+        return self.bind(analysis, node, 1, float(np.prod(shape[:-1])), False, "linear")
+
+    def operands(self, analysis: Analysis, node: fx.Node) -> Operands:
+        given = arguments(node)
+        last = len(analysis.shape(given["input"])) - 1
+        return Operands(given["input"], given["weight"], given["bias"], last, last)
 
     def known_inputs(self, analysis: Analysis, node: fx.Node) -> Flags:
         return analysis.constant(arguments(node)["input"])

@@ -55,33 +55,6 @@ class Spatial(_OneTensor):
         return analysis.constant(source_of(node))
 
 
-class Padding(Spatial):
-    """pad: what it adds is another value than a constant channel's, unless both are 0."""
-
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        axis = analysis.axis(source_of(node))
-        rank = len(analysis.shape(source_of(node)))
-        sizes = list(arguments(node)["pad"])
-        touched = {rank - 1 - index // 2 for index, size in enumerate(sizes) if int(size) != 0}
-        if axis is None:
-            self.untracked(analysis, node)
-        elif touched & set(axis.dims):
-            return "it pads the channel"
-        else:
-            analysis.layouts[node] = (axis,)
-        return None
-
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        given = arguments(node)
-        if given.get("mode", "constant") != "constant":
-            return analysis.constant(source_of(node))
-        return (
-            analysis.zero(source_of(node))
-            if not given.get("value")
-            else np.zeros_like(analysis.constant(source_of(node)))
-        )
-
-
 class Reduction(_OneTensor):
     """mean, amax, amin and the like over dimensions that are not the channel's: a constant stays one."""
 
@@ -313,7 +286,7 @@ def _dims(node: fx.Node) -> list[int]:
 
 
 class Roll(_OneTensor):
-    """roll and flip along positions: the same values elsewhere."""
+    """roll and rot90 along positions: the same values elsewhere."""
 
     def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
         source = source_of(node)
@@ -355,8 +328,6 @@ RULES: dict[str, Rule] = {
         ),
         _spatial,
     ),
-    "pad": Padding(),
-    "constant_pad_nd": Padding(),
     **dict.fromkeys(("mean", "amax", "amin", "var", "std"), _reduction),
     **dict.fromkeys(("sum", "prod", "linalg_vector_norm", "norm"), _sum),
     **dict.fromkeys(("logsumexp", "argmax", "argmin"), _opaque),
@@ -374,5 +345,5 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), Unpool()),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), _softmax),
-    **dict.fromkeys(("roll", "flip"), _roll),
+    **dict.fromkeys(("roll", "rot90"), _roll),
 }

@@ -158,7 +158,7 @@ class Permute(Rearranged):
 
 
 class Expand(Rearranged):
-    """expand, repeat and tile along dimensions that carry no channel."""
+    """expand along dimensions that carry no channel."""
 
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
         before, after = analysis.shape(source_of(node)), analysis.shape(node)
@@ -169,14 +169,45 @@ class Expand(Rearranged):
         return dims, np.arange(axis.ids.size).reshape(axis.ids.shape)
 
 
-class Interleave(Rearranged):
-    """repeat_interleave along a dimension that carries no channel."""
+class Repeat(Rearranged):
+    """repeat and tile: all channels one after another, as often as asked."""
 
     def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        dim = arguments(node).get("dim")
-        if dim is None or int(dim) % len(analysis.shape(node)) in axis.dims:
+        before, after = analysis.shape(source_of(node)), analysis.shape(node)
+        offset = len(after) - len(before)
+        times = [after[dim + offset] // max(before[dim], 1) for dim in axis.dims]
+        if axis.ids.size == 1 and max(times) > 1:
+            return "it repeats the channel"  # often as many times as another tensor has channels
+        positions = np.tile(np.arange(axis.ids.size).reshape(axis.ids.shape), times)
+        return tuple(dim + offset for dim in axis.dims), positions
+
+
+class Interleave(Rearranged):
+    """repeat_interleave: each channel one after another, as often as asked."""
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        given = arguments(node)
+        positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
+        if given.get("dim") is None:
+            return "it flattens the channel"
+        dim = int(given["dim"]) % len(analysis.shape(node))
+        if dim not in axis.dims:
+            return axis.dims, positions
+        times = given["repeats"]
+        if not isinstance(times, int) or given.get("output_size") is not None or axis.ids.size == 1:
             return "it repeats the channel"
-        return axis.dims, np.arange(axis.ids.size).reshape(axis.ids.shape)
+        return axis.dims, np.repeat(positions, times, axis=axis.dims.index(dim))
+
+
+class Flip(Rearranged):
+    """flip: the last entry first."""
+
+    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+        rank = len(analysis.shape(node))
+        flipped = {int(dim) % rank for dim in arguments(node)["dims"]}
+        positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
+        where = [k for k, dim in enumerate(axis.dims) if dim in flipped]
+        return axis.dims, np.ascontiguousarray(np.flip(positions, tuple(where)))
 
 
 class ChannelShuffle(Rearranged):
@@ -243,7 +274,9 @@ RULES: dict[str, Rule] = {
         ),
         _permute,
     ),
-    **dict.fromkeys(("expand", "expand_as", "repeat", "tile"), _expand),
+    **dict.fromkeys(("expand", "expand_as"), _expand),
+    **dict.fromkeys(("repeat", "tile"), Repeat()),
+    "flip": Flip(),
     "repeat_interleave": Interleave(),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), ChannelShuffle()),
     "pixel_unshuffle": PixelUnshuffle(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -258,3 +259,55 @@ def test_filters_of_a_standardized_convolution_go() -> None:
     )
     kill(model[4], unread=[1, 2])
     assert shape(compacted(model, image()), "2.weight") == (6, 8, 3, 3)
+
+
+class Grouped(nn.Module):
+    """A norm over groups of 4 of 16 channels between two convolutions, the second one maybe grouped."""
+
+    def __init__(self, norm: nn.Module, groups: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 16, 1), norm
+        self.middle, self.last = nn.Conv2d(16, 16, 3, groups=groups), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.relu(self.middle(torch.relu(self.norm(self.first(x))))))
+        return y
+
+
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_whole_dead_group_of_a_norm_goes(groups: int, scaled: bool) -> None:
+    model: Any = Grouped(nn.GroupNorm(4, 16), groups)
+    kill(model.first, zero=range(4, 8))
+    if scaled:
+        kill(model.norm, zero=range(4, 8))
+    else:
+        with torch.no_grad():
+            model.norm.bias[4:8] = -1.0  # what it makes of zeros, cut off behind it
+    result = compacted(model, image())
+    assert shape(result, "first.weight")[0] == 12 and shape(result, "middle.weight")[1] * groups in (
+        12,
+        16,
+        4,
+    )
+    small: Any = result.model
+    assert small.norm.num_groups == 3 and small.norm.num_channels == 12
+
+
+def test_a_group_of_constants_goes_and_is_folded() -> None:
+    model: Any = Grouped(nn.GroupNorm(4, 16))
+    with torch.no_grad():
+        model.first.weight[4:8] = 0
+        model.first.bias[4:8] = torch.tensor([0.1, 0.5, 0.7, 0.9])
+        model.middle = nn.Conv2d(16, 16, 1)
+    assert shape(compacted(model, image()), "first.weight")[0] == 12
+
+
+@pytest.mark.parametrize("dead", [[4, 5, 6], [0, 4, 8, 12]])
+def test_a_part_of_a_group_stays_and_is_listed(dead: list[int]) -> None:
+    model: Any = Grouped(nn.GroupNorm(4, 16))
+    kill(model.first, zero=dead)
+    result = compacted(model, image())
+    assert shape(result, "first.weight")[0] == 16
+    assert "channels of a group" in result.report.kept_whole["first"]

@@ -215,3 +215,50 @@ def test_table_over_positions_keeps_dead_filters_but_not_unread_channels() -> No
     kill(model.last, unread=[1, 2])
     result = compacted(model, image())
     assert shape(result, "conv.weight")[0] == shape(result, "table")[1] == 6
+
+
+def test_what_a_forward_makes_or_chooses_takes_the_channels_that_it_meets() -> None:
+    kept, _ = all_left(
+        {
+            "new_zeros": lambda x: x + x.new_zeros(x.shape),
+            "zeros": lambda x: x + torch.zeros(x.shape, dtype=x.dtype),
+            "full": lambda x: x + torch.full(x.shape, 2.0, dtype=x.dtype),
+            "maximum": lambda x: torch.max(x, torch.tanh(x)),
+            "minimum": lambda x: torch.min(x, torch.tanh(x)),
+            "rrelu": lambda x: F.rrelu(x),
+            "flip": lambda x: x.flip(1),
+            "rot90": lambda x: x.rot90(1, (2, 3)),
+        }
+    )
+    assert kept == dict.fromkeys(kept, 5)
+
+
+def test_zeros_pass_a_mask_of_positions() -> None:
+    kept, _ = all_left(
+        {
+            "where": lambda x: torch.where(x.sum(1, keepdim=True) > 0, x, 0.0),
+            "where of tensors": lambda x: torch.where(x.sum(1, keepdim=True) > 0, x, torch.zeros_like(x)),
+            "made": lambda x: torch.where(x.sum(1, keepdim=True) > 0, x, x.new_zeros(())),
+            "stacked": lambda x: torch.stack([x, x.new_zeros(x.shape)], 1).sum(1),
+            "masked_fill": lambda x: x.masked_fill(x.sum(1, keepdim=True) > 0, 0.0),
+        }
+    )
+    assert kept == dict.fromkeys(kept, 7)  # the constants take part in the sum, or meet another value
+
+
+def test_a_gated_linear_unit_loses_values_with_their_gates() -> None:
+    model = Between(lambda x: F.glu(x, 1), reads=4)
+    kill(model.first, zero=[1, 2])
+    # value 1 is 0 and its gate 5 a constant, value 2 is 0 and its gate 6 is not read
+    assert shape(compacted(model, image()), "first.weight")[0] == 4
+
+
+@pytest.mark.parametrize("form", ["repeat", "tile", "repeat_interleave", "pad"])
+def test_repeated_and_padded_channels_are_followed(form: str) -> None:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "repeat": lambda x: x.repeat(1, 2, 1, 1),
+        "tile": lambda x: torch.tile(x, (2, 1, 1)),
+        "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+        "pad": lambda x: F.pad(x, (0, 0, 0, 0, 3, 5)),
+    }
+    assert left(functions[form], reads=16) == 5

@@ -161,12 +161,94 @@ def test_transposed_convolution_loses_filters_and_zero_inputs(dims: int) -> None
     assert "folded" in result.report.kept_whole["0"]
 
 
-def test_grouped_transposed_convolution_stays_and_says_so() -> None:
-    model = _chain(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4), nn.Conv2d(8, 2, 1))
-    kill(model[0], zero=[0, 1])
+@pytest.mark.parametrize(("groups", "dead"), [(4, [0, 1]), (2, [0, 5]), (8, [1, 5])])
+def test_grouped_and_depthwise_transposed_convolutions_lose_channels(groups: int, dead: list[int]) -> None:
+    model = _chain(
+        nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=groups), nn.Conv2d(8, 2, 1)
+    )
+    kill(model[0], zero=dead)
     result = compacted(model, image())
-    assert shape(result, "0.weight")[0] == 8
-    assert "grouped" in result.report.kept_whole["1"]
+    assert shape(result, "0.weight")[0] == 6
+    small: Any = result.model
+    assert small[1].groups == {4: 3, 2: 2, 8: 6}[groups]
+    assert small[1].in_channels == 6
+
+
+@pytest.mark.parametrize(("dims", "multiplier"), [(1, 1), (2, 2), (3, 1)])
+def test_depthwise_transposed_convolutions_of_any_rank_lose_channels(dims: int, multiplier: int) -> None:
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+    model = _chain(
+        convolution(3, 8, 1), transposed(8, 8 * multiplier, 2, groups=8), convolution(8 * multiplier, 2, 1)
+    )
+    kill(model[0], zero=[1, 5])
+    result = compacted(model, image(2, 3, *[6] * dims))
+    assert shape(result, "1.weight")[:2] == (6, multiplier) and shape(result, "2.weight")[1] == 6 * multiplier
+
+
+def test_outputs_of_grouped_transposed_convolutions_go() -> None:
+    model = _chain(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    with torch.no_grad():
+        for group, output in ((0, 1), (1, 2)):
+            model[1].weight[4 * group : 4 * group + 4, output] = 0
+            model[1].bias[4 * group + output] = 0
+    result = compacted(model, image())
+    assert shape(result, "1.weight")[:2] == (8, 3) and shape(result, "3.weight")[1] == 6
+
+
+class Filtered(nn.Module):
+    """A functional convolution of each channel, or of groups, with a weight that is no layer's."""
+
+    def __init__(self, kind: str, groups: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.kind, self.count = kind, groups
+        weight = torch.rand(8, 8 // groups, 3, 3, dtype=torch.float64)
+        if kind == "attribute":
+            self.filter = weight
+        elif kind == "parameter":
+            self.filter = nn.Parameter(weight)
+        else:
+            self.register_buffer("filter", weight[:1] if kind in ("repeated", "expanded") else weight)
+        kill(self.first, zero=[1, 5])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        weight = self.filter
+        groups = y.shape[1]
+        if self.kind == "repeated":
+            weight = weight.repeat(groups, 1, 1, 1)
+        elif self.kind == "expanded":
+            weight = weight.expand(groups, -1, -1, -1)
+        elif self.kind == "made":
+            weight = torch.ones(groups, 1, 3, 3, dtype=y.dtype)
+        elif self.kind in ("parameter", "counted"):
+            groups = self.count
+        out: Tensor = self.last(F.conv2d(y, weight, padding=1, groups=groups))
+        return out
+
+
+@pytest.mark.parametrize(
+    "kind", ["buffer", "parameter", "counted", "attribute", "repeated", "expanded", "made"]
+)
+def test_functional_depthwise_convolutions_lose_channels(kind: str) -> None:
+    assert shape(compacted(Filtered(kind), image()), "first.weight")[0] == 6
+
+
+def test_functional_grouped_convolutions_lose_channels() -> None:
+    result = compacted(Filtered("parameter", groups=2), image())
+    assert shape(result, "first.weight")[0] == 6 and shape(result, "filter")[1] == 3
+
+
+def test_a_functional_convolution_of_a_fixed_number_of_groups_stays_and_is_listed() -> None:
+    class Fixed(Filtered):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(F.conv2d(self.first(x), self.filter, groups=8))
+            return out
+
+    result = compacted(Fixed("buffer"), image(), rolled_back=True)
+    assert shape(result, "first.weight")[0] == 8 and "rolled back" in result.report.kept_whole["first"]
 
 
 @pytest.mark.parametrize("size", [(4, 6), (2, 5, 6), (2, 3, 4, 6)])
