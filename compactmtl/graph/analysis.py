@@ -8,7 +8,7 @@ some output depends on). An operator without a rule is a barrier: what enters it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from compactmtl.graph.aliases import writes_elsewhere
+from compactmtl.graph.cost import MacCounter
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
 from compactmtl.graph.trace import Traced
@@ -122,6 +123,7 @@ class Analysis:
         ] = {}  # divides by the number of these channels; what it does
         self.wide: dict[str, Wide] = {}  # modules that can go on at their original width
         self.static: dict[fx.Node, Tensor | None] = {}  # depends on parameters alone -> value
+        self.macs: dict[fx.Node, int] = {}  # of each call, for all of the example's batch
         self._tensors = dict(traced.tensors.values())
 
     # -- reading -----------------------------------------------------------------------------------
@@ -234,6 +236,15 @@ class Analysis:
 
     # -- passes ------------------------------------------------------------------------------------
 
+    def forget_values(self) -> None:
+        """Let go of all values of tensors, which nothing reads after the passes but an edit; their shapes stay."""
+        tensors = {node: (name, value.to("meta")) for node, (name, value) in self.traced.tensors.items()}
+        self.traced = replace(self.traced, tensors=tensors)
+        self._tensors = dict(tensors.values())
+        self.static = {
+            node: None if value is None else value.to("meta") for node, value in self.static.items()
+        }
+
     def run(self, rules: dict[str, Rule], fallback: Rule, example_inputs: Sequence[Tensor]) -> None:
         """All three passes."""
         self._find_static()
@@ -299,17 +310,23 @@ class Analysis:
                 continue
             if self.tensor(node).numel() >= axis.ids.size:
                 self.constants[node], self.values[node] = self.uniform(node, axis)
-        for node, value in self.traced.run(example_inputs):
-            axis = self.axis(node)
-            rule = self.rules.get(node)
-            skip = axis is None or rule is None or node in self.traced.hazards or node in self.static
-            if skip or not isinstance(value, Tensor):
-                continue
-            assert axis is not None and rule is not None
-            flags = rule.constant(self, node)
-            if flags.any():
-                flags, self.values[node] = _confirm(value, axis, flags)
-            self.constants[node] = flags
+        with MacCounter() as counter:
+            for node, value in self.traced.run(example_inputs):
+                self.macs[node] = counter.take()
+                self._find_constant(node, value)
+                counter.take()  # what the search did is no part of the model
+
+    def _find_constant(self, node: fx.Node, value: Any) -> None:
+        axis = self.axis(node)
+        rule = self.rules.get(node)
+        skip = axis is None or rule is None or node in self.traced.hazards or node in self.static
+        if skip or not isinstance(value, Tensor):
+            return
+        assert axis is not None and rule is not None
+        flags = rule.constant(self, node)
+        if flags.any():
+            flags, self.values[node] = _confirm(value, axis, flags)
+        self.constants[node] = flags
 
     def _backward(self) -> None:
         for node in self.traced.outputs:
