@@ -28,6 +28,14 @@ def choose_alive(
     """
     alive = graph.live_classes() | pinned
     alive |= constants_without_bias(graph, alive, unbiased)
+    complete(graph, alive, align, slabs, ties)
+    return alive
+
+
+def complete(
+    graph: ChannelGraph, alive: Flags, align: int = 1, slabs: bool = True, ties: Sequence[Tie] = ()
+) -> None:
+    """Add to `alive`, (classes,), what has to stay beside it: one of each, carriers, equal parts; see `choose_alive`."""
     while True:
         before = int(alive.sum())
         _keep_one_of_each(graph, alive)
@@ -37,7 +45,7 @@ def choose_alive(
         for tie in ties:
             keep_equal(graph, alive, tie)
         if int(alive.sum()) == before:
-            return alive
+            return
 
 
 def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | None:

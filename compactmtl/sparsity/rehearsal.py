@@ -1,0 +1,178 @@
+"""Try surgery before training: which channels it removes when they are zero, and which it would have to leave.
+
+A forward may check a width, or count channels in a way that no edit follows. The graph does not show it: the edited
+network has to run. Here it runs once, with a share of every unit's channels gone, beside the network in which they
+are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.copies import copy_model
+from compactmtl.graph.groups import GroupFamily
+from compactmtl.graph.space import Flags, Ids
+from compactmtl.graph.trace import evaluating, first_line
+from compactmtl.surgery.analyse import choose_alive, complete
+from compactmtl.surgery.apply import apply_plan, has_bias_slot
+from compactmtl.surgery.ties import Tie, equal_counts
+from compactmtl.surgery.write import write_plan
+
+# Two float32 networks whose sums run in another order. A channel that is not zero where it is read, or one too many,
+# is off by about its share of the output.
+SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Channels that can go one by one: a family with all its members, and the channel of each class of the graph."""
+
+    family: GroupFamily
+    owner: Ids  # (classes,), -1 for a class of no channel
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How surgery goes: whether whole heads may go, what keeps equal counts, and the units that it cannot serve.
+
+    `refused` maps the position of a unit to the reason why its channels stay; `inexact` to why one more may stay.
+    """
+
+    slabs: bool = True
+    ties: tuple[Tie, ...] = ()
+    refused: dict[int, str] = field(default_factory=dict)
+    inexact: dict[int, str] = field(default_factory=dict)
+
+
+def rehearse(
+    graph: ChannelGraph, plain: nn.Module, inputs: Sequence[Any], units: Sequence[Unit]
+) -> Rehearsal:
+    """Remove channels of all `units` from `plain`, the network that was traced, in the ways in which surgery tries it."""
+    trial = _Trial(graph, plain, inputs, units)
+    everything = [index for index, unit in enumerate(units) if unit.family.size > 1]
+    ways: list[tuple[bool, tuple[Tie, ...]]] = [(True, ())]
+    if graph.analysis.space.slabs:
+        ways.append((False, ()))
+    ties = tuple(equal_counts(graph))
+    if ties:
+        ways.append((False, ties))
+    for slabs, tied in ways:
+        trial.slabs, trial.ties = slabs, tied
+        if not trial.fault(everything):
+            return Rehearsal(slabs, tied)
+    accepted: list[int] = []
+    faults: dict[int, str] = {}
+    trial.blame(everything, accepted, faults)
+    refused, inexact = {}, {}
+    for index, fault in faults.items():
+        stays = trial.stays(index) if fault == _OTHER else fault
+        if stays:
+            refused[index] = stays
+        else:
+            inexact[index] = "a channel at zero becomes another constant, of which surgery may keep one"
+    return Rehearsal(trial.slabs, trial.ties, refused, inexact)
+
+
+_OTHER = "another function"
+
+
+class _Trial:
+    """Removals from one network, and whether the rest then runs as it does with zeros in their place."""
+
+    def __init__(
+        self, graph: ChannelGraph, plain: nn.Module, inputs: Sequence[Any], units: Sequence[Unit]
+    ) -> None:
+        self._graph, self._plain, self._inputs, self._units = graph, plain, inputs, units
+        self.slabs, self.ties = True, tuple[Tie, ...]()
+        # Other numbers for units beside each other: equal ones would hide that a forward takes one for another.
+        self._gone = [self._some(unit.family.size, index) for index, unit in enumerate(units)]
+
+    @staticmethod
+    def _some(size: int, index: int) -> Flags:
+        count = min(max(size // 2 - index % 3, 1), size - 1)
+        chosen = np.random.default_rng(index).permutation(size)[:count]
+        return np.isin(np.arange(size), chosen)
+
+    def fault(self, indices: Sequence[int]) -> str:
+        """Why the network does not run, or is another, without channels of these units; empty where all is well."""
+        graph = self._graph
+        alive = np.ones(graph.classes, dtype=bool)
+        for index in indices:
+            owner = self._units[index].owner
+            mine = owner >= 0
+            alive[np.flatnonzero(mine)[self._gone[index][owner[mine]]]] = False
+        complete(graph, alive, 1, self.slabs, self.ties)
+        try:
+            small = apply_plan(self._plain, write_plan(graph, self._plain, alive)).eval()
+            found = _outputs(small, self._inputs)
+        except Exception as error:
+            return first_line(error)
+        expected = _outputs(self._masked(indices), self._inputs)
+        return "" if _same(expected, found) else _OTHER
+
+    def blame(self, among: list[int], accepted: list[int], faults: dict[int, str]) -> None:
+        """Accept what passes together with all accepted so far, by halves; note what fails on its own."""
+        if not among:
+            return
+        fault = self.fault([*accepted, *among])
+        if not fault:
+            accepted.extend(among)
+        elif len(among) == 1:
+            faults[among[0]] = fault
+        else:
+            middle = len(among) // 2
+            self.blame(among[:middle], accepted, faults)
+            self.blame(among[middle:], accepted, faults)
+
+    def stays(self, index: int) -> str:
+        """Why surgery removes none of a unit's channels that are zero; empty where it removes some."""
+        masked = self._masked([index])
+        graph = ChannelGraph.trace(masked, self._inputs)
+        modules = dict(masked.named_modules())
+        unbiased = frozenset(
+            p.name
+            for p in graph.analysis.products.values()
+            if p.name not in modules or not has_bias_slot(modules[p.name])
+        )
+        none = np.zeros(graph.classes, dtype=bool)
+        alive = choose_alive(graph, 1, none, unbiased, self.slabs, self.ties)
+        member = next(m for m in self._units[index].family.members if m.role != "consumer")
+        ids = graph.analysis.bindings[member.parameter, member.dim].ids
+        kept = alive[graph.labels[ids[member.indices[self._gone[index]]]]]
+        return "" if not kept.all() else "a channel at zero becomes another constant, which cannot be folded"
+
+    def _masked(self, indices: Sequence[int]) -> nn.Module:
+        model = copy_model(self._plain)
+        with torch.no_grad():
+            for index in indices:
+                for member in self._units[index].family.members:
+                    if member.role != "consumer":
+                        rows = torch.from_numpy(member.indices[self._gone[index]].ravel())
+                        parameter = model.get_parameter(member.parameter)
+                        parameter.index_fill_(member.dim, rows.to(parameter.device), 0.0)
+        return model.eval()
+
+
+def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
+    own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+    with evaluating(model), torch.no_grad():
+        return [leaf for leaf in tree_leaves(model(*own)) if isinstance(leaf, Tensor)]
+
+
+def _same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    if [value.shape for value in expected] != [value.shape for value in found]:
+        return False
+    for one, other in zip(expected, found, strict=True):
+        one, other = one.double(), other.double()
+        scale = one.abs().max() if one.numel() else one.sum()
+        if not bool(((one - other).abs() <= SAME * scale).all()):
+            return False
+    return True
