@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.cost import cost
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.heads import attention_heads
+from compactmtl.graph.wide import stack_of
 from compactmtl.overparam import contract, factor_of
 from compactmtl.overparam.convert import in_scope
 from compactmtl.sparsity.groups import ChannelGroups, parameters_of
@@ -70,36 +71,32 @@ def channel_groups(
         )
     if kind == "block" and block < 2:
         raise ConfigError(f"a block of {block} channels", "a block has 2 channels or more; else use coupled")
+    found: _Traced | None = None
     try:
         found = _Traced(model, inputs, kind)
     except SurgeryError:
         if kind != "input_channel":
             raise
-        families, removal, left_out, inexact = (
-            _input_channel_families(contract(model), inputs, inside),
-            None,
-            dict[str, str](),
-            dict[str, str](),
-        )
+    if found is None:
+        families = _input_channel_families(contract(model), inputs, inside)
+        _, homes, left_out = _on_sources(model, (), families)
+        removal = None
     else:
         if kind == "input_channel":
             families = _input_channel_families(found.plain, inputs, inside)
         else:
             families = _FOUND[kind](found.graph, found.offered, inside, block)
-        left_out, inexact = found.left_out(inside), found.inexact
-        families, homes = _on_sources(model, found.computed, families, left_out)
+        families, homes, left_out = _on_sources(model, found.computed, families)
+        left_out |= found.left_out(inside)
         removal = Removal(found.graph, found.offered, families, found.rehearsal, kind == "attention_head")
-        found.graph.analysis.forget_values()  # training changes them, and a copy of all weights is no small thing
-        families = homes
-    if removal is None:
-        families = _on_factors(model, families)
+        found.graph.analysis.forget_values()  # or a second copy of all weights lives as long as the groups
     groups = ChannelGroups(
-        families,
+        homes,
         parameters_of(model),
         removal=removal,
         direct=kind in ("coupled", "block", "attention_head"),
         left_out=left_out,
-        inexact=inexact,
+        inexact=found.inexact if found is not None else None,
     )
     if not groups.total:
         first = next(iter(left_out.items()), None)
@@ -127,11 +124,21 @@ class _Traced:
         units = _units(self.graph, kind)
         self._units = units
         self.rehearsal = rehearse(self.graph, self.plain, inputs, units)
-        self.offered = [unit for place, unit in enumerate(units) if place not in self.rehearsal.refused]
-        self.inexact = {units[place].family.name: why for place, why in self.rehearsal.inexact.items()}
-        blocks = fusable(self.plain)
-        if blocks:
-            self.inexact[blocks[0]] = "surgery may make one layer of such blocks of branches, and so save more"
+        carriers = self.rehearsal.carriers
+        self.offered = [
+            replace(unit, carriers=carriers.get(place, 0))
+            for place, unit in enumerate(units)
+            if place not in self.rehearsal.refused
+        ]
+        self.inexact = {
+            units[place].family.name: "its zeros become another constant, for which surgery may add a bias"
+            for place in carriers
+        }
+        self.inexact |= dict.fromkeys(
+            fusable(self.plain), "surgery makes one layer of such a block of branches where that saves more"
+        )
+        if kind in ("filter", "input_channel"):
+            self.inexact |= _more_than_groups(self.graph)
 
     def left_out(self, inside: Callable[[str], bool]) -> dict[str, str]:
         """Layer -> reason, for the channels that surgery cannot remove."""
@@ -141,6 +148,19 @@ class _Traced:
             for family, why in refused
             if _all_inside(family, inside)
         }
+
+
+def _more_than_groups(graph: ChannelGraph) -> dict[str, str]:
+    """Layers around which surgery removes channels although not all that writes, or reads, them is zero."""
+    why = "of its zeros surgery may remove more than whole channels of what writes and what reads them"
+    analysis = graph.analysis
+    names = [p.name for p in analysis.products.values() if p.kind == "depthwise" or p.groups > 1]
+    names += [
+        next(reversed(stack_of(node).values()), str(node))
+        for node in analysis.traced.calls
+        if operator(node) in ("scaled_dot_product_attention", "matmul", "bmm") and node not in analysis.barriers
+    ]
+    return dict.fromkeys(names, why)
 
 
 def _units(graph: ChannelGraph, kind: str) -> list[Unit]:
@@ -240,39 +260,28 @@ def _written(family: GroupFamily) -> GroupFamily:
     return replace(family, members=tuple(m for m in family.members if m.role != "consumer"))
 
 
-def _on_factors(model: nn.Module, families: Sequence[GroupFamily]) -> list[GroupFamily]:
-    """`families` of the contracted model with each member on the parameter that `model` trains."""
-
-    def moved(member: Member) -> Member:
-        parameter, dim = factor_of(model, member.parameter, member.dim)
-        return replace(member, parameter=parameter, dim=dim)
-
-    return [replace(family, members=tuple(map(moved, family.members))) for family in families]
-
-
 def _on_sources(
-    model: nn.Module, computed: Sequence[str], families: Sequence[GroupFamily], left_out: dict[str, str]
-) -> tuple[list[GroupFamily], list[GroupFamily]]:
-    """The families that training can bring to zero, as they are in the plain model and on the parameters of `model`.
+    model: nn.Module, computed: Sequence[str], families: Sequence[GroupFamily]
+) -> tuple[list[GroupFamily], list[GroupFamily], dict[str, str]]:
+    """`families` of the plain model, and the same with each member on the parameter that `model` trains.
 
-    Those of a weight that is computed from other parameters, of which none makes a channel zero, are noted in `left_out`.
+    Those of a weight that is computed from parameters of which none makes a channel zero are left out: layer -> reason.
     """
     known: dict[tuple[str, int], tuple[str, int] | None] = {}
 
     def source(member: Member) -> tuple[str, int] | None:
         path, _, leaf = member.parameter.rpartition(".")
-        if path not in computed or leaf != "weight":
+        if path not in computed:
             return factor_of(model, member.parameter, member.dim)
         key = (member.parameter, member.dim)
         if key not in known:
-            layer = model.get_submodule(path)
-            size = int(layer.get_parameter("weight").shape[member.dim]) if leaf in layer._parameters else None
-            size = size if size is not None else int(cast(Tensor, layer.weight).shape[member.dim])
-            found = source_of_slices(layer, size, member.dim)
+            found = source_of_slices(model.get_submodule(path), leaf, member.dim)
             known[key] = None if found is None else (f"{path}.{found[0]}", found[1])
         return known[key]
 
-    plain, homes = [], []
+    plain: list[GroupFamily] = []
+    homes: list[GroupFamily] = []
+    left_out: dict[str, str] = {}
     for family in families:
         sources = [source(member) for member in family.members]
         if None in sources:
@@ -286,7 +295,7 @@ def _on_sources(
             if home is not None
         )
         homes.append(replace(family, members=members))
-    return plain, homes
+    return plain, homes, left_out
 
 
 def _input_channel_families(

@@ -33,23 +33,28 @@ SAME = 1e-3
 
 @dataclass(frozen=True)
 class Unit:
-    """Channels that can go one by one: a family with all its members, and the channel of each class of the graph."""
+    """Channels that can go one by one: a family with all its members, and the channel of each class of the graph.
+
+    Of those that are zero the first `carriers` stay.
+    """
 
     family: GroupFamily
     owner: Ids  # (classes,), -1 for a class of no channel
+    carriers: int = 0
 
 
 @dataclass(frozen=True)
 class Rehearsal:
     """How surgery goes: whether whole heads may go, what keeps equal counts, and the units that it cannot serve.
 
-    `refused` maps the position of a unit to the reason why its channels stay; `inexact` to why one more may stay.
+    `refused` maps the position of a unit to the reason why its channels stay; `carriers` to how many of those that are
+    zero stay all the same, to carry what the others have become: another constant.
     """
 
     slabs: bool = True
     ties: tuple[Tie, ...] = ()
     refused: dict[int, str] = field(default_factory=dict)
-    inexact: dict[int, str] = field(default_factory=dict)
+    carriers: dict[int, int] = field(default_factory=dict)
 
 
 def rehearse(
@@ -71,14 +76,15 @@ def rehearse(
     accepted: list[int] = []
     faults: dict[int, str] = {}
     trial.blame(everything, accepted, faults)
-    refused, inexact = {}, {}
+    refused: dict[int, str] = {}
+    carriers: dict[int, int] = {}
     for index, fault in faults.items():
-        stays = trial.stays(index) if fault == _OTHER else fault
-        if stays:
-            refused[index] = stays
+        kept, gone = trial.outcome(index) if fault == _OTHER else (0, 0)
+        if fault == _OTHER and kept < gone:
+            carriers[index] = kept
         else:
-            inexact[index] = "a channel at zero becomes another constant, of which surgery may keep one"
-    return Rehearsal(trial.slabs, trial.ties, refused, inexact)
+            refused[index] = fault if fault != _OTHER else "at zero they become another constant, which cannot go"
+    return Rehearsal(trial.slabs, trial.ties, refused, carriers)
 
 
 _OTHER = "another function"
@@ -110,13 +116,13 @@ class _Trial:
             mine = owner >= 0
             alive[np.flatnonzero(mine)[self._gone[index][owner[mine]]]] = False
         complete(graph, alive, 1, self.slabs, self.ties)
+        masked = self._masked(indices)
         try:
-            small = apply_plan(self._plain, write_plan(graph, self._plain, alive)).eval()
+            small = apply_plan(masked, write_plan(graph, masked, alive)).eval()
             found = _outputs(small, self._inputs)
         except Exception as error:
             return first_line(error)
-        expected = _outputs(self._masked(indices), self._inputs)
-        return "" if _same(expected, found) else _OTHER
+        return "" if _same(_outputs(masked, self._inputs), found) else _OTHER
 
     def blame(self, among: list[int], accepted: list[int], faults: dict[int, str]) -> None:
         """Accept what passes together with all accepted so far, by halves; note what fails on its own."""
@@ -132,8 +138,8 @@ class _Trial:
             self.blame(among[:middle], accepted, faults)
             self.blame(among[middle:], accepted, faults)
 
-    def stays(self, index: int) -> str:
-        """Why surgery removes none of a unit's channels that are zero; empty where it removes some."""
+    def outcome(self, index: int) -> tuple[int, int]:
+        """How many of a unit's channels that are zero surgery keeps, and of how many."""
         masked = self._masked([index])
         graph = ChannelGraph.trace(masked, self._inputs)
         modules = dict(masked.named_modules())
@@ -146,8 +152,8 @@ class _Trial:
         alive = choose_alive(graph, 1, none, unbiased, self.slabs, self.ties)
         member = next(m for m in self._units[index].family.members if m.role != "consumer")
         ids = graph.analysis.bindings[member.parameter, member.dim].ids
-        kept = alive[graph.labels[ids[member.indices[self._gone[index]]]]]
-        return "" if not kept.all() else "a channel at zero becomes another constant, which cannot be folded"
+        kept = alive[graph.labels[ids[member.indices[self._gone[index]]]]].any(1)
+        return int(kept.sum()), len(kept)
 
     def _masked(self, indices: Sequence[int]) -> nn.Module:
         model = copy_model(self._plain)

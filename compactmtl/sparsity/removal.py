@@ -72,7 +72,8 @@ class Removal:
         self._owner = np.full(graph.classes, self._offsets[-1], dtype=np.int64)
         owners = _Owners(families)
         grouped = _read_by_groups(graph)
-        self._ways: list[tuple[Ids, ...]] = []
+        normed = _normed(graph)
+        self._ways: list[tuple[Ids | None, Ids | None, int]] = []  # written and read by which groups, carriers
         for unit, first in zip(units, self._offsets, strict=False):
             mine = unit.owner >= 0
             self._owner[mine] = first + unit.owner[mine]
@@ -80,18 +81,25 @@ class Removal:
             read = [m for m in unit.family.members if m.role == "consumer"]
             unseen = np.full((unit.family.size, 1), owners.always)
             unseen[unit.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
-            ways = [_gathered(owners, written, None)] if written else []
-            ways += [_gathered(owners, read, unseen)] if read else []
-            self._ways.append(tuple(ways))
+            unseen[unit.owner[mine & normed]] = owners.never  # a norm over channels reads it, too
+            self._ways.append(
+                (
+                    _gathered(owners, written, None) if written else None,
+                    _gathered(owners, read, unseen) if read else None,
+                    unit.carriers,
+                )
+            )
         self._whole = [np.ones(family.size, dtype=bool) for family in families]
 
     def classes(self, keep: Keep) -> Flags:
         """Which classes of the graph stay, (classes,)."""
         gone = np.concatenate([*(~flags for flags in keep), [False, True]])  # never, always
         alive = np.ones(self._offsets[-1] + 1, dtype=bool)
-        for first, ways in zip(self._offsets, self._ways, strict=False):
-            for groups in ways:
-                alive[first : first + len(groups)] &= ~gone[groups].all(1)
+        for first, (written, read, carriers) in zip(self._offsets, self._ways, strict=False):
+            for groups, kept in ((written, carriers), (read, 0)):
+                if groups is not None:
+                    dead = np.flatnonzero(gone[groups].all(1))
+                    alive[first + dead[kept:]] = False
         classes = alive[self._owner]
         if self._equal or not (self._held @ classes.astype(np.float32)).all():
             complete(self._graph, classes, 1, self._how.slabs, self._how.ties)
@@ -140,6 +148,14 @@ def _gathered(owners: _Owners, members: Sequence[Member], besides: Ids | None) -
     different = np.ones(groups.shape[1], dtype=bool)
     different[1:] = (groups[:, 1:] != groups[:, :-1]).any(0)
     return groups[:, different]
+
+
+def _normed(graph: ChannelGraph) -> Flags:
+    """Classes that a norm over the channel counts: one that nothing else reads is no zero for it."""
+    found = np.zeros(graph.classes, dtype=bool)
+    for ids, _ in graph.analysis.counted.values():
+        found[graph.labels[ids]] = True
+    return found
 
 
 def _read_by_groups(graph: ChannelGraph) -> Flags:
