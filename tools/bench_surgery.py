@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compactmtl.graph import cost
 from compactmtl.graph.copies import copy_model
 from compactmtl.surgery import compact
 from compactmtl.surgery.computed import contracted
@@ -58,7 +60,9 @@ def errors(one: nn.Module, other: nn.Module, image: tuple[Tensor, ...]) -> dict[
     """`float32`, the largest relative error, and `error`, the one that counts.
 
     On fresh inputs at two batch sizes and, where the network allows, two resolutions. In float32 a network's own rounding
-    alone can come to 1e-4. Where it may play a part `error` is taken on the same inputs in float64.
+    alone can come to 1e-4. Where it may play a part `error` is taken on the same inputs in float64. What is not finite
+    in one of them alone, or of another shape, is an infinite error. Raises what `other` raises on an input that `one`
+    takes, and ValueError where `one` takes none.
     """
     _, channels, height, width = image[0].shape
     shapes = (
@@ -66,27 +70,44 @@ def errors(one: nn.Module, other: nn.Module, image: tuple[Tensor, ...]) -> dict[
         (3, channels, height, width),
         (2, channels, height + 32, width + 32),
     )
-    batches = [torch.randn(shape) for shape in shapes]
+    batches = [batch for batch in map(torch.randn, shapes) if _takes(one, batch)]
+    if not batches:
+        raise ValueError("the network takes none of the inputs that it is judged on")
     found = max(error(one, other, batch) for batch in batches)
-    if not found > ROUNDING:
+    if found <= ROUNDING:
         return {"float32": found, "error": found}
     double = [copy_model(model).double() for model in (one, other)]
     exact = max(error(double[0], double[1], batch.double()) for batch in batches)
     return {"float32": found, "error": exact}
 
 
+def _takes(model: nn.Module, batch: Tensor) -> bool:
+    """Whether the network runs on this size at all: some are built for one."""
+    try:
+        with torch.no_grad():
+            model(batch)
+    except Exception:
+        return False
+    return True
+
+
 def error(one: nn.Module, other: nn.Module, batch: Tensor) -> float:
-    """Largest difference of any output as a share of its largest value; 0 where `one` is built for another size."""
+    """Largest difference of any output as a share of its largest finite value; infinite where they cannot be compared."""
     with torch.no_grad():
-        try:
-            expected = _leaves(one(batch))
-        except Exception:
-            return 0.0
-        found = _leaves(other(batch))
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)))
-    return worst
+        expected, found = _leaves(one(batch)), _leaves(other(batch))
+    if [value.shape for value in expected] != [value.shape for value in found] or not expected:
+        return math.inf
+    return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    finite = a.isfinite() & b.isfinite()
+    if not bool((same | finite).all()) or not bool(finite.any()):
+        return math.inf
+    scale = float(a[finite].abs().max().clamp_min(1e-12))
+    return float(torch.where(same, 0.0, (a - b).abs()).max()) / scale
 
 
 @dataclass
@@ -109,20 +130,9 @@ def _channel_dim(module: nn.Module, value: Tensor) -> int:
 
 
 def layer_macs(model: nn.Module, image: tuple[Tensor, ...]) -> float:
-    """MACs of the convolutions and linear layers that are called as modules, for one image."""
-    total = 0.0
-
-    def count(module: Any, _: object, output: Tensor) -> None:
-        nonlocal total
-        positions = output.numel() / output.shape[_channel_dim(module, output)] / len(image[0])
-        total += positions * module.weight.numel()
-
-    handles = [layer.register_forward_hook(count) for layer in _layers(model)]
-    with torch.no_grad():
-        model(*image)
-    for handle in handles:
-        handle.remove()
-    return total
+    """MACs of the convolutions and linear layers that are called as modules, for the image."""
+    counted, layers = cost(model, image).layers, set(_layers(model))
+    return float(sum(counted[name].macs for name, module in model.named_modules() if module in layers))
 
 
 def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:

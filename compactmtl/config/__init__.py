@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compactmtl.config.validate import validate_options
 
 _HOME = {
+    "Align": "align",
     "Entry": "lookup",
     "Recipe": "recipe",
     "Resolved": "load",
@@ -34,6 +35,7 @@ _HOME = {
     "ResolvedTarget": "load",
     "SweepConfig": "sweep",
     "Target": "target",
+    "align_of": "align",
     "dump_recipe": "load",
     "list_recipes": "load",
     "list_sweeps": "load",
@@ -47,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Align",
     "Entry",
     "Recipe",
     "Resolved",
@@ -54,6 +57,7 @@ __all__ = [
     "ResolvedTarget",
     "SweepConfig",
     "Target",
+    "align_of",
     "dump_recipe",
     "list_recipes",
     "list_sweeps",

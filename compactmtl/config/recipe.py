@@ -181,7 +181,9 @@ class DistillationConfig(Frozen):
 class SurgeryConfig(Frozen):
     """How dead channels are removed."""
 
-    align: Annotated[int, Field(ge=1)] = Field(1, description="keep channel counts at multiples of this")
+    align: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="keep channel counts at multiples of this; auto: what the recipe's targets run best"
+    )
 
 
 class Recipe(Frozen):

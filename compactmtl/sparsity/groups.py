@@ -121,7 +121,7 @@ class ChannelGroups(Sequence[GroupFamily]):
                 if (stays != alive).any() or (stays != (place >= 0).any(1)).any():
                     raise SurgeryError(
                         f"channel group {family.name}: only a part of a group was removed",
-                        "remove whole groups",
+                        "remove whole groups; in a recipe, leave out sparsity.shrink_every",
                     )
             assert alive is not None
             members = tuple(

@@ -88,7 +88,16 @@ def channel_groups(
             families = _FOUND[kind](found.graph, found.offered, inside, block)
         families, homes, left_out = _on_sources(model, found.computed, families)
         left_out |= found.left_out(inside)
-        removal = Removal(found.graph, found.offered, families, found.rehearsal, kind == "attention_head")
+        heads = getattr(model, "heads", None)
+        removal = Removal(
+            found.graph,
+            found.offered,
+            families,
+            found.rehearsal,
+            whole_heads=kind == "attention_head",
+            image=tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
+            tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
+        )
         found.graph.analysis.forget_values()  # or a second copy of all weights lives as long as the groups
     groups = ChannelGroups(
         homes,

@@ -61,9 +61,15 @@ class Removal:
         families: Sequence[GroupFamily],
         rehearsal: Rehearsal | None = None,
         whole_heads: bool = False,
+        image: tuple[int, ...] | None = None,
+        tasks: tuple[str, ...] | None = None,
     ) -> None:
-        """`families` hold the groups, `units` the channels that can go; both named as in the traced model."""
+        """`families` hold the groups, `units` the channels that can go; both named as in the traced model.
+
+        `image` is the size of one input, (C, H, W), and `tasks` are the network's, which a latency table has to be of.
+        """
         self._graph = graph
+        self._image, self._tasks = image, tasks
         self._how = rehearsal or Rehearsal()
         # What every dimension of a parameter holds: where nothing of it is left, or parts differ, surgery keeps more.
         self._held = _in_classes([binding.ids for binding in graph.analysis.bindings.values()], graph)
@@ -114,8 +120,8 @@ class Removal:
         return self._graph.parameters_of_classes(self.classes(keep))
 
     def latency(self, table: LatencyTable) -> Cost:
-        """Milliseconds by a table of layers; raises ConfigError where it lacks a layer of the model."""
-        table.check(self._graph.widths(self.classes(self._whole)))
+        """Milliseconds by a table of layers; raises ConfigError where it is of another model."""
+        table.check(self._graph.widths(self.classes(self._whole)), self._image, self._tasks)
         return lambda keep: table.milliseconds(self._graph.widths(self.classes(keep)))
 
     def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:

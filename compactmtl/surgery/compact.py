@@ -66,7 +66,7 @@ def compact(
     plain = _plain_copy(model)
     settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather)
     found = _smallest(settings)
-    plan, small = found.plan, found.model
+    plan, small = found.plan.model_copy(update={"align": align}), found.model
     before, after = cost(plain, inputs), cost(small, inputs)
     report = SurgeryReport(
         macs_before=before.macs,
@@ -77,6 +77,7 @@ def compact(
         proof=found.proof,
         kept_whole=found.kept_whole,
         contracted=(*plan.fused, *plan.contracted),
+        align=align,
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)

@@ -30,7 +30,7 @@ class LayerChange:
 class SurgeryReport:
     """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason.
 
-    `contracted` names the blocks of branches and the layers that computed their weight at every call, which became
+    Channel counts were kept at multiples of `align`. `contracted` names the blocks of branches and the layers that computed their weight at every call, which became
     plain layers.
     """
 
@@ -43,6 +43,7 @@ class SurgeryReport:
     kept_whole: dict[str, str]
     seconds: float
     contracted: tuple[str, ...] = ()
+    align: int = 1
 
     @property
     def mac_reduction(self) -> float:
@@ -56,6 +57,7 @@ class SurgeryReport:
             "macs": {"before": self.macs_before, "after": self.macs_after},
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "mac_reduction": self.mac_reduction,
+            "align": self.align,
             "layers": [
                 {
                     "name": layer.name,

@@ -6,6 +6,7 @@ import json
 
 from torch import Tensor
 
+from compactmtl.config import align_of
 from compactmtl.surgery import CompactResult, compact, save_compact
 from compactmtl.train.files import new_folder, write_text
 from compactmtl.train.run import COMPACT, SOURCE, Run, compact_source
@@ -14,14 +15,15 @@ from compactmtl.train.run import COMPACT, SOURCE, Run, compact_source
 def compact_run(run: Run, align: int | None = None, gather: bool = False) -> CompactResult:
     """Compact the run's best checkpoint and write the result into the run; an older one is replaced.
 
-    `align` keeps channel counts at multiples of it; the recipe's `surgery.align` by default.
+    `align` keeps channel counts at multiples of it; by default what the recipe's `surgery.align` comes to.
     `gather` lets layers pick the channels that they need where their neighbors keep more.
 
     Raises ArtifactError where the run has no checkpoint, SurgeryError where the network can't be edited.
     """
     model = run.load_plain()
     inputs: tuple[Tensor] = run.example_inputs()
-    result = compact(model, inputs, align=align or run.recipe.surgery.align, gather=gather)
+    multiple = align if align is not None else align_of(run.recipe).channels
+    result = compact(model, inputs, align=multiple, gather=gather)
     with new_folder(run.path / COMPACT) as folder:
         save_compact(result, folder)
         write_text(folder / SOURCE, json.dumps(compact_source(run.path, folder), indent=2) + "\n")

@@ -99,6 +99,8 @@ class Loop:
             tracker.resume(session.position.epoch, session.position.step)
         else:
             tracker.start(versions())
+            if session.sparsifier:
+                tracker.groups(session.sparsifier.notes())
         while not self._done():
             try:
                 self._train_epoch()

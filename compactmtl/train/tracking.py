@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,6 +74,12 @@ class Tracker:
         if self._bar:
             self._bar[0].stop()
         self._writer.close()
+
+    def groups(self, notes: Sequence[str]) -> None:
+        """What is to be known of a sparse recipe's channel groups."""
+        self.log.append("groups", notes=list(notes))
+        for note in notes:
+            self.say(note)
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
