@@ -1,9 +1,11 @@
 """Surgery on a zoo of networks and masks: exactness, how much goes, how much could go, beside Torch-Pruning.
 
     python -m tools.bench_surgery run --out surgery.jsonl        # goes on where it stopped
-    python -m tools.bench_surgery table surgery.jsonl            # Markdown, and surgery.json beside it
+    python -m tools.bench_surgery run --out one.jsonl --part 1 2 # the first half, beside the second in another shell
+    python -m tools.bench_surgery table surgery.jsonl            # Markdown for docs/surgery.md
 
-Each line of the JSONL file is one network under one pattern of `surgery_zoo`, with random weights.
+The first line of the JSONL file says which version of the project, on what, each further line is one network under one
+pattern of `surgery_zoo`, with random weights. A file goes on with the version alone that it began with.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compactmtl.backends.machine import cpu_name
 from compactmtl.graph import cost
 from compactmtl.graph.copies import copy_model
 from compactmtl.surgery import compact
@@ -265,6 +271,8 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
         if row["varies"] > VARIES:
             break
     full = layer_macs(model, image)
+    if not math.isfinite(row["varies"]):
+        raise NotMasked("the masked network's output is not finite")
     row["bound"] = bound(copy_model(model), image)
     row |= _ours(model, image, full, gather=False)
     if pattern in ("A", "A2", "B"):
@@ -280,25 +288,59 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
     return row
 
 
-def run(out: Path, names: list[str], patterns: list[str]) -> None:
+def version() -> dict[str, Any]:
+    """What the figures are of: the commit and whether files differ from it, packages, processor, threads."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    packages = {name: metadata.version(name) for name in ("torch", "timm", "torchvision", "torch_pruning")}
+    return {
+        "commit": commit,
+        "changed": bool(changed),
+        "packages": packages,
+        "processor": cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The version that a file is of, and its rows. A last line that was cut off is left out."""
+    lines = path.read_text().splitlines(keepends=True)
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    if not found or "version" not in found[0]:
+        raise SystemExit(f"{path}: does not say which version it is of; begin a new file with --out")
+    return found[0]["version"], found[1:]
+
+
+def run(out: Path, names: list[str], patterns: list[str], limit: int) -> None:
     """Measure what the file does not hold yet, one line at a time."""
-    done = set()
-    if out.exists():
-        done = {(r["network"], r["pattern"]) for r in map(json.loads, out.read_text().splitlines())}
-    for name in names:
-        for pattern in patterns:
-            if (name, pattern) in done:
-                continue
-            row: dict[str, Any] = {"network": name, "pattern": pattern}
-            try:
+    own, done = version(), set()
+    if out.exists() and out.stat().st_size:
+        found, rows = read(out)
+        if found != own:
+            raise SystemExit(f"{out}: was begun with {found}, this is {own}; begin a new file with --out")
+        done = {(row["network"], row["pattern"]) for row in rows}
+        out.write_text("".join(line for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")))
+    else:
+        out.write_text(json.dumps({"version": own}) + "\n")
+    work = [(name, pattern) for name in names for pattern in patterns if (name, pattern) not in done]
+    started = time.monotonic()
+    for count, (name, pattern) in enumerate(work, 1):
+        row: dict[str, Any] = {"network": name, "pattern": pattern}
+        try:
+            with limited(limit):
                 row = measure(name, pattern)
-            except NotMasked as reason:
-                row["not_masked"] = str(reason)[:200]
-            except Exception as failure:
-                row["failure"] = f"{type(failure).__name__}: {failure}"[:300]
-            with out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+        except NotMasked as reason:
+            row["not_masked"] = str(reason)[:200]
+        except Exception as failure:
+            row["failure"] = f"{type(failure).__name__}: {failure}"[:300]
+        row["date"] = datetime.now(UTC).date().isoformat()
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        left = (time.monotonic() - started) / count * (len(work) - count) / 60
+        print(json.dumps(row), f"{count}/{len(work)}, about {left:.0f} min left", flush=True)
 
 
 def removed_share(row: dict[str, Any], macs: float) -> float | None:
@@ -314,38 +356,59 @@ def _figures(shares: list[float]) -> str:
     return f"{np.median(shares):.2f} / {np.percentile(shares, 10):.2f}" if shares else "–"
 
 
-def table(path: Path) -> str:
+def table(paths: Sequence[Path]) -> str:
     """Markdown: one row a pattern, then every network whose result is not exact or that could not be masked."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    files = [read(path) for path in paths]
+    if any(found != files[0][0] for found, _ in files):
+        raise SystemExit("the files are of different versions: " + "; ".join(str(found) for found, _ in files))
+    rows = [row for _, own in files for row in own]
     lines = [
         "| pattern | networks | exact | wrong | crashed | removable MACs gone, median / 10th percentile | with gather "
-        "| latency, plain → with gather | Torch-Pruning: exact | its median / 10th percentile there | ours there |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| latency, plain → with gather | Torch-Pruning: exact | wrong | crashed | its median / 10th percentile there "
+        "| ours there |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for pattern in PATTERNS:
-        chosen = [r for r in rows if r["pattern"] == pattern and "not_masked" not in r]
-        ran = [r for r in chosen if "failure" not in r]
-        fine = [r for r in ran if r["varies"] > VARIES]
-        exact = [r for r in fine if r["error"] <= EXACT]
-        theirs = [r for r in fine if r["tp"].get("error", 1.0) <= EXACT]
-        gathered = [r for r in fine if "gather" in r and r["gather"]["error"] <= EXACT]
-        speed = "–"
-        if gathered:
-            pair = [
-                np.median([r[key] if key else r["gather"]["latency"] for r in gathered])
-                for key in ("latency", "")
-            ]
-            speed = f"{pair[0]:.2f}× → {pair[1]:.2f}×"
-        wrong = len(fine) - len(exact) + sum("gather" in r and r["gather"]["error"] > EXACT for r in fine)
-        lines.append(
-            f"| {pattern} | {len(fine)} | {len(exact)} | {wrong} | {len(chosen) - len(ran)} "
-            f"| {_figures(_shares(exact, lambda r: r['macs']))} "
-            f"| {_figures(_shares(gathered, lambda r: r['gather']['macs']))} | {speed} "
-            f"| {len(theirs)} | {_figures(_shares(theirs, lambda r: r['tp']['macs']))} "
-            f"| {_figures(_shares(theirs, lambda r: r['macs']))} |"
-        )
-    lines += ["", *(_remark(row) for row in rows if _remark(row))]
+    lines += [_pattern(pattern, [r for r in rows if r["pattern"] == pattern]) for pattern in PATTERNS]
+    lines += ["", _version(files[0][0], rows), "", *(_remark(row) for row in rows if _remark(row))]
     return "\n".join(lines)
+
+
+def _pattern(pattern: str, rows: list[dict[str, Any]]) -> str:
+    chosen = [r for r in rows if "not_masked" not in r]
+    ran = [r for r in chosen if "failure" not in r]
+    fine = [r for r in ran if r["varies"] > VARIES]
+    exact = [r for r in fine if is_exact(r)]
+    theirs = [r for r in fine if is_exact(r["tp"])]
+    their_crashes = sum("failure" in r["tp"] for r in fine)
+    gathered = [r for r in fine if "gather" in r and is_exact(r["gather"])]
+    speed = "–"
+    if gathered:
+        plain, thinned = ([own["latency"] for own in side] for side in (gathered, [r["gather"] for r in gathered]))
+        speed = f"{np.median(plain):.2f}× → {np.median(thinned):.2f}×"
+    wrong = sum(not is_exact(r) or ("gather" in r and not is_exact(r["gather"])) for r in fine)
+    return (
+        f"| {pattern} | {len(fine)} | {len(exact)} | {wrong} | {len(chosen) - len(ran)} "
+        f"| {_figures(_shares(exact, lambda r: r['macs']))} "
+        f"| {_figures(_shares(gathered, lambda r: r['gather']['macs']))} | {speed} "
+        f"| {len(theirs)} | {len(fine) - len(theirs) - their_crashes} | {their_crashes} "
+        f"| {_figures(_shares(theirs, lambda r: r['tp']['macs']))} "
+        f"| {_figures(_shares(theirs, lambda r: r['macs']))} |"
+    )
+
+
+def is_exact(result: dict[str, Any]) -> bool:
+    """Whether an error was measured and is small: NaN is not, and nor is a failure."""
+    return "failure" not in result and result["error"] <= EXACT
+
+
+def _version(found: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    days = sorted({row["date"] for row in rows}) or ["no rows"]
+    packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
+    changed = " with changes" if found["changed"] else ""
+    return (
+        f"One run of commit {found['commit'][:12]}{changed}, {days[0]} to {days[-1]}, {packages}, "
+        f"{found['threads']} thread of {found['processor']}."
+    )
 
 
 def _remark(row: dict[str, Any]) -> str:
@@ -356,8 +419,10 @@ def _remark(row: dict[str, Any]) -> str:
         return what + f"failed ({row['failure']})"
     if row["varies"] <= VARIES:
         return what + "the masks made it constant, left out"
-    if row["error"] > EXACT:
+    if not row["error"] <= EXACT:
         return what + f"wrong by {row['error']:.1e}"
+    if "gather" in row and not is_exact(row["gather"]):
+        return what + f"wrong by {row['gather']['error']:.1e} with gather"
     if row.get("float32", 0.0) > EXACT:
         return what + f"off by {row['float32']:.1e} in float32 and {row['error']:.1e} in float64"
     return ""
@@ -373,16 +438,20 @@ def main() -> None:
     runner.add_argument("--out", type=Path, default=Path("surgery.jsonl"))
     runner.add_argument("--networks", nargs="*", default=list(ZOO))
     runner.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
+    runner.add_argument("--part", nargs=2, type=int, default=(1, 1), metavar=("K", "N"), help="the K-th of N parts")
+    runner.add_argument("--limit", type=int, default=600, help="seconds for one network under one pattern")
     printer = verbs.add_parser("table")
-    printer.add_argument("file", type=Path)
+    printer.add_argument("files", type=Path, nargs="+")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     if given.verb == "run":
-        run(given.out, given.networks, given.patterns)
+        part, parts = given.part
+        if not 1 <= part <= parts:
+            parser.error(f"--part {part} {parts}: the first is 1, the last {parts}")
+        run(given.out, given.networks[part - 1 :: parts], given.patterns, given.limit)
     else:
-        print(table(given.file))
-        rows = [json.loads(line) for line in given.file.read_text().splitlines()]
-        given.file.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        print(table(given.files))
 
 
 if __name__ == "__main__":
