@@ -291,7 +291,9 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
 def version() -> dict[str, Any]:
     """What the figures are of: the commit and whether files differ from it, packages, processor, threads."""
     git = ("git", "-C", str(Path(__file__).parent))
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     changed = subprocess.run(
         [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -322,7 +324,9 @@ def run(out: Path, names: list[str], patterns: list[str], limit: int) -> None:
         if found != own:
             raise SystemExit(f"{out}: was begun with {found}, this is {own}; begin a new file with --out")
         done = {(row["network"], row["pattern"]) for row in rows}
-        out.write_text("".join(line for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")))
+        out.write_text(
+            "".join(line for line in out.read_text().splitlines(keepends=True) if line.endswith("\n"))
+        )
     else:
         out.write_text(json.dumps({"version": own}) + "\n")
     work = [(name, pattern) for name in names for pattern in patterns if (name, pattern) not in done]
@@ -360,7 +364,9 @@ def table(paths: Sequence[Path]) -> str:
     """Markdown: one row a pattern, then every network whose result is not exact or that could not be masked."""
     files = [read(path) for path in paths]
     if any(found != files[0][0] for found, _ in files):
-        raise SystemExit("the files are of different versions: " + "; ".join(str(found) for found, _ in files))
+        raise SystemExit(
+            "the files are of different versions: " + "; ".join(str(found) for found, _ in files)
+        )
     rows = [row for _, own in files for row in own]
     lines = [
         "| pattern | networks | exact | wrong | crashed | removable MACs gone, median / 10th percentile | with gather "
@@ -383,7 +389,9 @@ def _pattern(pattern: str, rows: list[dict[str, Any]]) -> str:
     gathered = [r for r in fine if "gather" in r and is_exact(r["gather"])]
     speed = "–"
     if gathered:
-        plain, thinned = ([own["latency"] for own in side] for side in (gathered, [r["gather"] for r in gathered]))
+        plain, thinned = (
+            [own["latency"] for own in side] for side in (gathered, [r["gather"] for r in gathered])
+        )
         speed = f"{np.median(plain):.2f}× → {np.median(thinned):.2f}×"
     wrong = sum(not is_exact(r) or ("gather" in r and not is_exact(r["gather"])) for r in fine)
     return (
@@ -438,7 +446,9 @@ def main() -> None:
     runner.add_argument("--out", type=Path, default=Path("surgery.jsonl"))
     runner.add_argument("--networks", nargs="*", default=list(ZOO))
     runner.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
-    runner.add_argument("--part", nargs=2, type=int, default=(1, 1), metavar=("K", "N"), help="the K-th of N parts")
+    runner.add_argument(
+        "--part", nargs=2, type=int, default=(1, 1), metavar=("K", "N"), help="the K-th of N parts"
+    )
     runner.add_argument("--limit", type=int, default=600, help="seconds for one network under one pattern")
     printer = verbs.add_parser("table")
     printer.add_argument("files", type=Path, nargs="+")

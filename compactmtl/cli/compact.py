@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder that `train` wrote")
     parser.add_argument(
-        "--align", type=int, metavar="N", help="keep channel counts at multiples of N (default: the recipe's surgery.align)"
+        "--align",
+        type=int,
+        metavar="N",
+        help="keep channel counts at multiples of N (default: the recipe's surgery.align)",
     )
     parser.add_argument(
         "--gather",
@@ -67,7 +70,9 @@ def table(surgery: Mapping[str, Any]) -> str:
         for row in rows
     ]
     if surgery.get("align", 1) > 1:
-        lines.append(f"channel counts are multiples of {surgery["align"]}: dead channels up to the next one stay")
+        lines.append(
+            f"channel counts are multiples of {surgery['align']}: dead channels up to the next one stay"
+        )
     if not layers:
         lines.append("no channel could be removed: was the recipe trained with sparsity?")
     if surgery["kept_whole"]:

@@ -182,7 +182,8 @@ class SurgeryConfig(Frozen):
     """How dead channels are removed."""
 
     align: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="keep channel counts at multiples of this; auto: what the recipe's targets run best"
+        "auto",
+        description="keep channel counts at multiples of this; auto: what the recipe's targets run best",
     )
 
 

@@ -185,7 +185,9 @@ class SparsityConfig(Frozen):
             )
         prune = self.prune
         if prune is not None and prune.method == "group_norm" and prune.regularize >= prune.at:
-            raise ValueError(f"sparsity.prune.regularize {prune.regularize} is not before sparsity.prune.at {prune.at}")
+            raise ValueError(
+                f"sparsity.prune.regularize {prune.regularize} is not before sparsity.prune.at {prune.at}"
+            )
         if self.schedule is not None and not self.warmup <= self.schedule.full <= self.schedule.release:
             raise ValueError(
                 f"λ rises from sparsity.warmup {self.warmup} to sparsity.schedule.full {self.schedule.full} and is 0 from "

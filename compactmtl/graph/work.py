@@ -74,7 +74,9 @@ def _works(analysis: Analysis, node: fx.Node) -> Iterator[Work]:
     if not macs:
         return
     parts = _parts(analysis, node) if node in analysis.rules and node not in analysis.static else []
-    weights = [share * len(outputs) * (1 if inputs is None else len(inputs)) for share, outputs, inputs in parts]
+    weights = [
+        share * len(outputs) * (1 if inputs is None else len(inputs)) for share, outputs, inputs in parts
+    ]
     if not sum(weights):
         yield Work(node, macs)
         return

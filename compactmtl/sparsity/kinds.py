@@ -167,7 +167,8 @@ def _more_than_groups(graph: ChannelGraph) -> dict[str, str]:
     names += [
         next(reversed(stack_of(node).values()), str(node))
         for node in analysis.traced.calls
-        if operator(node) in ("scaled_dot_product_attention", "matmul", "bmm") and node not in analysis.barriers
+        if operator(node) in ("scaled_dot_product_attention", "matmul", "bmm")
+        and node not in analysis.barriers
     ]
     return dict.fromkeys(names, why)
 
@@ -295,7 +296,9 @@ def _on_sources(
         sources = [source(member) for member in family.members]
         if None in sources:
             name = family.members[sources.index(None)].parameter
-            left_out[family.name] = f"{name} is computed, and no parameter of its layer makes a channel of it zero"
+            left_out[family.name] = (
+                f"{name} is computed, and no parameter of its layer makes a channel of it zero"
+            )
             continue
         plain.append(family)
         members = tuple(
@@ -318,9 +321,7 @@ def _input_channel_families(
     }
     counted = cost(model, inputs).layers
     ran: dict[str, bool] = {}
-    hooks = [
-        module.register_forward_hook(_watch(name, ran)) for name, module in convolutions.items()
-    ]
+    hooks = [module.register_forward_hook(_watch(name, ran)) for name, module in convolutions.items()]
     # Only weights ask for gradients, so an input without a graph has passed none: it is the image. The
     # affine of a norm does not count, or a norm on the image would hide it.
     for parameter in model.parameters():

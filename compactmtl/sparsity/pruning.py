@@ -16,7 +16,7 @@ from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
-from compactmtl.sparsity.target import Target, as_flags, as_values
+from compactmtl.sparsity.target import Target, as_flags
 
 
 class Pruner(Protocol):

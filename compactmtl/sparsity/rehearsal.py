@@ -83,7 +83,9 @@ def rehearse(
         if fault == _OTHER and kept < gone:
             carriers[index] = kept
         else:
-            refused[index] = fault if fault != _OTHER else "at zero they become another constant, which cannot go"
+            refused[index] = (
+                fault if fault != _OTHER else "at zero they become another constant, which cannot go"
+            )
     return Rehearsal(trial.slabs, trial.ties, refused, carriers)
 
 

@@ -79,7 +79,9 @@ class Removal:
         owners = _Owners(families)
         grouped = _read_by_groups(graph)
         normed = _normed(graph)
-        self._ways: list[tuple[Ids | None, Ids | None, int]] = []  # written and read by which groups, carriers
+        self._ways: list[
+            tuple[Ids | None, Ids | None, int]
+        ] = []  # written and read by which groups, carriers
         for unit, first in zip(units, self._offsets, strict=False):
             mine = unit.owner >= 0
             self._owner[mine] = first + unit.owner[mine]

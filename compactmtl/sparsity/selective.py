@@ -162,7 +162,9 @@ class SelectiveShrinking(Control):
                 self._shrink(index, family)
 
     def foresee(self) -> list[Flags]:
-        found = self._whole if self._whole is not None else marginal_costs(self.target.cost, self.groups.whole())
+        found = (
+            self._whole if self._whole is not None else marginal_costs(self.target.cost, self.groups.whole())
+        )
         return self.target.by_magnitude(self._weighed(found))
 
     def removed(self) -> float:

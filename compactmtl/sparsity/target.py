@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.errors import ConfigError
@@ -43,7 +44,8 @@ class Target:
                 f" {math.floor(most * 1000) / 1000:.3f} is the most with {section}.min_channels {config.min_channels}"
                 + (f" and {section}.min_share {config.min_share}" if config.min_share else "")
                 + (f" and channels in multiples of {align}" if align > 1 else ""),
-                f"lower {section}.{config.key} or what has to stay" + (", such as surgery.align" if align > 1 else ""),
+                f"lower {section}.{config.key} or what has to stay"
+                + (", such as surgery.align" if align > 1 else ""),
             )
 
     def bind(self, groups: ChannelGroups) -> None:

@@ -16,8 +16,8 @@ from compactmtl.graph import cost
 from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
 from compactmtl.train.run import example_inputs, plain_form
-from compactmtl.train.sparse import Foreseen
 from compactmtl.train.session import Session, build_session, torch_settings
+from compactmtl.train.sparse import Foreseen
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,7 @@ class Sparsifier:
         return Foreseen(
             self.groups.cost("macs")(keep),
             self.groups.cost("parameters")(keep),
-            {
-                name: (int(flags.sum()), len(flags))
-                for name, flags in zip(self._names, keep, strict=True)
-            },
+            {name: (int(flags.sum()), len(flags)) for name, flags in zip(self._names, keep, strict=True)},
         )
 
     def notes(self) -> list[str]:

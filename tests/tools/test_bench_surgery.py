@@ -81,7 +81,15 @@ def test_a_size_that_the_network_is_not_built_for_is_left_out() -> None:
 
 
 def row(**values: Any) -> dict[str, Any]:
-    mine = {"network": "net", "pattern": "C", "varies": 1.0, "bound": 0.5, "macs": 0.5, "error": 0.0, "date": "2026-01-02"}
+    mine = {
+        "network": "net",
+        "pattern": "C",
+        "varies": 1.0,
+        "bound": 0.5,
+        "macs": 0.5,
+        "error": 0.0,
+        "date": "2026-01-02",
+    }
     return mine | {"latency": 1.0, "tp": {"error": 0.0, "macs": 0.75}} | values
 
 
