@@ -36,7 +36,7 @@ class Cost:
 Formula = Callable[[Sequence[Any], Any], int]
 
 
-class MacCounter(TorchDispatchMode):
+class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the MACs of all that runs under it: convolutions, products of matrices, attention, recurrent layers.
 
     One multiplication with its addition is one MAC, whatever the operands are: weights or activations. Attention is
@@ -47,7 +47,7 @@ class MacCounter(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self.by_place: dict[str, int] = {}
         self.places = [""]  # paths of the modules that run now, innermost last

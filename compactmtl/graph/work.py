@@ -116,7 +116,8 @@ def _matmul(analysis: Analysis, node: fx.Node) -> list[Part]:
     found: list[Axis | None] = [analysis.axis(node)]
     if found[0] is None:
         found = [analysis.axis(left), analysis.axis(right)]
-    return [(1.0, axis.ids.ravel(), None) for axis in found if axis is not None][:1]
+    parts: list[Part] = [(1.0, axis.ids.ravel(), None) for axis in found if axis is not None]
+    return parts[:1]
 
 
 def _recurrent(analysis: Analysis, node: fx.Node) -> list[Part]:

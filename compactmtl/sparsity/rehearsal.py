@@ -154,7 +154,7 @@ class _Trial:
         alive = choose_alive(graph, 1, none, unbiased, self.slabs, self.ties)
         member = next(m for m in self._units[index].family.members if m.role != "consumer")
         ids = graph.analysis.bindings[member.parameter, member.dim].ids
-        kept = alive[graph.labels[ids[member.indices[self._gone[index]]]]].any(1)
+        kept: Flags = np.asarray(alive[graph.labels[ids[member.indices[self._gone[index]]]]].any(1))
         return int(kept.sum()), len(kept)
 
     def _masked(self, indices: Sequence[int]) -> nn.Module:

@@ -149,11 +149,11 @@ def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> 
         before = model(*inputs)
         try:
             after = small(*inputs)
-        except Exception as error:  # a forward that counts its channels in a way that no edit follows
+        except Exception as failure:  # a forward that counts its channels in a way that no edit follows
             raise TrainingError(
-                f"the network does not run without its dead channels: {first_line(error)}",
+                f"the network does not run without its dead channels: {first_line(failure)}",
                 "leave out sparsity.shrink_every: `compact` removes after training what it can prove",
-            ) from error
+            ) from failure
     for name, expected in before.items():
         if expected.shape != after[name].shape:
             raise TrainingError(
