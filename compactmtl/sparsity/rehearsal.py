@@ -72,7 +72,7 @@ def rehearse(
     for slabs, tied in ways:
         trial.slabs, trial.ties = slabs, tied
         if not trial.fault(everything):
-            return Rehearsal(slabs, tied)
+            return Rehearsal(slabs, tied, dict.fromkeys(trial.stuck(everything), _COUNTED))
     accepted: list[int] = []
     faults: dict[int, str] = {}
     trial.blame(everything, accepted, faults)
@@ -86,9 +86,11 @@ def rehearse(
             refused[index] = (
                 fault if fault != _OTHER else "at zero they become another constant, which cannot go"
             )
+    refused |= dict.fromkeys(trial.stuck(accepted), _COUNTED)
     return Rehearsal(trial.slabs, trial.ties, refused, carriers)
 
 
+_COUNTED = "its forward counts them with one number together with others, which stay"
 _OTHER = "another function"
 
 
@@ -111,13 +113,7 @@ class _Trial:
 
     def fault(self, indices: Sequence[int]) -> str:
         """Why the network does not run, or is another, without channels of these units; empty where all is well."""
-        graph = self._graph
-        alive = np.ones(graph.classes, dtype=bool)
-        for index in indices:
-            owner = self._units[index].owner
-            mine = owner >= 0
-            alive[np.flatnonzero(mine)[self._gone[index][owner[mine]]]] = False
-        complete(graph, alive, 1, self.slabs, self.ties)
+        graph, alive = self._graph, self._left(indices)
         masked = self._masked(indices)
         try:
             small = apply_plan(masked, write_plan(graph, masked, alive)).eval()
@@ -125,6 +121,21 @@ class _Trial:
         except Exception as error:
             return first_line(error)
         return "" if _same(_outputs(masked, self._inputs), found) else _OTHER
+
+    def stuck(self, indices: Sequence[int]) -> list[int]:
+        """The units of which nothing goes even where all of these go: they have to keep as many as something that stays."""
+        alive = self._left(indices)
+        return [index for index in indices if alive[self._units[index].owner >= 0].all()]
+
+    def _left(self, indices: Sequence[int]) -> Flags:
+        """The classes that surgery leaves where some channels of these units are zero."""
+        alive = np.ones(self._graph.classes, dtype=bool)
+        for index in indices:
+            owner = self._units[index].owner
+            mine = owner >= 0
+            alive[np.flatnonzero(mine)[self._gone[index][owner[mine]]]] = False
+        complete(self._graph, alive, 1, self.slabs, self.ties)
+        return alive
 
     def blame(self, among: list[int], accepted: list[int], faults: dict[int, str]) -> None:
         """Accept what passes together with all accepted so far, by halves; note what fails on its own."""

@@ -61,9 +61,7 @@ BY_HAND: dict[str, tuple[nn.Module, tuple[Tensor, ...], int]] = {
     ),
     "grouped queries": (
         Function(
-            lambda x: F.scaled_dot_product_attention(
-                heads(x, 4), heads(x, 2), heads(x, 2), enable_gqa=True
-            )
+            lambda x: F.scaled_dot_product_attention(heads(x, 4), heads(x, 2), heads(x, 2), enable_gqa=True)
         ),
         (TOKENS,),
         PAIRS * 2 * 16,

@@ -35,7 +35,9 @@ class Halved(nn.Module):
 class Standardized(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight / (weight.norm(dim=(1, 2, 3), keepdim=True) + 1e-3), self.bias, padding=1)
+        return F.conv2d(
+            x, weight / (weight.square().sum((1, 2, 3), keepdim=True).sqrt() + 1e-3), self.bias, padding=1
+        )
 
 
 class OfTokens(nn.Module):
@@ -118,7 +120,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "constants behind an activation": lambda: of(
         conv(3, 16), nn.Sigmoid(), conv(16, 12), nn.Softplus(), conv(12, 8)
     ),
-    "recurrent": lambda: OfTokens(nn.LSTM(16, 16, batch_first=True)),
+    "recurrent": lambda: OfTokens(nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.LSTM(12, 16))),
     "multi-head attention": lambda: OfTokens(SelfAttention()),
     "encoder layer": lambda: OfTokens(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)),
     "attention": lambda: OfTokens(Attention(fused=True)),
