@@ -47,7 +47,6 @@ def test_an_unknown_target_is_named_with_the_key(tmp_path: Path) -> None:
         ("selective: {mac_reduction: 0.5, start: 0.6, end: 0.6}", r"sparsity\.selective\.start"),
         ("selective: {mac_reduction: 0.5, min_share: 1}", r"sparsity\.selective\.min_share"),
         ("prune: {mac_reduction: 0.5, at: 1}", r"sparsity\.prune\.at"),
-        ("strength: .inf", r"sparsity\.strength"),
         ("strength: 0.1\n  warmup: 1", r"sparsity\.warmup"),
         ("controller: {mac_reduction: 0.5, end: 0.3}\n  warmup: 0.4", r"sparsity\.warmup .*controller\.end"),
         ("strength: 0.1\n  groups: input_channel\n  shrink_every: 1", r"sparsity\.shrink_every"),

@@ -155,10 +155,7 @@ def test_what_is_promised_is_removed(name: str) -> None:
     torch.manual_seed(0)
     model = NETWORKS[name]()
     image = TOKENS if isinstance(model, OfTokens) else IMAGE
-    try:
-        held(model, image, seed=1)
-    except ConfigError as error:  # nothing is promised, and it says why
-        assert name == "attention" and "surgery cannot remove its channels" in error.message
+    held(model, image, seed=1)
 
 
 @pytest.mark.slow  # minutes
@@ -189,7 +186,7 @@ def test_a_weight_of_which_no_channel_can_be_zero_is_named() -> None:
     groups = channel_groups(NETWORKS["orthogonal"](), IMAGE)
     assert "is computed" in groups.left_out["0"]
     only = nn.Sequential(parametrizations.orthogonal(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    with pytest.raises(ConfigError, match="0: 0.weight is computed"):
+    with pytest.raises(ConfigError, match=r"0: 0\.weight is computed"):
         channel_groups(only, IMAGE)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 
-from tools.bench_surgery import error, errors, is_exact, read, run, table
+from tools.bench_surgery import error, errors, run
+from tools.surgery_table import is_exact, read, table
 
 IMAGE = (torch.zeros(1, 3, 8, 8),)
 
