@@ -1,19 +1,24 @@
 """Surgery on a zoo of networks and masks: exactness, how much goes, how much could go, beside Torch-Pruning.
 
     python -m tools.bench_surgery run --out surgery.jsonl        # goes on where it stopped
-    python -m tools.bench_surgery table surgery.jsonl            # Markdown, and surgery.json beside it
+    python -m tools.bench_surgery run --out one.jsonl --part 1 2 # the first half, beside the second in another shell
+    python -m tools.bench_surgery table surgery.jsonl            # Markdown for docs/surgery.md
 
-Each line of the JSONL file is one network under one pattern of `surgery_zoo`, with random weights.
+The first line of the JSONL file says which version of the project, on what, each further line is one network under one
+pattern of `surgery_zoo`, with random weights. A file goes on with the version alone that it began with.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import subprocess
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compactmtl.backends.machine import cpu_name
+from compactmtl.graph import cost
 from compactmtl.graph.copies import copy_model
 from compactmtl.surgery import compact
 from compactmtl.surgery.computed import contracted
+from tools.surgery_table import VARIES, read, table
 from tools.surgery_zoo import (
     PATTERNS,
     ZOO,
@@ -37,9 +45,7 @@ from tools.surgery_zoo import (
     torch_pruning_groups,
 )
 
-EXACT = 1e-4  # largest |difference| as a share of the largest |output|
 ROUNDING = 1e-5  # in float32, above which rounding may play a part
-VARIES = 1e-3  # a network whose masked output moves less than this with the input proves nothing
 
 
 def _leaves(output: object) -> list[Tensor]:
@@ -58,7 +64,9 @@ def errors(one: nn.Module, other: nn.Module, image: tuple[Tensor, ...]) -> dict[
     """`float32`, the largest relative error, and `error`, the one that counts.
 
     On fresh inputs at two batch sizes and, where the network allows, two resolutions. In float32 a network's own rounding
-    alone can come to 1e-4. Where it may play a part `error` is taken on the same inputs in float64.
+    alone can come to 1e-4. Where it may play a part `error` is taken on the same inputs in float64. What is not finite
+    in one of them alone, or of another shape, is an infinite error. Raises what `other` raises on an input that `one`
+    takes, and ValueError where `one` takes none.
     """
     _, channels, height, width = image[0].shape
     shapes = (
@@ -66,27 +74,44 @@ def errors(one: nn.Module, other: nn.Module, image: tuple[Tensor, ...]) -> dict[
         (3, channels, height, width),
         (2, channels, height + 32, width + 32),
     )
-    batches = [torch.randn(shape) for shape in shapes]
+    batches = [batch for batch in map(torch.randn, shapes) if _takes(one, batch)]
+    if not batches:
+        raise ValueError("the network takes none of the inputs that it is judged on")
     found = max(error(one, other, batch) for batch in batches)
-    if not found > ROUNDING:
+    if found <= ROUNDING:
         return {"float32": found, "error": found}
     double = [copy_model(model).double() for model in (one, other)]
     exact = max(error(double[0], double[1], batch.double()) for batch in batches)
     return {"float32": found, "error": exact}
 
 
+def _takes(model: nn.Module, batch: Tensor) -> bool:
+    """Whether the network runs on this size at all: some are built for one."""
+    try:
+        with torch.no_grad():
+            model(batch)
+    except Exception:
+        return False
+    return True
+
+
 def error(one: nn.Module, other: nn.Module, batch: Tensor) -> float:
-    """Largest difference of any output as a share of its largest value; 0 where `one` is built for another size."""
+    """Largest difference of any output as a share of its largest finite value; infinite where they cannot be compared."""
     with torch.no_grad():
-        try:
-            expected = _leaves(one(batch))
-        except Exception:
-            return 0.0
-        found = _leaves(other(batch))
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)))
-    return worst
+        expected, found = _leaves(one(batch)), _leaves(other(batch))
+    if [value.shape for value in expected] != [value.shape for value in found] or not expected:
+        return math.inf
+    return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    finite = a.isfinite() & b.isfinite()
+    if not bool((same | finite).all()) or not bool(finite.any()):
+        return math.inf
+    scale = float(a[finite].abs().max().clamp_min(1e-12))
+    return float(torch.where(same, 0.0, (a - b).abs()).max()) / scale
 
 
 @dataclass
@@ -109,20 +134,9 @@ def _channel_dim(module: nn.Module, value: Tensor) -> int:
 
 
 def layer_macs(model: nn.Module, image: tuple[Tensor, ...]) -> float:
-    """MACs of the convolutions and linear layers that are called as modules, for one image."""
-    total = 0.0
-
-    def count(module: Any, _: object, output: Tensor) -> None:
-        nonlocal total
-        positions = output.numel() / output.shape[_channel_dim(module, output)] / len(image[0])
-        total += positions * module.weight.numel()
-
-    handles = [layer.register_forward_hook(count) for layer in _layers(model)]
-    with torch.no_grad():
-        model(*image)
-    for handle in handles:
-        handle.remove()
-    return total
+    """MACs of the convolutions and linear layers that are called as modules, for the image."""
+    counted, layers = cost(model, image).layers, set(_layers(model))
+    return float(sum(counted[name].macs for name, module in model.named_modules() if module in layers))
 
 
 def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
@@ -255,6 +269,8 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
         if row["varies"] > VARIES:
             break
     full = layer_macs(model, image)
+    if not math.isfinite(row["varies"]):
+        raise NotMasked("the masked network's output is not finite")
     row["bound"] = bound(copy_model(model), image)
     row |= _ours(model, image, full, gather=False)
     if pattern in ("A", "A2", "B"):
@@ -270,87 +286,54 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
     return row
 
 
-def run(out: Path, names: list[str], patterns: list[str]) -> None:
+def version() -> dict[str, Any]:
+    """What the figures are of: the commit and whether files differ from it, packages, processor, threads."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    packages = {name: metadata.version(name) for name in ("torch", "timm", "torchvision", "torch_pruning")}
+    return {
+        "commit": commit,
+        "changed": bool(changed),
+        "packages": packages,
+        "processor": cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def run(out: Path, names: list[str], patterns: list[str], limit: int) -> None:
     """Measure what the file does not hold yet, one line at a time."""
-    done = set()
-    if out.exists():
-        done = {(r["network"], r["pattern"]) for r in map(json.loads, out.read_text().splitlines())}
-    for name in names:
-        for pattern in patterns:
-            if (name, pattern) in done:
-                continue
-            row: dict[str, Any] = {"network": name, "pattern": pattern}
-            try:
-                row = measure(name, pattern)
-            except NotMasked as reason:
-                row["not_masked"] = str(reason)[:200]
-            except Exception as failure:
-                row["failure"] = f"{type(failure).__name__}: {failure}"[:300]
-            with out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
-
-
-def removed_share(row: dict[str, Any], macs: float) -> float | None:
-    """What went as a share of what could go (1 - bound)."""
-    return (1 - macs) / (1 - row["bound"]) if row["bound"] < 1 else None
-
-
-def _shares(rows: list[dict[str, Any]], macs: Callable[[dict[str, Any]], float]) -> list[float]:
-    return [share for row in rows if (share := removed_share(row, macs(row))) is not None]
-
-
-def _figures(shares: list[float]) -> str:
-    return f"{np.median(shares):.2f} / {np.percentile(shares, 10):.2f}" if shares else "–"
-
-
-def table(path: Path) -> str:
-    """Markdown: one row a pattern, then every network whose result is not exact or that could not be masked."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [
-        "| pattern | networks | exact | wrong | crashed | removable MACs gone, median / 10th percentile | with gather "
-        "| latency, plain → with gather | Torch-Pruning: exact | its median / 10th percentile there | ours there |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for pattern in PATTERNS:
-        chosen = [r for r in rows if r["pattern"] == pattern and "not_masked" not in r]
-        ran = [r for r in chosen if "failure" not in r]
-        fine = [r for r in ran if r["varies"] > VARIES]
-        exact = [r for r in fine if r["error"] <= EXACT]
-        theirs = [r for r in fine if r["tp"].get("error", 1.0) <= EXACT]
-        gathered = [r for r in fine if "gather" in r and r["gather"]["error"] <= EXACT]
-        speed = "–"
-        if gathered:
-            pair = [
-                np.median([r[key] if key else r["gather"]["latency"] for r in gathered])
-                for key in ("latency", "")
-            ]
-            speed = f"{pair[0]:.2f}× → {pair[1]:.2f}×"
-        wrong = len(fine) - len(exact) + sum("gather" in r and r["gather"]["error"] > EXACT for r in fine)
-        lines.append(
-            f"| {pattern} | {len(fine)} | {len(exact)} | {wrong} | {len(chosen) - len(ran)} "
-            f"| {_figures(_shares(exact, lambda r: r['macs']))} "
-            f"| {_figures(_shares(gathered, lambda r: r['gather']['macs']))} | {speed} "
-            f"| {len(theirs)} | {_figures(_shares(theirs, lambda r: r['tp']['macs']))} "
-            f"| {_figures(_shares(theirs, lambda r: r['macs']))} |"
+    own, done = version(), set()
+    if out.exists() and out.stat().st_size:
+        found, rows = read(out)
+        if found != own:
+            raise SystemExit(f"{out}: was begun with {found}, this is {own}; begin a new file with --out")
+        done = {(row["network"], row["pattern"]) for row in rows}
+        out.write_text(
+            "".join(line for line in out.read_text().splitlines(keepends=True) if line.endswith("\n"))
         )
-    lines += ["", *(_remark(row) for row in rows if _remark(row))]
-    return "\n".join(lines)
-
-
-def _remark(row: dict[str, Any]) -> str:
-    what = f"- {row['network']}, {row['pattern']}: "
-    if "not_masked" in row:
-        return what + f"no mask ({row['not_masked']})"
-    if "failure" in row:
-        return what + f"failed ({row['failure']})"
-    if row["varies"] <= VARIES:
-        return what + "the masks made it constant, left out"
-    if row["error"] > EXACT:
-        return what + f"wrong by {row['error']:.1e}"
-    if row.get("float32", 0.0) > EXACT:
-        return what + f"off by {row['float32']:.1e} in float32 and {row['error']:.1e} in float64"
-    return ""
+    else:
+        out.write_text(json.dumps({"version": own}) + "\n")
+    work = [(name, pattern) for name in names for pattern in patterns if (name, pattern) not in done]
+    started = time.monotonic()
+    for count, (name, pattern) in enumerate(work, 1):
+        row: dict[str, Any] = {"network": name, "pattern": pattern}
+        try:
+            with limited(limit):
+                row = measure(name, pattern)
+        except NotMasked as reason:
+            row["not_masked"] = str(reason)[:200]
+        except Exception as failure:
+            row["failure"] = f"{type(failure).__name__}: {failure}"[:300]
+        row["date"] = datetime.now(UTC).date().isoformat()
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        left = (time.monotonic() - started) / count * (len(work) - count) / 60
+        print(json.dumps(row), f"{count}/{len(work)}, about {left:.0f} min left", flush=True)
 
 
 def main() -> None:
@@ -363,16 +346,22 @@ def main() -> None:
     runner.add_argument("--out", type=Path, default=Path("surgery.jsonl"))
     runner.add_argument("--networks", nargs="*", default=list(ZOO))
     runner.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
+    runner.add_argument(
+        "--part", nargs=2, type=int, default=(1, 1), metavar=("K", "N"), help="the K-th of N parts"
+    )
+    runner.add_argument("--limit", type=int, default=600, help="seconds for one network under one pattern")
     printer = verbs.add_parser("table")
-    printer.add_argument("file", type=Path)
+    printer.add_argument("files", type=Path, nargs="+")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     if given.verb == "run":
-        run(given.out, given.networks, given.patterns)
+        part, parts = given.part
+        if not 1 <= part <= parts:
+            parser.error(f"--part {part} {parts}: the first is 1, the last {parts}")
+        run(given.out, given.networks[part - 1 :: parts], given.patterns, given.limit)
     else:
-        print(table(given.file))
-        rows = [json.loads(line) for line in given.file.read_text().splitlines()]
-        given.file.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        print(table(given.files))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOMS = (
-    "errors", "config", "artifacts", "tasks", "data", "models", "graph", "overparam", "sparsity", "balancing", "surgery",
+    "errors", "config", "artifacts", "tasks", "data", "models", "graph", "overparam", "surgery", "sparsity", "balancing",
     "backends", "verify", "train", "export", "report", "sweep", "cli",
 )  # fmt: skip
 PACKAGE = "compactmtl"

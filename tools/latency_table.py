@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from compactmtl.backends import get_backend
 from compactmtl.backends.machine import cpu_name
-from compactmtl.config import Target, load_recipe, load_target
+from compactmtl.config import Target, align_of, load_recipe, load_target
 from compactmtl.data import load_dataset
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export import export_onnx
@@ -215,7 +215,16 @@ def measure(
             total[cut] = milliseconds(path, inputs[0].numpy())
     found = {cut: widths_of(one) for cut, one in graphs.items()}
     beyond = total["quarter"] - sum(layers[layer].at(*width) for layer, width in found["quarter"].items())
-    table = LatencyTable(target=name, device=cpu_name(), rest_ms=max(beyond, 0.0), layers=layers)
+    heads = getattr(model, "heads", None)
+    table = LatencyTable(
+        version=2,
+        target=name,
+        device=cpu_name(),
+        image=tuple(inputs[0].shape[1:]),
+        tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
+        rest_ms=max(beyond, 0.0),
+        layers=layers,
+    )
     print(f"no layer's: {table.rest_ms:.3f} ms")
     for cut, ms in total.items():
         print(f"{cut}: {ms:.3f} ms, by the table {table.milliseconds(found[cut]):.3f} ms")
@@ -257,7 +266,7 @@ def run(args: argparse.Namespace) -> LatencyTable:
     tasks = build_tasks(recipe.tasks, load_dataset(recipe.data, "val", trust=args.trust).specs)
     model = contract(fresh_model(recipe, tasks)).eval()
     inputs = example_inputs(recipe, target.latency.batch)
-    return measure(model, inputs, args.target, target, args.points, args.repeats, recipe.surgery.align)
+    return measure(model, inputs, args.target, target, args.points, args.repeats, align_of(recipe).channels)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -7,6 +7,7 @@ groups, D Torch-Pruning's groups, with their norms and parameters of no layer.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -229,18 +230,21 @@ LIMIT = 60  # seconds that Torch-Pruning gets for one network: its groups take m
 
 @contextmanager
 def limited(seconds: int = LIMIT) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds."""
+    """Raise TimeoutError after so many seconds. One may lie in another: the outer goes on afterwards."""
 
     def stop(_signal: int, _frame: object) -> None:
         raise TimeoutError(f"more than {seconds} s")
 
+    started = time.monotonic()
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    left = signal.alarm(seconds)
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.alarm(max(left - int(time.monotonic() - started), 1))
 
 
 class NotMasked(Exception):

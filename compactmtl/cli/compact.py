@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the run's data lies here, such as data.root=/data",
     )
     parser.add_argument(
-        "--align", type=int, metavar="N", help="keep channel counts at multiples of N (default: the recipe's)"
+        "--align",
+        type=int,
+        metavar="N",
+        help="keep channel counts at multiples of N (default: the recipe's surgery.align)",
     )
     parser.add_argument(
         "--gather",
@@ -83,6 +86,10 @@ def table(surgery: Mapping[str, Any]) -> str:
         f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()
         for row in rows
     ]
+    if surgery.get("align", 1) > 1:
+        lines.append(
+            f"channel counts are multiples of {surgery['align']}: dead channels up to the next one stay"
+        )
     if not layers:
         lines.append("no channel could be removed: was the recipe trained with sparsity?")
     if surgery.get("unreached"):

@@ -123,10 +123,27 @@ def describe(result: DryRun) -> str:
             else []
         ),
         ("training", f"about {_duration(3600 * result.hours)}, validation apart"),
+        *_left(result),
         *_evaluations(result),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _left(result: DryRun) -> list[tuple[str, str]]:
+    """What sparsity will leave, where its target says so."""
+    notes = [("sparsity", note) for note in result.notes]
+    if result.left is None:
+        unknown = "what a λ without a target leaves is known only after training"
+        return [*notes, ("left", unknown)] if notes else []
+    left = result.left
+    return [
+        *notes,
+        ("MACs left", f"about {left.macs:,.0f} for one image ({left.macs / result.macs:.1%})"),
+        ("parameters left", f"about {left.parameters:,.0f} ({left.parameters / result.parameters:.1%})"),
+        ("channels left", "about, by the size of the weights as they are now; training decides"),
+        *((f"  {name}", f"{kept} of {whole}") for name, (kept, whole) in left.channels.items()),
+    ]
 
 
 def _evaluations(result: DryRun) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from compactmtl.config.validate import validate_options
 
 _HOME = {
+    "Align": "align",
     "Entry": "lookup",
     "Recipe": "recipe",
     "Resolved": "load",
@@ -36,6 +37,7 @@ _HOME = {
     "SweepConfig": "sweep",
     "Target": "target",
     "UntrustedError": "trust",
+    "align_of": "align",
     "dump_recipe": "load",
     "list_recipes": "load",
     "list_sweeps": "load",
@@ -50,6 +52,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Align",
     "Entry",
     "Recipe",
     "Resolved",
@@ -58,6 +61,7 @@ __all__ = [
     "SweepConfig",
     "Target",
     "UntrustedError",
+    "align_of",
     "dump_recipe",
     "list_recipes",
     "list_sweeps",

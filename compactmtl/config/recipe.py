@@ -186,7 +186,10 @@ class DistillationConfig(Frozen):
 class SurgeryConfig(Frozen):
     """How dead channels are removed."""
 
-    align: Annotated[int, Field(ge=1)] = Field(1, description="keep channel counts at multiples of this")
+    align: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="keep channel counts at multiples of this; auto: what the recipe's targets run best",
+    )
     unreached: Literal["keep", "report", "error"] = Field(
         "keep",
         description="modules that the deployed forward does not reach: keep what they read, report or refuse",

@@ -6,9 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from compactmtl.config.schema import Frozen, Positive, Share
+from compactmtl.config.schema import Frozen, Share
 
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Reduction = Annotated[float, Field(gt=0, lt=1)]  # of 0 there is nothing to do, and 1 leaves no network
+Before = Annotated[float, Field(ge=0, lt=1)]  # a share of all steps after which there are steps left
+After = Annotated[float, Field(gt=0, le=1)]  # a share of all steps before which there are steps
 _MEASURES = ("macs", "parameters", "latency")
 _KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")
 
@@ -16,14 +20,14 @@ _KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")
 class ReductionConfig(Frozen):
     """What is to be gone of the whole model after surgery: a share of exactly one measure."""
 
-    mac_reduction: Share | None = Field(None, description="share of the model's MACs to be gone")
-    parameter_reduction: Share | None = Field(None, description="share of its parameters")
-    latency_reduction: Share | None = Field(None, description="share of its latency by `latency_table`")
+    mac_reduction: Reduction | None = Field(None, description="share of the model's MACs to be gone")
+    parameter_reduction: Reduction | None = Field(None, description="share of its parameters")
+    latency_reduction: Reduction | None = Field(None, description="share of its latency by `latency_table`")
     latency_table: str | None = Field(
         None, description="JSON file of layer latencies on the target; tools/latency_table.py measures one"
     )
     min_channels: Annotated[int, Field(ge=1)] = Field(8, description="least channels kept in a layer")
-    min_share: Share = Field(0.0, description="least share of a layer's channels kept, where that is more")
+    min_share: Before = Field(0.0, description="least share of a layer's channels kept, where that is more")
 
     @model_validator(mode="after")
     def _one_measure(self) -> ReductionConfig:
@@ -54,10 +58,10 @@ class ReductionConfig(Frozen):
 class SelectiveConfig(ReductionConfig):
     """Shrink only the channels that matter least for what they cost, on a schedule, to a stated target."""
 
-    start: Share = Field(0.2, description="share of all steps after which shrinking begins")
-    end: Share = Field(0.6, description="share of all steps at which the target is reached")
+    start: Before = Field(0.2, description="share of all steps after which shrinking begins")
+    end: After = Field(0.6, description="share of all steps at which the target is reached")
     every: Annotated[int, Field(ge=1)] = Field(20, description="steps between rankings")
-    threshold: Positive = Field(0.02, description="norm that the prox takes off a chosen group each step")
+    threshold: AboveZero = Field(0.02, description="norm that the prox takes off a chosen group each step")
     importance: Literal["taylor", "fisher", "magnitude"] = Field(
         "taylor",
         description="what a channel is worth: |Σ w·∂L/∂w| over its norm's affine, its mean square, or its weights' norm",
@@ -75,7 +79,7 @@ class SelectiveConfig(ReductionConfig):
 class ControllerConfig(ReductionConfig):
     """A λ that is steered so that the target is reached at `end`; then λ is 0 and the zeros are held."""
 
-    end: Share = Field(0.5, description="share of all steps at which the target is reached")
+    end: After = Field(0.5, description="share of all steps at which the target is reached")
     every: Annotated[int, Field(ge=1)] = Field(20, description="steps between settings of λ")
     weights: Literal["cost", "size"] = Field(
         "cost",
@@ -90,11 +94,11 @@ class PruneConfig(ReductionConfig):
         "magnitude",
         description="smallest l2 norm, each over its layer's mean; or Torch-Pruning's GroupNorm pruner",
     )
-    at: Share = Field(0.5, description="share of all steps after which the channels go")
-    regularize: Share = Field(
+    at: Before = Field(0.5, description="share of all steps after which the channels go")
+    regularize: Before = Field(
         0.35, description="share of all steps after which group_norm's regularization begins"
     )
-    regularization: Positive = Field(1e-4, description="coefficient of group_norm's regularization")
+    regularization: AboveZero = Field(1e-4, description="coefficient of group_norm's regularization")
 
 
 class StrengthScheduleConfig(Frozen):
@@ -104,7 +108,7 @@ class StrengthScheduleConfig(Frozen):
         "linear", description="how λ rises from 0 (exponential: from a thousandth)"
     )
     full: Share = Field(0.3, description="share of all steps after which λ is whole")
-    release: Share = Field(
+    release: After = Field(
         1.0, description="share of all steps after which λ is 0, the zeros are held and the survivors recover"
     )
 
@@ -120,18 +124,43 @@ class SparsityConfig(Frozen):
     penalty: Literal["group_lasso", "sparse_group_lasso", "group_mcp"] = "group_lasso"
     l1: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on single elements")
     l2: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on whole groups")
-    knee: Positive = Field(
+    knee: AboveZero = Field(
         0.1, description="root mean square of a group's weights from which group_mcp leaves it alone"
     )
     strength: NonNegative | None = Field(None, description="λ; none where another section steers the zeros")
     schedule: StrengthScheduleConfig | None = Field(None, description="of λ; constant without one")
-    warmup: Share = Field(0.05, description="share of all steps before the prox begins")
+    warmup: Before = Field(0.05, description="share of all steps before the prox begins")
     controller: ControllerConfig | None = None
     selective: SelectiveConfig | None = None
     prune: PruneConfig | None = None
     shrink_every: Annotated[int, Field(ge=1)] | None = Field(
         None, description="epochs after which dead channels are removed while training goes on"
     )
+
+    @model_validator(mode="after")
+    def _steps_to_shrink_in(self) -> SparsityConfig:
+        """Every way needs steps between its beginning and its end."""
+        if self.selective is not None and not self.selective.start < self.selective.end:
+            raise ValueError(
+                f"sparsity.selective.start {self.selective.start} is not before sparsity.selective.end"
+                f" {self.selective.end}"
+            )
+        if self.controller is not None and not self.warmup < self.controller.end:
+            raise ValueError(
+                f"sparsity.warmup {self.warmup} is not before sparsity.controller.end {self.controller.end}"
+            )
+        if self.schedule is not None and not self.warmup < self.schedule.release:
+            raise ValueError(
+                f"sparsity.warmup {self.warmup} is not before sparsity.schedule.release {self.schedule.release}:"
+                " λ would be 0 at every step"
+            )
+        if self.shrink_every is not None and self.groups in ("filter", "input_channel"):
+            raise ValueError(
+                f"sparsity.shrink_every removes whole channels while training goes on, and sparsity.groups:"
+                f" {self.groups} lie in one layer each; use coupled, block or attention_head, or leave out"
+                " sparsity.shrink_every"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_control(self) -> SparsityConfig:
@@ -144,28 +173,28 @@ class SparsityConfig(Frozen):
         given = [name for name, value in ways.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                "give exactly one of strength (a λ), controller (a λ that finds a target), selective (the least "
+                "sparsity needs exactly one of strength (a λ), controller (a λ that finds a target), selective (the least "
                 f"important to a target) and prune (a baseline), found {' and '.join(given) or 'none'}"
             )
         if self.schedule is not None and self.strength is None:
-            raise ValueError("schedule is of strength, which is not given")
+            raise ValueError("sparsity.schedule is of sparsity.strength, which is not given")
         if self.groups in ("filter", "input_channel") and (self.selective or self.prune):
             raise ValueError(
-                f"groups: {self.groups} lie in one layer each and free nothing alone; "
-                f"{given[0]} needs coupled, block or attention_head"
+                f"sparsity.groups: {self.groups} lie in one layer each and free nothing alone; "
+                f"sparsity.{given[0]} needs coupled, block or attention_head"
             )
         prune = self.prune
-        if prune is not None and prune.at >= 1:
-            raise ValueError("prune.at: 1 leaves no step to fine-tune in")
         if prune is not None and prune.method == "group_norm" and prune.regularize >= prune.at:
-            raise ValueError(f"prune.regularize {prune.regularize} is not before prune.at {prune.at}")
+            raise ValueError(
+                f"sparsity.prune.regularize {prune.regularize} is not before sparsity.prune.at {prune.at}"
+            )
         if self.schedule is not None and not self.warmup <= self.schedule.full <= self.schedule.release:
             raise ValueError(
-                f"λ rises from warmup {self.warmup} to schedule.full {self.schedule.full} and is 0 from "
-                f"schedule.release {self.schedule.release}: they come in this order"
+                f"λ rises from sparsity.warmup {self.warmup} to sparsity.schedule.full {self.schedule.full} and is 0 from "
+                f"sparsity.schedule.release {self.schedule.release}: they come in this order"
             )
         if not self.l1 and not self.l2:
-            raise ValueError("l1 and l2 are both 0: there is no penalty")
+            raise ValueError("sparsity.l1 and sparsity.l2 are both 0: there is no penalty")
         return self
 
     @property

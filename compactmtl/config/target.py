@@ -14,6 +14,10 @@ from compactmtl.config.tensorrt import TensorRTConfig
 # Of an output's range. float32 kernels of two libraries differ by about 1e-6; float16 has 11 bits of precision,
 # bfloat16 8. Int8 is judged by the tasks' metrics: its values are shown and not a gate, unless a target says so.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": math.inf}
+# The multiples of channels that kernels are written for: 16 floats fill a vector of a CPU, int8 dot products take 4
+# values at a time, tensor cores 8 half or 16 int8 values.
+STEPS: dict[Precision, int] = {"fp32": 16, "fp16": 8, "bf16": 8, "int8": 4}
+TENSOR_CORES_INT8 = 16
 BF16_OPSET = 22  # the first in which convolution takes bfloat16
 
 
@@ -89,6 +93,11 @@ class Target(Frozen):
     bf16: HalfConfig = HalfConfig()
     int8: Int8Config = Int8Config()
     threads: Annotated[int, Field(ge=1)] = 1
+    align: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="multiple of channels that runs best, for surgery.align: auto; none: 16 for fp32, 8 for fp16 and bf16, "
+        "4 for int8 (16 with tensorrt)",
+    )
     onnx: OnnxConfig = OnnxConfig()
     tensorrt: TensorRTConfig = TensorRTConfig()
     parity: ParityConfig = ParityConfig()
@@ -114,6 +123,14 @@ class Target(Frozen):
     def portable(self) -> Target:
         """The target without paths of the machine that it was used on, as a bundle carries it."""
         return self.model_copy(update={"tensorrt": self.tensorrt.portable})
+
+    @property
+    def channel_step(self) -> int:
+        """The multiple of channels that runs best there."""
+        if self.align is not None:
+            return self.align
+        tensor_cores = self.backend == "tensorrt" or self.provider.startswith("Tensorrt")
+        return TENSOR_CORES_INT8 if self.precision == "int8" and tensor_cores else STEPS[self.precision]
 
     def tolerance(self, task: str) -> float:
         """Of the parity of a task's output: its own, the target's, or its precision's; infinite: not a gate."""

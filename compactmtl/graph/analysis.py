@@ -8,7 +8,7 @@ some output depends on). An operator without a rule is a barrier: what enters it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from compactmtl.graph.aliases import writes_elsewhere
+from compactmtl.graph.cost import MacCounter
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
 from compactmtl.graph.static import MADE, operator, overload, static_values
@@ -134,6 +135,7 @@ class Analysis:
         self.made: list[
             Ids
         ] = []  # of tensors that a forward makes: gone only with the channels of some layer
+        self.macs: dict[fx.Node, int] = {}  # of each call, for all of the example's batch
         self._tensors = dict(traced.tensors.values())
 
     # -- reading -----------------------------------------------------------------------------------
@@ -284,6 +286,15 @@ class Analysis:
 
     # -- passes ------------------------------------------------------------------------------------
 
+    def forget_values(self) -> None:
+        """Let go of all values of tensors, which nothing reads after the passes but an edit; their shapes stay."""
+        tensors = {node: (name, value.to("meta")) for node, (name, value) in self.traced.tensors.items()}
+        self.traced = replace(self.traced, tensors=tensors)
+        self._tensors = dict(tensors.values())
+        self.static = {
+            node: None if value is None else value.to("meta") for node, value in self.static.items()
+        }
+
     def run(self, rules: dict[str, Rule], fallback: Rule, example_inputs: Sequence[Tensor]) -> None:
         """All three passes."""
         self.static.update(static_values(self.traced))
@@ -359,23 +370,29 @@ class Analysis:
                 continue
             if self.tensor(node).numel() >= axis.ids.size:
                 self.constants[node], self.values[node] = self.uniform(node, axis)
-        for node, value in self.traced.run(example_inputs):
-            axis = self.axis(node)
-            rule = self.rules.get(node)
-            skip = axis is None or rule is None or node in self.traced.hazards or node in self.static
-            if skip or not (isinstance(value, Tensor) or node in self.parts):
-                continue
-            assert axis is not None and rule is not None
-            try:
-                flags = rule.constant(self, node)
-            except Exception as error:
-                self._bar(node, error)
-                continue
-            if not isinstance(value, Tensor):
-                self.values[node] = np.zeros(flags.shape)  # its parts are held to what they are in the run
-            elif flags.any():
-                flags, self.values[node] = _confirm(value, axis, flags)
-            self.constants[node] = flags
+        with MacCounter() as counter:
+            for node, value in self.traced.run(example_inputs):
+                self.macs[node] = counter.take()
+                self._find_constant(node, value)
+                counter.take()  # what the search did is no part of the model
+
+    def _find_constant(self, node: fx.Node, value: Any) -> None:
+        axis = self.axis(node)
+        rule = self.rules.get(node)
+        skip = axis is None or rule is None or node in self.traced.hazards or node in self.static
+        if skip or not (isinstance(value, Tensor) or node in self.parts):
+            return
+        assert axis is not None and rule is not None
+        try:
+            flags = rule.constant(self, node)
+        except Exception as error:
+            self._bar(node, error)
+            return
+        if not isinstance(value, Tensor):
+            self.values[node] = np.zeros(flags.shape)  # its parts are held to what they are in the run
+        elif flags.any():
+            flags, self.values[node] = _confirm(value, axis, flags)
+        self.constants[node] = flags
 
     def _backward(self) -> None:
         for node in self.traced.outputs:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from torch import fx, nn
 
 from compactmtl.errors import SurgeryError
@@ -19,6 +18,7 @@ from compactmtl.graph.space import Flags, Ids
 from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import Traced, check_inputs, trace
 from compactmtl.graph.unreached import Unreached, keep_for_unreached, unreached_modules
+from compactmtl.graph.work import MacModel
 
 _ROLE_ORDER: tuple[Role, ...] = ("producer", "affine", "consumer")
 
@@ -32,8 +32,12 @@ class ChannelGraph:
     """
 
     def __init__(
-        self, analysis: Analysis, parameters: frozenset[str], unreached: tuple[str, ...] = ()
+        self,
+        analysis: Analysis,
+        parameters: Mapping[str, tuple[str, int]],
+        unreached: tuple[str, ...] = (),
     ) -> None:
+        """`parameters` gives for every name of a parameter the first of its names, and its number of elements."""
         self.analysis = analysis
         self.unreached = unreached  # modules, and single parameters, that the traced forward does not read
         self._parameters = parameters
@@ -49,7 +53,7 @@ class ChannelGraph:
         self._families: list[GroupFamily] | None = None
         self._family_classes: list[Ids] = []
         self._coupled_of: Ids = np.arange(self.classes)
-        self._count: dict[str, csr_matrix] = {}
+        self._mac_model = MacModel(analysis, self.labels, self.classes)
 
     def _pin_what_is_made(self) -> None:
         """Channels of tensors that a forward makes are as many as it says, unless they go with those of a layer."""
@@ -86,8 +90,9 @@ class ChannelGraph:
         analysis = _analysed(traced, arguments)
         if names and unreached == "keep":
             keep_for_unreached(model, arguments, analysis, names, _analysed)
-        parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
-        return cls(analysis, parameters, names)
+        first = {id(parameter): name for name, parameter in model.named_parameters()}
+        named = model.named_parameters(remove_duplicate=False)
+        return cls(analysis, {name: (first[id(value)], value.numel()) for name, value in named}, names)
 
     # -- groups --------------------------------------------------------------------------------------
 
@@ -165,9 +170,12 @@ class ChannelGraph:
     def _parameters_of(self, members: Sequence[Member]) -> float:
         total = 0.0
         sizes = {name: value.shape for name, value in self.analysis.traced.tensors.values()}
+        seen = set[tuple[str, int]]()
         for member in members:
-            if self._keeps_its_width(member.parameter):
+            place = self._parameters[member.parameter][0], member.dim
+            if self._keeps_its_width(member.parameter) or place in seen:
                 continue
+            seen.add(place)
             shape = sizes[member.parameter]
             total += member.indices.shape[1] * int(np.prod(shape)) / shape[member.dim]
         return total
@@ -175,31 +183,12 @@ class ChannelGraph:
     # -- cost ----------------------------------------------------------------------------------------
 
     def macs_of_classes(self, alive: Flags) -> float:
-        """MACs of all convolution and linear layers with only the `alive` classes left, (classes,)."""
-        return float(self.layer_macs(alive).sum())
+        """MACs of the whole model with only the `alive` classes left, (classes,), as `cost` counts them."""
+        return self._mac_model.total(alive)
 
     def layer_macs(self, alive: Flags) -> NDArray[np.float64]:
         """MACs of each of `analysis.products` with only the `alive` classes left."""
-        products = list(self.analysis.products.values())
-        if not self._count:
-            self._count = {
-                "outputs": self._counts([p.outputs for p in products]),
-                "inputs": self._counts(
-                    [p.inputs if p.inputs is not None else np.empty(0, np.int64) for p in products]
-                ),
-            }
-        weights = alive.astype(np.float64)
-        inputs = self._count["inputs"] @ weights
-        inputs[[p.inputs is None for p in products]] = 1.0
-        scale = np.array([p.scale for p in products])
-        result: NDArray[np.float64] = scale * (self._count["outputs"] @ weights) * inputs
-        return result
-
-    def _counts(self, ids: Sequence[Ids]) -> csr_matrix:
-        """How many entries of each list lie in each class, (lists, classes)."""
-        rows = np.repeat(np.arange(len(ids)), [len(item) for item in ids])
-        columns = self.labels[np.concatenate(ids)] if len(ids) else np.empty(0, np.int64)
-        return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(ids), self.classes))
+        return self._mac_model.by_product(alive)
 
     def macs(self, keep: Sequence[Flags]) -> float:
         """MACs left when of each family of `groups()` only the channels flagged in `keep` stay."""
@@ -222,7 +211,7 @@ class ChannelGraph:
         return found
 
     def parameters_of_classes(self, alive: Flags) -> float:
-        """Elements of all parameters that the model reads, with only the `alive` classes left, (classes,)."""
+        """Elements of all parameters, each once, with only the `alive` classes left, (classes,)."""
         dims: dict[str, dict[int, float]] = {}
         for binding in self.analysis.bindings.values():
             kept = alive[self.labels[binding.ids]]
@@ -232,12 +221,14 @@ class ChannelGraph:
             if binding.groups > 1:  # each group that is left reads as many
                 count /= max(int(kept.reshape(binding.groups, -1).any(1).sum()), 1)
             dims.setdefault(binding.name, {})[binding.dim] = count
-        total = 0.0
+        sizes = {first: float(size) for first, size in self._parameters.values()}  # what no call reads stays
         for name, value in dict(self.analysis.traced.tensors.values()).items():
             if name in self._parameters:
                 own = dims.get(name, {})
-                total += float(np.prod([own.get(dim, size) for dim, size in enumerate(value.shape)]))
-        return total
+                sizes[self._parameters[name][0]] = float(
+                    np.prod([own.get(dim, size) for dim, size in enumerate(value.shape)])
+                )
+        return sum(sizes.values())
 
     def _keeps_its_width(self, parameter: str) -> bool:
         """Whether it belongs to a module that counts channels, and so holds them all whatever goes."""
@@ -290,6 +281,3 @@ def _analysed(traced: Traced, arguments: Arguments) -> Analysis:
     analysis = Analysis(traced)
     analysis.run(RULES, FALLBACK, arguments)
     return analysis
-
-
-MacModel = Callable[[Sequence[Flags]], float]

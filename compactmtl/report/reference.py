@@ -109,7 +109,9 @@ def settings(run: Run) -> dict[str, Any]:
     from compactmtl.train.run import deciding
 
     values = {key: value for key, value in deciding(run.recipe).items() if key != "seed"}
-    return values | {"surgery.align": run.recipe.surgery.align}
+    align = run.recipe.surgery.align
+    targets = ", ".join(run.recipe.targets)
+    return values | {"surgery.align": f"auto, of {targets}" if align == "auto" else align}
 
 
 def _trained(view: RunView) -> Mapping[str, Mapping[str, float]]:

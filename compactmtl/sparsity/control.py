@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from compactmtl.config.sparsity import StrengthScheduleConfig
 from compactmtl.errors import ArtifactError, TrainingError
+from compactmtl.graph.space import Flags
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
@@ -64,6 +65,12 @@ class Control(ABC):
     @abstractmethod
     def step(self) -> None:
         """After the optimizer's step."""
+
+    def foresee(self) -> list[Flags] | None:
+        """The groups that would go to meet the target if the size of the weights as they are now decided, a bool array
+        (n,) a family; None where no target is set, so that nothing can be told before training.
+        """
+        return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -58,10 +58,10 @@ class StrengthController(Control):
         self.start, self.end = round(warmup * total_steps), max(round(config.end * total_steps), 1)
         if not self.start < self.end:
             raise ConfigError(
-                f"sparsity.warmup {warmup} and controller.end {config.end} leave no step of {total_steps} to shrink in",
+                f"sparsity.warmup {warmup} and sparsity.controller.end {config.end} leave no step of {total_steps} to shrink in",
                 "give a later end, a shorter warmup, or more epochs",
             )
-        self.target = Target(self.groups, config, align, "controller")
+        self.target = Target(self.groups, config, align, "sparsity.controller")
         if config.weights == "cost":
             penalty.factors = cost_factors(self.target)
         self._proximal: ProximalStep | None = None
@@ -146,6 +146,9 @@ class StrengthController(Control):
         self._forced = late / max(sum(map(len, wanted)), 1)
         proximal.hold([torch.from_numpy(flags) for flags in wanted])
         self.penalty.strength, proximal.spared = 0.0, None
+
+    def foresee(self) -> list[Flags]:
+        return self.target.by_magnitude()
 
     def removed(self) -> float:
         """The share of the target's measure that surgery can remove now."""

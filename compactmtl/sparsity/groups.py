@@ -25,7 +25,9 @@ class ChannelGroups(Sequence[GroupFamily]):
 
     `macs(keep)` is the model's MACs when surgery has removed what it can with only the flagged groups of each
     family left (one bool array a family, in order), or None where that is not known. `direct` says that every
-    group frees a channel by itself, and not only together with groups of other layers.
+    group frees a channel by itself, and not only together with groups of other layers. `left_out` names the layers
+    whose channels are in no group because surgery could not remove them, `inexact` those for which what surgery leaves
+    may differ from what is counted here, each with the reason.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class ChannelGroups(Sequence[GroupFamily]):
         *,
         removal: Removal | None = None,
         direct: bool = True,
+        left_out: Mapping[str, str] | None = None,
+        inexact: Mapping[str, str] | None = None,
     ) -> None:
         """Raises ConfigError where a family's tensor is missing or its groups overlap."""
         self._families = tuple(families)
@@ -43,6 +47,7 @@ class ChannelGroups(Sequence[GroupFamily]):
         self.removal = removal
         self.macs: Cost | None = removal.macs if macs is None and removal is not None else macs
         self.direct = direct
+        self.left_out, self.inexact = dict(left_out or {}), dict(inexact or {})
         self._costs: Callable[[Measure, LatencyTable | None], Cost] | None = None
 
     def __len__(self) -> int:
@@ -73,7 +78,13 @@ class ChannelGroups(Sequence[GroupFamily]):
     def in_model(self, model: nn.Module) -> ChannelGroups:
         """The same groups over another model's parameters of the same names, such as an averaged copy."""
         return ChannelGroups(
-            self._families, parameters_of(model), self.macs, removal=self.removal, direct=self.direct
+            self._families,
+            parameters_of(model),
+            self.macs,
+            removal=self.removal,
+            direct=self.direct,
+            left_out=self.left_out,
+            inexact=self.inexact,
         )
 
     def whole(self) -> list[NDArray[np.bool_]]:
@@ -110,7 +121,7 @@ class ChannelGroups(Sequence[GroupFamily]):
                 if (stays != alive).any() or (stays != (place >= 0).any(1)).any():
                     raise SurgeryError(
                         f"channel group {family.name}: only a part of a group was removed",
-                        "remove whole groups",
+                        "remove whole groups; in a recipe, leave out sparsity.shrink_every",
                     )
             assert alive is not None
             members = tuple(
@@ -132,7 +143,14 @@ class ChannelGroups(Sequence[GroupFamily]):
             return lambda keep: counted(expanded(keep))
 
         macs = None if self.macs is None else costs("macs", None)
-        left = ChannelGroups(families, parameters_of(model), macs, direct=self.direct)
+        left = ChannelGroups(
+            families,
+            parameters_of(model),
+            macs,
+            direct=self.direct,
+            left_out=self.left_out,
+            inexact=self.inexact,
+        )
         left._costs = costs
         return left, survivors
 

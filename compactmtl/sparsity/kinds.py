@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -16,12 +16,19 @@ from compactmtl.errors import ConfigError, SurgeryError
 from compactmtl.graph.analysis import Product, arguments, operator
 from compactmtl.graph.borrow import trainable
 from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.cost import cost
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.heads import attention_heads
+from compactmtl.graph.inputs import as_arguments
+from compactmtl.graph.wide import stack_of
 from compactmtl.overparam import contract, factor_of
 from compactmtl.overparam.convert import in_scope
 from compactmtl.sparsity.groups import ChannelGroups, parameters_of
-from compactmtl.sparsity.removal import Removal, Unit
+from compactmtl.sparsity.rehearsal import Unit, rehearse
+from compactmtl.sparsity.removal import Removal
+from compactmtl.sparsity.sources import source_of_slices
+from compactmtl.surgery.computed import computed_layers, contract_computed
+from compactmtl.surgery.fused import fusable
 
 GroupKind = Literal["coupled", "block", "filter", "input_channel", "attention_head"]
 KINDS: tuple[str, ...] = get_args(GroupKind)
@@ -34,7 +41,7 @@ _HINTS = {
 @trainable
 def channel_groups(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
     kind: GroupKind = "coupled",
     scope: Literal["encoder", "model"] = "encoder",
     block: int = 8,
@@ -57,7 +64,7 @@ def channel_groups(
     Raises ConfigError for an unknown kind or scope, a block below 2, or where no group is found; SurgeryError where
     the model cannot be traced (input channels are then found all the same, without what they free).
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = as_arguments(model, example_inputs)
     inside = in_scope(model, scope)
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1)
@@ -67,34 +74,106 @@ def channel_groups(
         )
     if kind == "block" and block < 2:
         raise ConfigError(f"a block of {block} channels", "a block has 2 channels or more; else use coupled")
-    plain = contract(model)
-    graph: ChannelGraph | None = None
+    found: _Traced | None = None
     try:
-        graph = ChannelGraph.trace(plain, inputs)
+        found = _Traced(model, inputs, kind)
     except SurgeryError:
         if kind != "input_channel":
             raise
-    if kind == "input_channel":
-        families = _input_channel_families(plain, inputs, inside)
+    if found is None:
+        families = _input_channel_families(contract(model), inputs, inside)
+        _, homes, left_out = _on_sources(model, (), families)
+        removal = None
     else:
-        assert graph is not None
-        families = _FOUND[kind](graph, inside, block)
-    units = _units(graph, kind) if graph is not None else []
+        if kind == "input_channel":
+            families = _input_channel_families(found.plain, inputs, inside)
+        else:
+            families = _FOUND[kind](found.graph, found.offered, inside, block)
+        families, homes, left_out = _on_sources(model, found.computed, families)
+        left_out |= found.left_out(inside)
+        heads = getattr(model, "heads", None)
+        removal = Removal(
+            found.graph,
+            found.offered,
+            families,
+            found.rehearsal,
+            whole_heads=kind == "attention_head",
+            image=tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
+            tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
+        )
+        found.graph.analysis.forget_values()  # or a second copy of all weights lives as long as the groups
     groups = ChannelGroups(
-        _on_factors(model, families),
+        homes,
         parameters_of(model),
-        removal=Removal(graph, units, families) if graph is not None else None,
+        removal=removal,
         direct=kind in ("coupled", "block", "attention_head"),
+        left_out=left_out,
+        inexact=found.inexact if found is not None else None,
     )
     if not groups.total:
+        first = next(iter(left_out.items()), None)
         raise ConfigError(
-            f"the model has no {kind} channel groups in scope {scope!r}",
+            f"the model has no {kind} channel groups in scope {scope!r}"
+            + (f": {first[0]}: {first[1]}" if first else ""),
             _HINTS.get(
                 kind,
                 "sparsity needs shared convolutions whose channels surgery may remove; try scope='model'",
             ),
         )
     return groups
+
+
+class _Traced:
+    """The plain form of a model as surgery sees it, its graph, and what surgery can remove of it one by one."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], kind: str) -> None:
+        self.plain = contract(model)
+        self.graph = ChannelGraph.trace(self.plain, inputs)
+        self.computed = computed_layers(self.graph, self.plain)
+        if self.computed:
+            contract_computed(self.plain, self.computed)
+            self.graph = ChannelGraph.trace(self.plain, inputs)
+        units = _units(self.graph, kind)
+        self._units = units
+        self.rehearsal = rehearse(self.graph, self.plain, inputs, units)
+        carriers = self.rehearsal.carriers
+        self.offered = [
+            replace(unit, carriers=carriers.get(place, 0))
+            for place, unit in enumerate(units)
+            if place not in self.rehearsal.refused
+        ]
+        self.inexact = {
+            units[place].family.name: "its zeros become another constant, for which surgery may add a bias"
+            for place in carriers
+        }
+        self.inexact |= dict.fromkeys(
+            fusable(self.plain), "surgery makes one layer of such a block of branches where that saves more"
+        )
+        if kind in ("filter", "input_channel"):
+            self.inexact |= _more_than_groups(self.graph)
+
+    def left_out(self, inside: Callable[[str], bool]) -> dict[str, str]:
+        """Layer -> reason, for the channels that surgery cannot remove."""
+        refused = [(self._units[place].family, why) for place, why in self.rehearsal.refused.items()]
+        return {
+            family.name: f"surgery cannot remove its channels: {why}"
+            for family, why in refused
+            if _all_inside(family, inside)
+        }
+
+
+def _more_than_groups(graph: ChannelGraph) -> dict[str, str]:
+    """Layers around which surgery removes channels although not all that writes, or reads, them is zero."""
+    why = "of its zeros surgery may remove more than whole channels of what writes and what reads them"
+    analysis = graph.analysis
+    names = [p.name for p in analysis.products.values() if p.kind == "depthwise" or p.groups > 1]
+    names += [
+        next(reversed(stack_of(node).values()), str(node))
+        for node in analysis.traced.calls
+        if operator(node) in ("scaled_dot_product_attention", "matmul", "bmm")
+        and node not in analysis.barriers
+    ]
+    return dict.fromkeys(names, why)
 
 
 def _units(graph: ChannelGraph, kind: str) -> list[Unit]:
@@ -104,13 +183,16 @@ def _units(graph: ChannelGraph, kind: str) -> list[Unit]:
     return [Unit(family, owner) for family, owner in zip(graph.groups(), graph.owners(), strict=True)]
 
 
-def _coupled(graph: ChannelGraph, inside: Callable[[str], bool], _block: int) -> list[GroupFamily]:
-    return [_written(family) for family in graph.groups() if _all_inside(family, inside)]
+Inside = Callable[[str], bool]
 
 
-def _blocks(graph: ChannelGraph, inside: Callable[[str], bool], block: int) -> list[GroupFamily]:
+def _coupled(_graph: ChannelGraph, units: Sequence[Unit], inside: Inside, _block: int) -> list[GroupFamily]:
+    return [_written(unit.family) for unit in units if _all_inside(unit.family, inside)]
+
+
+def _blocks(graph: ChannelGraph, units: Sequence[Unit], inside: Inside, block: int) -> list[GroupFamily]:
     found: list[GroupFamily] = []
-    for family in _coupled(graph, inside, block):
+    for family in _coupled(graph, units, inside, block):
         width = min(member.indices.shape[1] for member in family.members)  # channels of one coupled group
         size = block // math.gcd(block, width)
         whole = family.size // size * size
@@ -133,14 +215,11 @@ def _blocks(graph: ChannelGraph, inside: Callable[[str], bool], block: int) -> l
     return found
 
 
-def _heads(graph: ChannelGraph, inside: Callable[[str], bool], _block: int) -> list[GroupFamily]:
-    return [_written(family) for family, _ in attention_heads(graph) if _all_inside(family, inside)]
-
-
-def _filters(graph: ChannelGraph, inside: Callable[[str], bool], _block: int) -> list[GroupFamily]:
+def _filters(graph: ChannelGraph, _units: Sequence[Unit], inside: Inside, _block: int) -> list[GroupFamily]:
     """One family a layer whose outputs are all channels that can go."""
     found: dict[str, GroupFamily] = {}
-    for product in graph.analysis.products.values():
+    macs = graph.layer_macs(np.ones(graph.classes, dtype=bool))
+    for product, own in zip(graph.analysis.products.values(), macs, strict=True):
         name, n = product.weight, len(product.outputs)
         if (
             name is None
@@ -156,12 +235,13 @@ def _filters(graph: ChannelGraph, inside: Callable[[str], bool], _block: int) ->
         members += [Member(product.bias, 0, rows, "producer")] if product.bias is not None else []
         members += [Member(norm, 0, rows, "affine") for norm in norms]
         shape = dict(graph.analysis.traced.tensors.values())[name].shape
-        inputs = 1 if product.inputs is None else len(product.inputs)
+        if shape[0] != n:  # a transposed convolution has its outputs elsewhere
+            continue
         found[name] = GroupFamily(
             product.name,
             tuple(members),
             n,
-            product.scale * inputs,
+            float(own) / n,
             float(math.prod(shape[1:])) + len(members) - 1,
         )
     return list(found.values())
@@ -177,11 +257,11 @@ def _norm_of(graph: ChannelGraph, product: Product) -> list[str]:
     return [name for name in names if name is not None]
 
 
-_FOUND: dict[str, Callable[[ChannelGraph, Callable[[str], bool], int], list[GroupFamily]]] = {
+_FOUND: dict[str, Callable[[ChannelGraph, Sequence[Unit], Inside, int], list[GroupFamily]]] = {
     "coupled": _coupled,
     "block": _blocks,
     "filter": _filters,
-    "attention_head": _heads,
+    "attention_head": _coupled,
 }
 
 
@@ -194,14 +274,44 @@ def _written(family: GroupFamily) -> GroupFamily:
     return replace(family, members=tuple(m for m in family.members if m.role != "consumer"))
 
 
-def _on_factors(model: nn.Module, families: Sequence[GroupFamily]) -> list[GroupFamily]:
-    """`families` of the contracted model with each member on the parameter that `model` trains."""
+def _on_sources(
+    model: nn.Module, computed: Sequence[str], families: Sequence[GroupFamily]
+) -> tuple[list[GroupFamily], list[GroupFamily], dict[str, str]]:
+    """`families` of the plain model, and the same with each member on the parameter that `model` trains.
 
-    def moved(member: Member) -> Member:
-        parameter, dim = factor_of(model, member.parameter, member.dim)
-        return replace(member, parameter=parameter, dim=dim)
+    Those of a weight that is computed from parameters of which none makes a channel zero are left out: layer -> reason.
+    """
+    known: dict[tuple[str, int], tuple[str, int] | None] = {}
 
-    return [replace(family, members=tuple(map(moved, family.members))) for family in families]
+    def source(member: Member) -> tuple[str, int] | None:
+        path, _, leaf = member.parameter.rpartition(".")
+        if path not in computed:
+            return factor_of(model, member.parameter, member.dim)
+        key = (member.parameter, member.dim)
+        if key not in known:
+            found = source_of_slices(model.get_submodule(path), leaf, member.dim)
+            known[key] = None if found is None else (f"{path}.{found[0]}", found[1])
+        return known[key]
+
+    plain: list[GroupFamily] = []
+    homes: list[GroupFamily] = []
+    left_out: dict[str, str] = {}
+    for family in families:
+        sources = [source(member) for member in family.members]
+        if None in sources:
+            name = family.members[sources.index(None)].parameter
+            left_out[family.name] = (
+                f"{name} is computed, and no parameter of its layer makes a channel of it zero"
+            )
+            continue
+        plain.append(family)
+        members = tuple(
+            replace(member, parameter=home[0], dim=home[1])
+            for member, home in zip(family.members, sources, strict=True)
+            if home is not None
+        )
+        homes.append(replace(family, members=members))
+    return plain, homes, left_out
 
 
 def _input_channel_families(
@@ -213,25 +323,29 @@ def _input_channel_families(
         for name, module in model.named_modules()
         if type(module) is nn.Conv2d and module.groups == 1 and inside(name)
     }
-    macs: dict[str, float] = {}
-    on_image: set[str] = set()
-    for name, module in convolutions.items():
-        module.register_forward_hook(_watch(name, macs, on_image))
+    counted = cost(model, inputs).layers
+    ran: dict[str, bool] = {}
+    hooks = [module.register_forward_hook(_watch(name, ran)) for name, module in convolutions.items()]
     # Only weights ask for gradients, so an input without a graph has passed none: it is the image. The
     # affine of a norm does not count, or a norm on the image would hide it.
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.dim() >= 2)
     with torch.enable_grad():
         model.eval()(*(value.detach() for value in inputs))
-    return [_input_channels(name, convolutions[name], macs[name]) for name in macs if name not in on_image]
+    for hook in hooks:
+        hook.remove()
+    return [
+        _input_channels(name, convolutions[name], counted[name].macs)
+        for name, on_image in ran.items()
+        if not on_image
+    ]
 
 
-def _watch(name: str, macs: dict[str, float], on_image: set[str]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        macs[name] = macs.get(name, 0.0) + output.numel() * module.weight[0].numel()
-        if not args[0].requires_grad:
-            on_image.add(name)
+def _watch(name: str, ran: dict[str, bool]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """Note for a layer that it ran, and whether it read the image itself at any call."""
+
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
+        ran[name] = ran.get(name, False) or not args[0].requires_grad
 
     return hook
 

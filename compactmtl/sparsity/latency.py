@@ -54,15 +54,27 @@ class LayerLatency(BaseModel):
 
 
 class LatencyTable(BaseModel):
-    """What each layer of a network takes on a target; `rest_ms` is what does not depend on any width."""
+    """What each layer of a network takes on a target; `rest_ms` is what does not depend on any width.
+
+    `image` is the size of one input, (C, H, W), and `tasks` names the network's tasks. A table of version 1 lacks them:
+    it is checked by its layers' names and widths alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    version: int = Field(1, ge=1, le=1)
+    version: int = Field(1, ge=1, le=2)
     target: str
     device: str = ""
+    image: tuple[int, ...] | None = None
+    tasks: tuple[str, ...] | None = None
     rest_ms: float = Field(0.0, ge=0)
     layers: dict[str, LayerLatency] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _of_a_network(self) -> LatencyTable:
+        if self.version > 1 and (not self.image or self.tasks is None):
+            raise ValueError("a table of version 2 names its image and tasks")
+        return self
 
     @classmethod
     def load(cls, path: Path | str) -> LatencyTable:
@@ -85,25 +97,37 @@ class LatencyTable(BaseModel):
         """Write the table as JSON."""
         Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
-    def check(self, widths: Widths) -> None:
-        """Raise ConfigError where the table lacks a layer of the model or was measured at other full widths."""
+    def check(
+        self, widths: Widths, image: tuple[int, ...] | None = None, tasks: tuple[str, ...] | None = None
+    ) -> None:
+        """Raise ConfigError where the table is of another input size or of other tasks, lacks a layer of the model or
+        was measured at other full widths. What is None, here or in the table, is not compared.
+        """
+        mend = "measure one for this recipe: python tools/latency_table.py RECIPE --out TABLE.json"
+        if None not in (self.image, image) and self.image != image:
+            raise ConfigError(
+                f"the latency table of {self.target} was measured at images of {self.image}, the network reads {image}",
+                mend,
+            )
+        if self.tasks is not None and tasks is not None and set(self.tasks) != set(tasks):
+            raise ConfigError(
+                f"the latency table of {self.target} was measured with the tasks {', '.join(sorted(self.tasks))}, the"
+                f" network has {', '.join(sorted(tasks))}",
+                mend,
+            )
         for name, (outputs, inputs) in widths.items():
             if name not in self.layers:
-                raise ConfigError(
-                    f"the latency table of {self.target} has no layer {name!r}",
-                    "measure it for this recipe's network",
-                )
+                raise ConfigError(f"the latency table of {self.target} has no layer {name!r}", mend)
             if (self.layers[name].inputs is None) != (inputs is None):
                 raise ConfigError(
-                    f"the latency table of {self.target} has another kind of layer at {name!r}",
-                    "measure it for this recipe's network",
+                    f"the latency table of {self.target} has another kind of layer at {name!r}", mend
                 )
             measured = self.layers[name].full
             if measured != (outputs, inputs):
                 raise ConfigError(
                     f"the latency table of {self.target} has {name!r} with (outputs, inputs) up to {measured},"
                     f" the network with {(outputs, inputs)}",
-                    "measure it for this recipe's network",
+                    mend,
                 )
 
     def milliseconds(self, widths: Widths) -> float:

@@ -16,8 +16,7 @@ from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
-from compactmtl.sparsity.selective import magnitude
-from compactmtl.sparsity.target import Target, as_flags, as_values
+from compactmtl.sparsity.target import Target, as_flags
 
 
 class Pruner(Protocol):
@@ -52,7 +51,7 @@ class Pruning(Control):
         self.config = config
         self._at = max(round(config.at * total_steps), 1)
         self._first = round(config.regularize * total_steps)
-        self.target = Target(groups, config, align, "prune")
+        self.target = Target(groups, config, align, "sparsity.prune")
         self._pruner: Pruner = (
             Magnitude()
             if config.method == "magnitude"
@@ -98,6 +97,9 @@ class Pruning(Control):
                 if self._view is not None and self._steps == self._at:
                     self._view.forget(s, dead)
 
+    def foresee(self) -> list[Flags]:
+        return self.target.by_magnitude()
+
     def removed(self) -> float:
         """The share of the target's measure that surgery can remove now."""
         return self.target.removed([~flags for flags in as_flags(self._dead)])
@@ -124,9 +126,7 @@ class Magnitude:
         """Nothing: the model trains dense until then."""
 
     def choose(self, target: Target) -> list[Flags]:
-        worth = as_values([magnitude(family) for family in target.groups.bound])
-        dead = [np.zeros(family.size, dtype=bool) for family in target.groups]
-        return target.choose(worth, dead, [1.0] * len(worth))
+        return target.by_magnitude()
 
 
 class GroupNorm:

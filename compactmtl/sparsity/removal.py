@@ -7,29 +7,23 @@ those that lie in one layer alone, are judged by what they truly free.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from compactmtl.errors import ConfigError
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.rehearsal import Rehearsal, Unit
+from compactmtl.surgery.analyse import complete
 
 Keep = Sequence[NDArray[np.bool_]]
 Cost = Callable[[Keep], float]
 Measure = Literal["macs", "parameters", "latency"]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Channels that can go one by one: a family with all its members, and the channel of each class of the graph."""
-
-    family: GroupFamily
-    owner: Ids  # (classes,), -1 for a class of no channel
 
 
 class _Owners:
@@ -60,14 +54,34 @@ class _Owners:
 class Removal:
     """The cost of a model as a function of the groups that are kept: one bool array (n,) a family, in order."""
 
-    def __init__(self, graph: ChannelGraph, units: Sequence[Unit], families: Sequence[GroupFamily]) -> None:
-        """`families` hold the groups, `units` the channels that can go; both named as in the traced model."""
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        units: Sequence[Unit],
+        families: Sequence[GroupFamily],
+        rehearsal: Rehearsal | None = None,
+        whole_heads: bool = False,
+        image: tuple[int, ...] | None = None,
+        tasks: tuple[str, ...] | None = None,
+    ) -> None:
+        """`families` hold the groups, `units` the channels that can go; both named as in the traced model.
+
+        `image` is the size of one input, (C, H, W), and `tasks` are the network's, which a latency table has to be of.
+        """
         self._graph = graph
+        self._image, self._tasks = image, tasks
+        self._how = rehearsal or Rehearsal()
+        # What every dimension of a parameter holds: where nothing of it is left, or parts differ, surgery keeps more.
+        self._held = _in_classes([binding.ids for binding in graph.analysis.bindings.values()], graph)
+        self._equal = bool(self._how.ties) or whole_heads
         self._offsets = np.cumsum([0, *(unit.family.size for unit in units)])
         self._owner = np.full(graph.classes, self._offsets[-1], dtype=np.int64)
         owners = _Owners(families)
         grouped = _read_by_groups(graph)
-        self._ways: list[tuple[Ids, ...]] = []
+        normed = _normed(graph)
+        self._ways: list[
+            tuple[Ids | None, Ids | None, int]
+        ] = []  # written and read by which groups, carriers
         for unit, first in zip(units, self._offsets, strict=False):
             mine = unit.owner >= 0
             self._owner[mine] = first + unit.owner[mine]
@@ -75,22 +89,32 @@ class Removal:
             read = [m for m in unit.family.members if m.role == "consumer"]
             unseen = np.full((unit.family.size, 1), owners.always)
             unseen[unit.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
-            ways = [_gathered(owners, written, None)] if written else []
-            ways += [_gathered(owners, read, unseen)] if read else []
-            self._ways.append(tuple(ways))
+            unseen[unit.owner[mine & normed]] = owners.never  # a norm over channels reads it, too
+            self._ways.append(
+                (
+                    _gathered(owners, written, None) if written else None,
+                    _gathered(owners, read, unseen) if read else None,
+                    unit.carriers,
+                )
+            )
         self._whole = [np.ones(family.size, dtype=bool) for family in families]
 
     def classes(self, keep: Keep) -> Flags:
         """Which classes of the graph stay, (classes,)."""
         gone = np.concatenate([*(~flags for flags in keep), [False, True]])  # never, always
         alive = np.ones(self._offsets[-1] + 1, dtype=bool)
-        for first, ways in zip(self._offsets, self._ways, strict=False):
-            for groups in ways:
-                alive[first : first + len(groups)] &= ~gone[groups].all(1)
-        return alive[self._owner]
+        for first, (written, read, carriers) in zip(self._offsets, self._ways, strict=False):
+            for groups, kept in ((written, carriers), (read, 0)):
+                if groups is not None:
+                    dead = np.flatnonzero(gone[groups].all(1))
+                    alive[first + dead[kept:]] = False
+        classes = alive[self._owner]
+        if self._equal or not (self._held @ classes.astype(np.float32)).all():
+            complete(self._graph, classes, 1, self._how.slabs, self._how.ties)
+        return classes
 
     def macs(self, keep: Keep) -> float:
-        """MACs of all convolutions and linear layers that are left."""
+        """MACs that are left, as `cost` counts them."""
         return self._graph.macs_of_classes(self.classes(keep))
 
     def parameters(self, keep: Keep) -> float:
@@ -98,18 +122,9 @@ class Removal:
         return self._graph.parameters_of_classes(self.classes(keep))
 
     def latency(self, table: LatencyTable) -> Cost:
-        """Milliseconds by a table of layers; raises ConfigError where it lacks a layer of the model."""
-        table.check(self._graph.widths(self.classes(self._whole)))
+        """Milliseconds by a table of layers; raises ConfigError where it is of another model."""
+        table.check(self._graph.widths(self.classes(self._whole)), self._image, self._tasks)
         return lambda keep: table.milliseconds(self._graph.widths(self.classes(keep)))
-
-    def reachable(self) -> list[Flags]:
-        """For each family which of its groups take part in some channel that can go."""
-        never = sum(map(len, self._whole))
-        used = np.zeros(never + 2, dtype=bool)
-        for ways in self._ways:
-            for groups in ways:
-                used[groups[(groups != never).all(1)]] = True
-        return np.split(used[:never], np.cumsum([len(flags) for flags in self._whole])[:-1])
 
     def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:
         """The cost function of a measure. Raises ConfigError where latency has no table."""
@@ -125,6 +140,14 @@ class Removal:
         return self.latency(table)
 
 
+def _in_classes(ids: Sequence[Ids], graph: ChannelGraph) -> csr_matrix:
+    """How many entries of each list lie in each class, (lists, classes)."""
+    rows = np.repeat(np.arange(len(ids)), [own.size for own in ids])
+    columns = graph.labels[np.concatenate([own.ravel() for own in ids])] if ids else np.empty(0, np.int64)
+    values = np.ones(len(rows), dtype=np.float32)
+    return csr_matrix((values, (rows, columns)), shape=(len(ids), graph.classes))
+
+
 def _gathered(owners: _Owners, members: Sequence[Member], besides: Ids | None) -> Ids:
     parts = [owners.of(member) for member in members] + ([] if besides is None else [besides])
     groups = np.concatenate(parts, axis=1)
@@ -133,6 +156,14 @@ def _gathered(owners: _Owners, members: Sequence[Member], besides: Ids | None) -
     different = np.ones(groups.shape[1], dtype=bool)
     different[1:] = (groups[:, 1:] != groups[:, :-1]).any(0)
     return groups[:, different]
+
+
+def _normed(graph: ChannelGraph) -> Flags:
+    """Classes that a norm over the channel counts: one that nothing else reads is no zero for it."""
+    found = np.zeros(graph.classes, dtype=bool)
+    for ids, _ in graph.analysis.counted.values():
+        found[graph.labels[ids]] = True
+    return found
 
 
 def _read_by_groups(graph: ChannelGraph) -> Flags:

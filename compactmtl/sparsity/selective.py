@@ -17,13 +17,14 @@ from torch.optim import Optimizer
 
 from compactmtl.config.sparsity import SelectiveConfig
 from compactmtl.errors import ConfigError, TrainingError
+from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors, silence
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import group_norms, prox_
 from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.slices import BoundFamily, Slices, add, wide
-from compactmtl.sparsity.target import Target, as_flags, as_values
+from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
 MEMORY = 0.95  # of the running importance: about the last 20 steps
 SETTLE = 0.1  # last share of the ramp, in which the choice is final and the last chosen groups go
@@ -83,12 +84,12 @@ class SelectiveShrinking(Control):
         start, end = (max(round(share * total_steps), 1) for share in (config.start, config.end))
         if not start < end:
             raise ConfigError(
-                f"selective.start {config.start} and end {config.end} leave no step of {total_steps} to shrink in",
+                f"sparsity.selective.start {config.start} and sparsity.selective.end {config.end} leave no step of {total_steps} to shrink in",
                 "give a later end, an earlier start, or more epochs",
             )
         self.config = config
         self.timetable = Timetable(start, max(end - max(round(SETTLE * (end - start)), 1), start), end)
-        self.target = Target(groups, config, align, "selective")
+        self.target = Target(groups, config, align, "sparsity.selective")
         self._bind(groups)
         self._whole = marginal_costs(self.target.cost, groups.whole()) if config.cost_of == "whole" else None
         self._steps = 0
@@ -160,6 +161,12 @@ class SelectiveShrinking(Control):
             if bool(self._chosen[index].any()):
                 self._shrink(index, family)
 
+    def foresee(self) -> list[Flags]:
+        found = (
+            self._whole if self._whole is not None else marginal_costs(self.target.cost, self.groups.whole())
+        )
+        return self.target.by_magnitude(self._weighed(found))
+
     def removed(self) -> float:
         """The share of the target's measure that surgery can remove now."""
         return self.target.removed([~flags for flags in as_flags(self._dead)])
@@ -191,12 +198,14 @@ class SelectiveShrinking(Control):
     def _choose(self) -> None:
         left = [~flags for flags in as_flags(self._chosen)]
         found = self._whole if self._whole is not None else marginal_costs(self.target.cost, left)
-        costs = [cost**self.config.cost_power if cost > 0 else 0.0 for cost in found]
         chosen = self.target.choose(
-            self._worth(), as_flags(self._dead), costs, self.timetable.share(self._steps)
+            self._worth(), as_flags(self._dead), self._weighed(found), self.timetable.share(self._steps)
         )
         for old, new in zip(self._chosen, chosen, strict=True):
             old.copy_(torch.from_numpy(new))
+
+    def _weighed(self, costs: Sequence[float]) -> list[float]:
+        return [cost**self.config.cost_power if cost > 0 else 0.0 for cost in costs]
 
     def _worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
         if self.config.importance == "magnitude":
@@ -234,10 +243,3 @@ def _gradient(s: Slices) -> Tensor:
             "call observe() after backward() and before the gradients are set to None",
         )
     return s.parameter.grad
-
-
-def magnitude(family: BoundFamily) -> Tensor:
-    """The norm of each group's filters over the mean of its family's, (n,): layers differ in scale."""
-    producers = family.only("producer") or family.slices
-    norms = add(s.squares(wide(s.parameter)) for s in producers).sqrt()
-    return norms / norms[norms > 0].mean() if bool((norms > 0).any()) else norms

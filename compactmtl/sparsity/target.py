@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.errors import ConfigError
@@ -16,6 +17,7 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.removal import Cost
 from compactmtl.sparsity.selection import select, units
+from compactmtl.sparsity.slices import BoundFamily, add, wide
 
 
 class Target:
@@ -28,7 +30,7 @@ class Target:
         `min_channels` left everywhere; it says the most that can.
         """
         if align < 1:
-            raise ConfigError(f"align is {align}", "channel counts are multiples of a number >= 1")
+            raise ConfigError(f"surgery.align is {align}", "channel counts are multiples of a number >= 1")
         self.config = config
         self._align = align
         self._table = LatencyTable.load(Path(config.latency_table)) if config.latency_table else None
@@ -39,10 +41,11 @@ class Target:
         if config.reduction > most:
             raise ConfigError(
                 f"{section}.{config.key} {config.reduction} cannot be reached:"
-                f" {math.floor(most * 1000) / 1000:.3f} is the most with min_channels {config.min_channels}"
-                + (f" and min_share {config.min_share}" if config.min_share else "")
+                f" {math.floor(most * 1000) / 1000:.3f} is the most with {section}.min_channels {config.min_channels}"
+                + (f" and {section}.min_share {config.min_share}" if config.min_share else "")
                 + (f" and channels in multiples of {align}" if align > 1 else ""),
-                f"lower {config.key} or what has to stay" + (", such as surgery.align" if align > 1 else ""),
+                f"lower {section}.{config.key} or what has to stay"
+                + (", such as surgery.align" if align > 1 else ""),
             )
 
     def bind(self, groups: ChannelGroups) -> None:
@@ -69,6 +72,13 @@ class Target:
         bound = self.total * (1 - share * self.config.reduction)
         return select(importance, dead, self.units, costs, self.cost, bound, self._sizes)
 
+    def by_magnitude(self, costs: Sequence[float] | None = None) -> list[Flags]:
+        """The groups to remove for the whole reduction by the norm of their filters as they are, over the costs given."""
+        with torch.no_grad():
+            worth = as_values([magnitude(family) for family in self.groups.bound])
+        dead = [np.zeros(family.size, dtype=bool) for family in self.groups]
+        return self.choose(worth, dead, [1.0] * len(worth) if costs is None else costs)
+
     def _least(self) -> list[Flags]:
         flags = []
         for family, (_, floor) in zip(self.groups, self.units, strict=True):
@@ -86,3 +96,10 @@ def as_flags(groups: Sequence[torch.Tensor]) -> list[Flags]:
 def as_values(groups: Sequence[torch.Tensor]) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
     """Number tensors (n,) as float64 arrays."""
     return [values.double().cpu().numpy() for values in groups]
+
+
+def magnitude(family: BoundFamily) -> Tensor:
+    """The norm of each group's filters over the mean of its family's, (n,): layers differ in scale."""
+    producers = family.only("producer") or family.slices
+    norms = add(s.squares(wide(s.parameter)) for s in producers).sqrt()
+    return norms / norms[norms > 0].mean() if bool((norms > 0).any()) else norms

@@ -33,6 +33,19 @@ def choose_alive(
     alive = graph.live_classes() | pinned
     choice = _Choice(graph, alive, {} if reasons is None else reasons)
     choice.keep(np.flatnonzero(constants_without_bias(graph, alive, unbiased)), NOT_FOLDED)
+    _complete(choice, align, slabs, ties)
+    return alive
+
+
+def complete(
+    graph: ChannelGraph, alive: Flags, align: int = 1, slabs: bool = True, ties: Sequence[Tie] = ()
+) -> None:
+    """Add to `alive`, (classes,), what has to stay beside it: one of each, carriers, equal parts; see `choose_alive`."""
+    _complete(_Choice(graph, alive, {}), align, slabs, ties)
+
+
+def _complete(choice: _Choice, align: int, slabs: bool, ties: Sequence[Tie]) -> None:
+    graph, alive = choice.graph, choice.alive
     while True:
         before = int(alive.sum())
         _keep_one_of_each(choice)
@@ -47,7 +60,7 @@ def choose_alive(
                 np.flatnonzero(tied), "as many as of another tensor that the forward takes for as wide"
             )
         if int(alive.sum()) == before:
-            return alive
+            return
 
 
 @dataclass

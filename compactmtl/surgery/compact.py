@@ -74,7 +74,7 @@ def compact(
     plain = _plain_copy(model)
     settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather, unreached)
     found = _smallest(settings)
-    plan, small = found.plan, found.model
+    plan, small = found.plan.model_copy(update={"align": align}), found.model
     before, after = cost(plain, inputs), cost(small, inputs)
     report = SurgeryReport(
         macs_before=before.macs,
@@ -86,6 +86,7 @@ def compact(
         kept_whole=found.kept_whole,
         unreached=found.unreached,
         contracted=(*plan.fused, *plan.contracted),
+        align=align,
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)

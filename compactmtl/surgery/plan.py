@@ -116,6 +116,7 @@ class Plan(_Edit):
 
     version: Literal[1] = 1
     signature: str
+    align: Annotated[int, Field(ge=1)] = Field(1, description="multiple that channel counts were kept at")
     fused: tuple[str, ...] = Field(
         (), description="blocks of branches that become one layer, by their own method"
     )

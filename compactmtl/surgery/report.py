@@ -30,8 +30,9 @@ class LayerChange:
 class SurgeryReport:
     """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason.
 
-    `contracted` names the blocks of branches and the layers that computed their weight at every call, which became
-    plain layers; `unreached` the modules, and single parameters, that the traced forward does not read.
+    Channel counts were kept at multiples of `align`. `contracted` names the blocks of branches and the layers that
+    computed their weight at every call, which became plain layers; `unreached` the modules, and single parameters, that
+    the traced forward does not read.
     """
 
     macs_before: int
@@ -44,6 +45,7 @@ class SurgeryReport:
     seconds: float
     contracted: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
+    align: int = 1
 
     @property
     def mac_reduction(self) -> float:
@@ -57,6 +59,7 @@ class SurgeryReport:
             "macs": {"before": self.macs_before, "after": self.macs_after},
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "mac_reduction": self.mac_reduction,
+            "align": self.align,
             "layers": [
                 {
                     "name": layer.name,

@@ -51,7 +51,8 @@ def plan_slices(
         plan = _plan(graph, model, pinned, everything)
     if plan.merges or plan.biases or plan.scales or any(cut.groups > 1 for cut in plan.slices):
         raise SurgeryError(
-            "channels at zero cannot be removed from this model by slices alone", "leave out shrink_every"
+            "channels at zero cannot be removed from this model by slices alone",
+            "leave out sparsity.shrink_every",
         )
     return plan
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
 from compactmtl.artifacts.lock import exclusive
+from compactmtl.config import align_of
 from compactmtl.surgery import CompactResult, compact, save_compact
 from compactmtl.train.checkpoint import checked_weights
 from compactmtl.train.run import Run
@@ -16,7 +17,7 @@ from compactmtl.train.run import Run
 def compact_run(run: Run, align: int | None = None, gather: bool = False) -> CompactResult:
     """Compact the run's best checkpoint and write the result into the run; an older one is replaced.
 
-    `align` keeps channel counts at multiples of it; the recipe's `surgery.align` by default.
+    `align` keeps channel counts at multiples of it; by default what the recipe's `surgery.align` comes to.
     `gather` lets layers pick the channels that they need where their neighbors keep more.
 
     Raises ArtifactError where the run has no checkpoint, SurgeryError where the network can't be edited, HeldError
@@ -24,8 +25,8 @@ def compact_run(run: Run, align: int | None = None, gather: bool = False) -> Com
     """
     model = run.load_plain()
     inputs: tuple[Tensor] = run.example_inputs()
-    surgery = run.recipe.surgery
-    result = compact(model, inputs, align=align or surgery.align, gather=gather, unreached=surgery.unreached)
+    multiple = align if align is not None else align_of(run.recipe).channels
+    result = compact(model, inputs, align=multiple, gather=gather, unreached=run.recipe.surgery.unreached)
     sources = {"checkpoint": checked_weights(run.path / CHECKPOINTS / BEST)}
     with new_folder(run.path / COMPACT) as folder:
         save_compact(result, folder, sources=sources)

@@ -18,6 +18,7 @@ from compactmtl.overparam.layer import Price
 from compactmtl.train.blame import blaming
 from compactmtl.train.run import example_inputs, plain_form
 from compactmtl.train.session import Session, build_session, torch_settings
+from compactmtl.train.sparse import Foreseen
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class DryRun:
     encoder_passes: int = 1  # one a task where each has a weight of its own
     diagonal_seconds: float = 0.0  # of a step of pass 1, where there is one
     diagonal_steps: int = 0
+    left: Foreseen | None = None  # of a sparse recipe with a target, about
+    notes: tuple[str, ...] = ()  # on its channel groups
 
     @property
     def total_bytes(self) -> int:
@@ -87,6 +90,9 @@ def dry_run(recipe: Recipe) -> DryRun:
         plain = plain_form(recipe, session.model)
         (image,) = example_inputs(recipe)
         deployed = cost(plain, (image.to(session.device),))
+        sparsifier = session.sparsifier
+        left = sparsifier.foreseen() if sparsifier else None
+        notes = tuple(sparsifier.notes()) if sparsifier else ()
         batch = next(iter(session.train_loader))
         session.model.train()
         with _watching(session.model) as evaluated:
@@ -116,6 +122,8 @@ def dry_run(recipe: Recipe) -> DryRun:
         steps_per_epoch=session.steps_per_epoch,
         total_steps=session.total_steps,
         evaluated=tuple(evaluated),
+        left=left,
+        notes=notes,
         diagonal_seconds=diagonal_seconds,
         diagonal_steps=session.diagonals.total_steps if session.diagonals else 0,
         encoder_passes=len(session.tasks) if recipe.overparam and recipe.overparam.per_task else 1,

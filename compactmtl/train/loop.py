@@ -120,6 +120,8 @@ class Loop:
             tracker.start(versions())
             for line in session.data:
                 tracker.say(line)
+            if session.sparsifier:
+                tracker.groups(session.sparsifier.notes())
         else:
             tracker.resume(session.position.epoch, session.position.step, resumed)
         while not self._done():

@@ -17,6 +17,7 @@ from compactmtl.balancing import Balancer, GradientBalancer
 from compactmtl.config import Recipe
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.trace import first_line
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery import apply_plan
 from compactmtl.surgery.plan import Plan
@@ -53,7 +54,7 @@ class Shrinker:
         """The network without its dead channels, with the optimizer and the sparsifier moved to it; the same network
         where none can go.
 
-        Raises TrainingError where the smaller network has another function.
+        Raises TrainingError where the smaller network does not run or has another function; nothing is moved then.
         """
         dead = sparsifier.dead()
         if not any(flags.any() for flags in dead):
@@ -61,9 +62,11 @@ class Shrinker:
         plan = plan_slices(model, self._inputs, list(sparsifier.groups), dead, self._keep)
         if plan.empty:
             return model
-        small = self._apply(plan, model, sparsifier, optimizer)
+        small = _smaller(plan, model)
         _compare(model, small, self._inputs)
-        self.plan = compose(self.plan, plan)
+        whole = compose(self.plan, plan)
+        self._move(plan, model, small, sparsifier, optimizer)
+        self.plan = whole
         return small
 
     def again(
@@ -74,7 +77,9 @@ class Shrinker:
         if plan.empty:
             return model
         self.plan = plan
-        return self._apply(plan, model, sparsifier, optimizer)
+        small = _smaller(plan, model)
+        self._move(plan, model, small, sparsifier, optimizer)
+        return small
 
     def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state_dict of the network at its first size."""
@@ -97,20 +102,24 @@ class Shrinker:
             }
         return {**saved, "state": state}
 
-    def _apply(
-        self, plan: Plan, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
-    ) -> MultiTaskModel:
-        small = apply_plan(model, plan)
-        assert isinstance(small, MultiTaskModel)
-        small.train(model.training)
-        if any(
-            p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in _maps(model)
-        ):
-            small = small.to(memory_format=torch.channels_last)
+    @staticmethod
+    def _move(
+        plan: Plan, model: MultiTaskModel, small: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
+    ) -> None:
         kept = kept_indices(plan)
         replace_parameters(optimizer, model, small, kept)
         sparsifier.shrink_to(kept, small)
-        return small
+
+
+def _smaller(plan: Plan, model: MultiTaskModel) -> MultiTaskModel:
+    small = apply_plan(model, plan)
+    assert isinstance(small, MultiTaskModel)
+    small.train(model.training)
+    if any(
+        p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in _maps(model)
+    ):
+        small = small.to(memory_format=torch.channels_last)
+    return small
 
 
 def replace_parameters(optimizer: Optimizer, model: nn.Module, small: nn.Module, kept: Kept) -> None:
@@ -137,8 +146,21 @@ def replace_parameters(optimizer: Optimizer, model: nn.Module, small: nn.Module,
 
 def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     with borrowed(model, small, weights=False):
-        before, after = model(*inputs), small(*inputs)
+        before = model(*inputs)
+        try:
+            after = small(*inputs)
+        except Exception as failure:  # a forward that counts its channels in a way that no edit follows
+            raise TrainingError(
+                f"the network does not run without its dead channels: {first_line(failure)}",
+                "leave out sparsity.shrink_every: `compact` removes after training what it can prove",
+            ) from failure
     for name, expected in before.items():
+        if expected.shape != after[name].shape:
+            raise TrainingError(
+                f"removing dead channels changed the output {name} from {tuple(expected.shape)} to"
+                f" {tuple(after[name].shape)}",
+                "leave out sparsity.shrink_every: `compact` removes after training what it can prove",
+            )
         error = float((expected - after[name]).abs().max() / expected.abs().max().clamp_min(1e-30))
         if not error <= SAME:
             raise TrainingError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.config import Recipe
+from compactmtl.config import Align, Recipe, align_of
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
@@ -32,15 +33,26 @@ from compactmtl.surgery.slices import Kept
 Report = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What a target leaves of a network, before it has trained: all but the sums may come out differently."""
+
+    macs: float  # for one image
+    parameters: float
+    channels: dict[str, tuple[int, int]]  # layer -> groups left, of how many
+
+
 class Sparsifier:
     """A control of channel groups with what the log says of it.
 
-    `shrunk` names the parameters that the prox shrinks; they get no weight decay.
+    `shrunk` names the parameters that the prox shrinks; they get no weight decay. `align` is what channel counts are
+    multiples of where the control chooses them.
     """
 
-    def __init__(self, groups: ChannelGroups, control: Control) -> None:
+    def __init__(self, groups: ChannelGroups, control: Control, align: Align | None = None) -> None:
         self.groups = groups
         self.control = control
+        self.align = align
         self.shrunk = control.shrunk
         self._sizes = [family.size for family in groups]
         self._names = _unique([family.name for family in groups])
@@ -72,6 +84,26 @@ class Sparsifier:
         no target: once the prox has begun.
         """
         return self.control.reached
+
+    def foreseen(self) -> Foreseen | None:
+        """What the target will leave, by the size of the weights as they are now; None without a target."""
+        gone = self.control.foresee()
+        if gone is None:
+            return None
+        keep = [~flags for flags in gone]
+        return Foreseen(
+            self.groups.cost("macs")(keep),
+            self.groups.cost("parameters")(keep),
+            {name: (int(flags.sum()), len(flags)) for name, flags in zip(self._names, keep, strict=True)},
+        )
+
+    def notes(self) -> list[str]:
+        """What a user should know of the groups before training, in lines."""
+        lines = []
+        if self.align is not None:
+            lines.append(f"channels in multiples of {self.align}")
+        lines += [f"not in sparsity: {name}: {why}" for name, why in self.groups.left_out.items()]
+        return lines + [f"counted without it: {name}: {why}" for name, why in self.groups.inexact.items()]
 
     def dead(self) -> list[Flags]:
         """The groups that are zero now and may be removed, a bool array (n,) a family."""
@@ -136,7 +168,9 @@ def build_sparsifier(
     if config is None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
-    return Sparsifier(groups, build_control(config, groups, total_steps, recipe.surgery.align, model, inputs))
+    align = align_of(recipe)
+    control = build_control(config, groups, total_steps, align.channels, model, inputs)
+    return Sparsifier(groups, control, align)
 
 
 def build_control(

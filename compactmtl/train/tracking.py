@@ -83,6 +83,12 @@ class Tracker:
             self._bar[0].stop()
         self._writer.close()
 
+    def groups(self, notes: Sequence[str]) -> None:
+        """What is to be known of a sparse recipe's channel groups."""
+        self.log.append("groups", notes=list(notes))
+        for note in notes:
+            self.say(note)
+
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 

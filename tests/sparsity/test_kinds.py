@@ -149,8 +149,8 @@ def test_a_head_goes_whole() -> None:
     assert rows[1].tolist() == [3, 4, 5, 15, 16, 17, 27, 28, 29]
     alive = kill(groups, 0, [1, 3])
     macs = groups.cost("macs")
-    # half of the queries, keys and values, and of what reads them, for four pixels of the embedded map
-    assert macs(groups.whole()) - macs(alive) == 4 * (18 * 12 + 6 * 12)
+    # half of the queries, keys and values, of what reads them, and of attention itself, for four pixels
+    assert macs(groups.whole()) - macs(alive) == 4 * (18 * 12 + 6 * 12) + 2 * 4 * 4 * (3 + 3)
     assert groups.direct
     small = compact(model, (IMAGE,)).model
     assert small.get_parameter("qkv.weight").shape == (18, 12)

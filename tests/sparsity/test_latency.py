@@ -48,3 +48,23 @@ def test_a_table_goes_through_a_file(tmp_path: Path) -> None:
     (tmp_path / "damaged.json").write_text('{"target": "cpu", "layers": {"a": {"outputs": [4], "ms": []}}}')
     with pytest.raises(ArtifactError, match=r"layers\.a"):
         LatencyTable.load(tmp_path / "damaged.json")
+
+
+@pytest.mark.parametrize(
+    ("image", "tasks", "message"),
+    [((3, 64, 64), ("age",), "images of"), ((3, 32, 32), ("age", "sex"), "with the tasks age")],
+)
+def test_a_table_of_another_size_or_of_other_tasks_is_refused(
+    image: tuple[int, ...], tasks: tuple[str, ...], message: str
+) -> None:
+    layer = LayerLatency(outputs=(1, 8), inputs=(1, 3), ms=((0.1, 0.2), (0.3, 0.4)))
+    new = LatencyTable(version=2, target="x", image=(3, 32, 32), tasks=("age",), layers={"stem": layer})
+    new.check({"stem": (8, 3)}, (3, 32, 32), ("age",))
+    with pytest.raises(ConfigError, match=message):
+        new.check({"stem": (8, 3)}, image, tasks)
+    old = LatencyTable(
+        target="x", layers={"stem": layer}
+    )  # names neither: layers and widths alone are compared
+    old.check({"stem": (8, 3)}, image, tasks)
+    with pytest.raises(ValueError, match="names its image and tasks"):
+        LatencyTable(version=2, target="x", layers={"stem": layer})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from compactmtl.artifacts import hashes
+from compactmtl.artifacts import files, hashes
 from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.errors import ArtifactError, CompactWarning
 from compactmtl.surgery import Plan, apply_plan, compact, load_compact, save_compact
@@ -97,7 +97,7 @@ def test_a_writing_that_was_cut_off_is_never_read_as_whole(masked, image, tmp_pa
     first = folder / "hashes.json"
     kept = first.read_bytes()
     other = compact(masked, image, align=2)
-    write = hashes.write_bytes
+    write = files.write_bytes
     for count in range(3):
         written: list[Path] = []
 

@@ -1,0 +1,42 @@
+"""The multiple that channel counts are kept at: a recipe's own number, or what its export targets run best."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from compactmtl.config.load import load_target
+from compactmtl.config.recipe import Recipe
+from compactmtl.errors import ConfigError
+
+WITHOUT_TARGET = 16  # what a CPU's float32 kernels step at
+
+
+@dataclass(frozen=True)
+class Align:
+    """Channel counts are multiples of `channels`; `source` says in words where the number is from."""
+
+    channels: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.channels} ({self.source})"
+
+
+def align_of(recipe: Recipe) -> Align:
+    """What `surgery.align` comes to. `auto` is the least common multiple of the targets' steps, 16 where there are none.
+
+    Raises ConfigError where `auto` needs a target that cannot be read.
+    """
+    if recipe.surgery.align != "auto":
+        return Align(recipe.surgery.align, "surgery.align")
+    if not recipe.targets:
+        return Align(WITHOUT_TARGET, "surgery.align: auto, without a target")
+    try:
+        steps = [load_target(name).channel_step for name in recipe.targets]
+    except ConfigError as error:
+        raise ConfigError(
+            f"surgery.align: auto reads the recipe's targets: {error.message}",
+            f"{error.hint}\nor give surgery.align a number, such as 16".strip(),
+        ) from error
+    return Align(math.lcm(*steps), f"surgery.align: auto, of {', '.join(recipe.targets)}")
