@@ -114,12 +114,18 @@ def _explain(
     for path, details_of_path in problems.items():
         dotted = ".".join([prefix, *path] if prefix else path)
         message, hint = _problem(model, dotted, path, details_of_path)
-        place = place_of(node, (*path, *message.split(" ")[:1]))  # a validator's message may start with a key
+        place = place_of(node, _named(path, message.partition(" ")[0]))
         messages.append(message if prefix else f"{place}: {message}")
         hints += [hint] if hint and hint not in hints else []
     if len(messages) > 1:
         messages.insert(0, f"{what or prefix} has {len(messages)} faults:")
     return ConfigError("\n".join(messages), "\n".join(hints))
+
+
+def _named(path: Path, word: str) -> Path:
+    """The key that a validator's message begins with, as the validator's model or the whole document has it; else `path`."""
+    keys = tuple(word.split("."))
+    return keys if keys[: len(path)] == path else (*path, *keys)
 
 
 def _path(node: Node, details: ErrorDetails) -> Path:

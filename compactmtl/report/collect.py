@@ -136,10 +136,10 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
     end = next((line for line in reversed(log) if line.get("event") == "end"), None)
     surgery_path = run.path / "compact" / "surgery.json"
     if surgery_path.exists():
-        _check(surgery_path, f"run `compactmtl compact {run.path}` again")
+        _check(surgery_path, f"run `{command('compact', run.path)}` again")
     surgery = _parse(Surgery, surgery_path) if surgery_path.exists() else None
     for path in (run.path / "export").glob("*/verification.json"):
-        _check(path, f"run `compactmtl export {run.path} --target {path.parent.name}` again")
+        _check(path, f"run `{command('export', run.path, '--target', path.parent.name)}` again")
     exports = tuple(
         ExportView(target=path.parent.name, verification=_parse(Verification, path))
         for path in sorted((run.path / "export").glob("*/verification.json"))

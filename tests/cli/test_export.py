@@ -113,7 +113,7 @@ def test_predict_tells_single_values_in_words(
     assert f"gender {values['gender']['class']} (" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"hello", "not a whole image"), (None, "no such image")])
+@pytest.mark.parametrize(("content", "message"), [(b"hello", "not a whole image"), (None, "no such file")])
 def test_predict_names_an_image_that_is_none(
     content: bytes | None, message: str, scenes: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,7 @@ def check(folder: Path, content: str) -> Recipe:
         ("    head: 3\n", 7, "`tasks.age.head`: expected a mapping, found the number 3", ""),
         ("overparam: {rank: ful}\n", 7, "expected full or an integer or a number", "did you mean full?"),
         ("overparam: {rank: -1}\n", 7, "found the number -1", ""),
-        ("sparsity:\n  warmup: 0.1\n", 7, "give exactly one of strength", "`sparsity`"),
+        ("sparsity:\n  warmup: 0.1\n", 7, "needs exactly one of strength", "`sparsity`"),
         (
             "sparsity:\n  selective: {start: 0.1}\n",
             8,
@@ -76,7 +76,7 @@ def check(folder: Path, content: str) -> Recipe:
         (
             "sparsity:\n  schedule: {full: 0.5}\n  prune: {mac_reduction: 0.5}\n",
             8,
-            "schedule is of strength",
+            "sparsity.schedule is of sparsity.strength",
             "",
         ),
         ("targets: onnxruntime-cpu\n", 7, "`targets`: expected a list", ""),

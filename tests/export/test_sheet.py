@@ -103,7 +103,7 @@ def test_every_kind_of_task_is_recorded_in_figures(predictor: Predictor) -> None
 
 def test_a_line_tells_single_values_and_where_maps_are(predictor: Predictor) -> None:
     text = describe(predictor.predict(image()), predictor.readings)
-    assert "edges in the picture" in text
+    assert "edges boundary 25.0%" in text and "normals as a picture only" in text
     assert "gender female (88%)" in text
     assert "traits Smiling, Hat" in text
     assert "years 31.0 years" in text

@@ -54,8 +54,8 @@ def test_parts_of_a_split_add_up_to_the_split(degrees: list[float], cut: int) ->
     one.update(outputs[:cut], facing(len(outputs[:cut])))
     other.update(outputs[cut:], facing(len(outputs[cut:])))
     one.merge(other)
-    # only the sum of the angles depends on the order, in float64
-    assert one.compute() == pytest.approx(whole.compute(), rel=1e-12)
+    # the tail of a vector is computed by other instructions, so that an angle may differ by float32 rounding
+    assert one.compute() == pytest.approx(whole.compute(), rel=1e-6, abs=1e-6)
 
 
 def test_the_median_is_within_a_ten_thousandth_of_a_degree_and_the_rest_exact() -> None:

@@ -27,7 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Resolved]:
 
     def make(*overrides: str, more: str = "") -> Resolved:
         path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-        path.write_text((HERE / "tiny.yaml").read_text() + more)
+        path.write_text(f"extends: {HERE / 'tiny.yaml'}\n{more}")
         return resolve_recipe(path, list(overrides))
 
     return make
