@@ -12,19 +12,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from compactmtl.graph.aliases import writes_elsewhere
+from compactmtl.graph.calls import operator, overload
 from compactmtl.graph.cost import MacCounter
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids, Layout, Space
-from compactmtl.graph.static import MADE, operator, overload, static_values
+from compactmtl.graph.static import confirm, static_values
 from compactmtl.graph.trace import Traced, first_line
 from compactmtl.graph.wide import Wide, find_wide
-
-__all__ = ["MADE", "Analysis", "Binding", "Product", "Rule", "arguments", "operator", "source_of"]
 
 UNOWNED = "its weights belong to no module of the model, such as layers in a plain list, a closure or a hook"
 # Whether an exception in a rule is raised. Otherwise its operator is a barrier, which is always right: a user is
@@ -76,29 +74,6 @@ class Rule(Protocol):
     def constant(self, analysis: Analysis, node: fx.Node) -> Flags: ...
 
     def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None: ...
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The call's arguments by the names of its schema, defaults filled in."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {str(index): value for index, value in enumerate(node.args)}
-    values: dict[str, Any] = {}
-    for index, argument in enumerate(schema.arguments):
-        if index < len(node.args):
-            values[argument.name] = node.args[index]
-        elif argument.name in node.kwargs:
-            values[argument.name] = node.kwargs[argument.name]
-        else:
-            values[argument.name] = argument.default_value
-    return values
-
-
-def source_of(node: fx.Node) -> fx.Node:
-    """The tensor that an operator of one tensor reads."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
 
 
 class Analysis:
@@ -337,7 +312,7 @@ class Analysis:
         except Exception as error:
             if STRICT:
                 raise
-            for noted in (self.products, self.positions, self.sized, self.scaled, self.counted):
+            for noted in (self.products, self.positions, self.sized, self.scaled, self.counted, self.parts):
                 noted.pop(node, None)
             return f"its rule fails ({first_line(error)})"
 
@@ -391,7 +366,7 @@ class Analysis:
         if not isinstance(value, Tensor):
             self.values[node] = np.zeros(flags.shape)  # its parts are held to what they are in the run
         elif flags.any():
-            flags, self.values[node] = _confirm(value, axis, flags)
+            flags, self.values[node] = confirm(value, axis, flags)
         self.constants[node] = flags
 
     def _backward(self) -> None:
@@ -416,17 +391,3 @@ class Analysis:
                 self._bar(node, error)
                 for source in self.tensors_in(node):
                     self.use_all(source)
-
-
-def _confirm(value: Tensor, axis: Axis, flags: Flags) -> tuple[Flags, NDArray[np.float64]]:
-    """Read the constants off a real run; an entry that is not uniform there is live after all."""
-    first = value.detach().movedim(axis.dims, tuple(range(len(axis.dims))))
-    chosen = first.reshape(flags.size, -1)[torch.from_numpy(flags.ravel())].double()
-    low, high = chosen.amin(1), chosen.amax(1)
-    # Rounding differs between pixels where a kernel sums in another order; a real dependence is far larger.
-    uniform = (high - low) <= 1e-5 * torch.maximum(high.abs(), low.abs())
-    values = np.zeros(flags.shape)
-    values[flags] = ((low + high) / 2).cpu().numpy()
-    confirmed = flags.copy()
-    confirmed[flags] = uniform.cpu().numpy()
-    return confirmed, values

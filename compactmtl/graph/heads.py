@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compactmtl.graph.analysis import arguments, operator
+from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily
 from compactmtl.graph.space import Ids

@@ -1,42 +1,18 @@
-"""Calls whose result depends on parameters and numbers alone, and their values."""
+"""Values that are known before the model runs, and those that a run confirms."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from compactmtl.graph.aliases import is_mutation
+from compactmtl.graph.calls import MADE, operator
+from compactmtl.graph.space import Axis, Flags
 from compactmtl.graph.trace import Traced
-
-# Tensors that a forward makes of numbers alone: new_* read no more of their argument than its type.
-MADE = frozenset(
-    (
-        "zeros",
-        "ones",
-        "full",
-        "arange",
-        "linspace",
-        "eye",
-        "scalar_tensor",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-    )
-)
-
-
-def operator(node: fx.Node) -> str:
-    """The operator's plain name: `aten.relu_.default` and `aten.relu.default` are both `relu`."""
-    schema = getattr(node.target, "_schema", None)
-    text = schema.name if schema is not None else getattr(node.target, "__name__", str(node.target))
-    return str(text).removeprefix("aten::").rstrip("_") or str(text)
-
-
-def overload(node: fx.Node) -> str:
-    """The operator with its overload, `max.other`, where one name stands for different operators."""
-    return f"{operator(node)}.{getattr(getattr(node.target, '_schema', None), 'overload_name', '')}"
 
 
 def static_values(traced: Traced) -> dict[fx.Node, Tensor]:
@@ -62,3 +38,17 @@ def static_values(traced: Traced) -> dict[fx.Node, Tensor]:
                 )
                 values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return values
+
+
+def confirm(value: Tensor, axis: Axis, flags: Flags) -> tuple[Flags, NDArray[np.float64]]:
+    """Read the constants off a real run; an entry that is not uniform there is live after all."""
+    first = value.detach().movedim(axis.dims, tuple(range(len(axis.dims))))
+    chosen = first.reshape(flags.size, -1)[torch.from_numpy(flags.ravel())].double()
+    low, high = chosen.amin(1), chosen.amax(1)
+    # Rounding differs between pixels where a kernel sums in another order; a real dependence is far larger.
+    uniform = (high - low) <= 1e-5 * torch.maximum(high.abs(), low.abs())
+    values = np.zeros(flags.shape)
+    values[flags] = ((low + high) / 2).cpu().numpy()
+    confirmed = flags.copy()
+    confirmed[flags] = uniform.cpu().numpy()
+    return confirmed, values

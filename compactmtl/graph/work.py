@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, arguments, operator
+from compactmtl.graph.analysis import Analysis
+from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.space import Axis, Flags, Ids
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")

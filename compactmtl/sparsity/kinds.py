@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.errors import ConfigError, SurgeryError
-from compactmtl.graph.analysis import Product, arguments, operator
+from compactmtl.graph.analysis import Product
 from compactmtl.graph.borrow import trainable
+from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.cost import cost
 from compactmtl.graph.groups import GroupFamily, Member

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import fx, nn
 
-from compactmtl.graph.analysis import arguments, operator, source_of
+from compactmtl.graph.calls import arguments, operator, source_of
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Ids
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from compactmtl.graph.analysis import Product, arguments
+from compactmtl.graph.analysis import Product
+from compactmtl.graph.calls import arguments
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carrier_of

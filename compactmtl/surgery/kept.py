@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from compactmtl.graph.analysis import Product, operator, source_of
+from compactmtl.graph.analysis import Product
+from compactmtl.graph.calls import operator, source_of
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.surgery.analyse import NOT_FOLDED

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from compactmtl.graph.analysis import Binding, Product, arguments
+from compactmtl.graph.analysis import Binding, Product
+from compactmtl.graph.calls import arguments
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carrier_of, removed_constants

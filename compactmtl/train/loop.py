@@ -30,6 +30,7 @@ from compactmtl.train.blame import blaming
 from compactmtl.train.checkpoint import save_best
 from compactmtl.train.competition import competition
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
+from compactmtl.train.machine import torch_settings
 from compactmtl.train.resume import Progress, restore, save_last
 from compactmtl.train.run import (
     Run,
@@ -40,7 +41,7 @@ from compactmtl.train.run import (
     versions,
 )
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
-from compactmtl.train.session import Position, Session, build_session, torch_settings
+from compactmtl.train.session import Position, Session, build_session
 from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner

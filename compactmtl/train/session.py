@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +18,13 @@ from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch, VisionDataset
 from compactmtl.data.labels import told
 from compactmtl.data.loader import Loader
-from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import factorized_layers
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
 from compactmtl.train.checkpoint import seed_everything
 from compactmtl.train.distill import Distiller, build_distiller
+from compactmtl.train.machine import find_device
 from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
 from compactmtl.train.passes import Pass, backward, branch
 from compactmtl.train.regularize import Regularizer, build_regularizer
@@ -378,35 +377,3 @@ def parameter_groups(
     if weights:
         groups.append({"params": weights, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
-
-
-def find_device(name: str) -> torch.device:
-    """The torch device of a recipe. Raises ConfigError or MissingDependencyError."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"train.device: {name!r} is not a torch device", "use cpu, cuda or cuda:0"
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MissingDependencyError(
-            f"train.device: {name} was asked for and this machine has {torch.cuda.device_count()} CUDA devices",
-            "add train.device=cpu, or check the driver with `compactmtl doctor`",
-        )
-    return device
-
-
-@contextmanager
-def torch_settings(recipe: Recipe) -> Iterator[None]:
-    """The recipe's thread count and bit-equal kernels, undone at the end."""
-    threads = torch.get_num_threads()
-    cudnn = torch.backends.cudnn
-    before = (cudnn.benchmark, cudnn.deterministic)
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        cudnn.benchmark, cudnn.deterministic = before

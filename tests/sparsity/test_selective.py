@@ -236,7 +236,9 @@ def test_a_gradient_that_is_not_finite_leaves_the_importance_as_it_was() -> None
 
 
 def test_the_most_that_can_go_is_said() -> None:
-    with pytest.raises(ConfigError, match=r"cannot be reached: 0\.\d+ is the most with sparsity\.selective\.min_channels 12"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be reached: 0\.\d+ is the most with sparsity\.selective\.min_channels 12"
+    ):
         Training(0.9, min_channels=12)
 
 

@@ -13,7 +13,8 @@ from compactmtl.balancing import balancer
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.overparam import overparameterize
-from compactmtl.train.session import build_session, find_device, parameter_groups, torch_settings, total_steps
+from compactmtl.train.machine import find_device, torch_settings
+from compactmtl.train.session import build_session, parameter_groups, total_steps
 
 Make = Callable[..., Resolved]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, arguments, operator
+from compactmtl.graph.analysis import Analysis, Rule
+from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.rules.product import Layer, Operands
 from compactmtl.graph.space import Axis, Flags, Ids
 

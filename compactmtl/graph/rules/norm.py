@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, arguments
+from compactmtl.graph.analysis import Analysis, Rule
+from compactmtl.graph.calls import arguments
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
+from compactmtl.graph.analysis import Analysis, Rule
+from compactmtl.graph.calls import arguments, operator, source_of
 from compactmtl.graph.rules.recurrent import Recurrent
 from compactmtl.graph.rules.reduce import Pair
 from compactmtl.graph.rules.shape import Rearranged

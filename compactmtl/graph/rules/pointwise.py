@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from compactmtl.graph.analysis import MADE, Analysis, Rule, arguments, operator, source_of
+from compactmtl.graph.analysis import Analysis, Rule
+from compactmtl.graph.calls import MADE, arguments, operator, source_of
 from compactmtl.graph.space import Axis, Flags
 
 

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from compactmtl.graph.analysis import Analysis, Product, Rule, arguments, operator
+from compactmtl.graph.analysis import Analysis, Product, Rule
+from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.groups import Role
 from compactmtl.graph.space import Axis, Flags, Ids
 from compactmtl.graph.wide import stack_of

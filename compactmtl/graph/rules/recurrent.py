@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Product, Rule, arguments, operator
+from compactmtl.graph.analysis import Analysis, Product, Rule
+from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.space import Axis, Flags, Ids
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule, arguments, operator, source_of
+from compactmtl.graph.analysis import Analysis, Rule
+from compactmtl.graph.calls import arguments, operator, source_of
 from compactmtl.graph.space import Axis, Flags, Ids
 
 
