@@ -76,6 +76,7 @@ def _options(target: Target) -> Options:
         warmup=target.latency.warmup,
         repeats=min(target.latency.repeats, MOST_REPEATS),
         settle=target.latency.settle,
+        layer_repeats=min(target.latency.repeats, Options.layer_repeats),
     )
 
 
