@@ -19,6 +19,7 @@ from compactmtl.backends.torch import named_outputs
 from compactmtl.errors import ArtifactError
 from compactmtl.export.naming import name_nodes
 from compactmtl.graph.borrow import borrowed, trainable
+from compactmtl.graph.late import free_late_buffers
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import (
     Arguments,
@@ -238,6 +239,7 @@ def _write(
     try:
         # Traced here, not by the exporter, which on failure tries other ways and prints pages about each.
         with borrowed(module, weights=False), warnings.catch_warnings():
+            free_late_buffers(module)
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # as in graph.trace
             traced = torch.export.export(
                 module,
