@@ -19,7 +19,6 @@ from compactmtl.backends.torch import named_outputs
 from compactmtl.errors import ArtifactError
 from compactmtl.export.naming import name_nodes
 from compactmtl.graph.borrow import borrowed, trainable
-from compactmtl.graph.late import free_late_buffers
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import (
     Arguments,
@@ -29,6 +28,7 @@ from compactmtl.graph.inputs import (
     register_dataclasses,
     tensors_in,
 )
+from compactmtl.graph.late import free_late_buffers
 from compactmtl.graph.trace import check_form
 
 if TYPE_CHECKING:
