@@ -28,6 +28,7 @@ from compactmtl.graph.inputs import (
     register_dataclasses,
     tensors_in,
 )
+from compactmtl.graph.late import free_late_buffers
 from compactmtl.graph.trace import check_form
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def _write(
     try:
         # Traced here, not by the exporter, which on failure tries other ways and prints pages about each.
         with borrowed(module, weights=False), warnings.catch_warnings():
+            free_late_buffers(module)
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # as in graph.trace
             traced = torch.export.export(
                 module,

@@ -18,6 +18,7 @@ from compactmtl.graph.aliases import is_mutation, resolve_mutations
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.contexts import inline_contexts
 from compactmtl.graph.inputs import Arguments, as_arguments, copied, register_dataclasses
+from compactmtl.graph.late import free_late_buffers
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def trace(
     try:
         # The tracer runs on copies of the parameters without values.
         with borrowed(model), warnings.catch_warnings():
+            free_late_buffers(model)
             for name in training:
                 model.get_submodule(name).training = True
             # Attributes that a forward assigns are its own affair: weight_norm puts its weight there.

@@ -229,3 +229,27 @@ def test_what_is_no_input_is_a_clear_error(tmp_path: Path) -> None:
     for wrong in ((), (None,), "image", 3):
         with pytest.raises(CompactError, match="example inputs"):
             export_onnx(Nested(), wrong, tmp_path / "nested.onnx")  # type: ignore[arg-type]
+
+
+class Tracking(nn.Module):
+    """Moves a state that lies behind an empty buffer."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", None)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("last", torch.zeros(3))
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.conv(x)
+        self.mean = self.mean + y.mean((0, 2, 3))
+        return y
+
+
+def test_a_state_behind_an_empty_buffer_is_exported(tmp_path: Path) -> None:
+    model = Tracking().eval()
+    path = export_onnx(model, (torch.randn(2, 3, 5, 5),), tmp_path / "model.onnx")
+    assert path.is_file() and not model.mean.any() and set(model._buffers) == {"grid", "mean", "last"}

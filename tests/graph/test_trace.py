@@ -195,3 +195,37 @@ def test_keywords_that_a_forward_does_not_take_are_named() -> None:
         check_inputs(ByKeyword(), {"image": torch.ones(1)})
     with pytest.raises(SurgeryError, match="scale by keyword alone"):
         check_inputs(ByKeyword(), {"x": torch.ones(1), "scale": 2.0})
+
+
+class Filling(nn.Module):
+    """Fills an empty buffer, registers a new one and moves a state that was there, as detectors and trackers do."""
+
+    grid: Tensor | None
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", None)
+        self.register_buffer("mean", torch.zeros(8))
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.grid is None:
+            self.grid = torch.arange(y.shape[-1]).to(y)
+        self.register_buffer("late", y.detach().amax((0, 2, 3)))
+        self.mean = 0.9 * self.mean + 0.1 * y.mean((0, 2, 3))
+        result: Tensor = y + self.grid + self.mean[:, None, None]
+        return result
+
+
+def test_buffers_that_a_forward_makes_are_written_into_no_other_tensor() -> None:
+    torch.manual_seed(0)
+    model, x = Filling(), torch.randn(2, 3, 5, 5)
+    traced = trace(model, (x,))
+    value = dict(traced.run((x,)))[traced.outputs[0]]
+    assert {traced.tensors[node][0] for node in traced.hazards if node in traced.tensors} == {"mean"}
+    assert not traced.hazards & set(traced.inputs)
+    assert model.grid is None and set(model._buffers) == {"grid", "mean"}
+    assert "register_buffer" not in vars(model)
+    torch.testing.assert_close(value, model(x))
