@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import DATA, LOCK, META, RECIPE, REPLACED
+from compactmtl.artifacts.lock import writing
 from compactmtl.config import Recipe, dump_recipe
 from compactmtl.errors import ArtifactError, ConfigError
 
@@ -57,7 +59,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Whether a run may be written to `path`. Raises ConfigError where something is there already, or nothing to resume."""
+    """Whether a run may be written to `path`.
+
+    Raises ConfigError where something is there already, or nothing to resume; HeldError where that is being written.
+    """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other", "give one of the two")
     if resume and not is_run(path):
@@ -76,6 +81,9 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     if not is_run(path):
         raise ConfigError(f"{path} exists and is not a run", "choose another --out or --name")
     if not resume and not overwrite:
+        # of a run that is being written both --resume and --overwrite would be refused: say who holds it instead
+        with suppress(OSError, ArtifactError), writing(path, "train"):
+            pass
         raise ConfigError(
             f"{path} holds a run already",
             "continue it with --resume, replace it with --overwrite, or choose another --name",

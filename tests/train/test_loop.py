@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from compactmtl.artifacts.lock import writing
 from compactmtl.config import Resolved
-from compactmtl.errors import ArtifactError, ConfigError, TrainingError
+from compactmtl.errors import ArtifactError, ConfigError, HeldError, TrainingError
 from compactmtl.train import Run, TrainingInterrupted, train
 from compactmtl.train.loop import Loop
 from compactmtl.train.session import Session
@@ -217,6 +219,17 @@ def test_an_existing_run_is_not_touched_unless_asked(tmp_path: Path, tiny: Make,
     assert all(torch.equal(value, kept[name]) for name, value in weights(one, "best").items())
     other = train(tiny("seed=1", "train.epochs=1"), tmp_path / "run", overwrite=True, console=quiet())
     assert other.recipe.seed == 1
+
+
+def test_a_run_that_is_being_written_says_by_whom_not_how_to_replace_it(
+    tmp_path: Path, tiny: Make, quiet: Quiet
+) -> None:
+    run = tmp_path / "run"
+    train(tiny("train.epochs=1"), run, console=quiet())
+    with ThreadPoolExecutor(1) as other, writing(run, "export"):
+        second = other.submit(train, tiny("train.epochs=1"), run, console=quiet())
+        with pytest.raises(HeldError, match=r"being written by .*export"):
+            second.result()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
