@@ -26,6 +26,7 @@ _FOREIGN = (
     type,
     types.ModuleType,
 )
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
 _Lru = type(functools.lru_cache(lambda: None))
 
 
@@ -75,6 +76,7 @@ class _State:
     def __init__(self, models: Iterable[nn.Module], weights: bool) -> None:
         self._weights = weights
         self._undo: list[Callable[[], None]] = []
+        self._empty: list[dict[Any, Any]] = []  # most of a module's own dicts, such as those of its hooks
         self._seen: dict[int, object] = {}  # holds on to what was seen: an id must not be used again
         self._classes: set[type] = set()
         self._outside = False  # whether what is walked now belongs to no module
@@ -85,10 +87,12 @@ class _State:
     def restore(self) -> None:
         for undo in self._undo:
             undo()
+        for value in self._empty:
+            if value:
+                value.clear()
 
     def _walk(self, value: object, hops: int) -> None:
-        plain = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
-        if isinstance(value, plain) or id(value) in self._seen:
+        if type(value) in _PLAIN or isinstance(value, _PLAIN) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
@@ -96,7 +100,10 @@ class _State:
         elif isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, dict):
-            self._dict(value, hops)
+            if value or self._outside:
+                self._dict(value, hops)
+            else:
+                self._empty.append(value)
         elif isinstance(value, (list, deque)):
             self._sequence(value, hops)
         elif isinstance(value, set):
