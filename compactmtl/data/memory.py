@@ -47,12 +47,7 @@ class SharedBlock:
     @classmethod
     def new(cls, shape: tuple[int, ...], dtype: str) -> SharedBlock:
         """Zeros."""
-        file = None
-        if sys.platform == "linux":
-            with suppress(OSError):
-                file = os.memfd_create("compactmtl")
-                os.ftruncate(file, max(math.prod(shape) * np.dtype(dtype).itemsize, 1))
-        return cls(shape, dtype, file)
+        return cls(shape, dtype, _anonymous_file(max(math.prod(shape) * np.dtype(dtype).itemsize, 1)))
 
     def __del__(self) -> None:
         if self.__dict__.get("_file") is not None and self._owner == os.getpid():
@@ -61,6 +56,22 @@ class SharedBlock:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _attach, (self._shape, self._dtype, self._owner, self._file)
+
+
+def _anonymous_file(size: int) -> int | None:
+    """A file of `size` bytes in memory; None where there can be none, such as above the limit of a process's files."""
+    if sys.platform != "linux":
+        return None
+    try:
+        file = os.memfd_create("compactmtl")
+    except OSError:
+        return None
+    try:
+        os.ftruncate(file, size)
+    except OSError:
+        os.close(file)
+        return None
+    return file
 
 
 def _attach(shape: tuple[int, ...], dtype: str, owner: int, file: int | None) -> SharedBlock:

@@ -196,3 +196,13 @@ def test_free_memory_is_the_least_of_the_machine_and_the_control_group(
     assert available_memory() == 2000 * 1024
     (tmp_path / "meminfo").unlink()
     assert available_memory() is None
+
+
+def test_a_block_above_the_limit_of_files_is_memory_of_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: int, _size: int) -> None:
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(memory_module.os, "ftruncate", refuse)
+    block = SharedBlock.new((3, 5), "float32")
+    block.array[1] = 2
+    assert block.array.sum() == 10
