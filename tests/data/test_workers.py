@@ -202,7 +202,7 @@ def test_a_block_above_the_limit_of_files_is_memory_of_no_file(monkeypatch: pyte
     def refuse(_file: int, _size: int) -> None:
         raise OSError(27, "File too large")
 
-    monkeypatch.setattr(memory_module.os, "ftruncate", refuse)
+    monkeypatch.setattr("os.ftruncate", refuse)
     block = SharedBlock.new((3, 5), "float32")
     block.array[1] = 2
     assert block.array.sum() == 10
