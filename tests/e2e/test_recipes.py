@@ -83,12 +83,17 @@ def test_two_steps_of_a_recipe_become_a_verified_bundle(
         return
     # a hundred rounds of the clock would take most of the test's time and tell it nothing
     target = tmp_path / "quick.yaml"
-    target.write_text("extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\n", "utf-8")
+    quick = "extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\n"
+    # SegNet puts a value back where a maximum lay. Among a million windows some have two corners that are equal but for
+    # the last bit, and another library's kernels, or another processor, then take the other corner: single values jump.
+    jumps = recipe.model.encoder.name == "segnet"
+    target.write_text(quick + ("parity: {tolerance: 0.1}\n" if jumps else ""), "utf-8")
     # 4: a latency bound may fail on a busy machine; parity and accuracy may not
     assert main(["export", str(run), "--target", str(target)]) in (0, 4), capsys.readouterr().err
     path = run / "export" / "quick" / "verification.json"
     found = Verification.model_validate_json(path.read_text())
     assert found.parity.passed, found.parity
+    assert not jumps or all(1 - output.cosine < 1e-5 for output in found.parity.outputs), found.parity
     assert {output.name for output in found.parity.outputs} == set(recipe.tasks)
     assert set(found.accuracy.artifact) == set(recipe.tasks)
     failed = [gate for gate in found.gates if not gate.passed and gate.gate != "latency"]
