@@ -29,7 +29,7 @@ demo: $(STAMP) ## train, compact, export, verify and report on rendered rooms; u
 test: $(STAMP) ## every test that needs no GPU
 	$(PYTEST) -m 'not gpu'
 
-test-fast: $(STAMP) ## the unit tests, under two minutes
+test-fast: $(STAMP) ## the unit tests
 	$(PYTEST) -m 'not gpu and not slow'
 
 check: $(STAMP) ## format, lint, types, import direction, wheel contents
