@@ -191,11 +191,10 @@ class Aggregated(GradientBalancer):
         self,
         spec: Spec,
         weights: Mapping[str, float],
-        kinds: Mapping[str, str],
         options: Mapping[str, Any],
         at: At,
     ) -> None:
-        super().__init__(weights, kinds, at)
+        super().__init__(weights, at)
         self.spec = spec
         self.options = method_options(spec.name, spec.options, weights, options)
         if len(weights) < (least := spec.least(self.options)):

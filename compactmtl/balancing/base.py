@@ -22,15 +22,14 @@ class Balancer(nn.Module):
     """Combines task losses. Its parameters, where it has any, belong into the optimizer; its state_dict holds all that
     a resumed run needs.
 
-    `weights` and `kinds` map each task to its recipe weight and its kind (see `balancer`).
+    `weights` maps each task to its recipe weight (see `balancer`).
     """
 
     relooks: ClassVar[bool] = False  # whether `after_step` must be called
 
-    def __init__(self, weights: Mapping[str, float], kinds: Mapping[str, str]) -> None:
+    def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.weights = dict(weights)
-        self.kinds = dict(kinds)
         self.loss_scale = 1.0  # of backward, where half precision scales the loss
 
     def combine(self, losses: Mapping[str, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from compactmtl.tasks.base import Task
 At = Literal["features", "shared_parameters"]
 
 NAMES: tuple[str, ...] = get_args(BalancerName)
-_OF_LOSSES: Mapping[str, type[Balancer]] = {"equal": Equal, "uncertainty": Uncertainty}
+_OF_LOSSES = ("equal", "uncertainty")
 _OF_GRADIENTS: Mapping[str, type[GradNorm] | type[DBMTL] | type[NashMTL]] = {
     "gradnorm": GradNorm,
     "db_mtl": DBMTL,
@@ -38,7 +38,7 @@ def balancer(
 ) -> Balancer:
     """The balancer `name` for these tasks; `balancing.NAMES` lists the names, docs/balancing.md what they do.
 
-    `tasks` are names (all of weight 1), weights by name, or the tasks themselves, whose `weight` and `kind` are read.
+    `tasks` are names (all of weight 1), weights by name, or the tasks themselves, whose `weight` and `uncertainty_scale` are read.
     `at` says where task gradients are compared, for methods that compare them: "shared_parameters" by default.
 
     Raises ConfigError for an unknown name or option, no task at all, a negative weight, or `at` given to a method of
@@ -50,16 +50,16 @@ def balancer(
             f"unknown balancing {name!r}",
             f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)}",
         )
-    weights, kinds = _weights(tasks)
+    weights, scales = _weights(tasks)
     given = dict(options or {})
     found: Balancer
     if name in _OF_LOSSES:
         validate_options(NoOptions, given, "balancing.options")
-        found = _OF_LOSSES[name](weights, kinds)
+        found = Uncertainty(weights, scales) if name == "uncertainty" else Equal(weights)
     elif name in _OF_GRADIENTS:
-        found = _OF_GRADIENTS[name](weights, kinds, given, at or "shared_parameters")
+        found = _OF_GRADIENTS[name](weights, given, at or "shared_parameters")
     else:
-        found = _torchjd(name, weights, kinds, given, at)
+        found = _torchjd(name, weights, given, at)
     if at is not None and not isinstance(found, GradientBalancer):
         raise ConfigError(
             f"balancing.at: {name} weighs losses and compares no gradients",
@@ -71,7 +71,6 @@ def balancer(
 def _torchjd(
     name: str,
     weights: Mapping[str, float],
-    kinds: Mapping[str, str],
     options: Mapping[str, Any],
     at: At | None,
 ) -> Balancer:
@@ -80,22 +79,24 @@ def _torchjd(
     from compactmtl.balancing.scalarizers import SCALARIZERS
 
     if name in SCALARIZERS:
-        return SCALARIZERS[name](weights, kinds, options)
-    return Aggregated(AGGREGATORS[name], weights, kinds, options, at or "shared_parameters")
+        return SCALARIZERS[name](weights, options)
+    return Aggregated(AGGREGATORS[name], weights, options, at or "shared_parameters")
 
 
 def _weights(
     tasks: Sequence[str] | Mapping[str, Task] | Mapping[str, float],
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Weight and kind of each task. Raises ConfigError where there is none or a weight is negative."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Weight and scale in uncertainty weighting of each task. Raises ConfigError where there is none or a weight is negative."""
     weights: dict[str, float] = {}
-    kinds: dict[str, str] = {}
+    scales: dict[str, float] = {}
     for task in tasks:
         value = tasks[task] if isinstance(tasks, Mapping) else 1.0
-        weights[task] = float(value) if isinstance(value, int | float) else value.weight
-        kinds[task] = "" if isinstance(value, int | float) else value.kind
+        if isinstance(value, int | float):
+            weights[task], scales[task] = float(value), 1.0
+        else:
+            weights[task], scales[task] = value.weight, value.uncertainty_scale
     if not weights:
         raise ConfigError("balancing needs at least one task")
     if negative := [task for task, weight in weights.items() if not weight >= 0]:
         raise ConfigError(f"the weight of task {negative[0]} is {weights[negative[0]]}", "weights are >= 0")
-    return weights, kinds
+    return weights, scales

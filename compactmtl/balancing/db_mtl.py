@@ -36,11 +36,10 @@ class DBMTL(GradientBalancer):
     def __init__(
         self,
         weights: Mapping[str, float],
-        kinds: Mapping[str, str],
         options: Mapping[str, Any],
         at: Literal["features", "shared_parameters"],
     ) -> None:
-        super().__init__(weights, kinds, at)
+        super().__init__(weights, at)
         self.options = method_options("db_mtl", DBMTLOptions, weights, options)
         if at == "features" and self.options.beta > 0:
             raise ConfigError(

@@ -45,10 +45,9 @@ class GradientBalancer(Balancer):
     def __init__(
         self,
         weights: Mapping[str, float],
-        kinds: Mapping[str, str],
         at: Literal["features", "shared_parameters"],
     ) -> None:
-        super().__init__(weights, kinds)
+        super().__init__(weights)
         self.at = at
         self._factors: dict[str, float] = dict(weights)
         for task, weight in weights.items():

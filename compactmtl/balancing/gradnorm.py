@@ -34,11 +34,10 @@ class GradNorm(GradientBalancer):
     def __init__(
         self,
         weights: Mapping[str, float],
-        kinds: Mapping[str, str],
         options: Mapping[str, Any],
         at: Literal["features", "shared_parameters"],
     ) -> None:
-        super().__init__(weights, kinds, at)
+        super().__init__(weights, at)
         self.options = method_options("gradnorm", GradNormOptions, weights, options)
         # float64 on the CPU and outside of parameters(): the weights have an optimizer of their own
         self._weights = torch.ones(len(weights), dtype=torch.float64, requires_grad=True)

@@ -40,11 +40,10 @@ class NashMTL(GradientBalancer):
     def __init__(
         self,
         weights: Mapping[str, float],
-        kinds: Mapping[str, str],
         options: Mapping[str, Any],
         at: Literal["features", "shared_parameters"],
     ) -> None:
-        super().__init__(weights, kinds, at)
+        super().__init__(weights, at)
         self.options = method_options("nash_mtl", NashOptions, weights, options)
         self.fixed = self.options.every > 1
         self._steps = 0

@@ -93,10 +93,8 @@ class Scalarized(Balancer):
 
     _device: Tensor  # empty, where the losses are
 
-    def __init__(
-        self, name: str, weights: Mapping[str, float], kinds: Mapping[str, str], options: Mapping[str, Any]
-    ) -> None:
-        super().__init__(weights, kinds)
+    def __init__(self, name: str, weights: Mapping[str, float], options: Mapping[str, Any]) -> None:
+        super().__init__(weights)
         self.name, self._positive = name, SPECS[name].positive
         checked = method_options(name, SPECS[name].options, weights, options)
         self.scalarizer = SPECS[name].make(checked, len(weights))
@@ -150,10 +148,8 @@ class Famo(Balancer):
 
     relooks: ClassVar[bool] = True
 
-    def __init__(
-        self, weights: Mapping[str, float], kinds: Mapping[str, str], options: Mapping[str, Any]
-    ) -> None:
-        super().__init__(weights, kinds)
+    def __init__(self, weights: Mapping[str, float], options: Mapping[str, Any]) -> None:
+        super().__init__(weights)
         checked = method_options("famo", FamoOptions, weights, options)
         least = vector(checked.least)
         self._least = torch.zeros(len(weights)) if least is None else least
@@ -198,7 +194,7 @@ class Famo(Balancer):
             famo._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
-SCALARIZERS: Mapping[str, Callable[[Mapping[str, float], Mapping[str, str], Mapping[str, Any]], Balancer]] = {
+SCALARIZERS: Mapping[str, Callable[[Mapping[str, float], Mapping[str, Any]], Balancer]] = {
     **{name: partial(Scalarized, name) for name in SPECS},
     "famo": Famo,
 }

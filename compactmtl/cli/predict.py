@@ -10,7 +10,7 @@ from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
     from compactmtl.export.predict import Prediction
-    from compactmtl.tasks.reading import Reading
+    from compactmtl.tasks import Task
 
 HELP = "predict on your own images with a run or a bundle"
 EXAMPLE = """\
@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
             image = predictor.read(path)
             predictions = predictor.predict(image)
             if args.out is not None:
-                sheet(image, predictions, predictor.readings).save(args.out / name)
-            values[str(path)] = {"picture": name, "tasks": record(predictions, predictor.readings)}
-            print(f"{path}: {describe(predictions, predictor.readings)}", flush=True)
+                sheet(image, predictions, predictor.tasks).save(args.out / name)
+            values[str(path)] = {"picture": name, "tasks": record(predictions, predictor.tasks)}
+            print(f"{path}: {describe(predictions, predictor.tasks)}", flush=True)
     if args.out is None:
-        if any(task.dense for task in predictor.readings.values()):
+        if any(task.dense for task in predictor.tasks.values()):
             print("maps as pictures: give --out DIR", file=sys.stderr)
         return 0
     write_text(args.out / "predictions.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -77,7 +77,7 @@ def picture_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def describe(predictions: list[Prediction], tasks: dict[str, Reading]) -> str:
+def describe(predictions: list[Prediction], tasks: dict[str, Task]) -> str:
     """The single values in words; a map in a few figures."""
     from compactmtl.export.sheet import line, map_lines
 
@@ -89,30 +89,6 @@ def describe(predictions: list[Prediction], tasks: dict[str, Reading]) -> str:
     return "; ".join(words)
 
 
-def record(predictions: list[Prediction], tasks: dict[str, Reading]) -> dict[str, Any]:
+def record(predictions: list[Prediction], tasks: dict[str, Task]) -> dict[str, Any]:
     """What predictions.json keeps: classes with their probabilities, a scalar with its unit, a map in figures."""
-    from compactmtl.export.sheet import boundary_share, class_shares, depth_range
-    from compactmtl.tasks.pictures import list_instances
-
-    found: dict[str, Any] = {}
-    for one in predictions:
-        kind, spec = tasks[one.task].kind, tasks[one.task].spec
-        if kind == "classification":
-            found[one.task] = {"class": one.caption, "probabilities": one.probabilities}
-        elif kind == "multilabel":
-            present = [name for name, there in zip(spec.classes, one.value, strict=True) if there]
-            found[one.task] = {"classes": present, "probabilities": one.probabilities}
-        elif kind in ("regression", "binned_regression"):
-            found[one.task] = {"value": float(one.value), "unit": spec.unit}
-        elif kind == "segmentation":
-            found[one.task] = {"pixel_shares": class_shares(one.value, spec.classes)}
-        elif kind in ("depth", "disparity"):
-            low, middle, high = depth_range(one.value)
-            found[one.task] = {"min": low, "median": middle, "max": high, "unit": spec.unit}
-        elif kind == "boundaries":
-            found[one.task] = {"boundary_share": boundary_share(one.value)}
-        elif kind == "instances":
-            found[one.task] = {"instances": list_instances(one.value, spec.classes)}
-        else:
-            found[one.task] = {"picture_only": True}
-    return found
+    return {one.task: tasks[one.task].summary(one.value, one.probabilities) for one in predictions}

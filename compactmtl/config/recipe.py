@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
+from compactmtl.config.kinds import TaskKind
 from compactmtl.config.overparam import OverparamConfig
 from compactmtl.config.schema import Frozen as Frozen
 from compactmtl.config.schema import Positive as Positive
@@ -98,18 +99,9 @@ class HeadConfig(Frozen):
 class TaskConfig(Frozen):
     """One output of the network with its target, loss and head."""
 
-    kind: Literal[
-        "segmentation",
-        "depth",
-        "disparity",
-        "normals",
-        "boundaries",
-        "classification",
-        "multilabel",
-        "regression",
-        "binned_regression",
-        "instances",
-    ]
+    kind: TaskKind = Field(
+        description="a kind of task by name, or a class of your own as package.module:Class"
+    )
     target: str | None = Field(None, description="name of the target in the data set; the task's by default")
     loss: str | None = Field(None, description="a loss of this kind of task; its first by default")
     weight: Annotated[float, Field(ge=0)] = 1.0

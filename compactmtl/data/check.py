@@ -19,17 +19,8 @@ from compactmtl.data.files import some
 from compactmtl.data.labels import anything_known, known_labels
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, Task, build_tasks
+from compactmtl.tasks.registry import usual_kind
 
-_KIND_OF_TASK: Mapping[str, str] = {
-    "mask": "segmentation",
-    "depth": "depth",
-    "disparity": "disparity",
-    "normals": "normals",
-    "class": "classification",
-    "multilabel": "multilabel",
-    "scalar": "regression",
-    "instances": "instances",
-}
 _DENSE = ("mask", "depth", "disparity", "normals", "instances")
 _LOOKED_AT = {"dense": 60, "labels": 2000}  # samples a distribution is taken from, spread over the split
 _PLAUSIBLE = (0.05, 1000.0)  # metres, of a picture's median depth
@@ -83,7 +74,7 @@ def check_dataset(config: DataConfig) -> DataReport:
 def target_tasks(specs: Mapping[str, TargetSpec]) -> dict[str, Task]:
     """One task for each target, with the defaults of its kind."""
     configs = {
-        name: TaskConfig.model_validate({"kind": _KIND_OF_TASK[spec.kind]}) for name, spec in specs.items()
+        name: TaskConfig.model_validate({"kind": usual_kind(spec.kind)}) for name, spec in specs.items()
     }
     return build_tasks(configs, specs)
 

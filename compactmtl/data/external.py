@@ -82,28 +82,7 @@ def external(name: str) -> External:
     Raises UntrustedError without the user's word (see compactmtl.config.trust), ConfigError where the module cannot be
     imported or what it names is not a data set class.
     """
-    module_name, attribute = trust.split_name(name, "data.name")
-    try:
-        module = trust.import_module(name, "data.name")
-    except CompactError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"data.name: {module_name} needs the module {error.name}, which is not installed",
-            f"install {error.name}",
-        ) from None
-    except Exception as error:  # whatever the user's file does wrong is told as its own error
-        raise ConfigError(
-            f"data.name: {module_name} fails when imported: {_place(error)}{type(error).__name__}: {error}",
-            f"run python -c 'import {module_name}' to see the whole of it",
-        ) from error
-    found = getattr(module, attribute, None)
-    if found is None:
-        classes = sorted(key for key, value in vars(module).items() if _fits(value))
-        raise ConfigError(
-            f"data.name: {module_name} has no {attribute}",
-            f"its data set classes: {', '.join(classes) or 'none'}",
-        )
+    found = trust.import_class(name, "data.name", _fits, "data set")
     if not _fits(found):
         lacking = [method for method in _METHODS if not callable(getattr(found, method, None))]
         what = f"lacks {', '.join(lacking)}" if inspect.isclass(found) else "is not a class"
@@ -204,7 +183,7 @@ class _Wrapped:
         except Exception as error:  # the user's own code: told as a fault of that sample
             raise DataError(
                 f"{self._name}: sample {self._names[number]} fails: "
-                f"{_place(error)}{type(error).__name__}: {error}",
+                f"{trust.raised_at(error)}{type(error).__name__}: {error}",
                 "mend the class, or take the sample out",
             ) from error
         return checked(sample, self.specs, self._size, f"{self._name}: sample {self._names[number]}")
@@ -300,7 +279,7 @@ def _made(source: External, config: DataConfig, split: Split) -> Any:
         raise
     except Exception as error:  # the user's own code: told as a fault of the data set
         raise DataError(
-            f"{source.name}: making split {split} fails: {_place(error)}{type(error).__name__}: {error}",
+            f"{source.name}: making split {split} fails: {trust.raised_at(error)}{type(error).__name__}: {error}",
             "the class takes (config, split); see docs/datasets.md",
         ) from error
 
@@ -346,11 +325,3 @@ def _code(cls: type[Any]) -> str:
         return Path(inspect.getfile(cls)).read_text(encoding="utf-8")
     except (OSError, TypeError):
         return cls.__qualname__
-
-
-def _place(error: BaseException) -> str:
-    """Where in the user's code an exception came from, as "file:line: "."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}: " if last is not None else ""

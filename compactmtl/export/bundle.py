@@ -27,7 +27,7 @@ from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.precision.record import PrecisionRecord
 from compactmtl.tasks.base import TargetSpec, Task
-from compactmtl.tasks.reading import Reading, reading
+from compactmtl.tasks.build import recorded_task
 from compactmtl.verify.result import Verification
 
 VERSION = 1
@@ -181,10 +181,14 @@ class Bundle:
         return ""
 
     @cached_property
-    def readings(self) -> dict[str, Reading]:
-        """How each output is read, from the bundle alone: neither the data set nor torch is needed."""
+    def tasks(self) -> dict[str, Task]:
+        """What reads each output, from the bundle alone: neither the data set nor torch is needed.
+
+        Raises ArtifactError where a task's record is damaged, UntrustedError for a kind of the user's own without the
+        user's word.
+        """
         return {
-            name: reading(name, task.config.kind, task.spec, task.config.options, task.channels)
+            name: recorded_task(name, task.config, task.spec, task.channels)
             for name, task in self.info.tasks.items()
         }
 

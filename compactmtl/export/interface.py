@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import normalize_array
-
-SMALLEST = 1e-30  # a probability that float32 has as 0 has no logarithm
-EDGE = 1e-7  # of a probability, so that its logit is finite
+from compactmtl.tasks.postprocess import POSTPROCESS
 
 
 def feed(image: NDArray[np.uint8], preprocessing: Preprocessing, *, baked: bool) -> NDArray[Any]:
@@ -25,17 +23,5 @@ def feed(image: NDArray[np.uint8], preprocessing: Preprocessing, *, baked: bool)
 
 
 def restore(output: NDArray[Any], after: str | None, channels: int) -> NDArray[Any]:
-    """The file's output as a raw output that decodes to the same; `after` is what was put behind it.
-
-    A class map becomes one-hot, a probability its logarithm or its logit.
-    """
-    if after == "argmax":
-        return np.moveaxis(np.eye(channels, dtype=np.float32)[output], -1, 1)
-    if after == "softmax":
-        shares: NDArray[np.float32] = np.log(np.maximum(output.astype(np.float32), np.float32(SMALLEST)))
-        return shares
-    if after == "sigmoid":
-        share = output.astype(np.float32).clip(EDGE, 1 - EDGE)
-        logits: NDArray[np.float32] = np.log(share / (1 - share))
-        return logits
-    return output
+    """The file's output as a raw output that decodes to the same; `after` is what was put behind it."""
+    return output if after is None else POSTPROCESS[after].restore_array(output, channels)

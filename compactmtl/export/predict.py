@@ -19,7 +19,7 @@ from compactmtl.data.images import read_image
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.bundle import BUNDLE_FILE, Bundle
 from compactmtl.export.interface import feed, restore
-from compactmtl.tasks.reading import Reading, reading
+from compactmtl.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Predictor:
     def __init__(
         self,
         runner: Runner,
-        readings: Mapping[str, Reading],
+        tasks: Mapping[str, Task],
         prepare: Preprocessing,
         doubt: str = "",
         *,
@@ -49,7 +49,7 @@ class Predictor:
         postprocess: Mapping[str, str] | None = None,
     ) -> None:
         self.runner = runner
-        self.readings = dict(readings)
+        self.tasks = dict(tasks)
         self.prepare = prepare
         self.doubt = doubt  # why not to trust it, in words; empty where there is no reason
         self.baked = baked  # whether the model file takes uint8 images and normalizes them itself
@@ -68,7 +68,7 @@ class Predictor:
             onnx = bundle.info.target.onnx
             return cls(
                 bundle.runner(lean_runtime),
-                bundle.readings,
+                bundle.tasks,
                 bundle.info.preprocessing,
                 bundle.doubt,
                 baked=onnx.preprocess,
@@ -93,11 +93,8 @@ class Predictor:
             )
         run = Run.open(path)
         model = run.load_compact() if run.has_compact else run.load_plain()
-        readings = {
-            name: reading(name, task.kind, task.spec, run.recipe.tasks[name].options, task.channels)
-            for name, task in run.tasks.items()
-        }
-        return cls(TorchRunner(model, ["image"], list(readings)), readings, preprocessing(run.recipe.data))
+        tasks = run.tasks
+        return cls(TorchRunner(model, ["image"], list(tasks)), tasks, preprocessing(run.recipe.data))
 
     def __enter__(self) -> Self:
         return self
@@ -115,17 +112,17 @@ class Predictor:
         """One prediction a task for an image as `read` gives it; maps come at its size."""
         array = feed(image, self.prepare, baked=self.baked)
         outputs = run_batched(self.runner, dict.fromkeys(self.runner.input_names, array))
-        return [self._read(name, one, outputs) for name, one in self.readings.items()]
+        return [self._read(name, one, outputs) for name, one in self.tasks.items()]
 
-    def _read(self, name: str, how: Reading, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
+    def _read(self, name: str, task: Task, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
         if name not in outputs:
             raise ArtifactError(
                 f"the model has no output {name!r}, only {', '.join(outputs)}",
                 "export the run again: model and bundle.json don't belong together",
             )
         after = self.postprocess.get(name)
-        output = restore(outputs[name], after, how.channels)
-        value = how.decode(output)[0]
+        output = restore(outputs[name], after, task.channels)
+        value = task.read(output)[0]
         # What was reduced to a class has no probability left.
-        probabilities = {} if after == "argmax" else how.probabilities(output[0])
-        return Prediction(name, value, how.caption(value), probabilities)
+        probabilities = {} if after == "argmax" else task.probabilities(output[0])
+        return Prediction(name, value, task.caption(value), probabilities)

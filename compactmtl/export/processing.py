@@ -13,16 +13,9 @@ from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import denormalize
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import Task
+from compactmtl.tasks.postprocess import POSTPROCESS
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]
-# What may stand behind the output of a kind of task.
-POSTPROCESS = {
-    "segmentation": ("argmax", "softmax"),
-    "classification": ("argmax", "softmax"),
-    "multilabel": ("sigmoid",),
-    "boundaries": ("sigmoid",),
-}
-SMALLEST = 1e-30  # a probability that float32 has as 0 has no logarithm
 
 
 class Deployed(nn.Module):
@@ -49,12 +42,8 @@ class Deployed(nn.Module):
         return {name: self._after(name, output) for name, output in outputs.items()}
 
     def _after(self, name: str, output: Tensor) -> Tensor:
-        kind = self.postprocess.get(name)
-        if kind == "argmax":
-            return output.argmax(dim=1)
-        if kind == "softmax":
-            return output.softmax(dim=1)
-        return output.sigmoid() if kind == "sigmoid" else output
+        after = self.postprocess.get(name)
+        return output if after is None else POSTPROCESS[after].apply(output)
 
 
 @dataclass(frozen=True)
@@ -74,11 +63,10 @@ class Interface:
                     f"onnx.postprocess names {name!r}, which is no task; the tasks are {', '.join(tasks)}",
                     "name a task of the recipe",
                 )
-            if kind not in POSTPROCESS.get(tasks[name].kind, ()):
-                offered = ", ".join(POSTPROCESS.get(tasks[name].kind, ())) or "nothing"
+            if kind not in tasks[name].postprocess:
                 raise ConfigError(
                     f"onnx.postprocess.{name}: {kind} can't follow a task of kind {tasks[name].kind}",
-                    f"{tasks[name].kind} offers {offered}",
+                    f"{tasks[name].kind} offers {', '.join(tasks[name].postprocess) or 'nothing'}",
                 )
         channels = {name: task.channels for name, task in tasks.items()}
         return cls(preprocessing if config.preprocess else None, config.postprocess, channels)
@@ -104,9 +92,5 @@ class Interface:
         return lambda images: self.restore(run(self.feed(images)))
 
     def _restore(self, name: str, output: Tensor) -> Tensor:
-        kind = self.postprocess.get(name)
-        if kind == "argmax":
-            return torch.nn.functional.one_hot(output, self.channels[name]).movedim(-1, 1).float()
-        if kind == "softmax":
-            return output.clamp_min(SMALLEST).log()
-        return torch.logit(output, eps=1e-7) if kind == "sigmoid" else output
+        after = self.postprocess.get(name)
+        return output if after is None else POSTPROCESS[after].restore(output, self.channels[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from compactmtl.export.predict import Prediction
-from compactmtl.tasks.pictures import list_instances, palette
-from compactmtl.tasks.reading import Reading
+from compactmtl.tasks.base import Legend, Task
 
 LEAST_HEIGHT = (
     256  # pixels of a panel; smaller images are enlarged by whole numbers, so that pixels stay visible
@@ -22,8 +20,6 @@ MARGIN = 12
 FONT_SIZE = 16
 LINE = 22
 SWATCH = 12
-LEGEND_CLASSES = 6  # the largest ones; predictions.json has all
-Color = tuple[int, ...]
 INK, PAPER = (24, 24, 27), (255, 255, 255)
 
 
@@ -33,11 +29,11 @@ class Panel:
 
     title: str
     picture: Image.Image
-    legend: tuple[tuple[Color | None, str], ...] = ()
+    legend: Legend = ()
 
 
 def sheet(
-    image: NDArray[np.uint8], predictions: Sequence[Prediction], tasks: Mapping[str, Reading]
+    image: NDArray[np.uint8], predictions: Sequence[Prediction], tasks: Mapping[str, Task]
 ) -> Image.Image:
     """Compose the picture of one image, uint8 (3, H, W): maps as panels, single values as lines below the input."""
     single = [one for one in predictions if not tasks[one.task].dense]
@@ -46,7 +42,7 @@ def sheet(
     for one in predictions:
         task = tasks[one.task]
         if task.dense:
-            panels.append(Panel(one.task, _enlarge(task.picture(one.value)), _legend(one, task)))
+            panels.append(Panel(one.task, _enlarge(task.picture(one.value)), task.legend(one.value)))
     return _draw(panels)
 
 
@@ -56,53 +52,9 @@ def line(prediction: Prediction) -> str:
     return prediction.caption if share is None else f"{prediction.caption} ({share:.0%})"
 
 
-def map_lines(prediction: Prediction, task: Reading) -> list[str]:
+def map_lines(prediction: Prediction, task: Task) -> list[str]:
     """A map in a few figures, as beside its picture: the largest classes' shares, the range of a depth; none of normals."""
-    return [text for _, text in _legend(prediction, task)]
-
-
-def class_shares(mask: NDArray[Any], classes: Sequence[str]) -> dict[str, float]:
-    """Share of the pixels that each class covers, the largest first; absent classes are left out."""
-    counts = np.bincount(mask.ravel(), minlength=len(classes))[: len(classes)]
-    order = np.argsort(-counts, kind="stable")
-    return {classes[i]: float(counts[i] / mask.size) for i in order if counts[i]}
-
-
-def depth_range(depth: NDArray[Any]) -> tuple[float, float, float]:
-    """Smallest, median and largest depth or disparity where it is known, in its unit; zeros where it is nowhere."""
-    known = depth[depth > 0]
-    if not known.size:
-        return 0.0, 0.0, 0.0
-    return float(known.min()), float(np.median(known)), float(known.max())
-
-
-def boundary_share(probability: NDArray[Any]) -> float:
-    """Share of the pixels that are more likely a boundary than not."""
-    return float((probability > 0.5).mean())
-
-
-def _legend(prediction: Prediction, task: Reading) -> tuple[tuple[Color | None, str], ...]:
-    spec = task.spec
-    if task.kind == "segmentation":
-        colors = palette(len(spec.classes))
-        shares = list(class_shares(prediction.value, spec.classes).items())[:LEGEND_CLASSES]
-        return tuple(
-            (tuple(colors[spec.classes.index(name)].tolist()), f"{name} {share:.0%}")
-            for name, share in shares
-        )
-    if task.kind in ("depth", "disparity"):
-        low, middle, high = (f"{value:.3g} {spec.unit}".rstrip() for value in depth_range(prediction.value))
-        return ((None, f"{low} to {high}"), (None, f"median {middle}"))
-    if task.kind == "boundaries":
-        return ((None, f"boundary {boundary_share(prediction.value):.1%}"),)
-    if task.kind == "instances":
-        colors = palette(len(spec.classes))
-        counts = Counter(str(one["class"]) for one in list_instances(prediction.value, spec.classes))
-        return tuple(
-            (tuple(colors[spec.classes.index(name)].tolist()), f"{count} {name}")
-            for name, count in counts.most_common(LEGEND_CLASSES)
-        )
-    return ()
+    return [text for _, text in task.legend(prediction.value)]
 
 
 def _enlarge(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,45 +18,13 @@ from compactmtl.models.mtan import MTANHead, attention_predictor
 from compactmtl.tasks import Task
 
 VECTOR_KINDS = ("linear", "mlp")  # heads that give one value an image; all others give maps
+OWN_KINDS = ("instances",)  # heads whose output only the kind of task reads that names them as its `own_head`
 NEEDS: dict[str, Needs] = {
     "deeplabv3plus": "pyramid",
     "instances": "pyramid",
     "mtan": "blocks",
 }  # of the encoder; others read its last map
 DEFAULT_STRIDE = 16  # of a map that nothing is said of
-
-
-class Affine(nn.Module):
-    """x * scale + shift with fixed numbers: a standardized value in the data's unit.
-
-    The layer before it learns at the pace of a standardized target whatever the unit is, starts near the training
-    mean, and the exported model still speaks in the unit.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, scale: float, shift: float) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.tensor(float(scale)))
-        self.register_buffer("shift", torch.tensor(float(shift)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.shift
-
-
-class PositiveScale(nn.Module):
-    """softplus(x) * scale: a depth or disparity in the data's unit, always positive, and linear when large."""
-
-    scale: Tensor
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.tensor(float(scale)))
-        self.softplus = nn.Softplus()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.softplus(x) * self.scale  # type: ignore[no-any-return]
 
 
 class LinearHead(nn.Module):
@@ -128,18 +93,18 @@ def _normalized_linear(inputs: int, outputs: int) -> nn.Module:
 
 
 def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
-    """The head that a recipe gives a task: by default `instances` for instances, `fcn` for other maps, `linear` for
-    one value an image.
+    """The head that a recipe gives a task; by default the kind of head that the task names.
 
     Raises ConfigError where the kind of head cannot give the task's output.
     """
     if config is None:
-        own: Literal["instances", "fcn"] = "instances" if task.kind == "instances" else "fcn"
-        return HeadConfig(kind=own if task.dense else "linear")
-    if (config.kind == "instances") != (task.kind == "instances"):
+        return HeadConfig.model_validate({"kind": task.default_head})
+    if task.own_head not in (None, config.kind) or (task.own_head is None and config.kind in OWN_KINDS):
         raise ConfigError(
             f"tasks.{task.name}.head.kind: a {config.kind} head cannot serve a task of kind {task.kind}",
-            "a head of kind instances belongs to a task of kind instances, and such a task needs one",
+            f"use kind: {task.own_head}"
+            if task.own_head
+            else f"a {config.kind} head gives outputs that another kind of task reads; use kind: {task.default_head}",
         )
     if dense_head(config) != task.dense:
         gives = "a map" if task.dense else "one value an image"
@@ -177,21 +142,16 @@ def build_head(
     head = _head(task, in_channels, config, maps, expansion)
     if isinstance(head, InstanceHead):
         return head
-    if task.spec.kind in ("depth", "disparity") and task.spec.mean > 0:
+    if task.head_bias is not None:
         assert head.last.bias is not None
-        ratio = task.spec.mean / task.spec.std
-        # The inverse of softplus: the head starts at the training mean.
-        nn.init.constant_(head.last.bias, ratio + math.log(-math.expm1(-ratio)))
-    elif task.kind == "regression":
-        assert head.last.bias is not None
-        nn.init.zeros_(head.last.bias)  # the affine after it makes that the training mean
+        nn.init.constant_(head.last.bias, task.head_bias)
     return head
 
 
 def _head(
     task: Task, in_channels: int, config: HeadConfig, maps: Sequence[FeatureMap], expansion: int
 ) -> LinearHead | FCNHead | DeepLabV3Head | DeepLabV3PlusHead | MTANHead | InstanceHead:
-    output = _output(task)
+    output = task.head_output()
     if config.kind == "mtan":
         predictor = _head(task, in_channels, attention_predictor(config), maps, expansion)
         return MTANHead(maps, expansion, predictor)
@@ -205,12 +165,3 @@ def _head(
     if config.kind == "fcn":
         return FCNHead(in_channels, task.channels, config, output)
     return LinearHead(in_channels, task.channels, config, output, normalized=config.kind == "mlp")
-
-
-def _output(task: Task) -> nn.Module:
-    """The fixed function after a task's last layer."""
-    if task.kind == "regression":
-        return Affine(task.spec.std, task.spec.mean)
-    if task.spec.kind in ("depth", "disparity"):
-        return PositiveScale(task.spec.std)
-    return nn.Identity()

@@ -151,10 +151,10 @@ def _run(model: nn.Module, image: Tensor, steps: Preprocessing) -> dict[str, Ten
     """One uint8 image (3, H, W) through the model, as outputs by task with a batch dimension of 1."""
     import torch
 
-    mean = torch.tensor(steps.mean).view(1, 3, 1, 1)
-    std = torch.tensor(steps.std).view(1, 3, 1, 1)
+    from compactmtl.data.images import normalize
+
     with torch.no_grad():
-        outputs: dict[str, Tensor] = model.eval()(((image[None].float() / 255) - mean) / std)
+        outputs: dict[str, Tensor] = model.eval()(normalize(image[None], steps))
     return outputs
 
 

@@ -6,35 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compactmtl.tasks.base import MetricInfo, Metrics, TargetKind, TargetSpec, Task
+    from compactmtl.tasks.base import MapTask, MetricInfo, Metrics, TargetKind, TargetSpec, Task, ValueTask
     from compactmtl.tasks.build import build_task, build_tasks
     from compactmtl.tasks.gain import UndefinedGainError, delta_m, mean_score
+    from compactmtl.tasks.registry import task_class
 
-# A door opens when it is asked for: whoever only reads a bundle loads no torch.
+# A public name's module is imported when the name is asked for.
 _HOME = {
+    "MapTask": "base",
     "MetricInfo": "base",
     "Metrics": "base",
     "TargetKind": "base",
     "TargetSpec": "base",
     "Task": "base",
     "UndefinedGainError": "gain",
+    "ValueTask": "base",
     "build_task": "build",
     "build_tasks": "build",
     "delta_m": "gain",
     "mean_score": "gain",
+    "task_class": "registry",
 }
 
 __all__ = [
+    "MapTask",
     "MetricInfo",
     "Metrics",
     "TargetKind",
     "TargetSpec",
     "Task",
     "UndefinedGainError",
+    "ValueTask",
     "build_task",
     "build_tasks",
     "delta_m",
     "mean_score",
+    "task_class",
 ]
 
 

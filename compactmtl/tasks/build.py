@@ -1,43 +1,16 @@
-"""From a recipe's task sections and a data set's targets to tasks."""
+"""From a recipe's task sections and a data set's targets to tasks, and from a bundle's record to the task that reads it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
 
 from compactmtl.config.recipe import TaskConfig
-from compactmtl.errors import ConfigError
+from compactmtl.config.trust import UntrustedError
+from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.tasks.base import TargetSpec, Task
-from compactmtl.tasks.binned_regression import BinnedRegressionTask
-from compactmtl.tasks.boundaries import BoundariesTask
-from compactmtl.tasks.classification import ClassificationTask
 from compactmtl.tasks.common import nearest
-from compactmtl.tasks.depth import DepthTask
-from compactmtl.tasks.disparity import DisparityTask
-from compactmtl.tasks.instances import InstancesTask
-from compactmtl.tasks.multilabel import MultilabelTask
-from compactmtl.tasks.normals import NormalsTask
-from compactmtl.tasks.regression import RegressionTask
-from compactmtl.tasks.segmentation import SegmentationTask
-
-
-class _Builder(Protocol):
-    def __call__(self, name: str, config: TaskConfig, spec: TargetSpec) -> Task: ...
-
-
-KINDS: Mapping[str, _Builder] = {
-    "segmentation": SegmentationTask.build,
-    "depth": DepthTask.build,
-    "disparity": DisparityTask.build,
-    "normals": NormalsTask.build,
-    "boundaries": BoundariesTask.build,
-    "classification": ClassificationTask.build,
-    "multilabel": MultilabelTask.build,
-    "regression": RegressionTask.build,
-    "binned_regression": BinnedRegressionTask.build,
-    "instances": InstancesTask.build,
-}
+from compactmtl.tasks.registry import task_class
 
 # The name becomes an output of the exported model, a folder part and a column of tables.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -46,14 +19,15 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 def build_task(name: str, config: TaskConfig, spec: TargetSpec) -> Task:
     """The task `name` on a target of the data set that `spec` describes.
 
-    Raises ConfigError where the name cannot name an output, or kind, loss or options do not fit the target.
+    Raises ConfigError where the name cannot name an output, or kind, loss or options do not fit the target;
+    UntrustedError for a kind of the user's own that may not be imported.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"tasks.{name}: a task's name has letters, digits, _ and -, and begins with a letter",
             "rename the task; its target can keep its name with `target:`",
         )
-    return KINDS[config.kind](name, config, spec)
+    return task_class(config.kind, f"tasks.{name}.kind").build(name, config, spec)
 
 
 def build_tasks(configs: Mapping[str, TaskConfig], specs: Mapping[str, TargetSpec]) -> dict[str, Task]:
@@ -72,3 +46,22 @@ def build_tasks(configs: Mapping[str, TaskConfig], specs: Mapping[str, TargetSpe
             )
         tasks[name] = build_task(name, config, specs[target])
     return tasks
+
+
+def recorded_task(name: str, config: TaskConfig, spec: TargetSpec, channels: int) -> Task:
+    """The task that reads an output of `channels` channels, as a bundle records it; no torch is loaded.
+
+    Raises ArtifactError where the parts of the record do not belong together, UntrustedError as `build_task` does.
+    """
+    mend = "bundle.json is damaged: export the run again"
+    try:
+        task = build_task(name, config, spec)
+    except UntrustedError:
+        raise
+    except ConfigError as error:
+        raise ArtifactError(error.message, mend) from error
+    if task.channels != channels:
+        raise ArtifactError(
+            f"task {name!r} of kind {config.kind} has {channels} channels, expected {task.channels}", mend
+        )
+    return task

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
+from compactmtl.tasks.base import Task
 from compactmtl.tasks.common import nothing_valid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Error = Literal["absolute", "relative", "root_square"]
 
 LEAST = 1.17e-6  # of a true value that an error is relative to: nothing is divided by 0
 
@@ -47,3 +54,19 @@ class Deviation:
     def root_square(self) -> float:
         """Root of the mean squared error. Raises DataError where nothing was counted."""
         return float(self._mean(self._square) ** 0.5)
+
+
+class DeviationMetrics:
+    """Errors of a task's decoded outputs over all known elements of the split; `errors` names each metric's."""
+
+    def __init__(self, task: Task, errors: Mapping[str, Error]) -> None:
+        self._task, self._errors = task, errors
+        self._deviation = Deviation(task.name)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        known = self._task.known(target)
+        self._deviation.update(self._task.decode(output)[known], target[known])
+
+    def compute(self) -> dict[str, float]:
+        """Raises DataError where no element of the split is known."""
+        return {metric: getattr(self._deviation, error)() for metric, error in self._errors.items()}

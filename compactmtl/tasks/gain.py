@@ -10,9 +10,6 @@ from compactmtl.tasks.common import nearest
 
 MetricValues = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
-# A mean angular error of this size scores one half: the loosest threshold that papers on normals report.
-NORMALS_SCALE = 30.0
-
 
 def definition(baseline: str) -> str:
     """What Δm is, in one sentence for a reader of a table."""
@@ -86,8 +83,8 @@ def mean_score(metrics: MetricValues, tasks: Mapping[str, Task]) -> float:
     """Mean over tasks of the primary metric on a scale of 0 (worst) to 1 (best), for choosing among epochs.
 
     A share counts as it is. An error e counts as s / (s + e): 1 at no error, 1/2 at an error of s. The scale s is the
-    training split's standard deviation of the target, in its unit (1 where the data set does not state it), and 30°
-    for normals.
+    task's `error_scale`: the training split's standard deviation of the target, in its unit (1 where the data set does
+    not state it), unless the kind has one of its own, such as 30° for normals.
     """
     return sum(_score(task, metrics[name][task.primary]) for name, task in tasks.items()) / len(tasks)
 
@@ -95,5 +92,4 @@ def mean_score(metrics: MetricValues, tasks: Mapping[str, Task]) -> float:
 def _score(task: Task, value: float) -> float:
     if task.metric_info[task.primary].higher_is_better:
         return value
-    scale = NORMALS_SCALE if task.spec.kind == "normals" else task.spec.std
-    return scale / (scale + value)
+    return task.error_scale / (task.error_scale + value)

@@ -1,4 +1,4 @@
-"""Losses of labels beside cross-entropy: soft Dice and focal. All leave ignored elements out and work in float32.
+"""Means and losses over what is known: cross-entropy, soft Dice, focal. All leave ignored elements out, in float32.
 
 Sources: Dice arXiv:1606.04797 (V-Net, section 3; with first powers in the denominator), focal arXiv:1708.02002, eq. 4.
 """
@@ -9,7 +9,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compactmtl.tasks.common import masked_mean
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `values` where `valid`; a zero with a graph where nothing is valid.
+
+    Both have the same shape. A value that is not finite at a place that isn't valid does not leak in.
+    """
+    total = torch.where(valid, values, torch.zeros_like(values)).sum()
+    return total / valid.sum().clamp(min=1)
+
+
+def labeled(target: Tensor, ignore_index: int | None) -> Tensor:
+    """Where class indices count: bool, of the target's shape."""
+    return torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+
+
+def cross_entropy(output: Tensor, target: Tensor, ignore_index: int | None, smoothing: float) -> Tensor:
+    """Mean cross-entropy over the elements that count; a zero with a graph where none does.
+
+    output (B, K, ...) logits, target (B, ...) class indices.
+    """
+    # torch skips -100 by default, which is no class and so skips nothing.
+    ignore = -100 if ignore_index is None else ignore_index
+    # Its own mean would be 0/0 where every element is ignored.
+    total = F.cross_entropy(
+        output.float(), target, ignore_index=ignore, reduction="sum", label_smoothing=smoothing
+    )
+    return total / (target != ignore).sum().clamp(min=1)
 
 
 def soft_dice(output: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
@@ -19,7 +45,7 @@ def soft_dice(output: Tensor, target: Tensor, ignore_index: int | None) -> Tenso
     The mean is over the classes present in the target: an absent one has a Dice of 0 whatever the prediction is.
     A zero with a graph where no element counts.
     """
-    valid = _valid(target, ignore_index)
+    valid = labeled(target, ignore_index)
     labels = torch.where(valid, target, torch.zeros_like(target))
     shares = output.float().softmax(1) * valid[:, None]
     truth = torch.zeros_like(shares).scatter_(1, labels[:, None], valid[:, None].float())
@@ -34,7 +60,7 @@ def focal(output: Tensor, target: Tensor, ignore_index: int | None, gamma: float
 
     output (B, K, ...) logits, target (B, ...) class indices, γ at least 1. A zero with a graph where none counts.
     """
-    valid = _valid(target, ignore_index)
+    valid = labeled(target, ignore_index)
     labels = torch.where(valid, target, torch.zeros_like(target))
     surprise = F.cross_entropy(output.float(), labels, reduction="none")
     # rounding can put p a bit above 1
@@ -52,7 +78,3 @@ def binary_focal(output: Tensor, target: Tensor, valid: Tensor, gamma: float, al
     labels = torch.where(valid, target, torch.zeros_like(target)).float()
     values = sigmoid_focal_loss(output.float(), labels, alpha=-1 if alpha is None else alpha, gamma=gamma)
     return masked_mean(values, valid)
-
-
-def _valid(target: Tensor, ignore_index: int | None) -> Tensor:
-    return torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index

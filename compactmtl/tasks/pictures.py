@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import colorsys
-from collections import Counter
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -132,44 +130,6 @@ def instances_picture(value: NDArray[Any], classes: int) -> NDArray[np.uint8]:
     edge[1:] |= numbers[1:] != numbers[:-1]
     picture[edge & (numbers > 0)] = (255, 255, 255)
     return picture
-
-
-def list_instances(value: NDArray[Any], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The instances of a map (2, H, W) by number, without crowds.
-
-    Each with its `class` by name, `box` as left, top, right and bottom edge in pixels, and its count of `pixels`.
-    """
-    found: list[dict[str, Any]] = []
-    for number in np.unique(value[0][value[0] > 0]).tolist():
-        rows, columns = np.nonzero(value[0] == number)
-        edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        name = classes[int(value[1][rows[0], columns[0]])]
-        found.append({"class": name, "box": [int(edge) for edge in edges], "pixels": len(rows)})
-    return found
-
-
-def class_text(value: NDArray[Any], classes: Sequence[str]) -> str:
-    """The class of an index; "unknown" where it is none."""
-    index = int(value)
-    return classes[index] if 0 <= index < len(classes) else "unknown"
-
-
-def labels_text(value: NDArray[Any], classes: Sequence[str]) -> str:
-    """The classes (K,) that are present (1), such as "Smiling, Young"; "none", or "unknown" where all are (-1)."""
-    if (value == -1).all():
-        return "unknown"
-    return ", ".join(label for label, there in zip(classes, value, strict=True) if there == 1) or "none"
-
-
-def instances_text(value: NDArray[Any], classes: Sequence[str]) -> str:
-    """Counts of instances (2, H, W) by class, such as "3 person, 1 dog"; crowds are left out."""
-    counts = Counter(str(one["class"]) for one in list_instances(value, classes))
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-
-
-def value_text(value: float, unit: str) -> str:
-    """A number with its unit, such as "31.2 years"; "unknown" where it is not finite."""
-    return f"{value:.1f} {unit}".rstrip() if np.isfinite(value) else "unknown"
 
 
 def text_picture(text: str, size: tuple[int, int] = (96, 192)) -> Picture:

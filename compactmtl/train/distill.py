@@ -16,11 +16,8 @@ from compactmtl.errors import ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
 from compactmtl.tasks import Task
+from compactmtl.tasks.registry import all_classes
 from compactmtl.train.run import Run
-
-CLASSES = frozenset({"segmentation", "classification", "binned_regression"})  # probabilities over channels
-LABELS = frozenset({"multilabel", "boundaries"})  # a probability a channel
-VALUES = frozenset({"regression", "depth", "disparity", "normals"})  # predictions in the target's own format
 
 
 class Distiller:
@@ -38,10 +35,11 @@ class Distiller:
     ) -> None:
         """Raises ConfigError for a task of a kind that has no lesson, or that the teacher lacks."""
         for name, task in tasks.items():
-            if task.kind not in CLASSES | LABELS | VALUES:
+            if task.distillation is None:
+                kinds = [kind for kind, one in all_classes().items() if one.distillation is not None]
                 raise ConfigError(
                     f"distillation: task {name} is of kind {task.kind}, whose outputs cannot be taught",
-                    f"kinds: {', '.join(sorted(CLASSES | LABELS | VALUES))}",
+                    f"kinds: {', '.join(kinds)}",
                 )
             if teacher is not None and name not in teacher.heads:
                 raise ConfigError(
@@ -88,11 +86,11 @@ def lesson(task: Task, output: Tensor, taught: Tensor, temperature: float) -> Te
     so that gradients keep their size; for values the task's own loss against the teacher's prediction.
     """
     output = output.float()
-    if task.kind in CLASSES:
+    if task.distillation == "softmax":
         student, teacher = (F.log_softmax(one / temperature, 1) for one in (output, taught))
         apart = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         return temperature**2 * apart.mean()
-    if task.kind in LABELS:
+    if task.distillation == "sigmoid":
         probability = torch.sigmoid(taught / temperature)
         cross = F.binary_cross_entropy_with_logits(output / temperature, probability)
         own = F.binary_cross_entropy_with_logits(taught / temperature, probability)

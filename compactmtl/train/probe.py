@@ -179,9 +179,5 @@ def _features(
 
 def _known(task: Task, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The samples whose target is known."""
-    if task.spec.kind == "scalar":
-        known = torch.isfinite(targets)
-    else:
-        ignored = task.spec.ignore_index
-        known = torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+    known = task.known(targets)
     return features[known], targets[known]

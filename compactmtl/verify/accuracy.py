@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from compactmtl.backends.batching import run_batched
 from compactmtl.data.base import Batch
 from compactmtl.errors import ArtifactError, DataError
 from compactmtl.tasks import Task
-from compactmtl.tasks.instance_scoring import InstanceMetrics
+from compactmtl.tasks.base import ReferenceMetrics
 from compactmtl.verify.result import TaskMetrics
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]  # image (B, 3, H, W) to {task: output}
@@ -61,8 +62,8 @@ def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], fini
             if bool((~output.isfinite() if finite else output.isnan()).any()):
                 broken.add(name)
             references = batch.get("references", {}).get(task.target)
-            if references is not None and isinstance(found, InstanceMetrics):
-                found.update(output, target, references)
+            if references is not None and task.scores_references:
+                cast(ReferenceMetrics, found).update(output, target, references)
             else:
                 found.update(output, target.to(output.device))
     if empty:
@@ -158,8 +159,7 @@ def in_batches(run: Run, size: int) -> Run:
 
 
 def _check_shape(task: Task, output: Tensor, image: Tensor) -> None:
-    stride = getattr(task, "stride", 1)  # an instance head's cells; every other map has the image's size
-    size = tuple(-(-side // stride) for side in image.shape[-2:]) if task.dense else ()
+    size = tuple(-(-side // task.stride) for side in image.shape[-2:]) if task.dense else ()
     expected = (len(image), task.channels, *size)
     if tuple(output.shape) != expected:
         raise ArtifactError(

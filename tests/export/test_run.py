@@ -93,7 +93,7 @@ def test_bundle_says_what_it_is(bundle: Bundle, compacted: Run) -> None:
 def test_bundle_reads_back_equal_and_is_trusted(bundle: Bundle, verification: Verification) -> None:
     assert bundle.verification == verification
     assert bundle.doubt == ""
-    assert set(bundle.readings) == {"segmentation", "depth"}
+    assert set(bundle.tasks) == {"segmentation", "depth"}
 
 
 @pytest.mark.slow  # exports two models

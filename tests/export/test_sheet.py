@@ -19,7 +19,6 @@ from compactmtl.export.predict import Predictor
 from compactmtl.export.sheet import sheet
 from compactmtl.tasks import TargetSpec, build_tasks
 from compactmtl.tasks.pictures import MARKED
-from compactmtl.tasks.reading import reading
 
 SIZE = (16, 24)
 SPECS = {
@@ -47,10 +46,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 TASKS = build_tasks({name: TaskConfig.model_validate(config) for name, config in CONFIGS.items()}, SPECS)
-READINGS = {
-    name: reading(name, task.kind, task.spec, CONFIGS[name].get("options", {}), task.channels)
-    for name, task in TASKS.items()
-}
 
 
 def outputs() -> dict[str, Tensor]:
@@ -78,7 +73,7 @@ class Certain(nn.Module):
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(TorchRunner(Certain(), ["image"], list(TASKS)), READINGS, Preprocessing(SIZE))
+    return Predictor(TorchRunner(Certain(), ["image"], list(TASKS)), TASKS, Preprocessing(SIZE))
 
 
 def image() -> NDArray[np.uint8]:
@@ -86,7 +81,7 @@ def image() -> NDArray[np.uint8]:
 
 
 def test_every_kind_of_task_is_recorded_in_figures(predictor: Predictor) -> None:
-    found = record(predictor.predict(image()), predictor.readings)
+    found = record(predictor.predict(image()), predictor.tasks)
     json.dumps(found)  # nothing but plain values
     sigmoid = torch.sigmoid(torch.tensor([3.0, -3.0, 1.0])).tolist()
     assert found["seg"] == {"pixel_shares": {"wall": 0.75, "floor": 0.25}}
@@ -102,7 +97,7 @@ def test_every_kind_of_task_is_recorded_in_figures(predictor: Predictor) -> None
 
 
 def test_a_line_tells_single_values_and_where_maps_are(predictor: Predictor) -> None:
-    text = describe(predictor.predict(image()), predictor.readings)
+    text = describe(predictor.predict(image()), predictor.tasks)
     assert "edges boundary 25.0%" in text and "normals as a picture only" in text
     assert "gender female (88%)" in text
     assert "traits Smiling, Hat" in text
@@ -110,7 +105,7 @@ def test_a_line_tells_single_values_and_where_maps_are(predictor: Predictor) -> 
 
 
 def test_the_sheet_has_a_panel_for_each_map(predictor: Predictor) -> None:
-    picture = np.asarray(sheet(image(), predictor.predict(image()), predictor.readings))
+    picture = np.asarray(sheet(image(), predictor.predict(image()), predictor.tasks))
     maps = sum(task.dense for task in TASKS.values())
     assert picture.shape[1] > (1 + maps) * 24 * 16  # enlarged 16 times
     marked = (picture == np.array(MARKED)).all(-1)

@@ -62,19 +62,6 @@ def test_probability_darkens_and_unknown_is_marked() -> None:
     assert tuple(picture[3]) == pictures.IGNORED
 
 
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (31.24, "years", "31.2 years"),
-        (-0.5, "", "-0.5"),
-        (np.nan, "years", "unknown"),
-        (np.inf, "", "unknown"),
-    ],
-)
-def test_a_value_in_words(value: float, unit: str, text: str) -> None:
-    assert pictures.value_text(value, unit) == text
-
-
 @pytest.mark.parametrize("depth", [np.zeros((1, 2, 2)), np.full((1, 2, 2), np.nan), np.full((1, 2, 2), 3.0)])
 def test_depth_without_range_is_a_picture_all_the_same(depth: NDArray[np.float64]) -> None:
     assert pictures.depth_picture(depth).shape == (2, 2, 3)

@@ -12,7 +12,7 @@ from torch import Tensor
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, build_task
-from compactmtl.tasks.normals import NormalsMetrics, angles
+from compactmtl.tasks.kinds.normals import NormalsMetrics, angles
 
 TASK = build_task("normals", TaskConfig(kind="normals"), TargetSpec("normals"))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec, build_task
-from compactmtl.tasks.binned_regression import BinnedRegressionTask
+from compactmtl.tasks.kinds.binned_regression import BinnedRegressionTask
 
 RANGE = {"low": 1.0, "high": 101.0, "bins": 21}  # bins 5 years apart
 

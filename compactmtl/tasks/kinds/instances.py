@@ -6,25 +6,29 @@ Source: arXiv:1911.10194 (Panoptic-DeepLab); the loss of the centers is that of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from compactmtl.config.recipe import Positive, Share, TaskConfig
+from compactmtl.config.recipe import Positive, Share
 from compactmtl.errors import ConfigError
 from compactmtl.tasks import pictures
-from compactmtl.tasks.base import MetricInfo, TargetSpec
-from compactmtl.tasks.common import check_spec, choose_loss, read_options
-from compactmtl.tasks.instance_decoding import Instances, decode_instances
-from compactmtl.tasks.instance_decoding_numpy import EXTRA_CHANNELS, STRIDE, DecodingOptions
-from compactmtl.tasks.instance_scoring import InstanceMetrics
-from compactmtl.tasks.instance_targets import CellTargets, cell_targets
+from compactmtl.tasks.base import Array, Legend, MapTask, MetricInfo
+from compactmtl.tasks.instance_decoding_numpy import (
+    EXTRA_CHANNELS,
+    STRIDE,
+    DecodingOptions,
+    decode_instances_numpy,
+)
+from compactmtl.tasks.summaries import LEGEND_CLASSES, class_colors, count_instances, list_instances
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compactmtl.tasks.instance_decoding import Instances
+    from compactmtl.tasks.instance_scoring import InstanceMetrics
+    from compactmtl.tasks.instance_targets import CellTargets
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -43,8 +47,7 @@ class InstancesOptions(DecodingOptions):
     small_area: Share = Field(1 / 64, description="largest share of the image that a small instance covers")
 
 
-@dataclass(frozen=True)
-class InstancesTask:
+class InstancesTask(MapTask):
     """Output (B, K + 4, h, w) at a quarter of the image's size, rounded up, against instances int64 (B, 2, H, W).
 
     Channels: K + 1 class logits (0 background), the center's logit, the offset (down, right) to the center in units
@@ -57,47 +60,42 @@ class InstancesTask:
     size where the data set gives its instances so (see `InstanceReference`), else at the target's size.
     """
 
-    name: str
-    target: str
-    spec: TargetSpec
-    weight: float
-    loss_name: str
     options: InstancesOptions
-
-    kind: ClassVar[str] = "instances"
-    dense: ClassVar[bool] = True
-    stride: ClassVar[int] = STRIDE
-    losses: ClassVar[tuple[str, ...]] = ("panoptic",)
-    primary: ClassVar[str] = "ap50"
+    Options = InstancesOptions
+    target_kind = "instances"
+    least_classes = 1
+    stride = STRIDE
+    own_head = "instances"
+    default_head = "instances"
+    losses = ("panoptic",)
+    primary = "ap50"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "ap": MetricInfo(higher_is_better=True, share=True),
         "ap50": MetricInfo(higher_is_better=True, share=True),
         "ap75": MetricInfo(higher_is_better=True, share=True),
     }
+    distillation = None
+    scores_references = True
 
-    @classmethod
-    def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
-        """Raises ConfigError where target, loss or options do not fit."""
-        check_spec(name, config, spec, "instances")
-        if not spec.classes:
+    def check(self) -> None:
+        """Raises ConfigError for an even window."""
+        if self.options.window % 2 == 0:
             raise ConfigError(
-                f"tasks.{name}: target {config.target or name!r} names no classes",
-                "mend the classes in the data set's target specification",
+                f"tasks.{self.name}.options.window: {self.options.window} is even, a center has no middle in it",
+                f"use {self.options.window + 1}",
             )
-        options = read_options(InstancesOptions, name, config)
-        if options.window % 2 == 0:
-            raise ConfigError(
-                f"tasks.{name}.options.window: {options.window} is even, a center has no middle in it",
-                f"use {options.window + 1}",
-            )
-        loss = choose_loss(name, config, cls.losses)
-        return cls(name, config.target or name, spec, config.weight, loss, options)
 
     @property
     def channels(self) -> int:
         return len(self.spec.classes) + 1 + EXTRA_CHANNELS
 
+    def known(self, target: Tensor) -> Tensor:
+        """Where a target counts, all but crowds: bool (B, H, W)."""
+        return target[:, 0] >= 0
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        from compactmtl.tasks.instance_targets import cell_targets
+
         output = output.float()
         classes = len(self.spec.classes)
         small_area = self.options.small_area * target.shape[-2] * target.shape[-1]
@@ -118,7 +116,7 @@ class InstancesTask:
             counts = (cells.classes * cells.known[:, None]).sum((0, 2, 3), keepdim=True)
             rarity = counts.clamp(min=1) ** -self.options.balance
             weight = weight * (cells.classes * rarity).sum(1)
-            return (entropy * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+            return (entropy * weight).sum() / weight.sum().clamp(min=float(np.finfo(np.float32).tiny))
         return (entropy * weight).sum() / weight.sum().clamp(min=1)
 
     def _offset_loss(self, offset: Tensor, cells: CellTargets) -> Tensor:
@@ -130,22 +128,49 @@ class InstancesTask:
         return 1 + (self.options.small - 1) * cells.small
 
     def metrics(self) -> InstanceMetrics:
+        from compactmtl.tasks.instance_scoring import InstanceMetrics
+
         return InstanceMetrics(self.name, self.spec.classes, self.instances)
 
     def instances(self, output: Tensor) -> Instances:
         """The instances in the output (K + 4, h, w) of one image."""
+        from compactmtl.tasks.instance_decoding import decode_instances
+
         return decode_instances(output, self.options)
 
     def decode(self, output: Tensor) -> Tensor:
         """Instances int64 (B, 2, 4 h, 4 w): numbers from 1 on, the best first, and class indices."""
+        import torch
+
         return torch.stack([self.instances(one).target() for one in output])
 
-    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+    def decode_array(self, output: Array) -> Array:
+        options = self.options
+        maps = []
+        for one in output:
+            numbers, classes, _ = decode_instances_numpy(
+                one, threshold=options.threshold, window=options.window, limit=options.limit
+            )
+            table = np.concatenate([np.zeros(1, np.int64), classes])
+            maps.append(np.stack([numbers, table[numbers]]))
+        return np.stack(maps)
+
+    def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:
         return pictures.instances_picture(value, len(self.spec.classes))
 
-    def caption(self, value: NDArray[Any]) -> str:
+    def caption(self, value: Array) -> str:
         """Counts by class, such as "3 person, 1 dog"; crowds are left out."""
-        return pictures.instances_text(value, self.spec.classes)
+        counts = count_instances(value, self.spec.classes)
+        return ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+
+    def legend(self, value: Array) -> Legend:
+        """The most frequent classes with their counts."""
+        colors = class_colors(self.spec.classes)
+        counts = count_instances(value, self.spec.classes)[:LEGEND_CLASSES]
+        return tuple((colors[name], f"{count} {name}") for name, count in counts)
+
+    def summary(self, value: Array, probabilities: Mapping[str, float]) -> dict[str, Any]:
+        return {"instances": list_instances(value, self.spec.classes)}
 
 
 def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
@@ -153,8 +178,10 @@ def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
 
     Source: arXiv:1904.07850, eq. 1, with its α = 2 and β = 4.
     """
+    from torch.nn.functional import logsigmoid
+
     positive = (target == 1) & (known > 0)
     chance = logits.sigmoid()
-    near = -F.logsigmoid(logits) * (1 - chance) ** 2 * positive
-    far = -F.logsigmoid(-logits) * chance**2 * (1 - target) ** 4 * known
-    return (near + torch.where(positive, torch.zeros_like(far), far)).sum() / positive.sum().clamp(min=1)
+    near = -logsigmoid(logits) * (1 - chance) ** 2 * positive
+    far = -logsigmoid(-logits) * chance**2 * (1 - target) ** 4 * known
+    return (near + far.masked_fill(positive, 0)).sum() / positive.sum().clamp(min=1)

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from compactmtl.config.recipe import Frozen, Share, TaskConfig
+from compactmtl.config.recipe import Frozen, Share
 from compactmtl.errors import DataError
-from compactmtl.tasks import pictures
-from compactmtl.tasks.base import MetricInfo, TargetSpec
-from compactmtl.tasks.common import (
-    check_spec,
-    check_used,
-    choose_loss,
-    masked_mean,
-    nothing_valid,
-    read_options,
-)
-from compactmtl.tasks.losses import binary_focal
+from compactmtl.tasks.base import Array, MetricInfo, ValueTask
+from compactmtl.tasks.common import nothing_valid
+from compactmtl.tasks.numeric import sigmoid
+from compactmtl.tasks.summaries import labels_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNKNOWN = -1
 
@@ -38,8 +29,7 @@ class MultilabelOptions(Frozen):
     per_class: bool = False  # also report the accuracy of each class
 
 
-@dataclass(frozen=True)
-class MultilabelTask:
+class MultilabelTask(ValueTask):
     """Logits (B, K) against float32 (B, K): 1 present, 0 absent, -1 unknown, which counts nowhere.
 
     Losses, means over the known labels: `bce`; `focal`, arXiv:1708.02002, eq. 5. A label is predicted where its
@@ -51,26 +41,15 @@ class MultilabelTask:
     option `per_class` also `accuracy_<class>`; a class of which nothing is known is then an error.
     """
 
-    name: str
-    target: str
-    spec: TargetSpec
-    weight: float
-    loss_name: str
     options: MultilabelOptions
-
-    kind: ClassVar[str] = "multilabel"
-    dense: ClassVar[bool] = False
-    losses: ClassVar[tuple[str, ...]] = ("bce", "focal")
-    primary: ClassVar[str] = "mean_f1"
-
-    @classmethod
-    def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
-        """Raises ConfigError where target, loss or options do not fit."""
-        check_spec(name, config, spec, "multilabel")
-        options = read_options(MultilabelOptions, name, config)
-        loss = choose_loss(name, config, cls.losses)
-        check_used(name, config, loss, {"gamma": ("focal",), "alpha": ("focal",)})
-        return cls(name, config.target or name, spec, config.weight, loss, options)
+    Options = MultilabelOptions
+    target_kind = "multilabel"
+    least_classes = 1
+    losses = ("bce", "focal")
+    option_losses: ClassVar[Mapping[str, Sequence[str]]] = {"gamma": ("focal",), "alpha": ("focal",)}
+    primary = "mean_f1"
+    postprocess = ("sigmoid",)
+    distillation = "sigmoid"
 
     @property
     def channels(self) -> int:
@@ -86,12 +65,20 @@ class MultilabelTask:
             info |= {f"accuracy_{label}": one for label in self.spec.classes}
         return info
 
+    def known(self, target: Tensor) -> Tensor:
+        """Where a target counts: bool (B, K)."""
+        return target != UNKNOWN
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        known = target != UNKNOWN
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        from compactmtl.tasks.losses import binary_focal, masked_mean
+
+        known = self.known(target)
         if self.loss_name == "focal":
             return binary_focal(output, target, known, self.options.gamma, self.options.alpha)
-        labels = torch.where(known, target, torch.zeros_like(target)).float()
-        values = F.binary_cross_entropy_with_logits(output.float(), labels, reduction="none")
+        labels = target.where(known, target.new_zeros(())).float()
+        values = binary_cross_entropy_with_logits(output.float(), labels, reduction="none")
         return masked_mean(values, known)
 
     def metrics(self) -> MultilabelMetrics:
@@ -101,18 +88,28 @@ class MultilabelTask:
         """1 where a label is predicted, else 0: float32 (B, K)."""
         return (output > 0).float()
 
-    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
-        return pictures.text_picture(self.caption(value))
+    def decode_array(self, output: Array) -> Array:
+        return (output > 0).astype(np.float32)
 
-    def caption(self, value: NDArray[Any]) -> str:
+    def probabilities(self, output: Array) -> dict[str, float]:
+        """The sigmoid of each logit, by class name."""
+        return dict(zip(self.spec.classes, sigmoid(output.astype(np.float32)).tolist(), strict=True))
+
+    def caption(self, value: Array) -> str:
         """The classes that are present, such as "Smiling, Young", and "none" where none is."""
-        return pictures.labels_text(value, self.spec.classes)
+        return labels_text(value, self.spec.classes)
+
+    def summary(self, value: Array, probabilities: Mapping[str, float]) -> dict[str, Any]:
+        present = [name for name, there in zip(self.spec.classes, value, strict=True) if there]
+        return {"classes": present, "probabilities": dict(probabilities)}
 
 
 class MultilabelMetrics:
     """For each class the counts of target by prediction over the known labels of the split."""
 
     def __init__(self, task: MultilabelTask) -> None:
+        import torch
+
         self._task = task
         self._counts = torch.zeros(task.channels, 2, 2, dtype=torch.int64)  # class, target, prediction
 
@@ -143,7 +140,7 @@ class MultilabelMetrics:
         hits = 2 * counts[:, 1, 1]
         size = hits + counts[:, 0, 1] + counts[:, 1, 0]
         there = size > 0
-        found = {
+        values = {
             "mean_f1": float((hits[there] / size[there]).mean()) if there.any() else 1.0,
             "accuracy": float(accuracy[known].mean()),
         }
@@ -155,8 +152,8 @@ class MultilabelMetrics:
                     "accuracy",
                     "leave that class out of the data set's classes, or set per_class: false",
                 )
-            found |= {
+            values |= {
                 f"accuracy_{label}": float(value)
                 for label, value in zip(self._task.spec.classes, accuracy, strict=True)
             }
-        return found
+        return values

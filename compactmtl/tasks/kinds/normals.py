@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
 
-from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.tasks import pictures
-from compactmtl.tasks.base import MetricInfo, TargetSpec
-from compactmtl.tasks.common import check_spec, choose_loss, masked_mean, nothing_valid, read_options
+from compactmtl.tasks.base import Array, MapTask, MetricInfo
+from compactmtl.tasks.common import nothing_valid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TINY = 1e-12  # the length below which a vector is not made longer, as torch's normalize has it
 
 
-class NormalsOptions(Frozen):
-    """A normals task has no options yet."""
-
-
-@dataclass(frozen=True)
-class NormalsTask:
+class NormalsTask(MapTask):
     """Vectors (B, 3, H, W) of any length against unit normals of that shape; a target of 0 is unknown.
 
     Loss: 1 - cos of the angle to the target, over known pixels. Metrics over all known pixels of the split at once:
@@ -32,18 +26,10 @@ class NormalsTask:
     within 0.0001° of that of the float32 angles, all others are exact.
     """
 
-    name: str
-    target: str
-    spec: TargetSpec
-    weight: float
-    loss_name: str
-    options: NormalsOptions
-
-    kind: ClassVar[str] = "normals"
-    dense: ClassVar[bool] = True
-    channels: ClassVar[int] = 3
-    losses: ClassVar[tuple[str, ...]] = ("cosine",)
-    primary: ClassVar[str] = "mean_angle"
+    target_kind = "normals"
+    channels = 3
+    losses = ("cosine",)
+    primary = "mean_angle"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "mean_angle": MetricInfo(higher_is_better=False, unit="°"),
         "median_angle": MetricInfo(higher_is_better=False, unit="°"),
@@ -51,36 +37,36 @@ class NormalsTask:
         "within_22_5": MetricInfo(higher_is_better=True, share=True),
         "within_30": MetricInfo(higher_is_better=True, share=True),
     }
+    error_scale = 30.0  # degrees: the loosest threshold that papers report
+    uncertainty_scale = 0.5
 
-    @classmethod
-    def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
-        """Raises ConfigError where target, loss or options do not fit."""
-        check_spec(name, config, spec, "normals")
-        options = read_options(NormalsOptions, name, config)
-        loss = choose_loss(name, config, cls.losses)
-        return cls(name, config.target or name, spec, config.weight, loss, options)
+    def known(self, target: Tensor) -> Tensor:
+        """Where a target counts: bool (B, H, W)."""
+        return (target != 0).any(1)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        cosine = F.cosine_similarity(output.float(), target, dim=1)
-        return masked_mean(1 - cosine, known_normals(target))
+        from torch.nn.functional import cosine_similarity
+
+        from compactmtl.tasks.losses import masked_mean
+
+        return masked_mean(1 - cosine_similarity(output.float(), target, dim=1), self.known(target))
 
     def metrics(self) -> NormalsMetrics:
         return NormalsMetrics(self)
 
     def decode(self, output: Tensor) -> Tensor:
         """Unit vectors (B, 3, H, W)."""
-        return F.normalize(output, dim=1)
+        from torch.nn.functional import normalize
 
-    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+        return normalize(output, dim=1)
+
+    def decode_array(self, output: Array) -> Array:
+        length = np.sqrt(np.square(output).sum(1, keepdims=True))
+        unit: Array = output / np.maximum(length, TINY)
+        return unit
+
+    def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:
         return pictures.normals_picture(value)
-
-    def caption(self, value: NDArray[Any]) -> str:
-        return ""
-
-
-def known_normals(target: Tensor) -> Tensor:
-    """Where normals (B, 3, H, W) count: bool (B, H, W)."""
-    return (target != 0).any(1)
 
 
 def angles(a: Tensor, b: Tensor) -> Tensor:
@@ -94,7 +80,7 @@ def angles(a: Tensor, b: Tensor) -> Tensor:
     cosine = ax * bx + ay * by + az * bz
     # atan2(0, 0) is 0: a dead head's zeros would score as a perfect prediction.
     sine = sine.masked_fill((sine == 0) & (cosine == 0), 1.0)
-    return torch.rad2deg(torch.atan2(sine, cosine))
+    return sine.atan2(cosine).rad2deg()
 
 
 BINS = 2**20  # of 180°: 0.00017° each, 8 MiB in all, however many pixels a split has
@@ -108,14 +94,13 @@ class NormalsMetrics:
     """
 
     def __init__(self, task: NormalsTask) -> None:
-        self._name = task.name
+        self._task = task
         self._total = np.float64(0)  # of the angles; NaN from the first angle that is none
         self._within = dict.fromkeys(THRESHOLDS, 0)
         self._counts = np.zeros(BINS, np.int64)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        found = angles(output.float(), target.float())
-        values = found[known_normals(target)].cpu().numpy()
+        values = angles(output.float(), target.float())[self._task.known(target)].cpu().numpy()
         self._total += values.sum(dtype=np.float64)
         for name, threshold in THRESHOLDS.items():
             self._within[name] += int((values < threshold).sum())
@@ -134,7 +119,7 @@ class NormalsMetrics:
         """Raises DataError where no pixel of the split is known."""
         known = int(self._counts.sum())
         if known == 0:
-            raise nothing_valid(self._name)
+            raise nothing_valid(self._task.name)
         mean = float(self._total) / known
         return {
             "mean_angle": mean,

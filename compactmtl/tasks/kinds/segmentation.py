@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from compactmtl.config.recipe import Frozen, TaskConfig
+from compactmtl.config.recipe import Frozen
 from compactmtl.tasks import pictures
-from compactmtl.tasks.base import MetricInfo, TargetSpec
-from compactmtl.tasks.common import check_spec, check_used, choose_loss, cross_entropy, read_options
-from compactmtl.tasks.confusion import ConfusionMatrix
-from compactmtl.tasks.losses import focal, soft_dice
+from compactmtl.tasks.base import Array, Legend, MapTask, MetricInfo
+from compactmtl.tasks.summaries import LEGEND_CLASSES, class_colors, class_shares
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SegmentationOptions(Frozen):
@@ -26,8 +23,7 @@ class SegmentationOptions(Frozen):
     gamma: Annotated[float, Field(ge=1)] = 2.0  # of the focal loss: how little easy pixels count
 
 
-@dataclass(frozen=True)
-class SegmentationTask:
+class SegmentationTask(MapTask):
     """Logits (B, K, H, W) against a mask int64 (B, H, W).
 
     Losses over the pixels that count: `cross_entropy`; `dice`, 1 - the mean soft Dice of the classes in the batch;
@@ -36,37 +32,36 @@ class SegmentationTask:
     or in the prediction, and `pixel_accuracy`. Raises DataError for a label outside the classes.
     """
 
-    name: str
-    target: str
-    spec: TargetSpec
-    weight: float
-    loss_name: str
     options: SegmentationOptions
-
-    kind: ClassVar[str] = "segmentation"
-    dense: ClassVar[bool] = True
-    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "dice", "cross_entropy_dice", "focal")
-    primary: ClassVar[str] = "miou"
+    Options = SegmentationOptions
+    target_kind = "mask"
+    least_classes = 2
+    losses = ("cross_entropy", "dice", "cross_entropy_dice", "focal")
+    option_losses: ClassVar[Mapping[str, Sequence[str]]] = {
+        "label_smoothing": ("cross_entropy", "cross_entropy_dice"),
+        "gamma": ("focal",),
+    }
+    primary = "miou"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "miou": MetricInfo(higher_is_better=True, share=True),
         "pixel_accuracy": MetricInfo(higher_is_better=True, share=True),
     }
-
-    @classmethod
-    def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
-        """Raises ConfigError where target, loss or options do not fit."""
-        check_spec(name, config, spec, "mask")
-        options = read_options(SegmentationOptions, name, config)
-        loss = choose_loss(name, config, cls.losses)
-        uses = {"label_smoothing": ("cross_entropy", "cross_entropy_dice"), "gamma": ("focal",)}
-        check_used(name, config, loss, uses)
-        return cls(name, config.target or name, spec, config.weight, loss, options)
+    postprocess = ("argmax", "softmax")
+    distillation = "softmax"
 
     @property
     def channels(self) -> int:
         return len(self.spec.classes)
 
+    def known(self, target: Tensor) -> Tensor:
+        """Where a target counts: bool (B, H, W)."""
+        from compactmtl.tasks.losses import labeled
+
+        return labeled(target, self.spec.ignore_index)
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        from compactmtl.tasks.losses import cross_entropy, focal, soft_dice
+
         ignore = self.spec.ignore_index
         if self.loss_name == "focal":
             return focal(output, target, ignore, self.options.gamma)
@@ -80,29 +75,37 @@ class SegmentationTask:
 
     def decode(self, output: Tensor) -> Tensor:
         """Class index int64 (B, H, W)."""
-        return _greatest(output)
+        # argmax along a strided dimension takes four times as long on a CPU (torch 2.14)
+        return output.max(1).indices
 
-    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+    def decode_array(self, output: Array) -> Array:
+        index: Array = output.argmax(1)
+        return index
+
+    def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:
         return pictures.mask_picture(value, len(self.spec.classes))
 
-    def caption(self, value: NDArray[Any]) -> str:
-        return ""
+    def legend(self, value: Array) -> Legend:
+        """The largest classes with their shares of the pixels."""
+        colors = class_colors(self.spec.classes)
+        shares = list(class_shares(value, self.spec.classes).items())[:LEGEND_CLASSES]
+        return tuple((colors[name], f"{name} {share:.0%}") for name, share in shares)
 
-
-def _greatest(logits: Tensor) -> Tensor:
-    """Index of the greatest logit along the classes: (B, K, H, W) to (B, H, W)."""
-    # argmax along a strided dimension takes four times as long on a CPU (torch 2.14)
-    return logits.max(1).indices
+    def summary(self, value: Array, probabilities: Mapping[str, float]) -> dict[str, Any]:
+        return {"pixel_shares": class_shares(value, self.spec.classes)}
 
 
 class SegmentationMetrics:
     """Counts of target class by predicted class over the whole split."""
 
     def __init__(self, task: SegmentationTask) -> None:
+        from compactmtl.tasks.confusion import ConfusionMatrix
+
+        self._task = task
         self._confusion = ConfusionMatrix(task.name, task.spec)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        self._confusion.update(_greatest(output), target)
+        self._confusion.update(self._task.decode(output), target)
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split counts."""

@@ -8,21 +8,20 @@ boundaries", PAMI 2004, without its thinning and its one-to-one matching.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from compactmtl.config.recipe import Frozen, Share, TaskConfig
+from compactmtl.config.recipe import Frozen, Share
 from compactmtl.errors import DataError
 from compactmtl.tasks import pictures
-from compactmtl.tasks.base import MetricInfo, TargetSpec
-from compactmtl.tasks.common import check_spec, choose_loss, masked_mean, nothing_valid, read_options
+from compactmtl.tasks.base import Array, Legend, MapTask, MetricInfo
+from compactmtl.tasks.common import nothing_valid
+from compactmtl.tasks.numeric import sigmoid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 THRESHOLDS = 99  # 0.01 to 0.99, as the benchmark of Berkeley has them
 
@@ -37,8 +36,7 @@ class BoundariesOptions(Frozen):
     )
 
 
-@dataclass(frozen=True)
-class BoundariesTask:
+class BoundariesTask(MapTask):
     """Logits (B, 1, H, W) against the boundaries of a mask int64 (B, H, W).
 
     A pixel is a boundary where a pixel of another class is within `radius`. It is unknown where its own class is
@@ -54,44 +52,43 @@ class BoundariesTask:
     matched one to one, so figures are not comparable with those of the Berkeley benchmark.
     """
 
-    name: str
-    target: str
-    spec: TargetSpec
-    weight: float
-    loss_name: str
     options: BoundariesOptions
-
-    kind: ClassVar[str] = "boundaries"
-    dense: ClassVar[bool] = True
-    channels: ClassVar[int] = 1
-    losses: ClassVar[tuple[str, ...]] = ("weighted_bce",)
-    primary: ClassVar[str] = "ods_f"
+    Options = BoundariesOptions
+    target_kind = "mask"
+    least_classes = 2
+    usual = False
+    channels = 1
+    losses = ("weighted_bce",)
+    primary = "ods_f"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "ods_f": MetricInfo(higher_is_better=True, share=True),
         "precision": MetricInfo(higher_is_better=True, share=True, gain=False),
         "recall": MetricInfo(higher_is_better=True, share=True, gain=False),
     }
-
-    @classmethod
-    def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
-        """Raises ConfigError where target, loss or options do not fit."""
-        check_spec(name, config, spec, "mask")
-        options = read_options(BoundariesOptions, name, config)
-        loss = choose_loss(name, config, cls.losses)
-        return cls(name, config.target or name, spec, config.weight, loss, options)
+    postprocess = ("sigmoid",)
+    distillation = "sigmoid"
 
     def edges(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Of a mask (B, H, W) where the boundaries are, and where it is known: two bool tensors (B, H, W)."""
         return boundaries(mask, self.spec.ignore_index, self.options.radius)
 
+    def known(self, target: Tensor) -> Tensor:
+        """Where a target counts: bool (B, H, W)."""
+        return self.edges(target)[1]
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        import torch
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        from compactmtl.tasks.losses import masked_mean
+
         edge, known = self.edges(target)
         if self.options.edge_weight is None:
             others = (known & ~edge).sum((1, 2), keepdim=True) / known.sum((1, 2), keepdim=True).clamp(min=1)
         else:
             others = output.new_tensor(self.options.edge_weight, dtype=torch.float32)
         weights = torch.where(edge, others, 1 - others)
-        values = F.binary_cross_entropy_with_logits(
+        values = binary_cross_entropy_with_logits(
             output.float().squeeze(1), edge.float(), weights, reduction="none"
         )
         return masked_mean(values, known)
@@ -103,19 +100,35 @@ class BoundariesTask:
         """The probability of a boundary, float32 (B, 1, H, W)."""
         return output.float().sigmoid()
 
-    def picture(self, value: NDArray[Any], reference: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+    def decode_array(self, output: Array) -> Array:
+        return sigmoid(output.astype(np.float32))
+
+    def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:
         """A prediction's probabilities (1, H, W), or the boundaries of a target, a mask (H, W) of integers."""
         if value.ndim == 3:
             return pictures.probability_picture(value[0])
+        import torch
+
         edge, known = self.edges(torch.from_numpy(np.asarray(value, np.int64))[None])
         return pictures.probability_picture(np.where(known[0].numpy(), edge[0].numpy(), np.nan))
 
-    def caption(self, value: NDArray[Any]) -> str:
-        return ""
+    def legend(self, value: Array) -> Legend:
+        """The share of boundary pixels."""
+        return ((None, f"boundary {_share(value):.1%}"),)
+
+    def summary(self, value: Array, probabilities: Mapping[str, float]) -> dict[str, Any]:
+        return {"boundary_share": _share(value)}
+
+
+def _share(probability: Array) -> float:
+    """Share of the pixels that are more likely a boundary than not."""
+    return float((probability > 0.5).mean())
 
 
 def boundaries(mask: Tensor, ignore_index: int | None, radius: int) -> tuple[Tensor, Tensor]:
     """Where a class of a mask (B, H, W) meets another within `radius` pixels, and where that is known: bool, alike."""
+    import torch
+
     valid = torch.ones_like(mask, dtype=torch.bool) if ignore_index is None else mask != ignore_index
     classes = mask.float()  # exact up to 2**24 classes
     nothing = torch.full_like(classes, -torch.inf)
@@ -128,16 +141,20 @@ def boundaries(mask: Tensor, ignore_index: int | None, radius: int) -> tuple[Ten
 
 def _greatest_near(values: Tensor, radius: int) -> Tensor:
     """The greatest value (B, H, W) within `radius` pixels along rows and columns, inside the picture."""
+    from torch.nn.functional import max_pool2d
+
     if radius == 0:
         return values
-    rows = F.max_pool2d(values, (2 * radius + 1, 1), 1, (radius, 0))
-    return F.max_pool2d(rows, (1, 2 * radius + 1), 1, (0, radius))
+    rows = max_pool2d(values, (2 * radius + 1, 1), 1, (radius, 0))
+    return max_pool2d(rows, (1, 2 * radius + 1), 1, (0, radius))
 
 
 class BoundariesMetrics:
     """Counts over the split for every threshold: predicted, predicted near a boundary, true, true near a prediction."""
 
     def __init__(self, task: BoundariesTask) -> None:
+        import torch
+
         self._task = task
         self._known = 0
         # Column k counts pixels whose probability reaches exactly k of the thresholds.
@@ -148,11 +165,11 @@ class BoundariesMetrics:
         edge, known = self._task.edges(mask)
         near_edge = _greatest_near(edge.float(), self._task.options.tolerance) > 0
         # Nothing is predicted where nothing is known: it could only match by chance.
-        shown = torch.where(known, probability, torch.full_like(probability, -1))
+        shown = probability.where(known, probability.new_full((), -1))
         near = _greatest_near(shown, self._task.options.tolerance)
         self._known += int(known.sum())
         for row, values in enumerate((shown[known], shown[known & near_edge], near[edge])):
-            self._counts[row] += torch.bincount(_reached(values), minlength=THRESHOLDS + 1)
+            self._counts[row] += _reached(values).bincount(minlength=THRESHOLDS + 1)
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split is known, or none is a boundary."""
@@ -165,10 +182,10 @@ class BoundariesMetrics:
                 "run `compactmtl data check NAME root=FOLDER` and look at this target's labels",
             )
         # From counts by threshold to counts at or above each threshold; column 0 is below all of them.
-        predicted, right, found = self._counts.flip(1).cumsum(1).flip(1)[:, 1:].double()
+        predicted, right, near = self._counts.flip(1).cumsum(1).flip(1)[:, 1:].double()
         precision = right / predicted.clamp(min=1)
-        recall = found / true
-        f_measure = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny)
+        recall = near / true
+        f_measure = 2 * precision * recall / (precision + recall).clamp(min=np.finfo(np.float64).tiny)
         best = int(f_measure.argmax())
         return {
             "ods_f": float(f_measure[best]),
@@ -179,5 +196,7 @@ class BoundariesMetrics:
 
 def _reached(probability: Tensor) -> Tensor:
     """How many of the thresholds each probability is at or above."""
+    import torch
+
     levels = torch.arange(1, THRESHOLDS + 1, dtype=torch.float32) / (THRESHOLDS + 1)
     return torch.bucketize(probability, levels, right=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec, build_task
-from compactmtl.tasks.boundaries import BoundariesTask, boundaries
+from compactmtl.tasks.kinds.boundaries import BoundariesTask, boundaries
 from compactmtl.tasks.pictures import IGNORED, MARKED
 
 IGNORE = 255

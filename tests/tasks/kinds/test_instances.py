@@ -16,8 +16,8 @@ from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.tasks.instance_decoding_numpy import OFFSET_UNIT
 from compactmtl.tasks.instance_scoring import InstanceReference, resize_mask, to_rle
 from compactmtl.tasks.instance_targets import CellTargets, cell_targets
-from compactmtl.tasks.instances import InstancesTask, center_loss
-from compactmtl.tasks.pictures import list_instances
+from compactmtl.tasks.kinds.instances import InstancesTask, center_loss
+from compactmtl.tasks.summaries import list_instances
 
 CLASSES = ("cat", "dog", "cow")
 SMALL = 40.0
