@@ -127,16 +127,18 @@ def _check(names: list[str]) -> None:
 
 
 def _check_references(recipe: Recipe) -> None:
-    """What a recipe names beyond itself: its targets, data set, that set's options and targets, and encoder."""
+    """What a recipe names beyond itself: its targets, data set, that set's options and targets, kinds and encoder."""
     from compactmtl.config import load_target, validate_options
     from compactmtl.data import load_dataset
     from compactmtl.data.datasets import dataset_module
     from compactmtl.models.encoder import check_encoder_name
-    from compactmtl.tasks import build_tasks
+    from compactmtl.tasks import build_tasks, task_class
 
     for target in recipe.targets:
         load_target(target)
     validate_options(dataset_module(recipe.data.name).Options, recipe.data.options, "data.options")
     check_encoder_name(recipe.model.encoder.name)
+    for name, task in recipe.tasks.items():
+        task_class(task.kind, f"tasks.{name}.kind")
     if recipe.data.name == "scenes":  # what other data sets offer is only known from their files
         build_tasks(recipe.tasks, load_dataset(recipe.data, "train").specs)

@@ -141,6 +141,11 @@ class Task(ABC):
         options = validate_options(cls.Options, config.options, f"tasks.{name}.options")
         loss = cls._chosen_loss(name, config)
         task = cls(name, config.kind, target, spec, config.weight, loss, options)
+        if cls.primary not in task.metric_info:
+            raise ConfigError(
+                f"tasks.{name}: of kind {config.kind} the primary {cls.primary!r} is none of its metrics",
+                f"name one of {', '.join(task.metric_info)}",
+            )
         task.check()
         return task
 

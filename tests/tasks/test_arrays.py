@@ -101,7 +101,13 @@ def test_half_precision_is_read_as_float32() -> None:
 @pytest.mark.parametrize(
     ("kind", "spec", "options", "channels", "message"),
     [
-        ("segmentation", TargetSpec("depth"), {}, 3, "needs a target of kind 'mask', but 'it' is of kind 'depth'"),
+        (
+            "segmentation",
+            TargetSpec("depth"),
+            {},
+            3,
+            "needs a target of kind 'mask', but 'it' is of kind 'depth'",
+        ),
         ("segmentation", TargetSpec("mask", classes=CLASSES), {}, 2, "has 2 channels, expected 3"),
         ("binned_regression", TargetSpec("scalar"), {}, 32, r"tasks\.it\.options\.low` is missing"),
         ("instances", TargetSpec("instances", classes=CLASSES), {}, 3, "has 3 channels, expected 7"),
