@@ -37,11 +37,11 @@ class Entry:
 def roots(kind: Kind) -> list[Path]:
     """The folders that are searched, first match wins; those that exist."""
     folder = FOLDER[kind]
-    found = [Path.cwd() / folder]
+    folders = [Path.cwd() / folder]
     if (PACKAGE.parent / "pyproject.toml").is_file():  # running from a checkout
-        found.append(PACKAGE.parent / folder)
-    found.append(PACKAGE / "_bundled" / folder)
-    return [root for root in dict.fromkeys(found) if root.is_dir()]
+        folders.append(PACKAGE.parent / folder)
+    folders.append(PACKAGE / "_bundled" / folder)
+    return [root for root in dict.fromkeys(folders) if root.is_dir()]
 
 
 def names(kind: Kind) -> dict[str, Path]:
@@ -50,12 +50,12 @@ def names(kind: Kind) -> dict[str, Path]:
     A file whose name begins with _ is a part that others extend or lay over themselves: `find` takes it, no list shows
     it.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for root in roots(kind):
         for path in root.rglob("*.yaml"):
             if not path.name.startswith("_") and (path.parent.name == SWEEPS) == (kind == "sweep"):
-                found.setdefault(_below(root, path, kind), path)
-    return dict(sorted(found.items()))
+                files.setdefault(_below(root, path, kind), path)
+    return dict(sorted(files.items()))
 
 
 def entries(kind: Kind) -> list[Entry]:

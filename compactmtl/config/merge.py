@@ -10,7 +10,7 @@ from compactmtl.config.yaml import Node, Place, describe, parse_override, read_y
 from compactmtl.errors import ConfigError
 
 
-def read_extended(kind: Kind, path: Path, seen: tuple[Path, ...] = ()) -> Node:
+def read_extended(kind: Kind, path: Path, ancestors: tuple[Path, ...] = ()) -> Node:
     """A file laid over all that it extends, the last named over the first.
 
     `extends` holds a name, or a path relative to the file that ends in .yaml, or a list of them.
@@ -26,10 +26,10 @@ def read_extended(kind: Kind, path: Path, seen: tuple[Path, ...] = ()) -> Node:
     merged = Node({}, node.place)
     for parent in parents(node):
         parent_path = _find_parent(kind, parent, path)
-        if parent_path in (*seen, path):
-            chain = " -> ".join(shown(file) for file in (*seen, path, parent_path))
+        if parent_path in (*ancestors, path):
+            chain = " -> ".join(shown(file) for file in (*ancestors, path, parent_path))
             raise ConfigError(f"{parent.place}: extends goes in a circle: {chain}", "remove one `extends`")
-        merged = merge(merged, read_extended(kind, parent_path, (*seen, path)))
+        merged = merge(merged, read_extended(kind, parent_path, (*ancestors, path)))
     return merge(merged, Node(own, node.place))
 
 

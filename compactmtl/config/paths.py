@@ -127,8 +127,8 @@ def _override(node: Node) -> Node:
     key, equals, text = node.value.partition("=")
     if not equals or key.strip() not in _RECIPE:
         return node
-    found = _path(key.strip())(Node(text.strip().strip("'\""), node.place))
-    return Node(f"{key.strip()}={found.value}", node.place)
+    value = _path(key.strip())(Node(text.strip().strip("'\""), node.place))
+    return Node(f"{key.strip()}={value.value}", node.place)
 
 
 def _absolute(text: str, key: str, place: Place) -> str:

@@ -46,8 +46,8 @@ class ReductionConfig(Frozen):
     @property
     def measure(self) -> Literal["macs", "parameters", "latency"]:
         """What is counted."""
-        found: Literal["macs", "parameters", "latency"] = _MEASURES[_KEYS.index(self.key)]  # type: ignore[assignment]
-        return found
+        quantity: Literal["macs", "parameters", "latency"] = _MEASURES[_KEYS.index(self.key)]  # type: ignore[assignment]
+        return quantity
 
     @property
     def reduction(self) -> float:

@@ -156,9 +156,9 @@ def _place(module: str) -> str:
         name = ".".join(parts[: depth + 1])
         spec = next(
             (
-                found
+                module_spec
                 for finder in sys.meta_path
-                if hasattr(finder, "find_spec") and (found := finder.find_spec(name, path)) is not None
+                if hasattr(finder, "find_spec") and (module_spec := finder.find_spec(name, path)) is not None
             ),
             None,
         )

@@ -125,8 +125,8 @@ def _members(archive: Path) -> Iterator[tuple[Iterator[_Member], int]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             infos = [info for info in opened.infolist() if not info.is_dir() and not _is_link(info)]
-            found = (_Member(info.filename, info.file_size, _opener(opened, info)) for info in infos)
-            yield found, sum(info.file_size for info in infos)
+            members = (_Member(info.filename, info.file_size, _opener(opened, info)) for info in infos)
+            yield members, sum(info.file_size for info in infos)
         return
     with tarfile.open(archive) as tar:
         parts = [part for part in tar.getmembers() if part.isreg()]

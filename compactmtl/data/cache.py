@@ -197,9 +197,9 @@ def hold_out(identifiers: Sequence[str], share: float) -> tuple[list[int], list[
     Chosen by a hash of each name: a sample's side does not depend on the order of a listing, and hardly on the others.
     """
     count = len(identifiers)
-    wanted = min(max(round(count * share), 1), count - 1) if share > 0 and count > 1 else 0
+    held = min(max(round(count * share), 1), count - 1) if share > 0 and count > 1 else 0
     ranked = sorted(range(count), key=lambda i: hashlib.sha256(os.fsencode(identifiers[i])).digest())
-    return sorted(ranked[wanted:]), sorted(ranked[:wanted])
+    return sorted(ranked[held:]), sorted(ranked[:held])
 
 
 def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) -> None:

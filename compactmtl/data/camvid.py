@@ -88,8 +88,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
     """The frames of a split. Target: `segmentation`, 11 classes; unlabeled pixels are ignored."""
     validate_options(Options, config.options, "data.options")
     folder = folder_of(config.root)
-    found, unlabeled = list_split(folder, source_of(split))
-    records = held_apart(found, config, split)
+    frames, unlabeled = list_split(folder, source_of(split))
+    records = held_apart(frames, config, split)
     notes = _notes(source_of(split), unlabeled)
     return FileDataset(config, split, _SPECS, records, _reader(config), folder, notes=notes)
 

@@ -141,8 +141,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Photo]:
         "segmentation": TargetSpec("mask", classes=classes, ignore_index=_IGNORE),
         "tags": TargetSpec("multilabel", classes=_tags(options)),
     }
-    found, odd = list_photos(folder)
-    photos = held_apart(found[source_of(split)], config, split)
+    listed, odd = list_photos(folder)
+    photos = held_apart(listed[source_of(split)], config, split)
     reader, key = _reader(config, options), [classes, GROUPS]
     return FileDataset(config, split, specs, photos, reader, folder, key, _notes(odd))
 
@@ -200,15 +200,15 @@ def group_table() -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 def _reader(config: DataConfig, options: Options) -> Callable[[Photo], Arrays]:
     classes = classes_of(options)
     table = group_table() if options.classes == "grouped" else np.arange(len(CLASSES), dtype=np.uint8)
-    wanted: Sequence[int] = [classes.index(tag) for tag in _tags(options)]
-    return partial(_read, config.size, len(classes), table, wanted)
+    columns: Sequence[int] = [classes.index(tag) for tag in _tags(options)]
+    return partial(_read, config.size, len(classes), table, columns)
 
 
 def _read(
     size: tuple[int, int],
     classes: int,
     table: np.ndarray[tuple[int], np.dtype[np.uint8]],
-    wanted: Sequence[int],
+    columns: Sequence[int],
     photo: Photo,
 ) -> Arrays:
     image, picture = read_picture(photo.image, size)
@@ -217,5 +217,5 @@ def _read(
     return {
         "image": image,
         "segmentation": nearest(labels, size),
-        "tags": present[wanted].astype(np.float32),
+        "tags": present[columns].astype(np.float32),
     }

@@ -178,18 +178,18 @@ def merge_parts(parts: Sequence[tuple[str, Path]]) -> NDArray[np.uint8]:
 
 def find_parts(folder: Path) -> tuple[dict[int, list[tuple[str, Path]]], list[str]]:
     """The masks below CelebAMask-HQ-mask-anno/ by image number, and the names that say nothing."""
-    found: dict[int, list[tuple[str, Path]]] = {}
+    parts: dict[int, list[tuple[str, Path]]] = {}
     unparsed: list[str] = []
     for path in sorted((folder / MASKS).rglob("*.png")):
         match = _MASK_NAME.fullmatch(path.name)
         if match is None or match["part"] not in PARTS:
             unparsed.append(path.name)
         else:
-            found.setdefault(int(match["number"]), []).append((match["part"], path))
-    return found, unparsed
+            parts.setdefault(int(match["number"]), []).append((match["part"], path))
+    return parts, unparsed
 
 
-def list_faces(folder: Path, wanted: Sequence[str] | None) -> tuple[Listing, tuple[str, ...]]:
+def list_faces(folder: Path, requested: Sequence[str] | None) -> tuple[Listing, tuple[str, ...]]:
     """Every face with a label by split, and the attributes that are offered.
 
     Raises DataError where nothing is labeled or `wanted` attributes have no file, ConfigError for an unknown one.
@@ -200,7 +200,7 @@ def list_faces(folder: Path, wanted: Sequence[str] | None) -> tuple[Listing, tup
     unparsed: list[str] = []
     if any(image.stem not in merged for image in images):
         parts, unparsed = find_parts(folder)
-    names, chosen, table = _attributes(folder, wanted)
+    names, chosen, table = _attributes(folder, requested)
     columns = [names.index(name) for name in chosen]
     faces: list[Face] = []
     bare: list[str] = []
@@ -225,7 +225,7 @@ def list_faces(folder: Path, wanted: Sequence[str] | None) -> tuple[Listing, tup
         notes.append(f"{len(unparsed)} files in {MASKS}/ are of no known part, such as {some(unparsed)}")
     if unknown:
         notes.append(f"{len(unknown)} images are not in {ATTRIBUTES} and are passed over: {some(unknown)}")
-    if not chosen and wanted is None:
+    if not chosen and requested is None:
         notes.append(f"no {ATTRIBUTES}: attributes are not offered as targets")
     by_split, said = _splits(folder, faces)
     return Listing(by_split, (*notes, *said)), chosen
@@ -267,16 +267,16 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
 
 
 def _attributes(
-    folder: Path, wanted: Sequence[str] | None
+    folder: Path, requested: Sequence[str] | None
 ) -> tuple[list[str], tuple[str, ...], dict[str, tuple[int, ...]]]:
     """(all names, those chosen, values by image file)."""
     path = folder / ATTRIBUTES
-    if not path.is_file() and not wanted:
+    if not path.is_file() and not requested:
         return [], (), {}
-    if wanted is not None and not wanted:
+    if requested is not None and not requested:
         return [], (), {}
     names, table = read_attributes(path)
-    chosen = tuple(wanted if wanted is not None else (n for n in _DEFAULT_ATTRIBUTES if n in names))
+    chosen = tuple(requested if requested is not None else (n for n in _DEFAULT_ATTRIBUTES if n in names))
     for name in chosen:
         if name not in names:
             raise ConfigError(

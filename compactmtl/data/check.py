@@ -249,10 +249,10 @@ def describe_target(spec: TargetSpec, values: NDArray[Any]) -> str:
         )
     known = np.any(values != 0, axis=1)
     if spec.kind in ("depth", "disparity") and known.any():
-        found = values[:, 0][known]
-        low, middle, high = np.percentile(found, (5, 50, 95))
+        known_values = values[:, 0][known]
+        low, middle, high = np.percentile(known_values, (5, 50, 95))
         return (
             f"{spec.kind}, {spec.unit or 'no unit'}: 5/50/95 % {low:.4g}/{middle:.4g}/{high:.4g}, "
-            f"range {found.min():.4g} to {found.max():.4g}; known {known.mean():.1%}"
+            f"range {known_values.min():.4g} to {known_values.max():.4g}; known {known.mean():.1%}"
         )
     return f"{spec.kind}: known {known.mean():.1%}"

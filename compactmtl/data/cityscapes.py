@@ -137,13 +137,13 @@ class OfficialTree:
 
     def records(self, split: Split) -> list[Record]:
         """Frames that have labels, in the order of their names. Raises DataError where there are none."""
-        found = [r for r in self._frames(split) if r.files[0].is_file()]
-        if not found:
+        frames = [r for r in self._frames(split) if r.files[0].is_file()]
+        if not frames:
             raise DataError(
                 f"{self.folder}: no frame of {split} with labels, such as gtFine/{split}/<city>/*_gtFine_labelIds.png",
                 _MEND,
             )
-        return found
+        return frames
 
     def passed_over(self, split: Split) -> list[str]:
         """Notes on frames without labels."""
@@ -189,14 +189,14 @@ class OfficialTree:
         return parts_of(nearest(_one_number(record.files[-1]), size))
 
     def _frames(self, split: Split) -> list[Record]:
-        wanted = [name for name in _FOLDERS if name in self.offers or (name == "camera" and self._metric)]
+        folders = [name for name in _FOLDERS if name in self.offers or (name == "camera" and self._metric)]
         frames = []
         for image in sorted((self.folder / "leftImg8bit" / split).glob(f"*/*{_IMAGE}")):
             city, name = image.parent.name, image.name.removesuffix(_IMAGE)
             labels = self.folder / "gtFine" / split / city / f"{name}_gtFine_labelIds.png"
             others = [
                 self.folder / part / split / city / f"{name}{suffix}"
-                for part, suffix, _ in (_FOLDERS[one] for one in wanted)
+                for part, suffix, _ in (_FOLDERS[one] for one in folders)
             ]
             frames.append(Record(name, image, (labels, *others)))
         return frames
@@ -216,9 +216,9 @@ class NpyTree:
                 f"data.options.disparity: {folder} holds inverse depth in a unit of its own", "leave it out"
             )
         if (folder / "train").is_dir() and not (folder / "train" / self._labels).is_dir():
-            found = ", ".join(sorted(path.name for path in (folder / "train").glob("label*")))
+            label_folders = ", ".join(sorted(path.name for path in (folder / "train").glob("label*")))
             raise ConfigError(
-                f"data.options.classes: {folder / 'train'} has no {self._labels} (found: {found or 'no labels'})",
+                f"data.options.classes: {folder / 'train'} has no {self._labels} (found: {label_folders or 'no labels'})",
                 "set it to the classes that are there",
             )
         self.offers = ("disparity",) if (folder / "train" / "depth").is_dir() else ()

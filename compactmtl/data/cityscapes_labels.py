@@ -75,7 +75,7 @@ def parts_of(uids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """
     label, part = uids // 100_000, uids % 100
     parts = np.zeros(uids.shape, np.uint8)
-    for wanted, (before, count) in _PARTS_OF.items():
-        here = (label == wanted) & (part >= 1) & (part <= count)
+    for train_id, (before, count) in _PARTS_OF.items():
+        here = (label == train_id) & (part >= 1) & (part <= count)
         parts[here] = (before + part[here]).astype(np.uint8)
     return parts

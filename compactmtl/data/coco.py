@@ -115,8 +115,8 @@ class CocoDataset(FileDataset[CocoRecord]):
         height, width = self[index]["image"].shape[-2:]
         scale = np.array([width / record.width, height / record.height] * 2)
         kept = [one for one in record.annotations if not one["iscrowd"]]
-        found = [box_of(one["segmentation"], (record.height, record.width)) for one in kept]
-        boxes = np.array(found, np.float64).reshape(-1, 4) * scale
+        corners = [box_of(one["segmentation"], (record.height, record.width)) for one in kept]
+        boxes = np.array(corners, np.float64).reshape(-1, 4) * scale
         return boxes.astype(np.float32), np.array([one["label"] for one in kept], np.int64)
 
 

@@ -132,8 +132,8 @@ def _mask(segmentation: Any, image: tuple[int, int], size: tuple[int, int]) -> N
             ]
         except (TypeError, ValueError) as error:
             raise DataError(f"a polygon is no list of x and y: {error}", FETCH) from error
-        found: NDArray[np.bool_] = mask_module().decode(to_rle(scaled, size)).astype(bool)
-        return found
+        mask: NDArray[np.bool_] = mask_module().decode(to_rle(scaled, size)).astype(bool)
+        return mask
     whole = mask_module().decode(to_rle(segmentation, image)).astype(bool)
     resized: NDArray[np.bool_] = nearest(whole, size)
     return resized

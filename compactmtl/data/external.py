@@ -65,9 +65,9 @@ class External:
                 if split != "test":  # nothing in training needs it
                     bad.append(error.message)
                 continue
-            found = dataset.faults()
-            more = [f"... and {len(found) - _SHOWN} more in {split}"] if len(found) > _SHOWN else []
-            bad += found[:_SHOWN] + more
+            faults = dataset.faults()
+            more = [f"... and {len(faults) - _SHOWN} more in {split}"] if len(faults) > _SHOWN else []
+            bad += faults[:_SHOWN] + more
         return bad, []
 
 
@@ -82,36 +82,36 @@ def external(name: str) -> External:
     Raises UntrustedError without the user's word (see compactmtl.config.trust), ConfigError where the module cannot be
     imported or what it names is not a data set class.
     """
-    found = trust.import_class(name, "data.name", _fits, "data set")
-    if not _fits(found):
-        lacking = [method for method in _METHODS if not callable(getattr(found, method, None))]
-        what = f"lacks {', '.join(lacking)}" if inspect.isclass(found) else "is not a class"
+    named = trust.import_class(name, "data.name", _fits, "data set")
+    if not _fits(named):
+        lacking = [method for method in _METHODS if not callable(getattr(named, method, None))]
+        what = f"lacks {', '.join(lacking)}" if inspect.isclass(named) else "is not a class"
         raise ConfigError(f"data.name: {name} {what}", "see docs/datasets.md for what a data set class has")
-    return _described(name, found)
+    return _described(name, named)
 
 
-def _described(name: str, found: type[Any]) -> External:
-    splits = tuple(getattr(found, "splits", ("train", "val")))
+def _described(name: str, dataset: type[Any]) -> External:
+    splits = tuple(getattr(dataset, "splits", ("train", "val")))
     if not {"train", "val"} <= set(splits) <= {"train", "val", "test"}:
         raise ConfigError(
             f"data.name: {name}.splits is {splits}", "name train and val, and test where there is one"
         )
-    options = getattr(found, "Options", NoOptions)
+    options = getattr(dataset, "Options", NoOptions)
     if not (inspect.isclass(options) and issubclass(options, Frozen)):
         raise ConfigError(
             f"data.name: {name}.Options does not refuse unknown keys",
             "derive it from compactmtl.config.recipe.Frozen, a pydantic model",
         )
-    text = (inspect.getdoc(found) or "").strip().partition("\n")[0]
-    size = tuple(getattr(found, "default_size", (128, 128)))
+    text = (inspect.getdoc(dataset) or "").strip().partition("\n")[0]
+    size = tuple(getattr(dataset, "default_size", (128, 128)))
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ConfigError(f"data.name: {name}.default_size is {size}", "give height and width in pixels")
     return External(
         name,
-        found,
+        dataset,
         text or f"the class {name}",
         (size[0], size[1]),
-        getattr(found, "default_root", None),
+        getattr(dataset, "default_root", None),
         splits,
         options,
     )
@@ -166,13 +166,13 @@ class _Wrapped:
 
     def faults(self) -> list[str]:
         """What is wrong with samples that cannot be used."""
-        found: list[str] = []
+        messages: list[str] = []
         for index in range(len(self)):
             try:
                 self._make(index)
             except DataError as error:
-                found.append(error.message)
-        return found
+                messages.append(error.message)
+        return messages
 
     def _make(self, index: int) -> Arrays:
         number = self._numbers[index]

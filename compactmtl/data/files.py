@@ -150,27 +150,27 @@ def images_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    found = sorted(
+    images = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
     by_stem: dict[str, Path] = {}
-    for path in found:
+    for path in images:
         if (other := by_stem.setdefault(path.stem, path)) != path:
             raise DataError(
                 f"{path}: {other.name} has the same name, so which of the two is meant?",
                 "take one of the two out",
             )
-    return found
+    return images
 
 
 def part(records: Sequence[R], shares: Mapping[Split, float], split: Split) -> list[R]:
     """One split of records that come without any: fixed by a hash of the names; `train` is what the others leave."""
     rest = list(records)
     for other, share in shares.items():
-        wanted = share * len(records) / max(len(rest), 1)
-        kept, held = hold_out([record.name for record in rest], wanted)
+        portion = share * len(records) / max(len(rest), 1)
+        kept, held = hold_out([record.name for record in rest], portion)
         if other == split:
             return [rest[i] for i in held]
         rest = [rest[i] for i in kept]
@@ -201,13 +201,13 @@ def damaged(records: Iterable[R], read: Read[R], where: str) -> list[str]:
         return None
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        found = [error for error in pool.map(attempt, records) if error is not None]
+        errors = [error for error in pool.map(attempt, records) if error is not None]
     mended: set[str] = set()
     lines: list[str] = []
-    for error in found[:_SHOWN]:
+    for error in errors[:_SHOWN]:
         lines.append(error.message if error.hint in mended else str(error))
         mended.add(error.hint)
-    more = [f"... and {len(found) - _SHOWN} more damaged files in {where}"] if len(found) > _SHOWN else []
+    more = [f"... and {len(errors) - _SHOWN} more damaged files in {where}"] if len(errors) > _SHOWN else []
     return lines + more
 
 

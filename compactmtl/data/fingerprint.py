@@ -46,17 +46,18 @@ def fingerprint(dataset: VisionDataset, root: str | None = None) -> Fingerprint:
     A data set without `sources` is known by its identifiers alone, and by their files where they are paths; `root` is
     the folder that they may lie in.
     """
-    found = [sources_of(dataset, index, root) for index in range(len(dataset))]
-    ranked = sorted(range(len(found)), key=lambda i: hashlib.sha256(found[i].name.encode()).digest())
+    sources = [sources_of(dataset, index, root) for index in range(len(dataset))]
+    ranked = sorted(range(len(sources)), key=lambda i: hashlib.sha256(sources[i].name.encode()).digest())
     read = set(ranked[:MOST_READ])
-    sample = [len(repr(found[i].values)) for i in ranked[:64]]
+    sample = [len(repr(sources[i].values)) for i in ranked[:64]]
     all_values = sum(sample) <= _LONG * len(sample)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         digests = pool.map(
-            lambda i: _digest(found[i], content=i in read, values=all_values or i in read), range(len(found))
+            lambda i: _digest(sources[i], content=i in read, values=all_values or i in read),
+            range(len(sources)),
         )
         named: Fingerprint = {}
-        for one, digest in zip(found, digests, strict=True):
+        for one, digest in zip(sources, digests, strict=True):
             named[_free(one.name, named)] = digest
     return named
 
@@ -108,19 +109,19 @@ def sources_of(dataset: VisionDataset, index: int, root: str | None = None) -> S
 
 
 def _digest(sources: Sources, *, content: bool, values: bool) -> str:
-    found = hashlib.sha256(repr(sources.values if values else None).encode())
+    digest = hashlib.sha256(repr(sources.values if values else None).encode())
     for path in sources.files:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                found.update(size.to_bytes(8, "little"))
+                digest.update(size.to_bytes(8, "little"))
                 if content:
-                    found.update(file.read(_END))
+                    digest.update(file.read(_END))
                     file.seek(max(size - _END, min(size, _END)))
-                    found.update(file.read())
+                    digest.update(file.read())
         except OSError:  # reading the sample will name it
-            found.update(b"unreadable")
-    return found.hexdigest()[:16]
+            digest.update(b"unreadable")
+    return digest.hexdigest()[:16]
 
 
 def _free(name: str, taken: Mapping[str, str]) -> str:

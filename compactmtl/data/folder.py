@@ -146,15 +146,15 @@ def _not_read(listing: Listing) -> str:
 
 def _maps(folder: Path, images: Listing) -> tuple[Mapping[str, Path], list[str]]:
     """The map files of images by the image's name, and notes on maps without an image, images without a map, and others."""
-    found = list_files(folder, MAP_SUFFIXES, _MEND)
-    own = {name: path for name, path in found.files.items() if name in images.files}
-    strays = [path for name, path in found.files.items() if name not in own]
-    notes = [f"{folder}{_not_read(found)}"] if found.others else []
+    maps = list_files(folder, MAP_SUFFIXES, _MEND)
+    own = {name: path for name, path in maps.files.items() if name in images.files}
+    strays = [path for name, path in maps.files.items() if name not in own]
+    notes = [f"{folder}{_not_read(maps)}"] if maps.others else []
     if strays:
         inner = strays[0].relative_to(folder).as_posix()
         hint = Names(images.files, images.folder).meant(inner)
         notes.append(
-            f"{folder}: {len(strays)} of {len(found.files)} maps belong to no image, such as {inner}; {hint}"
+            f"{folder}: {len(strays)} of {len(maps.files)} maps belong to no image, such as {inner}; {hint}"
         )
     if not own:
         said = "; ".join(notes) or f"{folder}: no maps"
@@ -210,8 +210,12 @@ def _split(
                     "an image belongs to one split",
                 )
         inside = {name for names in listed.values() for name in names}
-        left = [name for name in items if name not in inside]
-        notes = [f"{len(left)} images are in no list and are passed over: {some(left)}"] if left else []
+        remaining = [name for name in items if name not in inside]
+        notes = (
+            [f"{len(remaining)} images are in no list and are passed over: {some(remaining)}"]
+            if remaining
+            else []
+        )
         return {split: [items[name] for name in names] for split, names in listed.items()}, notes
     folders = {
         split: [item for name, item in items.items() if name.startswith(f"{split}/")] for split in SPLITS
@@ -242,7 +246,7 @@ def _read_list(path: Path, items: Mapping[str, Item], bare: set[str], images: Pa
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable list ({error})", "save it as UTF-8 text") from error
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         word = line.strip()
         name = name_of(word)
@@ -251,13 +255,13 @@ def _read_list(path: Path, items: Mapping[str, Item], bare: set[str], images: Pa
         if name not in items:
             hint = Names([*items, *sorted(bare)], images).meant(word)
             raise DataError(f"{path}:{number}: no image {word}", hint)
-        if name in found:
+        if name in numbers:
             raise DataError(
-                f"{path}:{number}: image {word} is listed twice, in line {found[name]} too",
+                f"{path}:{number}: image {word} is listed twice, in line {numbers[name]} too",
                 "take one of the lines out",
             )
-        found[name] = number
-    return list(found)
+        numbers[name] = number
+    return list(numbers)
 
 
 def _specs(folder: Folder, training: Sequence[Item]) -> dict[str, TargetSpec]:

@@ -91,15 +91,15 @@ def read_normals(
 
     A map that is put upright has its vectors turned with it. Sizes as of `read_depth_units`.
     """
-    found = stored_map(path, of, drawn, scaled=True)
-    stored = found.values
+    pixels = stored_map(path, of, drawn, scaled=True)
+    stored = pixels.values
     if stored.ndim != 3 or stored.shape[-1] != 3 or stored.dtype != np.uint8:
         raise DataError(
             f"{path}: normals need 8-bit RGB, found {stored.dtype} {stored.shape}",
             "save n as round((n + 1) * 127.5) in red, green and blue",
         )
     return np.ascontiguousarray(
-        turned_vectors(unit_normals(nearest(stored.transpose(2, 0, 1), size)), found.turned)
+        turned_vectors(unit_normals(nearest(stored.transpose(2, 0, 1), size)), pixels.turned)
     )
 
 

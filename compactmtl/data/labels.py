@@ -22,11 +22,11 @@ def labeled(dataset: VisionDataset, target: str) -> NDArray[np.bool_] | None:
 
 def known_labels(dataset: VisionDataset, targets: Iterable[str]) -> dict[str, int | None]:
     """The number of samples with a label of each of these targets; None where it cannot be said."""
-    found: dict[str, int | None] = {}
+    counts: dict[str, int | None] = {}
     for target in targets:
         flags = labeled(dataset, target)
-        found[target] = None if flags is None else int(flags.sum())
-    return found
+        counts[target] = None if flags is None else int(flags.sum())
+    return counts
 
 
 def anything_known(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:

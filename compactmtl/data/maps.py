@@ -49,7 +49,7 @@ def stored_map(
     """
     with opened(path, "it belongs to an image that is there; fetch it") as image:
         one_picture(image, path)
-        said, left = load(image)
+        said, rest = load(image)
         values = np.asarray(image)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8)
@@ -59,7 +59,7 @@ def stored_map(
             "check how the file was made",
         )
     turn = said or 1
-    values = turned(values, left)
+    values = turned(values, rest)
     if of is not None:
         if said is None and (of.orientation or 1) != 1:
             if drawn is None:
@@ -99,11 +99,11 @@ def _told_by_size(path: Path, size: tuple[int, ...], of: ImageInfo, *, scaled: b
         )
 
 
-def _fits(size: tuple[int, ...], wanted: tuple[int, int], *, scaled: bool) -> bool:
-    if size == wanted:
+def _fits(size: tuple[int, ...], expected: tuple[int, int], *, scaled: bool) -> bool:
+    if size == expected:
         return True
     # Sides are whole pixels: a true ratio is met within the rounding of one of them.
-    (h, w), (height, width) = size, wanted
+    (h, w), (height, width) = size, expected
     return scaled and abs(h * width - w * height) <= max(height, width)
 
 

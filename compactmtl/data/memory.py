@@ -86,17 +86,17 @@ def _attach(shape: tuple[int, ...], dtype: str, owner: int, file: int | None) ->
 
 def available_memory() -> int | None:
     """Bytes that can be had without swapping: of the machine and of this process's control group; None where unknown."""
-    found: list[int] = []
+    amounts: list[int] = []
     with suppress(OSError, ValueError, IndexError):
         for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                amounts.append(int(line.split()[1]) * 1024)
     for limit, used, details in _LIMITS:
         with suppress(OSError, ValueError, IndexError):
             # What is only cached of files is given back when it is asked for.
             cached = [int(line.split()[1]) for line in details.read_text().splitlines() if _is_cache(line)]
-            found.append(max(int(limit.read_text()) - int(used.read_text()) + max(cached, default=0), 0))
-    return min(found, default=None)
+            amounts.append(max(int(limit.read_text()) - int(used.read_text()) + max(cached, default=0), 0))
+    return min(amounts, default=None)
 
 
 def _is_cache(line: str) -> bool:

@@ -96,8 +96,8 @@ def load(config: DataConfig, split: Split) -> MultiMNIST:
     path, pools = read_pools(folder)
     source = source_of(split)
     digits = pools[source]
-    wanted = {"train": options.train, "val": options.val, "test": options.test}[source]
-    pairs = pair_up(len(digits.labels), wanted or len(digits.labels), options.seed, source, path)
+    count = {"train": options.train, "val": options.val, "test": options.test}[source]
+    pairs = pair_up(len(digits.labels), count or len(digits.labels), options.seed, source, path)
     read = partial(_read, config.size, digits)
     return MultiMNIST(config, split, _SPECS, held_apart(pairs, config, split), read, folder, options.seed)
 
@@ -196,10 +196,10 @@ def _from_npz(path: Path) -> dict[Split, Digits]:
 def _from_idx(folder: Path, part: str) -> tuple[Path, Digits]:
     paths: list[Path] = []
     for name in _IDX[part]:
-        found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
-        if not found:
+        files = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        if not files:
             raise DataError(f"{folder / name}: no such file, nor {name}.gz", _MEND)
-        paths.append(found[0])
+        paths.append(files[0])
     return paths[0], _digits(paths[0], _read_idx(paths[0]), _read_idx(paths[1]))
 
 

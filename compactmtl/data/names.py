@@ -42,20 +42,20 @@ def list_files(folder: Path, suffixes: Collection[str], mend: str) -> Listing:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}", mend)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     others: list[Path] = []
     for path in sorted(_walk(folder)):
         if path.suffix.lower() not in suffixes:
             others.append(path)
             continue
         name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
-        if name in found:
+        if name in files:
             raise DataError(
-                f"{path}: {found[name].name} has the same name, so which of the two is meant?",
+                f"{path}: {files[name].name} has the same name, so which of the two is meant?",
                 "rename one of the two, or take it out",
             )
-        found[name] = path
-    return Listing(folder, found, tuple(others))
+        files[name] = path
+    return Listing(folder, files, tuple(others))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -104,10 +104,10 @@ class Names:
         parts = [part for part in name.split("/") if part]
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
-            if found := self._near(tail):
+            if near := self._near(tail):
                 if tail != name:
                     why.append(f"leave out {name[: len(name) - len(tail)]!r}")
-                return " ".join([f"did you mean {found[0]!r}?", "; ".join([*why, *found[1]])]).rstrip()
+                return " ".join([f"did you mean {near[0]!r}?", "; ".join([*why, *near[1]])]).rstrip()
         # Two numbers are never alike: the image of one is not that of the other.
         if len(self._names) <= _FEW and not name.isdecimal():
             within = [one for one in self._names if name.startswith(one) or name.endswith(one)]
@@ -146,7 +146,7 @@ def _number(name: str) -> str | None:
 
 
 def _grouped(pairs: Iterator[tuple[str, str]]) -> Mapping[str, Sequence[str]]:
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for key, name in pairs:
-        found.setdefault(key, []).append(name)
-    return found
+        groups.setdefault(key, []).append(name)
+    return groups

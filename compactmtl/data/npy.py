@@ -16,8 +16,8 @@ Size = tuple[int, int]
 
 def numbered(folder: Path) -> list[Path]:
     """The files 0.npy, 1.npy, ... of a folder in the order of their numbers."""
-    found = [path for path in folder.glob("*.npy") if path.stem.isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem))
+    files = [path for path in folder.glob("*.npy") if path.stem.isdecimal()]
+    return sorted(files, key=lambda path: int(path.stem))
 
 
 def npy_image(path: Path, size: Size) -> NDArray[np.uint8]:

@@ -187,10 +187,10 @@ def _chosen(layout: Layout, config: DataConfig, split: Split) -> list[Frame]:
     if not all(scenes):
         return held_apart(frames, config, split)
     held: set[str] = set()
-    count, wanted = 0, max(round(len(frames) * config.holdout), 1)
+    count, least = 0, max(round(len(frames) * config.holdout), 1)
     ranked = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
     for scene in ranked[:-1]:  # one is left to train on
-        if count >= wanted:
+        if count >= least:
             break
         held.add(scene)
         count += scenes.count(scene)

@@ -141,13 +141,13 @@ class _Tree:
         self.description = f"{folder}, {self.suffix} files"
 
     def frames(self, split: Split) -> list[Frame]:
-        found = self._images(self.folder / split / "image")
-        if not found:
+        images = self._images(self.folder / split / "image")
+        if not images:
             raise DataError(
                 f"{self.folder / split / 'image'}: no {self.suffix} files",
                 "train/ and val/ are both needed; see tools/prepare_nyuv2.py",
             )
-        return [Frame(f.stem, f, tuple(self._beside(f, part) for part in self._parts())) for f in found]
+        return [Frame(f.stem, f, tuple(self._beside(f, part) for part in self._parts())) for f in images]
 
     def scenes(self, frames: Sequence[Frame]) -> list[str]:
         path = self.folder / SCENES

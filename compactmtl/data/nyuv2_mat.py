@@ -79,9 +79,9 @@ class MatFile:
 
     def _check_names(self) -> None:
         names = self._texts("names", [label - 1 for label in NAMED_LABELS])
-        for (label, name), found in zip(NAMED_LABELS.items(), names, strict=False):
-            if found != name:
-                raise DataError(f"{self.path}: label {label} is {found!r}, in NYUv2 it is {name!r}", FETCH)
+        for (label, name), stored in zip(NAMED_LABELS.items(), names, strict=False):
+            if stored != name:
+                raise DataError(f"{self.path}: label {label} is {stored!r}, in NYUv2 it is {name!r}", FETCH)
 
     def _open(self) -> Any:
         try:

@@ -89,8 +89,8 @@ def read_rgb(path: Path, *, upright: bool = True) -> tuple[Image.Image, ImageInf
 
 def orientation(image: Image.Image) -> int:
     """How its EXIF says that a viewer must turn the pixels, 1 (not at all) to 8."""
-    found = image.getexif().get(_ORIENTATION, 1)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def load(image: Image.Image) -> tuple[int | None, int]:

@@ -46,11 +46,11 @@ def nearest(value: Tensor, rows: Tensor, columns: Tensor, fill: float | None = 0
     height, width = value.shape[-2:]
     row, column = rows.round().long(), columns.round().long()
     index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    found = value.flatten(-2)[..., index]
+    values = value.flatten(-2)[..., index]
     if fill is not None:
         outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
-        found.masked_fill_(outside, fill)
-    return found
+        values.masked_fill_(outside, fill)
+    return values
 
 
 def bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Table:
         Raises DataError, naming the line, where no row is of an image, two are of one, or one may be of several.
         """
         names = Names(images, folder)
-        found: dict[str, Row] = {}
+        rows: dict[str, Row] = {}
         strays: list[Row] = []
         for name, row in self.rows.items():
             try:
@@ -57,27 +57,27 @@ class Table:
                 raise DataError(f"{self.path}:{row.line}: {error.message}", error.hint) from None
             if image is None:
                 strays.append(row)
-            elif image in found:
+            elif image in rows:
                 raise DataError(
-                    f"{self.path}:{row.line}: image {row.image} is listed twice, in line {found[image].line} too",
+                    f"{self.path}:{row.line}: image {row.image} is listed twice, in line {rows[image].line} too",
                     "take one of the lines out",
                 )
             else:
-                found[image] = row
+                rows[image] = row
         if strays:
-            count = "none" if not found else f"{len(self.rows) - len(strays)}"
+            count = "none" if not rows else f"{len(self.rows) - len(strays)}"
             said = (
                 f"{self.path}:{strays[0].line}: no image {strays[0].image!r}; {count} of the table's {len(self.rows)} "
                 "rows name an image"
             )
             hint = names.meant(strays[0].image)
-            if not found:
+            if not rows:
                 raise DataError(said, hint)
-            return _values(found), [f"{said}; {hint}", *self._without(images, found)]
-        return _values(found), self._without(images, found)
+            return _values(rows), [f"{said}; {hint}", *self._without(images, rows)]
+        return _values(rows), self._without(images, rows)
 
-    def _without(self, images: Collection[str], found: Collection[str]) -> list[str]:
-        bare = [image for image in images if image not in found]
+    def _without(self, images: Collection[str], labeled: Collection[str]) -> list[str]:
+        bare = [image for image in images if image not in labeled]
         return [f"{self.path.name}: {len(bare)} images have no row: {some(bare)}"] if bare else []
 
 
@@ -104,12 +104,12 @@ def read_table(path: Path, target: FolderTarget) -> Table:
     """
     lines = _read_lines(path)
     header = ["image", *target.classes] if target.kind == "multilabel" else ["image", "value"]
-    found = lines[0][1] if lines else []
-    if found[:1] != ["image"] or sorted(found) != sorted(header):
+    columns = lines[0][1] if lines else []
+    if columns[:1] != ["image"] or sorted(columns) != sorted(header):
         raise DataError(
-            f"{path}:1: columns {', '.join(found) or 'none'}, expected {', '.join(header)}", _MEND
+            f"{path}:1: columns {', '.join(columns) or 'none'}, expected {', '.join(header)}", _MEND
         )
-    order = [found.index(word) for word in header]
+    order = [columns.index(word) for word in header]
     rows: dict[str, Row] = {}
     for line, words in lines[1:]:
         if len(words) != len(header):

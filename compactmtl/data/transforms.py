@@ -253,8 +253,8 @@ def turn(value: Tensor, angle: float, fill: float | None = 0) -> Tensor:
     where = rotation.places((height, width), angle)
     plain = _plain(value)
     is_image = isinstance(value, tv_tensors.Image)
-    found = rotation.bilinear(plain, *where) if is_image else rotation.nearest(plain, *where, fill)
-    wrapped: Tensor = tv_tensors.wrap(found, like=value)
+    moved = rotation.bilinear(plain, *where) if is_image else rotation.nearest(plain, *where, fill)
+    wrapped: Tensor = tv_tensors.wrap(moved, like=value)
     return wrapped
 
 

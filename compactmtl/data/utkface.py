@@ -118,16 +118,16 @@ def list_split(root: str | None, split: Split, holdout: float = 0.0) -> Listing:
     flat = not any((folder / name).is_dir() for name in SPLITS)
     here = folder if flat else folder / source
     if not here.is_dir():
-        found = ", ".join(name for name in SPLITS if (folder / name).is_dir())
+        splits = ", ".join(name for name in SPLITS if (folder / name).is_dir())
         raise DataError(
-            f"{here}: no such folder; {folder} has {found}",
+            f"{here}: no such folder; {folder} has {splits}",
             f"put the {source} images there, or pick another split",
         )
     listing = _read_folder(here)
     faces = listing.faces
     if not faces:
-        seen = f"{len(listing.unparsed)} images, none with a name like 26_0_2_20170104165550.jpg"
-        raise DataError(f"{here}: no faces ({seen if listing.unparsed else 'no images'})", _MEND)
+        names = f"{len(listing.unparsed)} images, none with a name like 26_0_2_20170104165550.jpg"
+        raise DataError(f"{here}: no faces ({names if listing.unparsed else 'no images'})", _MEND)
     if flat:
         if source == "test":
             raise DataError(
@@ -216,7 +216,7 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
     if flat:
         notes.append(f"{folder} has no train/ and val/: split 80/20 by a hash of the names")
     unparsed: dict[str, None] = {}
-    seen: dict[bytes, tuple[Split, Path]] = {}
+    first_place: dict[bytes, tuple[Split, Path]] = {}
     leaks: list[tuple[Path, Path]] = []
     for split in SPLITS:
         if split == "test" and (flat or not (folder / split).is_dir()):
@@ -234,7 +234,9 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
             except DataError as error:
                 damaged.append(error.message)
                 continue
-            first = seen.setdefault(hashlib.sha256(face.path.read_bytes()).digest(), (split, face.path))
+            first = first_place.setdefault(
+                hashlib.sha256(face.path.read_bytes()).digest(), (split, face.path)
+            )
             if first[0] != split:
                 leaks.append((face.path, first[1]))
         bad += damaged[:10]

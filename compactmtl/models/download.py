@@ -22,8 +22,8 @@ def unreachable(url: str, seconds: float = SECONDS) -> str:
 
     Where the environment names a proxy for it, the proxy is what is tried.
     """
-    found = urlsplit(_through(url))
-    host, port = found.hostname, found.port or (80 if found.scheme == "http" else 443)
+    parts = urlsplit(_through(url))
+    host, port = parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)
     if not host:
         return f"{url} names no host"
     answer: list[str] = []

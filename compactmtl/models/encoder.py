@@ -273,8 +273,8 @@ def _listed(known: list[str]) -> str:
 
 def _arguments(class_name: str) -> list[str]:
     """Names of the arguments of a timm model class, none where the class is not found."""
-    found = getattr(timm.models, class_name, None)
-    return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
+    model = getattr(timm.models, class_name, None)
+    return list(inspect.signature(model).parameters) if inspect.isclass(model) else []
 
 
 def _feature_info(network: nn.Module) -> Any:

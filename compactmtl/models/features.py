@@ -31,4 +31,4 @@ def last_map(features: Tensor | Sequence[Tensor]) -> Tensor:
 
 def stage_maps(maps: Sequence[FeatureMap]) -> list[int]:
     """Positions of the maps that stages end in, in the encoder's order."""
-    return [index for index, found in enumerate(maps) if found.part == "map"]
+    return [index for index, one in enumerate(maps) if one.part == "map"]

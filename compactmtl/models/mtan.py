@@ -94,7 +94,7 @@ class SharedAttention(nn.ModuleList):
     """
 
     def __init__(self, maps: Sequence[FeatureMap], expansion: int) -> None:
-        widths = [found.channels for found in maps if found.part == "map"]
+        widths = [one.channels for one in maps if one.part == "map"]
         super().__init__(
             conv_norm_relu(narrow, wide) if expansion == 1 else Bottleneck(narrow, wide, expansion)
             for narrow, wide in pairwise(widths)

@@ -88,5 +88,5 @@ def build_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool =
 
 def _needs(kinds: Sequence[str]) -> Needs:
     """What heads of these kinds read of the encoder, all together."""
-    found = {NEEDS.get(kind, "last") for kind in kinds}
-    return "blocks" if "blocks" in found else "pyramid" if "pyramid" in found else "last"
+    needs = {NEEDS.get(kind, "last") for kind in kinds}
+    return "blocks" if "blocks" in needs else "pyramid" if "pyramid" in needs else "last"

@@ -75,13 +75,13 @@ class SegNet(nn.Module):
         """What `forward` gives, in its order."""
         if not self.blocks:
             return (FeatureMap(self.widths[0], 1),)
-        found: list[FeatureMap] = []
+        maps: list[FeatureMap] = []
         for level, width in enumerate(self.widths):
-            found += [FeatureMap(width, 2**level, "before"), FeatureMap(width, 2**level)]
+            maps += [FeatureMap(width, 2**level, "before"), FeatureMap(width, 2**level)]
         for level in reversed(range(len(self.widths))):
             narrowed = self.widths[max(level - 1, 0)]
-            found += [FeatureMap(self.widths[level], 2**level, "before"), FeatureMap(narrowed, 2**level)]
-        return tuple(found)
+            maps += [FeatureMap(self.widths[level], 2**level, "before"), FeatureMap(narrowed, 2**level)]
+        return tuple(maps)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         maps: list[Tensor] = []
@@ -117,14 +117,14 @@ def from_vgg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             names[f"features.{position + 1}"] = f"down.{level}.{index}.1"
             position += 3  # convolution, norm, ReLU
         position += 1  # the pooling
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for key, value in state.items():
         layer, _, leaf = key.rpartition(".")
         if layer in names:
-            found[f"{names[layer]}.{leaf}"] = value
+            weights[f"{names[layer]}.{leaf}"] = value
         elif key.startswith("features."):
-            found[key] = value  # not VGG-16's: the check of names says so
-    return found
+            weights[key] = value  # not VGG-16's: the check of names says so
+    return weights
 
 
 SMALLEST = math.prod([2] * len(CONVOLUTIONS))  # pixels a side that survive all poolings

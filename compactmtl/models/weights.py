@@ -65,10 +65,10 @@ def _not_fetched(name: str, reason: str) -> MissingDependencyError:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and those that led to it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 def _from_network(error: BaseException) -> bool:
@@ -139,9 +139,9 @@ def load_segnet_weights(network: SegNet, config: EncoderConfig) -> None:
         _load_own(path, config.name, state, network)
         return
     half = {key: value for key, value in network.state_dict().items() if key.startswith("down.")}
-    found = from_vgg(state)
-    _check(path, f"{config.name}, whose first half is {VGG}'s of width 64", found, half)
-    network.load_state_dict(found, strict=False)  # checked; the second half has no pretrained weights
+    half_state = from_vgg(state)
+    _check(path, f"{config.name}, whose first half is {VGG}'s of width 64", half_state, half)
+    network.load_state_dict(half_state, strict=False)  # checked; the second half has no pretrained weights
 
 
 def _load_own(path: Path, name: str, state: Mapping[str, Tensor], network: nn.Module) -> None:
@@ -170,8 +170,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _without_classifier(state: dict[str, Tensor], reference: nn.Module) -> dict[str, Tensor]:
     """The weights less those of timm's classifier layers, which no encoder has."""
-    found = reference.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    names = (found,) if isinstance(found, str) else tuple(found)
+    classifier = reference.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
 
 
@@ -185,14 +185,14 @@ def _check(path: Path, name: str, state: Mapping[str, Tensor], reference: Mappin
         if key in state and state[key].shape != reference[key].shape
     ]
     faults = [
-        f"{what}: {', '.join(found[:LISTED])}"
-        + (f" and {len(found) - LISTED} more" if len(found) > LISTED else "")
-        for what, found in (
+        f"{what}: {', '.join(names[:LISTED])}"
+        + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        for what, names in (
             ("missing", sorted(needed - set(state))),
             ("unknown", sorted(set(state) - set(reference))),
             ("of another shape", shapes),
         )
-        if found
+        if names
     ]
     if faults:
         raise ArtifactError(

@@ -69,8 +69,8 @@ def _gather(
     label = labels[rows, columns]
     counts = torch.bincount(owner * classes + label, minlength=len(heat) * classes).view(-1, classes)
     pixels = counts.sum(1)
-    found = counts.max(1).indices
-    agreed = torch.where(label == found[owner], certainty, torch.zeros_like(certainty)).double()
+    classes_of = counts.max(1).indices
+    agreed = torch.where(label == classes_of[owner], certainty, torch.zeros_like(certainty)).double()
     sums = torch.bincount(owner, agreed, minlength=len(heat))
     scores = (heat.double() * sums / pixels.clamp(min=1)).float()
     kept = (pixels > 0).nonzero().flatten()
@@ -79,7 +79,7 @@ def _gather(
     number[order] = torch.arange(1, len(order) + 1, device=owner.device)
     numbers = torch.zeros_like(labels)
     numbers[rows, columns] = number[owner]
-    return Instances(numbers, found[order] - 1, scores[order])
+    return Instances(numbers, classes_of[order] - 1, scores[order])
 
 
 def _peaks(center: Tensor, options: DecodingOptions) -> tuple[Tensor, Tensor]:

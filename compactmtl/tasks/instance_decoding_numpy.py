@@ -59,8 +59,8 @@ def decode_instances_numpy(
     top = at.max(0)
     certainty = 1 / np.exp(at - top).sum(0)
     counts = np.bincount(owner * classes + label, minlength=len(heat) * classes).reshape(-1, classes)
-    pixels, found = counts.sum(1), counts.argmax(1)
-    agreed = np.where(label == found[owner], certainty, 0).astype(np.float64)
+    pixels, classes_of = counts.sum(1), counts.argmax(1)
+    agreed = np.where(label == classes_of[owner], certainty, 0).astype(np.float64)
     sums = np.bincount(owner, agreed, minlength=len(heat))
     scores = (heat * sums / np.maximum(pixels, 1)).astype(np.float32)
     kept = np.flatnonzero(pixels)
@@ -68,7 +68,7 @@ def decode_instances_numpy(
     number = np.zeros(len(heat), np.int64)
     number[order] = np.arange(1, len(order) + 1)
     numbers[rows, columns] = number[owner]
-    return numbers, found[order].astype(np.int64) - 1, scores[order]
+    return numbers, classes_of[order].astype(np.int64) - 1, scores[order]
 
 
 def _peaks(center: Floats, threshold: float, window: int, limit: int) -> tuple[Floats, Floats]:

@@ -57,14 +57,14 @@ class InstanceMetrics:
         target only says which part of the output shows the image; else they are scored against the target.
         """
         for number, (one, instances) in enumerate(zip(output.cpu(), target.cpu(), strict=True)):
-            seen = (int(instances.shape[-2]), int(instances.shape[-1]))
+            shown = (int(instances.shape[-2]), int(instances.shape[-1]))
             reference = references[number] if references is not None else self._from_target(instances)
             size = (reference.height, reference.width)
             image = len(self._images) + 1
             self._images.append({"id": image, "height": size[0], "width": size[1]})
             for annotation in reference.annotations:
                 self._truth.append(self._annotation(image, annotation, size))
-            self._add_found(image, self._decode(one), seen, size)
+            self._add_found(image, self._decode(one), shown, size)
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where the split has no instance that counts."""
@@ -105,10 +105,12 @@ class InstanceMetrics:
             "iscrowd": int(given["iscrowd"]),
         }
 
-    def _add_found(self, image: int, found: Instances, seen: tuple[int, int], size: tuple[int, int]) -> None:
-        numbers = found.numbers[: seen[0], : seen[1]]
+    def _add_found(
+        self, image: int, instances: Instances, shown: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        numbers = instances.numbers[: shown[0], : shown[1]]
         for number, (label, score) in enumerate(
-            zip(found.classes.tolist(), found.scores.tolist(), strict=True), 1
+            zip(instances.classes.tolist(), instances.scores.tolist(), strict=True), 1
         ):
             rle = self._mask.encode(np.asfortranarray(resize_mask(numbers == number, size).numpy()))
             area = float(self._mask.area(rle))

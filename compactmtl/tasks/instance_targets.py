@@ -100,8 +100,8 @@ def _smallest_in_cell(index: Tensor, area: Tensor) -> Tensor:
     cells = index.view(batch, height // STRIDE, STRIDE, width // STRIDE, STRIDE).movedim(2, 3).flatten(3)
     sizes = torch.cat([area, area.new_tensor([_NONE])])  # index -1, no instance, reads the last
     best = sizes[cells].min(-1, keepdim=True).indices
-    found = cells.gather(-1, best)[..., 0]
-    return torch.where(found < 0, torch.full_like(found, len(area)), found)
+    smallest = cells.gather(-1, best)[..., 0]
+    return torch.where(smallest < 0, torch.full_like(smallest, len(area)), smallest)
 
 
 def _bumps(owned: Tensor, places: Tensor, area: Tensor, image: Tensor) -> Tensor:
