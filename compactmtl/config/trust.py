@@ -95,7 +95,7 @@ def import_class(name: str, key: str, fits: Callable[[object], bool], what: str)
     """What `package.module:Class` names, imported; `fits` says whether it is such a class, `what` what that is.
 
     Raises UntrustedError without the user's word, ConfigError where the module cannot be imported or has no such
-    attribute; whatever else the module raises is told as its own error. The caller checks what it is given.
+    attribute; whatever else the module raises is reported as its own error. The caller checks what it is given.
     """
     module_name, attribute = split_name(name, key)
     try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compactmtl.data.images import denormalize, normalize, read_image
     from compactmtl.data.loader import EpochSampler, Loader, build_loader, preprocessing
 
-# A door opens when it is asked for: whoever only reads a bundle loads no torch.
+# A public name's module is imported when the name is asked for: reading a bundle loads no torch.
 _HOME = {
     "Batch": "base",
     "DATASETS": "datasets",

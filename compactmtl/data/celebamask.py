@@ -106,7 +106,7 @@ class Face(Record):
 
 @dataclass(frozen=True)
 class Listing:
-    """All faces by split, and what is to be told of them."""
+    """All faces by split, and notes on them."""
 
     faces: Mapping[Split, Sequence[Face]]
     notes: tuple[str, ...]

@@ -37,7 +37,7 @@ class Outcome:
 
 
 def convert(jobs: Sequence[Job], title: str) -> Outcome:
-    """Do the jobs that are not done, in threads; a damaged file is told and the others go on.
+    """Do the jobs that are not done, in threads; a damaged file is reported and the others go on.
 
     Interrupted, it can be started again and goes on where it was.
     """
@@ -60,7 +60,7 @@ def convert(jobs: Sequence[Job], title: str) -> Outcome:
 
 
 def run_tool(work: Callable[[], int]) -> int:
-    """The exit code of a tool's work; what goes wrong with its files is told in a line."""
+    """The exit code of a tool's work; what goes wrong with its files is reported in a line."""
     try:
         return work()
     except CompactError as error:

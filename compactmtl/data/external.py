@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
 from compactmtl.config import trust, validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Sample, Split, VisionDataset
-from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
-from compactmtl.data.files import layout, source_of
+from compactmtl.data.base import Split, VisionDataset
+from compactmtl.data.cache import Arrays, content_key, user_cache
+from compactmtl.data.files import numbers_of, source_of
 from compactmtl.data.labels import anything_known
+from compactmtl.data.stored import StoredDataset, layout
 from compactmtl.errors import CompactError, ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -117,43 +117,24 @@ def _described(name: str, dataset: type[Any]) -> External:
     )
 
 
-class _Wrapped:
+class _Wrapped(StoredDataset):
     """The user's data set with its samples checked, a part of it held out, and its arrays cached."""
 
     def __init__(self, source: External, config: DataConfig, split: Split) -> None:
         validate_options(source.Options, config.options, "data.options")
-        self.split: str = split
         self._name, self._size = source.name, config.size
         self._inner = _made(source, config, source_of(split))
-        self.specs: Mapping[str, TargetSpec] = _specs(source.name, self._inner)
-        count = len(self._inner)
-        self._names = [str(self._inner.identifier(index)) for index in range(count)]
-        self._numbers = list(range(count))
-        if split in ("train", "holdout"):
-            kept, held = hold_out(self._names, config.holdout)
-            self._numbers = held if split == "holdout" else kept
+        specs = _specs(source.name, self._inner)
+        self._names = [str(self._inner.identifier(index)) for index in range(len(self._inner))]
+        self._numbers = numbers_of(self._names, config.holdout, split)
         if not self._numbers:
             raise DataError(f"{source.name}: split {split} holds no sample", "check data.root")
-        layouts = {"image": Layout((3, *config.size), "uint8")}
-        layouts |= {name: layout(spec, config.size) for name, spec in self.specs.items()}
-        home = user_cache()
-        if config.cache == "disk":
+
+        def cached() -> Path:
             key = content_key(_code(source.dataset), self._facts(), config.model_dump(mode="json"), split)
-            home = home / "external" / key
-        self._store = open_store(config.cache, len(self._numbers), layouts, self._make, home)
-        if config.cache == "memory":
-            self._store.fill()
+            return user_cache() / "external" / key
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Sample:
-        arrays = self._store.read(index)
-        targets = {}
-        for name, spec in self.specs.items():
-            value = torch.from_numpy(np.asarray(arrays[name]))
-            targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
-        return {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+        super().__init__(config, split, specs, len(self._numbers), cached)
 
     def labeled(self, target: str) -> NDArray[np.bool_] | None:
         """Which samples have a label of a target: bool (N,); None where that would need every sample made."""
@@ -180,7 +161,7 @@ class _Wrapped:
             sample = self._inner[number]
         except (CompactError, KeyboardInterrupt):
             raise
-        except Exception as error:  # the user's own code: told as a fault of that sample
+        except Exception as error:  # the user's own code: reported as a fault of that sample
             raise DataError(
                 f"{self._name}: sample {self._names[number]} fails: "
                 f"{trust.raised_at(error)}{type(error).__name__}: {error}",
@@ -277,7 +258,7 @@ def _made(source: External, config: DataConfig, split: Split) -> Any:
         return source.dataset(config, split)
     except CompactError:
         raise
-    except Exception as error:  # the user's own code: told as a fault of the data set
+    except Exception as error:  # the user's own code: reported as a fault of the data set
         raise DataError(
             f"{source.name}: making split {split} fails: {trust.raised_at(error)}{type(error).__name__}: {error}",
             "the class takes (config, split); see docs/datasets.md",

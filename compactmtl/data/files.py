@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from compactmtl.config.recipe import DataConfig
-from compactmtl.data.base import Sample, Split
-from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.base import Split
+from compactmtl.data.cache import Arrays, content_key, hold_out, user_cache
 from compactmtl.data.fingerprint import Sources, parts_of
 from compactmtl.data.pixels import IMAGE_SUFFIXES
+from compactmtl.data.stored import StoredDataset
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -38,26 +38,7 @@ R = TypeVar("R", bound=Record)
 Read = Callable[[R], Arrays]
 
 
-def layout(spec: TargetSpec, size: tuple[int, int]) -> Layout:
-    """How a target of one sample is stored."""
-    match spec.kind:
-        case "mask":
-            return Layout(size, "uint8")
-        case "depth" | "disparity":
-            return Layout((1, *size), "float32")
-        case "normals":
-            return Layout((3, *size), "float32")
-        case "instances":
-            return Layout((2, *size), "int16")
-        case "class":
-            return Layout((), "int64")
-        case "multilabel":
-            return Layout((len(spec.classes),), "float32")
-        case "scalar":
-            return Layout((), "float32")
-
-
-class FileDataset(Generic[R]):
+class FileDataset(StoredDataset, Generic[R]):
     """Samples of one split, read from files and kept as `config.cache` says.
 
     `read` gives a record's arrays: the image uint8 (3, H, W) as `image`, and each target of `specs` by its name at
@@ -81,31 +62,16 @@ class FileDataset(Generic[R]):
                 f"{folder}: split {split} of {config.name} holds no sample",
                 "change data.holdout or add images",
             )
-        self.specs = specs
-        self.split: str = split
         self.notes = tuple(notes)  # what of the folder is passed over
-        self._records = records
-        layouts = {"image": Layout((3, *config.size), "uint8")}
-        layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
-        self._read = read
-        home = user_cache() / config.name
-        if config.cache == "disk":
+        self._records, self._read = records, read
+
+        def cached() -> Path:
             files = [(r.name, *(size_and_time(f) for f in (r.image, *r.files))) for r in records]
-            home /= content_key(str(folder.resolve()), files, list(layouts), config.size, config.options, key)
-        self._store = open_store(config.cache, len(records), layouts, self._make, home)
-        if config.cache == "memory":
-            self._store.fill()
+            stored = ["image", *specs]
+            key_of = content_key(str(folder.resolve()), files, stored, config.size, config.options, key)
+            return user_cache() / config.name / key_of
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Sample:
-        arrays = self._store.read(index)
-        targets = {}
-        for name, spec in self.specs.items():
-            value = torch.from_numpy(np.asarray(arrays[name]))
-            targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
-        return {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+        super().__init__(config, split, specs, len(records), cached)
 
     def identifier(self, index: int) -> str:
         """The image file's path."""
@@ -179,10 +145,15 @@ def part(records: Sequence[R], shares: Mapping[Split, float], split: Split) -> l
 
 def held_apart(records: Sequence[R], config: DataConfig, split: Split) -> list[R]:
     """The training records of split `train` or `holdout`; those of other splits as they are."""
+    return [records[i] for i in numbers_of([record.name for record in records], config.holdout, split)]
+
+
+def numbers_of(names: Sequence[str], share: float, split: Split) -> list[int]:
+    """Numbers of a split's samples among those it is taken from: `share` of the training ones is its `holdout`."""
     if split not in ("train", "holdout"):
-        return list(records)
-    kept, held = hold_out([record.name for record in records], config.holdout)
-    return [records[i] for i in (held if split == "holdout" else kept)]
+        return list(range(len(names)))
+    kept, held = hold_out(names, share)
+    return held if split == "holdout" else kept
 
 
 def source_of(split: Split) -> Split:

@@ -51,7 +51,7 @@ class Item(Record):
 
 @dataclass(frozen=True)
 class Folder:
-    """A described folder: its items by split, its targets' specifications but the scalars', and what is to be told."""
+    """A described folder: its items by split, its targets' specifications but the scalars', and notes."""
 
     path: Path
     described: FolderDescription

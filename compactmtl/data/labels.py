@@ -53,7 +53,7 @@ def label_line(split: str, count: int, known: Mapping[str, int | None]) -> str:
     return f"{split}: {', '.join(parts)}"
 
 
-def told(splits: Mapping[str, VisionDataset], targets: Mapping[str, str]) -> tuple[str, ...]:
+def label_lines(splits: Mapping[str, VisionDataset], targets: Mapping[str, str]) -> tuple[str, ...]:
     """What training says of its data: for each split how many samples have a label of each task, and its notes.
 
     `targets` gives each task's. Raises DataError for a split in which no sample has a label of a task: it could be

@@ -44,7 +44,7 @@ class EpochSampler(Sampler[Keys]):
         self.epoch, self.start = epoch, 0
 
     def set_start(self, batch_index: int) -> None:
-        """Begin the next pass at this batch of the epoch, as if those before it had been seen; once."""
+        """Begin the next pass at this batch of the epoch, as if those before it had passed; once."""
         self.start = batch_index
 
     def __len__(self) -> int:

@@ -93,7 +93,7 @@ def _told_by_size(path: Path, size: tuple[int, ...], of: ImageInfo, *, scaled: b
             + (
                 "it seems to be drawn on the stored pixels"
                 if stored != of.size
-                else "it cannot be told whether it was drawn on the upright picture or on the stored pixels"
+                else "it cannot be decided whether it was drawn on the upright picture or on the stored pixels"
             ),
             "of a folder of your own say `drawn: upright` or `drawn: stored` in dataset.yaml; else store the image upright",
         )

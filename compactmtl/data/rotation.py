@@ -1,4 +1,4 @@
-"""Where the pixels of a picture come from that is turned about the optical axis, and what is to be seen there."""
+"""Where the pixels of a picture come from that is turned about the optical axis, and the values there."""
 
 from __future__ import annotations
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen, Share
 from compactmtl.data import scenes_layout, scenes_raycast, scenes_render
-from compactmtl.data.base import Sample, Split
-from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
+from compactmtl.data.base import Split
+from compactmtl.data.cache import Arrays, content_key, user_cache
+from compactmtl.data.files import numbers_of, source_of
 from compactmtl.data.seeds import generator
+from compactmtl.data.stored import StoredDataset
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import TargetSpec
 
@@ -45,7 +45,7 @@ class Options(Frozen):
     noise: Share = Field(0.015, description="sensor noise at mid gray, as a share of full scale")
 
 
-class Scenes:
+class Scenes(StoredDataset):
     """Rooms of one split. A room is decided by (seed, split, number) and is the same at any picture size.
 
     Targets: `segmentation` (11 classes), `depth` (metres along the optical axis) and `normals` (camera frame),
@@ -56,45 +56,17 @@ class Scenes:
         options = validate_options(Options, config.options, "data.options")
         if config.root is not None:
             raise ConfigError("data.root: scenes are rendered and have no folder", "leave data.root out")
-        self.specs = SPECS
-        self.split = split
         self._options, self._size = options, config.size
-        source: Split = "train" if split == "holdout" else split
-        self._source = source
+        self._source = source = source_of(split)
         count = {"train": options.train, "val": options.val, "test": options.test}[source]
-        self._numbers = list(range(count))
-        if source == "train":
-            kept, held = hold_out([f"scene-{number}" for number in self._numbers], config.holdout)
-            self._numbers = held if split == "holdout" else kept
-        height, width = config.size
-        layouts = {
-            "image": Layout((3, height, width), "uint8"),
-            "segmentation": Layout((height, width), "uint8"),
-            "depth": Layout((1, height, width), "float32"),
-            "normals": Layout((3, height, width), "float32"),
-        }
-        key = content_key(_code(), options.seed, options.noise, config.size, source, self._numbers)
-        self._store = open_store(
-            config.cache, len(self._numbers), layouts, self._make, user_cache() / "scenes" / key
-        )
+        self._numbers = numbers_of([f"scene-{number}" for number in range(count)], config.holdout, split)
 
-    def __len__(self) -> int:
-        return len(self._numbers)
+        def cached() -> Path:
+            key = content_key(_code(), options.seed, options.noise, config.size, source, self._numbers)
+            return user_cache() / "scenes" / key
 
-    def __getitem__(self, index: int) -> Sample:
-        arrays = self._store.read(index)
-        return {
-            "image": torch.from_numpy(arrays["image"]),
-            "targets": {
-                "segmentation": torch.from_numpy(arrays["segmentation"].astype(np.int64)),
-                "depth": torch.from_numpy(arrays["depth"]),
-                "normals": torch.from_numpy(arrays["normals"]),
-            },
-        }
-
-    def labeled(self, target: str) -> NDArray[np.bool_]:
-        """Which samples have a label of a target: all, bool (N,)."""
-        return np.ones(len(self._numbers), np.bool_)
+        # A room is rendered when it is asked for: none can be damaged.
+        super().__init__(config, split, SPECS, len(self._numbers), cached, fill=False)
 
     def identifier(self, index: int) -> str:
         """Such as scenes-0-train-00012: seed, split and number."""

@@ -323,7 +323,7 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
             others[name] = target
     height, width = sample["image"].shape[-2:]
     if choices.zoom != 1.0:
-        # Reaches to the border pixels' centers and no further: every pixel shows something that was seen.
+        # Reaches to the border pixels' centers and no further: every pixel shows a part of the image.
         reach = (1 - 1 / choices.zoom) / 2
         translate = [
             -choices.zoom * choices.place[0] * reach * (width - 1),

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Sample, Split
-from compactmtl.data.cache import Arrays, Layout, content_key, hold_out, open_store, user_cache
-from compactmtl.data.files import size_and_time
+from compactmtl.data.base import Split
+from compactmtl.data.cache import Arrays, content_key, hold_out, user_cache
+from compactmtl.data.files import numbers_of, size_and_time, source_of
 from compactmtl.data.images import read_image
 from compactmtl.data.pixels import IMAGE_SUFFIXES
+from compactmtl.data.stored import StoredDataset
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -114,7 +113,7 @@ def list_split(root: str | None, split: Split, holdout: float = 0.0) -> Listing:
     Raises DataError for a missing folder or split, or one without a face.
     """
     folder = folder_of(root)
-    source: Split = "train" if split == "holdout" else split
+    source = source_of(split)
     flat = not any((folder / name).is_dir() for name in SPLITS)
     here = folder if flat else folder / source
     if not here.is_dir():
@@ -133,13 +132,13 @@ def list_split(root: str | None, split: Split, holdout: float = 0.0) -> Listing:
             raise DataError(
                 f"{here}: a flat folder has no test split", "use val, or make folders train/, val/ and test/"
             )
-        faces = _pick(faces, _FLAT_VAL_SHARE, held_out=source == "val")
-    if source == "train":
-        faces = _pick(faces, holdout, held_out=split == "holdout")
+        parts = hold_out([face.path.name for face in faces], _FLAT_VAL_SHARE)
+        faces = tuple(faces[i] for i in parts[source == "val"])
+    faces = tuple(faces[i] for i in numbers_of([face.path.name for face in faces], holdout, split))
     return Listing(faces, listing.unparsed)
 
 
-class UTKFace:
+class UTKFace(StoredDataset):
     """Faces of one split.
 
     Targets: `age` (years, 1 to 116), `age_bin` (7 classes of age, or those of the option `age_bins`), `gender`
@@ -148,7 +147,6 @@ class UTKFace:
 
     def __init__(self, config: DataConfig, split: Split) -> None:
         self._age_bins = validate_options(Options, config.options, "data.options").age_bins
-        self.split = split
         listing = list_split(config.root, split, config.holdout)
         self._faces, self._size = listing.faces, config.size
         if not self._faces:
@@ -157,7 +155,7 @@ class UTKFace:
         self.notes = _unparsed_notes(listing.unparsed)
         training = list_split(config.root, "train", config.holdout).faces if split != "train" else self._faces
         ages = np.array([face.age for face in training], np.float64)
-        self.specs = {
+        specs = {
             "age": TargetSpec(
                 "scalar", unit="years", mean=float(ages.mean()), std=float(max(ages.std(), 1e-3))
             ),
@@ -165,40 +163,28 @@ class UTKFace:
             "gender": TargetSpec("class", classes=GENDERS),
             "ethnicity": TargetSpec("class", classes=ETHNICITIES),
         }
-        layouts = {"image": Layout((3, *config.size), "uint8")}
-        home = user_cache() / "utkface"
-        if config.cache == "disk":
+
+        def cached() -> Path:
             files = [(face.path.name, *size_and_time(face.path)) for face in self._faces]
-            home /= content_key(str(folder_of(config.root).resolve()), files, self._size)
-        self._store = open_store(config.cache, len(self._faces), layouts, self._make, home)
-        if config.cache == "memory":
-            self._store.fill()
+            folder = str(folder_of(config.root).resolve())
+            key = content_key(folder, files, self._size, list(specs), self._age_bins)
+            return user_cache() / "utkface" / key
 
-    def __len__(self) -> int:
-        return len(self._faces)
-
-    def __getitem__(self, index: int) -> Sample:
-        face = self._faces[index]
-        return {
-            "image": torch.from_numpy(self._store.read(index)["image"]),
-            "targets": {
-                "age": torch.tensor(face.age, dtype=torch.float32),
-                "age_bin": torch.tensor(bisect_left(self._age_bins, face.age)),
-                "gender": torch.tensor(face.gender),
-                "ethnicity": torch.tensor(face.ethnicity),
-            },
-        }
-
-    def labeled(self, target: str) -> NDArray[np.bool_]:
-        """Which samples have a label of a target: all, bool (N,)."""
-        return np.ones(len(self._faces), np.bool_)
+        super().__init__(config, split, specs, len(self._faces), cached)
 
     def identifier(self, index: int) -> str:
         """The file's path."""
         return str(self._faces[index].path)
 
     def _make(self, index: int) -> Arrays:
-        return {"image": read_image(self._faces[index].path, self._size)}
+        face = self._faces[index]
+        return {
+            "image": read_image(face.path, self._size),
+            "age": np.array(face.age, np.float32),
+            "age_bin": np.array(bisect_left(self._age_bins, face.age)),
+            "gender": np.array(face.gender),
+            "ethnicity": np.array(face.ethnicity),
+        }
 
 
 def load(config: DataConfig, split: Split) -> UTKFace:
@@ -272,8 +258,3 @@ def _read_folder(folder: Path) -> Listing:
         else:
             faces.append(face)
     return Listing(tuple(faces), tuple(unparsed))
-
-
-def _pick(faces: Sequence[Face], share: float, *, held_out: bool) -> tuple[Face, ...]:
-    kept, held = hold_out([face.path.name for face in faces], share)
-    return tuple(faces[i] for i in (held if held_out else kept))

@@ -1,4 +1,4 @@
-"""Whether a download can come through, told in seconds: the libraries that download try for a minute."""
+"""Whether a download can come through, decided in seconds: the libraries that download try for a minute."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def load_encoder_weights(
     """The encoder that `create()` gives, made by timm.create_model(config.name, **options), with `config.weights`.
 
     The file holds the network's weights under timm's own names (its classifier, and layers that the encoder does not
-    have because it stops at an earlier map, are passed over), or a checkpoint of a MultiTaskModel, whose `encoder.`
+    have because it ends at an earlier map, are passed over), or a checkpoint of a MultiTaskModel, whose `encoder.`
     weights are taken. Position embeddings made for another image size are resized as timm does.
 
     Raises ConfigError where the file is missing or of another format, ArtifactError where it is damaged or a weight is

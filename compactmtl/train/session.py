@@ -16,7 +16,7 @@ from compactmtl.balancing import Balancer, balancer, still_statistics
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch, VisionDataset
-from compactmtl.data.labels import told
+from compactmtl.data.labels import label_lines
 from compactmtl.data.loader import Loader
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import factorized_layers
@@ -289,7 +289,7 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
     shown = dict(chosen)
     if "val" not in shown:  # the run ends with its metrics there
         shown["val"] = load_dataset(recipe.data.model_copy(update={"cache": "none"}), "val")
-    data = told(shown, {name: task.target for name, task in tasks.items()})
+    data = label_lines(shown, {name: task.target for name, task in tasks.items()})
     if recipe.single_task:
         delta_m(
             recipe.single_task, recipe.single_task, tasks

@@ -68,7 +68,7 @@ def test_where_nothing_says_what_a_mask_was_drawn_on_its_size_must(orientation: 
     photo, label = write(tmp_path, orientation, "upright")
     info = read_picture(photo)[1]
     if orientation in (2, 3, 4):
-        with pytest.raises(DataError, match="cannot be told") as caught:
+        with pytest.raises(DataError, match="cannot be decided") as caught:
             read_mask(label, None, 2, None, info)
         assert "drawn: upright" in caught.value.hint
     else:
