@@ -20,6 +20,7 @@ from compactmtl.data.labels import anything_known, known_labels
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 from compactmtl.tasks.registry import usual_kind
+from compactmtl.tasks.summaries import class_colors
 
 _DENSE = ("mask", "depth", "disparity", "normals", "instances")
 _LOOKED_AT = {"dense": 60, "labels": 2000}  # samples a distribution is taken from, spread over the split
@@ -98,26 +99,20 @@ def sample_sheet(dataset: VisionDataset, count: int = 6) -> NDArray[np.uint8]:
         captions.append("\n".join([dataset.identifier(index).rpartition("/")[2], *said]))
     if not rows:
         raise DataError(f"split {dataset.split} has no sample that can be shown", "see the problems above")
-    return _sheet(rows, ["image", *maps], captions, _legend(dataset.specs, tasks))
+    return _sheet(rows, ["image", *maps], captions, _legend(dataset.specs))
 
 
-def _legend(
-    specs: Mapping[str, TargetSpec], tasks: Mapping[str, Task]
-) -> list[tuple[str, tuple[int, int, int]]]:
+def _legend(specs: Mapping[str, TargetSpec]) -> list[tuple[str, tuple[int, ...]]]:
     """Class names of the masks with the colors that they are drawn in."""
-    legend: list[tuple[str, tuple[int, int, int]]] = []
-    for name, spec in specs.items():
-        if spec.kind == "mask":
-            colors = tasks[name].picture(np.arange(len(spec.classes))[None])[0].tolist()
-            legend += [(text, (r, g, b)) for text, (r, g, b) in zip(spec.classes, colors, strict=True)]
-    return legend
+    masks = [spec.classes for spec in specs.values() if spec.kind == "mask"]
+    return [(name, color) for classes in masks for name, color in class_colors(classes).items()]
 
 
 def _sheet(
     rows: list[list[NDArray[np.uint8]]],
     titles: list[str],
     captions: list[str],
-    legend: list[tuple[str, tuple[int, int, int]]],
+    legend: list[tuple[str, tuple[int, ...]]],
 ) -> NDArray[np.uint8]:
     scale = max(1, round(160 / rows[0][0].shape[0]))
     height, width = (side * scale for side in rows[0][0].shape[:2])

@@ -53,24 +53,27 @@ def decode_instances(output: Tensor, options: DecodingOptions) -> Instances:
     owner = torch.cat([_nearest(part, places) for part in torch.split(votes, 16384)])
     label = label[:, rows, columns]
     certainty = (best[rows, columns] - label.logsumexp(0)).exp()
-    return _gather(labels, rows, columns, owner, certainty, heat, classes)
+    return _gather(labels, _Pixels(rows, columns, owner, certainty), heat, classes)
 
 
-def _gather(
-    labels: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    owner: Tensor,
-    certainty: Tensor,
-    heat: Tensor,
-    classes: int,
-) -> Instances:
-    """Instances from each pixel's center (`owner`), class label and certainty; centers without a pixel drop out."""
+@dataclass(frozen=True)
+class _Pixels:
+    """The pixels of things (N,): where they are, the number of each one's center, and the certainty of its class."""
+
+    rows: Tensor
+    columns: Tensor
+    owner: Tensor
+    certainty: Tensor
+
+
+def _gather(labels: Tensor, things: _Pixels, heat: Tensor, classes: int) -> Instances:
+    """Instances from the pixels' centers and the class labels (H, W); centers without a pixel drop out."""
+    rows, columns, owner = things.rows, things.columns, things.owner
     label = labels[rows, columns]
     counts = torch.bincount(owner * classes + label, minlength=len(heat) * classes).view(-1, classes)
     pixels = counts.sum(1)
     classes_of = counts.max(1).indices
-    agreed = torch.where(label == classes_of[owner], certainty, torch.zeros_like(certainty)).double()
+    agreed = torch.where(label == classes_of[owner], things.certainty, 0.0).double()
     sums = torch.bincount(owner, agreed, minlength=len(heat))
     scores = (heat.double() * sums / pixels.clamp(min=1)).float()
     kept = (pixels > 0).nonzero().flatten()

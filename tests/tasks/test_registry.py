@@ -86,7 +86,7 @@ def test_every_format_of_a_target_has_one_kind_that_shows_it() -> None:
 
 
 def test_an_unknown_kind_is_refused_where_the_recipe_is_read() -> None:
-    with pytest.raises(ValueError, match="'depth', .*'segmentation' or 'package.module:Class'"):
+    with pytest.raises(ValueError, match=r"'depth', .*'segmentation' or 'package\.module:Class'"):
         TaskConfig(kind="dept")
     with pytest.raises(ConfigError, match="no kind of task 'dept'") as error:
         task_class("dept", "tasks.far.kind")
