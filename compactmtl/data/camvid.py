@@ -12,6 +12,7 @@ from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
+    Files,
     Record,
     damaged,
     held_apart,
@@ -91,7 +92,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
     frames, unlabeled = list_split(folder, source_of(split))
     records = held_apart(frames, config, split)
     notes = _notes(source_of(split), unlabeled)
-    return FileDataset(config, split, _SPECS, records, _reader(config), folder, notes=notes)
+    return FileDataset(config, split, _SPECS, Files(folder, records, _reader(config), notes=notes))
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:

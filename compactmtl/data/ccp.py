@@ -18,6 +18,7 @@ from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
+    Files,
     Record,
     damaged,
     held_apart,
@@ -144,7 +145,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Photo]:
     listed, odd = list_photos(folder)
     photos = held_apart(listed[source_of(split)], config, split)
     reader, key = _reader(config, options), [classes, GROUPS]
-    return FileDataset(config, split, specs, photos, reader, folder, key, _notes(odd))
+    return FileDataset(config, split, specs, Files(folder, photos, reader, key, _notes(odd)))
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:

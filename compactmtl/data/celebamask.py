@@ -23,6 +23,7 @@ from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
+    Files,
     Record,
     damaged,
     held_apart,
@@ -243,7 +244,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Face]:
     records = held_apart(listing.faces[source_of(split)], config, split)
     values = [record.attributes for record in records]  # part of what a disk cache holds
     reader, specs = _reader(config, options, chosen), specs_of(options, chosen)
-    return FileDataset(config, split, specs, records, reader, folder, values, listing.notes)
+    return FileDataset(config, split, specs, Files(folder, records, reader, values, listing.notes))
 
 
 def specs_of(options: Options, chosen: Sequence[str]) -> dict[str, TargetSpec]:

@@ -27,7 +27,16 @@ from compactmtl.data.cityscapes_labels import (
     parts_of,
     without_unlabeled,
 )
-from compactmtl.data.files import FileDataset, Record, damaged, held_apart, root_folder, some, source_of
+from compactmtl.data.files import (
+    FileDataset,
+    Files,
+    Record,
+    damaged,
+    held_apart,
+    root_folder,
+    some,
+    source_of,
+)
 from compactmtl.data.images import read_image
 from compactmtl.data.maps import check_npy, check_png, nearest, read_map, relabel
 from compactmtl.data.npy import npy_image, npy_mask, npy_positive, numbered
@@ -88,7 +97,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
         # Every pixel has a part or is background; the index is for the border that a random shift lays bare.
         specs["parts"] = TargetSpec("mask", classes=PARTS, ignore_index=IGNORE)
     reader, notes = _reader(layout, config.size), layout.passed_over(source_of(split))
-    return FileDataset(config, split, specs, records, reader, folder, [layout.offers, options], notes)
+    return FileDataset(config, split, specs, Files(folder, records, reader, [layout.offers, options], notes))
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:

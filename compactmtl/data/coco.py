@@ -24,6 +24,7 @@ from compactmtl.data.coco_annotations import Annotations, Picture, box_of, draw,
 from compactmtl.data.coco_stuff import STUFF, stuff_table
 from compactmtl.data.files import (
     FileDataset,
+    Files,
     Record,
     damaged,
     held_apart,
@@ -142,15 +143,8 @@ def load(config: DataConfig, split: Split) -> CocoDataset:
     if source_of(split) == "train" and not options.empty:
         records = [record for record in records if any(not one["iscrowd"] for one in record.annotations)]
     records = held_apart(records, config, split)
-    dataset = CocoDataset(
-        config,
-        split,
-        specs_of(things, options),
-        records,
-        _reader(config, things, options),
-        folder,
-        _key(folder, source),
-    )
+    files = Files(folder, records, _reader(config, things, options), _key(folder, source))
+    dataset = CocoDataset(config, split, specs_of(things, options), files)
     if split == "train":
         dataset.repeat = options.repeat
     return dataset

@@ -38,12 +38,26 @@ R = TypeVar("R", bound=Record)
 Read = Callable[[R], Arrays]
 
 
+@dataclass(frozen=True)
+class Files(Generic[R]):
+    """The records of one split and how they are read.
+
+    `read` gives a record's arrays: the image uint8 (3, H, W) as `image`, and each target by its name at `config.size`; it
+    can be pickled. `folder` is the data set's own, `key` whatever else than files and settings decides the arrays,
+    `notes` what of the folder is passed over.
+    """
+
+    folder: Path
+    records: Sequence[R]
+    read: Read[R]
+    key: object = None
+    notes: Sequence[str] = ()
+
+
 class FileDataset(StoredDataset, Generic[R]):
     """Samples of one split, read from files and kept as `config.cache` says.
 
-    `read` gives a record's arrays: the image uint8 (3, H, W) as `image`, and each target of `specs` by its name at
-    `config.size`; it can be pickled. `folder` is the data set's own, and `key` is whatever else decides the arrays: a
-    disk cache in the user's cache folder is of exactly these and of the files' sizes and times.
+    A disk cache in the user's cache folder is of exactly these files, by their sizes and times, these settings and `key`.
     """
 
     def __init__(
@@ -51,27 +65,24 @@ class FileDataset(StoredDataset, Generic[R]):
         config: DataConfig,
         split: Split,
         specs: Mapping[str, TargetSpec],
-        records: Sequence[R],
-        read: Read[R],
-        folder: Path,
-        key: object = None,
-        notes: Sequence[str] = (),
+        files: Files[R],
     ) -> None:
-        if not records:
+        if not files.records:
             raise DataError(
-                f"{folder}: split {split} of {config.name} holds no sample",
+                f"{files.folder}: split {split} of {config.name} holds no sample",
                 "change data.holdout or add images",
             )
-        self.notes = tuple(notes)  # what of the folder is passed over
-        self._records, self._read = records, read
+        self.notes = tuple(files.notes)
+        self._records, self._read = files.records, files.read
 
         def cached() -> Path:
-            files = [(r.name, *(size_and_time(f) for f in (r.image, *r.files))) for r in records]
+            stamps = [(r.name, *(size_and_time(f) for f in (r.image, *r.files))) for r in files.records]
             stored = ["image", *specs]
-            key_of = content_key(str(folder.resolve()), files, stored, config.size, config.options, key)
-            return user_cache() / config.name / key_of
+            folder = str(files.folder.resolve())
+            key = content_key(folder, stamps, stored, config.size, config.options, files.key)
+            return user_cache() / config.name / key
 
-        super().__init__(config, split, specs, len(records), cached)
+        super().__init__(config, split, specs, len(files.records), cached)
 
     def identifier(self, index: int) -> str:
         """The image file's path."""

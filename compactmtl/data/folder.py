@@ -17,7 +17,7 @@ from compactmtl.config.yaml import read_yaml
 from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
 from compactmtl.data.description import MAPS, FolderDescription, FolderTarget
-from compactmtl.data.files import FileDataset, Record, damaged, held_apart, part, some, source_of
+from compactmtl.data.files import FileDataset, Files, Record, damaged, held_apart, part, some, source_of
 from compactmtl.data.formats import read_depth, read_mask, read_normals
 from compactmtl.data.images import read_picture
 from compactmtl.data.names import Listing, Names, list_files, name_of
@@ -111,16 +111,8 @@ def load(config: DataConfig, split: Split) -> FileDataset[Item]:
     training = held_apart(folder.items["train"], config, "train")
     values = [(record.values, record.unknown) for record in records]  # part of what a disk cache holds
     key = [folder.described.model_dump(mode="json"), dict(folder.ignored), values]
-    return FileDataset(
-        config,
-        split,
-        _specs(folder, training),
-        records,
-        _reader(config, folder),
-        folder.path,
-        key,
-        folder.notes,
-    )
+    files = Files(folder.path, records, _reader(config, folder), key, folder.notes)
+    return FileDataset(config, split, _specs(folder, training), files)
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:

@@ -26,7 +26,7 @@ from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
-from compactmtl.data.files import FileDataset, Record, held_apart, root_folder, source_of
+from compactmtl.data.files import FileDataset, Files, Record, held_apart, root_folder, source_of
 from compactmtl.data.seeds import generator
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
@@ -99,7 +99,9 @@ def load(config: DataConfig, split: Split) -> MultiMNIST:
     count = {"train": options.train, "val": options.val, "test": options.test}[source]
     pairs = pair_up(len(digits.labels), count or len(digits.labels), options.seed, source, path)
     read = partial(_read, config.size, digits)
-    return MultiMNIST(config, split, _SPECS, held_apart(pairs, config, split), read, folder, options.seed)
+    return MultiMNIST(
+        config, split, _SPECS, Files(folder, held_apart(pairs, config, split), read, options.seed)
+    )
 
 
 def _read(size: tuple[int, int], digits: Digits, pair: Pair) -> Arrays:

@@ -20,7 +20,7 @@ from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
-from compactmtl.data.files import FileDataset, damaged, held_apart, root_folder, source_of
+from compactmtl.data.files import FileDataset, Files, damaged, held_apart, root_folder, source_of
 from compactmtl.data.maps import nearest
 from compactmtl.data.nyuv2_labels import CLASS_NAMES, IGNORE
 from compactmtl.data.nyuv2_layouts import Frame, Layout, derived_normals, open_layout
@@ -88,7 +88,7 @@ def load(config: DataConfig, split: Split) -> NYUv2:
     if options.normals != "none":
         specs["normals"] = TargetSpec("normals")
     reader = _reader(layout, options, config.size)
-    return NYUv2(config, split, specs, frames, reader, folder, key=[layout.description, options])
+    return NYUv2(config, split, specs, Files(folder, frames, reader, [layout.description, options]))
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:

@@ -18,6 +18,7 @@ from compactmtl.data.base import Split
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
+    Files,
     Record,
     damaged,
     held_apart,
@@ -133,16 +134,14 @@ def load(config: DataConfig, split: Split) -> FileDataset[Frame]:
     specs = {"depth": TargetSpec("depth", unit="m")}
     if source != "none":
         specs["normals"] = TargetSpec("normals")
-    return FileDataset(
-        config,
-        split,
-        specs,
+    files = Files(
+        folder,
         held_apart(frames, config, split),
         _reader(config, options, folder, source),
-        folder,
         _camera_text(folder) if source == "depth" else None,
         _notes(source_of(split), lacking),
     )
+    return FileDataset(config, split, specs, files)
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
