@@ -230,12 +230,12 @@ class ChannelGraph(Questions):
     def _parameters_of(self, members: Sequence[Member]) -> float:
         total = 0.0
         sizes = {name: value.shape for name, value in self._state.named.items()}
-        seen = set[tuple[str, int]]()
+        places = set[tuple[str, int]]()
         for member in members:
             place = self._parameters[member.parameter][0], member.dim
-            if self._keeps_its_width(member.parameter) or place in seen:
+            if self._keeps_its_width(member.parameter) or place in places:
                 continue
-            seen.add(place)
+            places.add(place)
             shape = sizes[member.parameter]
             total += member.indices.shape[1] * int(np.prod(shape)) / shape[member.dim]
         return total

@@ -1,7 +1,7 @@
 """Modules that a trace did not reach, such as heads of other tasks or of training: what they may read keeps its width.
 
 One trace shows one way through a forward. Others are looked for: the modules around those that were not reached in
-training mode, then other values for the arguments that are no tensors. What is found is traced too, and the channels
+training mode, then other values for the arguments that are no tensors. These ways are traced too, and the channels
 that unreached modules share there stay. Of a module that no way leads to, every tensor stays that it may be given.
 """
 
@@ -140,7 +140,7 @@ def _other_values(model: nn.Module, value: object) -> list[Any]:
     if isinstance(value, int):
         return [other for other in range(8) if other != value]
     if isinstance(value, str):
-        # Names that the model knows, and one that it does not: what is left where a forward compares.
+        # Names that the model knows, and one that it does not: what remains where a forward compares.
         known = [leaf for module in model.modules() for leaf in module._modules if len(module._modules) < 64]
         named = [text for kind in {type(module) for module in model.modules()} for text in _strings(kind)]
         return [other for other in dict.fromkeys([*named, *known, "another value"]) if other != value]
@@ -166,7 +166,7 @@ _BY_ANY_NAME = frozenset(("children", "named_children", "_modules", "__getattr__
 
 def _names_in_code(model: nn.Module) -> set[str]:
     """What the methods of the model's classes name, but for those that build it; strings included."""
-    found = set[str]()
+    names = set[str]()
     functions = [vars(module).get("forward") for module in model.modules()]  # one put there by hand
     for kind in {type(module) for module in model.modules()}:
         own = (getattr(kind, name, None) for name in dir(kind) if name != "__init__")
@@ -179,11 +179,11 @@ def _names_in_code(model: nn.Module) -> set[str]:
     while pending:
         code = pending.pop()
         if isinstance(code, types.CodeType):
-            found.update(code.co_names)
+            names.update(code.co_names)
             pending += code.co_consts
         elif isinstance(code, str):
-            found.add(code)
-    return found
+            names.add(code)
+    return names
 
 
 def _is_used(model: nn.Module, name: str, names_in_code: set[str]) -> bool:

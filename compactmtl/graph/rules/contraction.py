@@ -79,24 +79,24 @@ def _einsum(view: View, node: fx.Node) -> Labels | str:
         result = "..." * ("..." in "".join(terms)) + "".join(
             c for c in sorted(set(plain)) if plain.count(c) == 1
         )
-    lost = [
+    hidden = [
         rank - len(term.replace("...", "")) if "..." in term else 0
         for term, rank in zip(terms, ranks, strict=True)
     ]
-    most = max(lost)
+    most = max(hidden)
 
     def spelled(term: str, count: int) -> tuple[str, ...]:
         before, dots, after = term.partition("...")
         middle = [f".{place}" for place in range(most - count, most)] if dots else []
         return (*before, *middle, *after)
 
-    one, other = (spelled(term, count) for term, count in zip(terms, lost, strict=True))
-    found = spelled(result, most)
-    if any(len(set(labels)) < len(labels) for labels in (one, other, found)):
+    one, other = (spelled(term, count) for term, count in zip(terms, hidden, strict=True))
+    kept = spelled(result, most)
+    if any(len(set(labels)) < len(labels) for labels in (one, other, kept)):
         return "it takes a diagonal"
-    if {*one, *other} - set(found) - (set(one) & set(other)):
+    if {*one, *other} - set(kept) - (set(one) & set(other)):
         return "it sums over a dimension of one tensor alone"
-    return Labels(tensors[0], tensors[1], one, other, found)
+    return Labels(tensors[0], tensors[1], one, other, kept)
 
 
 class Weighted(Layer):

@@ -12,7 +12,7 @@ from compactmtl.graph.view import View
 
 
 class Fallback:
-    """ATen tags its pointwise operators; all other unknown ones stop the analysis."""
+    """ATen tags its pointwise operators; all others are barriers."""
 
     _pointwise = Pointwise()
 

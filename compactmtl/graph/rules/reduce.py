@@ -96,13 +96,13 @@ class Reduction(_OneTensor):
     @staticmethod
     def _over_rows(view: View, node: fx.Node, axis: Axis, reduced: set[int]) -> Effect | str:
         """Over one of several channel dimensions: what it sums goes together, and all rows stay."""
-        left = [k for k, dim in enumerate(axis.dims) if dim not in reduced]
-        if not left or arguments(node).get("keepdim") or len(view.layout(source_of(node))) > 1:
+        remaining = [k for k, dim in enumerate(axis.dims) if dim not in reduced]
+        if not remaining or arguments(node).get("keepdim") or len(view.layout(source_of(node))) > 1:
             return "it reduces over the channel"
-        rows = one_of_each(axis, [k for k in range(len(axis.dims)) if k not in left])
-        dims = tuple(axis.dims[k] - sum(other < axis.dims[k] for other in reduced) for k in left)
-        remaining = np.ascontiguousarray(rows.reshape([axis.ids.shape[k] for k in left]))
-        return Effect((Axis(dims, remaining),), unions=((axis.ids, rows),))
+        rows = one_of_each(axis, [k for k in range(len(axis.dims)) if k not in remaining])
+        dims = tuple(axis.dims[k] - sum(other < axis.dims[k] for other in reduced) for k in remaining)
+        ids = np.ascontiguousarray(rows.reshape([axis.ids.shape[k] for k in remaining]))
+        return Effect((Axis(dims, ids),), unions=((axis.ids, rows),))
 
     def constant(self, view: View, node: fx.Node) -> Flags:
         gone = self._gone(view, node)
