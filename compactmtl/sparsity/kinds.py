@@ -23,7 +23,7 @@ from compactmtl.graph.heads import attention_heads
 from compactmtl.graph.inputs import as_arguments
 from compactmtl.overparam import contract, factor_of
 from compactmtl.overparam.convert import in_scope
-from compactmtl.sparsity.groups import ChannelGroups, parameters_of
+from compactmtl.sparsity.groups import NOTHING_STAYS, ChannelGroups, parameters_of
 from compactmtl.sparsity.rehearsal import Unit, rehearse
 from compactmtl.sparsity.removal import Removal
 from compactmtl.sparsity.sources import source_of_slices
@@ -108,7 +108,7 @@ def channel_groups(
         removal=removal,
         direct=kind in ("coupled", "block", "attention_head"),
         left_out=left_out,
-        inexact=found.inexact if found is not None else None,
+        inexact=None if found is None else _of_one_group(homes) | found.inexact,
     )
     if not groups.total:
         first = next(iter(left_out.items()), None)
@@ -121,6 +121,11 @@ def channel_groups(
             ),
         )
     return groups
+
+
+def _of_one_group(families: Sequence[GroupFamily]) -> dict[str, str]:
+    """Families that can only go as a whole: name -> what their cost leaves out."""
+    return {family.name: NOTHING_STAYS for family in families if family.size == 1}
 
 
 class _Traced:
