@@ -33,12 +33,12 @@ def written(node: fx.Node) -> list[fx.Node]:
     """The tensors that the call writes into: its first argument, or what is given as `out`."""
     if node.op != "call_function" or not is_mutation(node):
         return []
-    found: list[Any] = []
+    targets: list[Any] = []
     for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-            found += value if isinstance(value, (list, tuple)) else [value]
-    return [item for item in found if isinstance(item, fx.Node)]
+            targets += value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in targets if isinstance(item, fx.Node)]
 
 
 def writes_elsewhere(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
@@ -56,3 +57,14 @@ def source_of(node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return source
+
+
+def stack_of(node: fx.Node) -> dict[str, str]:
+    """The calls of modules around an operator, outermost first, with the paths of the modules."""
+    stack: Mapping[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
+    return {call: entry[0] for call, entry in stack.items()}
+
+
+def owner(node: fx.Node) -> str:
+    """The path of the innermost module whose forward made this call."""
+    return next(reversed(stack_of(node).values()), "")

@@ -10,20 +10,23 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from compactmtl.errors import SurgeryError
-from compactmtl.graph.analysis import Analysis, Binding
+from compactmtl.graph.analysis import analyse
+from compactmtl.graph.effect import Binding, FullWidth
 from compactmtl.graph.groups import GroupFamily, Member, Role
 from compactmtl.graph.inputs import Arguments
+from compactmtl.graph.questions import Questions
 from compactmtl.graph.rules import FALLBACK, RULES
-from compactmtl.graph.space import Flags, Ids
+from compactmtl.graph.space import Flags, Grid, Ids
+from compactmtl.graph.state import State
 from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import Traced, check_inputs, trace
-from compactmtl.graph.unreached import Unreached, keep_for_unreached, unreached_modules
+from compactmtl.graph.unreached import Unreached, kept_for_unreached, unreached_modules
 from compactmtl.graph.work import MacModel
 
 _ROLE_ORDER: tuple[Role, ...] = ("producer", "affine", "consumer")
 
 
-class ChannelGraph:
+class ChannelGraph(Questions):
     """Coordinates of every channel of a traced model, in classes that can only go together.
 
     `labels` (n ids,) is each id's class; `fixed` (n classes,) marks classes that can never go, such as
@@ -33,36 +36,35 @@ class ChannelGraph:
 
     def __init__(
         self,
-        analysis: Analysis,
+        state: State,
         parameters: Mapping[str, tuple[str, int]],
         unreached: tuple[str, ...] = (),
     ) -> None:
         """`parameters` gives for every name of a parameter the first of its names, and its number of elements."""
-        self.analysis = analysis
+        super().__init__(state)
         self.unreached = unreached  # modules, and single parameters, that the traced forward does not read
         self._parameters = parameters
-        self.labels: Ids = analysis.space.classes()
+        self.labels: Ids = state.space.classes()
         self.classes = int(self.labels.max()) + 1 if len(self.labels) else 0
         # A coordinate that no activation carries, such as a kernel's width, is no channel: it stays.
         self.fixed: Flags = np.ones(self.classes, dtype=bool)
-        for node in analysis.traced.calls:
-            for axis in analysis.layouts.get(node, ()) if node not in analysis.static else ():
+        for node in self.calls:
+            for axis in self.layout(node) if not self.is_computed(node) else ():
                 self.fixed[self.labels[axis.ids]] = False
         self._pin_what_is_made()
-        self.fixed[self.labels[analysis.space.pinned()]] = True
+        self.fixed[self.labels[state.space.pinned()]] = True
         self._families: list[GroupFamily] | None = None
         self._family_classes: list[Ids] = []
         self._coupled_of: Ids = np.arange(self.classes)
-        self._mac_model = MacModel(analysis, self.labels, self.classes)
+        self._mac_model = MacModel(self, self.labels, self.classes)
 
     def _pin_what_is_made(self) -> None:
         """Channels of tensors that a forward makes are as many as it says, unless they go with those of a layer."""
-        space = self.analysis.space
-        space.cause = "a tensor that the forward makes in a size of its own"
-        written = [product.outputs for product in self.analysis.products.values()]
+        written = [product.outputs for product in self.products]
         of_layers = np.unique(self.labels[np.concatenate(written)]) if written else np.empty(0, np.int64)
-        for ids in self.analysis.made:
-            space.pin(ids[~np.isin(self.labels[ids], of_layers)])
+        for ids in self._state.made:
+            own = ids[~np.isin(self.labels[ids], of_layers)]
+            self._state.space.pin(own, "a tensor that the forward makes in a size of its own")
 
     @classmethod
     @one_thread()
@@ -87,12 +89,71 @@ class ChannelGraph:
                 f"{type(model).__name__} does not reach {', '.join(names)} on its example inputs",
                 'pass a model without these modules, or unreached="keep", which keeps what they may read',
             )
-        analysis = _analysed(traced, arguments)
+        state = _analysed(traced, arguments)
         if names and unreached == "keep":
-            keep_for_unreached(model, arguments, analysis, names, _analysed)
+            for pin in kept_for_unreached(model, arguments, state, names, _analysed):
+                state.space.pin(pin.ids, pin.reason)
         first = {id(parameter): name for name, parameter in model.named_parameters()}
         named = model.named_parameters(remove_duplicate=False)
-        return cls(analysis, {name: (first[id(value)], value.numel()) for name, value in named}, names)
+        return cls(state, {name: (first[id(value)], value.numel()) for name, value in named}, names)
+
+    # -- what surgery reads beside single calls --------------------------------------------------------
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Channels that stay a full grid, each with the reason."""
+        return tuple(self._state.space.grids)
+
+    @property
+    def units(self) -> tuple[Ids, ...]:
+        """Heads of attention and groups of convolutions, each (units, any): a row can go as a whole."""
+        return tuple(self._state.space.units)
+
+    @property
+    def projected(self) -> tuple[tuple[Ids, Ids], ...]:
+        """Cells (rows, H) and outputs (rows, P) of each LSTM that projects."""
+        return tuple(self._state.projected)
+
+    @property
+    def full_width(self) -> tuple[FullWidth, ...]:
+        """Modules that count channels and can go on at their full width."""
+        return tuple(self._state.full_width.values())
+
+    @property
+    def not_pruned(self) -> Mapping[str, str]:
+        """Parameters of which no channel goes -> why."""
+        return self._state.not_pruned
+
+    def parameter_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter or buffer that some call reads."""
+        return tuple(self._state.named[name].shape)
+
+    def pin_reasons(self) -> dict[int, str]:
+        """Class -> why it has to stay, of those that an operator keeps."""
+        return self._state.space.reasons(self.labels)
+
+    def joined_reasons(self) -> dict[int, str]:
+        """Class -> why it goes only together with others, of those that an operator couples."""
+        return {int(label): why for ids, why in self._state.joined for label in self.labels[ids]}
+
+    def counted_classes(self) -> Flags:
+        """Classes that an operator counts, such as a norm over the channel."""
+        classes = np.zeros(self.classes, dtype=bool)
+        for own in self.counted.values():
+            classes[self.labels[own.ids]] = True
+        return classes
+
+    def grouped_classes(self) -> Flags:
+        """Classes that a grouped convolution reads, or a transposed one writes."""
+        classes = np.zeros(self.classes, dtype=bool)
+        for binding in self.bindings:
+            if binding.groups > 1:
+                classes[self.labels[binding.ids]] = True
+        return classes
+
+    def forget_values(self) -> None:
+        """Let go of the values of all tensors, which only edits read: a second copy of the weights would live as long."""
+        self._state.forget_values()
 
     # -- groups --------------------------------------------------------------------------------------
 
@@ -103,14 +164,13 @@ class ChannelGraph:
         return self._families
 
     def _find_families(self) -> list[GroupFamily]:
-        space = self.analysis.space
-        coupled = space.classes(coupled=True)
+        coupled = self._state.space.classes(coupled=True)
         self._coupled_of = np.zeros(self.classes, dtype=np.int64)
         self._coupled_of[self.labels] = coupled
         count = int(coupled.max()) + 1 if len(coupled) else 0
         fixed = np.zeros(count, dtype=bool)
         fixed[self._coupled_of[self.fixed]] = True
-        bindings = [b for b in self.analysis.bindings.values() if b.roles and b.name in self._parameters]
+        bindings = [b for b in self.bindings if b.roles and b.name in self._parameters]
         # Classes with the same number of entries in the same parameters are alike. A random fingerprint per
         # binding, summed over entries, tells them apart (64 bits: a false match is out of reach).
         marks = np.random.default_rng(0).integers(1, 2**62, size=len(bindings), dtype=np.int64)
@@ -123,7 +183,7 @@ class ChannelGraph:
                 if binding.groups > 1:  # a slice of one group's rows and columns is no member
                     fixed[coupled[binding.ids]] = True
         free = np.flatnonzero(produced & ~fixed)
-        weights = {product.weight for product in self.analysis.products.values()}
+        weights = {product.weight for product in self.products}
         families: list[GroupFamily] = []
         self._family_classes = []
         _, first, inverse = np.unique(keys[free], return_index=True, return_inverse=True)
@@ -151,7 +211,7 @@ class ChannelGraph:
 
     def members(self, owner: Ids, size: int) -> tuple[Member, ...]:
         """The slices of parameters that belong to each of `size` groups; `owner` (classes,) is as in `owners`."""
-        bindings = [b for b in self.analysis.bindings.values() if b.roles and b.name in self._parameters]
+        bindings = [b for b in self.bindings if b.roles and b.name in self._parameters]
         return self._members([b for b in bindings if b.groups == 1], self.labels, owner, size)
 
     @staticmethod
@@ -169,13 +229,13 @@ class ChannelGraph:
 
     def _parameters_of(self, members: Sequence[Member]) -> float:
         total = 0.0
-        sizes = {name: value.shape for name, value in self.analysis.traced.tensors.values()}
-        seen = set[tuple[str, int]]()
+        sizes = {name: value.shape for name, value in self._state.named.items()}
+        places = set[tuple[str, int]]()
         for member in members:
             place = self._parameters[member.parameter][0], member.dim
-            if self._keeps_its_width(member.parameter) or place in seen:
+            if self._keeps_its_width(member.parameter) or place in places:
                 continue
-            seen.add(place)
+            places.add(place)
             shape = sizes[member.parameter]
             total += member.indices.shape[1] * int(np.prod(shape)) / shape[member.dim]
         return total
@@ -187,7 +247,7 @@ class ChannelGraph:
         return self._mac_model.total(alive)
 
     def layer_macs(self, alive: Flags) -> NDArray[np.float64]:
-        """MACs of each of `analysis.products` with only the `alive` classes left."""
+        """MACs of each of `products` with only the `alive` classes left."""
         return self._mac_model.by_product(alive)
 
     def macs(self, keep: Sequence[Flags]) -> float:
@@ -203,17 +263,17 @@ class ChannelGraph:
     def owners(self) -> list[Ids]:
         """For each family of `groups()` the group that every class belongs to, (classes,), -1 for none of its own."""
         self.groups()
-        found = []
+        owners = []
         for own in self._family_classes:
             place = np.full(int(self._coupled_of.max()) + 1, -1, dtype=np.int64)
             place[own] = np.arange(len(own))
-            found.append(place[self._coupled_of])
-        return found
+            owners.append(place[self._coupled_of])
+        return owners
 
     def parameters_of_classes(self, alive: Flags) -> float:
         """Elements of all parameters, each once, with only the `alive` classes left, (classes,)."""
         dims: dict[str, dict[int, float]] = {}
-        for binding in self.analysis.bindings.values():
+        for binding in self.bindings:
             kept = alive[self.labels[binding.ids]]
             count = float(kept.sum())
             if self._keeps_its_width(binding.name):
@@ -222,7 +282,7 @@ class ChannelGraph:
                 count /= max(int(kept.reshape(binding.groups, -1).any(1).sum()), 1)
             dims.setdefault(binding.name, {})[binding.dim] = count
         sizes = {first: float(size) for first, size in self._parameters.values()}  # what no call reads stays
-        for name, value in dict(self.analysis.traced.tensors.values()).items():
+        for name, value in self._state.named.items():
             if name in self._parameters:
                 own = dims.get(name, {})
                 sizes[self._parameters[name][0]] = float(
@@ -232,52 +292,45 @@ class ChannelGraph:
 
     def _keeps_its_width(self, parameter: str) -> bool:
         """Whether it belongs to a module that counts channels, and so holds them all whatever goes."""
-        return any(parameter.startswith(f"{path}.") for path in self.analysis.wide)
+        return any(parameter.startswith(f"{module.module}.") for module in self.full_width)
 
     def widths(self, alive: Flags) -> dict[str, tuple[int, int | None]]:
         """Outputs and inputs of every convolution and linear layer with only the `alive` classes left, by its name.
 
         A depthwise layer has no inputs of its own (None). A layer used several times is there once.
         """
-        found: dict[str, tuple[int, int | None]] = {}
-        for product in self.analysis.products.values():
+        widths: dict[str, tuple[int, int | None]] = {}
+        for product in self.products:
             outputs = int(alive[self.labels[product.outputs]].sum())
             inputs = None if product.inputs is None else int(alive[self.labels[product.inputs]].sum())
-            found[product.name] = (outputs, inputs)
-        return found
+            widths[product.name] = (outputs, inputs)
+        return widths
 
     # -- liveness ------------------------------------------------------------------------------------
 
     def live_classes(self) -> Flags:
         """Classes that must stay: fixed, varying, or with a constant that its reader cannot do without."""
-        exact = self._classes_of(self.analysis.exact.get, self.analysis.zero)
+        exact = self._classes_of(self.used_exactly, self.zero)
         return self.fixed | self.varying_classes() | exact
 
     def varying_classes(self) -> Flags:
         """Classes with a coordinate that varies with the input and is used."""
-        return self._classes_of(self.analysis.uses.get, self.analysis.constant)
+        return self._classes_of(self.used, self.constant)
 
     def nonzero_classes(self) -> Flags:
         """Classes with a coordinate that is used and not known to be 0."""
-        return self._classes_of(self.analysis.uses.get, self.analysis.zero)
+        return self._classes_of(self.used, self.zero)
 
-    def _classes_of(
-        self, marked: Callable[[fx.Node], Flags | None], known: Callable[[fx.Node], Flags]
-    ) -> Flags:
+    def _classes_of(self, marked: Callable[[fx.Node], Flags], known: Callable[[fx.Node], Flags]) -> Flags:
         """Classes with a coordinate of an activation that is marked and not known."""
-        analysis = self.analysis
-        found = np.zeros(self.classes, dtype=bool)
-        for node in analysis.traced.calls:
-            axis = analysis.axis(node)
-            if axis is None or node not in analysis.rules or node in analysis.static:
+        classes = np.zeros(self.classes, dtype=bool)
+        for node in self.calls:
+            axis = self.axis(node)
+            if axis is None or not self.follows(node) or self.is_computed(node):
                 continue
-            flags = marked(node)
-            if flags is not None:
-                found[self.labels[axis.ids[flags & ~known(node)]]] = True
-        return found
+            classes[self.labels[axis.ids[marked(node) & ~known(node)]]] = True
+        return classes
 
 
-def _analysed(traced: Traced, arguments: Arguments) -> Analysis:
-    analysis = Analysis(traced)
-    analysis.run(RULES, FALLBACK, arguments)
-    return analysis
+def _analysed(traced: Traced, arguments: Arguments) -> State:
+    return analyse(traced, RULES, FALLBACK, arguments)

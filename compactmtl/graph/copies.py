@@ -19,34 +19,34 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:
     """Every parameter, buffer and tensor attribute of every module, each once."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     for module in model.modules():
         attributes = (value for value in vars(module).values() if isinstance(value, Tensor))
         for value in (*module._parameters.values(), *module._buffers.values(), *attributes):
-            if value is not None and id(value) not in seen:
-                seen.add(id(value))
+            if value is not None and id(value) not in visited:
+                visited.add(id(value))
                 yield value
 
 
-def _kept_in(value: object, seen: set[int], depth: int = 0) -> Iterator[Tensor]:
+def _kept_in(value: object, visited: set[int], depth: int = 0) -> Iterator[Tensor]:
     """The tensors in containers, objects and modules within each other, such as what a forward has cached."""
     if (
         isinstance(value, (str, bytes, int, float, bool, type, ModuleType))
-        or id(value) in seen
+        or id(value) in visited
         or depth > _DEPTH
     ):
         return
-    seen.add(id(value))
+    visited.add(id(value))
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _kept_in(item, seen, depth + 1)
+            yield from _kept_in(item, visited, depth + 1)
     elif isinstance(value, (list, tuple, set, frozenset, deque)):
         for item in value:
-            yield from _kept_in(item, seen, depth + 1)
+            yield from _kept_in(item, visited, depth + 1)
     elif isinstance(value, nn.Module) or not callable(value):  # a module may lie in a plain list
-        yield from _kept_in(getattr(value, "__dict__", {}), seen, depth + 1)
+        yield from _kept_in(getattr(value, "__dict__", {}), visited, depth + 1)
 
 
 @trainable
@@ -63,9 +63,9 @@ def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = 
             memo[id(value)] = value
         elif type(value) in (Tensor, nn.Parameter):  # other classes know how they are copied
             memo[id(value)] = _copied(value, dtype)
-    seen = set[int]()
+    visited = set[int]()
     for module in model.modules():
-        for value in (kept for own in vars(module).values() for kept in _kept_in(own, seen)):
+        for value in (kept for own in vars(module).values() for kept in _kept_in(own, visited)):
             if type(value) in (Tensor, nn.Parameter) and id(value) not in memo:
                 memo[id(value)] = (
                     value if share and isinstance(value, nn.Parameter) else _copied(value, dtype)
@@ -74,6 +74,6 @@ def copy_model(model: Model, *, dtype: torch.dtype | None = None, share: bool = 
 
 
 def _copied(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    wanted = dtype if dtype is not None and value.is_floating_point() else value.dtype
-    fresh = value.detach().to(wanted, copy=True)
+    kind = dtype if dtype is not None and value.is_floating_point() else value.dtype
+    fresh = value.detach().to(kind, copy=True)
     return nn.Parameter(fresh, value.requires_grad) if isinstance(value, nn.Parameter) else fresh

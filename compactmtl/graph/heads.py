@@ -16,15 +16,15 @@ def attention_heads(graph: ChannelGraph) -> list[tuple[GroupFamily, Ids]]:
     Attention counts here where it is scaled dot product attention whose queries and values are split into heads in
     the same way. Heads of which a coordinate can never go are left out.
     """
-    found = []
+    families = []
     stays = graph.fixed.copy()
-    for slab in _slabs(graph):
+    for unit in _heads(graph):
         owner = np.full(graph.classes, -1, dtype=np.int64)
-        heads = [head for head, classes in enumerate(graph.labels[slab]) if not stays[classes].any()]
+        heads = [head for head, classes in enumerate(graph.labels[unit]) if not stays[classes].any()]
         if len(heads) < 2:  # one has to stay
             continue
         for place, head in enumerate(heads):
-            owner[graph.labels[slab[head]]] = place
+            owner[graph.labels[unit[head]]] = place
         members = graph.members(owner, len(heads))
         produced = [m for m in members if m.role == "producer"]
         if not produced:
@@ -41,18 +41,17 @@ def attention_heads(graph: ChannelGraph) -> list[tuple[GroupFamily, Ids]]:
             whole[0] - graph.macs_of_classes(alive),
             whole[1] - graph.parameters_of_classes(alive),
         )
-        found.append((family, owner))
-    return found
+        families.append((family, owner))
+    return families
 
 
-def _slabs(graph: ChannelGraph) -> list[Ids]:
-    """The coordinates of each head (heads, any) of attention; slabs of grouped convolutions are no heads."""
-    analysis = graph.analysis
+def _heads(graph: ChannelGraph) -> list[Ids]:
+    """The coordinates of each head (heads, any) of attention; the groups of convolutions are no heads."""
     values = []
-    for node in analysis.traced.calls:
-        if operator(node) == "scaled_dot_product_attention" and node not in analysis.barriers:
-            axis = analysis.axis(arguments(node)["value"])
+    for node in graph.calls:
+        if operator(node) == "scaled_dot_product_attention" and node not in graph.barriers:
+            axis = graph.axis(arguments(node)["value"])
             if axis is not None:
                 values.append(np.unique(axis.ids))
     taken = np.concatenate(values) if values else np.empty(0, dtype=np.int64)
-    return [slab for slab in analysis.space.slabs if np.isin(slab, taken).any(1).all()]
+    return [unit for unit in graph.units if np.isin(unit, taken).any(1).all()]

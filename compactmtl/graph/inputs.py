@@ -95,9 +95,9 @@ def register_dataclasses(value: object) -> None:
     known = set[type]()
     while True:
         leaves = [type(leaf) for leaf in tree_leaves(value) if not isinstance(leaf, (type, nn.Module))]
-        found = {kind for kind in leaves if dataclasses.is_dataclass(kind)} - known
-        if not found:
+        kinds = {kind for kind in leaves if dataclasses.is_dataclass(kind)} - known
+        if not kinds:
             return
-        known |= found
-        for kind in found:
+        known |= kinds
+        for kind in kinds:
             torch.export.register_dataclass(kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +33,16 @@ class Axis:
 Layout = tuple[Axis, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
-    """Coordinates that stay a full grid: every row keeps as many entries as the others, or goes as part of a slab.
+    """Coordinates that stay a full grid: every row keeps as many entries as the others, or goes as part of a unit.
 
     With `product`, the same entries in every row: the grid is walked in another order later on.
     """
 
     ids: Ids  # (rows, columns)
-    product: bool
-    cause: str = ""
+    product: bool = False
+    reason: str = ""
 
 
 class Space:
@@ -50,10 +50,8 @@ class Space:
 
     def __init__(self) -> None:
         self.size = 0
-        self.cause = ""  # why what is pinned now has to stay
-        self.at = ""  # the operator that is followed now
         self.grids: list[Grid] = []
-        self.slabs: list[Ids] = []
+        self.units: list[Ids] = []
         self._pairs: list[tuple[Ids, Ids]] = []
         self._pinned: list[tuple[Ids, str]] = []
 
@@ -65,25 +63,25 @@ class Space:
     def union(self, one: Ids, other: Ids) -> None:
         """Entry i of `one` goes if and only if entry i of `other` goes (broadcast against each other)."""
         if one is not other:
-            left, right = np.broadcast_arrays(one, other)
-            self._pairs.append((left.ravel(), right.ravel()))
+            first, second = np.broadcast_arrays(one, other)
+            self._pairs.append((first.ravel(), second.ravel()))
 
-    def pin(self, ids: Ids) -> None:
-        """These coordinates can never go, for the reason in `cause`."""
-        self._pinned.append((np.ravel(ids), self.cause))
+    def pin(self, ids: Ids, reason: str) -> None:
+        """These coordinates can never go, for this reason."""
+        self._pinned.append((np.ravel(ids), reason))
 
-    def grid(self, ids: Ids, product: bool = False) -> None:
-        """These coordinates, (rows, columns), must stay a full grid."""
-        if ids.shape[0] > 1 and ids.shape[1] > 0:
-            equal = "the same channels of each" if product else "equal numbers of them"
-            self.grids.append(Grid(ids, product, f"{self.at}: its parts keep {equal}"))
+    def grid(self, grid: Grid, operator: str) -> None:
+        """These coordinates, (rows, columns), must stay a full grid, for what the operator does with them."""
+        if grid.ids.shape[0] > 1 and grid.ids.shape[1] > 0:
+            equal = "the same channels of each" if grid.product else "equal numbers of them"
+            self.grids.append(replace(grid, reason=f"{operator}: its parts keep {equal}"))
 
-    def slab(self, *ids: Ids) -> None:
-        """Entry i of all of these, each (slabs, any), is one whole: a head, or the group of a convolution.
+    def unit(self, ids: Ids) -> None:
+        """Each row of (units, any) is one whole: a head, or the group of a convolution.
 
         Where all of it goes, grids do without its rows.
         """
-        self.slabs.append(np.concatenate([own.reshape(len(own), -1) for own in ids], axis=1))
+        self.units.append(ids)
 
     def classes(self, coupled: bool = False) -> Ids:
         """The class of every id, as (size,) labels from 0.
@@ -106,10 +104,10 @@ class Space:
         pinned: Ids = np.unique(np.concatenate([ids for ids, _ in self._pinned]))
         return pinned
 
-    def causes(self, labels: Ids) -> dict[int, str]:
+    def reasons(self, labels: Ids) -> dict[int, str]:
         """Why each class of `labels` has to stay, of those that something pins: the first reason given."""
         reasons: dict[int, str] = {}
-        for ids, cause in self._pinned:
+        for ids, reason in self._pinned:
             for label in np.unique(labels[ids]):
-                reasons.setdefault(int(label), cause)
+                reasons.setdefault(int(label), reason)
         return reasons

@@ -1,7 +1,7 @@
 """Modules that a trace did not reach, such as heads of other tasks or of training: what they may read keeps its width.
 
 One trace shows one way through a forward. Others are looked for: the modules around those that were not reached in
-training mode, then other values for the arguments that are no tensors. What is found is traced too, and the channels
+training mode, then other values for the arguments that are no tensors. These ways are traced too, and the channels
 that unreached modules share there stay. Of a module that no way leads to, every tensor stays that it may be given.
 """
 
@@ -17,11 +17,13 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from compactmtl.errors import CompactError
-from compactmtl.graph.analysis import Analysis
 from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.calls import stack_of
+from compactmtl.graph.effect import Pin
 from compactmtl.graph.inputs import Arguments, copied
+from compactmtl.graph.questions import Questions
+from compactmtl.graph.state import State
 from compactmtl.graph.trace import Traced, trace
-from compactmtl.graph.wide import stack_of
 
 Unreached = Literal["keep", "report", "error"]
 CHOICES: tuple[Unreached, ...] = ("keep", "report", "error")
@@ -34,11 +36,11 @@ def unreached_modules(model: nn.Module, traced: Traced) -> tuple[str, ...]:
     unread = set(traced.unread)
     read = [name for name, _ in model.named_parameters() if name not in unread]
     inhabited = {"", *(prefix for name in read for prefix in _ancestors(name))}
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for name in traced.unread:
         outermost = next(path for path in (*_ancestors(name), name) if path not in inhabited)
-        found[outermost] = None
-    return tuple(found)
+        paths[outermost] = None
+    return tuple(paths)
 
 
 def _ancestors(name: str) -> list[str]:
@@ -47,34 +49,36 @@ def _ancestors(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def keep_for_unreached(
+def kept_for_unreached(
     model: nn.Module,
     arguments: Arguments,
-    analysis: Analysis,
+    state: State,
     names: Sequence[str],
-    analyse: Callable[[Traced, Arguments], Analysis],
-) -> None:
-    """Pin, in the `analysis` of what was reached, all channels that the modules `names` may read or write."""
-    left = set(names)
+    analyse: Callable[[Traced, Arguments], State],
+) -> list[Pin]:
+    """Pins, in the `state` of what was reached, of all channels that the modules `names` may read or write."""
+    pins: list[Pin] = []
+    remaining = set(names)
     for other, training in _other_ways(model, arguments, names):
-        if not left:
-            return
+        if not remaining:
+            return pins
         try:
-            found = analyse(trace(model, other, training=training), other)
+            way = analyse(trace(model, other, training=training), other)
         except CompactError:
             continue  # its modules stay among those that no way leads to
-        reached = {name for name in left if not _all_unread(model, name, found.traced)}
+        reached = {name for name in remaining if not _all_unread(model, name, way.traced.unread)}
         if reached:
-            _pin_shared(analysis, found, names, sorted(reached))
-            left -= reached
-    names_in_code = _names_in_code(model) if left else set[str]()
-    for name in sorted(left):
+            pins += _shared(state, way, sorted(reached))
+            remaining -= reached
+    names_in_code = _names_in_code(model) if remaining else set[str]()
+    for name in sorted(remaining):
         if _is_used(model, name, names_in_code):
-            _pin_possible(model, analysis, name)
+            pins += _possible(model, Questions(state), name)
+    return pins
 
 
-def _all_unread(model: nn.Module, name: str, traced: Traced) -> bool:
-    unread = set(traced.unread)
+def _all_unread(model: nn.Module, name: str, others: Sequence[str]) -> bool:
+    unread = set(others)
     own = [key for key, _ in model.named_parameters() if key == name or key.startswith(f"{name}.")]
     return all(key in unread for key in own)
 
@@ -85,13 +89,13 @@ def _other_ways(
     """Arguments, and modules in training mode, with which modules of `names` are called that were not before."""
     modules = dict(model.named_modules())
     around = sorted({"", *(path for name in names for path in _ancestors(name) if path in modules)})
-    left = set(names)
+    remaining = set(names)
     ways = [(arguments, around), *((other, list[str]()) for other in _other_arguments(model, arguments))]
     for other, training in ways[: 1 + _TRIES]:
-        called = _called(model, other, training, [name for name in left if name in modules])
-        if called or (training and any(name not in modules for name in left)):
+        called = _called(model, other, training, [name for name in remaining if name in modules])
+        if called or (training and any(name not in modules for name in remaining)):
             yield other, training
-            left -= called
+            remaining -= called
 
 
 def _called(
@@ -136,7 +140,7 @@ def _other_values(model: nn.Module, value: object) -> list[Any]:
     if isinstance(value, int):
         return [other for other in range(8) if other != value]
     if isinstance(value, str):
-        # Names that the model knows, and one that it does not: what is left where a forward compares.
+        # Names that the model knows, and one that it does not: what remains where a forward compares.
         known = [leaf for module in model.modules() for leaf in module._modules if len(module._modules) < 64]
         named = [text for kind in {type(module) for module in model.modules()} for text in _strings(kind)]
         return [other for other in dict.fromkeys([*named, *known, "another value"]) if other != value]
@@ -162,7 +166,7 @@ _BY_ANY_NAME = frozenset(("children", "named_children", "_modules", "__getattr__
 
 def _names_in_code(model: nn.Module) -> set[str]:
     """What the methods of the model's classes name, but for those that build it; strings included."""
-    found = set[str]()
+    names = set[str]()
     functions = [vars(module).get("forward") for module in model.modules()]  # one put there by hand
     for kind in {type(module) for module in model.modules()}:
         own = (getattr(kind, name, None) for name in dir(kind) if name != "__init__")
@@ -175,11 +179,11 @@ def _names_in_code(model: nn.Module) -> set[str]:
     while pending:
         code = pending.pop()
         if isinstance(code, types.CodeType):
-            found.update(code.co_names)
+            names.update(code.co_names)
             pending += code.co_consts
         elif isinstance(code, str):
-            found.add(code)
-    return found
+            names.add(code)
+    return names
 
 
 def _is_used(model: nn.Module, name: str, names_in_code: set[str]) -> bool:
@@ -192,25 +196,25 @@ def _is_used(model: nn.Module, name: str, names_in_code: set[str]) -> bool:
     return of_torch or parts[-1] in names_in_code or bool(names_in_code & _BY_ANY_NAME)
 
 
-def _pin_shared(analysis: Analysis, other: Analysis, names: Sequence[str], reached: Sequence[str]) -> None:
-    """Pin what is in one class with a parameter of the modules `names`, or pinned, on the other way."""
+def _shared(state: State, other: State, reached: Sequence[str]) -> Iterator[Pin]:
+    """Pins of what is in one class with a parameter that the trace did not read, or pinned, on the other way."""
     labels = other.space.classes()
     touched = np.zeros(int(labels.max()) + 1 if len(labels) else 0, dtype=bool)
-    unread = set(analysis.traced.unread)
+    unread = set(state.traced.unread)
     touched[labels[other.space.pinned()]] = True
     for (name, _), binding in other.bindings.items():
         if name in unread:
             touched[labels[binding.ids]] = True
-    analysis.space.cause = f"{', '.join(reached)}, which the trace did not reach, needs it"
+    reason = f"{', '.join(reached)}, which the trace did not reach, needs it"
     for key, binding in other.bindings.items():
-        own = analysis.bindings.get(key)
+        own = state.bindings.get(key)
         if own is not None and key[0] not in unread and own.ids.shape == binding.ids.shape:
-            analysis.space.pin(own.ids[touched[labels[binding.ids]]])
+            yield Pin(own.ids[touched[labels[binding.ids]]], reason)
 
 
-def _pin_possible(model: nn.Module, analysis: Analysis, name: str) -> None:
-    """Pin the tensors that pass through the module around an unreached one, of the widths that it takes where there are any."""
-    stacks = {node: list(stack_of(node).values()) for node in analysis.traced.calls}
+def _possible(model: nn.Module, graph: Questions, name: str) -> Iterator[Pin]:
+    """Pins of the tensors that pass through the module around an unreached one, of the widths that it takes where there are any."""
+    stacks = {node: list(stack_of(node).values()) for node in graph.calls}
     called = {path for stack in stacks.values() for path in stack}
     parent = next((path for path in reversed(_ancestors(name)) if path in called), "")
     widths = {
@@ -220,28 +224,25 @@ def _pin_possible(model: nn.Module, analysis: Analysis, name: str) -> None:
         for size in value.shape
         if size > 1
     }
-    passing = list(dict.fromkeys(_passing(analysis, stacks, parent)))
-    fitting = [node for node in passing if any(axis.ids.size in widths for axis in analysis.layouts[node])]
-    analysis.space.cause = f"{name}, which the trace did not reach, may need it"
+    passing = list(dict.fromkeys(_passing(graph, stacks, parent)))
+    fitting = [node for node in passing if any(axis.ids.size in widths for axis in graph.layout(node))]
     for node in fitting or passing:
-        analysis.pin(node)
+        for axis in graph.layout(node):
+            yield Pin(axis.ids, f"{name}, which the trace did not reach, may need it")
 
 
-def _passing(analysis: Analysis, stacks: dict[fx.Node, list[str]], parent: str) -> Iterator[fx.Node]:
+def _passing(graph: Questions, stacks: dict[fx.Node, list[str]], parent: str) -> Iterator[fx.Node]:
     """Tensors that the forward of a module handles: what it is given, what its calls make, what its children return."""
-    for node in analysis.traced.calls:
+    for node in graph.calls:
         place = _place(stacks[node], parent)
         if place is None:
             continue
-        for source in analysis.tensors_in(node):
+        for source in graph.tensors_in(node):
             theirs = _place(stacks[source], parent) if source in stacks else None
-            if (
-                not analysis.is_static(source)
-                and analysis.layouts.get(source)
-                and (place == "" or theirs != place)
-            ):
+            passes = place == "" or theirs != place
+            if passes and graph.layout(source) and not graph.is_static(source):
                 yield source
-        if place == "" and analysis.layouts.get(node) and not analysis.is_static(node):
+        if place == "" and graph.layout(node) and not graph.is_static(node):
             yield node
 
 

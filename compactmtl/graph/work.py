@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis
 from compactmtl.graph.calls import arguments, operator
+from compactmtl.graph.questions import Questions
 from compactmtl.graph.space import Axis, Flags, Ids
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -33,10 +33,12 @@ class Work:
 class MacModel:
     """MACs with only some classes of coordinates left, as the counter counted them with all of them."""
 
-    def __init__(self, analysis: Analysis, labels: Ids, classes: int) -> None:
-        works = [work for node in analysis.traced.calls for work in _works(analysis, node)]
-        self._position = {node: place for place, node in enumerate(analysis.products)}
-        self._of_product = np.array([self._position.get(work.node, -1) for work in works], dtype=np.int64)
+    def __init__(self, graph: Questions, labels: Ids, classes: int) -> None:
+        works = [work for node in graph.calls for work in _works(graph, node)]
+        self._products = len(graph.products)
+        # A recurrent call is several products, none of which is all of its work.
+        position = {p.node: place for place, p in enumerate(graph.products) if graph.product(p.node) is p}
+        self._of_product = np.array([position.get(work.node, -1) for work in works], dtype=np.int64)
         self._scale = np.array([work.scale for work in works])
         self._each = np.array([work.inputs is None for work in works], dtype=bool)
         self._always = np.array([work.outputs is None for work in works], dtype=bool)
@@ -45,16 +47,16 @@ class MacModel:
 
     def total(self, alive: Flags) -> float:
         """Of the whole model, with only the `alive` classes left, (classes,)."""
-        return float(self._left(alive).sum())
+        return float(self._remaining(alive).sum())
 
     def by_product(self, alive: Flags) -> NDArray[np.float64]:
-        """Of each of the analysis's products."""
-        result = np.zeros(len(self._position))
+        """Of each of the graph's products."""
+        result = np.zeros(self._products)
         own = self._of_product >= 0
-        np.add.at(result, self._of_product[own], self._left(alive)[own])
+        np.add.at(result, self._of_product[own], self._remaining(alive)[own])
         return result
 
-    def _left(self, alive: Flags) -> NDArray[np.float64]:
+    def _remaining(self, alive: Flags) -> NDArray[np.float64]:
         weights = alive.astype(np.float64)
         outputs = np.where(self._always, 1.0, self._outputs @ weights)
         inputs = np.where(self._each, 1.0, self._inputs @ weights)
@@ -70,11 +72,11 @@ def _counts(ids: Sequence[Ids | None], labels: Ids, classes: int) -> csr_matrix:
     return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(given), classes))
 
 
-def _works(analysis: Analysis, node: fx.Node) -> Iterator[Work]:
-    macs = float(analysis.macs.get(node, 0))
+def _works(graph: Questions, node: fx.Node) -> Iterator[Work]:
+    macs = float(graph.macs_of(node))
     if not macs:
         return
-    parts = _parts(analysis, node) if node in analysis.rules and node not in analysis.static else []
+    parts = _parts(graph, node) if graph.follows(node) and not graph.is_computed(node) else []
     weights = [
         share * len(outputs) * (1 if inputs is None else len(inputs)) for share, outputs, inputs in parts
     ]
@@ -88,49 +90,49 @@ def _works(analysis: Analysis, node: fx.Node) -> Iterator[Work]:
 Part = tuple[float, Ids, Ids | None]  # MACs of one pair in any unit, outputs, inputs
 
 
-def _parts(analysis: Analysis, node: fx.Node) -> list[Part]:
+def _parts(graph: Questions, node: fx.Node) -> list[Part]:
     """How the MACs of a call depend on channels; none where all of it stays."""
     name = operator(node)
-    product = analysis.products.get(node)
+    product = graph.product(node)
     if product is not None:
         if product.inputs is None:
             return [(1.0, product.outputs, None)]
         rows = product.outputs.reshape(product.groups, -1), product.inputs.reshape(product.groups, -1)
         return [(1.0, outputs, inputs) for outputs, inputs in zip(*rows, strict=True)]
     if name == "scaled_dot_product_attention":
-        return _attention(analysis, node)
+        return _attention(graph, node)
     if name in ("matmul", "bmm"):
-        return _matmul(analysis, node)
-    return _recurrent(analysis, node) if name in _RECURRENT else []
+        return _matmul(graph, node)
+    return _recurrent(graph, node) if name in _RECURRENT else []
 
 
-def _attention(analysis: Analysis, node: fx.Node) -> list[Part]:
+def _attention(graph: Questions, node: fx.Node) -> list[Part]:
     given = arguments(node)
-    axes = analysis.axis(given["query"]), analysis.axis(given["value"])
+    axes = graph.axis(given["query"]), graph.axis(given["value"])
     return [(1.0, axis.ids.ravel(), None) for axis in axes if axis is not None]
 
 
-def _matmul(analysis: Analysis, node: fx.Node) -> list[Part]:
+def _matmul(graph: Questions, node: fx.Node) -> list[Part]:
     """The contracted coordinates, or those that pass; the other dimensions are no channels."""
     left, right = node.args[0], node.args[1]
     assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-    found: list[Axis | None] = [analysis.axis(node)]
-    if found[0] is None:
-        found = [analysis.axis(left), analysis.axis(right)]
-    parts: list[Part] = [(1.0, axis.ids.ravel(), None) for axis in found if axis is not None]
+    axes: list[Axis | None] = [graph.axis(node)]
+    if axes[0] is None:
+        axes = [graph.axis(left), graph.axis(right)]
+    parts: list[Part] = [(1.0, axis.ids.ravel(), None) for axis in axes if axis is not None]
     return parts[:1]
 
 
-def _recurrent(analysis: Analysis, node: fx.Node) -> list[Part]:
+def _recurrent(graph: Questions, node: fx.Node) -> list[Part]:
     """Each matrix of the layer, once a step."""
-    found: list[Part] = []
+    parts: list[Part] = []
     for given in arguments(node).values():
         for source in given if isinstance(given, (list, tuple)) else ():
-            name = analysis.parameter(source) if isinstance(source, fx.Node) else None
-            if name is None or len(analysis.shape(source)) != 2:
+            name = graph.parameter(source) if isinstance(source, fx.Node) else None
+            if name is None or len(graph.shape(source)) != 2:
                 continue
-            rows, columns = (analysis.bindings.get((name, dim)) for dim in (0, 1))
+            rows, columns = (graph.binding(name, dim) for dim in (0, 1))
             if rows is None or columns is None:
                 return []
-            found.append((1.0, rows.ids, columns.ids))
-    return found
+            parts.append((1.0, rows.ids, columns.ids))
+    return parts

@@ -19,6 +19,8 @@ from compactmtl.sparsity.slices import BoundFamily, bind
 
 _NAMES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
 
+NOTHING_STAYS = "where all of it goes, what reads it reads constants alone, of which surgery may remove more"
+
 
 class ChannelGroups(Sequence[GroupFamily]):
     """Families of channel groups, bound to a model's parameters.
@@ -90,6 +92,11 @@ class ChannelGroups(Sequence[GroupFamily]):
     def whole(self) -> list[NDArray[np.bool_]]:
         """All groups of each family as kept."""
         return [np.ones(family.size, dtype=bool) for family in self._families]
+
+    def inexact_at(self, keep: Sequence[NDArray[np.bool_]]) -> dict[str, str]:
+        """`inexact`, and the families of which `keep`, a bool array (n,) a family, leaves nothing, with the reason."""
+        gone = (family.name for family, flags in zip(self._families, keep, strict=True) if not flags.any())
+        return dict.fromkeys(gone, NOTHING_STAYS) | self.inexact
 
     def alive(self) -> list[NDArray[np.bool_]]:
         """Which groups are not exactly zero, a bool array (n,) a family."""

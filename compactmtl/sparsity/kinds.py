@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.errors import ConfigError, SurgeryError
-from compactmtl.graph.analysis import Product
 from compactmtl.graph.borrow import trainable
-from compactmtl.graph.calls import arguments, operator
+from compactmtl.graph.calls import arguments, operator, stack_of
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.cost import cost
+from compactmtl.graph.effect import Product
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.heads import attention_heads
 from compactmtl.graph.inputs import as_arguments
-from compactmtl.graph.wide import stack_of
 from compactmtl.overparam import contract, factor_of
 from compactmtl.overparam.convert import in_scope
-from compactmtl.sparsity.groups import ChannelGroups, parameters_of
+from compactmtl.sparsity.groups import NOTHING_STAYS, ChannelGroups, parameters_of
 from compactmtl.sparsity.rehearsal import Unit, rehearse
 from compactmtl.sparsity.removal import Removal
 from compactmtl.sparsity.sources import source_of_slices
@@ -102,14 +101,14 @@ def channel_groups(
             image=tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
             tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
         )
-        found.graph.analysis.forget_values()  # or a second copy of all weights lives as long as the groups
+        found.graph.forget_values()  # or a second copy of all weights lives as long as the groups
     groups = ChannelGroups(
         homes,
         parameters_of(model),
         removal=removal,
         direct=kind in ("coupled", "block", "attention_head"),
         left_out=left_out,
-        inexact=found.inexact if found is not None else None,
+        inexact=None if found is None else _of_one_group(homes) | found.inexact,
     )
     if not groups.total:
         first = next(iter(left_out.items()), None)
@@ -122,6 +121,11 @@ def channel_groups(
             ),
         )
     return groups
+
+
+def _of_one_group(families: Sequence[GroupFamily]) -> dict[str, str]:
+    """Families that can only go as a whole: name -> what their cost leaves out."""
+    return {family.name: NOTHING_STAYS for family in families if family.size == 1}
 
 
 class _Traced:
@@ -166,13 +170,11 @@ class _Traced:
 def _more_than_groups(graph: ChannelGraph) -> dict[str, str]:
     """Layers around which surgery removes channels although not all that writes, or reads, them is zero."""
     why = "of its zeros surgery may remove more than whole channels of what writes and what reads them"
-    analysis = graph.analysis
-    names = [p.name for p in analysis.products.values() if p.kind == "depthwise" or p.groups > 1]
+    names = [p.name for p in graph.products if p.kind == "depthwise" or p.groups > 1]
     names += [
         next(reversed(stack_of(node).values()), str(node))
-        for node in analysis.traced.calls
-        if operator(node) in ("scaled_dot_product_attention", "matmul", "bmm")
-        and node not in analysis.barriers
+        for node in graph.calls
+        if operator(node) in ("scaled_dot_product_attention", "matmul", "bmm") and node not in graph.barriers
     ]
     return dict.fromkeys(names, why)
 
@@ -220,7 +222,7 @@ def _filters(graph: ChannelGraph, _units: Sequence[Unit], inside: Inside, _block
     """One family a layer whose outputs are all channels that can go."""
     found: dict[str, GroupFamily] = {}
     macs = graph.layer_macs(np.ones(graph.classes, dtype=bool))
-    for product, own in zip(graph.analysis.products.values(), macs, strict=True):
+    for product, own in zip(graph.products, macs, strict=True):
         name, n = product.weight, len(product.outputs)
         if (
             name is None
@@ -235,7 +237,7 @@ def _filters(graph: ChannelGraph, _units: Sequence[Unit], inside: Inside, _block
         members = [Member(name, 0, rows, "producer")]
         members += [Member(product.bias, 0, rows, "producer")] if product.bias is not None else []
         members += [Member(norm, 0, rows, "affine") for norm in norms]
-        shape = dict(graph.analysis.traced.tensors.values())[name].shape
+        shape = graph.parameter_shape(name)
         if shape[0] != n:  # a transposed convolution has its outputs elsewhere
             continue
         found[name] = GroupFamily(
@@ -254,7 +256,7 @@ def _norm_of(graph: ChannelGraph, product: Product) -> list[str]:
     if len(product.node.users) != 1 or len(readers) != 1 or "batch_norm" not in operator(readers[0]):
         return []
     given = arguments(readers[0])
-    names = [graph.analysis.parameter(given.get(key)) for key in ("weight", "bias")]
+    names = [graph.parameter(given.get(key)) for key in ("weight", "bias")]
     return [name for name in names if name is not None]
 
 

@@ -65,7 +65,7 @@ def rehearse(
     trial = _Trial(graph, plain, inputs, units)
     everything = [index for index, unit in enumerate(units) if unit.family.size > 1]
     ways: list[tuple[bool, tuple[Tie, ...]]] = [(True, ())]
-    if graph.analysis.space.slabs:
+    if graph.units:
         ways.append((False, ()))
     ties = tuple(equal_counts(graph))
     if ties:
@@ -158,15 +158,14 @@ class _Trial:
         graph = ChannelGraph.trace(masked, self._inputs)
         modules = dict(masked.named_modules())
         unbiased = frozenset(
-            p.name
-            for p in graph.analysis.products.values()
-            if p.name not in modules or not has_bias_slot(modules[p.name])
+            p.name for p in graph.products if p.name not in modules or not has_bias_slot(modules[p.name])
         )
         none = np.zeros(graph.classes, dtype=bool)
         alive = choose_alive(graph, 1, none, unbiased, self.slabs, self.ties)
         member = next(m for m in self._units[index].family.members if m.role != "consumer")
-        ids = graph.analysis.bindings[member.parameter, member.dim].ids
-        kept: Flags = np.asarray(alive[graph.labels[ids[member.indices[self._gone[index]]]]].any(1))
+        binding = graph.binding(member.parameter, member.dim)
+        assert binding is not None
+        kept: Flags = np.asarray(alive[graph.labels[binding.ids[member.indices[self._gone[index]]]]].any(1))
         return int(kept.sum()), len(kept)
 
     def _masked(self, indices: Sequence[int]) -> nn.Module:

@@ -72,13 +72,12 @@ class Removal:
         self._image, self._tasks = image, tasks
         self._how = rehearsal or Rehearsal()
         # What every dimension of a parameter holds: where nothing of it is left, or parts differ, surgery keeps more.
-        self._held = _in_classes([binding.ids for binding in graph.analysis.bindings.values()], graph)
+        self._held = _in_classes([binding.ids for binding in graph.bindings], graph)
         self._equal = bool(self._how.ties) or whole_heads
         self._offsets = np.cumsum([0, *(unit.family.size for unit in units)])
         self._owner = np.full(graph.classes, self._offsets[-1], dtype=np.int64)
         owners = _Owners(families)
-        grouped = _read_by_groups(graph)
-        normed = _normed(graph)
+        grouped, counted = graph.grouped_classes(), graph.counted_classes()
         self._ways: list[
             tuple[Ids | None, Ids | None, int]
         ] = []  # written and read by which groups, carriers
@@ -89,7 +88,7 @@ class Removal:
             read = [m for m in unit.family.members if m.role == "consumer"]
             unseen = np.full((unit.family.size, 1), owners.always)
             unseen[unit.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
-            unseen[unit.owner[mine & normed]] = owners.never  # a norm over channels reads it, too
+            unseen[unit.owner[mine & counted]] = owners.never  # a norm over channels reads it, too
             self._ways.append(
                 (
                     _gathered(owners, written, None) if written else None,
@@ -156,20 +155,3 @@ def _gathered(owners: _Owners, members: Sequence[Member], besides: Ids | None) -
     different = np.ones(groups.shape[1], dtype=bool)
     different[1:] = (groups[:, 1:] != groups[:, :-1]).any(0)
     return groups[:, different]
-
-
-def _normed(graph: ChannelGraph) -> Flags:
-    """Classes that a norm over the channel counts: one that nothing else reads is no zero for it."""
-    found = np.zeros(graph.classes, dtype=bool)
-    for ids, _ in graph.analysis.counted.values():
-        found[graph.labels[ids]] = True
-    return found
-
-
-def _read_by_groups(graph: ChannelGraph) -> Flags:
-    """Classes that a grouped convolution reads: its inputs' slices are in no family."""
-    found = np.zeros(graph.classes, dtype=bool)
-    for binding in graph.analysis.bindings.values():
-        if binding.groups > 1:
-            found[graph.labels[binding.ids]] = True
-    return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compactmtl.graph.analysis import Product
 from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.effect import Product
 from compactmtl.graph.space import Flags, Grid, Ids
 from compactmtl.surgery.ties import Tie, keep_equal
 
@@ -84,13 +84,12 @@ def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | Non
         return None
     node = product.node_in
     assert node is not None
-    analysis = graph.analysis
-    axis = analysis.axis(node)
+    axis = graph.axis(node)
     assert axis is not None
-    candidates = analysis.constant(node) & (analysis.values[node] != 0)
+    candidates = graph.constant(node) & (graph.values(node) != 0)
     stays = candidates & alive[graph.labels[axis.ids]]
     pool = stays if stays.any() else candidates
-    return int(np.argmax(np.where(pool, np.abs(analysis.values[node]), -1.0)))
+    return int(np.argmax(np.where(pool, np.abs(graph.values(node)), -1.0)))
 
 
 def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Flags:
@@ -98,11 +97,10 @@ def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Fl
     node = product.node_in
     if node is None or product.inputs is None or not product.folds:
         return np.zeros(0, dtype=bool)
-    analysis = graph.analysis
-    flags = analysis.constant(node)
+    flags = graph.constant(node)
     if not flags.any():
         return flags
-    gone: Flags = flags & (analysis.values[node] != 0) & ~alive[graph.labels[product.inputs]]
+    gone: Flags = flags & (graph.values(node) != 0) & ~alive[graph.labels[product.inputs]]
     return gone
 
 
@@ -112,9 +110,9 @@ def constants_without_bias(graph: ChannelGraph, alive: Flags, unbiased: frozense
     A weight that is read twice has one bias, and a parameter used outside a layer may have none.
     """
     held = np.zeros_like(alive)
-    shared = Counter(p.weight for p in graph.analysis.products.values() if p.weight is not None)
-    shared.update(p.bias for p in graph.analysis.products.values() if p.bias is not None)
-    for product in graph.analysis.products.values():
+    shared = Counter(p.weight for p in graph.products if p.weight is not None)
+    shared.update(p.bias for p in graph.products if p.bias is not None)
+    for product in graph.products:
         several = any(name is not None and shared[name] > 1 for name in (product.weight, product.bias))
         if several or (not product.padded and product.bias is None and product.name in unbiased):
             constants = removed_constants(graph, product, alive)
@@ -125,7 +123,7 @@ def constants_without_bias(graph: ChannelGraph, alive: Flags, unbiased: frozense
 
 
 def _keep_one_of_each(choice: _Choice) -> None:
-    for binding in choice.graph.analysis.bindings.values():
+    for binding in choice.graph.bindings:
         classes = choice.graph.labels[binding.ids]
         if not choice.alive[classes].any():
             choice.keep(classes[:1], f"one channel of {binding.name} has to stay")
@@ -133,7 +131,7 @@ def _keep_one_of_each(choice: _Choice) -> None:
 
 def _keep_carriers(choice: _Choice) -> None:
     graph = choice.graph
-    for product in graph.analysis.products.values():
+    for product in graph.products:
         carrier = carrier_of(graph, product, choice.alive)
         if carrier is not None:
             assert product.inputs is not None
@@ -144,7 +142,7 @@ def _keep_carriers(choice: _Choice) -> None:
 def _keep_more_cells(choice: _Choice) -> None:
     """An LSTM that projects its outputs has to have more cells than outputs."""
     labels = choice.graph.labels
-    for cells, outputs in choice.graph.analysis.projected:
+    for cells, outputs in choice.graph.projected:
         most = int(choice.alive[labels[outputs]].sum(1).max())
         for row in labels[cells]:
             missing = most + 1 - int(choice.alive[row].sum())
@@ -158,7 +156,7 @@ def _keep_aligned(choice: _Choice, align: int) -> None:
     graph, alive = choice.graph, choice.alive
     if align == 1:
         return
-    for product in graph.analysis.products.values():
+    for product in graph.products:
         classes = graph.labels[product.outputs]
         kept = int(alive[classes].sum())
         wanted = min(-(-kept // align) * align, len(classes))
@@ -171,13 +169,13 @@ def _keep_grids(choice: _Choice, slabs: bool) -> None:
     graph, alive = choice.graph, choice.alive
     # Products first: they say which entries stay, the others only how many, and may choose any.
     gone = gone_with_slabs(graph, alive) if slabs else np.zeros_like(alive)
-    for grid in sorted(graph.analysis.space.grids, key=lambda grid: not grid.product):
+    for grid in sorted(graph.grids, key=lambda grid: not grid.product):
         _keep_grid(choice, grid, gone)
 
 
 def gone_with_slabs(graph: ChannelGraph, alive: Flags) -> Flags:
     """Classes that go as part of whole slabs, all of whose entries go, (classes,)."""
-    rows = [graph.labels[slab] for slab in graph.analysis.space.slabs]
+    rows = [graph.labels[slab] for slab in graph.units]
     gone = ~alive
     while True:
         # A class may lie in slabs of several layers: it goes with all of them or with none.
@@ -202,8 +200,8 @@ def _keep_grid(choice: _Choice, grid: Grid, gone: Flags) -> None:
     kept = alive[classes]
     counts = kept.sum(1)
     if grid.product:
-        choice.keep(classes[:, kept.any(0)].ravel(), grid.cause)
+        choice.keep(classes[:, kept.any(0)].ravel(), grid.reason)
     elif counts.min() < counts.max():
         for row in np.flatnonzero(counts < counts.max()):
             dead = classes[row][~kept[row]]
-            choice.keep(dead[: counts.max() - counts[row]], grid.cause)
+            choice.keep(dead[: counts.max() - counts[row]], grid.reason)

@@ -55,7 +55,7 @@ def computed_layers(graph: ChannelGraph, model: nn.Module) -> list[str]:
     """Names of the layers in `graph` with a computed weight that `contracted` has a plain layer for."""
     modules = dict(model.named_modules())
     names: dict[str, None] = {}
-    for product in graph.analysis.products.values():
+    for product in graph.products:
         stack = product.node.meta.get("nn_module_stack") or {}
         if product.weight is None and stack:
             # A parametrization runs in modules of its own inside the layer.

@@ -7,17 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from torch import fx, nn
 
-from compactmtl.graph.calls import arguments, operator, source_of
+from compactmtl.graph.calls import arguments, operator, owner, source_of
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Ids
 
 Attributes = dict[str, dict[str, int | tuple[int, ...]]]
-
-
-def owner(node: fx.Node) -> str:
-    """The path of the innermost module whose forward made this call."""
-    stack: Mapping[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
-    return list(stack.values())[-1][0] if stack else ""
 
 
 def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Attributes:
@@ -29,7 +23,7 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
     those that do so most often. Where that is wrong the proof fails and the removal is rolled back.
     """
     changes: dict[str, dict[int, set[int]]] = {}
-    for node, ids in graph.analysis.sized.items():
+    for node, ids in graph.sized.items():
         pairs = _counts(graph, node, ids, alive)
         changed = {old for old, new in pairs if old != new}
         for old, new in pairs:
@@ -100,8 +94,8 @@ def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[
     pairs = [(kept.size, int(kept.sum()))]
     if operator(node) in ("split", "split_with_sizes", "chunk", "tensor_split"):
         source = source_of(node)
-        dim = int(arguments(node).get("dim") or 0) % len(graph.analysis.shape(source))
-        axis = graph.analysis.axis(source)
+        dim = int(arguments(node).get("dim") or 0) % len(graph.shape(source))
+        axis = graph.axis(source)
         assert axis is not None
         where = axis.dims.index(dim)
         row = _fullest(np.moveaxis(kept, where, -1).reshape(-1, kept.shape[where]))
@@ -116,7 +110,7 @@ def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[
             bound = given.get(key)
             if isinstance(bound, int) and 0 < bound < kept.size:
                 pairs.append((bound, int(kept[:bound].sum())))
-    elif (product := graph.analysis.products.get(node)) is not None:
+    elif (product := graph.product(node)) is not None:
         if product.groups > 1:
             pairs.append((product.groups, int(kept.reshape(product.groups, -1).any(1).sum())))
     elif operator(node) == "group_norm":

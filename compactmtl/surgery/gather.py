@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from compactmtl.graph.analysis import Product
 from compactmtl.graph.calls import arguments
 from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.effect import Product
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carrier_of
 
@@ -42,9 +42,9 @@ class Thinned:
 
 def choose_thinned(graph: ChannelGraph, model: nn.Module, alive: Flags, align: int) -> dict[str, Thinned]:
     """By the weight's name, the layers for which an index gather is predicted to be faster."""
-    products = graph.analysis.products.values()
+    products = graph.products
     uses = Counter(name for p in products for name in (p.weight, p.bias) if name is not None)
-    scaled = {maker for maker, _ in graph.analysis.scaled.values()}
+    scaled = {attention.maker for attention in graph.scaled.values()}
     chosen = {}
     for product in products:
         if product.weight is None or not _can_gather(product, model):
@@ -72,9 +72,9 @@ def _can_gather(product: Product, model: nn.Module) -> bool:
 def _cheapest(
     graph: ChannelGraph, product: Product, alive: Flags, align: int, free_outputs: bool
 ) -> Thinned | None:
-    analysis, node = graph.analysis, product.node
+    node = product.node
     assert product.inputs is not None
-    weight = analysis.tensor(arguments(node)["weight"])
+    weight = graph.tensor(arguments(node)["weight"])
     nonzero: Flags = (
         (weight.detach() != 0).flatten(2).any(2).cpu().numpy()
         if weight.ndim > 2
@@ -82,8 +82,8 @@ def _cheapest(
     )
     alive_in, alive_out = alive[graph.labels[product.inputs]], alive[graph.labels[product.outputs]]
     none = np.zeros(len(product.outputs), dtype=bool)
-    fixed = analysis.constant(node)
-    needed_out = alive_out & analysis.uses.get(node, none) & ~fixed if free_outputs else alive_out
+    fixed = graph.constant(node)
+    needed_out = alive_out & graph.used(node) & ~fixed if free_outputs else alive_out
     needed_in = alive_in & nonzero[needed_out].any(0)
     if product.node_in is not None:
         needed_in &= ~_foldable(graph, product)
@@ -95,7 +95,7 @@ def _cheapest(
     )
     kernel = float(np.prod(weight.shape[2:]))
     places_out = product.scale / kernel
-    places_in = float(np.prod(analysis.shape(arguments(node)["input"]))) / len(product.inputs)
+    places_in = float(np.prod(graph.shape(arguments(node)["input"]))) / len(product.inputs)
     best: tuple[float, Thinned | None] = (product.scale * float(alive_in.sum() * alive_out.sum()), None)
     for thin_in in (False, True):
         for thin_out in (False, True):
@@ -107,8 +107,8 @@ def _cheapest(
             moves = thin_in * inputs.sum() * places_in + thin_out * alive_out.sum() * places_out
             cost = product.scale * float(inputs.sum() * outputs.sum()) + MACS_PER_MOVE * float(moves)
             if cost < best[0]:
-                known = fixed & analysis.uses.get(node, none)
-                values = np.where(known, analysis.values[node], 0.0) if known.any() else np.zeros(len(none))
+                known = fixed & graph.used(node)
+                values = np.where(known, graph.values(node), 0.0) if known.any() else np.zeros(len(none))
                 best = (cost, Thinned(inputs if thin_in else None, outputs if thin_out else None, values))
     return best[1]
 
@@ -117,7 +117,7 @@ def _foldable(graph: ChannelGraph, product: Product) -> Flags:
     """Constant inputs that the layer can do without: zeros, and where nothing is padded what goes into its bias."""
     node = product.node_in
     assert node is not None
-    constant, zero = graph.analysis.constant(node), graph.analysis.zero(node)
+    constant, zero = graph.constant(node), graph.zero(node)
     return constant if product.folds and not product.padded else zero
 
 

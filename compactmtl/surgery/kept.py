@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from compactmtl.graph.analysis import Product
 from compactmtl.graph.calls import operator, source_of
 from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.effect import Product
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.surgery.analyse import NOT_FOLDED
 
@@ -22,13 +22,12 @@ def kept_whole(graph: ChannelGraph, alive: Flags, reasons: Mapping[int, str]) ->
     could have gone why they stay: equal parts, alignment, a carrier of constants, the last channel of a layer. Layers
     whose dead channels go together with others that are in use come last.
     """
-    analysis = graph.analysis
-    kept = {_layer(name): reason for name, reason in analysis.kept_whole.items()}
+    kept = {_layer(name): reason for name, reason in graph.not_pruned.items()}
     idle: dict[str, Ids] = {}
-    for product in analysis.products.values():
-        if product.name in kept or product.node not in analysis.rules or product.node in analysis.static:
+    for product in graph.products:
+        if product.name in kept or not graph.follows(product.node) or graph.is_computed(product.node):
             continue
-        if product.node in analysis.traced.hazards:
+        if graph.is_written_through_a_view(product.node):
             kept[product.name] = "its output is written through a view"
             continue
         classes = np.unique(graph.labels[_dead_outputs(graph, product)])
@@ -53,18 +52,17 @@ def kept_whole(graph: ChannelGraph, alive: Flags, reasons: Mapping[int, str]) ->
 
 def _dead_outputs(graph: ChannelGraph, product: Product) -> Ids:
     """The ids of a layer's outputs that are constant or unused."""
-    analysis, node = graph.analysis, product.node
-    axis = analysis.axis(node)
+    axis = graph.axis(product.node)
     assert axis is not None
-    dead = analysis.constant(node) | ~analysis.uses.get(node, np.zeros(axis.ids.shape, dtype=bool))
+    dead = graph.constant(product.node) | ~graph.used(product.node)
     ids: Ids = product.outputs[np.isin(product.outputs, axis.ids[dead])]
     return ids
 
 
 def _reasons(graph: ChannelGraph, idle: Ids, choice: Mapping[int, str]) -> dict[int, str]:
     """Class -> reason, of those that do not only go together with others."""
-    causes = {**_mixed(graph), **graph.analysis.space.causes(graph.labels)}
-    joined = {int(label): reason for ids, reason in graph.analysis.joined for label in graph.labels[ids]}
+    causes = {**_mixed(graph), **graph.pin_reasons()}
+    joined = graph.joined_reasons()
     varying, live = graph.varying_classes(), graph.live_classes()
     found = {}
     for label in map(int, idle):
@@ -81,16 +79,15 @@ def _reasons(graph: ChannelGraph, idle: Ids, choice: Mapping[int, str]) -> dict[
 
 def _coupled(graph: ChannelGraph, labels: Ids | list[int]) -> dict[int, str]:
     """Class -> what is in use of it: the channels of another layer, or what an operator makes of a constant."""
-    analysis = graph.analysis
     wanted = np.zeros(graph.classes, dtype=bool)
     wanted[np.asarray(labels, dtype=np.int64)] = True
-    layers = {product.node: product.name for product in analysis.products.values()}
+    layers = {product.node: product.name for product in graph.products}
     found: dict[int, str] = {}
-    for node in analysis.traced.calls:
-        axis, used = analysis.axis(node), analysis.uses.get(node)
-        if axis is None or used is None or node not in analysis.rules or node in analysis.static:
+    for node in graph.calls:
+        axis = graph.axis(node)
+        if axis is None or not graph.follows(node) or graph.is_computed(node):
             continue
-        varying = graph.labels[axis.ids[used & ~analysis.constant(node)]]
+        varying = graph.labels[axis.ids[graph.used(node) & ~graph.constant(node)]]
         reason = (
             f"it goes together with channels of {layers[node]} that are in use"
             if node in layers
@@ -104,11 +101,10 @@ def _coupled(graph: ChannelGraph, labels: Ids | list[int]) -> dict[int, str]:
 
 def _mixed(graph: ChannelGraph) -> dict[int, str]:
     """Class -> reason, where a norm makes something that varies of a channel that does not."""
-    analysis = graph.analysis
     reasons: dict[int, str] = {}
-    for node, (ids, reason) in analysis.counted.items():
-        for label in graph.labels[ids[analysis.constant(source_of(node))]]:
-            reasons.setdefault(int(label), f"{operator(node)}: {reason}")
+    for node, counted in graph.counted.items():
+        for label in graph.labels[counted.ids[graph.constant(source_of(node))]]:
+            reasons.setdefault(int(label), f"{operator(node)}: {counted.reason}")
     return reasons
 
 

@@ -89,7 +89,7 @@ def layer_changes(
     full = graph.layer_macs(np.ones(graph.classes, dtype=bool))
     left = graph.layer_macs(alive)
     changes = []
-    for position, product in enumerate(graph.analysis.products.values()):
+    for position, product in enumerate(graph.products):
         kept = int(alive[graph.labels[product.outputs]].sum())
         if product.inputs is not None:
             inputs = int(alive[graph.labels[product.inputs]].sum())

@@ -32,7 +32,7 @@ class Search:
         modules = dict(plain.named_modules())
         self.unbiased = frozenset(
             product.name
-            for product in graph.analysis.products.values()
+            for product in graph.products
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
         self._slabs = True
@@ -134,7 +134,7 @@ class Search:
         """Removed classes by the layer that first writes them: what is rolled back together."""
         units: list[tuple[str, Flags]] = []
         left = removed.copy()
-        for product in self._graph.analysis.products.values():
+        for product in self._graph.products:
             flags = np.zeros_like(left)
             flags[self._graph.labels[product.outputs]] = True
             flags &= left

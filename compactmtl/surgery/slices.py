@@ -38,16 +38,15 @@ def plan_slices(
     """
     graph = ChannelGraph.trace(model, example_inputs)
     pinned = ~_classes(graph, families, dead) | graph.nonzero_classes()
-    for ids, _ in graph.analysis.counted.values():  # a norm that counts them is more than sliced
-        pinned[graph.labels[ids]] = True
-    for binding in graph.analysis.bindings.values():
+    pinned |= graph.counted_classes()  # a norm that counts them is more than sliced
+    for binding in graph.bindings:
         if binding.groups > 1 or binding.name.startswith(tuple(keep)):
             pinned[graph.labels[binding.ids]] = True
-    everything = frozenset(product.name for product in graph.analysis.products.values())
+    everything = frozenset(product.name for product in graph.products)
     plan = _plan(graph, model, pinned, everything)
     if plan.scales:
-        for _, ids in graph.analysis.scaled.values():
-            pinned[graph.labels[ids]] = True
+        for scaled in graph.scaled.values():
+            pinned[graph.labels[scaled.ids]] = True
         plan = _plan(graph, model, pinned, everything)
     if plan.merges or plan.biases or plan.scales or any(cut.groups > 1 for cut in plan.slices):
         raise SurgeryError(
@@ -65,7 +64,7 @@ def _classes(graph: ChannelGraph, families: Sequence[GroupFamily], dead: Sequenc
     found = np.zeros(graph.classes, dtype=bool)
     for family, flags in zip(families, dead, strict=True):
         for member in family.members:
-            binding = graph.analysis.bindings.get((member.parameter, member.dim))
+            binding = graph.binding(member.parameter, member.dim)
             if binding is not None:
                 found[graph.labels[binding.ids[member.indices[flags].ravel()]]] = True
     return found

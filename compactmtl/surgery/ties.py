@@ -10,26 +10,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compactmtl.graph.calls import owner, stack_of
 from compactmtl.graph.channel_graph import ChannelGraph
-from compactmtl.graph.rules.shape import Reshape
 from compactmtl.graph.space import Flags, Ids
-from compactmtl.graph.wide import stack_of
-from compactmtl.surgery.counted import owner
 
 Tie = Sequence[Ids]  # each (channels,) or (heads, channels of one)
 
 
 def equal_counts(graph: ChannelGraph) -> list[Tie]:
     """For each module whose own forward reshapes channels, all of as many channels that it handles."""
-    analysis = graph.analysis
-    reshaping = {owner(node) for node, rule in analysis.rules.items() if isinstance(rule, Reshape)}
+    reshaping = {owner(node) for node in graph.calls if graph.reshapes(node)}
     rows: dict[tuple[str, int], dict[bytes, Ids]] = {}
-    for node in analysis.traced.calls:
+    for node in graph.calls:
         # What its own calls, and those of the layers in it, read and give.
         for path in list(stack_of(node).values())[-2:]:
-            for handled in (node, *analysis.tensors_in(node)) if path in reshaping else ():
-                axis = analysis.axis(handled)
-                if axis is None or analysis.is_static(handled):
+            for handled in (node, *graph.tensors_in(node)) if path in reshaping else ():
+                axis = graph.axis(handled)
+                if axis is None or graph.is_static(handled):
                     continue
                 own = rows.setdefault((path, axis.ids.size), {})
                 key = np.sort(graph.labels[axis.ids.ravel()]).tobytes()

@@ -20,7 +20,7 @@ from compactmtl.surgery.plan import Widen
 def widened(graph: ChannelGraph, alive: Flags) -> tuple[Widen, ...]:
     """The modules that count channels of which some go, with only the `alive` classes left, (classes,)."""
     found = []
-    for wide in graph.analysis.wide.values():
+    for wide in graph.full_width:
         kept = alive[graph.labels[wide.ids]]
         if not kept.all():
             found.append(
@@ -38,7 +38,7 @@ def widened(graph: ChannelGraph, alive: Flags) -> tuple[Widen, ...]:
 def reordered(graph: ChannelGraph, alive: Flags) -> dict[tuple[str, int], Ids]:
     """The order of each dimension of the parameters of such modules: what is left comes first, the rest stays too."""
     orders = {}
-    for wide in graph.analysis.wide.values():
+    for wide in graph.full_width:
         kept = alive[graph.labels[wide.ids]]
         for parameter in wide.parameters:
             orders[parameter] = np.argsort(~kept, kind="stable")

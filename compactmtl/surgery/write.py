@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from compactmtl.graph.analysis import Binding, Product
 from compactmtl.graph.calls import arguments
 from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.effect import Binding, Product
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carrier_of, removed_constants
 from compactmtl.surgery.counted import counted_attributes
@@ -28,7 +28,7 @@ def write_plan(
     kept = _thinned_dims(graph, thinned)
     orders = reordered(graph, alive)
     slices = []
-    for binding in graph.analysis.bindings.values():
+    for binding in graph.bindings:
         order = orders.get((binding.name, binding.dim))
         if order is not None:
             if (np.diff(order) < 0).any():
@@ -40,7 +40,7 @@ def write_plan(
             slices.append(_slice(binding, keep))
     modules = dict(model.named_modules())
     merges, biases, groups = [], [], {}
-    for product in graph.analysis.products.values():
+    for product in graph.products:
         kept_outputs = alive[graph.labels[product.outputs]]
         # Where a forward calls the function itself it counts the groups: see `counted_attributes`.
         if product.groups > 1 and isinstance(modules.get(product.name), _ConvNd):
@@ -73,7 +73,7 @@ def write_plan(
         attributes=counted_attributes(graph, model, alive),
         gathers=tuple(
             _gather(graph, product, alive, thin)
-            for product in graph.analysis.products.values()
+            for product in graph.products
             if (thin := thinned.get(product.weight or "")) is not None
         ),
         widened=widened(graph, alive),
@@ -83,7 +83,7 @@ def write_plan(
 def _thinned_dims(graph: ChannelGraph, thinned: Mapping[str, Thinned]) -> dict[tuple[str, int], Flags]:
     """What stays of each dimension of a tensor that a gather thins."""
     dims: dict[tuple[str, int], Flags] = {}
-    for product in graph.analysis.products.values():
+    for product in graph.products:
         thin = thinned.get(product.weight or "")
         if thin is None or product.weight is None:
             continue
@@ -100,12 +100,8 @@ def _folded_besides(graph: ChannelGraph, product: Product, thin: Thinned) -> Fla
     """Constant inputs that stay in the tensor but not in the layer, where they are folded into its bias."""
     if thin.inputs is None or product.node_in is None or product.padded or not product.folds:
         return np.zeros(product.input_size, dtype=bool)
-    constant = graph.analysis.constant(product.node_in)
-    return (
-        constant & (graph.analysis.values[product.node_in] != 0) & ~thin.inputs
-        if constant.any()
-        else constant
-    )
+    constant = graph.constant(product.node_in)
+    return constant & (graph.values(product.node_in) != 0) & ~thin.inputs if constant.any() else constant
 
 
 def _gather(graph: ChannelGraph, product: Product, alive: Flags, thin: Thinned) -> Gather:
@@ -137,7 +133,7 @@ def _slice(binding: Binding, keep: NDArray[np.int64]) -> Slice:
 def _merge(graph: ChannelGraph, product: Product, alive: Flags, constants: Flags) -> Merge:
     carrier = carrier_of(graph, product, alive)
     assert carrier is not None and product.node_in is not None and product.weight is not None
-    values = graph.analysis.values[product.node_in]
+    values = graph.values(product.node_in)
     sources = [int(source) for source in np.flatnonzero(constants) if source != carrier]
     ratios = [float(values[source] / values[carrier]) for source in sources]
     return Merge(weight=product.weight, carrier=carrier, sources=tuple(sources), ratios=tuple(ratios))
@@ -146,9 +142,9 @@ def _merge(graph: ChannelGraph, product: Product, alive: Flags, constants: Flags
 def _fold(graph: ChannelGraph, product: Product, constants: Flags) -> NDArray[np.float64]:
     """What the constant inputs add to every output, (outputs,)."""
     assert product.node_in is not None
-    weight = graph.analysis.tensor(arguments(product.node)["weight"]).detach().double()
+    weight = graph.tensor(arguments(product.node)["weight"]).detach().double()
     matrix: NDArray[np.float64] = (weight.flatten(2).sum(2) if weight.ndim > 2 else weight).cpu().numpy()
-    values = np.where(constants, graph.analysis.values[product.node_in], 0.0).reshape(product.groups, -1)
+    values = np.where(constants, graph.values(product.node_in), 0.0).reshape(product.groups, -1)
     per_output = np.repeat(values, len(matrix) // product.groups, axis=0)
     result: NDArray[np.float64] = (matrix * per_output).sum(1)
     return result
@@ -157,13 +153,14 @@ def _fold(graph: ChannelGraph, product: Product, constants: Flags) -> NDArray[np
 def _scales(graph: ChannelGraph, alive: Flags) -> list[Scale]:
     """Attention divides by the root of its width: narrower queries are scaled to make up for it."""
     scales = []
-    for maker, ids in graph.analysis.scaled.values():
+    for attention in graph.scaled.values():
+        ids = attention.ids
         before = ids.shape[-1]
         after = int(alive[graph.labels[ids.reshape(-1, before)]].sum(1).max())
         if after == before:
             continue
-        product = graph.analysis.products[maker]
-        assert product.weight is not None
+        product = graph.product(attention.maker)
+        assert product is not None and product.weight is not None
         rows = tuple(np.flatnonzero(np.isin(product.outputs, ids)).tolist())
         factor = float(np.sqrt(after / before))
         scales += [

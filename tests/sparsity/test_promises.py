@@ -211,6 +211,23 @@ def test_a_family_of_which_nothing_stays_keeps_one_channel() -> None:
     assert groups.cost("parameters")(keep) == 3 * 9 + 1 + 8 * 9 + 8 + 8 * 2 + 2
 
 
+def test_families_of_which_nothing_stays_are_named() -> None:
+    model = of(conv(3, 16), nn.ReLU(), conv(16, 8)).eval()
+    groups = channel_groups(model, IMAGE)
+    with torch.no_grad():
+        for part in groups.bound[0].slices:
+            part.zero_(part.parameter, torch.ones(16, dtype=torch.bool))
+    keep = groups.alive()
+    assert not groups.inexact and list(groups.inexact_at(keep)) == ["0"]
+    assert compact(model, (IMAGE,)).report.macs_after < groups.cost("macs")(keep)
+    assert not groups.inexact_at(groups.whole())
+
+
+def test_a_family_of_one_group_is_named_beforehand() -> None:
+    groups = channel_groups(of(conv(3, 1), nn.ReLU(), conv(1, 8)), IMAGE)
+    assert list(groups.inexact) == ["0"]
+
+
 def test_groups_hold_no_second_copy_of_the_weights() -> None:
     model = of(conv(3, 64), nn.ReLU(), conv(64, 8))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

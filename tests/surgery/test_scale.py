@@ -56,7 +56,7 @@ def measure(blocks: int, width: int) -> dict[str, float]:
     image = (torch.randn(1, 3, 32, 32),)
     compact(Chain(1, 4), image)  # imports and caches of torch itself
     model = Chain(blocks, width).eval()
-    nodes = len(ChannelGraph.trace(model, image).analysis.traced.calls)
+    nodes = len(ChannelGraph.trace(model, image).calls)
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / MEGABYTE
     with open("/proc/self/statm") as statm:  # noqa: PTH123 - a file of the kernel
         before = int(statm.read().split()[1]) * resource.getpagesize() / MEGABYTE

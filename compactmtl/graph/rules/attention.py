@@ -5,20 +5,23 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule
 from compactmtl.graph.calls import arguments
+from compactmtl.graph.effect import Effect, Pin, Scaled, Use, Uses
+from compactmtl.graph.rule import Rule
 from compactmtl.graph.space import Axis, Flags
+from compactmtl.graph.view import View
 
 
-def _maker(analysis: Analysis, query: fx.Node) -> fx.Node | None:
+def _maker(view: View, query: fx.Node) -> fx.Node | None:
     """The layer whose rows are the queries, where they are only rearranged on the way and read once."""
     node = query
-    while node not in analysis.products:
-        if node not in analysis.positions:
+    while view.product(node) is None:
+        moved = view.moved(node)
+        if moved is None:
             return None
-        node = analysis.rules[node].input(node)  # type: ignore[attr-defined]
+        node = moved.source
     weight = arguments(node).get("weight")
-    alone = weight is not None and analysis.parameter(weight) is not None and len(weight.users) == 1
+    alone = weight is not None and view.parameter(weight) is not None and len(weight.users) == 1
     return node if alone else None
 
 
@@ -29,47 +32,47 @@ class ScaledDotProduct:
     scale be made up for (see surgery). A constant v passes, for the weights sum to 1.
     """
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
         given = arguments(node)
-        axes = [analysis.axis(given[key]) for key in ("query", "key", "value")]
-        rank = len(analysis.shape(given["query"]))
+        axes = [view.axis(given[key]) for key in ("query", "key", "value")]
+        rank = len(view.shape(given["query"]))
         if any(axis is None or axis.dims[-1] != rank - 1 for axis in axes):
             return "its heads are not tracked"
         query, key, value = axes
         assert query is not None and key is not None and value is not None
         if query.dims != key.dims or query.ids.shape != key.ids.shape or given.get("enable_gqa"):
             return "its queries and keys do not match head by head"
+        effect = Effect((value,), unions=((query.ids, key.ids),))
         if given["attn_mask"] is not None:
-            analysis.pin(given["attn_mask"])
-        analysis.space.union(query.ids, key.ids)
+            effect += Effect(pins=view.pins(given["attn_mask"]))
         if self._by_head(query, value):
-            analysis.space.slab(query.ids, key.ids, value.ids)
+            heads = [own.ids.reshape(len(own.ids), -1) for own in (query, key, value)]
+            effect += Effect(units=(np.concatenate(heads, axis=1),))
         if given["scale"] is None:
-            maker = _maker(analysis, given["query"])
+            maker = _maker(view, given["query"])
             if maker is None:
-                analysis.space.pin(query.ids)
+                effect += Effect(pins=(Pin(query.ids),))
             else:
-                analysis.scaled[node] = (maker, query.ids)
-        analysis.layouts[node] = (value,)
-        return None
+                effect += Effect(scaled=Scaled(maker, query.ids))
+        return effect
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return analysis.constant(arguments(node)["value"])
+    def constant(self, view: View, node: fx.Node) -> Flags:
+        return view.constant(arguments(node)["value"])
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         given = arguments(node)
         query, key = given["query"], given["key"]
-        analysis.use(given["value"], used)
+        yield Use(given["value"], used)
         if given["attn_mask"] is not None:
-            analysis.use_all(given["attn_mask"])
-        axes = analysis.axis(query), analysis.axis(given["value"])
+            yield Use(given["attn_mask"])
+        axes = view.axis(query), view.axis(given["value"])
         matters: Flags = np.ones(1, dtype=bool)
         if axes[0] is not None and axes[1] is not None and self._by_head(axes[0], axes[1]):
             # Whatever a head attends to, constant values give the same.
-            live = used & ~analysis.constant(given["value"])
+            live = used & ~view.constant(given["value"])
             matters = np.asarray(live.any(axis=1, keepdims=True))
-        analysis.use_exactly(query, ~analysis.zero(key) & matters)
-        analysis.use_exactly(key, ~analysis.zero(query) & matters)
+        yield Use(query, ~view.zero(key) & matters, exact=True)
+        yield Use(key, ~view.zero(query) & matters, exact=True)
 
     @staticmethod
     def _by_head(query: Axis, value: Axis) -> bool:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis
+from compactmtl.graph.effect import Effect, Uses
 from compactmtl.graph.rules.pointwise import Pointwise
 from compactmtl.graph.space import Flags
+from compactmtl.graph.view import View
 
 
 class Fallback:
-    """ATen tags its pointwise operators; all other unknown ones stop the analysis."""
+    """ATen tags its pointwise operators; all others are barriers."""
 
     _pointwise = Pointwise()
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
         if _is_pointwise(node):
-            return self._pointwise.layout(analysis, node)
+            return self._pointwise.layout(view, node)
         return "no rule for this operator"
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        return self._pointwise.constant(analysis, node)
+    def constant(self, view: View, node: fx.Node) -> Flags:
+        return self._pointwise.constant(view, node)
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        self._pointwise.used(analysis, node, used)
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
+        return self._pointwise.used(view, node, used)
 
 
 def _is_pointwise(node: fx.Node) -> bool:

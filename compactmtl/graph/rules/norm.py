@@ -7,58 +7,69 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule
 from compactmtl.graph.calls import arguments
-from compactmtl.graph.groups import Role
+from compactmtl.graph.effect import Counted, Effect, Pin, Use, Uses
+from compactmtl.graph.rule import Rule
 from compactmtl.graph.space import Axis, Flags
+from compactmtl.graph.view import View
 
 
-def scaled_by_zero(analysis: Analysis, weight: fx.Node | None) -> Flags:
+def scaled_by_zero(view: View, weight: fx.Node | None) -> Flags:
     """Which channels a norm's weight turns into constants."""
     if weight is None:
         return np.zeros(1, dtype=bool)
-    zero: Flags = (analysis.tensor(weight) == 0).cpu().numpy()
+    zero: Flags = (view.tensor(weight) == 0).cpu().numpy()
     return zero
+
+
+def _affine(view: View, node: fx.Node, axis: Axis) -> Effect | None:
+    """A norm's weight or bias goes with the channels of `axis`; None where it cannot be followed."""
+    own = view.axis(node)
+    if own is None or own.ids.shape != axis.ids.shape or not view.is_static(node):
+        return None
+    keys = view.keys_in(node, own.ids)
+    return Effect(unions=((own.ids, axis.ids),), roles=tuple((key, "affine") for key in keys))
 
 
 class BatchNorm:
     """Batch norm with running statistics: a scale and shift of each channel."""
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
         given = arguments(node)
-        axes = [axis for axis in analysis.layouts.get(given["input"], ()) if axis.dim == 1]
+        axes = [axis for axis in view.layout(given["input"]) if axis.dim == 1]
         if not axes:
             return "its input's channels are not tracked"
+        effect = Effect((axes[0],))
         if self._own_statistics(given):
-            if node not in analysis.static:
+            if not view.is_computed(node):
                 return "it uses the statistics of the batch"
             # Standardized weights: each filter by its own statistics, so its inputs stay whole.
-            for axis in analysis.layouts[given["input"]]:
-                if axis.dim != 1:
-                    analysis.space.pin(axis.ids)
+            others = (axis for axis in view.layout(given["input"]) if axis.dim != 1)
+            effect += Effect(pins=tuple(Pin(axis.ids) for axis in others))
         for key in ("weight", "bias", "running_mean", "running_var"):
-            if given[key] is not None:
-                if not analysis.is_static(given[key]):
-                    return f"its {key} depends on the input"
-                role: Role | None = "affine" if key in ("weight", "bias") else None
-                name = analysis.parameter(given[key])
-                if name is not None:
-                    analysis.space.union(analysis.bind(name, 0, role), axes[0].ids)
-                else:
-                    own = analysis.axis(given[key])
-                    if own is None or own.ids.shape != axes[0].ids.shape:
-                        return f"its {key} is computed in a way that cannot be followed"
-                    analysis.space.union(own.ids, axes[0].ids)
-        analysis.layouts[node] = (axes[0],)
-        return None
+            if given[key] is None:
+                continue
+            if not view.is_static(given[key]):
+                return f"its {key} depends on the input"
+            name = view.parameter(given[key])
+            if name is not None:
+                effect += Effect(unions=((view.bound(name, 0), axes[0].ids),))
+                if key in ("weight", "bias"):
+                    effect += Effect(roles=(((name, 0), "affine"),))
+            else:
+                own = view.axis(given[key])
+                if own is None or own.ids.shape != axes[0].ids.shape:
+                    return f"its {key} is computed in a way that cannot be followed"
+                effect += Effect(unions=((own.ids, axes[0].ids),))
+        return effect
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+    def constant(self, view: View, node: fx.Node) -> Flags:
         given = arguments(node)
-        return analysis.constant(given["input"]) | scaled_by_zero(analysis, given["weight"])
+        return view.constant(given["input"]) | scaled_by_zero(view, given["weight"])
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         given = arguments(node)
-        analysis.use(given["input"], used & ~scaled_by_zero(analysis, given["weight"]))
+        return [Use(given["input"], used & ~scaled_by_zero(view, given["weight"]))]
 
     @staticmethod
     def _own_statistics(given: dict[str, Any]) -> bool:
@@ -69,22 +80,22 @@ class BatchNorm:
 class InstanceNorm(BatchNorm):
     """Instance norm: each channel of each image by its own statistics, which of zeros are 0."""
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
-        reason = super().layout(analysis, node)
-        axis = analysis.axis(node)
-        if axis is not None:
-            analysis.sized[node] = axis.ids  # without weights, its own count of features is checked
-        return reason
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
+        effect = super().layout(view, node)
+        if isinstance(effect, str):
+            return effect
+        # without weights, its own count of features is checked
+        return effect + Effect(sized=((node, effect.layout[0].ids),))
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+    def constant(self, view: View, node: fx.Node) -> Flags:
         given = arguments(node)
-        return analysis.zero(given["input"]) | scaled_by_zero(analysis, given["weight"])
+        return view.zero(given["input"]) | scaled_by_zero(view, given["weight"])
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         given = arguments(node)
-        read = used & ~scaled_by_zero(analysis, given["weight"])
+        read = used & ~scaled_by_zero(view, given["weight"])
         # Another constant is divided by its own rounding: it is not to be trusted.
-        analysis.use_exactly(given["input"], read)
+        return [Use(given["input"], read, exact=True)]
 
     @staticmethod
     def _own_statistics(given: dict[str, Any]) -> bool:
@@ -92,7 +103,7 @@ class InstanceNorm(BatchNorm):
 
 
 class OverChannel:
-    """Norms over the channel alone: one that is zero adds nothing but to their number, which is kept (see `Wide`).
+    """Norms over the channel alone: one that is zero adds nothing but to their number, which is kept (see `FullWidth`).
 
     Removing any other would change all that are left. Without a mean (`centered`) zeros also stay zeros.
     """
@@ -100,42 +111,40 @@ class OverChannel:
     def __init__(self, centered: bool) -> None:
         self._centered = centered
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
         given = arguments(node)
-        axis = analysis.axis(given["input"])
+        axis = view.axis(given["input"])
         reason = "it normalizes over the channels together"
-        if node in analysis.static or axis is None or not self._alone(analysis, given, axis):
+        if view.is_computed(node) or axis is None or not self._alone(view, given, axis):
             return reason
+        effect = Effect((axis,), counted=Counted(axis.ids, reason))
         for key in ("weight", "bias"):
-            own = None if given.get(key) is None else analysis.axis(given[key])
-            if own is not None and own.ids.shape == axis.ids.shape and analysis.is_static(given[key]):
-                analysis.space.union(own.ids, axis.ids)
-                analysis.mark(given[key], own.ids, "affine")
+            affine = None if given.get(key) is None else _affine(view, given[key], axis)
+            if affine is not None:
+                effect += affine
             elif given.get(key) is not None:
                 return reason
-        analysis.counted[node] = axis.ids, reason
-        analysis.layouts[node] = (axis,)
-        return None
+        return effect
 
     @staticmethod
-    def _alone(analysis: Analysis, given: dict[str, Any], axis: Axis) -> bool:
+    def _alone(view: View, given: dict[str, Any], axis: Axis) -> bool:
         """Whether each position, or each image, is normalized over exactly this axis and its positions."""
         if axis.ids.ndim != 1:
             return False
         if "num_groups" in given:
             return axis.dim == 1
-        return len(given["normalized_shape"]) == 1 and axis.dim == len(analysis.shape(given["input"])) - 1
+        return len(given["normalized_shape"]) == 1 and axis.dim == len(view.shape(given["input"])) - 1
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+    def constant(self, view: View, node: fx.Node) -> Flags:
         given = arguments(node)
-        fixed = scaled_by_zero(analysis, given["weight"])
-        return np.broadcast_to(fixed, analysis.zero(given["input"]).shape) | (
-            np.zeros(1, dtype=bool) if self._centered else analysis.zero(given["input"])
+        fixed = scaled_by_zero(view, given["weight"])
+        return np.broadcast_to(fixed, view.zero(given["input"]).shape) | (
+            np.zeros(1, dtype=bool) if self._centered else view.zero(given["input"])
         )
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         # Each of its outputs depends on all of its inputs.
-        analysis.use_exactly(arguments(node)["input"], np.ones(1, dtype=bool))
+        return [Use(arguments(node)["input"], exact=True)]
 
 
 class GroupNorm:
@@ -143,80 +152,75 @@ class GroupNorm:
 
     _single = OverChannel(centered=True)
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
         given = arguments(node)
         groups = int(given["num_groups"])
         if groups == 1:
-            return self._single.layout(analysis, node)
-        axis = analysis.axis(given["input"])
-        if node in analysis.static or axis is None or axis.dim != 1:
+            return self._single.layout(view, node)
+        axis = view.axis(given["input"])
+        if view.is_computed(node) or axis is None or axis.dim != 1:
             return "its input's channels are not tracked"
         rows = axis.ids.reshape(groups, -1)
-        analysis.space.union(rows, rows[:, :1])
+        effect = Effect(
+            (axis,),
+            unions=((rows, rows[:, :1]),),
+            sized=((node, axis.ids),),
+            joined=((axis.ids, "group_norm: it normalizes over the channels of a group"),),
+        )
         for key in ("weight", "bias"):
             if given[key] is None:
                 continue
-            own = analysis.axis(given[key])
-            if own is None or own.ids.shape != axis.ids.shape or not analysis.is_static(given[key]):
+            affine = _affine(view, given[key], axis)
+            if affine is None:
                 return f"its {key} is computed in a way that cannot be followed"
-            analysis.space.union(own.ids, axis.ids)
-            analysis.mark(given[key], own.ids, "affine")
-        analysis.sized[node] = axis.ids
-        analysis.joined.append((axis.ids, "group_norm: it normalizes over the channels of a group"))
-        analysis.layouts[node] = (axis,)
-        return None
+            effect += affine
+        return effect
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+    def constant(self, view: View, node: fx.Node) -> Flags:
         given = arguments(node)
         if given["num_groups"] == 1:
-            return self._single.constant(analysis, node)
-        known = analysis.constant(given["input"]).reshape(given["num_groups"], -1)
+            return self._single.constant(view, node)
+        known = view.constant(given["input"]).reshape(given["num_groups"], -1)
         whole = known.all(1)
         if whole.any():
-            values = analysis.values[given["input"]].reshape(known.shape)
+            values = view.values(given["input"]).reshape(known.shape)
             # Equal constants other than 0 are divided by their own rounding: they are not to be trusted.
             spread, size = values.max(1) - values.min(1), np.abs(values).max(1)
             whole = whole & ((size == 0) | (spread > 1e-2 * size))
-        fixed: Flags = np.repeat(whole, known.shape[1]) | scaled_by_zero(analysis, given["weight"])
+        fixed: Flags = np.repeat(whole, known.shape[1]) | scaled_by_zero(view, given["weight"])
         return fixed
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         given = arguments(node)
         if given["num_groups"] == 1:
-            self._single.used(analysis, node, used)
-            return
-        read = used & ~scaled_by_zero(analysis, given["weight"])
+            return self._single.used(view, node, used)
+        read = used & ~scaled_by_zero(view, given["weight"])
         rows = read.reshape(given["num_groups"], -1)
-        analysis.use(given["input"], np.repeat(rows.any(1), rows.shape[1]))
+        return [Use(given["input"], np.repeat(rows.any(1), rows.shape[1]))]
 
 
 class WeightNorm:
     """`_weight_norm` (v, g, dim 0): each filter by its own norm, so its inputs stay whole."""
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
         given = arguments(node)
         if int(given.get("dim", 0)) != 0:
             return "it normalizes over another dimension than the filters"
-        first: Axis | None = None
-        for source in analysis.tensors_in(node):
-            for axis in analysis.layouts.get(source, ()):
-                if axis.dim != 0:
-                    analysis.space.pin(axis.ids)
-                elif first is None:
-                    first = axis
-                else:
-                    analysis.space.union(first.ids, axis.ids)
-        analysis.layouts[node] = () if first is None else (first,)
-        return None
+        axes = [axis for source in view.tensors_in(node) for axis in view.layout(source)]
+        filters = [axis for axis in axes if axis.dim == 0]
+        return Effect(
+            tuple(filters[:1]),
+            unions=tuple((filters[0].ids, axis.ids) for axis in filters[1:]),
+            pins=tuple(Pin(axis.ids) for axis in axes if axis.dim != 0),
+        )
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        axis = analysis.axis(node)
+    def constant(self, view: View, node: fx.Node) -> Flags:
+        axis = view.axis(node)
         assert axis is not None
         return np.zeros(axis.ids.shape, dtype=bool)
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        for source in analysis.tensors_in(node):
-            analysis.use_all(source)
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
+        return [Use(source) for source in view.tensors_in(node)]
 
 
 RULES: dict[str, Rule] = {

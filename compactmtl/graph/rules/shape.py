@@ -3,73 +3,79 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import fx
 
-from compactmtl.graph.analysis import Analysis, Rule
 from compactmtl.graph.calls import arguments, operator, source_of
-from compactmtl.graph.space import Axis, Flags, Ids
+from compactmtl.graph.effect import Effect, Moved, Pin, Use, Uses
+from compactmtl.graph.rule import Rule
+from compactmtl.graph.space import Axis, Flags, Grid, Ids
+from compactmtl.graph.view import View
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Where an axis lies in the output: its dims and, in their shape, each entry's place in the flattened input axis."""
+
+    dims: tuple[int, ...]
+    places: Ids
+    effect: Effect = field(default_factory=Effect)  # what comes with it
 
 
 class Rearranged(ABC):
-    """Operators of one tensor that move its entries.
-
-    `analysis.positions[node]` gives, for each entry of the output's axis, its place in the flattened input's.
-    """
+    """Operators of one tensor that move its entries; `Effect.moved` says where each entry was."""
 
     @abstractmethod
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        """The output's dims and, in their shape, the positions; or why the axis cannot be followed."""
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        """Where the axis lies in the output, or why it cannot be followed."""
 
     def input(self, node: fx.Node) -> fx.Node:
         return source_of(node)
 
-    def layout(self, analysis: Analysis, node: fx.Node) -> str | None:
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
         source = self.input(node)
-        layout = analysis.layouts.get(source, ())
-        if node in analysis.static and len(layout) > 1:
-            placed = [(axis, self.place(analysis, node, axis)) for axis in layout]
-            followed = [(axis, where) for axis, where in placed if not isinstance(where, str)]
-            dims = [dim for _, (where, _) in followed for dim in where]
-            kept = []
-            for axis, (where, positions) in followed:
-                if any(dims.count(dim) > 1 for dim in where) or len(where) > 1:
-                    analysis.space.pin(axis.ids)
-                else:
-                    kept.append(Axis(where, axis.ids.ravel()[positions]))
-            for axis, where_or_reason in placed:
-                if isinstance(where_or_reason, str):
-                    analysis.space.pin(axis.ids)
-            analysis.layouts[node] = tuple(kept)
-            return None
+        layout = view.layout(source)
+        if view.is_computed(node) and len(layout) > 1:
+            return self._static(view, node)
         if len(layout) != 1:
-            analysis.pin(source)
-            analysis.layouts[node] = ()
-            return None
-        result = self.place(analysis, node, layout[0])
-        if isinstance(result, str):
-            return result
-        dims_out, positions = result
-        analysis.layouts[node] = (Axis(dims_out, layout[0].ids.ravel()[positions]),)
-        analysis.positions[node] = positions
-        return None
+            return Effect(pins=view.pins(source))
+        placed = self.place(view, node, layout[0])
+        if isinstance(placed, str):
+            return placed
+        axis = Axis(placed.dims, layout[0].ids.ravel()[placed.places])
+        return placed.effect + Effect((axis,), moved=Moved(source, placed.places))
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
-        flags: Flags = analysis.constant(self.input(node)).ravel()[analysis.positions[node]]
+    def _static(self, view: View, node: fx.Node) -> Effect:
+        """Of several axes, those that are still apart afterwards."""
+        placed = [(axis, self.place(view, node, axis)) for axis in view.layout(self.input(node))]
+        followed = [(axis, where) for axis, where in placed if not isinstance(where, str)]
+        dims = [dim for _, where in followed for dim in where.dims]
+        effect = Effect()
+        for axis, where in followed:
+            effect += where.effect
+            if any(dims.count(dim) > 1 for dim in where.dims) or len(where.dims) > 1:
+                effect += Effect(pins=(Pin(axis.ids),))
+            else:
+                effect += Effect((Axis(where.dims, axis.ids.ravel()[where.places]),))
+        lost = (axis for axis, where in placed if isinstance(where, str))
+        return effect + Effect(pins=tuple(Pin(axis.ids) for axis in lost))
+
+    def constant(self, view: View, node: fx.Node) -> Flags:
+        moved = view.moved(node)
+        assert moved is not None
+        flags: Flags = view.constant(moved.source).ravel()[moved.places]
         return flags
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         source = self.input(node)
-        axis = analysis.axis(source)
-        if axis is None:
-            return
-        if node not in analysis.positions:
-            analysis.use_all(source)
-            return
+        axis, moved = view.axis(source), view.moved(node)
+        if axis is None or moved is None:
+            return [Use(source)]
         flags = np.zeros(axis.ids.size, dtype=bool)
-        np.logical_or.at(flags, analysis.positions[node].ravel(), used.ravel())
-        analysis.use(source, flags.reshape(axis.ids.shape))
+        np.logical_or.at(flags, moved.places.ravel(), used.ravel())
+        return [Use(source, flags.reshape(axis.ids.shape))]
 
 
 def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -97,8 +103,12 @@ def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[i
 class Reshape(Rearranged):
     """view, reshape, flatten, unsqueeze, squeeze: the same entries in the same order."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        before, after = analysis.shape(source_of(node)), analysis.shape(node)
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
+        effect = super().layout(view, node)
+        return effect if isinstance(effect, str) else effect + Effect(reshapes=True)
+
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        before, after = view.shape(source_of(node)), view.shape(node)
         one: list[int] = []
         other: list[int] = []
         for left, right in blocks(before, after):
@@ -116,25 +126,29 @@ class Reshape(Rearranged):
         index = tuple(slice(None) if k in varying else 0 for k in range(grid.ndim))
         positions = np.ascontiguousarray(grid[index])
         ids = axis.ids.ravel()[positions]
+        effect = Effect()
         if ids.ndim > 1:
-            analysis.space.grid(ids.reshape(-1, ids.shape[-1]))
-        if len(varying) > 1 or len(axis.dims) > 1 or node in analysis.static:
-            analysis.sized[node] = ids  # of a parameter, whose sizes a forward may hold as numbers
-        return tuple(other[k] for k in varying), positions
+            effect += Effect(grids=(Grid(ids.reshape(-1, ids.shape[-1])),))
+        if len(varying) > 1 or len(axis.dims) > 1 or view.is_computed(node):
+            effect += Effect(
+                sized=((node, ids),)
+            )  # of a parameter, whose sizes a forward may hold as numbers
+        return Placed(tuple(other[k] for k in varying), positions, effect)
 
 
 class Permute(Rearranged):
     """permute and transpose."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        order = self._order(node, len(analysis.shape(source_of(node))))
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        order = self._order(node, len(view.shape(source_of(node))))
         moved = [order.index(dim) for dim in axis.dims]
         sort = np.argsort(moved)
+        effect = Effect()
         if moved != sorted(moved):
             # Walked in another order from here on, each row has to keep the same columns.
-            analysis.space.grid(axis.ids.reshape(-1, axis.ids.shape[-1]), product=True)
+            effect = Effect(grids=(Grid(axis.ids.reshape(-1, axis.ids.shape[-1]), product=True),))
         positions = np.arange(axis.ids.size).reshape(axis.ids.shape).transpose(sort)
-        return tuple(sorted(moved)), np.ascontiguousarray(positions)
+        return Placed(tuple(sorted(moved)), np.ascontiguousarray(positions), effect)
 
     @staticmethod
     def _order(node: fx.Node, rank: int) -> list[int]:
@@ -161,102 +175,102 @@ class Permute(Rearranged):
 class Expand(Rearranged):
     """expand along dimensions that carry no channel."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        before, after = analysis.shape(source_of(node)), analysis.shape(node)
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        before, after = view.shape(source_of(node)), view.shape(node)
         offset = len(after) - len(before)
         dims = tuple(dim + offset for dim in axis.dims)
         if any(after[dim] != before[dim - offset] for dim in dims):
             return "it repeats the channel"
-        return dims, np.arange(axis.ids.size).reshape(axis.ids.shape)
+        return Placed(dims, np.arange(axis.ids.size).reshape(axis.ids.shape))
 
 
 class Repeat(Rearranged):
     """repeat and tile: all channels one after another, as often as asked."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        before, after = analysis.shape(source_of(node)), analysis.shape(node)
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        before, after = view.shape(source_of(node)), view.shape(node)
         offset = len(after) - len(before)
         times = [after[dim + offset] // max(before[dim], 1) for dim in axis.dims]
         if axis.ids.size == 1 and max(times) > 1:
             return "it repeats the channel"  # often as many times as another tensor has channels
         positions = np.tile(np.arange(axis.ids.size).reshape(axis.ids.shape), times)
-        return tuple(dim + offset for dim in axis.dims), positions
+        return Placed(tuple(dim + offset for dim in axis.dims), positions)
 
 
 class Interleave(Rearranged):
     """repeat_interleave: each channel one after another, as often as asked."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
         given = arguments(node)
         positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
         if given.get("dim") is None:
             return "it flattens the channel"
-        dim = int(given["dim"]) % len(analysis.shape(node))
+        dim = int(given["dim"]) % len(view.shape(node))
         if dim not in axis.dims:
-            return axis.dims, positions
+            return Placed(axis.dims, positions)
         times = given["repeats"]
         if not isinstance(times, int) or given.get("output_size") is not None or axis.ids.size == 1:
             return "it repeats the channel"
-        return axis.dims, np.repeat(positions, times, axis=axis.dims.index(dim))
+        return Placed(axis.dims, np.repeat(positions, times, axis=axis.dims.index(dim)))
 
 
 class Flip(Rearranged):
     """flip: the last entry first."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        rank = len(analysis.shape(node))
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        rank = len(view.shape(node))
         flipped = {int(dim) % rank for dim in arguments(node)["dims"]}
         positions = np.arange(axis.ids.size).reshape(axis.ids.shape)
         where = [k for k, dim in enumerate(axis.dims) if dim in flipped]
-        return axis.dims, np.ascontiguousarray(np.flip(positions, tuple(where)))
+        return Placed(axis.dims, np.ascontiguousarray(np.flip(positions, tuple(where))))
 
 
 class ChannelShuffle(Rearranged):
     """channel_shuffle: the channels as (groups, rest), walked the other way round."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
         if axis.dim != 1:
             return "the channel is not where it is shuffled from"
         groups = int(arguments(node)["groups"])
-        analysis.space.grid(axis.ids.reshape(groups, -1), product=True)
-        return (1,), np.arange(axis.ids.size).reshape(groups, -1).T.ravel()
+        grid = Grid(axis.ids.reshape(groups, -1), product=True)
+        return Placed((1,), np.arange(axis.ids.size).reshape(groups, -1).T.ravel(), Effect(grids=(grid,)))
 
 
 class PixelUnshuffle(Rearranged):
     """pixel_unshuffle: each channel becomes r² of them."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        rank = len(analysis.shape(source_of(node)))
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        rank = len(view.shape(source_of(node)))
         if axis.dim != rank - 3:
             return "the channel is not where it is shuffled from"
-        return (rank - 3,), np.repeat(np.arange(axis.ids.size), int(arguments(node)["downscale_factor"]) ** 2)
+        square = int(arguments(node)["downscale_factor"]) ** 2
+        return Placed((rank - 3,), np.repeat(np.arange(axis.ids.size), square))
 
 
 class PixelShuffle(Rearranged):
     """pixel_shuffle: r² channels become one, and go together."""
 
-    def place(self, analysis: Analysis, node: fx.Node, axis: Axis) -> tuple[tuple[int, ...], Ids] | str:
-        rank = len(analysis.shape(source_of(node)))
+    def place(self, view: View, node: fx.Node, axis: Axis) -> Placed | str:
+        rank = len(view.shape(source_of(node)))
         if axis.dim != rank - 3:
             return "the channel is not where it is shuffled from"
         square = int(arguments(node)["upscale_factor"]) ** 2
-        analysis.space.union(axis.ids.reshape(-1, square), axis.ids.reshape(-1, square)[:, :1])
-        return (rank - 3,), np.arange(0, axis.ids.size, square)
+        rows = axis.ids.reshape(-1, square)
+        effect = Effect(unions=((rows, rows[:, :1]),))
+        return Placed((rank - 3,), np.arange(0, axis.ids.size, square), effect)
 
-    def constant(self, analysis: Analysis, node: fx.Node) -> Flags:
+    def constant(self, view: View, node: fx.Node) -> Flags:
         source = source_of(node)
         square = int(arguments(node)["upscale_factor"]) ** 2
-        flags = analysis.constant(source).reshape(-1, square)
+        flags = view.constant(source).reshape(-1, square)
         if not flags.any():
             return flags[:, 0]
-        values = analysis.values[source].reshape(-1, square)
+        values = view.values(source).reshape(-1, square)
         same: Flags = flags.all(1) & (values == values[:, :1]).all(1)
         return same
 
-    def used(self, analysis: Analysis, node: fx.Node, used: Flags) -> None:
-        square = int(arguments(node)["upscale_factor"]) ** 2
-        if analysis.axis(source_of(node)) is not None:
-            analysis.use(source_of(node), np.repeat(used, square))
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
+        return [Use(source_of(node), np.repeat(used, int(arguments(node)["upscale_factor"]) ** 2))]
 
 
 _reshape, _permute, _expand = Reshape(), Permute(), Expand()

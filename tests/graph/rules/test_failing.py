@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compactmtl.graph import analysis
+from compactmtl.graph.calls import source_of
+from compactmtl.graph.effect import Use
 from compactmtl.graph.rules import RULES
 from compactmtl.surgery import compact
 
@@ -55,6 +57,18 @@ def test_a_rule_that_fails_keeps_its_channels_and_no_others(
     result: Any = compact(Chain().eval(), (x,))
     assert (result.model.first.out_channels, result.model.second.out_channels) == (6, 8)
     assert "its rule fails (KeyError" in result.report.kept_whole["second"]
+
+
+def test_uses_of_another_shape_are_a_failure_of_their_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(type(RULES["relu6"])):  # type: ignore[misc]
+        def used(self, view: object, node: fx.Node, used: object) -> list[Use]:
+            return [Use(source_of(node), np.ones(5, dtype=bool))]
+
+    monkeypatch.setitem(RULES, "tanh", Failing())
+    monkeypatch.setattr(analysis, "STRICT", False)
+    result: Any = compact(Chain().eval(), (torch.randn(1, 3, 8, 8),))
+    assert (result.model.first.out_channels, result.model.second.out_channels) == (6, 8)
+    assert "its rule fails (ValueError" in result.report.kept_whole["second"]
 
 
 def test_a_norm_whose_weight_depends_on_the_input_is_a_barrier() -> None:
