@@ -38,7 +38,10 @@ def chosen_for_export() -> frozenset[str]:
         # of equals a sparse one: its compact network has odd widths
         best = max(
             RECIPES,
-            key=lambda name: (len(parts_of(name) & missing), resolve_recipe(name).recipe.sparsity is not None),
+            key=lambda name: (
+                len(parts_of(name) & missing),
+                resolve_recipe(name).recipe.sparsity is not None,
+            ),
         )
         chosen.append(best)
         missing -= parts_of(best)
