@@ -25,6 +25,7 @@ _RECIPE = (
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")
 _NAMES = {"distillation.teacher": "self"}  # a word that is no path
+PACKAGE_PREFIX = "package:"  # of weights that an installed package holds
 
 
 def anchor(kind: Kind, node: Node) -> Node:
@@ -103,7 +104,13 @@ def _each(change: Callable[[Node], Node]) -> Callable[[Node], Node]:
 def _path(key: str) -> Callable[[Node], Node]:
     def absolute(node: Node) -> Node:
         text = node.value
-        if not isinstance(text, str) or not text or text == _NAMES.get(key) or "://" in text:
+        if (
+            not isinstance(text, str)
+            or not text
+            or text == _NAMES.get(key)
+            or "://" in text
+            or text.startswith(PACKAGE_PREFIX)
+        ):
             return node
         return Node(_absolute(text, key, node.place), node.place)
 

@@ -67,6 +67,13 @@ class DataConfig(Frozen):
     )
     select_on: Literal["val", "holdout"] = Field("val", description="split watched while training")
     augment: AugmentConfig = AugmentConfig()
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406),
+        description="subtracted from RGB in [0, 1]; the default is ImageNet's, which most pretrained encoders expect",
+    )
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="RGB in [0, 1] is divided by this after `mean` is subtracted"
+    )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="options of this data set; see `data check NAME`"
     )
@@ -116,7 +123,11 @@ class EncoderConfig(Frozen):
 
     name: str = "resnet18"
     pretrained: bool = Field(False, description="fetch timm's weights by name")
-    weights: str | None = Field(None, description="a local .safetensors file of encoder weights")
+    weights: str | None = Field(
+        None,
+        description="a local .safetensors or .pth file of encoder weights, or `package:NAME` for weights that an installed "
+        "package holds: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2 (extra `pretrained`)",
+    )
     output_stride: Literal[8, 16, 32] | None = Field(None, description="dilate to keep this stride")
     options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,

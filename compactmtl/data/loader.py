@@ -24,7 +24,7 @@ Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
 
 def preprocessing(config: DataConfig) -> Preprocessing:
     """How an image becomes the network's input, for training and for deployment."""
-    return Preprocessing(size=config.size)
+    return Preprocessing(size=config.size, mean=config.mean, std=config.std)
 
 
 class EpochSampler(Sampler[Keys]):

@@ -1,13 +1,15 @@
-"""Initial weights of an encoder: timm's download by name, or a local safetensors file."""
+"""Initial weights of an encoder: timm's download by name, a package of weights, or a local file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251  (what torch raises for a file that would run code)
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.models import download
+from compactmtl.models.packaged import PREFIX, is_foreign, package_file, package_of, to_timm
 from compactmtl.models.segnet import SegNet, from_vgg
 
 # Modules whose errors mean that a download did not come through.
@@ -22,6 +25,8 @@ NETWORK_PACKAGES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3
 LISTED = 8  # names that an error spells out
 OWN_PREFIX = "encoder."  # of the encoder's weights in a checkpoint of a MultiTaskModel
 ATTENTION_PREFIX = "attention."  # of layers that are put beside an encoder for its mtan heads
+TORCH_SUFFIXES = (".pth", ".pt")
+NESTED = ("state_dict", "model", "model_state_dict")  # keys under which checkpoints keep the weights
 VGG = "vgg16_bn"  # whose convolutions are SegNet's first half
 
 
@@ -84,14 +89,21 @@ def load_encoder_weights(
 ) -> nn.Module:
     """The encoder that `create()` gives, made by timm.create_model(config.name, **options), with `config.weights`.
 
-    The file holds the network's weights under timm's own names (its classifier, and layers that the encoder does not
-    have because it ends at an earlier map, are passed over), or a checkpoint of a MultiTaskModel, whose `encoder.`
+    `config.weights` is a file, or `package:NAME` for one of `packaged.PACKAGES`. The file holds the network's weights
+    under timm's own names (its classifier, and layers that the encoder does not
+    have because it stops at an earlier map, are passed over), or a checkpoint of a MultiTaskModel, whose `encoder.`
     weights are taken. Position embeddings made for another image size are resized as timm does.
 
     Raises ConfigError where the file is missing or of another format, ArtifactError where it is damaged or a weight is
     missing, unknown or of another shape.
     """
-    path = Path(str(config.weights))
+    package = package_of(str(config.weights))
+    path = Path(str(config.weights)) if package is None else package_file(package)
+    if package is not None and config.name.partition(".")[0] != package.architecture:
+        raise ConfigError(
+            f"model.encoder.weights: {config.weights} holds the weights of {package.architecture}, not of {config.name}",
+            f"set model.encoder.name: {package.architecture}",
+        )
     state = _read(path)
     if any(key.startswith(OWN_PREFIX) for key in state):
         network = create()
@@ -100,6 +112,9 @@ def load_encoder_weights(
     # timm renames layers in a feature extractor, so names are held against the whole model,
     whole = {key: value for key, value in options.items() if key not in ("features_only", "out_indices")}
     reference = timm.create_model(config.name, **{**whole, "num_classes": 0})
+    if is_foreign(state):
+        whole_names = timm.create_model(config.name, **{**whole, "num_classes": 1}).state_dict()
+        state = to_timm(state, whole_names)
     state = _without_classifier(state, reference)
     resized = {
         key
@@ -153,19 +168,47 @@ def _load_own(path: Path, name: str, state: Mapping[str, Tensor], network: nn.Mo
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ConfigError(
-            f"model.encoder.weights: {path} is not a .safetensors file",
-            "other formats can run code when loaded; convert it with safetensors.torch.save_file",
+            f"model.encoder.weights: {path} is neither a .safetensors nor a .pth file of weights",
+            f"convert it with safetensors.torch.save_file, or name a package of weights as {PREFIX}NAME",
         )
     if not path.is_file():
         raise ConfigError(
-            f"model.encoder.weights: there is no file {path}", "give the path of a .safetensors file"
+            f"model.encoder.weights: there is no file {path}",
+            "give the path of a .safetensors or .pth file of weights",
         )
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ArtifactError(f"{path} is damaged: {error}", "fetch or write the file again") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch.save wrote; only plain weights are read, so no code of the file runs."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ConfigError(
+            f"model.encoder.weights: {path} holds more than weights: {_first_line(error)}",
+            "such a file could run code; save model.state_dict() alone, best with safetensors.torch.save_file",
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: {_first_line(error)}", "fetch or write the file again"
+        ) from error
+    for key in NESTED:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(
+            f"model.encoder.weights: {path} is no dictionary of tensors by name",
+            "save model.state_dict() of the encoder",
+        )
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
 def _without_classifier(state: dict[str, Tensor], reference: nn.Module) -> dict[str, Tensor]:
