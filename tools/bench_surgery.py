@@ -250,8 +250,8 @@ def _ours(model: nn.Module, image: tuple[Tensor, ...], full: float, gather: bool
         **errors(model, result.model, image),
         "macs": layer_macs(result.model, image) / full,
         "parameters": sum(p.numel() for p in result.model.parameters()) / parameters,
-        "kept_whole": len(result.report.kept_whole),
-        "rolled_back": sum("rolled back" in reason for reason in result.report.kept_whole.values()),
+        "not_pruned": len(result.report.not_pruned),
+        "rolled_back": sum("rolled back" in reason for reason in result.report.not_pruned.values()),
         "seconds": seconds,
         "latency": latency_ratio(model, result.model, image),
     }

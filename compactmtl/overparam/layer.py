@@ -147,10 +147,10 @@ class OverparamLayer(nn.Module, ABC):
         batch, size, output = geometry.positions(shape)
         kernel = geometry.kernel[0] * geometry.kernel[1]
         plain = batch * output[0] * output[1] * geometry.out * geometry.inner * kernel
-        sequence, found = None, self.stages()
-        if found:
+        sequence, stages = None, self.stages()
+        if stages:
             sequence = 0
-            for stage in found:
+            for stage in stages:
                 # a stage before the one with the vertical (horizontal) stride sees the map at its input height (width)
                 size = (
                     output[0] if "h" in stage.axes else size[0],

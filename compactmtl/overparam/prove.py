@@ -30,13 +30,13 @@ def prove_contracted(name: str, trained: OverparamLayer, plain: nn.Module) -> No
     with torch.no_grad():
         one, other = copy_model(trained).double().eval(), copy_model(plain).double().eval()
         x = _input(trained).to(tensors[0].device)
-        found = other(x)
+        output = other(x)
         terms = _terms(one, x)
         forms = [one.geometry.apply(x, one.weight, one.deployed()[1])]
         if one.stages():
             forms.append(one.run_stages(x))
         for expected in forms:
-            error, largest = float((found - expected).abs().max()), float(expected.abs().max())
+            error, largest = float((output - expected).abs().max()), float(expected.abs().max())
             if not error <= ROUNDED * precision * max(terms, largest):
                 raise SurgeryError(
                     f"layer {name or '(the model)'} is off by {error:.1e} when contracted, its largest output is {largest:.1e}",

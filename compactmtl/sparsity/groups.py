@@ -143,7 +143,7 @@ class ChannelGroups(Sequence[GroupFamily]):
             return lambda keep: counted(expanded(keep))
 
         macs = None if self.macs is None else costs("macs", None)
-        left = ChannelGroups(
+        remaining = ChannelGroups(
             families,
             parameters_of(model),
             macs,
@@ -151,8 +151,8 @@ class ChannelGroups(Sequence[GroupFamily]):
             left_out=self.left_out,
             inexact=self.inexact,
         )
-        left._costs = costs
-        return left, survivors
+        remaining._costs = costs
+        return remaining, survivors
 
     def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:
         """The cost of the model as a function of the groups kept.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from compactmtl.sparsity.slices import BoundFamily, Scratch
 
 TINY = 1e-30  # an element this small is set to zero
 FLUSH_EVERY = 4  # steps
+_RENAMED = "ProximalStep.spared is now ProximalStep.exempt"
 
 
 class ProximalStep:
@@ -35,7 +37,7 @@ class ProximalStep:
     Where Adam's second moment is near zero an element shrinks by orders of magnitude a step; every few steps elements
     below 1e-30 are set to zero, because arithmetic on subnormal numbers is slow.
 
-    Groups flagged in `spared`, one bool tensor (n,) a family, are not shrunk.
+    Groups flagged in `exempt`, one bool tensor (n,) a family, are not shrunk (`spared` is its deprecated name).
     """
 
     def __init__(self, optimizer: Optimizer, penalty: Penalty) -> None:
@@ -46,7 +48,7 @@ class ProximalStep:
         self._view = OptimizerView(optimizer, [s for family in self._families for s in family.slices])
         self._scratch = Scratch()
         self._count = 0
-        self.spared: list[Tensor] | None = None
+        self.exempt: list[Tensor] | None = None
         with torch.no_grad():
             self._dead = [family.zeros() for family in self._families]
 
@@ -54,6 +56,17 @@ class ProximalStep:
     def dead(self) -> list[Tensor]:
         """Which groups the last step left at zero, bool (n,) a family."""
         return self._dead
+
+    @property
+    def spared(self) -> list[Tensor] | None:
+        """Deprecated: `exempt`."""
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        return self.exempt
+
+    @spared.setter
+    def spared(self, flags: list[Tensor] | None) -> None:
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        self.exempt = flags
 
     @torch.no_grad()
     def step(self) -> None:
@@ -89,7 +102,7 @@ class ProximalStep:
 
         To first order: its norm over the norm that a step takes off for λ = 1. Infinite where nothing pulls.
         """
-        found = []
+        distances = []
         for factor, family in zip(self.penalty.factors, self._families, strict=True):
             self._scratch.clear()
             rate, metric = self._metric(family)
@@ -103,8 +116,8 @@ class ProximalStep:
                 ]
                 slow = torch.stack(parts).nansum(0) / norms.square()
             pulled = rate * self.penalty.pull(family, norms) * slow
-            found.append(torch.where(norms == 0, 0.0, norms / pulled))
-        return found
+            distances.append(torch.where(norms == 0, 0.0, norms / pulled))
+        return distances
 
     def _bury(self, index: int, dead: Tensor) -> None:
         fresh = dead & ~self._dead[index].to(dead.device)
@@ -145,9 +158,9 @@ class ProximalStep:
         rate, metric = self._metric(family)
         if rate == 0:
             return None
-        spared = None if self.spared is None else self.spared[index]
+        exempt = None if self.exempt is None else self.exempt[index]
         rate *= self.penalty.factors[index]
-        return self.penalty.shrink_(family, rate, metric, spared, self._scratch)
+        return self.penalty.shrink_(family, rate, metric, exempt, self._scratch)
 
     def _metric(self, family: BoundFamily) -> tuple[float, list[Metric] | None]:
         """The largest rate of a family's tensors, and the metric of the step in units of it (none: 1)."""
@@ -163,9 +176,9 @@ class ProximalStep:
             )
         if self._view.kind == "sgd" and min(rates) == reference:
             return reference, None
-        found = []
+        metrics = []
         for s, rate in zip(family.slices, rates, strict=True):
             metric = self._view.metric(s, self._scratch)
             # Where rates differ, the step's metric is D/lr: take D relative to the largest rate.
-            found.append(replace(metric, scale=metric.scale * reference / rate))
-        return reference, found
+            metrics.append(replace(metric, scale=metric.scale * reference / rate))
+        return reference, metrics

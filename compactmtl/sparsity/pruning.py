@@ -169,7 +169,7 @@ class GroupNorm:
         """What the pruner makes of every group. Raises ConfigError for a layer that it does not see."""
         rows, pruner = _rows(groups), self._ready
         names = {id(module): name for name, module in self._model.named_modules()}
-        found = [np.full(family.size, np.nan) for family in groups]
+        worth = [np.full(family.size, np.nan) for family in groups]
         for group in pruner.DG.get_all_groups(
             ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
         ):
@@ -181,14 +181,14 @@ class GroupNorm:
             family, group_of = place
             for channel, value in zip(channels, values.double().tolist(), strict=True):
                 if int(channel) in group_of:
-                    found[family][group_of[int(channel)]] = value
-        for own, values in zip(groups, found, strict=True):
+                    worth[family][group_of[int(channel)]] = value
+        for own, values in zip(groups, worth, strict=True):
             if np.isnan(values).any():
                 raise ConfigError(
                     f"Torch-Pruning finds no group for the channels of {own.name}",
                     "use sparsity.prune.method=magnitude",
                 )
-        return found
+        return worth
 
     def _pruner(self) -> Any:
         modes = {module: module.training for module in self._model.modules()}
@@ -210,10 +210,10 @@ class GroupNorm:
 
 def _rows(groups: ChannelGroups) -> dict[str, tuple[int, dict[int, int]]]:
     """For each weight that writes grouped channels its family, and the group of each of its rows."""
-    found: dict[str, tuple[int, dict[int, int]]] = {}
+    rows: dict[str, tuple[int, dict[int, int]]] = {}
     for index, family in enumerate(groups):
         for member in family.members:
             if member.role != "consumer" and member.dim == 0:
                 place = {int(row): group for group, own in enumerate(member.indices) for row in own}
-                found[member.parameter] = (index, place)
-    return found
+                rows[member.parameter] = (index, place)
+    return rows

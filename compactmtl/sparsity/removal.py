@@ -18,7 +18,7 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.rehearsal import Rehearsal, Unit
+from compactmtl.sparsity.rehearsal import Candidate, Rehearsal
 from compactmtl.surgery.analyse import complete
 
 Keep = Sequence[NDArray[np.bool_]]
@@ -35,9 +35,9 @@ class _Owners:
         for family in families:
             for member in family.members:
                 size = int(member.indices.max()) + 1
-                found = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
-                owner = np.full(max(size, len(found)), -1, dtype=np.int64)
-                owner[: len(found)] = found
+                known = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
+                owner = np.full(max(size, len(known)), -1, dtype=np.int64)
+                owner[: len(known)] = known
                 owner[member.indices] = first + np.arange(family.size)[:, None]
                 self._of[member.parameter, member.dim] = owner
             first += family.size
@@ -47,8 +47,8 @@ class _Owners:
         """The groups of a member's slices, of its indices' shape; `never` where a slice is in no group."""
         owner = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
         padded = np.append(owner, -1)
-        found = padded[np.minimum(member.indices, len(owner))]
-        return np.where(found < 0, self.never, found)
+        groups = padded[np.minimum(member.indices, len(owner))]
+        return np.where(groups < 0, self.never, groups)
 
 
 class Removal:
@@ -57,14 +57,14 @@ class Removal:
     def __init__(
         self,
         graph: ChannelGraph,
-        units: Sequence[Unit],
+        candidates: Sequence[Candidate],
         families: Sequence[GroupFamily],
         rehearsal: Rehearsal | None = None,
         whole_heads: bool = False,
         image: tuple[int, ...] | None = None,
         tasks: tuple[str, ...] | None = None,
     ) -> None:
-        """`families` hold the groups, `units` the channels that can go; both named as in the traced model.
+        """`families` hold the groups, `candidates` the channels that can go; both named as in the traced model.
 
         `image` is the size of one input, (C, H, W), and `tasks` are the network's, which a latency table has to be of.
         """
@@ -73,8 +73,8 @@ class Removal:
         self._how = rehearsal or Rehearsal()
         # What every dimension of a parameter holds: where nothing of it is left, or parts differ, surgery keeps more.
         self._held = _in_classes([binding.ids for binding in graph.analysis.bindings.values()], graph)
-        self._equal = bool(self._how.ties) or whole_heads
-        self._offsets = np.cumsum([0, *(unit.family.size for unit in units)])
+        self._equal = bool(self._how.equal_widths) or whole_heads
+        self._offsets = np.cumsum([0, *(candidate.family.size for candidate in candidates)])
         self._owner = np.full(graph.classes, self._offsets[-1], dtype=np.int64)
         owners = _Owners(families)
         grouped = _read_by_groups(graph)
@@ -82,19 +82,19 @@ class Removal:
         self._ways: list[
             tuple[Ids | None, Ids | None, int]
         ] = []  # written and read by which groups, carriers
-        for unit, first in zip(units, self._offsets, strict=False):
-            mine = unit.owner >= 0
-            self._owner[mine] = first + unit.owner[mine]
-            written = [m for m in unit.family.members if m.role != "consumer"]
-            read = [m for m in unit.family.members if m.role == "consumer"]
-            unseen = np.full((unit.family.size, 1), owners.always)
-            unseen[unit.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
-            unseen[unit.owner[mine & normed]] = owners.never  # a norm over channels reads it, too
+        for candidate, first in zip(candidates, self._offsets, strict=False):
+            mine = candidate.owner >= 0
+            self._owner[mine] = first + candidate.owner[mine]
+            written = [m for m in candidate.family.members if m.role != "consumer"]
+            read = [m for m in candidate.family.members if m.role == "consumer"]
+            unseen = np.full((candidate.family.size, 1), owners.always)
+            unseen[candidate.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
+            unseen[candidate.owner[mine & normed]] = owners.never  # a norm over channels reads it, too
             self._ways.append(
                 (
                     _gathered(owners, written, None) if written else None,
                     _gathered(owners, read, unseen) if read else None,
-                    unit.carriers,
+                    candidate.carriers,
                 )
             )
         self._whole = [np.ones(family.size, dtype=bool) for family in families]
@@ -110,7 +110,7 @@ class Removal:
                     alive[first + dead[kept:]] = False
         classes = alive[self._owner]
         if self._equal or not (self._held @ classes.astype(np.float32)).all():
-            complete(self._graph, classes, 1, self._how.slabs, self._how.ties)
+            complete(self._graph, classes, 1, self._how.whole_units, self._how.equal_widths)
         return classes
 
     def macs(self, keep: Keep) -> float:
@@ -160,16 +160,16 @@ def _gathered(owners: _Owners, members: Sequence[Member], besides: Ids | None) -
 
 def _normed(graph: ChannelGraph) -> Flags:
     """Classes that a norm over the channel counts: one that nothing else reads is no zero for it."""
-    found = np.zeros(graph.classes, dtype=bool)
+    flags = np.zeros(graph.classes, dtype=bool)
     for ids, _ in graph.analysis.counted.values():
-        found[graph.labels[ids]] = True
-    return found
+        flags[graph.labels[ids]] = True
+    return flags
 
 
 def _read_by_groups(graph: ChannelGraph) -> Flags:
     """Classes that a grouped convolution reads: its inputs' slices are in no family."""
-    found = np.zeros(graph.classes, dtype=bool)
+    flags = np.zeros(graph.classes, dtype=bool)
     for binding in graph.analysis.bindings.values():
         if binding.groups > 1:
-            found[graph.labels[binding.ids]] = True
-    return found
+            flags[graph.labels[binding.ids]] = True
+    return flags

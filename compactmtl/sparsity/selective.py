@@ -142,10 +142,10 @@ class SelectiveShrinking(Control):
 
     def _learn(self) -> None:
         for scored, running in zip(self._scored, self._importance, strict=True):
-            found = add(s.sums(wide(s.parameter) * wide(_gradient(s))) for s in scored).to(running)
-            found = found.square() if self.config.importance == "fisher" else found.abs()
-            blend = MEMORY * running + (1 - MEMORY) * found
-            running.copy_(torch.where(torch.isfinite(found), blend, running))
+            worth = add(s.sums(wide(s.parameter) * wide(_gradient(s))) for s in scored).to(running)
+            worth = worth.square() if self.config.importance == "fisher" else worth.abs()
+            blend = MEMORY * running + (1 - MEMORY) * worth
+            running.copy_(torch.where(torch.isfinite(worth), blend, running))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -162,10 +162,10 @@ class SelectiveShrinking(Control):
                 self._shrink(index, family)
 
     def foresee(self) -> list[Flags]:
-        found = (
+        costs = (
             self._whole if self._whole is not None else marginal_costs(self.target.cost, self.groups.whole())
         )
-        return self.target.by_magnitude(self._weighed(found))
+        return self.target.by_magnitude(self._weighed(costs))
 
     def removed(self) -> float:
         """The share of the target's measure that surgery can remove now."""
@@ -196,10 +196,10 @@ class SelectiveShrinking(Control):
         return {"importance": self._importance, "chosen": self._chosen, "dead": self._dead}
 
     def _choose(self) -> None:
-        left = [~flags for flags in as_flags(self._chosen)]
-        found = self._whole if self._whole is not None else marginal_costs(self.target.cost, left)
+        remaining = [~flags for flags in as_flags(self._chosen)]
+        costs = self._whole if self._whole is not None else marginal_costs(self.target.cost, remaining)
         chosen = self.target.choose(
-            self._worth(), as_flags(self._dead), self._weighed(found), self.timetable.share(self._steps)
+            self._worth(), as_flags(self._dead), self._weighed(costs), self.timetable.share(self._steps)
         )
         for old, new in zip(self._chosen, chosen, strict=True):
             old.copy_(torch.from_numpy(new))

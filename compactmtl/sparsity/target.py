@@ -16,7 +16,7 @@ from compactmtl.graph.space import Flags
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.removal import Cost
-from compactmtl.sparsity.selection import select, units
+from compactmtl.sparsity.selection import limits_of, select
 from compactmtl.sparsity.slices import BoundFamily, add, wide
 
 
@@ -49,16 +49,18 @@ class Target:
             )
 
     def bind(self, groups: ChannelGroups) -> None:
-        """Count from now on in `groups`, those that are left of the first ones."""
+        """Count from now on in `groups`, those that remain of the first ones."""
         self.groups = groups
         self.cost: Cost = groups.cost(self.config.measure, self._table)
-        self.units = [
-            units(family, self._align, self.config.min_channels, math.ceil(self.config.min_share * size))
+        self.limits = [
+            limits_of(
+                family, self._align, self.config.min_channels, math.ceil(self.config.min_share * size), size
+            )
             for family, size in zip(groups, self._sizes, strict=True)
         ]
 
     def removed(self, keep: Sequence[Flags]) -> float:
-        """The share of the cost that is gone with only the groups in `keep` left."""
+        """The share of the cost that is gone with only the groups in `keep`."""
         return 1 - self.cost(keep) / self.total
 
     def choose(
@@ -70,7 +72,7 @@ class Target:
     ) -> list[Flags]:
         """The groups to remove for `share` of the reduction, see `select`."""
         bound = self.total * (1 - share * self.config.reduction)
-        return select(importance, dead, self.units, costs, self.cost, bound, self._sizes)
+        return select(importance, dead, self.limits, costs, self.cost, bound)
 
     def by_magnitude(self, costs: Sequence[float] | None = None) -> list[Flags]:
         """The groups to remove for the whole reduction by the norm of their filters as they are, over the costs given."""
@@ -81,9 +83,9 @@ class Target:
 
     def _least(self) -> list[Flags]:
         flags = []
-        for family, (_, floor) in zip(self.groups, self.units, strict=True):
+        for family, limits in zip(self.groups, self.limits, strict=True):
             kept = np.zeros(family.size, dtype=bool)
-            kept[:floor] = True
+            kept[: limits.least] = True
             flags.append(kept)
         return flags
 

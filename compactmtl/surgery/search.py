@@ -1,4 +1,4 @@
-"""Find the removals that keep the function: try all of them, and where the proof fails find what is to blame."""
+"""Find the removals that keep the function: try all of them, and where the proof fails bisect for those that do not."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from compactmtl.graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import choose_alive
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
+from compactmtl.surgery.equal_widths import EqualWidths, find_equal_widths
 from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.plan import Plan
 from compactmtl.surgery.prove import Proof, Reference, compare
-from compactmtl.surgery.ties import Tie, equal_counts
 from compactmtl.surgery.write import write_plan
 
 Result = tuple[Plan, nn.Module, Proof]
 
 
 class Search:
-    """Try removals, and where the proof fails find and pin the channels that are to blame."""
+    """Try removals; where the proof fails, find the channels that cause it and keep them."""
 
     def __init__(
         self, graph: ChannelGraph, plain: nn.Module, expected: Reference, align: int, tolerance: float | None
@@ -35,8 +35,8 @@ class Search:
             for product in graph.analysis.products.values()
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
-        self._slabs = True
-        self._ties: list[Tie] = []
+        self._whole_units = True
+        self._equal_widths: list[EqualWidths] = []
         self.thinned: dict[str, Thinned] = {}
         self.reasons: dict[int, str] = {}  # class -> why it stays although it could have gone
         self._last: tuple[bytes, Result] | None = None
@@ -49,31 +49,33 @@ class Search:
         if proof.passed:
             return alive, []
         self._require_repeatable()
-        self._slabs = False  # a forward may count its heads in a way that cannot be changed
+        self._whole_units = False  # a forward may count its heads in a way that cannot be changed
         alive = self._choose(pinned)
         proof = self.result(alive)[2]
         if proof.passed:
             return alive, []
-        self._ties = equal_counts(self._graph)  # or take one number for the widths of several tensors
-        if self._ties:
+        self._equal_widths = find_equal_widths(
+            self._graph
+        )  # or take one number for the widths of several tensors
+        if self._equal_widths:
             alive = self._choose(pinned)
             proof = self.result(alive)[2]
             if proof.passed:
                 return alive, []
-        units = self._units(~alive)
-        left, blamed = list(range(len(units))), set[int]()
-        while left and not proof.passed:
-            # The case that fails finds what is to blame; the others have their say once it passes.
+        removals = self._by_layer(~alive)
+        remaining, rolled_back = list(range(len(removals))), set[int]()
+        while remaining and not proof.passed:
+            # Bisect on the case that fails; the other cases are checked once it passes.
             case = proof.failed_case
             accepted: list[int] = []
-            found = self._blame(units, left, accepted, case)
-            blamed.update(found)
+            failing = self._bisect(removals, remaining, accepted, case)
+            rolled_back.update(failing)
             # Where nothing fails on its own and yet all together do, nothing of it is to be trusted.
-            left = accepted if found else []
-            alive = self._choose(self._all_but(units, left))
+            remaining = accepted if failing else []
+            alive = self._choose(self._all_but(removals, remaining))
             proof = self.result(alive)[2]
-        blamed.update(set(range(len(units))) - set(left))
-        return alive, [units[index][0] for index in sorted(blamed)]
+        rolled_back.update(set(range(len(removals))) - set(remaining))
+        return alive, [removals[index][0] for index in sorted(rolled_back)]
 
     def _require_repeatable(self) -> None:
         if not compare(self._expected, self._plain, self._tolerance).passed:
@@ -84,11 +86,17 @@ class Search:
 
     def _choose(self, pinned: Flags) -> Flags:
         return choose_alive(
-            self._graph, self._align, pinned, self.unbiased, self._slabs, self._ties, self.reasons
+            self._graph,
+            self._align,
+            pinned,
+            self.unbiased,
+            self._whole_units,
+            self._equal_widths,
+            self.reasons,
         )
 
     def result(self, alive: Flags) -> Result:
-        """Plan, small model and full proof with only the `alive` classes left."""
+        """Plan, small model and full proof with only the `alive` classes kept."""
         key = alive.tobytes()
         if self._last is None or self._last[0] != key:
             self._last = None  # frees the model of the attempt before
@@ -99,13 +107,13 @@ class Search:
         """Thin layers by index, on top of the classes that go; the layers for which that had to be rolled back."""
         chosen = choose_thinned(self._graph, self._plain, alive, self._align)
         accepted: dict[str, Thinned] = {}
-        blamed = self._blame_gathers(alive, chosen, accepted)
+        rolled_back = self._bisect_gathers(alive, chosen, accepted)
         self.thinned, self._last = accepted, None
         if not self.result(alive)[2].passed:
-            self.thinned, self._last, blamed = {}, None, list(chosen)
-        return [f"{name} (its gather)" for name in blamed]
+            self.thinned, self._last, rolled_back = {}, None, list(chosen)
+        return [f"{name} (its gather)" for name in rolled_back]
 
-    def _blame_gathers(
+    def _bisect_gathers(
         self, alive: Flags, among: Mapping[str, Thinned], accepted: dict[str, Thinned]
     ) -> list[str]:
         """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
@@ -122,7 +130,7 @@ class Search:
         return [
             name
             for half in halves
-            for name in self._blame_gathers(alive, {key: among[key] for key in half}, accepted)
+            for name in self._bisect_gathers(alive, {key: among[key] for key in half}, accepted)
         ]
 
     def _tried(self, alive: Flags, case: int | None) -> Result:
@@ -130,32 +138,32 @@ class Search:
         small = apply_plan(self._plain, plan).eval()
         return plan, small, compare(self._expected, small, self._tolerance, case)
 
-    def _units(self, removed: Flags) -> list[tuple[str, Flags]]:
+    def _by_layer(self, removed: Flags) -> list[tuple[str, Flags]]:
         """Removed classes by the layer that first writes them: what is rolled back together."""
-        units: list[tuple[str, Flags]] = []
-        left = removed.copy()
+        removals: list[tuple[str, Flags]] = []
+        remaining = removed.copy()
         for product in self._graph.analysis.products.values():
-            flags = np.zeros_like(left)
+            flags = np.zeros_like(remaining)
             flags[self._graph.labels[product.outputs]] = True
-            flags &= left
+            flags &= remaining
             if flags.any():
-                units.append((product.name, flags))
-                left &= ~flags
-        if left.any():
-            units.append(("other", left))
-        return units
+                removals.append((product.name, flags))
+                remaining &= ~flags
+        if remaining.any():
+            removals.append(("other", remaining))
+        return removals
 
-    def _all_but(self, units: Sequence[tuple[str, Flags]], chosen: Sequence[int]) -> Flags:
+    def _all_but(self, removals: Sequence[tuple[str, Flags]], chosen: Sequence[int]) -> Flags:
         pinned = np.ones(self._graph.classes, dtype=bool)
         for index in chosen:
-            pinned &= ~units[index][1]
+            pinned &= ~removals[index][1]
         return pinned
 
-    def _blame(
-        self, units: Sequence[tuple[str, Flags]], among: list[int], accepted: list[int], case: int
+    def _bisect(
+        self, removals: Sequence[tuple[str, Flags]], among: list[int], accepted: list[int], case: int
     ) -> list[int]:
         """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
-        alive = self._choose(self._all_but(units, accepted + among))
+        alive = self._choose(self._all_but(removals, accepted + among))
         if self._tried(alive, case)[2].passed:
             accepted.extend(among)
             return []
@@ -163,6 +171,6 @@ class Search:
             return among
         middle = len(among) // 2
         return [
-            *self._blame(units, among[:middle], accepted, case),
-            *self._blame(units, among[middle:], accepted, case),
+            *self._bisect(removals, among[:middle], accepted, case),
+            *self._bisect(removals, among[middle:], accepted, case),
         ]

@@ -33,7 +33,7 @@ def plan_slices(
     """The slices that remove the groups flagged in `dead`, bool (n,) a family, from a model of plain layers.
 
     A channel goes where it is zero wherever it is read, in train mode too: what would need a constant folded, a
-    scale made up for, a grouped convolution cut or a norm over the channel widened stays. Channels of parameters whose names begin with one of `keep`
+    scale made up for, a grouped convolution cut or a norm over the channel run at full width stays. Channels of parameters whose names begin with one of `keep`
     stay as well. The plan is empty where nothing can go. Raises SurgeryError where the model cannot be traced.
     """
     graph = ChannelGraph.trace(model, example_inputs)
@@ -62,13 +62,13 @@ def _plan(graph: ChannelGraph, model: nn.Module, pinned: Flags, everything: froz
 
 
 def _classes(graph: ChannelGraph, families: Sequence[GroupFamily], dead: Sequence[Flags]) -> Flags:
-    found = np.zeros(graph.classes, dtype=bool)
+    classes = np.zeros(graph.classes, dtype=bool)
     for family, flags in zip(families, dead, strict=True):
         for member in family.members:
             binding = graph.analysis.bindings.get((member.parameter, member.dim))
             if binding is not None:
-                found[graph.labels[binding.ids[member.indices[flags].ravel()]]] = True
-    return found
+                classes[graph.labels[binding.ids[member.indices[flags].ravel()]]] = True
+    return classes
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -84,7 +84,7 @@ def compose(first: Plan, second: Plan) -> Plan:
             or plan.gathers
             or plan.contracted
             or plan.fused
-            or plan.widened
+            or plan.full_width
         ):
             raise SurgeryError("only plans of slices can be composed", "apply them one after the other")
     slices = {(cut.tensor, cut.dim): cut for cut in first.slices}

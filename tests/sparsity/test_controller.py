@@ -194,9 +194,17 @@ def test_no_step_between_warmup_and_end() -> None:
 def test_a_state_of_other_groups() -> None:
     training = Training(controlled(0.5)).run(10)
     state = training.control.state_dict()
-    state["spared"] = state["spared"][1:]
+    state["exempt"] = state["exempt"][1:]
     with pytest.raises(ArtifactError, match="other channel groups"):
         training.control.load_state_dict(state)
+
+
+def test_a_state_of_an_earlier_version() -> None:
+    training = Training(controlled(0.5))
+    earlier = training.control.state_dict()
+    earlier["spared"] = [torch.ones_like(flags) for flags in earlier.pop("exempt")]
+    training.control.load_state_dict(earlier)
+    assert all(bool(flags.all()) for flags in training.control.state_dict()["exempt"])
 
 
 def scheduled(strength: float = 2.0, **options: Any) -> Callable[[ChannelGroups], StrengthSchedule]:

@@ -129,7 +129,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def zero_some(groups: ChannelGroups, seed: int, share: float = 0.4) -> None:
-    """Groups at zero as the proximal step leaves them, one of each family spared."""
+    """Groups at zero as the proximal step leaves them, one of each family exempt."""
     generator = torch.Generator().manual_seed(seed)
     for family in groups.bound:
         dead = torch.rand(family.size, generator=generator) < share

@@ -284,7 +284,7 @@ def test_group_mcp_is_linearized_where_it_has_several_solutions() -> None:
         torch.testing.assert_close(values[1], torch.full((3,), 1 - tangent / norm))
 
 
-def test_a_spared_zero_group_stays_zero() -> None:
+def test_an_exempt_zero_group_stays_zero() -> None:
     values = torch.zeros(2, 3)
     values[1] = 1
     slices = [Slices("w", values, 0, np.array([[0], [1]]), "producer")]

@@ -220,7 +220,7 @@ def test_removal_that_fails_is_rolled_back_and_named(image) -> None:  # type: ig
     result = compact(model, image)
     assert _loose(result.model).conv.out_channels == 8
     assert _loose(result.model).other.out_channels == 5
-    assert "conv" in result.report.kept_whole
+    assert "conv" in result.report.not_pruned
     assert _same(model, result.model, image) <= EXACT
 
 

@@ -68,7 +68,7 @@ def measure(blocks: int, width: int) -> dict[str, float]:
         "model": size,
         "peak": _highest() - before,
         "reduction": result.report.mac_reduction,
-        "rolled_back": sum("rolled back" in reason for reason in result.report.kept_whole.values()),
+        "rolled_back": sum("rolled back" in reason for reason in result.report.not_pruned.values()),
     }
 
 

@@ -79,7 +79,7 @@ def test_dead_channels_of_known_networks_are_removed_or_listed(name: str) -> Non
             kill(module, zero=rows.nonzero()[:, 0].tolist())
     model = model.eval()
     result = compact(model, (torch.randn(1, 3, size, size),))
-    assert not [reason for reason in result.report.kept_whole.values() if "rolled back" in reason]
+    assert not [reason for reason in result.report.not_pruned.values() if "rolled back" in reason]
     dead = dead_outputs(model.double(), lambda: (torch.randn(2, 3, size, size, dtype=torch.float64),))
     assert unsaid(result.report, dead) == {}
 
@@ -103,7 +103,7 @@ def test_channels_kept_for_equal_parts_are_listed(parts: str) -> None:
         model.first.weight[[1, 2]] += 1.0  # leaves channel 5 dead, in the second part alone
     result = compacted(model, image())
     assert shape(result, "first.weight")[0] == 8
-    assert "equal numbers" in result.report.kept_whole["first"]
+    assert "equal numbers" in result.report.not_pruned["first"]
 
 
 def test_channels_that_go_together_with_others_in_use_are_listed() -> None:
@@ -121,19 +121,19 @@ def test_channels_that_go_together_with_others_in_use_are_listed() -> None:
     kill(model.one, zero=[0, 1])
     result = compacted(model, image())
     assert shape(result, "one.weight")[0] == 8
-    assert result.report.kept_whole == {"one": "it goes together with channels of two that are in use"}
+    assert result.report.not_pruned == {"one": "it goes together with channels of two that are in use"}
 
 
 def test_what_an_operator_makes_vary_is_listed_with_the_operator() -> None:
     result = compacted(Between(lambda x: x.softmax(-1).cumsum(-1)), image())
     assert shape(result, "first.weight")[0] == 8
-    assert result.report.kept_whole["first"].startswith("softmax")
+    assert result.report.not_pruned["first"].startswith("softmax")
 
 
 def test_channels_kept_for_alignment_and_the_last_one_are_listed() -> None:
     aligned = compacted(Between(torch.relu), image(), align=4)
     assert shape(aligned, "first.weight")[0] == 8
-    assert "multiple of 4" in aligned.report.kept_whole["first"]
+    assert "multiple of 4" in aligned.report.not_pruned["first"]
     model: Any = Between(torch.relu)
     kill(model.first, zero=range(8))
     with torch.no_grad():
@@ -151,4 +151,6 @@ def test_channels_kept_for_alignment_and_the_last_one_are_listed() -> None:
 
     result = compacted(Beside(), image())
     assert shape(result, "dead.first.weight")[0] == 1
-    assert "one channel" in result.report.kept_whole["dead.first"]
+    assert "one channel" in result.report.not_pruned["dead.first"]
+    with pytest.warns(DeprecationWarning, match="not_pruned"):
+        assert result.report.kept_whole == result.report.not_pruned

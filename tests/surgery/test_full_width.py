@@ -65,7 +65,7 @@ def test_the_stream_shrinks_and_the_norm_keeps_its_count() -> None:
     small: Any = result.model
     assert small.stem.out_features == small.up.in_features == small.down.out_features == 5
     assert small.token.shape == (1, 1, 5) and small.position.shape == (1, 4, 5)
-    assert {(wide.module, wide.size, wide.kept) for wide in result.plan.widened} == {
+    assert {(edit.module, edit.size, edit.kept) for edit in result.plan.full_width} == {
         ("norm", 8, 5),
         ("last", 8, 5),
     }
@@ -85,7 +85,7 @@ def test_a_norm_that_loses_nothing_stays_what_it_was() -> None:
     net, x = Stream().double().eval(), torch.randn(3, 3, 5, dtype=torch.float64)
     kill(net.up, zero=[1])
     result = compact(net, (x,), tolerance=TOLERANCE)
-    assert not result.plan.empty and not result.plan.widened
+    assert not result.plan.empty and not result.plan.full_width
     assert not result.model.get_submodule("norm")._forward_hooks
 
 
@@ -106,13 +106,23 @@ def test_the_plan_rebuilds_it() -> None:
     assert_close(net(x), rebuilt.eval()(x), 1e-12)
 
 
+def test_a_plan_of_an_earlier_version_has_its_key_and_its_attribute() -> None:
+    _, _, result = _compacted()
+    text = result.plan.to_json()
+    assert text.count('"full_width"') == 1
+    earlier = Plan.from_json(text.replace('"full_width"', '"widened"'))
+    assert earlier == result.plan
+    with pytest.warns(DeprecationWarning, match="full_width"):
+        assert earlier.widened == earlier.full_width
+
+
 def test_a_plan_for_other_norms_is_refused() -> None:
     net, _, result = _compacted()
-    wide = result.plan.widened[0]
-    for damaged in (wide.model_copy(update={"module": "nothing"}), wide.model_copy(update={"size": 9})):
+    edit = result.plan.full_width[0]
+    for damaged in (edit.model_copy(update={"module": "nothing"}), edit.model_copy(update={"size": 9})):
         with pytest.raises(ArtifactError, match=damaged.module):
-            apply_plan(net, result.plan.model_copy(update={"widened": (damaged,)}))
-    text = result.plan.to_json().replace(f'"kept": {wide.kept}', f'"kept": {wide.size}')
+            apply_plan(net, result.plan.model_copy(update={"full_width": (damaged,)}))
+    text = result.plan.to_json().replace(f'"kept": {edit.kept}', f'"kept": {edit.size}')
     with pytest.raises(ArtifactError, match="not a plan"):
         Plan.from_json(text)
 

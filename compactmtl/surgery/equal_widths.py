@@ -1,4 +1,4 @@
-"""Channels of a module that a forward may count with one number: kept in equal numbers, the number fits all of them.
+"""Equal-width constraints: tensors whose channels a forward may count with one number keep equally many channels.
 
 A forward that reshapes one tensor by the width of another, as in `B, N, C = x.shape` and `attention.reshape(B, N, C)`,
 runs only where both have lost as many channels. The traced graph does not say where a number comes from.
@@ -16,11 +16,11 @@ from compactmtl.graph.space import Flags, Ids
 from compactmtl.graph.wide import stack_of
 from compactmtl.surgery.counted import owner
 
-Tie = Sequence[Ids]  # each (channels,) or (heads, channels of one)
+EqualWidths = Sequence[Ids]  # the channels of each tensor: (channels,) or (heads, channels of one)
 
 
-def equal_counts(graph: ChannelGraph) -> list[Tie]:
-    """For each module whose own forward reshapes channels, all of as many channels that it handles."""
+def find_equal_widths(graph: ChannelGraph) -> list[EqualWidths]:
+    """One constraint for each module whose own forward reshapes channels, over all tensors that it handles of one width."""
     analysis = graph.analysis
     reshaping = {owner(node) for node, rule in analysis.rules.items() if isinstance(rule, Reshape)}
     rows: dict[tuple[str, int], dict[bytes, Ids]] = {}
@@ -38,10 +38,10 @@ def equal_counts(graph: ChannelGraph) -> list[Tie]:
     return [list(own.values()) for own in rows.values() if len(own) > 1]
 
 
-def keep_equal(graph: ChannelGraph, alive: Flags, tie: Tie) -> None:
-    """Keep as many of each as of the one that keeps most, adding to the heads that have the fewest."""
-    most = max(int(alive[graph.labels[ids]].sum()) for ids in tie)
-    for ids in tie:
+def apply_equal_widths(graph: ChannelGraph, alive: Flags, constraint: EqualWidths) -> None:
+    """Keep as many channels of each tensor as of the one that keeps most, adding to the heads that have the fewest."""
+    most = max(int(alive[graph.labels[ids]].sum()) for ids in constraint)
+    for ids in constraint:
         classes = graph.labels[ids].reshape(-1, ids.shape[-1])
         while int((kept := alive[classes]).sum()) < most:
             head = int(np.where(kept.all(1), classes.size, kept.sum(1)).argmin())

@@ -15,7 +15,7 @@ from compactmtl.surgery.analyse import NOT_FOLDED
 ROLLED_BACK = "its removal changed the function: rolled back"
 
 
-def kept_whole(graph: ChannelGraph, alive: Flags, reasons: Mapping[int, str]) -> dict[str, str]:
+def not_pruned(graph: ChannelGraph, alive: Flags, reasons: Mapping[int, str]) -> dict[str, str]:
     """Layer -> reason, for every layer of whose outputs some are dead and yet stay.
 
     Dead is an output that is constant, whatever the input, or that nothing in use reads. `reasons` says of classes that
@@ -35,15 +35,15 @@ def kept_whole(graph: ChannelGraph, alive: Flags, reasons: Mapping[int, str]) ->
         classes = classes[alive[classes]]
         if len(classes):
             idle[product.name] = np.union1d(idle[product.name], classes) if product.name in idle else classes
-    found = _reasons(
+    known = _reasons(
         graph, np.unique(np.concatenate([*idle.values()])) if idle else np.empty(0, np.int64), reasons
     )
     coupled = _coupled(
-        graph, [label for classes in idle.values() for label in classes if int(label) not in found]
+        graph, [label for classes in idle.values() for label in classes if int(label) not in known]
     )
     last = {}
     for name, classes in idle.items():
-        given = [found[int(label)] for label in classes if int(label) in found]
+        given = [known[int(label)] for label in classes if int(label) in known]
         if given:
             kept[name] = given[0]
         else:
@@ -66,26 +66,26 @@ def _reasons(graph: ChannelGraph, idle: Ids, choice: Mapping[int, str]) -> dict[
     causes = {**_mixed(graph), **graph.analysis.space.causes(graph.labels)}
     joined = {int(label): reason for ids, reason in graph.analysis.joined for label in graph.labels[ids]}
     varying, live = graph.varying_classes(), graph.live_classes()
-    found = {}
+    known = {}
     for label in map(int, idle):
         if label in causes:
-            found[label] = causes[label]
+            known[label] = causes[label]
         elif label in choice:
-            found[label] = choice[label]
+            known[label] = choice[label]
         elif live[label] and not varying[label]:
-            found[label] = NOT_FOLDED
+            known[label] = NOT_FOLDED
         elif label in joined:
-            found[label] = joined[label]
-    return found
+            known[label] = joined[label]
+    return known
 
 
 def _coupled(graph: ChannelGraph, labels: Ids | list[int]) -> dict[int, str]:
     """Class -> what is in use of it: the channels of another layer, or what an operator makes of a constant."""
     analysis = graph.analysis
-    wanted = np.zeros(graph.classes, dtype=bool)
-    wanted[np.asarray(labels, dtype=np.int64)] = True
+    pending = np.zeros(graph.classes, dtype=bool)
+    pending[np.asarray(labels, dtype=np.int64)] = True
     layers = {product.node: product.name for product in analysis.products.values()}
-    found: dict[int, str] = {}
+    known: dict[int, str] = {}
     for node in analysis.traced.calls:
         axis, used = analysis.axis(node), analysis.uses.get(node)
         if axis is None or used is None or node not in analysis.rules or node in analysis.static:
@@ -96,10 +96,10 @@ def _coupled(graph: ChannelGraph, labels: Ids | list[int]) -> dict[int, str]:
             if node in layers
             else f"{operator(node)}: it makes something that varies of a channel that does not"
         )
-        for label in np.unique(varying[wanted[varying]]):
-            found[int(label)] = reason
-            wanted[label] = False
-    return found
+        for label in np.unique(varying[pending[varying]]):
+            known[int(label)] = reason
+            pending[label] = False
+    return known
 
 
 def _mixed(graph: ChannelGraph) -> dict[int, str]:
