@@ -5,33 +5,49 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from compactmtl.config.schema import Frozen
+from compactmtl.balancing.options import method_options
+from compactmtl.config.schema import Frozen, NoOptions
 from compactmtl.errors import ConfigError, TrainingError
 
 
-class NoOptions(Frozen):
-    """Options of a method that has none."""
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a balancer reads of a task: the weight of its loss, and its constant in uncertainty weighting."""
+
+    weight: float = 1.0
+    uncertainty_scale: float = 1.0  # 1/2 for a real quantity, whose likelihood is Gaussian, and 1 for a class
 
 
 class Balancer(nn.Module):
     """Combines task losses. Its parameters, where it has any, belong into the optimizer; its state_dict holds all that
     a resumed run needs.
 
-    `weights` and `kinds` map each task to its recipe weight and its kind (see `balancer`).
+    Each method is one class in one file of `balancing/methods`, whose name is the value of `balancing.name`. `Options`
+    are those of `balancing.options`. `weights` maps each task to its recipe weight.
+
+    Raises ConfigError for options that do not fit.
     """
 
+    Options: ClassVar[type[Frozen]] = NoOptions
+    options: Frozen
     relooks: ClassVar[bool] = False  # whether `after_step` must be called
 
-    def __init__(self, weights: Mapping[str, float], kinds: Mapping[str, str]) -> None:
+    def __init__(self, tasks: Mapping[str, TaskInfo], options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.weights = dict(weights)
-        self.kinds = dict(kinds)
+        self.weights = {task: info.weight for task, info in tasks.items()}
+        self.options = method_options(self.name, self.Options, self.weights, options or {})
         self.loss_scale = 1.0  # of backward, where half precision scales the loss
+
+    @property
+    def name(self) -> str:
+        """The method's name in recipes: its file's."""
+        return type(self).__module__.rpartition(".")[2]
 
     def combine(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar to minimize, of one scalar loss for each task.

@@ -1,32 +1,40 @@
-"""The choice of a balancer by name."""
+"""From the name of a balancing method to its class: one file of `balancing/methods`, imported when it is asked for.
+
+TorchJD loads every solver that is installed, so that methods which need it are not imported before.
+"""
 
 from __future__ import annotations
 
-import difflib
+import importlib
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
-from compactmtl.balancing.base import Balancer, NoOptions
-from compactmtl.balancing.db_mtl import DBMTL
-from compactmtl.balancing.equal import Equal
-from compactmtl.balancing.gradient import GradientBalancer
-from compactmtl.balancing.gradnorm import GradNorm
-from compactmtl.balancing.nash import NashMTL
-from compactmtl.balancing.uncertainty import Uncertainty
-from compactmtl.config.balancing import BalancerName
-from compactmtl.config.validate import validate_options
+from compactmtl.balancing.base import Balancer, TaskInfo
+from compactmtl.balancing.gradient import At, GradientBalancer
+from compactmtl.config.lookup import close_names
+from compactmtl.config.registry import file_names
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import Task
 
-At = Literal["features", "shared_parameters"]
+NAMES: tuple[str, ...] = file_names("balancing/methods")
 
-NAMES: tuple[str, ...] = get_args(BalancerName)
-_OF_LOSSES: Mapping[str, type[Balancer]] = {"equal": Equal, "uncertainty": Uncertainty}
-_OF_GRADIENTS: Mapping[str, type[GradNorm] | type[DBMTL] | type[NashMTL]] = {
-    "gradnorm": GradNorm,
-    "db_mtl": DBMTL,
-    "nash_mtl": NashMTL,
-}
+
+def balancer_class(name: str) -> type[Balancer]:
+    """The class of a method, one of NAMES. Raises ConfigError for another name."""
+    if name not in NAMES:
+        near = close_names(name, list(NAMES))
+        raise ConfigError(
+            f"unknown balancing {name!r}",
+            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}",
+        )
+    module = importlib.import_module(f"compactmtl.balancing.methods.{name}")
+    (own,) = (
+        one
+        for one in vars(module).values()
+        if inspect.isclass(one) and issubclass(one, Balancer) and one.__module__ == module.__name__
+    )
+    return own
 
 
 def balancer(
@@ -44,58 +52,36 @@ def balancer(
     Raises ConfigError for an unknown name or option, no task at all, a negative weight, or `at` given to a method of
     losses; MissingDependencyError where the method needs a package that is not installed.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        raise ConfigError(
-            f"unknown balancing {name!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)}",
-        )
-    weights, kinds = _weights(tasks)
-    given = dict(options or {})
-    found: Balancer
-    if name in _OF_LOSSES:
-        validate_options(NoOptions, given, "balancing.options")
-        found = _OF_LOSSES[name](weights, kinds)
-    elif name in _OF_GRADIENTS:
-        found = _OF_GRADIENTS[name](weights, kinds, given, at or "shared_parameters")
-    else:
-        found = _torchjd(name, weights, kinds, given, at)
-    if at is not None and not isinstance(found, GradientBalancer):
+    kind = balancer_class(name)
+    infos = _infos(tasks)
+    if issubclass(kind, GradientBalancer):
+        return kind(infos, options or {}, at or "shared_parameters")
+    method = kind(infos, options or {})
+    if at is not None:
         raise ConfigError(
             f"balancing.at: {name} weighs losses and compares no gradients",
             "remove at, or choose a method of gradients",
         )
-    return found
+    return method
 
 
-def _torchjd(
-    name: str,
-    weights: Mapping[str, float],
-    kinds: Mapping[str, str],
-    options: Mapping[str, Any],
-    at: At | None,
-) -> Balancer:
-    # TorchJD loads every solver that is installed: only where it is asked for
-    from compactmtl.balancing.aggregators import AGGREGATORS, Aggregated
-    from compactmtl.balancing.scalarizers import SCALARIZERS
-
-    if name in SCALARIZERS:
-        return SCALARIZERS[name](weights, kinds, options)
-    return Aggregated(AGGREGATORS[name], weights, kinds, options, at or "shared_parameters")
-
-
-def _weights(
-    tasks: Sequence[str] | Mapping[str, Task] | Mapping[str, float],
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Weight and kind of each task. Raises ConfigError where there is none or a weight is negative."""
-    weights: dict[str, float] = {}
-    kinds: dict[str, str] = {}
+def _infos(tasks: Sequence[str] | Mapping[str, Task] | Mapping[str, float]) -> dict[str, TaskInfo]:
+    """What a balancer reads of each task. Raises ConfigError where there is none or a weight is negative."""
+    infos = {}
     for task in tasks:
         value = tasks[task] if isinstance(tasks, Mapping) else 1.0
-        weights[task] = float(value) if isinstance(value, int | float) else value.weight
-        kinds[task] = "" if isinstance(value, int | float) else value.kind
-    if not weights:
+        if isinstance(value, int | float):
+            infos[task] = TaskInfo(float(value))
+        else:
+            infos[task] = TaskInfo(value.weight, 0.5 if value.kind in _REGRESSION else 1.0)
+    if not infos:
         raise ConfigError("balancing needs at least one task")
-    if negative := [task for task, weight in weights.items() if not weight >= 0]:
-        raise ConfigError(f"the weight of task {negative[0]} is {weights[negative[0]]}", "weights are >= 0")
-    return weights, kinds
+    if negative := [task for task, info in infos.items() if not info.weight >= 0]:
+        raise ConfigError(
+            f"the weight of task {negative[0]} is {infos[negative[0]].weight}", "weights are >= 0"
+        )
+    return infos
+
+
+# Tasks whose target is a real quantity: the Gaussian likelihood halves their loss.
+_REGRESSION = frozenset({"depth", "disparity", "normals", "regression"})

@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import CompactError, ConfigError
 
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
 # Of this thread (or task) and what it calls: a thread that an application starts beside it is trusted with nothing.
@@ -44,6 +45,11 @@ def trusting(trust: bool = True) -> Iterator[None]:
 def is_trusted() -> bool:
     """Whether the user's word has been given here."""
     return _TRUSTED.get()
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a value has the form `package.module:Class`."""
+    return _NAME.fullmatch(name) is not None
 
 
 def split_name(name: str, key: str) -> tuple[str, str]:
@@ -83,6 +89,45 @@ def import_module(name: str, key: str) -> ModuleType:
                 "install the package, or put its folder on the path: PYTHONPATH=. compactmtl …",
             ) from None
         raise
+
+
+def import_class(name: str, key: str, fits: Callable[[object], bool], what: str) -> Any:
+    """What `package.module:Class` names, imported; `fits` says whether it is such a class, `what` what that is.
+
+    Raises UntrustedError without the user's word, ConfigError where the module cannot be imported or has no such
+    attribute; whatever else the module raises is told as its own error. The caller checks what it is given.
+    """
+    module_name, attribute = split_name(name, key)
+    try:
+        module = import_module(name, key)
+    except CompactError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{key}: {module_name} needs the module {error.name}, which is not installed",
+            f"install {error.name}",
+        ) from None
+    except Exception as error:  # whatever the user's file does wrong is reported as its own error
+        raise ConfigError(
+            f"{key}: {module_name} fails when imported: {raised_at(error)}{type(error).__name__}: {error}",
+            f"run python -c 'import {module_name}' to see the whole of it",
+        ) from error
+    value = getattr(module, attribute, None)
+    if value is None:
+        classes = sorted(name for name, value in vars(module).items() if fits(value))
+        raise ConfigError(
+            f"{key}: {module_name} has no {attribute}",
+            f"its {what} classes: {', '.join(classes) or 'none'}",
+        )
+    return value
+
+
+def raised_at(error: BaseException) -> str:
+    """Where in the user's code an exception came from, as "file:line: "."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}: " if last is not None else ""
 
 
 def library(path: str | Path, key: str) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compactmtl.balancing import Balancer, balancer
-from compactmtl.balancing.nash import RIDGE, bargain
+from compactmtl.balancing.methods.nash_mtl import RIDGE, bargain
 from compactmtl.errors import TrainingError
 from tests.support.small_net import TASKS, Net, small_net
 

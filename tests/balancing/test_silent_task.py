@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compactmtl.balancing import Balancer, balancer
-from compactmtl.balancing.build import NAMES
+from compactmtl.balancing import NAMES, Balancer, balancer
 from compactmtl.errors import TrainingError
 from tests.support.small_net import TASKS, Net, small_net
 

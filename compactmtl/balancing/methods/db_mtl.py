@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from compactmtl.balancing.base import check_positive
-from compactmtl.balancing.gradient import Direction, GradientBalancer
+from compactmtl.balancing.base import TaskInfo, check_positive
+from compactmtl.balancing.gradient import At, Direction, GradientBalancer
 from compactmtl.balancing.jacobian import Jacobian
-from compactmtl.balancing.options import NotNegative, method_options
+from compactmtl.balancing.options import NotNegative
 from compactmtl.config.schema import Frozen
 from compactmtl.errors import ConfigError
-
-
-class DBMTLOptions(Frozen):
-    """Memory of the gradients: step k keeps β/k^σ of it."""
-
-    beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    sigma: NotNegative = 0.5
 
 
 class DBMTL(GradientBalancer):
@@ -31,17 +24,23 @@ class DBMTL(GradientBalancer):
     batch has others of.
     """
 
+    class Options(Frozen):
+        """Memory of the gradients: step k keeps β/k^σ of it."""
+
+        beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+        sigma: NotNegative = 0.5
+
+    options: Options
+
     fixed = True
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        kinds: Mapping[str, str],
-        options: Mapping[str, Any],
-        at: Literal["features", "shared_parameters"],
+        tasks: Mapping[str, TaskInfo],
+        options: Mapping[str, Any] | None = None,
+        at: At = "shared_parameters",
     ) -> None:
-        super().__init__(weights, kinds, at)
-        self.options = method_options("db_mtl", DBMTLOptions, weights, options)
+        super().__init__(tasks, options, at)
         if at == "features" and self.options.beta > 0:
             raise ConfigError(
                 "balancing db_mtl remembers gradients, and features are others in each batch",

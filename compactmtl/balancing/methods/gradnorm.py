@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compactmtl.balancing.gradient import Direction, GradientBalancer
+from compactmtl.balancing.base import TaskInfo
+from compactmtl.balancing.gradient import At, Direction, GradientBalancer
 from compactmtl.balancing.jacobian import Jacobian
-from compactmtl.balancing.options import NotNegative, method_options
+from compactmtl.balancing.options import NotNegative
 from compactmtl.config.schema import Frozen, Positive
-
-
-class GradNormOptions(Frozen):
-    """`alpha`: how strongly slow tasks are pulled along; `lr`: of the weights' own Adam."""
-
-    alpha: NotNegative = 1.5
-    lr: Positive = 0.025
 
 
 class GradNorm(GradientBalancer):
@@ -29,19 +23,25 @@ class GradNorm(GradientBalancer):
     in proportion to the others'. The paper measures norms at the last shared layer; `at` says where they are here.
     """
 
+    class Options(Frozen):
+        """`alpha`: how strongly slow tasks are pulled along; `lr`: of the weights' own Adam."""
+
+        alpha: NotNegative = 1.5
+        lr: Positive = 0.025
+
+    options: Options
+
     fixed = True
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        kinds: Mapping[str, str],
-        options: Mapping[str, Any],
-        at: Literal["features", "shared_parameters"],
+        tasks: Mapping[str, TaskInfo],
+        options: Mapping[str, Any] | None = None,
+        at: At = "shared_parameters",
     ) -> None:
-        super().__init__(weights, kinds, at)
-        self.options = method_options("gradnorm", GradNormOptions, weights, options)
+        super().__init__(tasks, options, at)
         # float64 on the CPU and outside of parameters(): the weights have an optimizer of their own
-        self._weights = torch.ones(len(weights), dtype=torch.float64, requires_grad=True)
+        self._weights = torch.ones(len(self.weights), dtype=torch.float64, requires_grad=True)
         self._optimizer = torch.optim.Adam([self._weights], lr=self.options.lr)
         self._first: Tensor | None = None  # losses of the first step
 
@@ -53,10 +53,10 @@ class GradNorm(GradientBalancer):
         self._learn(gramian.diagonal().sqrt(), values / self._first)
         return Direction(jacobian.combine(factors), factors, heads=factors)
 
-    def _learn(self, norms: Tensor, left: Tensor) -> None:
+    def _learn(self, norms: Tensor, remaining: Tensor) -> None:
         """One step on Σ |w_t·‖g_t‖ − target_t|, the targets being constants."""
         weighed = self._weights * norms
-        target = (weighed.mean() * (left / left.mean()) ** self.options.alpha).detach()
+        target = (weighed.mean() * (remaining / remaining.mean()) ** self.options.alpha).detach()
         self._optimizer.zero_grad()
         (weighed - target).abs().sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from compactmtl.balancing.gradient import Direction, GradientBalancer, told_norms
+from compactmtl.balancing.base import TaskInfo
+from compactmtl.balancing.gradient import At, Direction, GradientBalancer, norms_of
 from compactmtl.balancing.jacobian import Jacobian, first_process_decides
-from compactmtl.balancing.options import NotNegative, method_options
+from compactmtl.balancing.options import NotNegative
 from compactmtl.config.schema import Frozen
 from compactmtl.errors import TrainingError
 
@@ -27,25 +28,24 @@ CLOSE = 1e-8
 STEPS = 1000  # about 20 are needed, and 50 where gradients are opposite
 
 
-class NashOptions(Frozen):
-    """`max_norm`: largest norm of the direction, 0 for none; `every`: steps between solutions."""
-
-    max_norm: NotNegative = 1.0
-    every: Annotated[int, Field(ge=1)] = 1
-
-
 class NashMTL(GradientBalancer):
     """Σ a_t·g_t with G a = 1/a, shortened to `max_norm` where it is longer."""
 
+    class Options(Frozen):
+        """`max_norm`: largest norm of the direction, 0 for none; `every`: steps between solutions."""
+
+        max_norm: NotNegative = 1.0
+        every: Annotated[int, Field(ge=1)] = 1
+
+    options: Options
+
     def __init__(
         self,
-        weights: Mapping[str, float],
-        kinds: Mapping[str, str],
-        options: Mapping[str, Any],
-        at: Literal["features", "shared_parameters"],
+        tasks: Mapping[str, TaskInfo],
+        options: Mapping[str, Any] | None = None,
+        at: At = "shared_parameters",
     ) -> None:
-        super().__init__(weights, kinds, at)
-        self.options = method_options("nash_mtl", NashOptions, weights, options)
+        super().__init__(tasks, options, at)
         self.fixed = self.options.every > 1
         self._steps = 0
         self._agreed: Tensor | None = None  # the factors of the last solution
@@ -56,7 +56,7 @@ class NashMTL(GradientBalancer):
                 self._agreed = first_process_decides(bargain(gramian), jacobian.rows[0].device)
             except ArithmeticError as error:
                 raise TrainingError(
-                    f"balancing nash_mtl finds no agreement: {told_norms(jacobian.tasks, gramian)}",
+                    f"balancing nash_mtl finds no agreement: {norms_of(jacobian.tasks, gramian)}",
                     "choose another balancing.name",
                 ) from error
         self._steps += 1

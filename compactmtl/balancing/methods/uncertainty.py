@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compactmtl.balancing.base import Balancer
-
-# Tasks whose target is a real quantity: the Gaussian likelihood halves their loss.
-REGRESSION_KINDS: Final = frozenset({"depth", "disparity", "normals", "regression"})
+from compactmtl.balancing.base import Balancer, TaskInfo
 
 
 class Uncertainty(Balancer):
     """Σ w_t·(c_t·exp(−s_t)·L_t + s_t/2), where s_t = log σ_t² is learned and starts at 0.
 
-    c_t is 1/2 for regression kinds (depth, disparity, normals, regression) and 1 for the rest, as in the paper. The
-    loss may be negative. Each s_t is a parameter, in the order of the tasks in `log_variances` (T,); it
+    c_t, each task's `uncertainty_scale`, is 1/2 for a real quantity (Gaussian likelihood) and 1 for a class, as in the
+    paper. The loss may be negative. Each s_t is a parameter, in the order of the tasks in `log_variances` (T,); it
     must be in the optimizer, without weight decay, or the weights stay at their start.
     """
 
     scales: Tensor
     fixed: Tensor
 
-    def __init__(self, weights: Mapping[str, float], kinds: Mapping[str, str]) -> None:
-        super().__init__(weights, kinds)
+    def __init__(self, tasks: Mapping[str, TaskInfo], options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(tasks, options)
         self.log_variances = nn.Parameter(torch.zeros(len(self.weights)))
-        scales = [0.5 if self.kinds[task] in REGRESSION_KINDS else 1.0 for task in self.weights]
+        scales = [info.uncertainty_scale for info in tasks.values()]
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
         self.register_buffer("fixed", torch.tensor(list(self.weights.values())), persistent=False)
 
