@@ -31,7 +31,7 @@ from compactmtl.backends.machine import cpu_name
 from compactmtl.graph import cost
 from compactmtl.graph.copies import copy_model
 from compactmtl.surgery import compact
-from compactmtl.surgery.computed import contracted
+from compactmtl.surgery.contraction import plain_layer
 from tools.surgery_table import VARIES, read, table
 from tools.surgery_zoo import (
     PATTERNS,
@@ -173,7 +173,7 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
     full = left = 0.0
     for module, record in seen.items():
         # What a layer that computes its weight at every call reads is decided by the weight that it uses.
-        plain: Any = contracted(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
+        plain: Any = plain_layer(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
         weight: Tensor = (plain if plain is not None else module).weight.detach()
         groups = int(getattr(module, "groups", 1))
         each = record.positions * float(np.prod(weight.shape[2:]))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compactmtl.balancing.jacobian import at_least_float32
 from compactmtl.balancing.options import method_options
 from compactmtl.config.schema import Frozen, NoOptions
 from compactmtl.errors import ConfigError, TrainingError
@@ -74,7 +75,10 @@ class Balancer(nn.Module):
         float32 at least: under autocast a half-precision sum would round small losses away.
         """
         return torch.stack(
-            [weight * losses[task].to(_wide(losses[task].dtype)) for task, weight in self.weights.items()]
+            [
+                weight * losses[task].to(at_least_float32(losses[task].dtype))
+                for task, weight in self.weights.items()
+            ]
         )
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
@@ -86,10 +90,6 @@ class Balancer(nn.Module):
     def log(self) -> dict[str, float]:
         """The factor by which each task's loss counts now."""
         return dict(self.weights)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def check_positive(

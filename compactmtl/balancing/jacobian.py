@@ -92,7 +92,7 @@ def task_gradients(
             loss * scale, inputs, retain_graph=retain or task != last, allow_unused=True
         )
         if not rows:  # features may be of half precision
-            rows = [x.new_zeros((count, *x.shape), dtype=_wide(x.dtype)) for x in shared]
+            rows = [x.new_zeros((count, *x.shape), dtype=at_least_float32(x.dtype)) for x in shared]
         for row, gradient in zip(rows, gradients, strict=False):
             if gradient is not None:
                 row[index] = gradient
@@ -110,7 +110,8 @@ def task_gradients(
     return TaskGradients(Jacobian(tuple(losses), tuple(rows), split), own_gradients)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The type, or float32 where it is narrower."""
     return torch.promote_types(dtype, torch.float32)
 
 

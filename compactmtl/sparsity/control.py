@@ -93,7 +93,7 @@ def silence(groups: ChannelGroups, flags: Sequence[Tensor]) -> None:
     """Set the gradients of the flagged groups, bool (n,) a family, to zero."""
     for family, dead in zip(groups.bound, flags, strict=True):
         if bool(dead.any()):
-            for s in family.slices:
+            for s in family.tensors:
                 if s.parameter.grad is not None:
                     s.zero_(s.parameter.grad, dead)
 

@@ -26,10 +26,9 @@ from compactmtl.overparam import contract, factor_of
 from compactmtl.overparam.convert import in_scope
 from compactmtl.sparsity.groups import ChannelGroups, parameters_of
 from compactmtl.sparsity.rehearsal import Candidate, rehearse
-from compactmtl.sparsity.removal import Removal
+from compactmtl.sparsity.removal import Interface, Removal
 from compactmtl.sparsity.sources import source_of_slices
-from compactmtl.surgery.computed import computed_layers, contract_computed
-from compactmtl.surgery.fused import fusable
+from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
 
 GroupKind = Literal["coupled", "block", "filter", "input_channel", "attention_head"]
 KINDS: tuple[str, ...] = get_args(GroupKind)
@@ -99,8 +98,10 @@ def channel_groups(
             families,
             traced.rehearsal,
             whole_heads=kind == "attention_head",
-            image=tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
-            tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
+            interface=Interface(
+                tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
+                tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
+            ),
         )
         traced.graph.analysis.forget_values()  # or a second copy of all weights lives as long as the groups
     groups = ChannelGroups(
@@ -130,9 +131,9 @@ class _Traced:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], kind: str) -> None:
         self.plain = contract(model)
         self.graph = ChannelGraph.trace(self.plain, inputs)
-        self.computed = computed_layers(self.graph, self.plain)
+        self.computed = find_computed(self.graph, self.plain)
         if self.computed:
-            contract_computed(self.plain, self.computed)
+            contract_layers(self.plain, computed=self.computed)
             self.graph = ChannelGraph.trace(self.plain, inputs)
         candidates = _candidates(self.graph, kind)
         self._candidates = candidates
@@ -150,7 +151,8 @@ class _Traced:
             for place in carriers
         }
         self.inexact |= dict.fromkeys(
-            fusable(self.plain), "surgery makes one layer of such a block of branches where that saves more"
+            find_branched(self.plain),
+            "surgery makes one layer of such a block of branches where that saves more",
         )
         if kind in ("filter", "input_channel"):
             self.inexact |= _more_than_groups(self.graph)

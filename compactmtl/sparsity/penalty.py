@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from compactmtl.config.schema import Frozen, NoOptions
 from compactmtl.errors import ConfigError
+from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.prox import Metric
-from compactmtl.sparsity.slices import BoundFamily, Scratch
 
 
 class Penalty(ABC):
@@ -88,7 +88,7 @@ class Penalty(ABC):
 
 def per_group(family: BoundFamily, value: float, exempt: Tensor | None) -> Tensor:
     """`value` for each group and 0 for the `exempt` ones, float64 (n,)."""
-    device = family.slices[0].parameter.device
+    device = family.tensors[0].parameter.device
     values = torch.full((family.size,), value, dtype=torch.float64, device=device)
     return values if exempt is None else torch.where(exempt.to(device), 0.0, values)
 

@@ -75,7 +75,7 @@ class Pruning(Control):
         return self._dead
 
     def attach(self, optimizer: Optimizer) -> None:
-        everything = [s for family in self.groups.bound for s in family.slices]
+        everything = [s for family in self.groups.bound for s in family.tensors]
         self._view = OptimizerView(optimizer, everything, decay_allowed=True)
 
     def observe(self) -> None:
@@ -92,7 +92,7 @@ class Pruning(Control):
             for dead, flags in zip(self._dead, self._pruner.choose(self.target), strict=True):
                 dead.copy_(torch.from_numpy(flags))
         for family, dead in zip(self.groups.bound, self._dead, strict=True):
-            for s in family.slices:
+            for s in family.tensors:
                 s.zero_(s.parameter, dead)
                 if self._view is not None and self._steps == self._at:
                     self._view.forget(s, dead)

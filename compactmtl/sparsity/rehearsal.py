@@ -8,7 +8,7 @@ are zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from compactmtl.graph.groups import GroupFamily
 from compactmtl.graph.inputs import copied, tensors_in
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.graph.trace import first_line
-from compactmtl.surgery.analyse import choose_alive, complete
+from compactmtl.surgery.analyse import Constraints, choose_alive, complete
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
-from compactmtl.surgery.equal_widths import EqualWidths, find_equal_widths
+from compactmtl.surgery.equal_widths import find_equal_widths
 from compactmtl.surgery.write import write_plan
 
 # Two float32 networks whose sums run in another order. A channel that is not zero where it is read, or one too many,
@@ -46,14 +46,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How surgery goes: whether whole heads may go, what keeps equal counts, and the candidates that it cannot serve.
+    """What surgery can do: the constraints under which the network runs, and the candidates that it cannot remove.
 
     `refused` maps the position of a candidate to the reason why its channels stay; `carriers` to how many of those that are
     zero stay all the same, to carry what the others have become: another constant.
     """
 
-    whole_units: bool = True
-    equal_widths: tuple[EqualWidths, ...] = ()
+    constraints: Constraints = field(default_factory=Constraints)
     refused: dict[int, str] = field(default_factory=dict)
     carriers: dict[int, int] = field(default_factory=dict)
 
@@ -64,16 +63,16 @@ def rehearse(
     """Remove channels of all `candidates` from `plain`, the network that was traced, in the ways in which surgery tries it."""
     trial = _Trial(graph, plain, inputs, candidates)
     everything = [index for index, candidate in enumerate(candidates) if candidate.family.size > 1]
-    ways: list[tuple[bool, tuple[EqualWidths, ...]]] = [(True, ())]
+    ways = [Constraints()]
     if graph.analysis.space.slabs:
-        ways.append((False, ()))
+        ways.append(Constraints(whole_units=False))
     equal_widths = tuple(find_equal_widths(graph))
     if equal_widths:
-        ways.append((False, equal_widths))
-    for whole_units, constraints in ways:
-        trial.whole_units, trial.equal_widths = whole_units, constraints
+        ways.append(Constraints(whole_units=False, equal_widths=equal_widths))
+    for constraints in ways:
+        trial.constraints = constraints
         if not trial.fault(everything):
-            return Rehearsal(whole_units, constraints, dict.fromkeys(trial.stuck(everything), _COUNTED))
+            return Rehearsal(constraints, dict.fromkeys(trial.stuck(everything), _COUNTED))
     accepted: list[int] = []
     faults: dict[int, str] = {}
     trial.bisect(everything, accepted, faults)
@@ -88,7 +87,7 @@ def rehearse(
                 fault if fault != _OTHER else "at zero they become another constant, which cannot go"
             )
     refused |= dict.fromkeys(trial.stuck(accepted), _COUNTED)
-    return Rehearsal(trial.whole_units, trial.equal_widths, refused, carriers)
+    return Rehearsal(trial.constraints, refused, carriers)
 
 
 _COUNTED = "its forward counts them with one number together with others, which stay"
@@ -102,7 +101,7 @@ class _Trial:
         self, graph: ChannelGraph, plain: nn.Module, inputs: Sequence[Any], candidates: Sequence[Candidate]
     ) -> None:
         self._graph, self._plain, self._inputs, self._candidates = graph, plain, inputs, candidates
-        self.whole_units, self.equal_widths = True, tuple[EqualWidths, ...]()
+        self.constraints = Constraints()
         # Other numbers for candidates beside each other: equal ones would hide that a forward takes one for another.
         self._gone = [self._some(candidate.family.size, index) for index, candidate in enumerate(candidates)]
 
@@ -135,7 +134,7 @@ class _Trial:
             owner = self._candidates[index].owner
             mine = owner >= 0
             alive[np.flatnonzero(mine)[self._gone[index][owner[mine]]]] = False
-        complete(self._graph, alive, 1, self.whole_units, self.equal_widths)
+        complete(self._graph, alive, self.constraints)
         return alive
 
     def bisect(self, among: list[int], accepted: list[int], faults: dict[int, str]) -> None:
@@ -163,7 +162,7 @@ class _Trial:
             if p.name not in modules or not has_bias_slot(modules[p.name])
         )
         none = np.zeros(graph.classes, dtype=bool)
-        alive = choose_alive(graph, 1, none, unbiased, self.whole_units, self.equal_widths)
+        alive = choose_alive(graph, none, replace(self.constraints, unbiased=unbiased))
         member = next(m for m in self._candidates[index].family.members if m.role != "consumer")
         ids = graph.analysis.bindings[member.parameter, member.dim].ids
         kept: Flags = np.asarray(alive[graph.labels[ids[member.indices[self._gone[index]]]]].any(1))

@@ -6,11 +6,11 @@ those that lie in one layer alone, are judged by what they truly free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from compactmtl.errors import ConfigError
@@ -19,10 +19,9 @@ from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.rehearsal import Candidate, Rehearsal
+from compactmtl.sparsity.selection import CostFunction, Keep
 from compactmtl.surgery.analyse import complete
 
-Keep = Sequence[NDArray[np.bool_]]
-Cost = Callable[[Keep], float]
 Measure = Literal["macs", "parameters", "latency"]
 
 
@@ -51,6 +50,14 @@ class _Owners:
         return np.where(groups < 0, self.never, groups)
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What goes into a network and comes out: the size of one input, (C, H, W), and its tasks; None where not known."""
+
+    image: tuple[int, ...] | None = None
+    tasks: tuple[str, ...] | None = None
+
+
 class Removal:
     """The cost of a model as a function of the groups that are kept: one bool array (n,) a family, in order."""
 
@@ -61,19 +68,18 @@ class Removal:
         families: Sequence[GroupFamily],
         rehearsal: Rehearsal | None = None,
         whole_heads: bool = False,
-        image: tuple[int, ...] | None = None,
-        tasks: tuple[str, ...] | None = None,
+        interface: Interface | None = None,
     ) -> None:
         """`families` hold the groups, `candidates` the channels that can go; both named as in the traced model.
 
-        `image` is the size of one input, (C, H, W), and `tasks` are the network's, which a latency table has to be of.
+        A latency table has to be of the same `interface`.
         """
         self._graph = graph
-        self._image, self._tasks = image, tasks
+        self._interface = interface or Interface()
         self._how = rehearsal or Rehearsal()
         # What every dimension of a parameter holds: where nothing of it is left, or parts differ, surgery keeps more.
         self._held = _in_classes([binding.ids for binding in graph.analysis.bindings.values()], graph)
-        self._equal = bool(self._how.equal_widths) or whole_heads
+        self._equal = bool(self._how.constraints.equal_widths) or whole_heads
         self._offsets = np.cumsum([0, *(candidate.family.size for candidate in candidates)])
         self._owner = np.full(graph.classes, self._offsets[-1], dtype=np.int64)
         owners = _Owners(families)
@@ -110,7 +116,7 @@ class Removal:
                     alive[first + dead[kept:]] = False
         classes = alive[self._owner]
         if self._equal or not (self._held @ classes.astype(np.float32)).all():
-            complete(self._graph, classes, 1, self._how.whole_units, self._how.equal_widths)
+            complete(self._graph, classes, self._how.constraints)
         return classes
 
     def macs(self, keep: Keep) -> float:
@@ -121,12 +127,14 @@ class Removal:
         """Parameters that are left."""
         return self._graph.parameters_of_classes(self.classes(keep))
 
-    def latency(self, table: LatencyTable) -> Cost:
+    def latency(self, table: LatencyTable) -> CostFunction:
         """Milliseconds by a table of layers; raises ConfigError where it is of another model."""
-        table.check(self._graph.widths(self.classes(self._whole)), self._image, self._tasks)
+        table.check(
+            self._graph.widths(self.classes(self._whole)), self._interface.image, self._interface.tasks
+        )
         return lambda keep: table.milliseconds(self._graph.widths(self.classes(keep)))
 
-    def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:
+    def cost(self, measure: Measure, table: LatencyTable | None = None) -> CostFunction:
         """The cost function of a measure. Raises ConfigError where latency has no table."""
         if measure == "macs":
             return self.macs

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.graph.groups import GroupFamily
+from compactmtl.graph.space import Flags
 
-Flags = NDArray[np.bool_]
-Cost = Callable[[Sequence[Flags]], float]
+Keep = Sequence[Flags]  # the groups kept of each family
+CostFunction = Callable[[Keep], float]  # such as the MACs that a model has with these groups
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def limits_of(
     return Limits(step, min(family.size, max(floor, 1)), family.size if size is None else size)
 
 
-def marginal_costs(cost: Cost, keep: Sequence[Flags]) -> list[float]:
+def marginal_costs(cost: CostFunction, keep: Sequence[Flags]) -> list[float]:
     """What one more channel of each family would take away, with only `keep` left."""
     now = cost(keep)
     costs = []
@@ -61,7 +62,7 @@ def select(
     dead: Sequence[Flags],
     limits: Sequence[Limits],
     costs: Sequence[float],
-    cost: Cost,
+    cost: CostFunction,
     target: float,
 ) -> list[Flags]:
     """The groups to remove, a bool array (n,) a family, so that the `cost` of the others is at most `target`.

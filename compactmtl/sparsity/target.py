@@ -13,11 +13,10 @@ from torch import Tensor
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.removal import Cost
-from compactmtl.sparsity.selection import limits_of, select
-from compactmtl.sparsity.slices import BoundFamily, add, wide
+from compactmtl.sparsity.selection import CostFunction, limits_of, select
 
 
 class Target:
@@ -51,7 +50,7 @@ class Target:
     def bind(self, groups: ChannelGroups) -> None:
         """Count from now on in `groups`, those that remain of the first ones."""
         self.groups = groups
-        self.cost: Cost = groups.cost(self.config.measure, self._table)
+        self.cost: CostFunction = groups.cost(self.config.measure, self._table)
         self.limits = [
             limits_of(
                 family, self._align, self.config.min_channels, math.ceil(self.config.min_share * size), size
@@ -102,6 +101,6 @@ def as_values(groups: Sequence[torch.Tensor]) -> list[np.ndarray[tuple[int], np.
 
 def magnitude(family: BoundFamily) -> Tensor:
     """The norm of each group's filters over the mean of its family's, (n,): layers differ in scale."""
-    producers = family.only("producer") or family.slices
-    norms = add(s.squares(wide(s.parameter)) for s in producers).sqrt()
+    producers = family.only("producer") or family.tensors
+    norms = add(s.squares(at_least_float32(s.parameter)) for s in producers).sqrt()
     return norms / norms[norms > 0].mean() if bool((norms > 0).any()) else norms

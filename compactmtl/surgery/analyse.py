@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,51 +15,52 @@ from compactmtl.surgery.equal_widths import EqualWidths, apply_equal_widths
 NOT_FOLDED = "a constant that cannot be folded into what reads it"
 
 
+@dataclass(frozen=True)
+class Constraints:
+    """What the channels that stay have to fulfill beside what is live.
+
+    Channel counts are multiples of `align` where some can go. `unbiased` names layers that cannot be given a bias. With
+    `whole_units` a unit, which is a head of attention or a group of a convolution, may be removed as a whole. The
+    tensors of each of `equal_widths` keep equally many channels.
+    """
+
+    align: int = 1
+    unbiased: frozenset[str] = frozenset()
+    whole_units: bool = True
+    equal_widths: tuple[EqualWidths, ...] = ()
+
+
 def choose_alive(
-    graph: ChannelGraph,
-    align: int,
-    pinned: Flags,
-    unbiased: frozenset[str] = frozenset(),
-    whole_units: bool = True,
-    equal_widths: Sequence[EqualWidths] = (),
-    reasons: dict[int, str] | None = None,
+    graph: ChannelGraph, pinned: Flags, constraints: Constraints, reasons: dict[int, str] | None = None
 ) -> Flags:
     """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
 
-    `unbiased` names layers that cannot be given a bias. With `whole_units` a unit, which is a head of attention or a group
-    of a convolution, may be removed as a whole. The tensors of each of `equal_widths` keep equally many channels.
     `reasons` receives why each class stays that could have been removed.
     """
     alive = graph.live_classes() | pinned
     choice = _Choice(graph, alive, {} if reasons is None else reasons)
-    choice.keep(np.flatnonzero(constants_without_bias(graph, alive, unbiased)), NOT_FOLDED)
-    _complete(choice, align, whole_units, equal_widths)
+    choice.keep(np.flatnonzero(constants_without_bias(graph, alive, constraints.unbiased)), NOT_FOLDED)
+    _complete(choice, constraints)
     return alive
 
 
-def complete(
-    graph: ChannelGraph,
-    alive: Flags,
-    align: int = 1,
-    whole_units: bool = True,
-    equal_widths: Sequence[EqualWidths] = (),
-) -> None:
+def complete(graph: ChannelGraph, alive: Flags, constraints: Constraints) -> None:
     """Add to `alive`, (classes,), what has to stay beside it: one of each, carriers, equal parts; see `choose_alive`."""
-    _complete(_Choice(graph, alive, {}), align, whole_units, equal_widths)
+    _complete(_Choice(graph, alive, {}), constraints)
 
 
-def _complete(choice: _Choice, align: int, whole_units: bool, equal_widths: Sequence[EqualWidths]) -> None:
+def _complete(choice: _Choice, constraints: Constraints) -> None:
     graph, alive = choice.graph, choice.alive
     while True:
         before = int(alive.sum())
         _keep_one_of_each(choice)
         _keep_carriers(choice)
-        _keep_aligned(choice, align)
-        _keep_grids(choice, whole_units)
+        _keep_aligned(choice, constraints.align)
+        _keep_grids(choice, constraints.whole_units)
         _keep_more_cells(choice)
-        for constraint in equal_widths:
+        for widths in constraints.equal_widths:
             extended = alive.copy()
-            apply_equal_widths(graph, extended, constraint)
+            apply_equal_widths(graph, extended, widths)
             choice.keep(
                 np.flatnonzero(extended), "as many as of another tensor that the forward takes for as wide"
             )

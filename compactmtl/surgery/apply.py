@@ -14,8 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery import full_width, recurrent
-from compactmtl.surgery.computed import contract_computed
-from compactmtl.surgery.fused import fuse
+from compactmtl.surgery.contraction import contract_layers
 from compactmtl.surgery.gather import install
 from compactmtl.surgery.plan import BiasShift, FullWidthEdit, Gather, Merge, Plan, Scale, Slice, signature
 
@@ -35,8 +34,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         )
     copied = copy_model(model, share=not plan.fused)
     try:
-        fuse(copied, plan.fused)
-        contract_computed(copied, plan.contracted)
+        contract_layers(copied, plan.fused, plan.contracted)
     except KeyError as error:
         raise ArtifactError(f"the plan contracts {error}, which the model does not have", _MEND) from error
     small = _Editor(copied)

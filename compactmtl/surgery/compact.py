@@ -18,8 +18,7 @@ from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import check_inputs, check_model, first_line
 from compactmtl.graph.unreached import CHOICES, Unreached
 from compactmtl.overparam import contract
-from compactmtl.surgery.computed import computed_layers, contract_computed
-from compactmtl.surgery.fused import fusable, fuse
+from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
 from compactmtl.surgery.not_pruned import ROLLED_BACK, not_pruned
 from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
@@ -118,7 +117,7 @@ def _smallest(settings: _Settings) -> _Removal:
     plain, inputs = settings.plain, settings.inputs
     graph = ChannelGraph.trace(plain, inputs, settings.unreached)
     removal = None
-    computed = computed_layers(graph, plain)
+    computed = find_computed(graph, plain)
     if computed:
         removal = _remove(settings, computed=computed)
     if (
@@ -126,7 +125,7 @@ def _smallest(settings: _Settings) -> _Removal:
     ):  # nothing gained: layers with computed weights stay what they are
         removal = _remove(settings, graph=graph)
     assert removal is not None
-    blocks = fusable(plain)
+    blocks = find_branched(plain)
     fused = _remove(settings, fused=blocks) if blocks else None
     # A block of one branch is left as it is, for fused with its norm it costs the same.
     if fused is not None and cost(fused.model, inputs).macs < 0.99 * cost(removal.model, inputs).macs:
@@ -148,14 +147,14 @@ def _remove(
     if fused:
         form = copy_model(form)
         try:
-            fuse(form, fused)
+            contract_layers(form, fused)
             graph = ChannelGraph.trace(form.eval(), settings.inputs, settings.unreached)
         except Exception:  # it is another's code, for a use that may not be this one
             return None
-        computed = computed_layers(graph, form)
+        computed = find_computed(graph, form)
     if computed:
         form = copy_model(form, share=True)
-        contract_computed(form, computed)
+        contract_layers(form, computed=computed)
         graph = None
     if form is not settings.plain:
         expected = reference(form, settings.inputs)

@@ -38,10 +38,10 @@ def find_equal_widths(graph: ChannelGraph) -> list[EqualWidths]:
     return [list(own.values()) for own in rows.values() if len(own) > 1]
 
 
-def apply_equal_widths(graph: ChannelGraph, alive: Flags, constraint: EqualWidths) -> None:
+def apply_equal_widths(graph: ChannelGraph, alive: Flags, widths: EqualWidths) -> None:
     """Keep as many channels of each tensor as of the one that keeps most, adding to the heads that have the fewest."""
-    most = max(int(alive[graph.labels[ids]].sum()) for ids in constraint)
-    for ids in constraint:
+    most = max(int(alive[graph.labels[ids]].sum()) for ids in widths)
+    for ids in widths:
         classes = graph.labels[ids].reshape(-1, ids.shape[-1])
         while int((kept := alive[classes]).sum()) < most:
             head = int(np.where(kept.all(1), classes.size, kept.sum(1)).argmin())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -10,9 +11,9 @@ from torch import nn
 from compactmtl.errors import SurgeryError
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.space import Flags
-from compactmtl.surgery.analyse import choose_alive
+from compactmtl.surgery.analyse import Constraints, choose_alive
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
-from compactmtl.surgery.equal_widths import EqualWidths, find_equal_widths
+from compactmtl.surgery.equal_widths import find_equal_widths
 from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.plan import Plan
 from compactmtl.surgery.prove import Proof, Reference, compare
@@ -28,15 +29,14 @@ class Search:
         self, graph: ChannelGraph, plain: nn.Module, expected: Reference, align: int, tolerance: float | None
     ) -> None:
         self._graph, self._plain, self._expected = graph, plain, expected
-        self._align, self._tolerance = align, tolerance
+        self._tolerance = tolerance
         modules = dict(plain.named_modules())
-        self.unbiased = frozenset(
+        unbiased = frozenset(
             product.name
             for product in graph.analysis.products.values()
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
-        self._whole_units = True
-        self._equal_widths: list[EqualWidths] = []
+        self._constraints = Constraints(align, unbiased)
         self.thinned: dict[str, Thinned] = {}
         self.reasons: dict[int, str] = {}  # class -> why it stays although it could have gone
         self._last: tuple[bytes, Result] | None = None
@@ -49,15 +49,16 @@ class Search:
         if proof.passed:
             return alive, []
         self._require_repeatable()
-        self._whole_units = False  # a forward may count its heads in a way that cannot be changed
+        # A forward may count its heads in a way that cannot be changed.
+        self._constraints = replace(self._constraints, whole_units=False)
         alive = self._choose(pinned)
         proof = self.result(alive)[2]
         if proof.passed:
             return alive, []
-        self._equal_widths = find_equal_widths(
-            self._graph
-        )  # or take one number for the widths of several tensors
-        if self._equal_widths:
+        # Or it may take one number for the widths of several tensors.
+        equal_widths = tuple(find_equal_widths(self._graph))
+        if equal_widths:
+            self._constraints = replace(self._constraints, equal_widths=equal_widths)
             alive = self._choose(pinned)
             proof = self.result(alive)[2]
             if proof.passed:
@@ -85,15 +86,7 @@ class Search:
             )
 
     def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(
-            self._graph,
-            self._align,
-            pinned,
-            self.unbiased,
-            self._whole_units,
-            self._equal_widths,
-            self.reasons,
-        )
+        return choose_alive(self._graph, pinned, self._constraints, self.reasons)
 
     def result(self, alive: Flags) -> Result:
         """Plan, small model and full proof with only the `alive` classes kept."""
@@ -105,7 +98,7 @@ class Search:
 
     def gather(self, alive: Flags) -> list[str]:
         """Thin layers by index, on top of the classes that go; the layers for which that had to be rolled back."""
-        chosen = choose_thinned(self._graph, self._plain, alive, self._align)
+        chosen = choose_thinned(self._graph, self._plain, alive, self._constraints.align)
         accepted: dict[str, Thinned] = {}
         rolled_back = self._bisect_gathers(alive, chosen, accepted)
         self.thinned, self._last = accepted, None

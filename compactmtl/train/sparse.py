@@ -25,7 +25,7 @@ from compactmtl.sparsity import (
     build_penalty,
     channel_groups,
 )
-from compactmtl.surgery.slices import Kept
+from compactmtl.surgery.slice_plan import Kept
 
 Report = dict[str, Any]
 

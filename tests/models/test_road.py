@@ -84,7 +84,7 @@ def make_sparse(model: nn.Module, image: torch.Tensor) -> float:
     with torch.no_grad():
         for family in groups.bound:
             dead = torch.rand(family.size) < 0.5
-            for piece in family.slices:
+            for piece in family.tensors:
                 piece.zero_(piece.parameter, dead)
             keep.append((~dead).numpy())
     assert groups.macs is not None

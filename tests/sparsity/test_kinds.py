@@ -71,7 +71,7 @@ def kill(
     flags = torch.zeros(groups[family].size, dtype=torch.bool)
     flags[dead] = True
     with torch.no_grad():
-        for s in groups.bound[family].slices:
+        for s in groups.bound[family].tensors:
             s.zero_(s.parameter, flags)
     return groups.alive()
 

@@ -43,7 +43,7 @@ class Ridge(Penalty):
         return self.scale * norms
 
     def shrink_(self, family, rate, metric, exempt=None, scratch=None):
-        for s in family.slices:
+        for s in family.tensors:
             s.parameter.div_(1 + rate * self.strength * self.scale)
         return family.zeros()
 
@@ -83,22 +83,22 @@ def test_the_proximal_operator_minimizes_the_value(name: str, own: str) -> None:
         groups = groups_of()
         penalty = build_penalty(config(penalty=name, knee=2.0), groups)
     (family,) = groups.bound
-    before = [s.parameter.detach().clone() for s in family.slices]
+    before = [s.parameter.detach().clone() for s in family.tensors]
     rate = 0.7
 
     def objective() -> float:
         """½‖x − z‖² + rate·penalty."""
-        moved = [(s.parameter - z).square().sum() for s, z in zip(family.slices, before, strict=True)]
+        moved = [(s.parameter - z).square().sum() for s, z in zip(family.tensors, before, strict=True)]
         return float(torch.stack(moved).sum() / 2 + rate * penalty.value())
 
     with torch.no_grad():
         penalty.shrink_(family, rate, None)
         least = objective()
-        solution = [s.parameter.detach().clone() for s in family.slices]
+        solution = [s.parameter.detach().clone() for s in family.tensors]
         generator = torch.Generator().manual_seed(1)
         for size in (1e-3, 1e-2, 1e-1, 1.0):
             for _ in range(20):
-                for s, x in zip(family.slices, solution, strict=True):
+                for s, x in zip(family.tensors, solution, strict=True):
                     s.parameter.copy_(x + size * torch.randn(x.shape, generator=generator, dtype=x.dtype))
                 assert objective() >= least - 1e-12  # rounding of float64
 
@@ -112,12 +112,12 @@ def test_the_pull_is_the_derivative_by_the_norm(name: str, own: str) -> None:
     with (
         torch.no_grad()
     ):  # of a group whose elements are alike, for which `pull` is exact whatever the penalty
-        for s in family.slices:
+        for s in family.tensors:
             s.parameter.copy_(torch.full_like(s.parameter, 0.5))
         norms, step = family.norms(), 1e-6
         values = []
         for scale in (1 + step, 1 - step):
-            for s in family.slices:
+            for s in family.tensors:
                 s.parameter.fill_(0.5 * scale)
             values.append(penalty.of(family))
         slope = (values[0] - values[1]) / (2 * step * norms)
@@ -175,10 +175,10 @@ def test_a_class_of_ones_own_runs_on_the_users_word_alone(own: str) -> None:
         penalty = build_penalty(named, groups)
     (family,) = groups.bound
     control = StrengthSchedule(penalty, total_steps=2, warmup=0.0)
-    optimizer = SGD([s.parameter for s in family.slices], lr=1.0)
+    optimizer = SGD([s.parameter for s in family.tensors], lr=1.0)
     control.attach(optimizer)
     before = family.norms()
-    for s in family.slices:
+    for s in family.tensors:
         s.parameter.grad = torch.zeros_like(s.parameter)
     optimizer.step()
     control.step()

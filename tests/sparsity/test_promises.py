@@ -135,7 +135,7 @@ def zero_some(groups: ChannelGroups, seed: int, share: float = 0.4) -> None:
         dead = torch.rand(family.size, generator=generator) < share
         dead[int(torch.randint(family.size, (1,), generator=generator))] = False
         with torch.no_grad():
-            for part in family.slices:
+            for part in family.tensors:
                 part.zero_(part.parameter, dead)
 
 

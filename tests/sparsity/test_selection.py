@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compactmtl.graph.groups import GroupFamily, Member
-from compactmtl.sparsity.selection import Flags, Limits, limits_of, marginal_costs, select
+from compactmtl.graph.space import Flags
+from compactmtl.sparsity.selection import Limits, limits_of, marginal_costs, select
 
 
 def macs(keep: Sequence[Flags]) -> float:

@@ -219,7 +219,7 @@ def test_moments_of_the_dead_are_cleared() -> None:
     bound = training.groups.bound[0]
     dead = training.control.state_dict()["dead"][0]
     assert dead.any()
-    for s in bound.slices:
+    for s in bound.tensors:
         if s.role == "producer":  # an affine's own gradient goes on after its death
             buffer = training.optimizer.state[s.parameter]["momentum_buffer"]
             assert buffer[dead].abs().max() == 0

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.penalty import Penalty, per_group, root
 from compactmtl.sparsity.prox import Metric, adaptive_prox_, prox_
-from compactmtl.sparsity.slices import BoundFamily, Scratch
 
 
 class GroupLasso(Penalty):
@@ -32,5 +32,5 @@ class GroupLasso(Penalty):
     ) -> Tensor:
         thresholds = per_group(family, rate * self.strength * math.sqrt(family.elements), exempt)
         if metric is None:
-            return prox_(family.slices, thresholds)
-        return adaptive_prox_(family.slices, metric, thresholds, scratch)
+            return prox_(family.tensors, thresholds)
+        return adaptive_prox_(family.tensors, metric, thresholds, scratch)

@@ -11,10 +11,10 @@ from torch import Tensor
 from compactmtl.config.schema import Frozen
 from compactmtl.config.sparsity import AboveZero
 from compactmtl.errors import ConfigError
+from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty, per_group, root
 from compactmtl.sparsity.prox import Metric, firm_prox_
-from compactmtl.sparsity.slices import BoundFamily, Scratch
 
 
 class GroupMCP(Penalty):
@@ -59,4 +59,4 @@ class GroupMCP(Penalty):
         scale = math.sqrt(family.elements)
         slopes = per_group(family, self.strength * scale, exempt)
         knees = torch.full_like(slopes, self.knee * scale)
-        return firm_prox_(family.slices, metric, rate, slopes, knees, scratch)
+        return firm_prox_(family.tensors, metric, rate, slopes, knees, scratch)

@@ -12,10 +12,10 @@ from torch import Tensor
 from compactmtl.config.schema import Frozen
 from compactmtl.config.sparsity import NonNegative
 from compactmtl.errors import ConfigError
+from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty, checked, per_group, root
 from compactmtl.sparsity.prox import Metric, adaptive_prox_, prox_, soft_threshold_
-from compactmtl.sparsity.slices import BoundFamily, Scratch, wide
 
 
 class SparseGroupLasso(Penalty):
@@ -43,8 +43,8 @@ class SparseGroupLasso(Penalty):
 
     def of(self, family: BoundFamily) -> Tensor:
         values = self.l2 * math.sqrt(family.elements) * root(family.squares())
-        for s in family.slices:
-            values = values + self.l1 * s.sums(wide(s.parameter).abs()).to(values)
+        for s in family.tensors:
+            values = values + self.l1 * s.sums(at_least_float32(s.parameter).abs()).to(values)
         return values
 
     def pull(self, family: BoundFamily, norms: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class SparseGroupLasso(Penalty):
     ) -> Tensor:
         single = per_group(family, rate * self.strength * self.l1, exempt)
         whole = per_group(family, rate * self.strength * self.l2 * math.sqrt(family.elements), exempt)
-        soft_threshold_(family.slices, metric, single)
+        soft_threshold_(family.tensors, metric, single)
         if metric is None:
-            return prox_(family.slices, whole)
-        return adaptive_prox_(family.slices, metric, whole, scratch)
+            return prox_(family.tensors, whole)
+        return adaptive_prox_(family.tensors, metric, whole, scratch)

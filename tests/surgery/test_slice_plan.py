@@ -1,4 +1,4 @@
-"""Slices alone: what goes, composed plans, and zeros put back."""
+"""GroupedTensor alone: what goes, composed plans, and zeros put back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compactmtl.graph import ChannelGraph
 from compactmtl.sparsity import channel_groups
 from compactmtl.surgery import apply_plan
 from compactmtl.surgery.plan import BiasShift, Plan, Slice
-from compactmtl.surgery.slices import compose, cut, kept_indices, nothing, plan_slices, put_back
+from compactmtl.surgery.slice_plan import compose, cut, kept_indices, nothing, plan_slices, put_back
 from tests.support.masking import FLOAT32, assert_close
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ def killed(
     flags = [np.isin(np.arange(family.size), which) for family, which in zip(groups, dead, strict=True)]
     with torch.no_grad():
         for family, gone in zip(groups.bound, flags, strict=True):
-            for s in family.slices:
+            for s in family.tensors:
                 s.zero_(s.parameter, torch.from_numpy(gone))
     return list(groups), flags
 

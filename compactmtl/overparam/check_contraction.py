@@ -1,4 +1,4 @@
-"""The proof of a contraction: a plain layer against its training form, on a random input in float64."""
+"""A contracted layer against its training form, on a random input in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compactmtl.overparam.layer import OverparamLayer
 ROUNDED = 64  # times the rounding of the weight's own precision, of the largest sum of its terms' magnitudes
 
 
-def prove_contracted(name: str, trained: OverparamLayer, plain: nn.Module) -> None:
+def check_contraction(name: str, trained: OverparamLayer, plain: nn.Module) -> None:
     """Compare `plain` with `trained` in eval mode, and with its stages in a row where it has such a form.
 
     Raises SurgeryError naming the layer where a weight is not finite or the outputs differ by more than the rounding of

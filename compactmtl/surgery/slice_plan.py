@@ -16,7 +16,7 @@ from compactmtl.errors import SurgeryError
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily
 from compactmtl.graph.space import Flags
-from compactmtl.surgery.analyse import choose_alive
+from compactmtl.surgery.analyse import Constraints, choose_alive
 from compactmtl.surgery.plan import Plan, Slice, signature
 from compactmtl.surgery.write import write_plan
 
@@ -58,7 +58,7 @@ def plan_slices(
 
 
 def _plan(graph: ChannelGraph, model: nn.Module, pinned: Flags, everything: frozenset[str]) -> Plan:
-    return write_plan(graph, model, choose_alive(graph, 1, pinned, everything))
+    return write_plan(graph, model, choose_alive(graph, pinned, Constraints(unbiased=everything)))
 
 
 def _classes(graph: ChannelGraph, families: Sequence[GroupFamily], dead: Sequence[Flags]) -> Flags:

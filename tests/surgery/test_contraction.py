@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from compactmtl.surgery import apply_plan, compact
-from compactmtl.surgery.computed import contracted
+from compactmtl.surgery.contraction import plain_layer
 from tests.support.masking import FLOAT32, assert_close, kill
 
 
@@ -82,7 +82,7 @@ def test_where_nothing_goes_the_layer_stays_what_it_is() -> None:
 
 
 def test_a_layer_that_does_more_is_not_contracted() -> None:
-    assert contracted(PaddedStandardized(4, 4)) is None
+    assert plain_layer(PaddedStandardized(4, 4)) is None
     net = _network(PaddedStandardized(12, 12))
     kill(net[0], zero=[0, 1])
     image = torch.randn(1, 3, 16, 16)

@@ -20,7 +20,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.graph.groups import GroupFamily, Role
 
 
-class Slices:
+class GroupedTensor:
     """One member tensor of a family; group i holds `parameter.movedim(dim, 0)[indices[i]]`."""
 
     def __init__(
@@ -109,7 +109,7 @@ class BoundFamily:
     """A family with the live tensors of its members."""
 
     family: GroupFamily
-    slices: tuple[Slices, ...]
+    tensors: tuple[GroupedTensor, ...]
 
     @property
     def size(self) -> int:
@@ -119,11 +119,11 @@ class BoundFamily:
     @property
     def elements(self) -> int:
         """Elements of one group over all members, the d of √d."""
-        return sum(s.elements for s in self.slices)
+        return sum(s.elements for s in self.tensors)
 
     def squares(self) -> Tensor:
         """The squared norm of each group, (n,)."""
-        return add(s.squares(wide(s.parameter)) for s in self.slices)
+        return add(s.squares(at_least_float32(s.parameter)) for s in self.tensors)
 
     def norms(self) -> Tensor:
         """The norm of each group, (n,)."""
@@ -131,12 +131,12 @@ class BoundFamily:
 
     def zeros(self) -> Tensor:
         """Whether each group is exactly zero in every member, bool (n,)."""
-        nonzero = add(s.sums((s.parameter != 0).to(torch.int64)) for s in self.slices)
+        nonzero = add(s.sums((s.parameter != 0).to(torch.int64)) for s in self.tensors)
         return nonzero == 0
 
-    def only(self, *roles: Role) -> tuple[Slices, ...]:
+    def only(self, *roles: Role) -> tuple[GroupedTensor, ...]:
         """The members in one of `roles`."""
-        return tuple(s for s in self.slices if s.role in roles)
+        return tuple(s for s in self.tensors if s.role in roles)
 
 
 def add(terms: Iterable[Tensor]) -> Tensor:
@@ -147,7 +147,7 @@ def add(terms: Iterable[Tensor]) -> Tensor:
     return first
 
 
-def wide(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """`values` in at least float32, for sums of squares."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
@@ -179,7 +179,7 @@ def bind(family: GroupFamily, parameters: Mapping[str, nn.Parameter]) -> BoundFa
     return BoundFamily(
         family,
         tuple(
-            Slices(name, parameters[name], dim, indices, role)
+            GroupedTensor(name, parameters[name], dim, indices, role)
             for (name, dim), (indices, role) in merged.items()
         ),
     )

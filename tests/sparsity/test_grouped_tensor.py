@@ -11,7 +11,7 @@ from torch import nn
 
 from compactmtl.errors import ConfigError
 from compactmtl.graph.groups import GroupFamily, Member
-from compactmtl.sparsity.slices import Slices, bind
+from compactmtl.sparsity.grouped_tensor import GroupedTensor, bind
 
 
 @given(
@@ -28,7 +28,7 @@ def test_reductions_and_broadcasts(
     size, dim = n * k + spare, min(dim, len(shape))
     values = torch.randn((*shape[:dim], size, *shape[dim:]), generator=torch.Generator().manual_seed(seed))
     indices = np.random.default_rng(seed).permutation(size)[: n * k].reshape(n, k).astype(np.int64)
-    slices = Slices("w", values.clone(), dim, indices, "producer")
+    slices = GroupedTensor("w", values.clone(), dim, indices, "producer")
     parts = [values.movedim(dim, 0)[indices[i]] for i in range(n)]
     assert slices.elements == parts[0].numel()
     assert slices.partial == (spare > 0)
