@@ -245,7 +245,7 @@ def _reject_tied(model: nn.Module, chosen: set[int]) -> None:
         if id(module) in chosen and len(sharing := owners[id(module._parameters["weight"])]) > 1:
             names = sorted(sharing.values())
             raise ConfigError(
-                f"{' and '.join(names)} are one tensor, and factorizing would tie them apart",
+                f"{' and '.join(names)} are one tensor, and factorizing would give each one of its own",
                 "exclude these layers by name",
             )
 

@@ -204,7 +204,7 @@ class OverparamLayer(nn.Module, ABC):
     def _contracted_weight(self) -> Tensor:
         """The contracted weight, computed once until a parameter or buffer changes or the mode does.
 
-        A change is seen by a tensor's version, place or identity, and by any optimizer's step. Values written through
+        A change is detected by a tensor's version, place or identity, and by any optimizer's step. Values written through
         `.data` change none of them: call `.eval()` afterwards.
         """
         parameters, tensors = tuple(self.parameters()), (*self.parameters(), *self.buffers())

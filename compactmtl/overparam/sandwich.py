@@ -118,8 +118,8 @@ class TuckerLayer(SandwichLayer):
 class ExpandLayer(SandwichLayer):
     """ExpandNet-CL: expanded by 1×1 convolutions to `rate` times the channels on both sides of the kernel.
 
-    At the start A and B have orthonormal rows and columns, and the kernel is the weight seen through them plus
-    random values of the same size that the product does not see. So the function is unchanged, and there is
+    At the start A and B have orthonormal rows and columns, and the kernel is the weight projected by them plus
+    random values of the same size that the product does not contain. So the function is unchanged, and there is
     something to learn from in every direction.
     """
 

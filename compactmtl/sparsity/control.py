@@ -68,7 +68,7 @@ class Control(ABC):
 
     def foresee(self) -> list[Flags] | None:
         """The groups that would go to meet the target if the size of the weights as they are now decided, a bool array
-        (n,) a family; None where no target is set, so that nothing can be told before training.
+        (n,) a family; None where no target is set, so that nothing is known before training.
         """
         return None
 

@@ -100,7 +100,7 @@ class ChannelGroups(Sequence[GroupFamily]):
     def after(
         self, kept: Mapping[tuple[str, int], NDArray[np.int64]], model: nn.Module
     ) -> tuple[ChannelGroups, list[NDArray[np.int64]]]:
-        """The groups that are left in `model`, of whose parameters only the indices `kept` of a dimension stay.
+        """The groups that remain in `model`, of whose parameters only the indices `kept` of a dimension stay.
 
         With them, for each family, which of its groups these are. What they cost is counted as before: groups
         that are gone are groups not kept. Raises SurgeryError where a group lost a part of its slices.

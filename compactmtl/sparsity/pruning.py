@@ -133,7 +133,7 @@ class GroupNorm:
     """Torch-Pruning's GroupNormPruner: its regularization, its group importance, ranked over all layers as it does.
 
     Its own loop leaves a layer whole where all of it would go, and so misses high targets; here `min_channels` stay,
-    as for everyone. What goes is set to zero by channel groups, so that the rest of the road is everyone's too.
+    as for everyone. What goes is set to zero by channel groups, so that the rest of the pipeline is the same for all.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Sequence[Tensor], regularization: float) -> None:

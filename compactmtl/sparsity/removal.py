@@ -1,4 +1,4 @@
-"""What a model costs when groups are zero: which channels surgery can then remove, and what is left.
+"""What a model costs when groups are zero: which channels surgery can then remove, and what remains.
 
 A channel can go when everything that writes it is zero, or everything that reads it. So groups of any kind, also
 those that lie in one layer alone, are judged by what they truly free.
@@ -77,7 +77,7 @@ class Removal:
         self._graph = graph
         self._interface = interface or Interface()
         self._how = rehearsal or Rehearsal()
-        # What every dimension of a parameter holds: where nothing of it is left, or parts differ, surgery keeps more.
+        # What every dimension of a parameter holds: where nothing of it remains, or parts differ, surgery keeps more.
         self._held = _in_classes([binding.ids for binding in graph.analysis.bindings.values()], graph)
         self._equal = bool(self._how.constraints.equal_widths) or whole_heads
         self._offsets = np.cumsum([0, *(candidate.family.size for candidate in candidates)])
@@ -120,11 +120,11 @@ class Removal:
         return classes
 
     def macs(self, keep: Keep) -> float:
-        """MACs that are left, as `cost` counts them."""
+        """MACs that remain, as `cost` counts them."""
         return self._graph.macs_of_classes(self.classes(keep))
 
     def parameters(self, keep: Keep) -> float:
-        """Parameters that are left."""
+        """Parameters that remain."""
         return self._graph.parameters_of_classes(self.classes(keep))
 
     def latency(self, table: LatencyTable) -> CostFunction:

@@ -45,7 +45,7 @@ def limits_of(
 
 
 def marginal_costs(cost: CostFunction, keep: Sequence[Flags]) -> list[float]:
-    """What one more channel of each family would take away, with only `keep` left."""
+    """What one more channel of each family would take away, with only `keep`."""
     now = cost(keep)
     costs = []
     for index, flags in enumerate(keep):

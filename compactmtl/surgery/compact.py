@@ -120,9 +120,8 @@ def _smallest(settings: _Settings) -> _Removal:
     computed = find_computed(graph, plain)
     if computed:
         removal = _remove(settings, computed=computed)
-    if (
-        removal is None or removal.plan.empty
-    ):  # nothing gained: layers with computed weights stay what they are
+    # Where nothing is gained, layers with computed weights stay what they are.
+    if removal is None or removal.plan.empty:
         removal = _remove(settings, graph=graph)
     assert removal is not None
     blocks = find_branched(plain)

@@ -52,22 +52,22 @@ def test_an_aggregator_remembers_in_the_attributes_that_are_saved(name: str) -> 
     for step in range(3):
         net.follow(method, step)
         states.append(attributes(part))
-    found = set[str]().union(*(changed(one, other) for one, other in pairwise(states)))
-    assert found == {*MEMORY[type(part)].attributes, "_state_key"}, NEW_VERSION
+    remembered = set[str]().union(*(changed(one, other) for one, other in pairwise(states)))
+    assert remembered == {*MEMORY[type(part)].attributes, "_state_key"}, NEW_VERSION
 
 
 def test_dwa_remembers_in_the_attributes_that_are_saved() -> None:
     method = balancer("dwa", ["a", "b"])
     assert isinstance(method, Scalarized)
-    before, found = attributes(method.scalarizer), set[str]()
+    before, remembered = attributes(method.scalarizer), set[str]()
     for end in (False, True):
         method.combine({"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
         if end:
             method.end_epoch()
         after = attributes(method.scalarizer)
-        found |= changed(before, after)
+        remembered |= changed(before, after)
         before = after
-    assert found == set(MEMORY[type(method.scalarizer)].attributes), NEW_VERSION
+    assert remembered == set(MEMORY[type(method.scalarizer)].attributes), NEW_VERSION
 
 
 def test_famo_remembers_in_the_attributes_that_are_saved() -> None:

@@ -116,8 +116,8 @@ def test_it_lands_on_the_target_and_holds_it(reduction: float, sgd: bool, penalt
     assert isinstance(control, StrengthController)
     path: list[float] = []
     training.run(50, lambda: path.append(control.removed()))
-    found = training.groups.cost("macs")
-    removed = 1 - found(training.groups.alive()) / found(training.groups.whole())
+    macs = training.groups.cost("macs")
+    removed = 1 - macs(training.groups.alive()) / macs(training.groups.whole())
     assert removed == pytest.approx(control.removed())
     # one group more at most: a channel of the stem takes 5 % of this small network, a block of four 20 %
     assert reduction <= removed <= reduction + (0.06 if kind != "block" else 0.25)

@@ -129,9 +129,9 @@ def test_a_penalty_has_its_options_from_the_recipe() -> None:
     assert isinstance(build_penalty(config(), groups), GroupLasso)
     short = build_penalty(config(penalty="sparse_group_lasso", l1=0.1), groups)
     full = build_penalty(config(penalty="sparse_group_lasso", penalty_options={"l1": 0.1}), groups)
-    for found in (short, full):
-        assert isinstance(found, SparseGroupLasso)
-        assert (found.l1, found.l2, found.strength) == (0.1, 1.0, 0.3)
+    for penalty in (short, full):
+        assert isinstance(penalty, SparseGroupLasso)
+        assert (penalty.l1, penalty.l2, penalty.strength) == (0.1, 1.0, 0.3)
     knee = build_penalty(config(penalty="group_mcp", penalty_options={"knee": 0.5}), groups)
     assert isinstance(knee, GroupMCP) and knee.knee == 0.5
 

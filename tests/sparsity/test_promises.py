@@ -1,4 +1,4 @@
-"""What channel groups promise is what surgery does: random groups at zero, and the network that is left."""
+"""What channel groups promise is what surgery does: random groups at zero, and the network that remains."""
 
 from __future__ import annotations
 

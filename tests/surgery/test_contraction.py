@@ -58,8 +58,8 @@ def test_dead_inputs_of_a_computed_weight_go(build: Any) -> None:
     assert result.plan.contracted == ("2",) and result.report.contracted == ("2",)
     assert type(small[2]) is nn.Conv2d and small[2].in_channels == 8
     with torch.no_grad():
-        expected, found = net(image), small(image)
-    assert float((expected - found).abs().max() / expected.abs().max()) <= 1e-5  # float32
+        expected, output = net(image), small(image)
+    assert float((expected - output).abs().max() / expected.abs().max()) <= 1e-5  # float32
     fresh = apply_plan(_network(build()), result.plan)
     assert {n: v.shape for n, v in fresh.state_dict().items()} == {
         n: v.shape for n, v in small.state_dict().items()

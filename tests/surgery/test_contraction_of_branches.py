@@ -15,7 +15,7 @@ from tests.support.masking import assert_close
 
 
 class Branches(nn.Module):
-    """A 3x3 and a 1x1 convolution side by side, as one once it is told to."""
+    """A 3x3 and a 1x1 convolution side by side, as one once it is fused."""
 
     def __init__(self, channels: int, wrong: float = 0.0) -> None:
         super().__init__()

@@ -135,8 +135,8 @@ def test_it_is_exported_with_plain_operators(tmp_path: Path) -> None:
     assert {node.domain for node in graph.graph.node} == {""}
     assert [node.op_type for node in graph.graph.node].count("LayerNormalization") == 2
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found = session.run(None, {session.get_inputs()[0].name: x.float().numpy()})[0]
-    assert_close(net(x).float(), torch.from_numpy(found), 1e-5)
+    output = session.run(None, {session.get_inputs()[0].name: x.float().numpy()})[0]
+    assert_close(net(x).float(), torch.from_numpy(output), 1e-5)
 
 
 def test_a_step_of_training_is_that_of_the_masked_model() -> None:

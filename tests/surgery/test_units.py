@@ -1,4 +1,4 @@
-"""Whole heads of attention and whole groups of a convolution go; what is left of the others stays even."""
+"""Whole heads of attention and whole groups of a convolution go; the rest of the others stays even."""
 
 from __future__ import annotations
 
