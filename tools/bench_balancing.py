@@ -158,7 +158,7 @@ def variants(setup: Setup, only: Sequence[str]) -> dict[str, Step | str]:
         return not only or any(word in name for word in only)
 
     found: dict[str, Step | str] = {}
-    for name in NAMES[1:]:
+    for name in (name for name in NAMES if name != "equal"):
         first = make(lambda name=name: balancer(name, list(CLASSES)))  # type: ignore[misc]
         places: tuple[At | None, ...] = (None,)
         if isinstance(first, GradientBalancer):

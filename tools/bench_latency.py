@@ -51,7 +51,7 @@ def empty(model: nn.Module, image: Tensor, share: float, align: int) -> None:
     dead = goal.choose(worth, [~flags for flags in groups.whole()], costs)
     with torch.no_grad():
         for family, flags in zip(groups.bound, dead, strict=True):
-            for s in family.slices:
+            for s in family.tensors:
                 s.zero_(s.parameter, torch.from_numpy(flags))
 
 

@@ -31,7 +31,7 @@ from compactmtl.backends.machine import cpu_name
 from compactmtl.graph import cost
 from compactmtl.graph.copies import copy_model
 from compactmtl.surgery import compact
-from compactmtl.surgery.computed import contracted
+from compactmtl.surgery.contraction import plain_layer
 from tools.surgery_table import VARIES, read, table
 from tools.surgery_zoo import (
     PATTERNS,
@@ -173,7 +173,7 @@ def bound(model: nn.Module, image: tuple[Tensor, ...]) -> float:
     full = left = 0.0
     for module, record in seen.items():
         # What a layer that computes its weight at every call reads is decided by the weight that it uses.
-        plain: Any = contracted(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
+        plain: Any = plain_layer(module) if type(module) not in (nn.Conv2d, nn.Linear) else module
         weight: Tensor = (plain if plain is not None else module).weight.detach()
         groups = int(getattr(module, "groups", 1))
         each = record.positions * float(np.prod(weight.shape[2:]))
@@ -250,8 +250,8 @@ def _ours(model: nn.Module, image: tuple[Tensor, ...], full: float, gather: bool
         **errors(model, result.model, image),
         "macs": layer_macs(result.model, image) / full,
         "parameters": sum(p.numel() for p in result.model.parameters()) / parameters,
-        "kept_whole": len(result.report.kept_whole),
-        "rolled_back": sum("rolled back" in reason for reason in result.report.kept_whole.values()),
+        "not_pruned": len(result.report.not_pruned),
+        "rolled_back": sum("rolled back" in reason for reason in result.report.not_pruned.values()),
         "seconds": seconds,
         "latency": latency_ratio(model, result.model, image),
     }

@@ -133,7 +133,7 @@ def narrowed(model: nn.Module, inputs: tuple[Tensor, ...], share: float, align: 
     groups = channel_groups(copied, inputs, scope="model")
     for family in groups.bound:
         gone = torch.arange(family.size) >= max(round(family.size * share / align), 1) * align
-        for part in family.slices:
+        for part in family.tensors:
             part.zero_(part.parameter.detach(), gone)
     return compact(copied, inputs, align=align).model
 

@@ -5,32 +5,50 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from compactmtl.config.schema import Frozen
+from compactmtl.balancing.jacobian import at_least_float32
+from compactmtl.balancing.options import method_options
+from compactmtl.config.schema import Frozen, NoOptions
 from compactmtl.errors import ConfigError, TrainingError
 
 
-class NoOptions(Frozen):
-    """Options of a method that has none."""
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a balancer reads of a task: the weight of its loss, and its constant in uncertainty weighting."""
+
+    weight: float = 1.0
+    uncertainty_scale: float = 1.0  # 1/2 for a real quantity, whose likelihood is Gaussian, and 1 for a class
 
 
 class Balancer(nn.Module):
     """Combines task losses. Its parameters, where it has any, belong into the optimizer; its state_dict holds all that
     a resumed run needs.
 
-    `weights` maps each task to its recipe weight (see `balancer`).
+    Each method is one class in one file of `balancing/methods`, whose name is the value of `balancing.name`. `Options`
+    are those of `balancing.options`. `weights` maps each task to its recipe weight.
+
+    Raises ConfigError for options that do not fit.
     """
 
+    Options: ClassVar[type[Frozen]] = NoOptions
+    options: Frozen
     relooks: ClassVar[bool] = False  # whether `after_step` must be called
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, tasks: Mapping[str, TaskInfo], options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.weights = dict(weights)
+        self.weights = {task: info.weight for task, info in tasks.items()}
+        self.options = method_options(self.name, self.Options, self.weights, options or {})
         self.loss_scale = 1.0  # of backward, where half precision scales the loss
+
+    @property
+    def name(self) -> str:
+        """The method's name in recipes: its file's."""
+        return type(self).__module__.rpartition(".")[2]
 
     def combine(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar to minimize, of one scalar loss for each task.
@@ -57,7 +75,10 @@ class Balancer(nn.Module):
         float32 at least: under autocast a half-precision sum would round small losses away.
         """
         return torch.stack(
-            [weight * losses[task].to(_wide(losses[task].dtype)) for task, weight in self.weights.items()]
+            [
+                weight * losses[task].to(at_least_float32(losses[task].dtype))
+                for task, weight in self.weights.items()
+            ]
         )
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
@@ -69,10 +90,6 @@ class Balancer(nn.Module):
     def log(self) -> dict[str, float]:
         """The factor by which each task's loss counts now."""
         return dict(self.weights)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def check_positive(

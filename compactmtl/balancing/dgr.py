@@ -104,21 +104,21 @@ class DummyGradientNorm(nn.Module):
             size: of the images, (H, W), which heads that give maps are called with.
         """
         tensors, grads, total = list[Tensor](), list[Tensor](), torch.zeros(())
-        seen: dict[
+        by_features: dict[
             int, tuple[tuple[Tensor, ...], int]
         ] = {}  # leaves of features, and where they begin in `tensors`
         for task in self._heads:
             own: Features = features[task] if isinstance(features, Mapping) else features
             maps = (own,) if isinstance(own, Tensor) else tuple(own)
-            if id(own) not in seen:
-                seen[id(own)] = tuple(_leaf(x) for x in maps), len(tensors)
+            if id(own) not in by_features:
+                by_features[id(own)] = tuple(_leaf(x) for x in maps), len(tensors)
                 tensors += maps
-                grads += [torch.zeros_like(leaf) for leaf in seen[id(own)][0]]
-            leaves, first = seen[id(own)]
+                grads += [torch.zeros_like(leaf) for leaf in by_features[id(own)][0]]
+            leaves, first = by_features[id(own)]
             given: Features = leaves[0] if isinstance(own, Tensor) else list(leaves)
-            value, found = self._task(task, given, leaves, targets[task], size)
+            value, slopes = self._task(task, given, leaves, targets[task], size)
             total = total.to(value) + value
-            for index, gradient in enumerate(found, first):
+            for index, gradient in enumerate(slopes, first):
                 grads[index] += gradient
         return cast(Tensor, _Known.apply(total, len(tensors), *tensors, *grads))
 
@@ -132,7 +132,7 @@ class DummyGradientNorm(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """The penalty of one task, and its gradients by `leaves`, chunk by chunk: no graph outlives its chunk."""
         heads = self._heads[task]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        trained = [leaf for leaf in leaves if leaf.requires_grad]
         step = self._chunk or (1 if target.ndim > 2 else heads.count)
         total, grads = leaves[0].new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
         attention = self._attention[0]
@@ -149,8 +149,8 @@ class DummyGradientNorm(nn.Module):
                 weights = heads.chunk(start, start + step)
                 value = self._penalty(losses, weights) / heads.count
                 total += value.detach()
-                found = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
-                pieces = iter(found)
+                slopes = torch.autograd.grad(value, trained, allow_unused=True) if trained else ()
+                pieces = iter(slopes)
                 for gradient, leaf in zip(grads, leaves, strict=True):
                     piece = next(pieces) if leaf.requires_grad else None
                     if piece is not None:

@@ -6,15 +6,17 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from compactmtl.balancing.base import Balancer
+from compactmtl.balancing.base import Balancer, TaskInfo
 from compactmtl.balancing.jacobian import Jacobian, TaskGradients, average, distributed, task_gradients, world
 from compactmtl.errors import ConfigError, TrainingError
+
+At = Literal["features", "shared_parameters"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ class GradientBalancer(Balancer):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        at: Literal["features", "shared_parameters"],
+        tasks: Mapping[str, TaskInfo],
+        options: Mapping[str, Any] | None = None,
+        at: At = "shared_parameters",
     ) -> None:
-        super().__init__(weights)
+        super().__init__(tasks, options)
         self.at = at
-        self._factors: dict[str, float] = dict(weights)
-        for task, weight in weights.items():
+        self._factors: dict[str, float] = dict(self.weights)
+        for task, weight in self.weights.items():
             if weight == 0:
                 raise ConfigError(
                     f"tasks.{task}.weight is 0: a task without a gradient cannot be balanced by gradients",
@@ -77,17 +80,17 @@ class GradientBalancer(Balancer):
             return Direction(jacobian.combine(torch.zeros(len(jacobian.tasks))))
         whole = len(kept) == len(jacobian.tasks)
         part = jacobian if whole else jacobian.only(kept)
-        found = self._direction(part, gramian[kept][:, kept], {task: losses[task] for task in part.tasks})
-        for gradient in found.shared:
+        direction = self._direction(part, gramian[kept][:, kept], {task: losses[task] for task in part.tasks})
+        for gradient in direction.shared:
             if not bool(torch.isfinite(gradient).all()):
                 raise TrainingError(
-                    f"the gradients cannot be aggregated: {told_norms(jacobian.tasks, gramian)}",
+                    f"the gradients cannot be aggregated: {norms_of(jacobian.tasks, gramian)}",
                     "bring the tasks' losses to one scale with tasks.NAME.weight, or choose another balancing.name",
                 )
-        if found.factors is not None:
-            factors = dict(zip(part.tasks, found.factors.tolist(), strict=True))
+        if direction.factors is not None:
+            factors = dict(zip(part.tasks, direction.factors.tolist(), strict=True))
             self._factors = {task: factors.get(task, 0.0) * self.weights[task] for task in self.weights}
-        return found
+        return direction
 
     @abstractmethod
     def _direction(self, jacobian: Jacobian, gramian: Tensor, losses: Mapping[str, float]) -> Direction:
@@ -110,7 +113,7 @@ class GradientBalancer(Balancer):
                 continue
             if norm <= least:
                 raise TrainingError(
-                    f"the gradient of task {task!r} is ill-conditioned: {told_norms(jacobian.tasks, gramian)}",
+                    f"the gradient of task {task!r} is ill-conditioned: {norms_of(jacobian.tasks, gramian)}",
                     "every sample of the batch may lack the task's target: use larger batches, or balancing.name: equal"
                     if unknown
                     else f"scale its loss with tasks.{task}.weight, or check that it depends on the encoder",
@@ -119,7 +122,7 @@ class GradientBalancer(Balancer):
         return kept
 
 
-def told_norms(tasks: Sequence[str], gramian: Tensor) -> str:
+def norms_of(tasks: Sequence[str], gramian: Tensor) -> str:
     """For an error: the norm of each task's gradient."""
     norms = gramian.diagonal().sqrt().tolist()
     parts = (f"{norm:.3g} of {task}" for task, norm in zip(tasks, norms, strict=True))
@@ -162,7 +165,7 @@ def balanced_backward(
         raise ConfigError("nothing of the encoder is trained, so no gradients can be balanced")
     mine = {task: [p for p in [*own[task], *outer] if p.requires_grad] for task in balancer.weights}
     weighted = {task: weight * losses[task] for task, weight in balancer.weights.items()}
-    found = task_gradients(
+    gradients = task_gradients(
         weighted,
         features if at_features else trained,
         mine,
@@ -170,10 +173,10 @@ def balanced_backward(
         scale=scale,
         retain=penalty is not None,
     )
-    direction = _direction(balancer, found, weighted, overflow=scale != 1)
+    direction = _direction(balancer, gradients, weighted, overflow=scale != 1)
     factors = [1.0] * len(weighted) if direction.heads is None else direction.heads.tolist()
     for factor, task in zip(factors, weighted, strict=True):
-        for parameter, gradient in zip(mine[task], found.own[task], strict=True):
+        for parameter, gradient in zip(mine[task], gradients.own[task], strict=True):
             _add(parameter, gradient if factor == 1 else gradient * factor)
     ends: list[Tensor] = []
     starts: list[Tensor] = []
@@ -193,10 +196,10 @@ def balanced_backward(
 
 
 def _direction(
-    balancer: GradientBalancer, found: TaskGradients, losses: Mapping[str, Tensor], *, overflow: bool
+    balancer: GradientBalancer, gradients: TaskGradients, losses: Mapping[str, Tensor], *, overflow: bool
 ) -> Direction:
     """The balancer's direction; with `overflow`, of gradients that are not finite their sum, for the scaler to see."""
-    jacobian = found.jacobian
+    jacobian = gradients.jacobian
     if overflow and not all(bool(torch.isfinite(row).all()) for row in jacobian.rows):
         return Direction(jacobian.combine(torch.ones(len(jacobian.tasks))))
     values = torch.stack([loss.detach().double() for loss in losses.values()])

@@ -87,30 +87,31 @@ def task_gradients(
     rows: list[Tensor] = []
     own_gradients: dict[str, list[Tensor]] = {}
     for index, (task, loss) in enumerate(losses.items()):
-        wanted = [*shared, *own[task]]
-        found = torch.autograd.grad(
-            loss * scale, wanted, retain_graph=retain or task != last, allow_unused=True
+        inputs = [*shared, *own[task]]
+        gradients = torch.autograd.grad(
+            loss * scale, inputs, retain_graph=retain or task != last, allow_unused=True
         )
         if not rows:  # features may be of half precision
-            rows = [x.new_zeros((count, *x.shape), dtype=_wide(x.dtype)) for x in shared]
-        for row, gradient in zip(rows, found, strict=False):
+            rows = [x.new_zeros((count, *x.shape), dtype=at_least_float32(x.dtype)) for x in shared]
+        for row, gradient in zip(rows, gradients, strict=False):
             if gradient is not None:
                 row[index] = gradient
                 if divisor != 1:  # in the row's precision: half precision would lose what the scale had saved
                     row[index] /= divisor
         own_gradients[task] = [
             torch.zeros_like(tensor) if gradient is None else gradient
-            for tensor, gradient in zip(own[task], found[len(shared) :], strict=True)
+            for tensor, gradient in zip(own[task], gradients[len(shared) :], strict=True)
         ]
-        del found  # one task's gradients at a time beside the jacobian
+        del gradients  # one task's gradients at a time beside the jacobian
     if distributed():
         if not split:
             average(rows)
-        average([gradient for found in own_gradients.values() for gradient in found])
+        average([gradient for gradients in own_gradients.values() for gradient in gradients])
     return TaskGradients(Jacobian(tuple(losses), tuple(rows), split), own_gradients)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The type, or float32 where it is narrower."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -94,10 +94,10 @@ def table(surgery: Mapping[str, Any]) -> str:
         lines.append("no channel could be removed: was the recipe trained with sparsity?")
     if surgery.get("unreached"):
         lines.append(f"not reached by the forward: {', '.join(surgery['unreached'])}")
-    if surgery["kept_whole"]:
-        shown = surgery["kept_whole"][:5]
-        lines.append(f"kept whole: {len(surgery['kept_whole'])} layers")
-        lines += [f"  {layer['name']}: {layer['reason']}" for layer in shown]
+    not_pruned = surgery.get("not_pruned", surgery.get("kept_whole"))  # its name in earlier versions
+    if not_pruned:
+        lines.append(f"not pruned: {len(not_pruned)} layers")
+        lines += [f"  {layer['name']}: {layer['reason']}" for layer in not_pruned[:5]]
     proof = surgery["proof"]
     lines.append(
         f"proof: largest difference {proof['max_relative_error']:.1e} of the output's range in {proof['dtype']} "

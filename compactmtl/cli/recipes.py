@@ -127,11 +127,14 @@ def _check(names: list[str]) -> None:
 
 
 def _check_references(recipe: Recipe) -> None:
-    """What a recipe names beyond itself: its targets, data set, that set's options and targets, kinds and encoder."""
+    """What a recipe names beyond itself: targets, data set, task kinds, encoder, penalty, balancing, and options."""
+    from compactmtl.balancing.options import method_options
+    from compactmtl.balancing.registry import balancer_class
     from compactmtl.config import load_target, validate_options
     from compactmtl.data import load_dataset
     from compactmtl.data.datasets import dataset_module
     from compactmtl.models.encoder import check_encoder_name
+    from compactmtl.sparsity.registry import penalty_options
     from compactmtl.tasks import build_tasks, task_class
 
     for target in recipe.targets:
@@ -140,5 +143,9 @@ def _check_references(recipe: Recipe) -> None:
     check_encoder_name(recipe.model.encoder.name)
     for name, task in recipe.tasks.items():
         task_class(task.kind, f"tasks.{name}.kind")
+    if recipe.sparsity is not None:
+        penalty_options(recipe.sparsity)
+    balancing = recipe.balancing
+    method_options(balancing.name, balancer_class(balancing.name).Options, recipe.tasks, balancing.options)
     if recipe.data.name == "scenes":  # what other data sets offer is only known from their files
         build_tasks(recipe.tasks, load_dataset(recipe.data, "train").specs)

@@ -6,49 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compactmtl.config.registry import one_of
 from compactmtl.config.schema import Frozen, Positive, Scalar, ScheduleConfig
 
 NotNegative = Annotated[float, Field(ge=0)]
 
-# Of one scalar made of the losses, and of one vector made of the tasks' gradients; `compactmtl.balancing` has one
-# class or table row for each.
-BalancerName = Literal[
-    "equal",
-    "uncertainty",
-    "imtl_l",
-    "dwa",
-    "famo",
-    "stch",
-    "geometric_mean",
-    "random",
-    "cosmos",
-    "pbi",
-    "upgrad",
-    "dualproj",
-    "mgda",
-    "pcgrad",
-    "gradvac",
-    "cagrad",
-    "imtl_g",
-    "nash_mtl",
-    "aligned_mtl",
-    "config",
-    "fairgrad",
-    "graddrop",
-    "excess_mtl",
-    "pcd",
-    "krum",
-    "trimmed_mean",
-    "random_gradient",
-    "gradnorm",
-    "db_mtl",
-]
+BalancerName = Annotated[str, one_of("balancing/methods")]
 
 
 class BalancingConfig(Frozen):
     """How task losses or their gradients are weighed against each other."""
 
-    name: BalancerName = "equal"
+    name: BalancerName = Field("equal", description="a method; docs/balancing.md lists them")
     at: Literal["features", "shared_parameters"] | None = Field(
         None,
         description="where task gradients are compared, for names that compare them: at the encoder's output (one "

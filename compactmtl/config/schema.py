@@ -17,6 +17,10 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class NoOptions(Frozen):
+    """Options of what has none."""
+
+
 class ScheduleConfig(Frozen):
     """Learning rate over the steps of the whole run."""
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from compactmtl.config.schema import Frozen, Share
+from compactmtl.config.registry import one_of
+from compactmtl.config.schema import Frozen, Scalar, Share
+from compactmtl.config.trust import is_class_name
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Reduction = Annotated[float, Field(gt=0, lt=1)]  # of 0 there is nothing to do, and 1 leaves no network
 Before = Annotated[float, Field(ge=0, lt=1)]  # a share of all steps after which there are steps left
+PenaltyName = Annotated[str, one_of("sparsity/penalties", own_class=True)]
 After = Annotated[float, Field(gt=0, le=1)]  # a share of all steps before which there are steps
 _MEASURES = ("macs", "parameters", "latency")
 _KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")
@@ -121,7 +125,14 @@ class SparsityConfig(Frozen):
     )
     block: Annotated[int, Field(ge=2)] = Field(8, description="channels of a group of kind block")
     scope: Literal["encoder", "model"] = Field("encoder", description="layers whose channels may go")
-    penalty: Literal["group_lasso", "sparse_group_lasso", "group_mcp"] = "group_lasso"
+    penalty: PenaltyName = Field(
+        "group_lasso",
+        description="what shrinks the groups, by name, or a class of your own as package.module:Class",
+    )
+    penalty_options: dict[str, Scalar | list[Scalar]] = Field(
+        default_factory=dict, description="options of this penalty; see docs/sparsity.md"
+    )
+    # Options of the first penalties, which have keys of their own: short for the same key of `penalty_options`.
     l1: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on single elements")
     l2: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on whole groups")
     knee: AboveZero = Field(
@@ -193,9 +204,14 @@ class SparsityConfig(Frozen):
                 f"λ rises from sparsity.warmup {self.warmup} to sparsity.schedule.full {self.schedule.full} and is 0 from "
                 f"sparsity.schedule.release {self.schedule.release}: they come in this order"
             )
-        if not self.l1 and not self.l2:
-            raise ValueError("sparsity.l1 and sparsity.l2 are both 0: there is no penalty")
         return self
+
+    def options_of_penalty(self, known: Collection[str]) -> dict[str, Scalar | list[Scalar]]:
+        """The options of a penalty that takes those `known`: `penalty_options` over the keys that stand for one of them."""
+        short: dict[str, Scalar | list[Scalar]] = {"l1": self.l1, "l2": self.l2, "knee": self.knee}
+        if is_class_name(self.penalty):  # has defaults of its own
+            short = {}
+        return {key: value for key, value in short.items() if key in known} | self.penalty_options
 
     @property
     def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:

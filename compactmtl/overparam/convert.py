@@ -12,6 +12,7 @@ from torch import nn
 
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
+from compactmtl.overparam.check_contraction import check_contraction
 from compactmtl.overparam.kinds import (
     DIAGONAL,
     Kind,
@@ -25,7 +26,6 @@ from compactmtl.overparam.kinds import (
 )
 from compactmtl.overparam.layer import Evaluation, OverparamLayer
 from compactmtl.overparam.per_task import split_encoder
-from compactmtl.overparam.prove import prove_contracted
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -136,7 +136,7 @@ def contract(model: Model, keep_factors_below: float | None = None) -> Model:
         if not isinstance(module, OverparamLayer):
             return None
         plain = module.contracted(keep_factors_below)
-        prove_contracted(name, module, plain)
+        check_contraction(name, module, plain)
         return plain
 
     return _replaced(model, replace)
@@ -245,7 +245,7 @@ def _reject_tied(model: nn.Module, chosen: set[int]) -> None:
         if id(module) in chosen and len(sharing := owners[id(module._parameters["weight"])]) > 1:
             names = sorted(sharing.values())
             raise ConfigError(
-                f"{' and '.join(names)} are one tensor, and factorizing would tie them apart",
+                f"{' and '.join(names)} are one tensor, and factorizing would give each one of its own",
                 "exclude these layers by name",
             )
 

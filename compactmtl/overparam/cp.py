@@ -69,9 +69,9 @@ class CpLayer(OverparamLayer):
         (kh, kw), g, r = shape.kernel, shape.groups, self.rank
         # the Khatri-Rao products of either side, then one matrix product
         h = self.H.view(g, 1, r, kh).transpose(2, 3)
-        left = (self.A.view(g, shape.rows, 1, r) * h).reshape(g, shape.rows * kh, r)
+        outer = (self.A.view(g, shape.rows, 1, r) * h).reshape(g, shape.rows * kh, r)
         right = (self.diagonal()[:, None] * self.B)[:, :, None] * self.W[:, None, :]
-        product = torch.bmm(left, right.view(g, r, shape.inner * kw))
+        product = torch.bmm(outer, right.view(g, r, shape.inner * kw))
         return product.view(shape.out, kh, shape.inner, kw).transpose(1, 2).contiguous()
 
     def diagonal(self) -> Tensor:
@@ -85,12 +85,12 @@ class CpLayer(OverparamLayer):
         (kh, kw), g = self.geometry.kernel, self.geometry.groups
         wide = g * self.rank
         b = (self.diagonal()[:, None] * self.B)[..., None, None]
-        found = [Stage("B", b, "", g)]
+        stages = [Stage("B", b, "", g)]
         if not self.geometry.linear:
-            found += [
+            stages += [
                 Stage("W", self.W.view(wide, 1, 1, kw), "w", wide),
                 Stage("H", self.H.view(wide, 1, kh, 1), "h", wide),
             ]
         else:  # a linear layer's taps are numbers
-            found = [Stage("B", b * (self.W * self.H)[..., None, None], "", g)]
-        return [*found, Stage("A", self.A[..., None, None], "", g)]
+            stages = [Stage("B", b * (self.W * self.H)[..., None, None], "", g)]
+        return [*stages, Stage("A", self.A[..., None, None], "", g)]

@@ -72,8 +72,8 @@ class ChainLayer(OverparamLayer):
             # Σ over a + b = t of link[a]·weight[b]: a transposed convolution of the one by the other
             rows, width = len(link) // g, link.shape[1]
             later = link.reshape(g, rows, width, *link.shape[2:]).transpose(0, 1).flatten(1, 2)
-            found = F.conv_transpose2d(later, weight, groups=g)
-            weight = found.view(rows, g, shape.inner, *found.shape[2:]).transpose(0, 1).flatten(0, 1)
+            composed = F.conv_transpose2d(later, weight, groups=g)
+            weight = composed.view(rows, g, shape.inner, *composed.shape[2:]).transpose(0, 1).flatten(0, 1)
         return weight.contiguous()
 
     def product_macs(self) -> int:

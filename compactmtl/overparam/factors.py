@@ -44,8 +44,8 @@ def orthonormal_columns(rows: int, columns: int, like: Tensor) -> Tensor:
     """Random orthonormal columns (rows, columns), columns <= rows, drawn from torch's global generator on the CPU."""
     if like.is_meta:
         return like.new_empty(rows, columns)
-    found: Tensor = torch.linalg.qr(torch.randn(rows, columns, dtype=torch.float64)).Q
-    return found.to(like.device, like.dtype)
+    drawn: Tensor = torch.linalg.qr(torch.randn(rows, columns, dtype=torch.float64)).Q
+    return drawn.to(like.device, like.dtype)
 
 
 def normal(like: Tensor, *shape: int) -> Tensor:
@@ -98,13 +98,13 @@ def _svd(matrix: Tensor, *, single: bool) -> tuple[Tensor, Tensor, Tensor]:
 def _orthonormal_beside(columns: Tensor, count: int) -> Tensor:
     """Random orthonormal columns (m, count), orthogonal to the independent columns (m, k)."""
     span = torch.linalg.qr(columns).Q
-    found: Tensor = torch.randn(columns.shape[0], count, dtype=columns.dtype)
+    drawn: Tensor = torch.randn(columns.shape[0], count, dtype=columns.dtype)
     for _ in range(2):  # a second projection removes what rounding left of the first
-        found = torch.linalg.qr(found - span @ (span.T @ found)).Q
-    return found
+        drawn = torch.linalg.qr(drawn - span @ (span.T @ drawn)).Q
+    return drawn
 
 
 def _unit_columns(rows: int, count: int) -> Tensor:
     """Random columns of length 1 (rows, count)."""
-    found = torch.randn(rows, count, dtype=torch.float64)
-    return nn.functional.normalize(found, dim=0)
+    drawn = torch.randn(rows, count, dtype=torch.float64)
+    return nn.functional.normalize(drawn, dim=0)

@@ -147,10 +147,10 @@ class OverparamLayer(nn.Module, ABC):
         batch, size, output = geometry.positions(shape)
         kernel = geometry.kernel[0] * geometry.kernel[1]
         plain = batch * output[0] * output[1] * geometry.out * geometry.inner * kernel
-        sequence, found = None, self.stages()
-        if found:
+        sequence, stages = None, self.stages()
+        if stages:
             sequence = 0
-            for stage in found:
+            for stage in stages:
                 # a stage before the one with the vertical (horizontal) stride sees the map at its input height (width)
                 size = (
                     output[0] if "h" in stage.axes else size[0],
@@ -204,7 +204,7 @@ class OverparamLayer(nn.Module, ABC):
     def _contracted_weight(self) -> Tensor:
         """The contracted weight, computed once until a parameter or buffer changes or the mode does.
 
-        A change is seen by a tensor's version, place or identity, and by any optimizer's step. Values written through
+        A change is detected by a tensor's version, place or identity, and by any optimizer's step. Values written through
         `.data` change none of them: call `.eval()` afterwards.
         """
         parameters, tensors = tuple(self.parameters()), (*self.parameters(), *self.buffers())

@@ -145,10 +145,10 @@ class BranchLayer(OverparamLayer):
         shape = self.geometry
         left, _, top, _ = shape.border
         (sh, sw), y, column = shape.stride, self.tap[0] * shape.dilation[0], self.tap[1] * shape.dilation[1]
-        found = x[..., ::sh, ::sw]
+        read = x[..., ::sh, ::sw]
         aligned = (y, column) == (top, left)
-        if not aligned or found.shape[-2] < output[-2] or found.shape[-1] < output[-1]:
+        if not aligned or read.shape[-2] < output[-2] or read.shape[-1] < output[-1]:
             mode = "constant" if shape.padding_mode == "zeros" else shape.padding_mode
             padded = F.pad(x, shape.border, mode=mode) if any(shape.border) else x
-            found = padded[..., y::sh, column::sw]
-        return found[..., : output[-2], : output[-1]]
+            read = padded[..., y::sh, column::sw]
+        return read[..., : output[-2], : output[-1]]

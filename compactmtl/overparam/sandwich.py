@@ -31,9 +31,9 @@ class SandwichLayer(OverparamLayer):
         g, (kh, kw) = shape.groups, shape.kernel
         q, p = a.shape[1], k.shape[1]
         # the matrix with more rows or columns to take away goes first
-        left = torch.bmm(a.view(g, shape.rows, q), k.reshape(g, q, p * kh * kw))
-        left = left.view(g, shape.rows, p, kh * kw).transpose(2, 3).reshape(g, shape.rows * kh * kw, p)
-        product = torch.bmm(left, b.view(g, p, shape.inner))
+        outer = torch.bmm(a.view(g, shape.rows, q), k.reshape(g, q, p * kh * kw))
+        outer = outer.view(g, shape.rows, p, kh * kw).transpose(2, 3).reshape(g, shape.rows * kh * kw, p)
+        product = torch.bmm(outer, b.view(g, p, shape.inner))
         return product.view(shape.out, kh, kw, shape.inner).permute(0, 3, 1, 2).contiguous()
 
     def product_macs(self) -> int:
@@ -118,8 +118,8 @@ class TuckerLayer(SandwichLayer):
 class ExpandLayer(SandwichLayer):
     """ExpandNet-CL: expanded by 1×1 convolutions to `rate` times the channels on both sides of the kernel.
 
-    At the start A and B have orthonormal rows and columns, and the kernel is the weight seen through them plus
-    random values of the same size that the product does not see. So the function is unchanged, and there is
+    At the start A and B have orthonormal rows and columns, and the kernel is the weight projected by them plus
+    random values of the same size that the product does not contain. So the function is unchanged, and there is
     something to learn from in every direction.
     """
 
@@ -136,9 +136,9 @@ class ExpandLayer(SandwichLayer):
             noise = normal(weight, q, p, *shape.kernel)
             if not weight.is_meta:
                 noise *= weight.std(correction=0) * (weight.numel() / noise.numel()) ** 0.5
-            seen = weight - torch.einsum("oq,qphw,pi->oihw", a, noise, b)
+            visible = weight - torch.einsum("oq,qphw,pi->oihw", a, noise, b)
             outer.append(a)
-            kernel.append(noise + torch.einsum("oq,oihw,pi->qphw", a, seen, b))
+            kernel.append(noise + torch.einsum("oq,oihw,pi->qphw", a, visible, b))
             inner.append(b)
         self._set(torch.cat(outer), torch.cat(kernel), torch.cat(inner), plain.weight.requires_grad)
 

@@ -5,9 +5,13 @@ from compactmtl.sparsity.controller import StrengthController
 from compactmtl.sparsity.groups import ChannelGroups, split_parameter_groups, zero_share
 from compactmtl.sparsity.kinds import channel_groups
 from compactmtl.sparsity.latency import LatencyTable, LayerLatency
-from compactmtl.sparsity.penalty import GroupLasso, GroupMCP, Penalty, SparseGroupLasso
+from compactmtl.sparsity.penalties.group_lasso import GroupLasso
+from compactmtl.sparsity.penalties.group_mcp import GroupMCP
+from compactmtl.sparsity.penalties.sparse_group_lasso import SparseGroupLasso
+from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
 from compactmtl.sparsity.pruning import Pruning
+from compactmtl.sparsity.registry import build_penalty
 from compactmtl.sparsity.selective import SelectiveShrinking
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "SparseGroupLasso",
     "StrengthController",
     "StrengthSchedule",
+    "build_penalty",
     "channel_groups",
     "split_parameter_groups",
     "zero_share",

@@ -68,7 +68,7 @@ class Control(ABC):
 
     def foresee(self) -> list[Flags] | None:
         """The groups that would go to meet the target if the size of the weights as they are now decided, a bool array
-        (n,) a family; None where no target is set, so that nothing can be told before training.
+        (n,) a family; None where no target is set, so that nothing is known before training.
         """
         return None
 
@@ -93,7 +93,7 @@ def silence(groups: ChannelGroups, flags: Sequence[Tensor]) -> None:
     """Set the gradients of the flagged groups, bool (n,) a family, to zero."""
     for family, dead in zip(groups.bound, flags, strict=True):
         if bool(dead.any()):
-            for s in family.slices:
+            for s in family.tensors:
                 if s.parameter.grad is not None:
                     s.zero_(s.parameter.grad, dead)
 

@@ -1,10 +1,10 @@
 """A λ that finds itself: a group penalty that brings a model to a stated size at a stated step.
 
 At each setting of λ the groups are ordered by their distance, the sum of λ over steps that would bring them to zero.
-The first of them that meet the target are wanted; λ is what the last of these needs to arrive at the end, plus what
-its gradient was seen to win back since the setting before. Nothing is summed up over time, so nothing winds up while
-all groups shrink and none has died yet. Groups that are not wanted and near zero are spared until the next setting,
-so that no more than the target can die.
+The first of them that meet the target are selected; λ is what the last of these needs to arrive at the end, plus what
+its gradient won back since the setting before. Nothing is summed up over time, so nothing winds up while
+all groups shrink and none has died yet. Unselected groups close to zero are exempt from the penalty until the next
+setting, so that the target is not overshot.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from compactmtl.sparsity.target import Target, as_flags, as_values
 
 WIDEST = 100.0  # the largest factor between a layer's λ and the mean, either way
 STEEPEST = 4.0  # λ changes by at most this factor from one setting to the next
-SPARE = 4.0  # groups are spared within this many times the distance that λ covers until the next setting
+# Unselected groups are exempt within this many times the distance that λ covers until the next setting.
+EXEMPT_RANGE = 4.0
 
 
 class StrengthController(Control):
@@ -66,7 +67,7 @@ class StrengthController(Control):
             penalty.factors = cost_factors(self.target)
         self._proximal: ProximalStep | None = None
         self._steps = 0
-        self._before: tuple[int, float] | None = None  # step and distance of the last group wanted
+        self._before: tuple[int, float] | None = None  # step and distance of the last group selected
         self._forced = 0.0
         self.penalty.strength = 0.0
 
@@ -112,9 +113,9 @@ class StrengthController(Control):
     def _set(self, proximal: ProximalStep) -> None:
         """Order the groups anew, and set λ."""
         distances = as_values(proximal.distances())
-        wanted = self._wanted(distances)
-        left = [d[flags & (d > 0)] for d, flags in zip(distances, wanted, strict=True)]
-        finite = [d[np.isfinite(d)] for d in left]
+        selected = self._selected(distances)
+        remaining = [d[flags & (d > 0)] for d, flags in zip(distances, selected, strict=True)]
+        finite = [d[np.isfinite(d)] for d in remaining]
         last = max((float(d.max()) for d in finite if len(d)), default=0.0)
         strength = last / (self.end - self._steps + 1)
         old = self.penalty.strength
@@ -125,12 +126,12 @@ class StrengthController(Control):
             strength = min(max(strength, old / STEEPEST), old * STEEPEST)
         self._before = (self._steps, last)
         self.penalty.strength = strength
-        near = SPARE * strength * self.config.every
-        proximal.spared = [
-            torch.from_numpy(~flags & (d <= near)) for d, flags in zip(distances, wanted, strict=True)
+        near = EXEMPT_RANGE * strength * self.config.every
+        proximal.exempt = [
+            torch.from_numpy(~flags & (d <= near)) for d, flags in zip(distances, selected, strict=True)
         ]
 
-    def _wanted(self, distances: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> list[Flags]:
+    def _selected(self, distances: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> list[Flags]:
         dead = [d == 0 for d in distances]
         # what nothing pulls comes last, in any order
         ranked = [
@@ -139,13 +140,13 @@ class StrengthController(Control):
         return self.target.choose(ranked, dead, [1.0] * len(ranked))
 
     def _finish(self, proximal: ProximalStep) -> None:
-        """Set what of the wanted groups has not arrived to zero, and hold."""
+        """Set the selected groups that have not arrived to zero, and hold."""
         distances = as_values(proximal.distances())
-        wanted = self._wanted(distances)
-        late = sum(int((flags & (d > 0)).sum()) for d, flags in zip(distances, wanted, strict=True))
-        self._forced = late / max(sum(map(len, wanted)), 1)
-        proximal.hold([torch.from_numpy(flags) for flags in wanted])
-        self.penalty.strength, proximal.spared = 0.0, None
+        selected = self._selected(distances)
+        late = sum(int((flags & (d > 0)).sum()) for d, flags in zip(distances, selected, strict=True))
+        self._forced = late / max(sum(map(len, selected)), 1)
+        proximal.hold([torch.from_numpy(flags) for flags in selected])
+        self.penalty.strength, proximal.exempt = 0.0, None
 
     def foresee(self) -> list[Flags]:
         return self.target.by_magnitude()
@@ -156,21 +157,23 @@ class StrengthController(Control):
 
     def state_dict(self) -> dict[str, Any]:
         proximal = attached(self._proximal)
-        spared = proximal.spared or [torch.zeros_like(dead) for dead in proximal.dead]
+        exempt = proximal.exempt or [torch.zeros_like(dead) for dead in proximal.dead]
         return {
             "steps": self._steps,
             "before": list(self._before) if self._before else [],
             "forced": self._forced,
-            "spared": [flags.cpu().clone() for flags in spared],
+            "exempt": [flags.cpu().clone() for flags in exempt],
             **proximal.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         proximal = attached(self._proximal)
         proximal.load_state_dict(dict(state))
-        spared = [torch.zeros_like(dead) for dead in proximal.dead]
-        load_vectors({"spared": spared}, state, "the controller", [len(dead) for dead in proximal.dead])
-        proximal.spared = spared
+        exempt = [torch.zeros_like(dead) for dead in proximal.dead]
+        if "spared" in state:  # the name in checkpoints of earlier versions
+            state = {**state, "exempt": state["spared"]}
+        load_vectors({"exempt": exempt}, state, "the controller", [len(dead) for dead in proximal.dead])
+        proximal.exempt = exempt
         self._steps, self._forced = int(state["steps"]), float(state["forced"])
         before = state["before"]
         self._before = (int(before[0]), float(before[1])) if before else None
@@ -180,9 +183,9 @@ class StrengthController(Control):
         self.groups = self.penalty.groups = groups
         self.target.bind(groups)
         self._proximal = old.rebuilt()
-        if old.spared is not None:
-            self._proximal.spared = [
-                flags[index.to(flags.device)] for flags, index in zip(old.spared, survivors, strict=True)
+        if old.exempt is not None:
+            self._proximal.exempt = [
+                flags[index.to(flags.device)] for flags, index in zip(old.exempt, survivors, strict=True)
             ]
 
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from compactmtl.errors import ConfigError, SurgeryError
 from compactmtl.graph.groups import GroupFamily
+from compactmtl.sparsity.grouped_tensor import BoundFamily, bind
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.removal import Cost, Keep, Measure, Removal
-from compactmtl.sparsity.slices import BoundFamily, bind
+from compactmtl.sparsity.removal import Measure, Removal
+from compactmtl.sparsity.selection import CostFunction, Keep
 
 _NAMES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
 
@@ -36,7 +37,7 @@ class ChannelGroups(Sequence[GroupFamily]):
         self,
         families: Sequence[GroupFamily],
         parameters: Mapping[str, nn.Parameter],
-        macs: Cost | None = None,
+        macs: CostFunction | None = None,
         *,
         removal: Removal | None = None,
         direct: bool = True,
@@ -47,10 +48,10 @@ class ChannelGroups(Sequence[GroupFamily]):
         self._families = tuple(families)
         self.bound: tuple[BoundFamily, ...] = tuple(bind(family, parameters) for family in families)
         self.removal = removal
-        self.macs: Cost | None = removal.macs if macs is None and removal is not None else macs
+        self.macs: CostFunction | None = removal.macs if macs is None and removal is not None else macs
         self.direct = direct
         self.left_out, self.inexact = dict(left_out or {}), dict(inexact or {})
-        self._costs: Callable[[Measure, LatencyTable | None], Cost] | None = None
+        self._costs: Callable[[Measure, LatencyTable | None], CostFunction] | None = None
 
     def __len__(self) -> int:
         return len(self._families)
@@ -75,7 +76,7 @@ class ChannelGroups(Sequence[GroupFamily]):
     @property
     def parameter_names(self) -> frozenset[str]:
         """Names of all tensors that hold a part of a group."""
-        return frozenset(s.name for family in self.bound for s in family.slices)
+        return frozenset(s.name for family in self.bound for s in family.tensors)
 
     def in_model(self, model: nn.Module) -> ChannelGroups:
         """The same groups over another model's parameters of the same names, such as an averaged copy."""
@@ -106,7 +107,7 @@ class ChannelGroups(Sequence[GroupFamily]):
     def after(
         self, kept: Mapping[tuple[str, int], NDArray[np.int64]], model: nn.Module
     ) -> tuple[ChannelGroups, list[NDArray[np.int64]]]:
-        """The groups that are left in `model`, of whose parameters only the indices `kept` of a dimension stay.
+        """The groups that remain in `model`, of whose parameters only the indices `kept` of a dimension stay.
 
         With them, for each family, which of its groups these are. What they cost is counted as before: groups
         that are gone are groups not kept. Raises SurgeryError where a group lost a part of its slices.
@@ -145,12 +146,12 @@ class ChannelGroups(Sequence[GroupFamily]):
                 flags[index] = own
             return full
 
-        def costs(measure: Measure, table: LatencyTable | None) -> Cost:
+        def costs(measure: Measure, table: LatencyTable | None) -> CostFunction:
             counted = self.cost(measure, table)
             return lambda keep: counted(expanded(keep))
 
         macs = None if self.macs is None else costs("macs", None)
-        left = ChannelGroups(
+        remaining = ChannelGroups(
             families,
             parameters_of(model),
             macs,
@@ -158,10 +159,10 @@ class ChannelGroups(Sequence[GroupFamily]):
             left_out=self.left_out,
             inexact=self.inexact,
         )
-        left._costs = costs
-        return left, survivors
+        remaining._costs = costs
+        return remaining, survivors
 
-    def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:
+    def cost(self, measure: Measure, table: LatencyTable | None = None) -> CostFunction:
         """The cost of the model as a function of the groups kept.
 
         Raises ConfigError where the groups say nothing of it, or latency has no table.

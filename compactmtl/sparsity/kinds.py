@@ -24,11 +24,10 @@ from compactmtl.graph.inputs import as_arguments
 from compactmtl.overparam import contract, factor_of
 from compactmtl.overparam.convert import in_scope
 from compactmtl.sparsity.groups import NOTHING_STAYS, ChannelGroups, parameters_of
-from compactmtl.sparsity.rehearsal import Unit, rehearse
-from compactmtl.sparsity.removal import Removal
+from compactmtl.sparsity.rehearsal import Candidate, rehearse
+from compactmtl.sparsity.removal import Interface, Removal
 from compactmtl.sparsity.sources import source_of_slices
-from compactmtl.surgery.computed import computed_layers, contract_computed
-from compactmtl.surgery.fused import fusable
+from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
 
 GroupKind = Literal["coupled", "block", "filter", "input_channel", "attention_head"]
 KINDS: tuple[str, ...] = get_args(GroupKind)
@@ -74,41 +73,43 @@ def channel_groups(
         )
     if kind == "block" and block < 2:
         raise ConfigError(f"a block of {block} channels", "a block has 2 channels or more; else use coupled")
-    found: _Traced | None = None
+    traced: _Traced | None = None
     try:
-        found = _Traced(model, inputs, kind)
+        traced = _Traced(model, inputs, kind)
     except SurgeryError:
         if kind != "input_channel":
             raise
-    if found is None:
+    if traced is None:
         families = _input_channel_families(contract(model), inputs, inside)
         _, homes, left_out = _on_sources(model, (), families)
         removal = None
     else:
         if kind == "input_channel":
-            families = _input_channel_families(found.plain, inputs, inside)
+            families = _input_channel_families(traced.plain, inputs, inside)
         else:
-            families = _FOUND[kind](found.graph, found.offered, inside, block)
-        families, homes, left_out = _on_sources(model, found.computed, families)
-        left_out |= found.left_out(inside)
+            families = _FAMILIES[kind](traced.graph, traced.offered, inside, block)
+        families, homes, left_out = _on_sources(model, traced.computed, families)
+        left_out |= traced.left_out(inside)
         heads = getattr(model, "heads", None)
         removal = Removal(
-            found.graph,
-            found.offered,
+            traced.graph,
+            traced.offered,
             families,
-            found.rehearsal,
+            traced.rehearsal,
             whole_heads=kind == "attention_head",
-            image=tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
-            tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
+            interface=Interface(
+                tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
+                tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
+            ),
         )
-        found.graph.forget_values()  # or a second copy of all weights lives as long as the groups
+        traced.graph.forget_values()  # or a second copy of all weights lives as long as the groups
     groups = ChannelGroups(
         homes,
         parameters_of(model),
         removal=removal,
         direct=kind in ("coupled", "block", "attention_head"),
         left_out=left_out,
-        inexact=None if found is None else _of_one_group(homes) | found.inexact,
+        inexact=None if traced is None else _of_one_group(homes) | traced.inexact,
     )
     if not groups.total:
         first = next(iter(left_out.items()), None)
@@ -134,32 +135,35 @@ class _Traced:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], kind: str) -> None:
         self.plain = contract(model)
         self.graph = ChannelGraph.trace(self.plain, inputs)
-        self.computed = computed_layers(self.graph, self.plain)
+        self.computed = find_computed(self.graph, self.plain)
         if self.computed:
-            contract_computed(self.plain, self.computed)
+            contract_layers(self.plain, computed=self.computed)
             self.graph = ChannelGraph.trace(self.plain, inputs)
-        units = _units(self.graph, kind)
-        self._units = units
-        self.rehearsal = rehearse(self.graph, self.plain, inputs, units)
+        candidates = _candidates(self.graph, kind)
+        self._candidates = candidates
+        self.rehearsal = rehearse(self.graph, self.plain, inputs, candidates)
         carriers = self.rehearsal.carriers
         self.offered = [
-            replace(unit, carriers=carriers.get(place, 0))
-            for place, unit in enumerate(units)
+            replace(candidate, carriers=carriers.get(place, 0))
+            for place, candidate in enumerate(candidates)
             if place not in self.rehearsal.refused
         ]
         self.inexact = {
-            units[place].family.name: "its zeros become another constant, for which surgery may add a bias"
+            candidates[
+                place
+            ].family.name: "its zeros become another constant, for which surgery may add a bias"
             for place in carriers
         }
         self.inexact |= dict.fromkeys(
-            fusable(self.plain), "surgery makes one layer of such a block of branches where that saves more"
+            find_branched(self.plain),
+            "surgery makes one layer of such a block of branches where that saves more",
         )
         if kind in ("filter", "input_channel"):
             self.inexact |= _more_than_groups(self.graph)
 
     def left_out(self, inside: Callable[[str], bool]) -> dict[str, str]:
         """Layer -> reason, for the channels that surgery cannot remove."""
-        refused = [(self._units[place].family, why) for place, why in self.rehearsal.refused.items()]
+        refused = [(self._candidates[place].family, why) for place, why in self.rehearsal.refused.items()]
         return {
             family.name: f"surgery cannot remove its channels: {why}"
             for family, why in refused
@@ -179,23 +183,27 @@ def _more_than_groups(graph: ChannelGraph) -> dict[str, str]:
     return dict.fromkeys(names, why)
 
 
-def _units(graph: ChannelGraph, kind: str) -> list[Unit]:
+def _candidates(graph: ChannelGraph, kind: str) -> list[Candidate]:
     """What surgery can remove one by one: heads where those are the groups, else coupled channels."""
     if kind == "attention_head":
-        return [Unit(family, owner) for family, owner in attention_heads(graph)]
-    return [Unit(family, owner) for family, owner in zip(graph.groups(), graph.owners(), strict=True)]
+        return [Candidate(family, owner) for family, owner in attention_heads(graph)]
+    return [Candidate(family, owner) for family, owner in zip(graph.groups(), graph.owners(), strict=True)]
 
 
 Inside = Callable[[str], bool]
 
 
-def _coupled(_graph: ChannelGraph, units: Sequence[Unit], inside: Inside, _block: int) -> list[GroupFamily]:
-    return [_written(unit.family) for unit in units if _all_inside(unit.family, inside)]
+def _coupled(
+    _graph: ChannelGraph, candidates: Sequence[Candidate], inside: Inside, _block: int
+) -> list[GroupFamily]:
+    return [_written(candidate.family) for candidate in candidates if _all_inside(candidate.family, inside)]
 
 
-def _blocks(graph: ChannelGraph, units: Sequence[Unit], inside: Inside, block: int) -> list[GroupFamily]:
-    found: list[GroupFamily] = []
-    for family in _coupled(graph, units, inside, block):
+def _blocks(
+    graph: ChannelGraph, candidates: Sequence[Candidate], inside: Inside, block: int
+) -> list[GroupFamily]:
+    blocks: list[GroupFamily] = []
+    for family in _coupled(graph, candidates, inside, block):
         width = min(member.indices.shape[1] for member in family.members)  # channels of one coupled group
         size = block // math.gcd(block, width)
         whole = family.size // size * size
@@ -206,7 +214,7 @@ def _blocks(graph: ChannelGraph, units: Sequence[Unit], inside: Inside, block: i
                 replace(m, indices=m.indices[first:last].reshape((last - first) // each, -1))
                 for m in family.members
             )
-            found.append(
+            blocks.append(
                 GroupFamily(
                     family.name,
                     members,
@@ -215,18 +223,20 @@ def _blocks(graph: ChannelGraph, units: Sequence[Unit], inside: Inside, block: i
                     each * family.parameters_per_channel,
                 )
             )
-    return found
+    return blocks
 
 
-def _filters(graph: ChannelGraph, _units: Sequence[Unit], inside: Inside, _block: int) -> list[GroupFamily]:
+def _filters(
+    graph: ChannelGraph, _candidates: Sequence[Candidate], inside: Inside, _block: int
+) -> list[GroupFamily]:
     """One family a layer whose outputs are all channels that can go."""
-    found: dict[str, GroupFamily] = {}
+    filters: dict[str, GroupFamily] = {}
     macs = graph.layer_macs(np.ones(graph.classes, dtype=bool))
     for product, own in zip(graph.products, macs, strict=True):
         name, n = product.weight, len(product.outputs)
         if (
             name is None
-            or name in found
+            or name in filters
             or not product.rows
             or not inside(name)
             or graph.fixed[graph.labels[product.outputs]].any()
@@ -240,14 +250,14 @@ def _filters(graph: ChannelGraph, _units: Sequence[Unit], inside: Inside, _block
         shape = graph.parameter_shape(name)
         if shape[0] != n:  # a transposed convolution has its outputs elsewhere
             continue
-        found[name] = GroupFamily(
+        filters[name] = GroupFamily(
             product.name,
             tuple(members),
             n,
             float(own) / n,
             float(math.prod(shape[1:])) + len(members) - 1,
         )
-    return list(found.values())
+    return list(filters.values())
 
 
 def _norm_of(graph: ChannelGraph, product: Product) -> list[str]:
@@ -260,7 +270,7 @@ def _norm_of(graph: ChannelGraph, product: Product) -> list[str]:
     return [name for name in names if name is not None]
 
 
-_FOUND: dict[str, Callable[[ChannelGraph, Sequence[Unit], Inside, int], list[GroupFamily]]] = {
+_FAMILIES: dict[str, Callable[[ChannelGraph, Sequence[Candidate], Inside, int], list[GroupFamily]]] = {
     "coupled": _coupled,
     "block": _blocks,
     "filter": _filters,
@@ -292,8 +302,8 @@ def _on_sources(
             return factor_of(model, member.parameter, member.dim)
         key = (member.parameter, member.dim)
         if key not in known:
-            found = source_of_slices(model.get_submodule(path), leaf, member.dim)
-            known[key] = None if found is None else (f"{path}.{found[0]}", found[1])
+            source_slice = source_of_slices(model.get_submodule(path), leaf, member.dim)
+            known[key] = None if source_slice is None else (f"{path}.{source_slice[0]}", source_slice[1])
         return known[key]
 
     plain: list[GroupFamily] = []

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from compactmtl.errors import ConfigError, TrainingError
+from compactmtl.sparsity.grouped_tensor import GroupedTensor, Scratch
 from compactmtl.sparsity.prox import Metric
-from compactmtl.sparsity.slices import Scratch, Slices
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
@@ -24,7 +24,7 @@ class OptimizerView:
     """
 
     def __init__(
-        self, optimizer: Optimizer, slices: Iterable[Slices], *, decay_allowed: bool = False
+        self, optimizer: Optimizer, tensors: Iterable[GroupedTensor], *, decay_allowed: bool = False
     ) -> None:
         self.optimizer = optimizer
         self.kind: Literal["sgd", "adam"]
@@ -40,7 +40,7 @@ class OptimizerView:
         self._position = {
             id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
         }
-        for s in slices:
+        for s in tensors:
             if id(s.parameter) not in self._position or not s.parameter.requires_grad:
                 raise ConfigError(
                     f"{s.name} belongs to a channel group and does not train",
@@ -56,11 +56,11 @@ class OptimizerView:
                     "build the optimizer from split_parameter_groups(model, groups, weight_decay)",
                 )
 
-    def options(self, s: Slices) -> dict[str, Any]:
+    def options(self, s: GroupedTensor) -> dict[str, Any]:
         """The optimizer's parameter group of a tensor."""
         return self.optimizer.param_groups[self._position[id(s.parameter)]]
 
-    def rate(self, s: Slices) -> float:
+    def rate(self, s: GroupedTensor) -> float:
         """The rate at which a steady gradient moves a tensor, in units of the metric.
 
         Adam's moment is an average of gradients and SGD's momentum buffer a sum, in which each gradient
@@ -73,11 +73,11 @@ class OptimizerView:
             rate *= (1 - options["dampening"] * bool(options["momentum"])) / (1 - options["momentum"])
         return rate
 
-    def stepped(self, s: Slices) -> bool:
+    def stepped(self, s: GroupedTensor) -> bool:
         """Whether the optimizer has moved this tensor yet."""
         return self.kind == "sgd" or "exp_avg_sq" in self.optimizer.state.get(s.parameter, {})
 
-    def metric(self, s: Slices, scratch: Scratch | None = None) -> Metric:
+    def metric(self, s: GroupedTensor, scratch: Scratch | None = None) -> Metric:
         """D with which the optimizer's last step divided: √v̂ + ε for Adam, bias-corrected; 1 for SGD.
 
         Its values lie in `scratch`, where there is one. Raises TrainingError where the optimizer has not moved the tensor yet.
@@ -96,7 +96,7 @@ class OptimizerView:
         values = torch.sqrt(second, out=out).add_(float(options["eps"]) * correction)
         return Metric(values, 1 / correction, owned=True)  # the scale apart spares a pass over memory
 
-    def forget(self, s: Slices, groups: Tensor) -> None:
+    def forget(self, s: GroupedTensor, groups: Tensor) -> None:
         """Clear the moments of the flagged `groups`, bool (n,): a dead group must not be pushed by its past."""
         for name, value in self.optimizer.state.get(s.parameter, {}).items():
             if name in _MOMENTS and isinstance(value, Tensor):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compactmtl.errors import TrainingError
-from compactmtl.sparsity.slices import Scratch, Slices, add, wide
+from compactmtl.sparsity.grouped_tensor import GroupedTensor, Scratch, add, at_least_float32
 
 MAX_STEPS = 100  # metrics that span twelve decades take 6; a bound against an endless loop
 _LARGE = 1e18  # its square is finite in float32
@@ -39,70 +39,72 @@ class Metric:
     scale: float = 1.0
     owned: bool = False
 
-    def on(self, s: Slices) -> Tensor:
+    def on(self, s: GroupedTensor) -> Tensor:
         """The values in the parameter's shape."""
-        return wide(self.values).expand_as(s.parameter)
+        return at_least_float32(self.values).expand_as(s.parameter)
 
 
-def prox_(slices: Sequence[Slices], thresholds: Tensor) -> Tensor:
-    """Shrink each group over all its `slices` in place: w ← w·max(0, 1 − t/‖w‖), thresholds t ≥ 0 (n,).
+def prox_(tensors: Sequence[GroupedTensor], thresholds: Tensor) -> Tensor:
+    """Shrink each group over all its `tensors` in place: w ← w·max(0, 1 − t/‖w‖), thresholds t ≥ 0 (n,).
 
     Returns whether each group is now zero, bool (n,). Raises TrainingError where a norm is not finite.
     """
-    norms = group_norms(slices)
+    norms = group_norms(tensors)
     thresholds = thresholds.to(norms)
     # A zero group divides 0 by 0 below; it is replaced by the second where.
     scale = torch.where(norms <= thresholds, 0.0, 1 - thresholds / norms)
-    return scale_(slices, torch.where(norms == 0, 0.0, scale))
+    return scale_(tensors, torch.where(norms == 0, 0.0, scale))
 
 
-def scale_(slices: Sequence[Slices], scale: Tensor) -> Tensor:
+def scale_(tensors: Sequence[GroupedTensor], scale: Tensor) -> Tensor:
     """Multiply each group by its `scale` (n,) in place; returns where that is 0, bool (n,)."""
-    for s in slices:
+    for s in tensors:
         s.parameter.mul_(s.spread(scale.to(s.parameter), 1.0))
     return scale == 0
 
 
-def group_norms(slices: Sequence[Slices]) -> Tensor:
-    """The norm of each group over all its `slices`, (n,). Raises TrainingError where one is not finite."""
-    norms = add(s.squares(wide(s.parameter)) for s in slices).sqrt()
-    check_finite(norms, slices)
+def group_norms(tensors: Sequence[GroupedTensor]) -> Tensor:
+    """The norm of each group over all its `tensors`, (n,). Raises TrainingError where one is not finite."""
+    norms = add(s.squares(at_least_float32(s.parameter)) for s in tensors).sqrt()
+    check_finite(norms, tensors)
     return norms
 
 
-def soft_threshold_(slices: Sequence[Slices], metric: Sequence[Metric] | None, thresholds: Tensor) -> None:
+def soft_threshold_(
+    tensors: Sequence[GroupedTensor], metric: Sequence[Metric] | None, thresholds: Tensor
+) -> None:
     """Take t/D off the magnitude of every element in place, down to zero; thresholds t ≥ 0 (n,), D = 1 without metric."""
-    for index, s in enumerate(slices):
-        bound = s.spread(thresholds.to(wide(s.parameter)), 0.0)
+    for index, s in enumerate(tensors):
+        bound = s.spread(thresholds.to(at_least_float32(s.parameter)), 0.0)
         if metric is not None:
             bound = bound / metric[index].scale / metric[index].on(s)
             if s.partial:  # 0/0 outside all groups
                 bound.nan_to_num_(nan=0.0, posinf=torch.inf)
-        values = wide(s.parameter)
+        values = at_least_float32(s.parameter)
         s.parameter.sub_(torch.clamp(values, -bound, bound))
 
 
 def adaptive_prox_(
-    slices: Sequence[Slices],
+    tensors: Sequence[GroupedTensor],
     metric: Sequence[Metric],
     thresholds: Tensor,
     scratch: Scratch | None = None,
 ) -> Tensor:
-    """Shrink each group over all its `slices` in place in the metric D, thresholds t ≥ 0 (n,).
+    """Shrink each group over all its `tensors` in place in the metric D, thresholds t ≥ 0 (n,).
 
-    `metric` holds D for each of `slices`. Intermediate tensors lie in `scratch`, where there is one. Returns whether
+    `metric` holds D for each of `tensors`. Intermediate tensors lie in `scratch`, where there is one. Returns whether
     each group is now zero, bool (n,). Raises TrainingError where a value is not finite.
     """
     scratch = scratch or Scratch()
-    z = [wide(s.parameter) for s in slices]
+    z = [at_least_float32(s.parameter) for s in tensors]
     tau = [
         _tau(s, d, thresholds.to(v), d.values if d.owned else scratch.take(v))
-        for s, d, v in zip(slices, metric, z, strict=True)
+        for s, d, v in zip(tensors, metric, z, strict=True)
     ]
-    total = add(s.squares(v) for s, v in zip(slices, z, strict=True))
-    check_finite(total, slices)
+    total = add(s.squares(v) for s, v in zip(tensors, z, strict=True))
+    check_finite(total, tensors)
     work = [torch.mul(v, t, out=scratch.take(v)) for v, t in zip(z, tau, strict=True)]
-    mean = add(s.sums(w.mul_(v)) for s, v, w in zip(slices, z, work, strict=True)) / total
+    mean = add(s.sums(w.mul_(v)) for s, v, w in zip(tensors, z, work, strict=True)) / total
     theta = total.sqrt() - mean
     blank = total == 0
     dead = blank
@@ -113,21 +115,21 @@ def adaptive_prox_(
             torch.div(v, t, out=w).nan_to_num_(nan=0.0).clamp_(-_LARGE, _LARGE)
             for v, t, w in zip(z, tau, work, strict=True)
         )
-        pull = add(s.squares(w) for s, w in zip(slices, pulls, strict=True)).sqrt()
-        least = torch.stack([s.minima(t).to(pull) for s, t in zip(slices, tau, strict=True)]).amin(0)
+        pull = add(s.squares(w) for s, w in zip(tensors, pulls, strict=True)).sqrt()
+        least = torch.stack([s.minima(t).to(pull) for s, t in zip(tensors, tau, strict=True)]).amin(0)
         dead = blank | (unsure & (pull <= 1))
         theta = torch.where(unsure, (pull - 1) * least, theta)
     beside = [scratch.take(v) for v in z]
-    theta = _solve(slices, z, tau, (work, beside), torch.where(dead, 0.0, theta), dead)
+    theta = _solve(tensors, z, tau, (work, beside), torch.where(dead, 0.0, theta), dead)
     theta = torch.where(blank, 1.0, theta)  # 0 stays 0, and 0/0 does not arise where t is 0
-    for s, t in zip(slices, tau, strict=True):
+    for s, t in zip(tensors, tau, strict=True):
         reach = s.spread(theta.to(t), 1.0)
         s.parameter.mul_(torch.div(reach, t.add_(reach), out=t))
     return dead
 
 
 def firm_prox_(
-    slices: Sequence[Slices],
+    tensors: Sequence[GroupedTensor],
     metric: Sequence[Metric] | None,
     rate: float,
     slopes: Tensor,
@@ -140,7 +142,7 @@ def firm_prox_(
     problem has one solution where rate·slope/knee < D for all of a group; where that fails, ρ is replaced by its
     tangent at ‖z‖. Returns whether each group is now zero, bool (n,).
     """
-    norms = group_norms(slices)
+    norms = group_norms(tensors)
     slopes, knees = slopes.to(norms), knees.to(norms)
     curvature = rate * slopes / knees
     if metric is None:
@@ -151,10 +153,10 @@ def firm_prox_(
         bend = torch.where(single, curvature, 0.0)
         scale = torch.clamp_min(1 - thresholds / norms, 0.0) / (1 - bend)
         scale = torch.where(inside, scale, 1.0)
-        return scale_(slices, torch.where(norms == 0, 0.0, scale))
+        return scale_(tensors, torch.where(norms == 0, 0.0, scale))
     inside = norms < knees
     least = torch.stack(
-        [s.minima(d.on(s)).to(norms) * d.scale for s, d in zip(slices, metric, strict=True)]
+        [s.minima(d.on(s)).to(norms) * d.scale for s, d in zip(tensors, metric, strict=True)]
     ).amin(0)
     single = curvature < least
     tangent = rate * slopes * torch.clamp_min(1 - norms / knees, 0.0)
@@ -162,17 +164,17 @@ def firm_prox_(
     thresholds = torch.where(inside, thresholds, 0.0)
     bend = torch.where(single & inside, curvature, 0.0)
     bent = []
-    for s, d in zip(slices, metric, strict=True):
+    for s, d in zip(tensors, metric, strict=True):
         values = d.on(s)
         less = values - s.spread((bend / d.scale).to(values), 0.0)
         ratio = values / less
         # 0/0: D = 0 outside all groups, or where nothing bends
         s.parameter.mul_(ratio.nan_to_num_(nan=1.0))
         bent.append(Metric(less, d.scale, owned=True))
-    return adaptive_prox_(slices, bent, thresholds, scratch)
+    return adaptive_prox_(tensors, bent, thresholds, scratch)
 
 
-def _tau(s: Slices, d: Metric, thresholds: Tensor, out: Tensor) -> Tensor:
+def _tau(s: GroupedTensor, d: Metric, thresholds: Tensor, out: Tensor) -> Tensor:
     """t/D in the parameter's shape, 0 where t is (where the factor θ/(θ + τ) is then 1), as outside all groups."""
     tau = torch.div(s.spread(thresholds / d.scale, 0.0), d.on(s), out=out)
     # 0/0 where D is 0 too: outside a group, or where nothing pulls
@@ -182,7 +184,7 @@ def _tau(s: Slices, d: Metric, thresholds: Tensor, out: Tensor) -> Tensor:
 
 
 def _solve(
-    slices: Sequence[Slices],
+    tensors: Sequence[GroupedTensor],
     z: Sequence[Tensor],
     tau: Sequence[Tensor],
     work: tuple[Sequence[Tensor], Sequence[Tensor]],
@@ -197,7 +199,7 @@ def _solve(
     for _ in range(MAX_STEPS):
         f = torch.zeros_like(theta)
         half_slope = torch.zeros_like(theta)  # −f′/2
-        for s, v, t, term, q in zip(slices, z, tau, *work, strict=True):
+        for s, v, t, term, q in zip(tensors, z, tau, *work, strict=True):
             torch.add(t, s.spread(theta.to(t), 1.0), out=q)
             torch.div(v, q, out=term)
             f += s.squares(term).to(f)
@@ -208,15 +210,15 @@ def _solve(
         if bool((step <= enough * theta).all()):
             return theta
     raise TrainingError(
-        f"the proximal step found no solution for {slices[0].name}",
+        f"the proximal step found no solution for {tensors[0].name}",
         "the optimizer's second moments span too many orders of magnitude; raise its eps",
     )
 
 
-def check_finite(norms: Tensor, slices: Sequence[Slices]) -> None:
+def check_finite(norms: Tensor, tensors: Sequence[GroupedTensor]) -> None:
     """Raise TrainingError naming the tensors where the norm of a group is not finite."""
     if not torch.isfinite(norms).all():
-        names = ", ".join(s.name for s in slices)
+        names = ", ".join(s.name for s in tensors)
         raise TrainingError(
             f"a channel group of {names} is not finite after the optimizer's step",
             "lower the learning rate or clip the gradients",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from compactmtl.errors import ArtifactError, TrainingError
+from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.prox import Metric
-from compactmtl.sparsity.slices import BoundFamily, Scratch
 
 TINY = 1e-30  # an element this small is set to zero
 FLUSH_EVERY = 4  # steps
+_RENAMED = "ProximalStep.spared is now ProximalStep.exempt"
 
 
 class ProximalStep:
@@ -35,7 +37,7 @@ class ProximalStep:
     Where Adam's second moment is near zero an element shrinks by orders of magnitude a step; every few steps elements
     below 1e-30 are set to zero, because arithmetic on subnormal numbers is slow.
 
-    Groups flagged in `spared`, one bool tensor (n,) a family, are not shrunk.
+    Groups flagged in `exempt`, one bool tensor (n,) a family, are not shrunk (`spared` is its deprecated name).
     """
 
     def __init__(self, optimizer: Optimizer, penalty: Penalty) -> None:
@@ -43,10 +45,10 @@ class ProximalStep:
         self.optimizer = optimizer
         self.penalty = penalty
         self._families = penalty.groups.bound
-        self._view = OptimizerView(optimizer, [s for family in self._families for s in family.slices])
+        self._view = OptimizerView(optimizer, [s for family in self._families for s in family.tensors])
         self._scratch = Scratch()
         self._count = 0
-        self.spared: list[Tensor] | None = None
+        self.exempt: list[Tensor] | None = None
         with torch.no_grad():
             self._dead = [family.zeros() for family in self._families]
 
@@ -54,6 +56,17 @@ class ProximalStep:
     def dead(self) -> list[Tensor]:
         """Which groups the last step left at zero, bool (n,) a family."""
         return self._dead
+
+    @property
+    def spared(self) -> list[Tensor] | None:
+        """Deprecated: `exempt`."""
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        return self.exempt
+
+    @spared.setter
+    def spared(self, flags: list[Tensor] | None) -> None:
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        self.exempt = flags
 
     @torch.no_grad()
     def step(self) -> None:
@@ -71,7 +84,7 @@ class ProximalStep:
                 continue
             self._bury(index, dead)
             if self._count % FLUSH_EVERY == 0:
-                for s in family.slices:
+                for s in family.tensors:
                     s.parameter.masked_fill_(s.parameter.abs() < TINY, 0.0)
 
     @torch.no_grad()
@@ -79,7 +92,7 @@ class ProximalStep:
         """Set groups to exactly zero: those flagged, bool (n,) a family, or those that are dead already."""
         for index, family in enumerate(self._families):
             flags = self._dead[index] if dead is None else dead[index].to(self._dead[index].device)
-            for s in family.slices:
+            for s in family.tensors:
                 s.zero_(s.parameter, flags)
             self._bury(index, self._dead[index] | flags)
 
@@ -89,7 +102,7 @@ class ProximalStep:
 
         To first order: its norm over the norm that a step takes off for λ = 1. Infinite where nothing pulls.
         """
-        found = []
+        distances = []
         for factor, family in zip(self.penalty.factors, self._families, strict=True):
             self._scratch.clear()
             rate, metric = self._metric(family)
@@ -99,17 +112,17 @@ class ProximalStep:
             if metric is not None:
                 parts = [
                     s.sums(s.parameter.square() / d.on(s)).to(norms) / d.scale
-                    for s, d in zip(family.slices, metric, strict=True)
+                    for s, d in zip(family.tensors, metric, strict=True)
                 ]
                 slow = torch.stack(parts).nansum(0) / norms.square()
             pulled = rate * self.penalty.pull(family, norms) * slow
-            found.append(torch.where(norms == 0, 0.0, norms / pulled))
-        return found
+            distances.append(torch.where(norms == 0, 0.0, norms / pulled))
+        return distances
 
     def _bury(self, index: int, dead: Tensor) -> None:
         fresh = dead & ~self._dead[index].to(dead.device)
         if fresh.any():
-            for s in self._families[index].slices:
+            for s in self._families[index].tensors:
                 self._view.forget(s, fresh)
         self._dead[index] = dead
 
@@ -138,34 +151,34 @@ class ProximalStep:
     @property
     def started(self) -> bool:
         """Whether the optimizer has stepped: a loss scaler may skip the first steps of a run."""
-        return any(self._view.stepped(s) for family in self._families for s in family.slices)
+        return any(self._view.stepped(s) for family in self._families for s in family.tensors)
 
     def _shrink(self, index: int, family: BoundFamily) -> Tensor | None:
         self._scratch.clear()
         rate, metric = self._metric(family)
         if rate == 0:
             return None
-        spared = None if self.spared is None else self.spared[index]
+        exempt = None if self.exempt is None else self.exempt[index]
         rate *= self.penalty.factors[index]
-        return self.penalty.shrink_(family, rate, metric, spared, self._scratch)
+        return self.penalty.shrink_(family, rate, metric, exempt, self._scratch)
 
     def _metric(self, family: BoundFamily) -> tuple[float, list[Metric] | None]:
         """The largest rate of a family's tensors, and the metric of the step in units of it (none: 1)."""
-        rates = [self._view.rate(s) for s in family.slices]
+        rates = [self._view.rate(s) for s in family.tensors]
         reference = max(rates)
         if reference == 0:
             return 0.0, None
         if min(rates) == 0:
-            frozen = family.slices[rates.index(0)].name
+            frozen = family.tensors[rates.index(0)].name
             raise TrainingError(
                 f"{frozen} has learning rate 0 and shares channel groups with tensors that train",
                 "give all tensors of a channel group a learning rate above 0",
             )
         if self._view.kind == "sgd" and min(rates) == reference:
             return reference, None
-        found = []
-        for s, rate in zip(family.slices, rates, strict=True):
+        metrics = []
+        for s, rate in zip(family.tensors, rates, strict=True):
             metric = self._view.metric(s, self._scratch)
             # Where rates differ, the step's metric is D/lr: take D relative to the largest rate.
-            found.append(replace(metric, scale=metric.scale * reference / rate))
-        return reference, found
+            metrics.append(replace(metric, scale=metric.scale * reference / rate))
+        return reference, metrics

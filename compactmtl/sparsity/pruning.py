@@ -75,7 +75,7 @@ class Pruning(Control):
         return self._dead
 
     def attach(self, optimizer: Optimizer) -> None:
-        everything = [s for family in self.groups.bound for s in family.slices]
+        everything = [s for family in self.groups.bound for s in family.tensors]
         self._view = OptimizerView(optimizer, everything, decay_allowed=True)
 
     def observe(self) -> None:
@@ -92,7 +92,7 @@ class Pruning(Control):
             for dead, flags in zip(self._dead, self._pruner.choose(self.target), strict=True):
                 dead.copy_(torch.from_numpy(flags))
         for family, dead in zip(self.groups.bound, self._dead, strict=True):
-            for s in family.slices:
+            for s in family.tensors:
                 s.zero_(s.parameter, dead)
                 if self._view is not None and self._steps == self._at:
                     self._view.forget(s, dead)
@@ -133,7 +133,7 @@ class GroupNorm:
     """Torch-Pruning's GroupNormPruner: its regularization, its group importance, ranked over all layers as it does.
 
     Its own loop leaves a layer whole where all of it would go, and so misses high targets; here `min_channels` stay,
-    as for everyone. What goes is set to zero by channel groups, so that the rest of the road is everyone's too.
+    as for everyone. What goes is set to zero by channel groups, so that the rest of the pipeline is the same for all.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Sequence[Tensor], regularization: float) -> None:
@@ -169,7 +169,7 @@ class GroupNorm:
         """What the pruner makes of every group. Raises ConfigError for a layer that it does not see."""
         rows, pruner = _rows(groups), self._ready
         names = {id(module): name for name, module in self._model.named_modules()}
-        found = [np.full(family.size, np.nan) for family in groups]
+        worth = [np.full(family.size, np.nan) for family in groups]
         for group in pruner.DG.get_all_groups(
             ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
         ):
@@ -181,14 +181,14 @@ class GroupNorm:
             family, group_of = place
             for channel, value in zip(channels, values.double().tolist(), strict=True):
                 if int(channel) in group_of:
-                    found[family][group_of[int(channel)]] = value
-        for own, values in zip(groups, found, strict=True):
+                    worth[family][group_of[int(channel)]] = value
+        for own, values in zip(groups, worth, strict=True):
             if np.isnan(values).any():
                 raise ConfigError(
                     f"Torch-Pruning finds no group for the channels of {own.name}",
                     "use sparsity.prune.method=magnitude",
                 )
-        return found
+        return worth
 
     def _pruner(self) -> Any:
         modes = {module: module.training for module in self._model.modules()}
@@ -210,10 +210,10 @@ class GroupNorm:
 
 def _rows(groups: ChannelGroups) -> dict[str, tuple[int, dict[int, int]]]:
     """For each weight that writes grouped channels its family, and the group of each of its rows."""
-    found: dict[str, tuple[int, dict[int, int]]] = {}
+    rows: dict[str, tuple[int, dict[int, int]]] = {}
     for index, family in enumerate(groups):
         for member in family.members:
             if member.role != "consumer" and member.dim == 0:
                 place = {int(row): group for group, own in enumerate(member.indices) for row in own}
-                found[member.parameter] = (index, place)
-    return found
+                rows[member.parameter] = (index, place)
+    return rows

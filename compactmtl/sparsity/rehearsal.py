@@ -1,14 +1,14 @@
 """Try surgery before training: which channels it removes when they are zero, and which it would have to leave.
 
 A forward may check a width, or count channels in a way that no edit follows. The graph does not show it: the edited
-network has to run. Here it runs once, with a share of every unit's channels gone, beside the network in which they
+network has to run. Here it runs once, with a share of every candidate's channels gone, beside the network in which they
 are zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from compactmtl.graph.groups import GroupFamily
 from compactmtl.graph.inputs import copied, tensors_in
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.graph.trace import first_line
-from compactmtl.surgery.analyse import choose_alive, complete
+from compactmtl.surgery.analyse import Constraints, choose_alive, complete
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
-from compactmtl.surgery.ties import Tie, equal_counts
+from compactmtl.surgery.equal_widths import find_equal_widths
 from compactmtl.surgery.write import write_plan
 
 # Two float32 networks whose sums run in another order. A channel that is not zero where it is read, or one too many,
@@ -33,7 +33,7 @@ SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Unit:
+class Candidate:
     """Channels that can go one by one: a family with all its members, and the channel of each class of the graph.
 
     Of those that are zero the first `carriers` stay.
@@ -46,37 +46,36 @@ class Unit:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How surgery goes: whether whole heads may go, what keeps equal counts, and the units that it cannot serve.
+    """What surgery can do: the constraints under which the network runs, and the candidates that it cannot remove.
 
-    `refused` maps the position of a unit to the reason why its channels stay; `carriers` to how many of those that are
+    `refused` maps the position of a candidate to the reason why its channels stay; `carriers` to how many of those that are
     zero stay all the same, to carry what the others have become: another constant.
     """
 
-    slabs: bool = True
-    ties: tuple[Tie, ...] = ()
+    constraints: Constraints = field(default_factory=Constraints)
     refused: dict[int, str] = field(default_factory=dict)
     carriers: dict[int, int] = field(default_factory=dict)
 
 
 def rehearse(
-    graph: ChannelGraph, plain: nn.Module, inputs: Sequence[Any], units: Sequence[Unit]
+    graph: ChannelGraph, plain: nn.Module, inputs: Sequence[Any], candidates: Sequence[Candidate]
 ) -> Rehearsal:
-    """Remove channels of all `units` from `plain`, the network that was traced, in the ways in which surgery tries it."""
-    trial = _Trial(graph, plain, inputs, units)
-    everything = [index for index, unit in enumerate(units) if unit.family.size > 1]
-    ways: list[tuple[bool, tuple[Tie, ...]]] = [(True, ())]
+    """Remove channels of all `candidates` from `plain`, the network that was traced, in the ways in which surgery tries it."""
+    trial = _Trial(graph, plain, inputs, candidates)
+    everything = [index for index, candidate in enumerate(candidates) if candidate.family.size > 1]
+    ways = [Constraints()]
     if graph.units:
-        ways.append((False, ()))
-    ties = tuple(equal_counts(graph))
-    if ties:
-        ways.append((False, ties))
-    for slabs, tied in ways:
-        trial.slabs, trial.ties = slabs, tied
+        ways.append(Constraints(whole_units=False))
+    equal_widths = tuple(find_equal_widths(graph))
+    if equal_widths:
+        ways.append(Constraints(whole_units=False, equal_widths=equal_widths))
+    for constraints in ways:
+        trial.constraints = constraints
         if not trial.fault(everything):
-            return Rehearsal(slabs, tied, dict.fromkeys(trial.stuck(everything), _COUNTED))
+            return Rehearsal(constraints, dict.fromkeys(trial.stuck(everything), _COUNTED))
     accepted: list[int] = []
     faults: dict[int, str] = {}
-    trial.blame(everything, accepted, faults)
+    trial.bisect(everything, accepted, faults)
     refused: dict[int, str] = {}
     carriers: dict[int, int] = {}
     for index, fault in faults.items():
@@ -88,7 +87,7 @@ def rehearse(
                 fault if fault != _OTHER else "at zero they become another constant, which cannot go"
             )
     refused |= dict.fromkeys(trial.stuck(accepted), _COUNTED)
-    return Rehearsal(trial.slabs, trial.ties, refused, carriers)
+    return Rehearsal(trial.constraints, refused, carriers)
 
 
 _COUNTED = "its forward counts them with one number together with others, which stay"
@@ -99,12 +98,12 @@ class _Trial:
     """Removals from one network, and whether the rest then runs as it does with zeros in their place."""
 
     def __init__(
-        self, graph: ChannelGraph, plain: nn.Module, inputs: Sequence[Any], units: Sequence[Unit]
+        self, graph: ChannelGraph, plain: nn.Module, inputs: Sequence[Any], candidates: Sequence[Candidate]
     ) -> None:
-        self._graph, self._plain, self._inputs, self._units = graph, plain, inputs, units
-        self.slabs, self.ties = True, tuple[Tie, ...]()
-        # Other numbers for units beside each other: equal ones would hide that a forward takes one for another.
-        self._gone = [self._some(unit.family.size, index) for index, unit in enumerate(units)]
+        self._graph, self._plain, self._inputs, self._candidates = graph, plain, inputs, candidates
+        self.constraints = Constraints()
+        # Other numbers for candidates beside each other: equal ones would hide that a forward takes one for another.
+        self._gone = [self._some(candidate.family.size, index) for index, candidate in enumerate(candidates)]
 
     @staticmethod
     def _some(size: int, index: int) -> Flags:
@@ -113,32 +112,32 @@ class _Trial:
         return np.isin(np.arange(size), chosen)
 
     def fault(self, indices: Sequence[int]) -> str:
-        """Why the network does not run, or is another, without channels of these units; empty where all is well."""
+        """Why the network does not run, or is another, without channels of these candidates; empty where all is well."""
         graph, alive = self._graph, self._left(indices)
         masked = self._masked(indices)
         try:
             small = apply_plan(masked, write_plan(graph, masked, alive)).eval()
-            found = _outputs(small, self._inputs)
+            outputs = _outputs(small, self._inputs)
         except Exception as error:
             return first_line(error)
-        return "" if _same(_outputs(masked, self._inputs), found) else _OTHER
+        return "" if _same(_outputs(masked, self._inputs), outputs) else _OTHER
 
     def stuck(self, indices: Sequence[int]) -> list[int]:
-        """The units of which nothing goes even where all of these go: they have to keep as many as something that stays."""
+        """The candidates of which nothing goes even where all of these go: they have to keep as many as something that stays."""
         alive = self._left(indices)
-        return [index for index in indices if alive[self._units[index].owner >= 0].all()]
+        return [index for index in indices if alive[self._candidates[index].owner >= 0].all()]
 
     def _left(self, indices: Sequence[int]) -> Flags:
-        """The classes that surgery leaves where some channels of these units are zero."""
+        """The classes that surgery leaves where some channels of these candidates are zero."""
         alive = np.ones(self._graph.classes, dtype=bool)
         for index in indices:
-            owner = self._units[index].owner
+            owner = self._candidates[index].owner
             mine = owner >= 0
             alive[np.flatnonzero(mine)[self._gone[index][owner[mine]]]] = False
-        complete(self._graph, alive, 1, self.slabs, self.ties)
+        complete(self._graph, alive, self.constraints)
         return alive
 
-    def blame(self, among: list[int], accepted: list[int], faults: dict[int, str]) -> None:
+    def bisect(self, among: list[int], accepted: list[int], faults: dict[int, str]) -> None:
         """Accept what passes together with all accepted so far, by halves; note what fails on its own."""
         if not among:
             return
@@ -149,11 +148,11 @@ class _Trial:
             faults[among[0]] = fault
         else:
             middle = len(among) // 2
-            self.blame(among[:middle], accepted, faults)
-            self.blame(among[middle:], accepted, faults)
+            self.bisect(among[:middle], accepted, faults)
+            self.bisect(among[middle:], accepted, faults)
 
     def outcome(self, index: int) -> tuple[int, int]:
-        """How many of a unit's channels that are zero surgery keeps, and of how many."""
+        """How many of a candidate's channels that are zero surgery keeps, and of how many."""
         masked = self._masked([index])
         graph = ChannelGraph.trace(masked, self._inputs)
         modules = dict(masked.named_modules())
@@ -161,8 +160,8 @@ class _Trial:
             p.name for p in graph.products if p.name not in modules or not has_bias_slot(modules[p.name])
         )
         none = np.zeros(graph.classes, dtype=bool)
-        alive = choose_alive(graph, 1, none, unbiased, self.slabs, self.ties)
-        member = next(m for m in self._units[index].family.members if m.role != "consumer")
+        alive = choose_alive(graph, none, replace(self.constraints, unbiased=unbiased))
+        member = next(m for m in self._candidates[index].family.members if m.role != "consumer")
         binding = graph.binding(member.parameter, member.dim)
         assert binding is not None
         kept: Flags = np.asarray(alive[graph.labels[binding.ids[member.indices[self._gone[index]]]]].any(1))
@@ -172,7 +171,7 @@ class _Trial:
         model = copy_model(self._plain)
         with torch.no_grad():
             for index in indices:
-                for member in self._units[index].family.members:
+                for member in self._candidates[index].family.members:
                     if member.role != "consumer":
                         rows = torch.from_numpy(member.indices[self._gone[index]].ravel())
                         parameter = model.get_parameter(member.parameter)
@@ -185,10 +184,10 @@ def _outputs(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
         return tensors_in(model(*copied(inputs)))
 
 
-def _same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    if [value.shape for value in expected] != [value.shape for value in found]:
+def _same(expected: Sequence[Tensor], computed: Sequence[Tensor]) -> bool:
+    if [value.shape for value in expected] != [value.shape for value in computed]:
         return False
-    for one, other in zip(expected, found, strict=True):
+    for one, other in zip(expected, computed, strict=True):
         one, other = one.double(), other.double()
         scale = one.abs().max() if one.numel() else one.sum()
         if not bool(((one - other).abs() <= SAME * scale).all()):

@@ -1,4 +1,4 @@
-"""What a model costs when groups are zero: which channels surgery can then remove, and what is left.
+"""What a model costs when groups are zero: which channels surgery can then remove, and what remains.
 
 A channel can go when everything that writes it is zero, or everything that reads it. So groups of any kind, also
 those that lie in one layer alone, are judged by what they truly free.
@@ -6,11 +6,11 @@ those that lie in one layer alone, are judged by what they truly free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from compactmtl.errors import ConfigError
@@ -18,11 +18,10 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.rehearsal import Rehearsal, Unit
+from compactmtl.sparsity.rehearsal import Candidate, Rehearsal
+from compactmtl.sparsity.selection import CostFunction, Keep
 from compactmtl.surgery.analyse import complete
 
-Keep = Sequence[NDArray[np.bool_]]
-Cost = Callable[[Keep], float]
 Measure = Literal["macs", "parameters", "latency"]
 
 
@@ -35,9 +34,9 @@ class _Owners:
         for family in families:
             for member in family.members:
                 size = int(member.indices.max()) + 1
-                found = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
-                owner = np.full(max(size, len(found)), -1, dtype=np.int64)
-                owner[: len(found)] = found
+                known = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
+                owner = np.full(max(size, len(known)), -1, dtype=np.int64)
+                owner[: len(known)] = known
                 owner[member.indices] = first + np.arange(family.size)[:, None]
                 self._of[member.parameter, member.dim] = owner
             first += family.size
@@ -47,8 +46,16 @@ class _Owners:
         """The groups of a member's slices, of its indices' shape; `never` where a slice is in no group."""
         owner = self._of.get((member.parameter, member.dim), np.empty(0, dtype=np.int64))
         padded = np.append(owner, -1)
-        found = padded[np.minimum(member.indices, len(owner))]
-        return np.where(found < 0, self.never, found)
+        groups = padded[np.minimum(member.indices, len(owner))]
+        return np.where(groups < 0, self.never, groups)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What goes into a network and comes out: the size of one input, (C, H, W), and its tasks; None where not known."""
+
+    image: tuple[int, ...] | None = None
+    tasks: tuple[str, ...] | None = None
 
 
 class Removal:
@@ -57,43 +64,42 @@ class Removal:
     def __init__(
         self,
         graph: ChannelGraph,
-        units: Sequence[Unit],
+        candidates: Sequence[Candidate],
         families: Sequence[GroupFamily],
         rehearsal: Rehearsal | None = None,
         whole_heads: bool = False,
-        image: tuple[int, ...] | None = None,
-        tasks: tuple[str, ...] | None = None,
+        interface: Interface | None = None,
     ) -> None:
-        """`families` hold the groups, `units` the channels that can go; both named as in the traced model.
+        """`families` hold the groups, `candidates` the channels that can go; both named as in the traced model.
 
-        `image` is the size of one input, (C, H, W), and `tasks` are the network's, which a latency table has to be of.
+        A latency table has to be of the same `interface`.
         """
         self._graph = graph
-        self._image, self._tasks = image, tasks
+        self._interface = interface or Interface()
         self._how = rehearsal or Rehearsal()
-        # What every dimension of a parameter holds: where nothing of it is left, or parts differ, surgery keeps more.
+        # What every dimension of a parameter holds: where nothing of it remains, or parts differ, surgery keeps more.
         self._held = _in_classes([binding.ids for binding in graph.bindings], graph)
-        self._equal = bool(self._how.ties) or whole_heads
-        self._offsets = np.cumsum([0, *(unit.family.size for unit in units)])
+        self._equal = bool(self._how.constraints.equal_widths) or whole_heads
+        self._offsets = np.cumsum([0, *(candidate.family.size for candidate in candidates)])
         self._owner = np.full(graph.classes, self._offsets[-1], dtype=np.int64)
         owners = _Owners(families)
         grouped, counted = graph.grouped_classes(), graph.counted_classes()
         self._ways: list[
             tuple[Ids | None, Ids | None, int]
         ] = []  # written and read by which groups, carriers
-        for unit, first in zip(units, self._offsets, strict=False):
-            mine = unit.owner >= 0
-            self._owner[mine] = first + unit.owner[mine]
-            written = [m for m in unit.family.members if m.role != "consumer"]
-            read = [m for m in unit.family.members if m.role == "consumer"]
-            unseen = np.full((unit.family.size, 1), owners.always)
-            unseen[unit.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
-            unseen[unit.owner[mine & counted]] = owners.never  # a norm over channels reads it, too
+        for candidate, first in zip(candidates, self._offsets, strict=False):
+            mine = candidate.owner >= 0
+            self._owner[mine] = first + candidate.owner[mine]
+            written = [m for m in candidate.family.members if m.role != "consumer"]
+            read = [m for m in candidate.family.members if m.role == "consumer"]
+            unseen = np.full((candidate.family.size, 1), owners.always)
+            unseen[candidate.owner[mine & grouped]] = owners.never  # a reader whose slices no group holds
+            unseen[candidate.owner[mine & counted]] = owners.never  # a norm over channels reads it, too
             self._ways.append(
                 (
                     _gathered(owners, written, None) if written else None,
                     _gathered(owners, read, unseen) if read else None,
-                    unit.carriers,
+                    candidate.carriers,
                 )
             )
         self._whole = [np.ones(family.size, dtype=bool) for family in families]
@@ -109,23 +115,25 @@ class Removal:
                     alive[first + dead[kept:]] = False
         classes = alive[self._owner]
         if self._equal or not (self._held @ classes.astype(np.float32)).all():
-            complete(self._graph, classes, 1, self._how.slabs, self._how.ties)
+            complete(self._graph, classes, self._how.constraints)
         return classes
 
     def macs(self, keep: Keep) -> float:
-        """MACs that are left, as `cost` counts them."""
+        """MACs that remain, as `cost` counts them."""
         return self._graph.macs_of_classes(self.classes(keep))
 
     def parameters(self, keep: Keep) -> float:
-        """Parameters that are left."""
+        """Parameters that remain."""
         return self._graph.parameters_of_classes(self.classes(keep))
 
-    def latency(self, table: LatencyTable) -> Cost:
+    def latency(self, table: LatencyTable) -> CostFunction:
         """Milliseconds by a table of layers; raises ConfigError where it is of another model."""
-        table.check(self._graph.widths(self.classes(self._whole)), self._image, self._tasks)
+        table.check(
+            self._graph.widths(self.classes(self._whole)), self._interface.image, self._interface.tasks
+        )
         return lambda keep: table.milliseconds(self._graph.widths(self.classes(keep)))
 
-    def cost(self, measure: Measure, table: LatencyTable | None = None) -> Cost:
+    def cost(self, measure: Measure, table: LatencyTable | None = None) -> CostFunction:
         """The cost function of a measure. Raises ConfigError where latency has no table."""
         if measure == "macs":
             return self.macs

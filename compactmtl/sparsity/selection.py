@@ -7,30 +7,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.graph.groups import GroupFamily
+from compactmtl.graph.space import Flags
 
-Flags = NDArray[np.bool_]
-Cost = Callable[[Sequence[Flags]], float]
+Keep = Sequence[Flags]  # the groups kept of each family
+CostFunction = Callable[[Keep], float]  # such as the MACs that a model has with these groups
 
 
-def units(family: GroupFamily, align: int, least: int, groups: int = 1) -> tuple[int, int]:
-    """The step in which a family's group count goes down, and the least count that must stay.
+@dataclass(frozen=True)
+class Limits:
+    """How far a family's group count may go down: in multiples of `step`, to `least` at the lowest.
 
-    `align` and `least` count channels; a group that holds several slices of a tensor is several channels. At least
-    `groups` groups stay too.
+    `size` is the number of groups that the family had at first; some may have been removed from the model since.
+    """
+
+    step: int
+    least: int
+    size: int
+
+
+def limits_of(
+    family: GroupFamily, align: int, least: int, groups: int = 1, size: int | None = None
+) -> Limits:
+    """The limits of a family that keeps `least` channels and `groups` groups, in multiples of `align` channels.
+
+    A group that holds several slices of a tensor is several channels. `size` is the family's own by default.
     """
     width = min(m.indices.shape[1] for m in family.members)
-    unit = align // math.gcd(align, width)
-    floor = math.ceil(max(math.ceil(least / width), groups) / unit) * unit
-    return unit, min(family.size, max(floor, 1))
+    step = align // math.gcd(align, width)
+    floor = math.ceil(max(math.ceil(least / width), groups) / step) * step
+    return Limits(step, min(family.size, max(floor, 1)), family.size if size is None else size)
 
 
-def marginal_costs(cost: Cost, keep: Sequence[Flags]) -> list[float]:
-    """What one more channel of each family would take away, with only `keep` left."""
+def marginal_costs(cost: CostFunction, keep: Sequence[Flags]) -> list[float]:
+    """What one more channel of each family would take away, with only `keep`."""
     now = cost(keep)
     costs = []
     for index, flags in enumerate(keep):
@@ -45,26 +60,24 @@ def marginal_costs(cost: Cost, keep: Sequence[Flags]) -> list[float]:
 def select(
     importance: Sequence[NDArray[np.float64]],
     dead: Sequence[Flags],
-    steps: Sequence[tuple[int, int]],
+    limits: Sequence[Limits],
     costs: Sequence[float],
-    cost: Cost,
+    cost: CostFunction,
     target: float,
-    sizes: Sequence[int] | None = None,
 ) -> list[Flags]:
     """The groups to remove, a bool array (n,) a family, so that the `cost` of the others is at most `target`.
 
-    Groups go in rising order of importance / cost over all families; `dead` groups always go. `steps` holds
-    each family's unit and least count (see `units`): counts left are multiples of the unit or the whole
-    family. Where some of a family's groups have left the model already, `sizes` says how many it had at first.
-    A unit that is not needed to meet the target, as the last one taken was large, stays, the most important first.
-    Where even the least counts miss the target, all that may go goes.
+    Groups are removed in rising order of importance / cost over all families; `dead` groups always are. The counts that
+    remain are multiples of the family's step, or the whole family. A step that is not needed to meet the target, because
+    the last one taken was large, is taken back, the most important first. Where even the least counts miss the target,
+    everything that may be removed is.
     """
-    sizes = [len(values) for values in importance] if sizes is None else sizes
+    sizes = [limit.size for limit in limits]
     orders, scores, owners = [], [], []
     for index, (values, gone) in enumerate(zip(importance, dead, strict=True)):
         values = np.where(gone, -1.0, values)  # what is dead counts for nothing, whatever it once was worth
         order = np.argsort(values, kind="stable")
-        removable = len(order) - steps[index][1]
+        removable = len(order) - limits[index].least
         if costs[index] <= 0:
             removable = 0  # takes nothing away
         orders.append(order)
@@ -73,17 +86,15 @@ def select(
     queue = np.concatenate(owners)[np.argsort(np.concatenate(scores), kind="stable")]
     lost = [size - len(order) for size, order in zip(sizes, orders, strict=True)]
     least_cuts = [
-        _up(size, left + int(gone.sum()), *step) - left
-        for size, left, gone, step in zip(sizes, lost, dead, steps, strict=True)
+        _up(limit, gone_before + int(gone.sum())) - gone_before
+        for limit, gone_before, gone in zip(limits, lost, dead, strict=True)
     ]
 
     def cuts(length: int) -> list[int]:
         counts = np.bincount(queue[:length], minlength=len(orders))
         return [
-            max(_down(size, left + int(count), unit) - left, least)
-            for size, left, count, (unit, _), least in zip(
-                sizes, lost, counts, steps, least_cuts, strict=True
-            )
+            max(_down(limit, gone_before + int(count)) - gone_before, least)
+            for limit, gone_before, count, least in zip(limits, lost, counts, least_cuts, strict=True)
         ]
 
     def meets(numbers: Sequence[int]) -> bool:
@@ -96,21 +107,21 @@ def select(
             high = middle
         else:
             low = middle + 1
-    found = cuts(low)
-    if not meets(found):
-        return _first(orders, found)
+    numbers = cuts(low)
+    if not meets(numbers):
+        return _first(orders, numbers)
     worth = [
-        score[cut - 1] if 0 < cut <= len(score) else 0.0 for score, cut in zip(scores, found, strict=True)
+        score[cut - 1] if 0 < cut <= len(score) else 0.0 for score, cut in zip(scores, numbers, strict=True)
     ]
     for index in np.argsort(worth, kind="stable")[::-1]:
-        unit, size = steps[index][0], sizes[index] - lost[index]
-        while found[index] > least_cuts[index]:
-            kept = min(((size - found[index]) // unit + 1) * unit, sizes[index])
-            fewer = [*found[:index], size - kept, *found[index + 1 :]]
+        step, size = limits[index].step, sizes[index] - lost[index]
+        while numbers[index] > least_cuts[index]:
+            kept = min(((size - numbers[index]) // step + 1) * step, sizes[index])
+            fewer = [*numbers[:index], size - kept, *numbers[index + 1 :]]
             if kept > size or fewer[index] < least_cuts[index] or not meets(fewer):
                 break
-            found = fewer
-    return _first(orders, found)
+            numbers = fewer
+    return _first(orders, numbers)
 
 
 def _first(orders: Sequence[NDArray[np.intp]], numbers: Sequence[int]) -> list[Flags]:
@@ -123,14 +134,14 @@ def _first(orders: Sequence[NDArray[np.intp]], numbers: Sequence[int]) -> list[F
     return flags
 
 
-def _down(size: int, count: int, unit: int) -> int:
-    """The largest number of groups to remove, at most `count`, that leaves a multiple of `unit`."""
-    return max(size - math.ceil((size - count) / unit) * unit, 0)
+def _down(limits: Limits, count: int) -> int:
+    """The largest number of groups to remove, at most `count`, that leaves a multiple of the step."""
+    return max(limits.size - math.ceil((limits.size - count) / limits.step) * limits.step, 0)
 
 
-def _up(size: int, count: int, unit: int, least: int) -> int:
-    """The smallest number of groups to remove, at least `count`, that leaves a multiple of `unit`."""
+def _up(limits: Limits, count: int) -> int:
+    """The smallest number of groups to remove, at least `count`, that leaves a multiple of the step."""
     if count == 0:
         return 0
-    kept = (size - count) // unit * unit
-    return size - kept if kept >= least else count
+    kept = (limits.size - count) // limits.step * limits.step
+    return limits.size - kept if kept >= limits.least else count

@@ -19,11 +19,11 @@ from compactmtl.config.sparsity import SelectiveConfig
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors, silence
+from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import group_norms, prox_
 from compactmtl.sparsity.selection import marginal_costs
-from compactmtl.sparsity.slices import BoundFamily, Slices, add, wide
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
 MEMORY = 0.95  # of the running importance: about the last 20 steps
@@ -125,7 +125,7 @@ class SelectiveShrinking(Control):
 
     def attach(self, optimizer: Optimizer) -> None:
         """Clear the optimizer's moments of groups that die. Raises ConfigError as OptimizerView does."""
-        everything = [s for family in self._families for s in family.slices]
+        everything = [s for family in self._families for s in family.tensors]
         self._view = OptimizerView(optimizer, everything, decay_allowed=True)
 
     @torch.no_grad()
@@ -142,10 +142,12 @@ class SelectiveShrinking(Control):
 
     def _learn(self) -> None:
         for scored, running in zip(self._scored, self._importance, strict=True):
-            found = add(s.sums(wide(s.parameter) * wide(_gradient(s))) for s in scored).to(running)
-            found = found.square() if self.config.importance == "fisher" else found.abs()
-            blend = MEMORY * running + (1 - MEMORY) * found
-            running.copy_(torch.where(torch.isfinite(found), blend, running))
+            worth = add(
+                s.sums(at_least_float32(s.parameter) * at_least_float32(_gradient(s))) for s in scored
+            ).to(running)
+            worth = worth.square() if self.config.importance == "fisher" else worth.abs()
+            blend = MEMORY * running + (1 - MEMORY) * worth
+            running.copy_(torch.where(torch.isfinite(worth), blend, running))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -162,10 +164,10 @@ class SelectiveShrinking(Control):
                 self._shrink(index, family)
 
     def foresee(self) -> list[Flags]:
-        found = (
+        costs = (
             self._whole if self._whole is not None else marginal_costs(self.target.cost, self.groups.whole())
         )
-        return self.target.by_magnitude(self._weighed(found))
+        return self.target.by_magnitude(self._weighed(costs))
 
     def removed(self) -> float:
         """The share of the target's measure that surgery can remove now."""
@@ -196,10 +198,10 @@ class SelectiveShrinking(Control):
         return {"importance": self._importance, "chosen": self._chosen, "dead": self._dead}
 
     def _choose(self) -> None:
-        left = [~flags for flags in as_flags(self._chosen)]
-        found = self._whole if self._whole is not None else marginal_costs(self.target.cost, left)
+        remaining = [~flags for flags in as_flags(self._chosen)]
+        costs = self._whole if self._whole is not None else marginal_costs(self.target.cost, remaining)
         chosen = self.target.choose(
-            self._worth(), as_flags(self._dead), self._weighed(found), self.timetable.share(self._steps)
+            self._worth(), as_flags(self._dead), self._weighed(costs), self.timetable.share(self._steps)
         )
         for old, new in zip(self._chosen, chosen, strict=True):
             old.copy_(torch.from_numpy(new))
@@ -222,21 +224,21 @@ class SelectiveShrinking(Control):
         gone = prox_(scored, torch.where(chosen, thresholds, 0.0)) & chosen
         fresh = gone & ~dead
         dead |= gone
-        for s in family.slices:
+        for s in family.tensors:
             s.zero_(s.parameter, dead)
             if self._view is not None and bool(fresh.any()):
                 self._view.forget(s, fresh)
 
 
-def _scored(family: BoundFamily) -> tuple[Slices, ...]:
-    return family.only("affine") or family.slices
+def _scored(family: BoundFamily) -> tuple[GroupedTensor, ...]:
+    return family.only("affine") or family.tensors
 
 
 def _zeros(family: BoundFamily) -> Tensor:
-    return torch.zeros(family.size, dtype=torch.bool, device=family.slices[0].parameter.device)
+    return torch.zeros(family.size, dtype=torch.bool, device=family.tensors[0].parameter.device)
 
 
-def _gradient(s: Slices) -> Tensor:
+def _gradient(s: GroupedTensor) -> Tensor:
     if s.parameter.grad is None:
         raise TrainingError(
             f"{s.name} has no gradient, and its channels' importance is read from it",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.graph.copies import copy_model
-from compactmtl.surgery.computed import contracted
+from compactmtl.surgery.contraction import plain_layer
 
 
 def source_of_slices(layer: nn.Module, leaf: str, dim: int) -> tuple[str, int] | None:
@@ -16,7 +16,7 @@ def source_of_slices(layer: nn.Module, leaf: str, dim: int) -> tuple[str, int] |
     v, of which a zero would give 0/0; of a spectral norm or a standardized weight the parameter itself. None where no
     parameter does it, such as for an orthogonal weight. Found by trying.
     """
-    plain = contracted(layer)
+    plain = plain_layer(layer)
     if plain is None:
         return None
     size = plain.get_parameter(leaf).shape[dim]
@@ -37,7 +37,7 @@ def _frees(layer: nn.Module, name: str, own: int, leaf: str, dim: int) -> bool:
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         target = dict(trial.named_parameters())[name]
         target.index_fill_(own, torch.nonzero(chosen).flatten().to(target.device), 0.0)
-    plain = contracted(trial)
+    plain = plain_layer(trial)
     if plain is None:
         return False
     value = plain.get_parameter(leaf).detach().movedim(dim, 0)

@@ -13,11 +13,10 @@ from torch import Tensor
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.removal import Cost
-from compactmtl.sparsity.selection import select, units
-from compactmtl.sparsity.slices import BoundFamily, add, wide
+from compactmtl.sparsity.selection import CostFunction, limits_of, select
 
 
 class Target:
@@ -49,16 +48,18 @@ class Target:
             )
 
     def bind(self, groups: ChannelGroups) -> None:
-        """Count from now on in `groups`, those that are left of the first ones."""
+        """Count from now on in `groups`, those that remain of the first ones."""
         self.groups = groups
-        self.cost: Cost = groups.cost(self.config.measure, self._table)
-        self.units = [
-            units(family, self._align, self.config.min_channels, math.ceil(self.config.min_share * size))
+        self.cost: CostFunction = groups.cost(self.config.measure, self._table)
+        self.limits = [
+            limits_of(
+                family, self._align, self.config.min_channels, math.ceil(self.config.min_share * size), size
+            )
             for family, size in zip(groups, self._sizes, strict=True)
         ]
 
     def removed(self, keep: Sequence[Flags]) -> float:
-        """The share of the cost that is gone with only the groups in `keep` left."""
+        """The share of the cost that is gone with only the groups in `keep`."""
         return 1 - self.cost(keep) / self.total
 
     def choose(
@@ -70,7 +71,7 @@ class Target:
     ) -> list[Flags]:
         """The groups to remove for `share` of the reduction, see `select`."""
         bound = self.total * (1 - share * self.config.reduction)
-        return select(importance, dead, self.units, costs, self.cost, bound, self._sizes)
+        return select(importance, dead, self.limits, costs, self.cost, bound)
 
     def by_magnitude(self, costs: Sequence[float] | None = None) -> list[Flags]:
         """The groups to remove for the whole reduction by the norm of their filters as they are, over the costs given."""
@@ -81,9 +82,9 @@ class Target:
 
     def _least(self) -> list[Flags]:
         flags = []
-        for family, (_, floor) in zip(self.groups, self.units, strict=True):
+        for family, limits in zip(self.groups, self.limits, strict=True):
             kept = np.zeros(family.size, dtype=bool)
-            kept[:floor] = True
+            kept[: limits.least] = True
             flags.append(kept)
         return flags
 
@@ -100,6 +101,6 @@ def as_values(groups: Sequence[torch.Tensor]) -> list[np.ndarray[tuple[int], np.
 
 def magnitude(family: BoundFamily) -> Tensor:
     """The norm of each group's filters over the mean of its family's, (n,): layers differ in scale."""
-    producers = family.only("producer") or family.slices
-    norms = add(s.squares(wide(s.parameter)) for s in producers).sqrt()
+    producers = family.only("producer") or family.tensors
+    norms = add(s.squares(at_least_float32(s.parameter)) for s in producers).sqrt()
     return norms / norms[norms > 0].mean() if bool((norms > 0).any()) else norms

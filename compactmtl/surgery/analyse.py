@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,53 +10,59 @@ import numpy as np
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.effect import Product
 from compactmtl.graph.space import Flags, Grid, Ids
-from compactmtl.surgery.ties import Tie, keep_equal
+from compactmtl.surgery.equal_widths import EqualWidths, apply_equal_widths
 
 NOT_FOLDED = "a constant that cannot be folded into what reads it"
 
 
+@dataclass(frozen=True)
+class Constraints:
+    """What the channels that stay have to fulfill beside what is live.
+
+    Channel counts are multiples of `align` where some can go. `unbiased` names layers that cannot be given a bias. With
+    `whole_units` a unit, which is a head of attention or a group of a convolution, may be removed as a whole. The
+    tensors of each of `equal_widths` keep equally many channels.
+    """
+
+    align: int = 1
+    unbiased: frozenset[str] = frozenset()
+    whole_units: bool = True
+    equal_widths: tuple[EqualWidths, ...] = ()
+
+
 def choose_alive(
-    graph: ChannelGraph,
-    align: int,
-    pinned: Flags,
-    unbiased: frozenset[str] = frozenset(),
-    slabs: bool = True,
-    ties: Sequence[Tie] = (),
-    reasons: dict[int, str] | None = None,
+    graph: ChannelGraph, pinned: Flags, constraints: Constraints, reasons: dict[int, str] | None = None
 ) -> Flags:
     """Which classes stay, (classes,). `pinned` classes stay whatever the analysis says.
 
-    `unbiased` names layers that cannot be given a bias. With `slabs` heads of attention and groups of convolutions may
-    go whole. Of each of `ties` all keep as many channels. `reasons` is told why each class stays that could have gone.
+    `reasons` receives why each class stays that could have been removed.
     """
     alive = graph.live_classes() | pinned
     choice = _Choice(graph, alive, {} if reasons is None else reasons)
-    choice.keep(np.flatnonzero(constants_without_bias(graph, alive, unbiased)), NOT_FOLDED)
-    _complete(choice, align, slabs, ties)
+    choice.keep(np.flatnonzero(constants_without_bias(graph, alive, constraints.unbiased)), NOT_FOLDED)
+    _complete(choice, constraints)
     return alive
 
 
-def complete(
-    graph: ChannelGraph, alive: Flags, align: int = 1, slabs: bool = True, ties: Sequence[Tie] = ()
-) -> None:
+def complete(graph: ChannelGraph, alive: Flags, constraints: Constraints) -> None:
     """Add to `alive`, (classes,), what has to stay beside it: one of each, carriers, equal parts; see `choose_alive`."""
-    _complete(_Choice(graph, alive, {}), align, slabs, ties)
+    _complete(_Choice(graph, alive, {}), constraints)
 
 
-def _complete(choice: _Choice, align: int, slabs: bool, ties: Sequence[Tie]) -> None:
+def _complete(choice: _Choice, constraints: Constraints) -> None:
     graph, alive = choice.graph, choice.alive
     while True:
         before = int(alive.sum())
         _keep_one_of_each(choice)
         _keep_carriers(choice)
-        _keep_aligned(choice, align)
-        _keep_grids(choice, slabs)
+        _keep_aligned(choice, constraints.align)
+        _keep_grids(choice, constraints.whole_units)
         _keep_more_cells(choice)
-        for tie in ties:
-            tied = alive.copy()
-            keep_equal(graph, tied, tie)
+        for widths in constraints.equal_widths:
+            extended = alive.copy()
+            apply_equal_widths(graph, extended, widths)
             choice.keep(
-                np.flatnonzero(tied), "as many as of another tensor that the forward takes for as wide"
+                np.flatnonzero(extended), "as many as of another tensor that the forward takes for as wide"
             )
         if int(alive.sum()) == before:
             return
@@ -159,26 +164,26 @@ def _keep_aligned(choice: _Choice, align: int) -> None:
     for product in graph.products:
         classes = graph.labels[product.outputs]
         kept = int(alive[classes].sum())
-        wanted = min(-(-kept // align) * align, len(classes))
-        if kept < wanted:
+        aligned = min(-(-kept // align) * align, len(classes))
+        if kept < aligned:
             dead, first = np.unique(classes[~alive[classes]], return_index=True)
-            choice.keep(dead[np.argsort(first)][: wanted - kept], f"it fills up a multiple of {align}")
+            choice.keep(dead[np.argsort(first)][: aligned - kept], f"it fills up a multiple of {align}")
 
 
-def _keep_grids(choice: _Choice, slabs: bool) -> None:
+def _keep_grids(choice: _Choice, whole_units: bool) -> None:
     graph, alive = choice.graph, choice.alive
     # Products first: they say which entries stay, the others only how many, and may choose any.
-    gone = gone_with_slabs(graph, alive) if slabs else np.zeros_like(alive)
+    gone = gone_with_units(graph, alive) if whole_units else np.zeros_like(alive)
     for grid in sorted(graph.grids, key=lambda grid: not grid.product):
         _keep_grid(choice, grid, gone)
 
 
-def gone_with_slabs(graph: ChannelGraph, alive: Flags) -> Flags:
-    """Classes that go as part of whole slabs, all of whose entries go, (classes,)."""
-    rows = [graph.labels[slab] for slab in graph.units]
+def gone_with_units(graph: ChannelGraph, alive: Flags) -> Flags:
+    """Classes that go as part of a unit (a head or convolution group), all of whose entries go, (classes,)."""
+    rows = [graph.labels[units] for units in graph.units]
     gone = ~alive
     while True:
-        # A class may lie in slabs of several layers: it goes with all of them or with none.
+        # A class may lie in units of several layers: it goes with all of them or with none.
         whole = [gone[classes].all(1) for classes in rows]
         kept = np.zeros_like(gone)
         inside = np.zeros_like(gone)

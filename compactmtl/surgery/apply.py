@@ -13,11 +13,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.copies import copy_model, tensors_of
-from compactmtl.surgery import recurrent, widened
-from compactmtl.surgery.computed import contract_computed
-from compactmtl.surgery.fused import fuse
+from compactmtl.surgery import full_width, recurrent
+from compactmtl.surgery.contraction import contract_layers
 from compactmtl.surgery.gather import install
-from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, Widen, signature
+from compactmtl.surgery.plan import BiasShift, FullWidthEdit, Gather, Merge, Plan, Scale, Slice, signature
 
 _MEND = "rebuild the model from the recipe that the plan was made for"
 
@@ -35,8 +34,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         )
     copied = copy_model(model, share=not plan.fused)
     try:
-        fuse(copied, plan.fused)
-        contract_computed(copied, plan.contracted)
+        contract_layers(copied, plan.fused, plan.contracted)
     except KeyError as error:
         raise ArtifactError(f"the plan contracts {error}, which the model does not have", _MEND) from error
     small = _Editor(copied)
@@ -53,8 +51,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     _mend_layers(small.model, plan)
     for gather in plan.gathers:
         _gather(small, gather)
-    for widen in plan.widened:
-        _widen(small.model, widen)
+    for edit in plan.full_width:
+        _run_full_width(small.model, edit)
     return small.model
 
 
@@ -195,14 +193,14 @@ def _gather(editor: _Editor, gather: Gather) -> None:
     install(module, inputs, outputs, gather.constants)
 
 
-def _widen(model: nn.Module, widen: Widen) -> None:
-    module = _module(model, widen.module, f"widens {widen.module}")
-    if any(widen.size not in parameter.shape for parameter in module.parameters() if parameter.numel() > 1):
+def _run_full_width(model: nn.Module, edit: FullWidthEdit) -> None:
+    module = _module(model, edit.module, f"runs {edit.module} at full width")
+    if any(edit.size not in parameter.shape for parameter in module.parameters() if parameter.numel() > 1):
         raise ArtifactError(
-            f"the plan widens {widen.module} to {widen.size} channels, which its parameters do not have",
+            f"the plan runs {edit.module} at its full width of {edit.size} channels, which its parameters do not have",
             _MEND,
         )
-    widened.install(module, widen)
+    full_width.install(module, edit)
 
 
 def _mend_layers(model: nn.Module, plan: Plan) -> None:

@@ -73,5 +73,5 @@ def load_compact(model: nn.Module, folder: Path) -> nn.Module:
 def _metadata(data: bytes) -> dict[str, str]:
     """What a safetensors file says of itself; its header, a JSON object, follows its own length in eight bytes."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    found: dict[str, str] = header.get("__metadata__", {})
-    return found
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata

@@ -18,9 +18,8 @@ from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import check_inputs, check_model, first_line
 from compactmtl.graph.unreached import CHOICES, Unreached
 from compactmtl.overparam import contract
-from compactmtl.surgery.computed import computed_layers, contract_computed
-from compactmtl.surgery.fused import fusable, fuse
-from compactmtl.surgery.kept import ROLLED_BACK, kept_whole
+from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
+from compactmtl.surgery.not_pruned import ROLLED_BACK, not_pruned
 from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
 from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
@@ -73,18 +72,18 @@ def compact(
     inputs = copied(check_inputs(model, example_inputs))
     plain = _plain_copy(model)
     settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather, unreached)
-    found = _smallest(settings)
-    plan, small = found.plan.model_copy(update={"align": align}), found.model
+    removal = _smallest(settings)
+    plan, small = removal.plan.model_copy(update={"align": align}), removal.model
     before, after = cost(plain, inputs), cost(small, inputs)
     report = SurgeryReport(
         macs_before=before.macs,
         macs_after=after.macs,
         parameters_before=before.parameters,
         parameters_after=after.parameters,
-        layers=found.layers,
-        proof=found.proof,
-        kept_whole=found.kept_whole,
-        unreached=found.unreached,
+        layers=removal.layers,
+        proof=removal.proof,
+        not_pruned=removal.not_pruned,
+        unreached=removal.unreached,
         contracted=(*plan.fused, *plan.contracted),
         align=align,
         seconds=time.perf_counter() - started,
@@ -109,7 +108,7 @@ class _Removal:
     model: nn.Module
     proof: Proof
     layers: tuple[LayerChange, ...]
-    kept_whole: dict[str, str]
+    not_pruned: dict[str, str]
     unreached: tuple[str, ...]
 
 
@@ -117,19 +116,20 @@ def _smallest(settings: _Settings) -> _Removal:
     """Remove what is dead, with layers and blocks contracted first where that leads to a smaller model."""
     plain, inputs = settings.plain, settings.inputs
     graph = ChannelGraph.trace(plain, inputs, settings.unreached)
-    found = None
-    computed = computed_layers(graph, plain)
+    removal = None
+    computed = find_computed(graph, plain)
     if computed:
-        found = _remove(settings, computed=computed)
-    if found is None or found.plan.empty:  # nothing gained: layers with computed weights stay what they are
-        found = _remove(settings, graph=graph)
-    assert found is not None
-    blocks = fusable(plain)
+        removal = _remove(settings, computed=computed)
+    # Where nothing is gained, layers with computed weights stay what they are.
+    if removal is None or removal.plan.empty:
+        removal = _remove(settings, graph=graph)
+    assert removal is not None
+    blocks = find_branched(plain)
     fused = _remove(settings, fused=blocks) if blocks else None
     # A block of one branch is left as it is, for fused with its norm it costs the same.
-    if fused is not None and cost(fused.model, inputs).macs < 0.99 * cost(found.model, inputs).macs:
+    if fused is not None and cost(fused.model, inputs).macs < 0.99 * cost(removal.model, inputs).macs:
         return fused
-    return found
+    return removal
 
 
 def _remove(
@@ -146,14 +146,14 @@ def _remove(
     if fused:
         form = copy_model(form)
         try:
-            fuse(form, fused)
+            contract_layers(form, fused)
             graph = ChannelGraph.trace(form.eval(), settings.inputs, settings.unreached)
         except Exception:  # it is another's code, for a use that may not be this one
             return None
-        computed = computed_layers(graph, form)
+        computed = find_computed(graph, form)
     if computed:
         form = copy_model(form, share=True)
-        contract_computed(form, computed)
+        contract_layers(form, computed=computed)
         graph = None
     if form is not settings.plain:
         expected = reference(form, settings.inputs)
@@ -175,7 +175,7 @@ def _remove(
         "signature": signature(settings.plain),
     }
     kept = {
-        **kept_whole(graph, alive, search.reasons),
+        **not_pruned(graph, alive, search.reasons),
         **dict.fromkeys(rolled_back, ROLLED_BACK),
     }
     changes = layer_changes(graph, alive, search.thinned)

@@ -43,9 +43,9 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
         # A count that became two different ones cannot be told apart; one that did not change may stand alone.
         clear = {old: news.pop() for old, news in counts.items() if len(news) == 1}
         clear = {old: new for old, new in clear.items() if old != new}
-        found = _changed(modules[path], clear, chance) if clear else {}
-        if found:
-            attributes[path] = found
+        new_values = _changed(modules[path], clear, chance) if clear else {}
+        if new_values:
+            attributes[path] = new_values
     return attributes
 
 
@@ -56,11 +56,11 @@ def _chance_of_a_count(
     modules: Mapping[str, nn.Module], changes: Mapping[str, Mapping[int, object]]
 ) -> Chance:
     """How often an attribute of a class has the value of some count of the same module."""
-    seen: dict[tuple[type[nn.Module], str], list[bool]] = {}
+    matches: dict[tuple[type[nn.Module], str], list[bool]] = {}
     for path, counts in changes.items():
         for name, value in _whole_numbers(modules[path]):
-            seen.setdefault((type(modules[path]), name), []).append(value in counts)
-    return {key: sum(hits) / len(hits) for key, hits in seen.items()}
+            matches.setdefault((type(modules[path]), name), []).append(value in counts)
+    return {key: sum(hits) / len(hits) for key, hits in matches.items()}
 
 
 def _whole_numbers(module: nn.Module) -> list[tuple[str, int]]:
@@ -72,20 +72,20 @@ def _whole_numbers(module: nn.Module) -> list[tuple[str, int]]:
 
 
 def _changed(module: nn.Module, clear: dict[int, int], chance: Chance) -> dict[str, int | tuple[int, ...]]:
-    found: dict[str, int | tuple[int, ...]] = {}
+    changes: dict[str, int | tuple[int, ...]] = {}
     numbers = _whole_numbers(module)
     for old, new in clear.items():
         names = [name for name, value in numbers if value == old]
         best = max((chance[type(module), name] for name in names), default=0.0)
         if best > 0.5:  # less often it holds the same number as a count by coincidence
-            found.update({name: new for name in names if chance[type(module), name] == best})
+            changes.update({name: new for name in names if chance[type(module), name] == best})
     for name, value in vars(module).items():
         several = isinstance(value, (list, tuple)) and len(value) > 0 and not name.startswith("_")
         if several and all(type(item) is int for item in value):
             replaced = tuple(clear.get(number, number) for number in value)
             if replaced != tuple(value):
-                found[name] = replaced
-    return found
+                changes[name] = replaced
+    return changes
 
 
 def _counts(graph: ChannelGraph, node: fx.Node, ids: Ids, alive: Flags) -> list[tuple[int, int]]:

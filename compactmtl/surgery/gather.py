@@ -124,10 +124,10 @@ def _foldable(graph: ChannelGraph, product: Product) -> Flags:
 def _aligned(needed: Flags, kept: Flags, align: int) -> Flags:
     """At least one entry, and a multiple of `align` where so many are kept."""
     count = max(int(needed.sum()), 1)
-    wanted = min(-(-count // align) * align, int(kept.sum()))
-    spare = np.flatnonzero(kept & ~needed)[: wanted - int(needed.sum())]
+    aligned = min(-(-count // align) * align, int(kept.sum()))
+    filled = np.flatnonzero(kept & ~needed)[: aligned - int(needed.sum())]
     result = needed.copy()
-    result[spare] = True
+    result[filled] = True
     return result
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from compactmtl.errors import ArtifactError
@@ -17,7 +18,7 @@ Index = Annotated[int, Field(ge=0)]
 
 
 class _Edit(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class Slice(_Edit):
@@ -88,10 +89,10 @@ class Gather(_Edit):
     constants: tuple[float, ...] = ()
 
 
-class Widen(_Edit):
-    """A module that counts channels, such as a LayerNorm: it gets the removed ones back as zeros and drops them again.
+class FullWidthEdit(_Edit):
+    """A module that runs at full width, such as a LayerNorm: it gets the removed channels back as zeros, and drops them.
 
-    Of its `size` channels the first `kept` are left; they lie at `input_dim` and `output_dim`, counted from the last
+    Of its `size` channels the first `kept` remain; they lie at `input_dim` and `output_dim`, counted from the last
     dimension (-1).
     """
 
@@ -102,14 +103,15 @@ class Widen(_Edit):
     output_dim: Annotated[int, Field(lt=0)]
 
     @model_validator(mode="after")
-    def _fewer(self) -> Widen:
+    def _fewer(self) -> FullWidthEdit:
         if self.kept >= self.size:
             raise ValueError(f"it keeps {self.kept} of {self.size} channels of {self.module}")
         return self
 
 
 class Plan(_Edit):
-    """Edits in the order in which they are applied: fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers, widened modules.
+    """Edits in the order in which they are applied: fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
+    modules at full width.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
@@ -135,7 +137,17 @@ class Plan(_Edit):
     )
 
     gathers: tuple[Gather, ...] = ()
-    widened: tuple[Widen, ...] = Field((), description="modules that go on at their original width")
+    full_width: tuple[FullWidthEdit, ...] = Field(
+        (),
+        description="modules that run at their original width; `widened` in plans of earlier versions",
+        validation_alias=AliasChoices("full_width", "widened"),
+    )
+
+    @property
+    def widened(self) -> tuple[FullWidthEdit, ...]:
+        """Deprecated: `full_width`."""
+        warnings.warn("Plan.widened is now Plan.full_width", DeprecationWarning, stacklevel=2)
+        return self.full_width
 
     @property
     def empty(self) -> bool:

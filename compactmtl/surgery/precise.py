@@ -30,7 +30,7 @@ class in_double(TorchFunctionMode):
     ) -> Any:
         if func in _CASTS:
             func, args, kwargs = Tensor.double, args[:1], {}
-        args, kwargs = tree_map(_wide, (args, dict(kwargs or {})))
+        args, kwargs = tree_map(_doubled, (args, dict(kwargs or {})))
         result = func(*args, **kwargs)
         made = isinstance(result, Tensor) and result.dtype in _FLOATS
         if made and not any(isinstance(value, Tensor) and value.dtype in _FLOATS for value in args):
@@ -38,5 +38,5 @@ class in_double(TorchFunctionMode):
         return result
 
 
-def _wide(value: Any) -> Any:
+def _doubled(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _FLOATS else value

@@ -110,12 +110,12 @@ def reference(original: nn.Module, example_inputs: Sequence[Any] | Mapping[str, 
             if len(inputs) > 1 and _shape(variant) == _shape(inputs[0]):
                 continue  # fresh noise has been tried at another shape
             try:
-                found = _outputs(model, variant, form)
+                computed = _outputs(model, variant, form)
             except Exception:
                 continue  # a batch size or resolution that the network does not take
-            if all(_has_finite(value) for value in found):
+            if all(_has_finite(value) for value in computed):
                 inputs.append(variant)
-                outputs.append(found)
+                outputs.append(computed)
         narrow = torch.float64 if form.double else _narrowest(original)
         return Reference(tuple(inputs), tuple(outputs), narrow, form)
     assert failure is not None
@@ -141,10 +141,10 @@ def compare(
         if case is not None and position != case:
             continue
         try:
-            found = _outputs(model, inputs, expected.form)
+            computed = _outputs(model, inputs, expected.form)
         except Exception as error:
             return Proof(tuple(cases), tolerance, dtype, first_line(error))
-        cases.append(Case(_shape(inputs), _error(outputs, found)))
+        cases.append(Case(_shape(inputs), _error(outputs, computed)))
     return Proof(tuple(cases), tolerance, dtype)
 
 
@@ -179,10 +179,10 @@ def _has_finite(value: Tensor) -> bool:
     return value.numel() == 0 or bool(torch.isfinite(value).any())
 
 
-def _error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    if len(expected) != len(found):
+def _error(expected: Sequence[Tensor], computed: Sequence[Tensor]) -> float:
+    if len(expected) != len(computed):
         return float("inf")
-    return max((_difference(one, other) for one, other in zip(expected, found, strict=True)), default=0.0)
+    return max((_difference(one, other) for one, other in zip(expected, computed, strict=True)), default=0.0)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """MACs are of the whole model at the example inputs; `kept_whole` gives layer -> reason.
+    """MACs are of the whole model at the example inputs; `not_pruned` gives layer -> reason for those that keep dead channels.
 
     Channel counts were kept at multiples of `align`. `contracted` names the blocks of branches and the layers that
     computed their weight at every call, which became plain layers; `unreached` the modules, and single parameters, that
@@ -41,7 +42,7 @@ class SurgeryReport:
     parameters_after: int
     layers: tuple[LayerChange, ...]
     proof: Proof
-    kept_whole: dict[str, str]
+    not_pruned: dict[str, str]
     seconds: float
     contracted: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
@@ -51,6 +52,14 @@ class SurgeryReport:
     def mac_reduction(self) -> float:
         """Share of the whole model's MACs that is gone."""
         return 1.0 - self.macs_after / self.macs_before if self.macs_before else 0.0
+
+    @property
+    def kept_whole(self) -> dict[str, str]:
+        """Deprecated: `not_pruned`."""
+        warnings.warn(
+            "SurgeryReport.kept_whole is now SurgeryReport.not_pruned", DeprecationWarning, stacklevel=2
+        )
+        return self.not_pruned
 
     def to_json(self) -> dict[str, Any]:
         """surgery.json."""
@@ -75,7 +84,7 @@ class SurgeryReport:
                 "passed": self.proof.passed,
                 **asdict(self.proof),
             },
-            "kept_whole": [{"name": name, "reason": reason} for name, reason in self.kept_whole.items()],
+            "not_pruned": [{"name": name, "reason": reason} for name, reason in self.not_pruned.items()],
             "contracted": list(self.contracted),
             "unreached": list(self.unreached),
             "seconds": self.seconds,
@@ -85,9 +94,9 @@ class SurgeryReport:
 def layer_changes(
     graph: ChannelGraph, alive: Flags, thinned: Mapping[str, Thinned] | None = None
 ) -> tuple[LayerChange, ...]:
-    """Every product layer's channels and MACs with only the `alive` classes left, and less where it is `thinned`."""
+    """Every product layer's channels and MACs with only the `alive` classes kept, and fewer where it is `thinned`."""
     full = graph.layer_macs(np.ones(graph.classes, dtype=bool))
-    left = graph.layer_macs(alive)
+    remaining = graph.layer_macs(alive)
     changes = []
     for position, product in enumerate(graph.products):
         kept = int(alive[graph.labels[product.outputs]].sum())
@@ -100,7 +109,7 @@ def layer_changes(
             was = kept * inputs
             kept = kept if thin.outputs is None else int(thin.outputs.sum())
             inputs = inputs if thin.inputs is None else int(thin.inputs.sum())
-            left[position] *= kept * inputs / max(was, 1)
+            remaining[position] *= kept * inputs / max(was, 1)
         changes.append(
             LayerChange(
                 product.name,
@@ -108,7 +117,7 @@ def layer_changes(
                 (len(product.outputs), product.input_size),
                 (kept, inputs),
                 round(full[position]),
-                round(left[position]),
+                round(remaining[position]),
             )
         )
     return tuple(changes)

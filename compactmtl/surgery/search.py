@@ -1,8 +1,9 @@
-"""Find the removals that keep the function: try all of them, and where the proof fails find what is to blame."""
+"""Find the removals that keep the function: try all of them, and where the proof fails bisect for those that do not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -10,33 +11,32 @@ from torch import nn
 from compactmtl.errors import SurgeryError
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.space import Flags
-from compactmtl.surgery.analyse import choose_alive
+from compactmtl.surgery.analyse import Constraints, choose_alive
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
+from compactmtl.surgery.equal_widths import find_equal_widths
 from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.plan import Plan
 from compactmtl.surgery.prove import Proof, Reference, compare
-from compactmtl.surgery.ties import Tie, equal_counts
 from compactmtl.surgery.write import write_plan
 
 Result = tuple[Plan, nn.Module, Proof]
 
 
 class Search:
-    """Try removals, and where the proof fails find and pin the channels that are to blame."""
+    """Try removals; where the proof fails, find the channels that cause it and keep them."""
 
     def __init__(
         self, graph: ChannelGraph, plain: nn.Module, expected: Reference, align: int, tolerance: float | None
     ) -> None:
         self._graph, self._plain, self._expected = graph, plain, expected
-        self._align, self._tolerance = align, tolerance
+        self._tolerance = tolerance
         modules = dict(plain.named_modules())
-        self.unbiased = frozenset(
+        unbiased = frozenset(
             product.name
             for product in graph.products
             if product.name not in modules or not has_bias_slot(modules[product.name])
         )
-        self._slabs = True
-        self._ties: list[Tie] = []
+        self._constraints = Constraints(align, unbiased)
         self.thinned: dict[str, Thinned] = {}
         self.reasons: dict[int, str] = {}  # class -> why it stays although it could have gone
         self._last: tuple[bytes, Result] | None = None
@@ -49,31 +49,34 @@ class Search:
         if proof.passed:
             return alive, []
         self._require_repeatable()
-        self._slabs = False  # a forward may count its heads in a way that cannot be changed
+        # A forward may count its heads in a way that cannot be changed.
+        self._constraints = replace(self._constraints, whole_units=False)
         alive = self._choose(pinned)
         proof = self.result(alive)[2]
         if proof.passed:
             return alive, []
-        self._ties = equal_counts(self._graph)  # or take one number for the widths of several tensors
-        if self._ties:
+        # Or it may take one number for the widths of several tensors.
+        equal_widths = tuple(find_equal_widths(self._graph))
+        if equal_widths:
+            self._constraints = replace(self._constraints, equal_widths=equal_widths)
             alive = self._choose(pinned)
             proof = self.result(alive)[2]
             if proof.passed:
                 return alive, []
-        units = self._units(~alive)
-        left, blamed = list(range(len(units))), set[int]()
-        while left and not proof.passed:
-            # The case that fails finds what is to blame; the others have their say once it passes.
+        removals = self._by_layer(~alive)
+        remaining, rolled_back = list(range(len(removals))), set[int]()
+        while remaining and not proof.passed:
+            # Bisect on the case that fails; the other cases are checked once it passes.
             case = proof.failed_case
             accepted: list[int] = []
-            found = self._blame(units, left, accepted, case)
-            blamed.update(found)
+            failing = self._bisect(removals, remaining, accepted, case)
+            rolled_back.update(failing)
             # Where nothing fails on its own and yet all together do, nothing of it is to be trusted.
-            left = accepted if found else []
-            alive = self._choose(self._all_but(units, left))
+            remaining = accepted if failing else []
+            alive = self._choose(self._all_but(removals, remaining))
             proof = self.result(alive)[2]
-        blamed.update(set(range(len(units))) - set(left))
-        return alive, [units[index][0] for index in sorted(blamed)]
+        rolled_back.update(set(range(len(removals))) - set(remaining))
+        return alive, [removals[index][0] for index in sorted(rolled_back)]
 
     def _require_repeatable(self) -> None:
         if not compare(self._expected, self._plain, self._tolerance).passed:
@@ -83,12 +86,10 @@ class Search:
             )
 
     def _choose(self, pinned: Flags) -> Flags:
-        return choose_alive(
-            self._graph, self._align, pinned, self.unbiased, self._slabs, self._ties, self.reasons
-        )
+        return choose_alive(self._graph, pinned, self._constraints, self.reasons)
 
     def result(self, alive: Flags) -> Result:
-        """Plan, small model and full proof with only the `alive` classes left."""
+        """Plan, small model and full proof with only the `alive` classes kept."""
         key = alive.tobytes()
         if self._last is None or self._last[0] != key:
             self._last = None  # frees the model of the attempt before
@@ -97,15 +98,15 @@ class Search:
 
     def gather(self, alive: Flags) -> list[str]:
         """Thin layers by index, on top of the classes that go; the layers for which that had to be rolled back."""
-        chosen = choose_thinned(self._graph, self._plain, alive, self._align)
+        chosen = choose_thinned(self._graph, self._plain, alive, self._constraints.align)
         accepted: dict[str, Thinned] = {}
-        blamed = self._blame_gathers(alive, chosen, accepted)
+        rolled_back = self._bisect_gathers(alive, chosen, accepted)
         self.thinned, self._last = accepted, None
         if not self.result(alive)[2].passed:
-            self.thinned, self._last, blamed = {}, None, list(chosen)
-        return [f"{name} (its gather)" for name in blamed]
+            self.thinned, self._last, rolled_back = {}, None, list(chosen)
+        return [f"{name} (its gather)" for name in rolled_back]
 
-    def _blame_gathers(
+    def _bisect_gathers(
         self, alive: Flags, among: Mapping[str, Thinned], accepted: dict[str, Thinned]
     ) -> list[str]:
         """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
@@ -122,7 +123,7 @@ class Search:
         return [
             name
             for half in halves
-            for name in self._blame_gathers(alive, {key: among[key] for key in half}, accepted)
+            for name in self._bisect_gathers(alive, {key: among[key] for key in half}, accepted)
         ]
 
     def _tried(self, alive: Flags, case: int | None) -> Result:
@@ -130,32 +131,32 @@ class Search:
         small = apply_plan(self._plain, plan).eval()
         return plan, small, compare(self._expected, small, self._tolerance, case)
 
-    def _units(self, removed: Flags) -> list[tuple[str, Flags]]:
+    def _by_layer(self, removed: Flags) -> list[tuple[str, Flags]]:
         """Removed classes by the layer that first writes them: what is rolled back together."""
-        units: list[tuple[str, Flags]] = []
-        left = removed.copy()
+        removals: list[tuple[str, Flags]] = []
+        remaining = removed.copy()
         for product in self._graph.products:
-            flags = np.zeros_like(left)
+            flags = np.zeros_like(remaining)
             flags[self._graph.labels[product.outputs]] = True
-            flags &= left
+            flags &= remaining
             if flags.any():
-                units.append((product.name, flags))
-                left &= ~flags
-        if left.any():
-            units.append(("other", left))
-        return units
+                removals.append((product.name, flags))
+                remaining &= ~flags
+        if remaining.any():
+            removals.append(("other", remaining))
+        return removals
 
-    def _all_but(self, units: Sequence[tuple[str, Flags]], chosen: Sequence[int]) -> Flags:
+    def _all_but(self, removals: Sequence[tuple[str, Flags]], chosen: Sequence[int]) -> Flags:
         pinned = np.ones(self._graph.classes, dtype=bool)
         for index in chosen:
-            pinned &= ~units[index][1]
+            pinned &= ~removals[index][1]
         return pinned
 
-    def _blame(
-        self, units: Sequence[tuple[str, Flags]], among: list[int], accepted: list[int], case: int
+    def _bisect(
+        self, removals: Sequence[tuple[str, Flags]], among: list[int], accepted: list[int], case: int
     ) -> list[int]:
         """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
-        alive = self._choose(self._all_but(units, accepted + among))
+        alive = self._choose(self._all_but(removals, accepted + among))
         if self._tried(alive, case)[2].passed:
             accepted.extend(among)
             return []
@@ -163,6 +164,6 @@ class Search:
             return among
         middle = len(among) // 2
         return [
-            *self._blame(units, among[:middle], accepted, case),
-            *self._blame(units, among[middle:], accepted, case),
+            *self._bisect(removals, among[:middle], accepted, case),
+            *self._bisect(removals, among[middle:], accepted, case),
         ]

@@ -15,9 +15,9 @@ from compactmtl.graph.effect import Binding, Product
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carrier_of, removed_constants
 from compactmtl.surgery.counted import counted_attributes
+from compactmtl.surgery.full_width import full_width_edits, full_width_orders
 from compactmtl.surgery.gather import Thinned
 from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
-from compactmtl.surgery.widened import reordered, widened
 
 
 def write_plan(
@@ -26,7 +26,7 @@ def write_plan(
     """The edits that leave exactly the `alive` classes, (classes,), and less of the layers whose weights are `thinned`."""
     thinned = thinned or {}
     kept = _thinned_dims(graph, thinned)
-    orders = reordered(graph, alive)
+    orders = full_width_orders(graph, alive)
     slices = []
     for binding in graph.bindings:
         order = orders.get((binding.name, binding.dim))
@@ -44,9 +44,9 @@ def write_plan(
         kept_outputs = alive[graph.labels[product.outputs]]
         # Where a forward calls the function itself it counts the groups: see `counted_attributes`.
         if product.groups > 1 and isinstance(modules.get(product.name), _ConvNd):
-            left = int(kept_outputs.reshape(product.groups, -1).any(1).sum())
-            if left < product.groups:
-                groups[product.name] = left
+            remaining = int(kept_outputs.reshape(product.groups, -1).any(1).sum())
+            if remaining < product.groups:
+                groups[product.name] = remaining
         thin = thinned.get(product.weight or "")
         constants = removed_constants(graph, product, alive)
         if thin is not None:
@@ -76,7 +76,7 @@ def write_plan(
             for product in graph.products
             if (thin := thinned.get(product.weight or "")) is not None
         ),
-        widened=widened(graph, alive),
+        full_width=full_width_edits(graph, alive),
     )
 
 

@@ -21,7 +21,7 @@ from compactmtl.graph.trace import first_line
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery import apply_plan
 from compactmtl.surgery.plan import Plan
-from compactmtl.surgery.slices import Kept, compose, cut, kept_indices, nothing, plan_slices, put_back
+from compactmtl.surgery.slice_plan import Kept, compose, cut, kept_indices, nothing, plan_slices, put_back
 from compactmtl.train.sparse import Sparsifier
 
 # Two float32 networks of the same function whose sums run in another order; a wrong slice is off by far more.

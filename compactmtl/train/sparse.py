@@ -18,17 +18,14 @@ from compactmtl.graph.space import Flags
 from compactmtl.sparsity import (
     ChannelGroups,
     Control,
-    GroupLasso,
-    GroupMCP,
-    Penalty,
     Pruning,
     SelectiveShrinking,
-    SparseGroupLasso,
     StrengthController,
     StrengthSchedule,
+    build_penalty,
     channel_groups,
 )
-from compactmtl.surgery.slices import Kept
+from compactmtl.surgery.slice_plan import Kept
 
 Report = dict[str, Any]
 
@@ -190,13 +187,3 @@ def build_control(
     if config.controller is not None:
         return StrengthController(penalty, config.controller, total_steps, config.warmup, align=align)
     return StrengthSchedule(penalty, total_steps, config.warmup, config.schedule)
-
-
-def build_penalty(config: SparsityConfig, groups: ChannelGroups) -> Penalty:
-    """The recipe's penalty on `groups`."""
-    strength = config.strength or 0.0
-    if config.penalty == "sparse_group_lasso":
-        return SparseGroupLasso(groups, strength, config.l1, config.l2)
-    if config.penalty == "group_mcp":
-        return GroupMCP(groups, strength, config.knee)
-    return GroupLasso(groups, strength)

@@ -61,20 +61,20 @@ def close(one: torch.Tensor, other: torch.Tensor, name: str) -> None:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_encoder_follows_the_aggregated_jacobian(name: str) -> None:
-    net, found, reference = small_net(), balancer(name, TASKS), REFERENCES[name]()
+    net, method, reference = small_net(), balancer(name, TASKS), REFERENCES[name]()
     for step in range(STEPS):
         torch.manual_seed(step)
-        net.follow(found, step)
+        net.follow(method, step)
         torch.manual_seed(step)
         close(net.gradient(), reference(net.jacobian(step)), name)
 
 
 @pytest.mark.parametrize("name", [name for name in REFERENCES if name != "excess_mtl"])
 def test_at_features_the_aggregate_goes_backward_once(name: str) -> None:
-    net, found, reference = small_net(), balancer(name, TASKS, at="features"), REFERENCES[name]()
+    net, method, reference = small_net(), balancer(name, TASKS, at="features"), REFERENCES[name]()
     for step in range(STEPS):
         torch.manual_seed(step)
-        net.follow(found, step)
+        net.follow(method, step)
         torch.manual_seed(step)
         close(net.gradient(), net.through_encoder(reference(net.feature_jacobian(step)), step), name)
 
@@ -101,8 +101,8 @@ def test_a_weight_scales_a_loss_before_its_gradient_is_taken() -> None:
 @pytest.mark.parametrize("name", ["upgrad", "dualproj", "cagrad", "aligned_mtl"])
 def test_small_gradients_are_balanced_too(name: str) -> None:
     """TorchJD takes a gramian with a trace below 1e-4 for 0 and then averages: gradients by features are that small."""
-    net, found = small_net(), balancer(name, TASKS)
-    net.follow(found)
+    net, method = small_net(), balancer(name, TASKS)
+    net.follow(method)
     expected = net.gradient()
     net.scales = tuple(scale * 1e-6 for scale in net.scales)
     net.follow(balancer(name, TASKS))
@@ -125,10 +125,10 @@ def test_a_restored_method_goes_on_as_if_it_had_never_stopped(name: str) -> None
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_state_is_of_tensors_and_numbers(name: str, tmp_path: Any) -> None:
-    net, found = small_net(), balancer(name, TASKS)
+    net, method = small_net(), balancer(name, TASKS)
     for step in range(2):
-        net.follow(found, step)
-    torch.save(found.state_dict(), tmp_path / "state.pt")
+        net.follow(method, step)
+    torch.save(method.state_dict(), tmp_path / "state.pt")
     torch.load(tmp_path / "state.pt", weights_only=True)
 
 
@@ -170,8 +170,8 @@ def test_a_weight_of_zero_has_no_gradient_to_balance() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_of_the_recipe_trains_a_step_and_says_its_factors(name: str) -> None:
-    net, found = small_net(), balancer(name, TASKS).double()
-    net.follow(found)
+    net, method = small_net(), balancer(name, TASKS).double()
+    net.follow(method)
     assert torch.isfinite(net.gradient()).all()
     assert float(net.gradient().norm()) > 0
-    assert found.log().keys() == set(TASKS)
+    assert method.log().keys() == set(TASKS)

@@ -96,8 +96,8 @@ def test_exact_is_the_double_backward_through_encoder_and_dummies(build: Build, 
     value = penalty(encoder(x), targets, size)
     expected = by_hand(encoder(x), heads, targets, size, squared=norm == "squared")
     torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=1e-12)
-    for found, wanted in zip(gradients(value, encoder), gradients(expected, encoder), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    for one, two in zip(gradients(value, encoder), gradients(expected, encoder), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["squared", "plain"])
@@ -143,12 +143,12 @@ def test_random_generators_are_left_alone() -> None:
 @pytest.mark.parametrize("build", [linear, normalized, dense])
 def test_dummies_one_by_one_or_together_are_the_same(build: Build, mode: Any) -> None:
     encoder, heads, x, targets, size = problem(build)
-    found = []
+    slopes = []
     for chunk in (1, 2, 3):
         penalty = DummyGradientNorm(heads, losses(heads), chunk=chunk, mode=mode, epsilon=1e-3)
-        found.append(gradients(penalty(encoder(x), targets, size), encoder))
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
+        slopes.append(gradients(penalty(encoder(x), targets, size), encoder))
+    for other in slopes[1:]:
+        for one, two in zip(slopes[0], other, strict=True):
             # a finite difference divides what float64 rounds by its step
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12 if mode == "exact" else 1e-11)
 
@@ -244,8 +244,8 @@ def test_features_of_each_task_and_maps_from_several_stages() -> None:
     penalty = DummyGradientNorm(heads, losses(heads))
     expected = gradients(penalty(shared, targets, size), encoder)
     for given in ({"a": shared, "b": shared.view_as(shared)}, [shared.mean(1), shared]):
-        found = gradients(penalty(given, targets, size), encoder)
-        for one, two in zip(found, expected, strict=True):
+        slopes = gradients(penalty(given, targets, size), encoder)
+        for one, two in zip(slopes, expected, strict=True):
             torch.testing.assert_close(one, two)
 
 

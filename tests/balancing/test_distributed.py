@@ -37,11 +37,11 @@ def step(name: str, at: Any, part: slice) -> list[Tensor]:
     targets = {"a": torch.randn(8, 3, dtype=torch.float64), "b": 5 * torch.randn(8, 1, dtype=torch.float64)}
     features = encoder(x[part])
     losses = {task: (head(features) - targets[task][part]).square().mean() for task, head in heads.items()}
-    found = balancer(name, list(heads), at=at)
-    assert isinstance(found, GradientBalancer)
+    method = balancer(name, list(heads), at=at)
+    assert isinstance(method, GradientBalancer)
     torch.manual_seed(7 + part.start)  # the processes' generators differ
     balanced_backward(
-        found,
+        method,
         losses,
         [features],
         encoder.parameters(),
@@ -53,8 +53,8 @@ def step(name: str, at: Any, part: slice) -> list[Tensor]:
 
 def work(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found = {f"{name}/{at}": step(name, at, slice(4 * rank, 4 * rank + 4)) for name, at in CASES}
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    gradients = {f"{name}/{at}": step(name, at, slice(4 * rank, 4 * rank + 4)) for name, at in CASES}
+    torch.save(gradients, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -30,17 +30,17 @@ class Slope(torch.autograd.Function):
 
 
 def gradient_balancer(name: str, tasks: Any = TASKS, **arguments: Any) -> GradientBalancer:
-    found = balancer(name, tasks, **arguments)
-    assert isinstance(found, GradientBalancer)
-    return found
+    method = balancer(name, tasks, **arguments)
+    assert isinstance(method, GradientBalancer)
+    return method
 
 
-def follow(net: Net, found: GradientBalancer, factors: dict[str, float], **arguments: Any) -> None:
+def follow(net: Net, method: GradientBalancer, factors: dict[str, float], **arguments: Any) -> None:
     """As `Net.follow`, with the gradient of some losses multiplied on its way."""
     features = net.features(0)
     losses = net.losses(features, 0)
     changed = {task: Slope.apply(loss, factors.get(task, 1.0)) for task, loss in losses.items()}
-    balanced_backward(found, changed, [features], net.encoder.parameters(), net.own(), **arguments)
+    balanced_backward(method, changed, [features], net.encoder.parameters(), net.own(), **arguments)
 
 
 @AT
@@ -65,10 +65,10 @@ def test_a_gradient_of_zero_names_its_task() -> None:
 
 
 def test_a_solver_that_gives_up_tells_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = gradient_balancer("upgrad")
+    method = gradient_balancer("upgrad")
     monkeypatch.setattr("torchjd._linalg._dual_cone.solve_qp", lambda *_, **__: None)
     with pytest.raises(TrainingError, match=r"upgrad cannot aggregate gradients of norms .* of a"):
-        follow(small_net(), found, {})
+        follow(small_net(), method, {})
 
 
 def unknown(net: Net, features: Tensor) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def test_a_task_that_the_batch_knows_nothing_of_takes_no_part(at: Any) -> None:
         net.encoder.parameters(),
         net.own(),
     )
-    found = net.gradient()
+    gradient = net.gradient()
     rest = {task: head for task, head in net.heads.items() if task != "b"}
     for parameter in net.encoder.parameters():
         parameter.grad = None
@@ -97,7 +97,7 @@ def test_a_task_that_the_batch_knows_nothing_of_takes_no_part(at: Any) -> None:
     balanced_backward(
         gradient_balancer("mgda", ["a", "c"], at=at), losses, [features], net.encoder.parameters(), own
     )
-    torch.testing.assert_close(found, net.gradient())
+    torch.testing.assert_close(gradient, net.gradient())
 
 
 def test_a_method_that_remembers_each_task_needs_them_all() -> None:
@@ -120,15 +120,15 @@ def test_a_penalty_is_added_after_balancing(at: Any, scale: float) -> None:
     def penalty(features: Tensor) -> Tensor:
         return features.square().sum()
 
-    net, found = small_net(), gradient_balancer("mgda", at=at)
-    net.follow(found)
+    net, method = small_net(), gradient_balancer("mgda", at=at)
+    net.follow(method)
     alone = net.gradient()
     added = flat(torch.autograd.grad(penalty(net.features(0)), list(net.encoder.parameters())))
     for parameter in net.encoder.parameters():
         parameter.grad = None
     features = net.features(0)
     balanced_backward(
-        found,
+        method,
         net.losses(features, 0),
         [features],
         net.encoder.parameters(),
@@ -161,8 +161,8 @@ def test_maps_that_come_one_after_another_are_not_counted_twice(at: Any) -> None
     parameters = [*first.parameters(), *second.parameters()]
     expected = torch.autograd.grad(sum(losses(maps()).values()), parameters)  # type: ignore[arg-type]
     given = maps()
-    found = gradient_balancer("graddrop", ["a", "b"], at=at, options={"leak": [1.0, 1.0]})  # the sum
-    balanced_backward(found, losses(given), given, parameters, {"a": [], "b": []})
+    method = gradient_balancer("graddrop", ["a", "b"], at=at, options={"leak": [1.0, 1.0]})  # the sum
+    balanced_backward(method, losses(given), given, parameters, {"a": [], "b": []})
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
@@ -216,12 +216,12 @@ def test_half_precision_features_keep_what_the_loss_scale_saves() -> None:
         outputs = head(features.float())
         losses = {"a": 1e-8 * outputs[:, 0].square().mean(), "b": 1e-8 * outputs[:, 1].square().mean()}
         own = {"a": head.parameters(), "b": []}
-        found = gradient_balancer("mgda", ["a", "b"], at="features")
-        balanced_backward(found, losses, [features], encoder.parameters(), own, scale=scale)
+        method = gradient_balancer("mgda", ["a", "b"], at="features")
+        balanced_backward(method, losses, [features], encoder.parameters(), own, scale=scale)
         return flat([p.grad for p in encoder.parameters()]) / scale
 
     expected = encoders_gradient(torch.float32, 1.0)
-    found = encoders_gradient(torch.float16, 2.0**16)
+    half = encoders_gradient(torch.float16, 2.0**16)
     assert (
-        float((found - expected).norm() / expected.norm()) < 0.02
+        float((half - expected).norm() / expected.norm()) < 0.02
     )  # float16 has three digits, fewer near its least

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compactmtl.balancing import Balancer, balancer
-from compactmtl.balancing.nash import RIDGE, bargain
+from compactmtl.balancing.methods.nash_mtl import RIDGE, bargain
 from compactmtl.errors import TrainingError
 from tests.support.small_net import TASKS, Net, small_net
 
@@ -39,10 +39,10 @@ class Adam:
 
 @pytest.mark.parametrize("at", ["features", "shared_parameters"])
 def test_gradnorm(at: Any) -> None:
-    net, found = small_net(), balancer("gradnorm", TASKS, at=at, options={"alpha": 0.5, "lr": 0.1})
+    net, method = small_net(), balancer("gradnorm", TASKS, at=at, options={"alpha": 0.5, "lr": 0.1})
     weights, adam, start = np.ones(3), Adam(0.1), losses_of(net, 0)
     for step in range(4):
-        net.follow(found, step)
+        net.follow(method, step)
         parameters = net.jacobian(step).numpy()
         np.testing.assert_allclose(net.gradient().numpy(), weights @ parameters, rtol=1e-9)
         head = net.own()["b"][0]
@@ -58,10 +58,10 @@ def test_gradnorm(at: Any) -> None:
 
 
 def test_db_mtl() -> None:
-    net, found = small_net(), balancer("db_mtl", TASKS, options={"beta": 0.9, "sigma": 0.5})
+    net, method = small_net(), balancer("db_mtl", TASKS, options={"beta": 0.9, "sigma": 0.5})
     average: Array = np.zeros(())
     for step in range(4):
-        net.follow(found, step)
+        net.follow(method, step)
         logarithmic = net.jacobian(step).numpy() / losses_of(net, step)[:, None]
         kept = 0.9 / (step + 1) ** 0.5
         average = logarithmic + kept * (average - logarithmic)
@@ -70,21 +70,21 @@ def test_db_mtl() -> None:
         np.testing.assert_allclose(net.gradient().numpy(), expected, rtol=1e-9)
 
 
-def restored(name: str, found: Balancer) -> Balancer:
+def restored(name: str, method: Balancer) -> Balancer:
     fresh = balancer(name, TASKS)
-    fresh.load_state_dict(found.state_dict())
+    fresh.load_state_dict(method.state_dict())
     return fresh
 
 
 @pytest.mark.parametrize("name", ["gradnorm", "db_mtl"])
 def test_they_go_on_from_their_state(name: str, tmp_path: Any) -> None:
-    net, found = small_net(), balancer(name, TASKS)
+    net, method = small_net(), balancer(name, TASKS)
     for step in range(2):
-        net.follow(found, step)
-    torch.save(found.state_dict(), tmp_path / "state.pt")
+        net.follow(method, step)
+    torch.save(method.state_dict(), tmp_path / "state.pt")
     torch.load(tmp_path / "state.pt", weights_only=True)
-    other = restored(name, found)
-    net.follow(found, 2)
+    other = restored(name, method)
+    net.follow(method, 2)
     expected = net.gradient()
     net.follow(other, 2)
     assert torch.equal(net.gradient(), expected)
@@ -119,15 +119,15 @@ def test_nash_mtl_of_opposite_gradients_stays_finite() -> None:
 
 def test_nash_mtl_keeps_its_factors_between_solutions() -> None:
     net = small_net()
-    found, second = (balancer("nash_mtl", TASKS, options={"every": 2, "max_norm": 0.0}) for _ in range(2))
-    net.follow(found, 0)
-    factors = torch.tensor(list(found.log().values()), dtype=torch.float64)
-    second.load_state_dict(found.state_dict())
-    for one in (found, second):
+    method, second = (balancer("nash_mtl", TASKS, options={"every": 2, "max_norm": 0.0}) for _ in range(2))
+    net.follow(method, 0)
+    factors = torch.tensor(list(method.log().values()), dtype=torch.float64)
+    second.load_state_dict(method.state_dict())
+    for one in (method, second):
         net.follow(one, 1)
         torch.testing.assert_close(net.gradient(), factors @ net.jacobian(1))
         net.follow(one, 2)
         assert not np.allclose(list(one.log().values()), factors)
     net.scales = (1.0, float("nan"), 1.0)
     with pytest.raises(TrainingError, match="task 'b'"):
-        net.follow(found, 3)
+        net.follow(method, 3)

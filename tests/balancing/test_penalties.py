@@ -30,8 +30,8 @@ def test_the_weight_penalty_of_a_linear_model() -> None:
     penalty = weight_gradient_penalty(loss, [*model.parameters(), frozen])
     gram = x.T @ x / 6
     torch.testing.assert_close(penalty, (2 * model.weight @ gram).square().sum())  # dL/dw = 2 w G
-    (found,) = torch.autograd.grad(penalty, [model.weight])
-    torch.testing.assert_close(found, 8 * model.weight @ gram @ gram)
+    (slope,) = torch.autograd.grad(penalty, [model.weight])
+    torch.testing.assert_close(slope, 8 * model.weight @ gram @ gram)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -77,7 +77,7 @@ def test_pseudo_tasks_give_each_task_further_heads() -> None:
     pseudo = PseudoTasks(heads, 4, "independent")
     features = torch.randn(2, 5)
     outputs = pseudo.outputs(features, None)
-    assert {task: len(found) for task, found in outputs.items()} == {"a": 3, "b": 3}
+    assert {task: len(heads) for task, heads in outputs.items()} == {"a": 3, "b": 3}
     assert all(not torch.equal(one, heads["a"](features)) for one in outputs["a"])
     assert all(parameter.requires_grad for parameter in pseudo.parameters())
     assert not any(p.requires_grad for p in PseudoTasks(heads, 2, "freeze").parameters())

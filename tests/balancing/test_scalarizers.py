@@ -58,94 +58,94 @@ FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_the_encoder_follows_the_formulas_factors(name: str) -> None:
-    net, found = small_net(), balancer(name, TASKS).double()
+    net, method = small_net(), balancer(name, TASKS).double()
     losses = torch.stack([loss.detach() for loss in net.losses(net.features(0), 0).values()])
     factors = FACTORS[name](losses)
     torch.manual_seed(0)
-    net.follow(found)
+    net.follow(method)
     # famo adds 1e-8 to each loss; preferences of one third are in float32
     torch.testing.assert_close(net.gradient(), factors @ net.jacobian(), rtol=1e-6, atol=1e-6)
     if name != "famo":  # whose log has the weights before they are normalized
-        assert found.log() == pytest.approx(dict(zip(TASKS, factors.tolist(), strict=True)), rel=1e-6)
+        assert method.log() == pytest.approx(dict(zip(TASKS, factors.tolist(), strict=True)), rel=1e-6)
 
 
 def test_dwa_weighs_by_the_last_two_epochs() -> None:
-    found = balancer("dwa", ["a", "b"])
+    method = balancer("dwa", ["a", "b"])
     for losses in ([1.0, 4.0], [0.5, 4.0]):  # one batch an epoch
-        found.combine({"a": torch.tensor(losses[0]), "b": torch.tensor(losses[1])})
-        found.end_epoch()
+        method.combine({"a": torch.tensor(losses[0]), "b": torch.tensor(losses[1])})
+        method.end_epoch()
     restored = balancer("dwa", ["a", "b"])
-    restored.load_state_dict(found.state_dict())
+    restored.load_state_dict(method.state_dict())
     expected = 2 * softmax(torch.tensor([0.5, 1.0]) / 2)  # rates of descent over the temperature
-    for one in (found, restored):
+    for one in (method, restored):
         total = one.combine({"a": torch.tensor(3.0), "b": torch.tensor(7.0)})
         assert float(total) == pytest.approx(float(expected @ torch.tensor([3.0, 7.0])), rel=1e-6)
 
 
 def test_famo_turns_to_the_task_that_fell_less_and_remembers() -> None:
-    found, losses = balancer("famo", ["a", "b"]), {"a": torch.tensor(2.0), "b": torch.tensor(2.0)}
+    method, losses = balancer("famo", ["a", "b"]), {"a": torch.tensor(2.0), "b": torch.tensor(2.0)}
     for _ in range(3):
-        found.combine(losses)
-        found.after_step({"a": torch.tensor(1.0), "b": torch.tensor(1.9)})
-    weights = found.log()
+        method.combine(losses)
+        method.after_step({"a": torch.tensor(1.0), "b": torch.tensor(1.9)})
+    weights = method.log()
     assert weights["b"] > weights["a"]
     assert sum(weights.values()) == pytest.approx(1)
-    assert not list(found.parameters())  # no other optimizer moves them
+    assert not list(method.parameters())  # no other optimizer moves them
     restored = balancer("famo", ["a", "b"])
-    restored.load_state_dict(found.state_dict())
-    for one in (found, restored):
+    restored.load_state_dict(method.state_dict())
+    for one in (method, restored):
         one.combine(losses)
         one.after_step({"a": torch.tensor(1.0), "b": torch.tensor(1.9)})
-    assert found.log() == restored.log()
+    assert method.log() == restored.log()
 
 
 def test_famo_compares_with_the_losses_that_its_state_remembers() -> None:
     """As where a pass at other weights comes between a step's two looks, and the state is put back."""
     plain, disturbed = balancer("famo", ["a", "b"]), balancer("famo", ["a", "b"])
-    for found in (plain, disturbed):
-        found.combine({"a": torch.tensor(2.0), "b": torch.tensor(2.0)})
+    for method in (plain, disturbed):
+        method.combine({"a": torch.tensor(2.0), "b": torch.tensor(2.0)})
     state = copy.deepcopy(disturbed.state_dict())
     disturbed.combine({"a": torch.tensor(9.0), "b": torch.tensor(2.0)})
     disturbed.load_state_dict(state)
-    for found in (plain, disturbed):
-        found.after_step({"a": torch.tensor(1.9), "b": torch.tensor(1.0)})
+    for method in (plain, disturbed):
+        method.after_step({"a": torch.tensor(1.9), "b": torch.tensor(1.0)})
     assert plain.log() == disturbed.log()
     assert plain.log()["a"] > plain.log()["b"]
 
 
 @pytest.mark.parametrize("name", ["famo", "geometric_mean", "db_mtl"])
 def test_a_loss_without_a_logarithm_names_its_task(name: str) -> None:
-    net, found = small_net(), balancer(name, TASKS)
+    net, method = small_net(), balancer(name, TASKS)
     net.scales = (1.0, -1.0, 1.0)
     with pytest.raises(TrainingError, match="logarithm of each loss, and that of task 'b'"):
-        net.follow(found)
+        net.follow(method)
 
 
 @pytest.mark.parametrize("name", ["famo", "geometric_mean"])
 def test_a_loss_of_zero_names_the_labels_that_the_batch_lacks(name: str) -> None:
-    net, found = small_net(), balancer(name, TASKS)
+    net, method = small_net(), balancer(name, TASKS)
     net.scales = (1.0, 0.0, 1.0)
     with pytest.raises(TrainingError, match="no image of the batch has a known label") as error:
-        net.follow(found)
+        net.follow(method)
     assert "'b'" in error.value.message
     assert "data.batch_size" in error.value.hint
     assert "another loss" not in error.value.hint
 
 
 def test_famo_names_a_least_loss_that_is_too_high() -> None:
-    found = balancer("famo", ["a", "b"], options={"least": [0.0, 0.5]})
+    method = balancer("famo", ["a", "b"], options={"least": [0.0, 0.5]})
     with pytest.raises(
         TrainingError, match=r"that of task 'b' is 0\.25, and its balancing\.options\.least is 0\.5"
     ):
-        found.combine({"a": torch.tensor(1.0), "b": torch.tensor(0.25)})
+        method.combine({"a": torch.tensor(1.0), "b": torch.tensor(0.25)})
 
 
 def test_learned_scales_are_parameters_and_state() -> None:
-    found = balancer("imtl_l", TASKS)
-    assert [parameter.shape for parameter in found.parameters()] == [(3,)]
+    method = balancer("imtl_l", TASKS)
+    assert [parameter.shape for parameter in method.parameters()] == [(3,)]
     with torch.no_grad():
-        next(found.parameters()).fill_(math.log(2))
+        next(method.parameters()).fill_(math.log(2))
     restored = balancer("imtl_l", TASKS)
-    restored.load_state_dict(found.state_dict())
+    restored.load_state_dict(method.state_dict())
     total = restored.combine({task: torch.tensor(1.0) for task in TASKS})
     assert float(total.detach()) == pytest.approx(3 * (2 - math.log(2)))

@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from compactmtl.balancing import Balancer, balancer
-from compactmtl.balancing.build import NAMES
+from compactmtl.balancing import NAMES, Balancer, balancer
 from compactmtl.errors import TrainingError
 from tests.support.small_net import TASKS, Net, small_net
 
 
-def refusal_of(net: Net, found: Balancer, step: int) -> TrainingError | None:
+def refusal_of(net: Net, method: Balancer, step: int) -> TrainingError | None:
     try:
-        net.follow(found, step)
+        net.follow(method, step)
     except TrainingError as error:
         return error
     return None
@@ -26,7 +25,7 @@ def refusal_of(net: Net, found: Balancer, step: int) -> TrainingError | None:
 def test_a_task_without_a_label_gets_no_gradient_and_nothing_becomes_nan(
     name: str, first: int, silent: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, found = small_net(), balancer(name, TASKS)
+    net, method = small_net(), balancer(name, TASKS)
     every = net.losses
 
     def losses(features: Tensor, step: int) -> dict[str, Tensor]:
@@ -38,18 +37,18 @@ def test_a_task_without_a_label_gets_no_gradient_and_nothing_becomes_nan(
 
     monkeypatch.setattr(net, "losses", losses)
     for step in range(4):
-        if (refusal := refusal_of(net, found, step)) is not None:
+        if (refusal := refusal_of(net, method, step)) is not None:
             assert step == first
             assert refusal.hint
             return
-        own = [parameter.grad for parameter in found.parameters() if parameter.grad is not None]
-        state = [value for value in found.state_dict().values() if isinstance(value, Tensor)]
+        own = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+        state = [value for value in method.state_dict().values() if isinstance(value, Tensor)]
         assert all(
             value.isfinite().all() for value in [net.gradient(), *own, *state] if value.is_floating_point()
         )
         if step == first:
             heads = [p.grad for task in silent for p in net.heads[task].parameters()]
             assert all(grad is None or not grad.any() for grad in heads)
-        if found.relooks:
+        if method.relooks:
             with torch.no_grad():
-                found.after_step(net.losses(net.features(step), step))
+                method.after_step(net.losses(net.features(step), step))

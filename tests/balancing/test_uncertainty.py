@@ -24,9 +24,9 @@ def test_formula_for_both_kinds() -> None:
     assert isinstance(uncertainty, Uncertainty)
     with torch.no_grad():
         uncertainty.log_variances.copy_(torch.tensor([0.7, -0.4]))
-    found = uncertainty.combine({"age": torch.tensor(3.0), "gender": torch.tensor(1.5)})
+    combined = uncertainty.combine({"age": torch.tensor(3.0), "gender": torch.tensor(1.5)})
     expected = 2 * (0.5 * math.exp(-0.7) * 3 + 0.35) + (math.exp(0.4) * 1.5 - 0.2)
-    assert found.item() == pytest.approx(expected, rel=1e-6)  # float32
+    assert combined.item() == pytest.approx(expected, rel=1e-6)  # float32
     assert uncertainty.log() == pytest.approx({"age": math.exp(-0.7), "gender": math.exp(0.4)}, rel=1e-6)
 
 

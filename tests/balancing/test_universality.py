@@ -23,12 +23,12 @@ def splits(noise: float) -> tuple[Split, Split]:
 
 def test_the_best_head_beats_random_ones_within_the_bound() -> None:
     train, val = splits(0.5)
-    found = loss_gap(nn.Linear(5, 3), F.cross_entropy, train, val)
-    assert found.optimal < 0.3
-    assert found.arbitrary > 0.8
-    assert found.gap == found.arbitrary - found.optimal
+    gap = loss_gap(nn.Linear(5, 3), F.cross_entropy, train, val)
+    assert gap.optimal < 0.3
+    assert gap.arbitrary > 0.8
+    assert gap.gap == gap.arbitrary - gap.optimal
     # cross-entropy is convex in a linear head; a tenth more, since the bound holds head by head and these are means
-    assert found.gap <= 1.1 * found.gradient_norm * found.distance
+    assert gap.gap <= 1.1 * gap.gradient_norm * gap.distance
 
 
 def test_features_that_tell_more_have_a_wider_gap() -> None:

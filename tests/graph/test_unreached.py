@@ -86,7 +86,7 @@ def test_what_is_not_reached_still_runs_and_the_rest_is_cut(name: str) -> None:
     assert result.report.unreached == ("depth",)
     assert result.model.first.out_channels == 7
     assert result.model.second.out_channels == 8
-    assert "depth" in result.report.kept_whole["second"]
+    assert "depth" in result.report.not_pruned["second"]
     other(result.model)
 
 

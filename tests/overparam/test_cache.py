@@ -103,10 +103,10 @@ def test_a_change_is_seen(layer: SvdLayer, image: Tensor, change: Callable[[SvdL
         before = layer(image)
     change(layer)
     with torch.no_grad():
-        found = layer(image)
+        output = layer(image)
     expected = torch.nn.functional.conv2d(image, layer.weight, layer.bias)
-    assert not torch.equal(found, before)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # float32
+    assert not torch.equal(output, before)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)  # float32
 
 
 def test_a_copy_has_a_weight_of_its_own(layer: SvdLayer, image: Tensor) -> None:
@@ -128,8 +128,8 @@ def test_gradients_flow_in_eval_mode(layer: SvdLayer, image: Tensor) -> None:
 def test_values_put_in_for_a_call_are_used(layer: SvdLayer, image: Tensor) -> None:
     with torch.no_grad():
         before = layer(image)
-        found = torch.func.functional_call(layer, {"U": 2 * layer.U}, (image,))
-        assert not torch.allclose(found, before)
+        output = torch.func.functional_call(layer, {"U": 2 * layer.U}, (image,))
+        assert not torch.allclose(output, before)
         assert torch.equal(layer(image), before)
 
 

@@ -109,8 +109,8 @@ def test_excluded_layers_stay_plain(net: Net) -> None:
 def test_training_mode_frozen_weights_and_hooks_are_carried_over(net: Net, image: Tensor) -> None:
     net.train()
     net.encoder["fc"].weight.requires_grad_(False)
-    seen: list[str] = []
-    net.encoder["stem"].register_forward_hook(lambda *_: seen.append("stem"))
+    calls: list[str] = []
+    net.encoder["stem"].register_forward_hook(lambda *_: calls.append("stem"))
     for model in (overparameterize(net), contract(overparameterize(net))):
         assert all(m.training for m in model.modules())
         assert not any(
@@ -118,9 +118,9 @@ def test_training_mode_frozen_weights_and_hooks_are_carried_over(net: Net, image
             for n, p in model.named_parameters()
             if n.startswith("encoder.fc") and "bias" not in n
         )
-        seen.clear()
+        calls.clear()
         model(image)
-        assert seen == ["stem"]
+        assert calls == ["stem"]
 
 
 def test_ranks_are_capped_or_shared(net: Net) -> None:
@@ -262,9 +262,9 @@ def test_every_kind_trains_and_contracts_to_the_plain_model(
         n: v.shape for n, v in model.state_dict().items()
     }
     with torch.no_grad():
-        expected, found = trained(image), plain(image)
-    assert all(torch.equal(found[task], expected[task]) for task in expected)
-    assert not torch.equal(found["age"], model(image)["age"])
+        expected, output = trained(image), plain(image)
+    assert all(torch.equal(output[task], expected[task]) for task in expected)
+    assert not torch.equal(output["age"], model(image)["age"])
 
 
 def test_none_is_a_plain_copy(model: MultiTaskModel, image: Tensor) -> None:
@@ -286,9 +286,9 @@ def test_a_weight_a_task_is_an_encoder_a_task(model: MultiTaskModel, image: Tens
     with torch.no_grad():
         trained.get_parameter("encoder.pose.0.M").mul_(-1)
     plain = contract(trained)
-    found = plain(image)
-    assert_close(found["age"], model(image)["age"], FLOAT32)
-    assert not torch.allclose(found["pose"], model(image)["pose"])
+    output = plain(image)
+    assert_close(output["age"], model(image)["age"], FLOAT32)
+    assert not torch.allclose(output["pose"], model(image)["pose"])
     shared = {name for name, _ in trained.named_parameters()}
     assert "encoder.age.0.U" in shared and "encoder.pose.0.U" not in shared  # one tensor, named once
     assert "encoder.pose.0.M" in shared

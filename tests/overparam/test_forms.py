@@ -33,8 +33,8 @@ FORMS: list[tuple[Kind, Rank]] = [
 ]  # fmt: skip
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).detach())
+def error(output: Tensor, expected: Tensor) -> float:
+    return float(((output - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).detach())
 
 
 @st.composite
@@ -77,8 +77,8 @@ def perturbed(layer: OverparamLayer) -> OverparamLayer:
 
 def run_whole(layer: OverparamLayer, x: Tensor) -> Tensor:
     layer.evaluation = "contract"
-    found: Tensor = layer.train()(x)
-    return found
+    output: Tensor = layer.train()(x)
+    return output
 
 
 @pytest.mark.parametrize(("kind", "rank"), FORMS)
@@ -129,9 +129,9 @@ def test_a_lower_rank_starts_at_the_best_approximation() -> None:
     plain = nn.Conv2d(4, 5, 3, dtype=torch.float64)
     matrix = plain.weight.detach().transpose(1, 2).reshape(15, 12)
     values = torch.linalg.svdvals(matrix)
-    found = build_layer("svd", plain, 7, 1).weight - plain.weight
+    difference = build_layer("svd", plain, 7, 1).weight - plain.weight
     # Eckart and Young: what is dropped is the norm of the other singular values, to float64 rounding.
-    torch.testing.assert_close(found.norm(), values[7:].norm(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(difference.norm(), values[7:].norm(), rtol=1e-9, atol=0)
 
 
 def test_svd_is_a_row_and_a_column_convolution_around_a_diagonal() -> None:
@@ -172,12 +172,12 @@ def test_gradients_are_those_of_the_explicit_product(kind: Kind) -> None:
     layer = perturbed(build_layer(kind, plain, "full", 2))
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     run_whole(layer, x).square().sum().backward()  # type: ignore[no-untyped-call]
-    found = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
     copies = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
     weight = explicit(kind, copies)
     F.conv2d(x, weight, copies["bias"], padding=1, groups=2).square().sum().backward()  # type: ignore[no-untyped-call]
     for name, copy in copies.items():
-        torch.testing.assert_close(found[name], copy.grad, rtol=1e-9, atol=1e-12)  # float64, another order
+        torch.testing.assert_close(gradients[name], copy.grad, rtol=1e-9, atol=1e-12)  # float64, another order
 
 
 def explicit(kind: str, p: dict[str, Tensor]) -> Tensor:

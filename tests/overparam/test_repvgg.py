@@ -69,8 +69,8 @@ def test_training_is_repvggs_with_a_bias(configuration: dict[str, Any]) -> None:
 def test_without_a_bias_the_networks_own_norm_makes_it_the_same(configuration: dict[str, Any]) -> None:
     plain, layer, x = built(configuration, bias=False)
     norm = nn.BatchNorm2d(plain.out_channels, affine=False).double()
-    found, expected = norm(layer.train()(x)), norm(branches(plain, layer, x, norms=True))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    output, expected = norm(layer.train()(x)), norm(branches(plain, layer, x, norms=True))
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -116,8 +116,8 @@ def test_it_lands_on_the_target_and_holds_it(reduction: float, sgd: bool, penalt
     assert isinstance(control, StrengthController)
     path: list[float] = []
     training.run(50, lambda: path.append(control.removed()))
-    found = training.groups.cost("macs")
-    removed = 1 - found(training.groups.alive()) / found(training.groups.whole())
+    macs = training.groups.cost("macs")
+    removed = 1 - macs(training.groups.alive()) / macs(training.groups.whole())
     assert removed == pytest.approx(control.removed())
     # one group more at most: a channel of the stem takes 5 % of this small network, a block of four 20 %
     assert reduction <= removed <= reduction + (0.06 if kind != "block" else 0.25)
@@ -194,9 +194,17 @@ def test_no_step_between_warmup_and_end() -> None:
 def test_a_state_of_other_groups() -> None:
     training = Training(controlled(0.5)).run(10)
     state = training.control.state_dict()
-    state["spared"] = state["spared"][1:]
+    state["exempt"] = state["exempt"][1:]
     with pytest.raises(ArtifactError, match="other channel groups"):
         training.control.load_state_dict(state)
+
+
+def test_a_state_of_an_earlier_version() -> None:
+    training = Training(controlled(0.5))
+    earlier = training.control.state_dict()
+    earlier["spared"] = [torch.ones_like(flags) for flags in earlier.pop("exempt")]
+    training.control.load_state_dict(earlier)
+    assert all(bool(flags.all()) for flags in training.control.state_dict()["exempt"])
 
 
 def scheduled(strength: float = 2.0, **options: Any) -> Callable[[ChannelGroups], StrengthSchedule]:

@@ -78,7 +78,7 @@ def names(groups: ChannelGroups) -> list[set[str]]:
 
 def kill(groups: ChannelGroups, family: int, group: int) -> None:
     with torch.no_grad():
-        for s in groups.bound[family].slices:
+        for s in groups.bound[family].tensors:
             s.zero_(s.parameter, torch.arange(groups[family].size) == group)
 
 

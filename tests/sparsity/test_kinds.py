@@ -71,7 +71,7 @@ def kill(
     flags = torch.zeros(groups[family].size, dtype=torch.bool)
     flags[dead] = True
     with torch.no_grad():
-        for s in groups.bound[family].slices:
+        for s in groups.bound[family].tensors:
             s.zero_(s.parameter, flags)
     return groups.alive()
 
@@ -110,9 +110,9 @@ def test_input_channels_free_a_channel_that_nothing_reads(residual: Residual) ->
     alive = kill(groups, 2, [4])
     alive = kill(groups, 1, [0])
     small = compact(residual, (IMAGE,)).model
-    found = cost(small, (IMAGE,))
-    assert macs(alive) == found.macs
-    assert parameters(alive) == found.parameters
+    counted = cost(small, (IMAGE,))
+    assert macs(alive) == counted.macs
+    assert parameters(alive) == counted.parameters
 
 
 @pytest.mark.parametrize("kind", ["coupled", "block", "filter"])
@@ -123,9 +123,9 @@ def test_what_is_counted_is_what_surgery_removes(residual: Residual, kind: str) 
     for family in range(len(groups)):
         if kind != "block" or family in (0, 2):  # a layer keeps one channel
             kill(groups, family, [0])
-    found = cost(compact(residual, (IMAGE,)).model, (IMAGE,))
-    assert groups.cost("macs")(groups.alive()) == found.macs < groups.cost("macs")(groups.whole())
-    assert groups.cost("parameters")(groups.alive()) == found.parameters
+    counted = cost(compact(residual, (IMAGE,)).model, (IMAGE,))
+    assert groups.cost("macs")(groups.alive()) == counted.macs < groups.cost("macs")(groups.whole())
+    assert groups.cost("parameters")(groups.alive()) == counted.parameters
 
 
 def test_blocks_hold_neighbors_and_one_the_rest(residual: Residual) -> None:
@@ -231,10 +231,10 @@ def test_groups_after_channels_were_removed_count_from_the_first(residual: Resid
     }
     small = Residual()
     small.inner, small.outer = nn.Conv2d(10, 4, 3, padding=1), nn.Conv2d(4, 10, 1, bias=False)
-    left, survivors = groups.after(kept, small)
-    assert [family.size for family in left] == [10, 4]
+    remaining, survivors = groups.after(kept, small)
+    assert [family.size for family in remaining] == [10, 4]
     assert survivors[1].tolist() == [1, 2, 4, 5]
-    assert left.cost("macs")(left.whole()) == macs(keep)
-    fewer, again = left.whole(), [k.copy() for k in keep]
+    assert remaining.cost("macs")(remaining.whole()) == macs(keep)
+    fewer, again = remaining.whole(), [k.copy() for k in keep]
     fewer[1][0], again[1][1] = False, False
-    assert left.cost("macs")(fewer) == macs(again)
+    assert remaining.cost("macs")(fewer) == macs(again)

@@ -1,4 +1,4 @@
-"""What channel groups promise is what surgery does: random groups at zero, and the network that is left."""
+"""What channel groups promise is what surgery does: random groups at zero, and the network that remains."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def zero_some(groups: ChannelGroups, seed: int, share: float = 0.4) -> None:
-    """Groups at zero as the proximal step leaves them, one of each family spared."""
+    """Groups at zero as the proximal step leaves them, one of each family exempt."""
     generator = torch.Generator().manual_seed(seed)
     for family in groups.bound:
         dead = torch.rand(family.size, generator=generator) < share
         dead[int(torch.randint(family.size, (1,), generator=generator))] = False
         with torch.no_grad():
-            for part in family.slices:
+            for part in family.tensors:
                 part.zero_(part.parameter, dead)
 
 

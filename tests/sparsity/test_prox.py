@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compactmtl.errors import TrainingError
+from compactmtl.sparsity.grouped_tensor import GroupedTensor, Scratch
 from compactmtl.sparsity.prox import Metric, adaptive_prox_, firm_prox_, prox_, soft_threshold_
-from compactmtl.sparsity.slices import Scratch, Slices
 
 # What the project promises: relative to the larger of the threshold and the metric's pull at the start.
 KKT = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -21,7 +21,7 @@ KKT = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 def family(
     shapes: list[tuple[int, ...]], n: int, dtype: torch.dtype, seed: int, decades: float
-) -> list[Slices]:
+) -> list[GroupedTensor]:
     """Tensors with n groups along a dimension of theirs, of sizes that span `decades`."""
     generator = torch.Generator().manual_seed(seed)
     slices = []
@@ -31,11 +31,11 @@ def family(
         values = torch.randn(full, generator=generator, dtype=torch.float64)
         values *= 10 ** (decades * (torch.rand(full, generator=generator, dtype=torch.float64) - 0.5))
         indices = np.random.default_rng(seed + index).permutation(n)[:, None].astype(np.int64)
-        slices.append(Slices(f"w{index}", values.to(dtype), dim, indices, "producer"))
+        slices.append(GroupedTensor(f"w{index}", values.to(dtype), dim, indices, "producer"))
     return slices
 
 
-def per_group(slices: list[Slices], values: list[Tensor]) -> list[Tensor]:
+def per_group(slices: list[GroupedTensor], values: list[Tensor]) -> list[Tensor]:
     """The elements of each group, flat, in float64."""
     n = len(slices[0]._indices)
     return [
@@ -162,7 +162,7 @@ def test_a_vanishing_threshold_changes_nothing(dtype: torch.dtype, threshold: fl
 def test_slices_outside_all_groups_are_left_alone() -> None:
     for adaptive in (False, True):
         values = torch.ones(4, 3)
-        slices = [Slices("w", values, 0, np.array([[1], [3]]), "producer")]
+        slices = [GroupedTensor("w", values, 0, np.array([[1], [3]]), "producer")]
         if adaptive:
             adaptive_prox_(slices, [Metric(torch.ones(4, 3))], torch.tensor([0.5, 9.0]))
         else:
@@ -175,7 +175,9 @@ def test_slices_outside_all_groups_are_left_alone() -> None:
 
 def test_a_group_of_several_slices_dies_as_one() -> None:
     values = torch.ones(4, 3)
-    dead = prox_([Slices("w", values, 0, np.array([[0, 2], [1, 3]]), "producer")], torch.tensor([9.0, 0.0]))
+    dead = prox_(
+        [GroupedTensor("w", values, 0, np.array([[0, 2], [1, 3]]), "producer")], torch.tensor([9.0, 0.0])
+    )
     assert dead.tolist() == [True, False]
     assert values.sum(1).tolist() == [0, 3, 0, 3]
 
@@ -184,14 +186,14 @@ def test_a_group_of_several_slices_dies_as_one() -> None:
 def test_values_that_are_not_finite(value: float) -> None:
     values = torch.ones(2, 3)
     values[0, 0] = value
-    slices = [Slices("conv.weight", values, 0, np.array([[0], [1]]), "producer")]
+    slices = [GroupedTensor("conv.weight", values, 0, np.array([[0], [1]]), "producer")]
     with pytest.raises(TrainingError, match=r"conv\.weight"):
         prox_(slices, torch.tensor([0.1, 0.1]))
     with pytest.raises(TrainingError, match=r"conv\.weight"):
         adaptive_prox_(slices, [Metric(torch.ones(2, 3))], torch.tensor([0.1, 0.1]))
 
 
-def metric_of(slices: list[Slices], spread: float) -> list[Tensor]:
+def metric_of(slices: list[GroupedTensor], spread: float) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
     return [
         10 ** (spread * (torch.rand(s.parameter.shape, generator=generator, dtype=s.parameter.dtype) - 0.9))
@@ -275,7 +277,7 @@ def test_group_mcp_is_linearized_where_it_has_several_solutions() -> None:
     for metric in (None, [Metric(torch.ones(2, 3))]):
         values = torch.ones(2, 3)
         norm = math.sqrt(3)
-        slices = [Slices("w", values, 0, np.array([[0], [1]]), "producer")]
+        slices = [GroupedTensor("w", values, 0, np.array([[0], [1]]), "producer")]
         # the second's rate·slope/knee is above D = 1
         firm_prox_(slices, metric, 1.0, torch.tensor([0.5, 4.0]), torch.tensor([2.0, 2.0]))
         expected = (norm - 0.5) / norm / (1 - 0.25)
@@ -284,10 +286,10 @@ def test_group_mcp_is_linearized_where_it_has_several_solutions() -> None:
         torch.testing.assert_close(values[1], torch.full((3,), 1 - tangent / norm))
 
 
-def test_a_spared_zero_group_stays_zero() -> None:
+def test_an_exempt_zero_group_stays_zero() -> None:
     values = torch.zeros(2, 3)
     values[1] = 1
-    slices = [Slices("w", values, 0, np.array([[0], [1]]), "producer")]
+    slices = [GroupedTensor("w", values, 0, np.array([[0], [1]]), "producer")]
     dead = adaptive_prox_(slices, [Metric(torch.zeros(2, 3) + 1e-8)], torch.tensor([0.0, 0.0]))
     assert dead.tolist() == [True, False]
     assert torch.equal(values, torch.tensor([[0.0] * 3, [1.0] * 3]))

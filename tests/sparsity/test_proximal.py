@@ -149,11 +149,11 @@ def test_it_converges_to_the_group_lasso_solution_and_its_support(name: str) -> 
         ((model(x) - y).square().sum() / (2 * len(x))).backward()
         optimizer.step()
         proximal.step()
-    found = model.weight.detach()
+    weight = model.weight.detach()
     assert (expected.norm(dim=0) > 0).tolist() == [i in (1, 4, 6) for i in range(8)]
-    assert torch.equal(found.norm(dim=0) > 0, expected.norm(dim=0) > 0)
+    assert torch.equal(weight.norm(dim=0) > 0, expected.norm(dim=0) > 0)
     # 400 steps contract the distance of plain gradient descent, the slowest, by about e⁻¹⁸.
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(weight, expected, rtol=0, atol=1e-7)
 
 
 def test_a_group_that_dies_loses_its_moments_and_the_others_keep_theirs() -> None:

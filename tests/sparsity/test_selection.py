@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compactmtl.graph.groups import GroupFamily, Member
-from compactmtl.sparsity.selection import Flags, marginal_costs, select, units
+from compactmtl.graph.space import Flags
+from compactmtl.sparsity.selection import Limits, limits_of, marginal_costs, select
 
 
 def macs(keep: Sequence[Flags]) -> float:
@@ -34,23 +35,21 @@ def test_selection_meets_the_target_and_its_own_rules(
     rng = np.random.default_rng(seed)
     importance = [rng.random(n) for n in sizes]
     families = [family(n) for n in sizes]
-    steps = [units(f, align, least) for f in families]
-    dead = [
-        (rng.random(n) < died) & (np.arange(n) >= floor) for n, (_, floor) in zip(sizes, steps, strict=True)
-    ]
+    limits = [limits_of(f, align, least) for f in families]
+    dead = [(rng.random(limit.size) < died) & (np.arange(limit.size) >= limit.least) for limit in limits]
     everything = [np.ones(n, dtype=bool) for n in sizes]
     costs = marginal_costs(macs, everything)
     target = (1 - share) * macs(everything)
-    chosen = select(importance, dead, steps, costs, macs, target)
-    for gone, flags, n, (unit, floor), values in zip(dead, chosen, sizes, steps, importance, strict=True):
-        left = n - int(flags.sum())
-        assert left >= floor
+    chosen = select(importance, dead, limits, costs, macs, target)
+    for gone, flags, limit, values in zip(dead, chosen, limits, importance, strict=True):
+        kept = limit.size - int(flags.sum())
+        assert kept >= limit.least
         assert not (gone & ~flags).any(), "what is dead stays chosen"
-        assert left in (n, n - int(gone.sum())) or left % unit == 0
+        assert kept in (limit.size, limit.size - int(gone.sum())) or kept % limit.step == 0
         alive = ~gone
         if (flags & alive).any() and (~flags).any():
             assert values[flags & alive].max() <= values[~flags].min(), "the least important go first"
-    smallest = [np.arange(n) < floor for n, (_, floor) in zip(sizes, steps, strict=True)]
+    smallest = [np.arange(limit.size) < limit.least for limit in limits]
     if macs(smallest) <= target:
         assert macs([~flags for flags in chosen]) <= target
 
@@ -60,7 +59,7 @@ def test_no_group_more_than_needed_goes() -> None:
     importance = [np.arange(10.0), np.arange(10.0)]
     target = 0.7 * macs(everything)
     dead = [np.zeros(10, dtype=bool)] * 2
-    chosen = select(importance, dead, [(1, 1)] * 2, marginal_costs(macs, everything), macs, target)
+    chosen = select(importance, dead, [Limits(1, 1, 10)] * 2, marginal_costs(macs, everything), macs, target)
     assert macs([~flags for flags in chosen]) <= target
     # The group that crossed the target is the last of one family; without the last of each it is missed.
     both = [flags.copy() for flags in chosen]
@@ -70,7 +69,7 @@ def test_no_group_more_than_needed_goes() -> None:
     assert macs([~flags for flags in both]) > target
 
 
-def test_a_unit_that_is_not_needed_stays() -> None:
+def test_a_step_that_is_not_needed_stays() -> None:
     importance: list[NDArray[np.float64]] = [np.linspace(100, 115, 16), np.linspace(0, 15, 16)]
     dead = [np.zeros(16, dtype=bool)] * 2
 
@@ -78,11 +77,11 @@ def test_a_unit_that_is_not_needed_stays() -> None:
         return float(10 * keep[0].sum() + keep[1].sum())
 
     # by importance alone 8 of the second go first, then 8 of the first, which meet the target without the others
-    chosen = select(importance, dead, [(8, 8)] * 2, [1.0, 1.0], cost, 10.0 * 8 + 16)
+    chosen = select(importance, dead, [Limits(8, 8, 16)] * 2, [1.0, 1.0], cost, 10.0 * 8 + 16)
     assert [int(flags.sum()) for flags in chosen] == [8, 0]
 
 
-def test_counts_left_are_multiples_of_the_unit_after_groups_have_left_too() -> None:
+def test_counts_are_multiples_of_the_step_after_groups_were_removed_too() -> None:
     rng = np.random.default_rng(0)
     importance = [rng.random(64), rng.random(64)]
     dead = [np.argsort(np.argsort(importance[0])) < 23, np.zeros(64, dtype=bool)]
@@ -90,10 +89,11 @@ def test_counts_left_are_multiples_of_the_unit_after_groups_have_left_too() -> N
     def cost(keep: Sequence[Flags]) -> float:
         return float(keep[0].sum() + keep[1].sum())
 
-    masked = [64 - int(f.sum()) for f in select(importance, dead, [(8, 8)] * 2, [1.0, 1.0], cost, 100.0)]
-    left = [importance[0][~dead[0]], importance[1]]
-    gone = [np.zeros(len(values), dtype=bool) for values in left]
-    chosen = select(left, gone, [(8, 8)] * 2, [1.0, 1.0], cost, 100.0, sizes=[64, 64])
+    limits = [Limits(8, 8, 64)] * 2
+    masked = [64 - int(f.sum()) for f in select(importance, dead, limits, [1.0, 1.0], cost, 100.0)]
+    remaining = [importance[0][~dead[0]], importance[1]]
+    none = [np.zeros(len(values), dtype=bool) for values in remaining]
+    chosen = select(remaining, none, limits, [1.0, 1.0], cost, 100.0)
     assert [len(f) - int(f.sum()) for f in chosen] == masked
     assert all(count % 8 == 0 for count in masked)
 
@@ -103,13 +103,13 @@ def test_cheap_channels_go_only_when_they_matter_less() -> None:
     importance = [np.full(8, 1.0), np.full(8, 10.0)]
     everything = [np.ones(8, dtype=bool)] * 2
     dead = [np.zeros(8, dtype=bool)] * 2
-    chosen = select(importance, dead, [(1, 1)] * 2, costs, macs, 0.8 * macs(everything))
+    chosen = select(importance, dead, [Limits(1, 1, 8)] * 2, costs, macs, 0.8 * macs(everything))
     # 1/1 a MAC in the first family against 10/100 in the second.
     assert not chosen[0].any()
     assert chosen[1].any()
 
 
-def test_marginal_cost_follows_what_is_left() -> None:
+def test_marginal_cost_follows_what_remains() -> None:
     full = [np.ones(4, dtype=bool), np.ones(6, dtype=bool)]
     assert marginal_costs(macs, full) == [1 * 3 + 2 * 6, 2 * 4 + 3 * 5]
     half = [full[0], np.arange(6) < 3]
@@ -121,9 +121,9 @@ def family(n: int, width: int = 1) -> GroupFamily:
     return GroupFamily("layer", (Member("w", 0, indices, "producer"),), n, 1.0, 1.0)
 
 
-def test_units_count_channels_not_groups() -> None:
-    assert units(family(32), align=8, least=8) == (8, 8)
-    assert units(family(32), align=8, least=10) == (8, 16)
-    assert units(family(32, width=4), align=8, least=8) == (2, 2)
-    assert units(family(3), align=1, least=8) == (1, 3)
-    assert units(family(32), align=1, least=1) == (1, 1)
+def test_limits_count_channels_not_groups() -> None:
+    assert limits_of(family(32), align=8, least=8) == Limits(8, 8, 32)
+    assert limits_of(family(32), align=8, least=10) == Limits(8, 16, 32)
+    assert limits_of(family(32, width=4), align=8, least=8) == Limits(2, 2, 32)
+    assert limits_of(family(3), align=1, least=8) == Limits(1, 3, 3)
+    assert limits_of(family(32), align=1, least=1) == Limits(1, 1, 32)

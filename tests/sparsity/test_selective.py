@@ -90,10 +90,10 @@ class Training:
 def test_the_target_is_met_at_the_end_and_not_overshot(reduction: float, sgd: bool) -> None:
     training = Training(reduction, sgd=sgd).run(48)
     assert training.control.reached
-    found = training.control.removed()
-    assert reduction <= found
+    removed = training.control.removed()
+    assert reduction <= removed
     # One channel of the widest layer more, at most: 24·9·16·(1/4) + 16·9·24·(1/4) of the MACs.
-    assert found <= reduction + 0.1
+    assert removed <= reduction + 0.1
     assert len(training.control.state_dict()["dead"]) == len(training.groups)
 
 
@@ -139,13 +139,13 @@ def test_survivors_are_not_shrunk_and_train_on() -> None:
 
 def test_least_channels_and_alignment_hold() -> None:
     training = Training(0.5, align=4, min_channels=5, steps=30).run(24)
-    left = [
+    kept = [
         family.size - int(d.sum())
         for family, d in zip(training.groups, training.control.state_dict()["dead"], strict=True)
     ]
-    assert all(count >= 8 and count % 4 == 0 for count in left)
+    assert all(count >= 8 and count % 4 == 0 for count in kept)
     assert training.control.removed() >= 0.5
-    assert len(left) == 3
+    assert len(kept) == 3
 
 
 def test_a_least_share_of_each_layer_stays() -> None:
@@ -219,7 +219,7 @@ def test_moments_of_the_dead_are_cleared() -> None:
     bound = training.groups.bound[0]
     dead = training.control.state_dict()["dead"][0]
     assert dead.any()
-    for s in bound.slices:
+    for s in bound.tensors:
         if s.role == "producer":  # an affine's own gradient goes on after its death
             buffer = training.optimizer.state[s.parameter]["momentum_buffer"]
             assert buffer[dead].abs().max() == 0

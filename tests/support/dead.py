@@ -63,5 +63,5 @@ def unsaid(report: SurgeryReport, dead: dict[str, int]) -> dict[str, tuple[int, 
     return {
         name: (count, removed.get(name, 0))
         for name, count in dead.items()
-        if count > removed.get(name, 0) and name not in report.kept_whole
+        if count > removed.get(name, 0) and name not in report.not_pruned
     }

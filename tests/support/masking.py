@@ -42,7 +42,7 @@ def compacted(model: nn.Module, *inputs: Any, align: int = 1, rolled_back: bool 
     result = compact(model, inputs, align=align, tolerance=TOLERANCE)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     if not rolled_back:
-        assert not [reason for reason in result.report.kept_whole.values() if "rolled back" in reason]
+        assert not [reason for reason in result.report.not_pruned.values() if "rolled back" in reason]
     generator = torch.Generator().manual_seed(7)
     seen: list[list[Tensor]] = []
     for _ in range(2):
@@ -125,7 +125,7 @@ class Branches(nn.Module):
 def all_left(functions: Mapping[str, Callable[[Tensor], Tensor]]) -> tuple[dict[str, int], dict[str, str]]:
     """By name, how many of the 8 channels in front of each function stay, and the reason given for those that do."""
     result = compacted(Branches(functions), image())
-    reasons = result.report.kept_whole
+    reasons = result.report.not_pruned
     firsts = [f"branches.{index}.first" for index in range(len(functions))]
     return (
         {name: shape(result, f"{first}.weight")[0] for name, first in zip(functions, firsts, strict=True)},

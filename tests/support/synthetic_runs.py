@@ -276,7 +276,7 @@ SURGERY = {
         "dtype": "float64",
         "cases": [{"shape": [1, 3, 48, 64], "max_relative_error": 4.1e-16}],
     },
-    "kept_whole": [{"name": "encoder.stem", "reason": "its input is the image"}],
+    "not_pruned": [{"name": "encoder.stem", "reason": "its input is the image"}],
     "seconds": 1.2,
 }
 

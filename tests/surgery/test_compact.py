@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compactmtl.errors import SurgeryError
 from compactmtl.surgery import compact
 
-# float64 throughout: what is left is rounding of sums taken in another order.
+# float64 throughout: what remains is rounding of sums taken in another order.
 EXACT = 1e-12
 
 
@@ -33,10 +33,10 @@ def _kill_filters(layer: nn.Conv2d, channels: list[int], norm: nn.BatchNorm2d | 
 
 def _same(one: nn.Module, other: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     with torch.no_grad():
-        expected, found = one(*inputs), other(*inputs)
+        expected, output = one(*inputs), other(*inputs)
     if isinstance(expected, Tensor):
-        expected, found = {"": expected}, {"": found}
-    return max(float((expected[k] - found[k]).abs().max() / expected[k].abs().max()) for k in expected)
+        expected, output = {"": expected}, {"": output}
+    return max(float((expected[k] - output[k]).abs().max() / expected[k].abs().max()) for k in expected)
 
 
 def test_nothing_dead_leaves_every_shape(net: nn.Module, image: tuple[Tensor]) -> None:
@@ -220,7 +220,7 @@ def test_removal_that_fails_is_rolled_back_and_named(image) -> None:  # type: ig
     result = compact(model, image)
     assert _loose(result.model).conv.out_channels == 8
     assert _loose(result.model).other.out_channels == 5
-    assert "conv" in result.report.kept_whole
+    assert "conv" in result.report.not_pruned
     assert _same(model, result.model, image) <= EXACT
 
 

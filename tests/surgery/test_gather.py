@@ -85,8 +85,8 @@ def test_the_plan_rebuilds_the_gathering_model_and_names_stay(tmp_path: Path) ->
     single = result.model.float()
     path = export_onnx(single, (image.float(),), tmp_path / "gather.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found = session.run(None, {session.get_inputs()[0].name: image.float().numpy()})[0]
-    assert_close(single(image.float()), torch.from_numpy(found), 1e-5)
+    output = session.run(None, {session.get_inputs()[0].name: image.float().numpy()})[0]
+    assert_close(single(image.float()), torch.from_numpy(output), 1e-5)
 
 
 def test_a_gathering_model_trains_and_is_compacted_again() -> None:

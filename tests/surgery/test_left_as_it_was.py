@@ -112,7 +112,7 @@ def test_no_part_of_the_package_runs_a_module_in_inference_mode() -> None:
     import compactmtl
 
     root = Path(str(compactmtl.__file__)).parent
-    found: list[Any] = [
+    changes: list[Any] = [
         path.name for path in root.rglob("*.py") if "inference_mode()" in path.read_text(encoding="utf-8")
     ]
-    assert not found
+    assert not changes

@@ -41,8 +41,8 @@ def test_saved_model_is_rebuilt_from_a_fresh_one(masked, image, tmp_path) -> Non
     fresh = type(masked)().double()
     rebuilt = load_compact(fresh, tmp_path / "compact")
     with torch.no_grad():
-        expected, found = result.model(*image), rebuilt(*image)
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+        expected, output = result.model(*image), rebuilt(*image)
+    assert all(torch.equal(expected[key], output[key]) for key in expected)
     report = json.loads((tmp_path / "compact" / "surgery.json").read_text())
     assert report["macs"]["after"] < report["macs"]["before"]
 

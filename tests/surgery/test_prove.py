@@ -127,6 +127,6 @@ def test_rollback_blames_just_the_layers_that_fail() -> None:
         kill(up, zero=[0, 1])
     result: Any = compact(model, (image(3, 4),))
     assert [up.out_features for up in result.model.ups] == [6, 6, 8, 6, 6, 8, 6, 6]
-    assert set(result.report.kept_whole) == {"ups.2", "ups.5"}
-    assert all("rolled back" in reason for reason in result.report.kept_whole.values())
+    assert set(result.report.not_pruned) == {"ups.2", "ups.5"}
+    assert all("rolled back" in reason for reason in result.report.not_pruned.values())
     assert result.report.proof.passed

@@ -37,11 +37,11 @@ def _check(seed: int, depth: int, align: int, gather: bool) -> float:
         except RuntimeError:  # an odd size that the network itself cannot take
             fresh = torch.randn(3, 3, 16, 16, dtype=torch.float64)
             expected = model(fresh)
-        found = result.model(fresh)
+        output = result.model(fresh)
     for key, value in expected.items():
         scale = float(value.abs().max()) or 1.0
-        assert float((value - found[key]).abs().max()) / scale <= TOLERANCE, key
-    assert not [reason for reason in result.report.kept_whole.values() if "rolled back" in reason]
+        assert float((value - output[key]).abs().max()) / scale <= TOLERANCE, key
+    assert not [reason for reason in result.report.not_pruned.values() if "rolled back" in reason]
     return result.report.mac_reduction
 
 

@@ -41,7 +41,7 @@ def test_nested_inputs_and_outputs() -> None:
     assert shape(result, "left.weight")[0] == 6 and shape(result, "right.weight")[0] == 7
     assert shape(result, "whole.weight")[:2] == (4, 6)  # an output keeps its channels, dead or not
     assert shape(result, "join.weight")[:2] == (5, 13)  # summed over: a zero adds nothing
-    assert result.report.kept_whole["whole"] == "an output of the model"
+    assert result.report.not_pruned["whole"] == "an output of the model"
 
 
 class Tokens(nn.Module):

@@ -167,5 +167,5 @@ def test_exports_to_onnx(result: CompactResult, tmp_path: Path) -> None:
     small, given = copy.deepcopy(result.model).float(), image().float()
     path = export_onnx(small, (given,), tmp_path / "small.onnx", input_names=["x"], output_names=["y"])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"x": given.numpy()})
-    assert_close(small(given).detach(), torch.from_numpy(found), tolerance=1e-5)  # float32
+    (output,) = session.run(None, {"x": given.numpy()})
+    assert_close(small(given).detach(), torch.from_numpy(output), tolerance=1e-5)  # float32

@@ -67,7 +67,7 @@ def test_a_constant_that_has_no_bias_to_go_to_stays_and_is_listed() -> None:
     kill(model.conv, constant=[1])
     result = compacted(model, image())
     assert shape(result, "conv.weight")[0] == 7
-    assert "folded" in result.report.kept_whole["conv"]
+    assert "folded" in result.report.not_pruned["conv"]
 
 
 @pytest.mark.parametrize("spelled", [True, False])

@@ -56,7 +56,7 @@ def test_a_rule_that_fails_keeps_its_channels_and_no_others(
     monkeypatch.setattr(analysis, "STRICT", False)
     result: Any = compact(Chain().eval(), (x,))
     assert (result.model.first.out_channels, result.model.second.out_channels) == (6, 8)
-    assert "its rule fails (KeyError" in result.report.kept_whole["second"]
+    assert "its rule fails (KeyError" in result.report.not_pruned["second"]
 
 
 def test_uses_of_another_shape_are_a_failure_of_their_rule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_a_norm_whose_weight_depends_on_the_input_is_a_barrier() -> None:
 
     result: Any = compact(Conditional().eval(), (torch.randn(1, 3, 8, 8),))
     assert (result.model.first.out_channels, result.model.second.out_channels) == (6, 8)
-    assert "depends on the input" in result.report.kept_whole["second"]
+    assert "depends on the input" in result.report.not_pruned["second"]
 
 
 def test_a_linear_weight_of_one_dimension_is_a_barrier() -> None:
@@ -98,7 +98,7 @@ def test_a_linear_weight_of_one_dimension_is_a_barrier() -> None:
 
     result: Any = compact(Vector().eval(), (torch.randn(1, 3, 8, 8),))
     assert (result.model.first.out_channels, result.model.second.out_channels) == (6, 8)
-    assert "one vector" in result.report.kept_whole["second"]
+    assert "one vector" in result.report.not_pruned["second"]
 
 
 class Listed(nn.Module):
@@ -120,8 +120,8 @@ def test_layers_of_no_module_stay_and_are_named() -> None:
     x = torch.randn(1, 3, 8, 8)
     result: Any = compact(model, (x,))
     assert (result.model.first.out_channels, result.model.second.out_channels) == (6, 8)
-    assert any("no module" in name for name in result.report.kept_whole)
-    assert all("belong to no module" in reason for reason in result.report.kept_whole.values())
+    assert any("no module" in name for name in result.report.not_pruned)
+    assert all("belong to no module" in reason for reason in result.report.not_pruned.values())
     np.testing.assert_allclose(
         result.model(x).detach(), model(x).detach(), atol=1e-5
     )  # sums in another order

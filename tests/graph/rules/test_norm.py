@@ -49,7 +49,7 @@ def test_batch_norm_scaled_by_zero_takes_its_input_along() -> None:
 def test_batch_norm_of_the_batch_keeps_its_channels() -> None:
     result = compacted(Between(nn.BatchNorm2d(8, track_running_stats=False)), image())
     assert result.plan.empty
-    assert "statistics of the batch" in result.report.kept_whole["first"]
+    assert "statistics of the batch" in result.report.not_pruned["first"]
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -83,8 +83,8 @@ class LastDimension(nn.Module):
 )
 def test_norms_over_the_channel_keep_what_they_make_vary_and_say_so(norm: nn.Module, operator: str) -> None:
     result = compacted(Between(norm), image())
-    assert shape(result, "first.weight")[0] == 8 and not result.plan.widened
-    assert result.report.kept_whole["first"].startswith(f"{operator}: it normalizes over the channels")
+    assert shape(result, "first.weight")[0] == 8 and not result.plan.full_width
+    assert result.report.not_pruned["first"].startswith(f"{operator}: it normalizes over the channels")
 
 
 class Response(nn.Module):
@@ -148,7 +148,7 @@ def test_zeros_that_norms_over_the_channel_scale_by_zero_go(bias: float) -> None
     result = compacted(Side(branches), image())
     left = {name: shape(result, f"branches.{index}.first.weight")[0] for index, name in enumerate(_NORMS)}
     assert left == dict.fromkeys(_NORMS, 7)
-    assert len(result.plan.widened) == len(_NORMS)
+    assert len(result.plan.full_width) == len(_NORMS)
 
 
 class Side(nn.Module):
@@ -172,8 +172,8 @@ def test_norms_without_a_module_of_their_own_are_barriers() -> None:
     model = Between(_scaled(function, [2]))
     kill(function.layer, zero=[2])
     result = compacted(model, image())
-    assert shape(result, "function.layer.weight")[0] == 8 and not result.plan.widened
-    assert result.report.kept_whole["function.layer"].startswith(
+    assert shape(result, "function.layer.weight")[0] == 8 and not result.plan.full_width
+    assert result.report.not_pruned["function.layer"].startswith(
         "layer_norm: it normalizes over the channels"
     )
 
@@ -310,4 +310,4 @@ def test_a_part_of_a_group_stays_and_is_listed(dead: list[int]) -> None:
     kill(model.first, zero=dead)
     result = compacted(model, image())
     assert shape(result, "first.weight")[0] == 16
-    assert "channels of a group" in result.report.kept_whole["first"]
+    assert "channels of a group" in result.report.not_pruned["first"]

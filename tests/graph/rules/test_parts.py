@@ -143,7 +143,7 @@ def test_write_through_a_view_keeps_all_and_says_so() -> None:
     kill(model.conv, zero=[0, 4, 7])
     result = compacted(model, image())
     assert result.plan.empty
-    assert "view" in result.report.kept_whole["conv"]
+    assert "view" in result.report.not_pruned["conv"]
 
 
 def test_whole_tensor_written_in_place_is_no_view() -> None:
@@ -153,4 +153,4 @@ def test_whole_tensor_written_in_place_is_no_view() -> None:
 def test_hard_coded_cut_is_rolled_back_and_named() -> None:
     result = compacted(Between(lambda x: torch.cat([x[:, 3:8], x[:, :3]], 1)), image(), rolled_back=True)
     assert result.plan.empty
-    assert "rolled back" in result.report.kept_whole["first"]
+    assert "rolled back" in result.report.not_pruned["first"]

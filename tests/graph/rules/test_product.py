@@ -158,7 +158,7 @@ def test_transposed_convolution_loses_filters_and_zero_inputs(dims: int) -> None
     assert shape(result, "1.weight")[:2] == (6, 5)
     mended = result.model.get_submodule("1")
     assert isinstance(mended, transposed) and (mended.in_channels, mended.out_channels) == (6, 5)
-    assert "folded" in result.report.kept_whole["0"]
+    assert "folded" in result.report.not_pruned["0"]
 
 
 @pytest.mark.parametrize(("groups", "dead"), [(4, [0, 1]), (2, [0, 5]), (8, [1, 5])])
@@ -248,7 +248,7 @@ def test_a_functional_convolution_of_a_fixed_number_of_groups_stays_and_is_liste
             return out
 
     result = compacted(Fixed("buffer"), image(), rolled_back=True)
-    assert shape(result, "first.weight")[0] == 8 and "rolled back" in result.report.kept_whole["first"]
+    assert shape(result, "first.weight")[0] == 8 and "rolled back" in result.report.not_pruned["first"]
 
 
 @pytest.mark.parametrize("size", [(4, 6), (2, 5, 6), (2, 3, 4, 6)])
@@ -340,7 +340,7 @@ def test_parameter_without_a_place_for_a_bias_keeps_constants() -> None:
     result = compacted(model, image(3, 4))
     assert shape(result, "matrix") == (4, 6)
     assert set(result.model.state_dict()) == set(model.state_dict())
-    assert "folded" in result.report.kept_whole["first"]
+    assert "folded" in result.report.not_pruned["first"]
 
 
 @pytest.mark.parametrize("call", [lambda x, w: x @ w.T, lambda x, w: torch.mm(x, w.t())])
@@ -366,7 +366,7 @@ def test_filters_that_depend_on_the_input_are_a_barrier() -> None:
     kill(model.first, zero=[0, 1])
     result = compacted(model, image())
     assert shape(result, "first.weight")[0] == 8
-    assert "its weight depends on the input" in result.report.kept_whole["first"]
+    assert "its weight depends on the input" in result.report.not_pruned["first"]
 
 
 def test_align_keeps_multiples_and_whole_layers_where_they_are_too_small() -> None:

@@ -91,7 +91,7 @@ def test_layers_and_directions_keep_equal_widths(kind: Any, last: bool) -> None:
     result = compacted(model, image())
     assert shape(result, "layer.weight_ih_l1_reverse") == (4 * GATES[kind], 8)
     assert shape(result, "head.weight") == (2, 8)
-    assert "equal numbers" in result.report.kept_whole["layer"]
+    assert "equal numbers" in result.report.not_pruned["layer"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_projected_outputs_go_and_leave_more_cells_than_outputs() -> None:
     kill_units(model.layer, [1, 2, 3])
     result = compacted(model, image())
     assert shape(result, "layer.weight_hr_l0") == (3, 4)
-    assert "more cells" in result.report.kept_whole["layer"]
+    assert "more cells" in result.report.not_pruned["layer"]
 
 
 @pytest.mark.parametrize("kind", CELLS)

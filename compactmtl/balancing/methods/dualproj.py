@@ -1,0 +1,23 @@
+"""DualProj, the projection of the mean onto the dual cone. Source: Lopez-Paz and Ranzato, NeurIPS 2017."""
+
+from __future__ import annotations
+
+from torchjd import aggregation as jd
+from torchjd.linalg import QuadprogProjector
+
+from compactmtl.balancing.aggregated import Aggregated, PreferenceOptions, preference
+from compactmtl.balancing.options import NotNegative
+
+
+class DualProj(Aggregated):
+    """TorchJD's DualProj, the projection of the mean onto the dual cone."""
+
+    class Options(PreferenceOptions):
+        """`reg_eps` is added to the diagonal of the gramian, whose trace is 1."""
+
+        reg_eps: NotNegative = 1e-4
+
+    options: Options
+
+    def make(self) -> jd.Aggregator:
+        return jd.DualProj(preference(self.options), QuadprogProjector(reg_eps=self.options.reg_eps))

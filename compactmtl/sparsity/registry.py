@@ -1,0 +1,72 @@
+"""From the name of a penalty to its class: one file of `sparsity/penalties`, or a class of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+from compactmtl.config import trust
+from compactmtl.config.lookup import close_names
+from compactmtl.config.registry import file_names
+from compactmtl.config.schema import Frozen
+from compactmtl.config.sparsity import SparsityConfig
+from compactmtl.config.validate import validate_options
+from compactmtl.errors import ConfigError
+from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.penalty import Penalty
+
+KEY = "sparsity.penalty"
+
+
+def penalty_names() -> tuple[str, ...]:
+    """Every penalty of the package, in alphabetical order."""
+    return file_names("sparsity/penalties")
+
+
+def penalty_class(name: str) -> type[Penalty]:
+    """The class of a penalty: a name of `penalty_names`, or `package.module:Class`.
+
+    Raises UntrustedError for a class of the user's own without the user's word (see compactmtl.config.trust), and
+    ConfigError where there is no such penalty, its module cannot be imported or the class is not a whole penalty.
+    """
+    if trust.is_class_name(name):
+        return _checked(trust.import_class(name, KEY, _is_penalty, "penalty"), name)
+    if name not in penalty_names():
+        near = close_names(name, list(penalty_names()))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(penalty_names())}"
+        raise ConfigError(f"{KEY}: there is no penalty {name!r}", hint)
+    module = importlib.import_module(f"compactmtl.sparsity.penalties.{name}")
+    (own,) = (one for one in vars(module).values() if _is_penalty(one) and one.__module__ == module.__name__)
+    return own  # type: ignore[no-any-return]
+
+
+def penalty_options(config: SparsityConfig) -> Frozen:
+    """The recipe's options of its penalty, checked. Raises as `penalty_class`, and ConfigError naming an option."""
+    options = penalty_class(config.penalty).Options
+    given = config.options_of_penalty(options.model_fields)
+    return validate_options(options, given, f"{KEY}_options")
+
+
+def build_penalty(config: SparsityConfig, groups: ChannelGroups) -> Penalty:
+    """The recipe's penalty on `groups`; raises as `penalty_options`."""
+    options = penalty_options(config)
+    given = {name: getattr(options, name) for name in type(options).model_fields}
+    return penalty_class(config.penalty)(groups, config.strength or 0.0, **given)
+
+
+def _is_penalty(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Penalty) and not inspect.isabstract(value)
+
+
+def _checked(value: object, name: str) -> type[Penalty]:
+    mend = "derive it from compactmtl.sparsity.Penalty; see docs/sparsity.md for what a penalty class has"
+    if not (inspect.isclass(value) and issubclass(value, Penalty)):
+        raise ConfigError(f"{KEY}: {name} is not a penalty class", mend)
+    if inspect.isabstract(value):
+        raise ConfigError(f"{KEY}: {name} lacks {', '.join(sorted(value.__abstractmethods__))}", mend)
+    if not (inspect.isclass(value.Options) and issubclass(value.Options, Frozen)):
+        raise ConfigError(
+            f"{KEY}: {name}.Options does not refuse unknown keys",
+            "derive it from compactmtl.config.recipe.Frozen, a pydantic model",
+        )
+    return value

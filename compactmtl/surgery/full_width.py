@@ -1,0 +1,65 @@
+"""Modules that run at full width after surgery, such as norms, which divide by the original number of channels.
+
+The module keeps its original width and all its parameters: zeros are put behind the remaining channels, and what it
+computes of them is dropped. That is exact for whatever the module computes of a channel that is zero, and takes
+one copy of its input; its own kernel stays the fused one that it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.graph.space import Flags, Ids
+from compactmtl.surgery.plan import FullWidthEdit
+
+
+def full_width_edits(graph: ChannelGraph, alive: Flags) -> tuple[FullWidthEdit, ...]:
+    """The modules that count channels of which some go, with only the `alive` classes kept, (classes,)."""
+    edits = []
+    for module in graph.full_width:
+        kept = alive[graph.labels[module.ids]]
+        if not kept.all():
+            edits.append(
+                FullWidthEdit(
+                    module=module.module,
+                    size=len(kept),
+                    kept=int(kept.sum()),
+                    input_dim=module.input_dim,
+                    output_dim=module.output_dim,
+                )
+            )
+    return tuple(edits)
+
+
+def full_width_orders(graph: ChannelGraph, alive: Flags) -> dict[tuple[str, int], Ids]:
+    """The order of each dimension of the parameters of such modules: kept channels first, then the others."""
+    orders = {}
+    for module in graph.full_width:
+        kept = alive[graph.labels[module.ids]]
+        for parameter in module.parameters:
+            orders[parameter] = np.argsort(~kept, kind="stable")
+    return orders
+
+
+def install(module: nn.Module, edit: FullWidthEdit) -> None:
+    """Make a module put zeros behind the channels of its input and drop as many of its output's.
+
+    The numbers are an attribute, which is not saved: state_dict keeps its names, and the plan holds them.
+    """
+    module.full_width = (edit.size - edit.kept, edit.kept, edit.input_dim, edit.output_dim)  # type: ignore[assignment]
+    module.register_forward_pre_hook(_pad)
+    module.register_forward_hook(_narrow)
+
+
+def _pad(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    missing, _, dim, _ = module.full_width
+    return (nn.functional.pad(args[0], (0, 0) * (-1 - dim) + (0, missing)), *args[1:])
+
+
+def _narrow(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    _, kept, _, dim = module.full_width
+    return output.narrow(dim, 0, kept)
