@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.errors import ConfigError
     from compactmtl.report import plain
     from compactmtl.report.probes import group_name, probe_tables
-    from compactmtl.train import Run
-    from compactmtl.train.probe import Probe, probe_run, to_json
+    from compactmtl.runs import Run
+    from compactmtl.runs.probe import Probe, to_json
+    from compactmtl.train.probe import probe_run
 
     if args.samples is not None and args.samples < LEAST:
         raise ConfigError(f"--samples {args.samples}: {LEAST} or more are needed", "leave it out to take all")

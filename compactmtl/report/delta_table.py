@@ -12,7 +12,7 @@ from compactmtl.verify.speed import artifact_speed, slowdowns
 
 if TYPE_CHECKING:
     from compactmtl.report.reference import Reference
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
 Pair = tuple[RunView, "Run"]
 

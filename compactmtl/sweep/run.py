@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compactmtl.artifacts.files import sha256_file
-from compactmtl.artifacts.layout import EXPORT
+from compactmtl.artifacts.layout import EXPORT, RECIPE
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.config import SweepConfig, load_target
@@ -31,11 +31,12 @@ from compactmtl.errors import (
     machine_fault,
 )
 from compactmtl.export import Bundle, export_run
+from compactmtl.runs import Run, compact_run
+from compactmtl.runs.run import check_compact, check_same_recipe
 from compactmtl.sweep.jobs import Job, elsewhere
-from compactmtl.train import Run, TrainingInterrupted, compact_run, train
+from compactmtl.train import TrainingInterrupted, train
 from compactmtl.train.dry_run import check_recipe
 from compactmtl.train.probe import probe_run
-from compactmtl.train.run import check_compact, check_same_recipe
 
 POLL = 5.0  # seconds between looks at runs that other processes write
 
@@ -258,7 +259,7 @@ def _finished(path: Path) -> Run:
     if not run.finished:
         raise ArtifactError(
             f"{path} has not finished",
-            f"`{command('train', path / 'recipe.yaml', '--out', path.parent, '--name', path.name, '--resume')}` goes on",
+            f"`{command('train', path / RECIPE, '--out', path.parent, '--name', path.name, '--resume')}` goes on",
         )
     return run
 

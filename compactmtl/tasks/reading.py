@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.layout import BUNDLE_FILE
 from compactmtl.errors import ArtifactError
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import TargetKind, TargetSpec
@@ -58,7 +59,7 @@ class Reading:
         if output.ndim < 2 or output.shape[1] != self.channels:
             raise ArtifactError(
                 f"output {self.name!r} has shape {output.shape}, expected (batch, {self.channels}, …)",
-                "export the run again: model and bundle.json don't belong together",
+                f"export the run again: model and {BUNDLE_FILE} don't belong together",
             )
         return _DECODE[self.kind](self, output)
 
@@ -121,7 +122,7 @@ def reading(name: str, kind: str, spec: TargetSpec, options: Mapping[str, Any], 
     return found
 
 
-_MEND = "bundle.json is damaged: export the run again"
+_MEND = f"{BUNDLE_FILE} is damaged: export the run again"
 DEFAULT_BINS = 32  # of a binned regression
 
 

@@ -15,8 +15,8 @@ from compactmtl.config.recipe import DistillationConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
+from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
-from compactmtl.train.run import Run
 
 CLASSES = frozenset({"segmentation", "classification", "binned_regression"})  # probabilities over channels
 LABELS = frozenset({"multilabel", "boundaries"})  # a probability a channel

@@ -15,9 +15,9 @@ from compactmtl.data.base import Batch
 from compactmtl.graph import cost
 from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
+from compactmtl.runs.model import example_inputs, plain_form
 from compactmtl.train.blame import blaming
 from compactmtl.train.machine import torch_settings
-from compactmtl.train.run import example_inputs, plain_form
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
 

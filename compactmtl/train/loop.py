@@ -20,26 +20,21 @@ from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LAST
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import check_folder, create_folder, update_recipe
 from compactmtl.artifacts.versions import resolve
-from compactmtl.config import Recipe, Resolved, trusting
+from compactmtl.config import Recipe, Resolved, dump_recipe, trusting
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.errors import DataError, TrainingError
+from compactmtl.runs.checkpoint import save_best
+from compactmtl.runs.identity import recipe_hash
+from compactmtl.runs.meta import new_meta, specs_from_json, versions
+from compactmtl.runs.run import Run, check_same_recipe
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.blame import blaming
-from compactmtl.train.checkpoint import save_best
 from compactmtl.train.competition import competition
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.resume import Progress, restore, save_last
-from compactmtl.train.run import (
-    Run,
-    check_same_recipe,
-    new_meta,
-    recipe_hash,
-    specs_from_json,
-    versions,
-)
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
 from compactmtl.train.session import Position, Session, build_session
 from compactmtl.train.tracking import Tracker
@@ -86,7 +81,7 @@ def train(
             else:
                 session, progress = build_session(recipe), Progress()
                 meta, data = new_meta(resolved, session.specs), dump_data(fingerprints(session))
-                create_folder(path, recipe, meta, overwrite=overwrite, data=data)
+                create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
             tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
                 Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
@@ -99,7 +94,7 @@ def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progre
     found = fingerprints(session)
     changed = check_data(found, session, run, accept=accept)
     restore(session, progress, run.path / CHECKPOINTS / LAST)
-    update_recipe(run.path, recipe)
+    update_recipe(run.path, dump_recipe(recipe))
     write_text(run.path / DATA, dump_data(found))
     return session, progress, changed
 

@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import BEST, CHECKPOINTS
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, PROBE
 from compactmtl.artifacts.lock import writing
-from compactmtl.balancing.universality import LossGap, loss_gap
+from compactmtl.balancing.universality import loss_gap
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.errors import ConfigError
 from compactmtl.models import LinearHead, MultiTaskModel
 from compactmtl.models.features import last_map
+from compactmtl.runs.checkpoint import checked_weights
+from compactmtl.runs.probe import Probe, TaskProbe, read_answer, to_json
+from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
-from compactmtl.train.checkpoint import checked_weights
-from compactmtl.train.run import Run
 from compactmtl.verify.accuracy import evaluating
 from compactmtl.verify.probe import METRICS, PREDICTORS, Predictor, Target, probe_features
 
-PROBE = "probe.json"
 VERSION = 1
 TARGETS: dict[str, Target] = {"class": "class", "scalar": "scalar"}  # kinds of target that can be probed
-
-
-@dataclass(frozen=True)
-class TaskProbe:
-    """One task's results on val: `scores` by predictor in `metric`, and the loss gap where the head is linear."""
-
-    metric: str
-    scores: dict[str, float]
-    gap: LossGap | None
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A run's results by task; `skipped` says why a task has none."""
-
-    tasks: dict[str, TaskProbe]
-    skipped: dict[str, str]
-    samples: dict[str, int]  # by split
 
 
 def probe_run(
@@ -77,7 +56,7 @@ def probe_run(
         "seed": seed,
         "dummies": dummies,
     }
-    found = None if again else _read(run.path / PROBE)
+    found = None if again else read_answer(run.path / PROBE)
     if found is not None and found[0] == question:
         return found[1]
     chosen, skipped = _choose(run.tasks, model)
@@ -105,36 +84,6 @@ def probe_run(
     with writing(run.path, "probe"):
         write_text(run.path / PROBE, json.dumps({"question": question, **to_json(probe)}, indent=2) + "\n")
     return probe
-
-
-def to_json(probe: Probe) -> dict[str, Any]:
-    """As probe.json has it."""
-    values = asdict(probe)
-    for name, task in probe.tasks.items():
-        if task.gap is not None:
-            values["tasks"][name]["gap"]["gap"] = task.gap.gap
-    return values
-
-
-def read_probe(run: Run) -> Probe | None:
-    """What the run's probe.json says; None where there is none or it is damaged."""
-    found = _read(run.path / PROBE)
-    return None if found is None else found[1]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Probe] | None:
-    """The question that was asked, and what was found."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        tasks = {}
-        for name, task in values["tasks"].items():
-            gap = task["gap"] and LossGap(
-                **{key: value for key, value in task["gap"].items() if key != "gap"}
-            )
-            tasks[name] = TaskProbe(task["metric"], task["scores"], gap)
-        return values["question"], Probe(tasks, values["skipped"], values["samples"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # it is made anew
 
 
 def _choose(tasks: dict[str, Task], model: MultiTaskModel) -> tuple[dict[str, Task], dict[str, str]]:

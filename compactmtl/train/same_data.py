@@ -12,7 +12,8 @@ from typing import Any
 from compactmtl.artifacts.layout import DATA
 from compactmtl.data.fingerprint import Fingerprint, differences, fingerprint
 from compactmtl.errors import ArtifactError, CompactWarning, DataError
-from compactmtl.train.run import Run, specs_to_json
+from compactmtl.runs.meta import specs_to_json
+from compactmtl.runs.run import Run
 from compactmtl.train.session import Session
 
 VERSION = 1

@@ -20,15 +20,15 @@ from compactmtl.data.labels import told
 from compactmtl.data.loader import Loader
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import factorized_layers
+from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
-from compactmtl.train.checkpoint import seed_everything
 from compactmtl.train.distill import Distiller, build_distiller
 from compactmtl.train.machine import find_device
 from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
 from compactmtl.train.passes import Pass, backward, branch
+from compactmtl.train.random_state import seed_everything
 from compactmtl.train.regularize import Regularizer, build_regularizer
-from compactmtl.train.run import example_inputs, fresh_model
 from compactmtl.train.shrink import Shrinker, build_shrinker
 from compactmtl.train.sparse import Sparsifier, build_sparsifier
 

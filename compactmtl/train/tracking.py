@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch.utils.tensorboard import SummaryWriter
 
 from compactmtl.artifacts.files import append_line, write_text
-from compactmtl.artifacts.layout import LOG
+from compactmtl.artifacts.layout import LOG, TENSORBOARD
 from compactmtl.artifacts.run_folder import read_log
 from compactmtl.tasks import Task
 
@@ -53,7 +53,7 @@ class Tracker:
         self.console = console
         self._tasks = tasks
         self._steps = steps
-        self._writer = SummaryWriter(path / "tensorboard", purge_step=done + 1 if done else None)
+        self._writer = SummaryWriter(path / TENSORBOARD, purge_step=done + 1 if done else None)
         self._bar: tuple[Progress, TaskID] | None = None
         self._first: tuple[int, float] | None = (
             None  # steps before the first of this sitting, and when it began
