@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compactmtl.config import Recipe
 from compactmtl.config.recipe import DistillationConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
+from compactmtl.train.part import Part, Pass, Setup, Training
 
 CLASSES = frozenset({"segmentation", "classification", "binned_regression"})  # probabilities over channels
 LABELS = frozenset({"multilabel", "boundaries"})  # a probability a channel
 VALUES = frozenset({"regression", "depth", "disparity", "normals"})  # predictions in the target's own format
 
 
-class Distiller:
+class Distiller(Part):
     """A teacher, and what it has to say to each task from step `start` on.
 
     A teacher `self` is the model as it was at that step.
     """
+
+    name: ClassVar[str] = "distillation"
 
     def __init__(
         self,
@@ -53,6 +55,11 @@ class Distiller:
         self._own = config.teacher == "self"
         self._teacher = teacher
 
+    def after_forward(self, training: Training, seen: Pass) -> None:
+        terms = self.losses(seen.image, seen.outputs, training.model, training.position.step)
+        for name, term in terms.items():
+            seen.losses[name] = seen.losses[name] + term
+
     def losses(
         self, image: Tensor, outputs: Mapping[str, Tensor], model: MultiTaskModel, step: int
     ) -> dict[str, Tensor]:
@@ -73,10 +80,10 @@ class Distiller:
         """The weights of a teacher that was this model; another's are on disk."""
         return dict(self._teacher.state_dict()) if self._own and self._teacher is not None else {}
 
-    def load_state_dict(self, state: Mapping[str, Any], model: MultiTaskModel) -> None:
-        """The inverse of `state_dict`; `model` is the run's at its first size."""
+    def load_state_dict(self, training: Training, state: Any) -> None:
+        """The inverse of `state_dict`; the training's model is still at its first size."""
         if self._own and state:
-            self._teacher = copy_model(model)
+            self._teacher = copy_model(training.model)
             self._teacher.load_state_dict(state)
             frozen(self._teacher)
 
@@ -100,13 +107,12 @@ def lesson(task: Task, output: Tensor, taught: Tensor, temperature: float) -> Te
     return task.loss(output, task.decode(taught))
 
 
-def build_distiller(
-    recipe: Recipe, tasks: Mapping[str, Task], total_steps: int, device: torch.device
-) -> Distiller | None:
+def build_distiller(setup: Setup) -> Distiller | None:
     """The recipe's distillation, or None where it asks for none.
 
     Raises ConfigError or ArtifactError where the teacher is not a finished run with the recipe's tasks.
     """
+    recipe, tasks, total_steps = setup.recipe, setup.tasks, setup.total_steps
     config = recipe.distillation
     if config is None:
         return None
@@ -120,7 +126,7 @@ def build_distiller(
             f"distillation: the teacher sees {list(run.recipe.data.size)} pixels, the recipe {list(recipe.data.size)}",
             "name a run of the same size",
         )
-    return Distiller(config, tasks, total_steps, frozen(run.load_plain().to(device)))
+    return Distiller(config, tasks, total_steps, frozen(run.load_plain().to(setup.device)))
 
 
 def frozen(model: MultiTaskModel) -> MultiTaskModel:

@@ -108,7 +108,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     parameters = list(session.model.parameters())
     return DryRun(
         samples=session.samples,
-        data=session.data,
+        data=session.data.notes,
         input=shape,
         outputs={name: tuple(output.shape) for name, output in outputs.items()},
         parameters=deployed.parameters,
@@ -181,7 +181,7 @@ def _diagonal_seconds(session: Session, batch: Batch) -> float:
         return 0.0
     start = time.perf_counter()
     with session.diagonals.training():
-        session.update_diagonals(batch)
+        session.diagonals.update(session, batch)
     if session.device.type == "cuda":
         torch.cuda.synchronize(session.device)
     return time.perf_counter() - start

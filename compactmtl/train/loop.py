@@ -34,9 +34,10 @@ from compactmtl.train.blame import blaming
 from compactmtl.train.competition import competition
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.machine import torch_settings
+from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
-from compactmtl.train.session import Position, Session, build_session
+from compactmtl.train.session import Session, build_session
 from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner
@@ -80,7 +81,7 @@ def train(
                 session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)
             else:
                 session, progress = build_session(recipe), Progress()
-                meta, data = new_meta(resolved, session.specs), dump_data(fingerprints(session))
+                meta, data = new_meta(resolved, session.data.specs), dump_data(fingerprints(session))
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
             tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
@@ -114,7 +115,7 @@ class Loop:
         session, progress, tracker = self.session, self.progress, self.tracker
         if resumed is None:
             tracker.start(versions())
-            for line in session.data:
+            for line in session.data.notes:
                 tracker.say(line)
             if session.sparsifier:
                 tracker.groups(session.sparsifier.notes())
@@ -178,7 +179,7 @@ class Loop:
         watch = LossWatch(list(session.tasks), session.device, diagonals.sums)
         with diagonals.training():
             for batch in self._batches(-epoch, first, diagonals.steps_per_epoch):
-                watch.note(diagonals.place.step + 1, session.update_diagonals(batch))
+                watch.note(diagonals.place.step + 1, diagonals.update(session, batch))
                 images += len(batch["image"])
                 self.tracker.phase(epoch, "pass 1", diagonals.place.batch, diagonals.steps_per_epoch)
                 if self.interrupt.requested:
@@ -233,7 +234,7 @@ class Loop:
         gain = delta_m(metrics, single, session.tasks) if single else None
         score = mean_score(metrics, session.tasks) if gain is None else gain
         # before a sparse run has reached its target the best model would be the dense one
-        eligible = session.sparsifier is None or session.sparsifier.eligible
+        eligible = session.eligible
         best = eligible and score > progress.best_score
         if best:
             progress.best_score, progress.best_epoch, progress.best_metrics = score, position.epoch, metrics
@@ -245,9 +246,8 @@ class Loop:
                 "recipe_hash": recipe_hash(session.recipe),
             }
             save_best(self.path / CHECKPOINTS / BEST, session.weights(), summary)
-        session.end_epoch()
         start = time.perf_counter()
-        session.shrink()
+        session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
@@ -261,13 +261,13 @@ class Loop:
                 "losses": {name: means[name] for name in session.tasks},
                 "penalties": {name.removeprefix("penalty/"): means[name] for name in session.penalties},
             },
-            "balancing": session.balancer.log(),
             "val": metrics,
             "score": score,
             "delta_m": gain,
-            "sparsity": session.sparsifier.report() if session.sparsifier else None,
-            "diagonals": session.diagonals.report() if session.diagonals else None,
+            "sparsity": None,  # what no part reports
+            "diagonals": None,
             "competition": competition(session),
+            **{part.logs: part.report() for part in session.parts if part.logs},
         }
         self.tracker.epoch(values, of=session.recipe.train.epochs, images=progress.epoch_images, best=best)
         progress.seconds += progress.epoch_seconds

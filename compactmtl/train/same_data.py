@@ -26,7 +26,7 @@ Splits = dict[str, Fingerprint]
 def fingerprints(session: Session) -> Splits:
     """A fingerprint of each split that the session trains or selects on."""
     root = session.recipe.data.root
-    return {split: fingerprint(dataset, root) for split, dataset in session.splits.items()}
+    return {split: fingerprint(dataset, root) for split, dataset in session.data.splits.items()}
 
 
 def dump_data(splits: Splits) -> str:
@@ -50,7 +50,7 @@ def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> li
             stacklevel=2,
         )
         return []
-    targets = _changed_targets(run.meta["specs"], specs_to_json(session.splits["train"].specs))
+    targets = _changed_targets(run.meta["specs"], specs_to_json(session.data.splits["train"].specs))
     if other := [text for text, fits in targets.items() if not fits]:
         raise DataError(
             f"the data set's targets are not those that {run.path} began with: {'; '.join(other)}",

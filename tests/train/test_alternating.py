@@ -52,7 +52,7 @@ def test_pass_one_moves_the_diagonals_alone(session: Session) -> None:
     assert session.diagonals is not None
     with session.diagonals.training():
         for _ in range(2):  # Adam's first step has the sign of the gradient, at a rate near 0
-            session.update_diagonals(first_batch(session))
+            diagonals.update(session, first_batch(session))
     after = snapshot(session)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {f"{name}.M" for name in factorized_layers(session.model)}
@@ -86,7 +86,7 @@ def test_each_tasks_diagonals_follow_its_own_loss(session: Session) -> None:
     diagonals.optimizer.register_step_pre_hook(look)
     with diagonals.training():
         torch.manual_seed(0)
-        session.update_diagonals(batch)
+        diagonals.update(session, batch)
     for row, task in enumerate(session.tasks):
         for name, gradient in seen.items():
             torch.testing.assert_close(gradient[row], expected[task][name][row])
@@ -111,7 +111,7 @@ def test_one_task_at_a_time_takes_turns(tiny: Make) -> None:
         before = {name: d.detach().clone() for name, d in diagonals.diagonals.items()}
         assert diagonals.due() == [task]
         with diagonals.training():
-            built.update_diagonals(first_batch(built))
+            diagonals.update(built, first_batch(built))
         row = list(built.tasks).index(task)
         for name, diagonal in diagonals.diagonals.items():
             assert not torch.equal(diagonal[row], before[name][row])

@@ -13,7 +13,7 @@ from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError
 from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.train import train
-from compactmtl.train.distill import lesson
+from compactmtl.train.distill import Distiller, lesson
 from compactmtl.train.session import build_session
 
 Make = Callable[..., Resolved]
@@ -54,25 +54,25 @@ def test_agreement_costs_nothing_and_descent_leads_to_the_teacher(
 def test_a_teacher_that_is_the_model_is_heard_from_its_start_and_resumed(tiny: Make, tmp_path: Path) -> None:
     recipe = tiny(more="\ndistillation: {start: 0.3, weight: 2.0}\n").recipe
     session = build_session(recipe)
-    assert session.distiller is not None
+    distiller = session.part(Distiller)
+    assert distiller is not None
     batch = next(iter(session.train_loader))
     _, total = session.forward(batch)
-    assert session.distiller.state_dict() == {}
+    assert distiller.state_dict() == {}
     session.update(total)
     session.position.step = 4  # of 12
     session.forward(batch)
-    saved = session.distiller.state_dict()
+    saved = distiller.state_dict()
     assert saved.keys() == session.model.state_dict().keys()
     torch.save(saved, tmp_path / "teacher.pt")
     session.update(session.forward(batch)[1])
     other = build_session(recipe)
-    assert other.distiller is not None
-    other.distiller.load_state_dict(torch.load(tmp_path / "teacher.pt", weights_only=True), other.model)
+    resumed = other.part(Distiller)
+    assert resumed is not None
+    resumed.load_state_dict(other, torch.load(tmp_path / "teacher.pt", weights_only=True))
     image = torch.randn(1, 3, 32, 48)
     outputs = session.model.eval()(image)
-    mine, theirs = (
-        one.losses(image, outputs, session.model, 5) for one in (session.distiller, other.distiller)
-    )
+    mine, theirs = (one.losses(image, outputs, session.model, 5) for one in (distiller, resumed))
     assert {name: v.item() for name, v in mine.items()} == {name: v.item() for name, v in theirs.items()}
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from compactmtl.runs.checkpoint import load_state, save_checkpoint
 from compactmtl.train.random_state import random_state, restore_random_state, seed_everything
