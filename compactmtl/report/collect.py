@@ -209,7 +209,7 @@ def _stages(
     if trained is None:
         trained, note = _evaluate(run, name, "trained", splits, notes)
     stages = [
-        Stage(form="trained", label="trained", size=trained_size, metrics=trained, note=note),
+        Stage(form="trained", size=trained_size, metrics=trained, note=note),
     ]
     final_size = trained_size
     if surgery is not None:
@@ -218,7 +218,7 @@ def _stages(
         note = ""
         if compact is None:
             compact, note = _evaluate(run, name, "compact", splits, notes)
-        stages.append(Stage(form="compact", label="compact", size=final_size, metrics=compact, note=note))
+        stages.append(Stage(form="compact", size=final_size, metrics=compact, note=note))
     for export in exports:
         current, accuracy = _is_current(run, export), export.verification.accuracy
         if not current:
@@ -232,7 +232,7 @@ def _stages(
         stages.append(
             Stage(
                 form="exported",
-                label=f"exported, {export.target}",
+                target=export.target,
                 size=final_size if current else None,
                 metrics=accuracy.artifact if current else None,
                 note="" if current else "of another model",

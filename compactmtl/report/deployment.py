@@ -159,8 +159,7 @@ def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
 
 
 def _gain(run: RunView, export: ExportView) -> float | None:
-    label = f"exported, {export.target}"
-    return next((stage.delta_m for stage in run.stages if stage.label == label), None)
+    return next((stage.delta_m for stage in run.stages if stage.key == export.stage), None)
 
 
 def points(report: Report) -> list[Point]:
