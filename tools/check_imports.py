@@ -18,7 +18,7 @@ ROOMS = (
 PACKAGE = "compactmtl"
 # A run is read through `runs`: only rooms that start a training import the room that does it.
 TRAINING, TRAINERS = "train", ("train", "sweep", "cli")
-# The doors: __init__ loads public names from every room on demand, __main__ starts the command line.
+# Entry points: __init__ loads public names from every room on demand, __main__ starts the command line.
 DOORS = ("__init__", "__main__")
 
 

@@ -18,7 +18,7 @@ VERSION = 1
 
 
 def new_meta(resolved: Resolved, specs: Mapping[str, TargetSpec]) -> dict[str, Any]:
-    """What meta.json says of a run: where it came from and what the data set said of its targets."""
+    """The contents of meta.json: where a run comes from, and the targets' specifications of its data set."""
     return {
         "version": VERSION,
         "recipe": resolved.name,

@@ -10,6 +10,37 @@ from typing import Any
 from compactmtl.artifacts.layout import PROBE
 from compactmtl.balancing.universality import LossGap
 from compactmtl.runs.run import Run
+from compactmtl.verify.probe import PREDICTORS, Predictor
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a probe asks, beside the checkpoint: the same question is answered from probe.json.
+
+    `samples` are of the training split, all where none are given, in an order that `seed` shuffles; `dummies` are the
+    dummy heads of the loss gap.
+    """
+
+    predictors: tuple[Predictor, ...] = PREDICTORS
+    samples: int | None = None
+    seed: int = 0
+    dummies: int = 10
+
+    def to_json(self, checkpoint: str) -> dict[str, Any]:
+        """As probe.json has it; `checkpoint` is the SHA-256 of the weights."""
+        return {
+            "version": VERSION,
+            "checkpoint": checkpoint,
+            "predictors": list(self.predictors),
+            "samples": self.samples,
+            "seed": self.seed,
+            "dummies": self.dummies,
+        }
+
+
+STANDARD = Question()
 
 
 @dataclass(frozen=True)

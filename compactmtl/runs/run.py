@@ -59,7 +59,7 @@ class Run:
         """The run in folder `path`.
 
         Args:
-            overrides: `key=value` words that say where its data lies and how it is read here, such as data.root=/data.
+            overrides: `key=value` values for the place of its data and how it is read here, such as data.root=/data.
 
         Raises ArtifactError where it is not a run, ConfigError for an override that would change what was trained.
         """
@@ -167,10 +167,10 @@ class Run:
         """Metrics of the best checkpoint on the val split; none where the run selects elsewhere and has not finished."""
         if self.recipe.data.select_on == "val":
             return self.best
-        found: TaskMetrics | None = next(
+        metrics: TaskMetrics | None = next(
             (event["val"] for event in reversed(self.log()) if event.get("event") == "end"), None
         )
-        return found
+        return metrics
 
 
 def check_same_recipe(path: Path, recipe: Recipe) -> None:
@@ -208,12 +208,12 @@ def _check_source(folder: Path, again: str) -> Any:
     """The checkpoint that source.json names, as versions before hashes.json wrote it; plan and weights are checked."""
     try:
         written = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
-        found = {name: sha256_file(folder / name) for name in (PLAN, WEIGHTS)}
+        hashes = {name: sha256_file(folder / name) for name in (PLAN, WEIGHTS)}
     except FileNotFoundError as error:
         raise ArtifactError(f"{error.filename} is missing", again) from error
     except ValueError as error:
         raise ArtifactError(f"{folder / SOURCE} is damaged: {error}", again) from error
-    for name, value in found.items():
+    for name, value in hashes.items():
         if not isinstance(written, dict) or written.get(name) != value:
             raise ArtifactError(f"{folder / name} is not the file that surgery wrote: its hash is off", again)
     return written.get("checkpoint")

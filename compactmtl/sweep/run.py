@@ -32,6 +32,7 @@ from compactmtl.errors import (
 )
 from compactmtl.export import Bundle, export_run
 from compactmtl.runs import Run, compact_run
+from compactmtl.runs.probe import Question
 from compactmtl.runs.run import check_compact, check_same_recipe
 from compactmtl.sweep.jobs import Job, elsewhere
 from compactmtl.train import TrainingInterrupted, train
@@ -200,7 +201,7 @@ def finish(run: Run, sweep: SweepConfig, console: Console, failed: dict[str, Fai
         _say(console, f"compact: {report.macs_after:,} of {report.macs_before:,} MACs")
 
     def probe_it() -> None:
-        probe_run(run, samples=sweep.probe, seed=run.recipe.seed)
+        probe_run(run, Question(samples=sweep.probe, seed=run.recipe.seed))
 
     if (
         sweep.compact

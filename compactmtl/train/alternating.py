@@ -96,7 +96,7 @@ class DiagonalPass(Part):
         self.sums: dict[str, float] = {}
 
     def start(self, epoch: int) -> int:
-        """The first batch of pass 1 still to be walked in `epoch`; as many as there are where it has none left."""
+        """The first batch of pass 1 still to come in `epoch`; as many as there are where it has none left."""
         if epoch < self.first_epoch:
             return self.steps_per_epoch
         if self.place.epoch != epoch:
@@ -112,7 +112,7 @@ class DiagonalPass(Part):
 
     def update(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         """One step on a batch: each task's diagonals on its own loss; returns the losses."""
-        losses = training.look(batch).losses
+        losses = training.forward_pass(batch).losses
         self.step(losses)
         return losses
 
@@ -121,13 +121,13 @@ class DiagonalPass(Part):
         due = self.due()
         for task in due:
             rows, own = self.owners[task], self._rows[task]
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 self.scaler.scale(losses[task]),
                 [self.diagonals[name] for name in rows],
                 retain_graph=task != due[-1],
                 allow_unused=True,  # a layer that this task's output does not pass through
             )
-            for (name, row), gradient in zip(rows.items(), found, strict=True):
+            for (name, row), gradient in zip(rows.items(), gradients, strict=True):
                 diagonal = self.diagonals[name].detach()
                 own[name].detach().copy_(diagonal[row])
                 own[name].grad = torch.zeros_like(own[name]) if gradient is None else gradient[row].clone()

@@ -12,7 +12,7 @@ from compactmtl.balancing import Balancer, GradientBalancer, balanced_backward, 
 from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel
-from compactmtl.train.part import Part, Pass, Setup, Training
+from compactmtl.train.part import ForwardPass, Part, Setup, Training
 
 
 class Balancing(Part):
@@ -24,13 +24,13 @@ class Balancing(Part):
     def __init__(self, balancer: Balancer) -> None:
         self.balancer = balancer
 
-    def before_backward(self, training: Training, seen: Pass) -> None:
-        seen.total = self.balancer.combine(seen.losses)
+    def before_backward(self, training: Training, current: ForwardPass) -> None:
+        current.total = self.balancer.combine(current.losses)
 
     def after_step(self, training: Training, batch: Batch) -> None:
         if self.balancer.relooks:
             with torch.no_grad(), still_statistics(training.model):
-                self.balancer.after_step(training.look(batch).losses)
+                self.balancer.after_step(training.forward_pass(batch).losses)
 
     def end_epoch(self, training: Training) -> None:
         self.balancer.end_epoch()
@@ -45,9 +45,9 @@ class Balancing(Part):
         self.balancer.load_state_dict(state)
 
     def backward(
-        self, model: MultiTaskModel, seen: Pass, total: Tensor, scaler: torch.amp.GradScaler
+        self, model: MultiTaskModel, current: ForwardPass, total: Tensor, scaler: torch.amp.GradScaler
     ) -> None:
-        """Fill `.grad`: of `total`, or of each loss that `seen` has where the balancer aggregates gradients.
+        """Fill `.grad`: of `total`, or of each loss that `current` has where the balancer aggregates gradients.
 
         Raises TrainingError naming a task whose gradient cannot be used.
         """
@@ -57,7 +57,7 @@ class Balancing(Part):
         if not isinstance(balancer, GradientBalancer):
             scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             return
-        features = seen.features
+        features = current.features
         if isinstance(features, Mapping):
             if balancer.at == "features":
                 raise ConfigError(
@@ -66,18 +66,18 @@ class Balancing(Part):
                 )
             features = []
         own = {
-            name: [*head.parameters(), *seen.head_parameters.get(name, ())]
+            name: [*head.parameters(), *current.head_parameters.get(name, ())]
             for name, head in model.heads.items()
         }
         late = getattr(model.encoder, "attention", None)
         balanced_backward(
             balancer,
-            seen.losses,
+            current.losses,
             [features] if isinstance(features, Tensor) else list(features),
             model.encoder.parameters(),
             own,
             late=late.parameters() if isinstance(late, nn.Module) else (),
-            penalty=torch.stack(list(seen.penalties.values())).sum() if seen.penalties else None,
+            penalty=torch.stack(list(current.penalties.values())).sum() if current.penalties else None,
             scale=scale,
         )
 

@@ -16,7 +16,7 @@ from compactmtl.graph import cost
 from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
 from compactmtl.runs.model import example_inputs, plain_form
-from compactmtl.train.blame import blaming
+from compactmtl.train.faults import explained
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
@@ -36,7 +36,7 @@ class DryRun:
     """What one batch of a recipe showed. Bytes are of training; `seconds` is the faster of two steps."""
 
     samples: dict[str, int]  # split -> samples
-    data: tuple[str, ...]  # what training would tell of the data at its start
+    data: tuple[str, ...]  # notes on the data that training would print at its start
     input: tuple[int, ...]  # (B, 3, H, W)
     outputs: dict[str, tuple[int, ...]]  # task -> shape
     parameters: int  # of the deployed (plain) model
@@ -70,7 +70,7 @@ class DryRun:
 def check_recipe(recipe: Recipe) -> None:
     """Build a recipe's session and throw it away. Raises what training would raise at its start."""
     recipe = _light(recipe)
-    with torch_settings(recipe), blaming(recipe):
+    with torch_settings(recipe), explained(recipe):
         build_session(recipe)
 
 
@@ -86,7 +86,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     Raises what training would raise at its start.
     """
     recipe = _light(recipe)
-    with torch_settings(recipe), blaming(recipe):
+    with torch_settings(recipe), explained(recipe):
         session = build_session(recipe)
         plain = plain_form(recipe, session.model)
         (image,) = example_inputs(recipe)
@@ -134,18 +134,18 @@ def dry_run(recipe: Recipe) -> DryRun:
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[list[Evaluated]]:
     """What each over-parameterized layer is called with for a while."""
-    found: list[Evaluated] = []
+    evaluated: list[Evaluated] = []
     handles = []
     for name, layer in factorized_layers(model).items():
 
         def note(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             assert isinstance(module, OverparamLayer)
             with torch.no_grad():
-                found.append(Evaluated(name, module.way(args[0].shape), module.price(args[0].shape)))
+                evaluated.append(Evaluated(name, module.way(args[0].shape), module.price(args[0].shape)))
 
         handles.append(layer.register_forward_pre_hook(note))
     try:
-        yield found
+        yield evaluated
     finally:
         for handle in handles:
             handle.remove()

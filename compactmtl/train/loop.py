@@ -30,8 +30,8 @@ from compactmtl.runs.meta import new_meta, specs_from_json, versions
 from compactmtl.runs.run import Run, check_same_recipe
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
-from compactmtl.train.blame import blaming
 from compactmtl.train.competition import competition
+from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.part import Position
@@ -75,7 +75,7 @@ def train(
             return run
     with writing(path, "train"):
         check_folder(path, resume=resume, overwrite=overwrite)  # another process may have been here meanwhile
-        with trusting(trust), torch_settings(recipe), blaming(recipe):
+        with trusting(trust), torch_settings(recipe), explained(recipe):
             changed: list[str] | None = None
             if resume:
                 session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)

@@ -34,7 +34,7 @@ class Position:
 
 
 @dataclass
-class Pass:
+class ForwardPass:
     """One forward pass of a batch, to which parts add before the backward pass.
 
     `features` are as the heads read them. `total`, a scalar, is what the backward pass follows; it is there once the
@@ -74,7 +74,7 @@ class Training(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """The recipe's mixed precision for forward passes."""
 
-    def look(self, batch: Batch) -> Pass:
+    def forward_pass(self, batch: Batch) -> ForwardPass:
         """A forward pass with each task's loss; nothing is balanced."""
 
     def repeat(self, batch: Batch) -> None:
@@ -114,11 +114,11 @@ class Part:
         """The image that the model is given, on its device."""
         return image
 
-    def after_forward(self, training: Training, seen: Pass) -> None:
+    def after_forward(self, training: Training, current: ForwardPass) -> None:
         """Add to the tasks' losses. Also called for passes that are not followed by a backward pass."""
 
-    def before_backward(self, training: Training, seen: Pass) -> None:
-        """Add to `seen.total`, or set it."""
+    def before_backward(self, training: Training, current: ForwardPass) -> None:
+        """Add to `current.total`, or set it."""
 
     def after_backward(self, training: Training, batch: Batch) -> None:
         """The gradients are there, without float16's scale and before they are clipped."""

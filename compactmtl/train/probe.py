@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,30 +16,21 @@ from compactmtl.errors import ConfigError
 from compactmtl.models import LinearHead, MultiTaskModel
 from compactmtl.models.features import last_map
 from compactmtl.runs.checkpoint import checked_weights
-from compactmtl.runs.probe import Probe, TaskProbe, read_answer, to_json
+from compactmtl.runs.probe import STANDARD, Probe, Question, TaskProbe, read_answer, to_json
 from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
 from compactmtl.verify.accuracy import evaluating
-from compactmtl.verify.probe import METRICS, PREDICTORS, Predictor, Target, probe_features
+from compactmtl.verify.probe import METRICS, Target, probe_features
 
-VERSION = 1
 TARGETS: dict[str, Target] = {"class": "class", "scalar": "scalar"}  # kinds of target that can be probed
 
 
-def probe_run(
-    run: Run,
-    *,
-    predictors: Sequence[Predictor] = PREDICTORS,
-    samples: int | None = None,
-    seed: int = 0,
-    jobs: int = 1,
-    dummies: int = 10,
-    again: bool = False,
-) -> Probe:
+def probe_run(run: Run, question: Question = STANDARD, *, jobs: int = 1, again: bool = False) -> Probe:
     """Probe the encoder of the run's best checkpoint and write probe.json; one of the same question is read back.
 
-    Predictors are fitted on the training split as it is without augmentation, on its first `samples` where given (the
-    order is shuffled by the seed), and scored on val. Images pass the encoder in eval mode; a map is averaged.
+    Predictors are fitted on the training split as it is without augmentation, and scored on val. Images pass the
+    encoder in eval mode; a map is averaged. `jobs` is the number of processes that fit; with `again` nothing is read
+    back.
 
     Raises ArtifactError where the run has no checkpoint, ConfigError where none of its tasks can be probed,
     MissingDependencyError without scikit-learn, HeldError where another process is writing into the run.
@@ -48,17 +38,11 @@ def probe_run(
     with writing(run.path, "probe"):  # before the work, so that it is not done for nothing
         pass
     model = run.load_plain()
-    question = {
-        "version": VERSION,
-        "checkpoint": checked_weights(run.path / CHECKPOINTS / BEST),
-        "predictors": list(predictors),
-        "samples": samples,
-        "seed": seed,
-        "dummies": dummies,
-    }
-    found = None if again else read_answer(run.path / PROBE)
-    if found is not None and found[0] == question:
-        return found[1]
+    asked = question.to_json(checked_weights(run.path / CHECKPOINTS / BEST))
+    answer = None if again else read_answer(run.path / PROBE)
+    if answer is not None and answer[0] == asked:
+        return answer[1]
+    samples, seed = question.samples, question.seed
     chosen, skipped = _choose(run.tasks, model)
     splits = {split: _features(run, model, split, samples, seed) for split in ("train", "val")}
     results = {}
@@ -69,20 +53,20 @@ def probe_run(
             (train[0].numpy(), train[1].numpy()),
             (val[0].numpy(), val[1].numpy()),
             target,
-            predictors=predictors,
+            predictors=question.predictors,
             seed=seed,
             jobs=jobs,
         )
         head = model.heads[name]
         gap = None
         if isinstance(head, LinearHead):
-            gap = loss_gap(head, task.loss, train, val, dummies=dummies, seed=seed)
+            gap = loss_gap(head, task.loss, train, val, dummies=question.dummies, seed=seed)
         results[name] = TaskProbe(METRICS[target], scores, gap)
     probe = Probe(
         results, skipped, {split: len(next(iter(found.values()))[0]) for split, found in splits.items()}
     )
     with writing(run.path, "probe"):
-        write_text(run.path / PROBE, json.dumps({"question": question, **to_json(probe)}, indent=2) + "\n")
+        write_text(run.path / PROBE, json.dumps({"question": asked, **to_json(probe)}, indent=2) + "\n")
     return probe
 
 

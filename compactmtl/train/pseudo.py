@@ -9,7 +9,7 @@ import torch
 from compactmtl.balancing.pta import PseudoTasks
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery.slices import Kept
-from compactmtl.train.part import Part, Pass, Setup, Training
+from compactmtl.train.part import ForwardPass, Part, Setup, Training
 from compactmtl.train.regularize import attention_of, plain_heads
 
 
@@ -22,15 +22,15 @@ class PseudoHeads(Part):
         self.pseudo = pseudo
         self.learned = pseudo if pseudo.learns else None
 
-    def after_forward(self, training: Training, seen: Pass) -> None:
-        size = (seen.image.shape[-2], seen.image.shape[-1])
+    def after_forward(self, training: Training, current: ForwardPass) -> None:
+        size = (current.image.shape[-2], current.image.shape[-1])
         with training.autocast():
-            outputs = self.pseudo.outputs(seen.features, size)
+            outputs = self.pseudo.outputs(current.features, size)
         for name, task in training.tasks.items():
             if outputs[name]:
-                further = [task.loss(output.float(), seen.targets[name]) for output in outputs[name]]
-                seen.losses[name] = torch.stack([seen.losses[name], *further]).mean()
-            seen.head_parameters[name] = [
+                further = [task.loss(output.float(), current.targets[name]) for output in outputs[name]]
+                current.losses[name] = torch.stack([current.losses[name], *further]).mean()
+            current.head_parameters[name] = [
                 parameter for head in self.pseudo.heads(name) for parameter in head.parameters()
             ]
 

@@ -18,7 +18,7 @@ from compactmtl.overparam import contract
 from compactmtl.surgery.slices import Kept
 from compactmtl.tasks import Task
 from compactmtl.train.optimizers import rate
-from compactmtl.train.part import Part, Pass, Setup, Training
+from compactmtl.train.part import ForwardPass, Part, Setup, Training
 
 PENALTIES = ("dgr", "input_gradient", "weight_gradient")  # keys of `regularization`, and the log's names
 
@@ -42,21 +42,21 @@ class Penalties(Part):
             return image.detach().requires_grad_()
         return image
 
-    def before_backward(self, training: Training, seen: Pass) -> None:
-        assert seen.total is not None
-        seen.penalties.update(self.terms(seen, seen.total, training.position.step))
-        seen.total = seen.total + torch.stack(list(seen.penalties.values())).sum()
+    def before_backward(self, training: Training, current: ForwardPass) -> None:
+        assert current.total is not None
+        current.penalties.update(self.terms(current, current.total, training.position.step))
+        current.total = current.total + torch.stack(list(current.penalties.values())).sum()
 
-    def terms(self, seen: Pass, total: Tensor, step: int) -> dict[str, Tensor]:
+    def terms(self, current: ForwardPass, total: Tensor, step: int) -> dict[str, Tensor]:
         """Each penalty times its λ at optimizer step `step`, on a forward pass and its balanced loss."""
         config = self._config
         terms: dict[str, Tensor] = {}
         if config.dgr is not None and self.dgr is not None:
-            size = (seen.image.shape[-2], seen.image.shape[-1])
-            value = self.dgr(seen.features, seen.targets, size)
+            size = (current.image.shape[-2], current.image.shape[-1])
+            value = self.dgr(current.features, current.targets, size)
             terms["dgr"] = self._strength(config.dgr.strength, config.dgr.schedule, step) * value
         if (penalty := config.input_gradient) is not None:
-            value = input_gradient_penalty(total, seen.image)
+            value = input_gradient_penalty(total, current.image)
             terms["input_gradient"] = self._strength(penalty.strength, penalty.schedule, step) * value
         if (penalty := config.weight_gradient) is not None:
             value = weight_gradient_penalty(total, self._encoder.parameters())

@@ -45,7 +45,7 @@ def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> li
     before = _read(path)
     if before is None:
         warnings.warn(
-            f"{path} is not there: an older version began this run, so whether its data changed cannot be told",
+            f"{path} is not there: an older version began this run, so changes of its data go unnoticed",
             CompactWarning,
             stacklevel=2,
         )

@@ -36,7 +36,7 @@ from compactmtl.train.optimizers import (
     rate,
     replace_parameters,
 )
-from compactmtl.train.part import Part, Pass, Position, Setup
+from compactmtl.train.part import ForwardPass, Part, Position, Setup
 from compactmtl.train.parts import build_parts, find_part
 from compactmtl.train.random_state import seed_everything
 from compactmtl.train.regularize import Penalties
@@ -76,7 +76,7 @@ class Session:
     parts: tuple[Part, ...]
     device: torch.device
     position: Position = field(default_factory=Position)
-    latest: Pass | None = None  # of `forward`, for `update`
+    latest: ForwardPass | None = None  # of `forward`, for `update`
 
     def part(self, kind: type[P]) -> P | None:
         """The part of a class, if the recipe asks for it."""
@@ -138,7 +138,7 @@ class Session:
         dtype = _DTYPES.get(name, torch.bfloat16)
         return torch.autocast(self.device.type, dtype=dtype, enabled=name != "off")
 
-    def look(self, batch: Batch) -> Pass:
+    def forward_pass(self, batch: Batch) -> ForwardPass:
         """A forward pass with each task's loss, in float32 whatever the outputs' precision; nothing is balanced."""
         image = batch["image"].to(self.device, non_blocking=True)
         if self.recipe.train.channels_last:
@@ -153,18 +153,18 @@ class Session:
         for name, task in self.tasks.items():
             targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
             losses[name] = task.loss(outputs[name].float(), targets[name])
-        seen = Pass(batch, image, features, outputs, targets, losses)
+        current = ForwardPass(batch, image, features, outputs, targets, losses)
         for part in self.parts:
-            part.after_forward(self, seen)
-        return seen
+            part.after_forward(self, current)
+        return current
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Each task's loss on a batch, and their balanced sum with penalties."""
-        self.latest = seen = self.look(batch)
+        self.latest = current = self.forward_pass(batch)
         for part in self.parts:
-            part.before_backward(self, seen)
-        assert seen.total is not None  # the balancer's
-        return seen.losses, seen.total
+            part.before_backward(self, current)
+        assert current.total is not None  # the balancer's
+        return current.losses, current.total
 
     def task_losses(self, model: MultiTaskModel, batch: Batch) -> dict[str, Tensor]:
         """Each task's loss of another model of these tasks on a batch, without what parts add."""
@@ -203,9 +203,9 @@ class Session:
 
     def _backward(self, loss: Tensor) -> None:
         """Gradients of the last forward pass, whose graph goes with it."""
-        seen, self.latest = self.latest, None
-        assert seen is not None
-        self._balancing.backward(self.model, seen, loss, self.scaler)
+        current, self.latest = self.latest, None
+        assert current is not None
+        self._balancing.backward(self.model, current, loss, self.scaler)
 
     def repeat(self, batch: Batch) -> None:
         """Replace the gradients by those of another forward and backward pass, of which the balancer learns nothing."""

@@ -46,7 +46,7 @@ class Foreseen:
 
 
 class Sparsifier(Part):
-    """A control of channel groups with what the log says of it.
+    """A control of channel groups, with its report for the log.
 
     `undecayed` names the parameters that the prox shrinks: weight decay would shrink them twice. `align` is what
     channel counts are multiples of where the control chooses them.
@@ -151,12 +151,12 @@ class Sparsifier(Part):
 def _unique(names: Sequence[str]) -> list[str]:
     """Names with a number where several families begin in the same layer."""
     counts = dict(zip(*np.unique(list(names), return_counts=True), strict=True)) if names else {}
-    seen: dict[str, int] = {}
-    found = []
+    used: dict[str, int] = {}
+    unique = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(f"{name}#{seen[name]}" if counts[name] > 1 else name)
-    return found
+        used[name] = used.get(name, 0) + 1
+        unique.append(f"{name}#{used[name]}" if counts[name] > 1 else name)
+    return unique
 
 
 def build_sparsifier(setup: Setup) -> Sparsifier | None:

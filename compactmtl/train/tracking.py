@@ -1,4 +1,4 @@
-"""What a run says while it trains: log.jsonl always, TensorBoard, and a terminal or plain lines."""
+"""The output of a run while it trains: log.jsonl, TensorBoard, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def format_metric(task: Task, metric: str, value: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the two units that tell: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """A duration in its two largest units: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

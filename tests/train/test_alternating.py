@@ -149,11 +149,17 @@ def test_a_run_logs_pass_one_and_deploys_the_plain_layers(tmp_path: Path, tiny: 
     ],
 )
 def test_interrupted_and_resumed_is_bit_equal(
-    tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch, owner: type, call: int
+    tmp_path: Path,
+    tiny: Make,
+    quiet: Quiet,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type[Session] | type[DiagonalPass],
+    call: int,
 ) -> None:
     resolved = tiny("train.epochs=2", more=ALTERNATING)
     whole = train(resolved, tmp_path / "whole", console=quiet())
-    original, calls = owner.update, []
+    original: Callable[..., object] = owner.update
+    calls = []
 
     def signalling(*arguments: object) -> object:
         result = original(*arguments)

@@ -135,8 +135,12 @@ def test_dummies_use_the_attention_of_the_model_that_they_follow(tiny: Make) -> 
     heads.append("tasks.segmentation.head.dropout=0")
     more = "\nregularization: {dgr: {strength: 1, dummies: 1}, pta: {decoders: 2, control: freeze}}\n"
     session = build_session(tiny(*heads, *encoder, more=more).recipe)
-    penalties, heads, other = session.part(Penalties), session.part(PseudoHeads), copy.deepcopy(session.model)
-    assert penalties is not None and heads is not None
+    penalties, further, other = (
+        session.part(Penalties),
+        session.part(PseudoHeads),
+        copy.deepcopy(session.model),
+    )
+    assert penalties is not None and further is not None
     with torch.no_grad():
         for parameter in cast(nn.Module, other.encoder.attention).parameters():
             parameter.add_(0.1)
@@ -146,14 +150,16 @@ def test_dummies_use_the_attention_of_the_model_that_they_follow(tiny: Make) -> 
     fresh, fresh_heads = build_penalties(setup), build_pseudo_heads(setup)
     assert fresh is not None and fresh_heads is not None
     session.forward(next(iter(session.train_loader)))
-    seen = session.latest
-    assert seen is not None
+    current = session.latest
+    assert current is not None
     total = torch.zeros(())
-    before = penalties.terms(seen, total, 0)["dgr"].detach()
-    for part in (penalties, heads):
+    before = penalties.terms(current, total, 0)["dgr"].detach()
+    for part in (penalties, further):
         part.rebind(other, {})
-    after = penalties.terms(seen, total, 0)["dgr"].detach()
+    after = penalties.terms(current, total, 0)["dgr"].detach()
     assert not torch.equal(before, after)
-    assert torch.equal(after, fresh.terms(seen, total, 0)["dgr"].detach())
-    own, theirs = (pseudo.outputs(seen.features, (32, 48)) for pseudo in (heads.pseudo, fresh_heads.pseudo))
+    assert torch.equal(after, fresh.terms(current, total, 0)["dgr"].detach())
+    own, theirs = (
+        pseudo.outputs(current.features, (32, 48)) for pseudo in (further.pseudo, fresh_heads.pseudo)
+    )
     assert all(torch.equal(own[task][0], theirs[task][0]) for task in own)
