@@ -32,9 +32,9 @@ def missing(path: Path) -> str:
 def nearby(path: Path) -> str:
     """The runs beside a path that is none."""
     folder = path if path.is_dir() else path.parent
-    found = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
-    if found:
-        return f"runs in {folder}: {', '.join(found[:8])}"
+    siblings = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
+    if siblings:
+        return f"runs in {folder}: {', '.join(siblings[:8])}"
     return "train one first: `compactmtl train RECIPE`"
 
 
@@ -70,10 +70,10 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if not path.exists():
         return
-    found = {child.name for child in path.iterdir()} - {LOCK} if path.is_dir() else None
-    if found is not None and (not found or _only_begun(path, found)):
+    names = {child.name for child in path.iterdir()} - {LOCK} if path.is_dir() else None
+    if names is not None and (not names or _only_begun(path, names)):
         return
-    if found is not None and REPLACED in found:
+    if names is not None and REPLACED in names:
         if overwrite:
             return
         raise ConfigError(f"{path} is a run whose replacing was cut off", "give --overwrite again")

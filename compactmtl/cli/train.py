@@ -130,10 +130,10 @@ def describe(result: DryRun) -> str:
 def _left(result: DryRun) -> list[tuple[str, str]]:
     """What sparsity will leave, where its target says so."""
     notes = [("sparsity", note) for note in result.notes]
-    if result.left is None:
+    if result.remaining is None:
         unknown = "what a λ without a target leaves is known only after training"
         return [*notes, ("left", unknown)] if notes else []
-    left = result.left
+    left = result.remaining
     return [
         *notes,
         ("MACs left", f"about {left.macs:,.0f} for one image ({left.macs / result.macs:.1%})"),

@@ -68,24 +68,24 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def _check_names(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     hint = "this checkpoint belongs to another model: use the recipe that it was trained with"
-    if layer := _trained_otherwise(found, expected):
+    if layer := _trained_otherwise(tensors, expected):
         hint = f"{layer} was over-parameterized on one side alone: use the recipe's overparam section, or contract the model"
     for name in expected:
-        if name not in found:
+        if name not in tensors:
             raise ArtifactError(f"{path} lacks the tensor {name}", hint)
-        if found[name].shape != expected[name].shape:
-            sizes = f"{tuple(found[name].shape)}, the model needs {tuple(expected[name].shape)}"
+        if tensors[name].shape != expected[name].shape:
+            sizes = f"{tuple(tensors[name].shape)}, the model needs {tuple(expected[name].shape)}"
             raise ArtifactError(f"{path}: tensor {name} has shape {sizes}", hint)
-    for name in sorted(found):
+    for name in sorted(tensors):
         if name not in expected:
             raise ArtifactError(f"{path} has the tensor {name}, which the model does not", hint)
 
 
-def _trained_otherwise(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+def _trained_otherwise(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """A layer that has a weight on one side and other tensors in its place on the other, such as factors."""
-    for mine, theirs in ((expected, found), (found, expected)):
+    for mine, theirs in ((expected, loaded), (loaded, expected)):
         layers = {
             name.rpartition(".")[0] for name in theirs if name not in mine and not name.endswith(".bias")
         }

@@ -72,8 +72,8 @@ def to_json(probe: Probe) -> dict[str, Any]:
 
 def read_probe(run: Run) -> Probe | None:
     """What the run's probe.json says; None where there is none or it is damaged."""
-    found = read_answer(run.path / PROBE)
-    return None if found is None else found[1]
+    answer = read_answer(run.path / PROBE)
+    return None if answer is None else answer[1]
 
 
 def read_answer(path: Path) -> tuple[dict[str, Any], Probe] | None:

@@ -56,14 +56,14 @@ def plan_jobs(
 
 def elsewhere(sweep: SweepConfig, only: Sequence[str] = ()) -> dict[str, list[Path]]:
     """The run folders of entries whose runs were made elsewhere. Raises ConfigError where a glob finds none."""
-    found: dict[str, list[Path]] = {}
+    by_entry: dict[str, list[Path]] = {}
     for name, entry in _chosen(sweep, only).items():
         for pattern in entry.runs:
             paths = [Path(path) for path in sorted(glob(pattern))]  # noqa: PTH207  (it may be absolute)
             if not paths:
                 raise ConfigError(f"entries.{name}.runs: {pattern} names no folder", "give finished runs")
-            found.setdefault(name, []).extend(paths)
-    return found
+            by_entry.setdefault(name, []).extend(paths)
+    return by_entry
 
 
 def _chosen(sweep: SweepConfig, only: Sequence[str]) -> dict[str, EntryConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,8 +55,14 @@ class DryRun:
     encoder_passes: int = 1  # one a task where each has a weight of its own
     diagonal_seconds: float = 0.0  # of a step of pass 1, where there is one
     diagonal_steps: int = 0
-    left: Foreseen | None = None  # of a sparse recipe with a target, about
+    remaining: Foreseen | None = None  # of a sparse recipe with a target, about
     notes: tuple[str, ...] = ()  # on its channel groups
+
+    @property
+    def left(self) -> Foreseen | None:
+        """Deprecated: `remaining`."""
+        warnings.warn("DryRun.left is deprecated: use DryRun.remaining", DeprecationWarning, stacklevel=2)
+        return self.remaining
 
     @property
     def total_bytes(self) -> int:
@@ -92,7 +99,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         (image,) = example_inputs(recipe)
         deployed = cost(plain, (image.to(session.device),))
         sparsifier = session.sparsifier
-        left = sparsifier.foreseen() if sparsifier else None
+        remaining = sparsifier.foreseen() if sparsifier else None
         notes = tuple(sparsifier.notes()) if sparsifier else ()
         batch = next(iter(session.train_loader))
         session.model.train()
@@ -123,7 +130,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         steps_per_epoch=session.steps_per_epoch,
         total_steps=session.total_steps,
         evaluated=tuple(evaluated),
-        left=left,
+        remaining=remaining,
         notes=notes,
         diagonal_seconds=diagonal_seconds,
         diagonal_steps=session.diagonals.total_steps if session.diagonals else 0,

@@ -92,11 +92,11 @@ def train(
 def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progress, list[str]]:
     """Session and progress where the run's last checkpoint left them, and how the data set has changed since."""
     session, progress = build_session(recipe, specs_from_json(run.meta["specs"])), Progress()
-    found = fingerprints(session)
-    changed = check_data(found, session, run, accept=accept)
+    splits = fingerprints(session)
+    changed = check_data(splits, session, run, accept=accept)
     restore(session, progress, run.path / CHECKPOINTS / LAST)
     update_recipe(run.path, dump_recipe(recipe))
-    write_text(run.path / DATA, dump_data(found))
+    write_text(run.path / DATA, dump_data(splits))
     return session, progress, changed
 
 
@@ -155,8 +155,8 @@ class Loop:
         watch = LossWatch(names, session.device, progress.sums)
         session.model.train()
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
-        left = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
-        for batch in self._batches(position.epoch, position.batch, left):
+        last = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
+        for batch in self._batches(position.epoch, position.batch, last):
             losses, total = session.forward(batch)
             watch.note(position.step + 1, {**losses, **session.penalties, "total": total})
             session.update(total)

@@ -63,7 +63,7 @@ def probe_run(run: Run, question: Question = STANDARD, *, jobs: int = 1, again: 
             gap = loss_gap(head, task.loss, train, val, dummies=question.dummies, seed=seed)
         results[name] = TaskProbe(METRICS[target], scores, gap)
     probe = Probe(
-        results, skipped, {split: len(next(iter(found.values()))[0]) for split, found in splits.items()}
+        results, skipped, {split: len(next(iter(features.values()))[0]) for split, features in splits.items()}
     )
     with writing(run.path, "probe"):
         write_text(run.path / PROBE, json.dumps({"question": asked, **to_json(probe)}, indent=2) + "\n")
@@ -97,9 +97,9 @@ def _features(
     targets: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
     with evaluating(model), torch.no_grad():
         for batch in loader:
-            found = model.encoder(batch["image"])
+            maps = model.encoder(batch["image"])
             for name, task in run.tasks.items():
-                last = last_map(found[name] if isinstance(found, dict) else found)
+                last = last_map(maps[name] if isinstance(maps, dict) else maps)
                 features[name].append(last.float() if last.ndim == 2 else last.float().mean((2, 3)))
                 targets[name].append(batch["targets"][task.target])
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))

@@ -34,7 +34,7 @@ def dump_data(splits: Splits) -> str:
     return json.dumps({"version": VERSION, "splits": splits}, indent=0, ensure_ascii=False) + "\n"
 
 
-def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> list[str]:
+def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> list[str]:
     """Hold the session's data set, whose fingerprints were `found`, against the run's data.json.
 
     Returns what changed, in words, where `accept` lets it pass; raises DataError with it otherwise, and always where
@@ -58,7 +58,7 @@ def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> li
         )
     changed = [
         f"{split}: {'; '.join(parts)}"
-        for split, now in found.items()
+        for split, now in current.items()
         if (parts := differences(before.get(split, {}), now))
     ]
     changed += targets
@@ -90,16 +90,16 @@ def _changed_targets(
     before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, bool]:
     """Which targets' specifications changed, in words, and whether the run's heads still fit them."""
-    found = {}
+    changes = {}
     for name in sorted({*before, *now}):
         one, other = before.get(name), now.get(name)
         if one is None or other is None:
-            found[f"target {name} is {'new' if one is None else 'gone'}"] = False
+            changes[f"target {name} is {'new' if one is None else 'gone'}"] = False
             continue
         keys = [key for key in other if not _same(one.get(key), other[key])]
         if keys:
-            found[f"target {name}: {', '.join(keys)} changed"] = set(keys) <= _STATISTICS
-    return found
+            changes[f"target {name}: {', '.join(keys)} changed"] = set(keys) <= _STATISTICS
+    return changes
 
 
 def _same(one: Any, other: Any) -> bool:
