@@ -39,10 +39,10 @@ from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export import export_onnx
 from compactmtl.graph import ChannelGraph
 from compactmtl.overparam import contract
+from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.sparsity import LatencyTable, LayerLatency, channel_groups
 from compactmtl.surgery import compact
 from compactmtl.tasks import build_tasks
-from compactmtl.train.run import example_inputs, fresh_model
 from compactmtl.verify import measure_latency
 
 OPSET = 18

@@ -53,9 +53,9 @@ def read_hashes(folder: Path, mend: str) -> Hashes | None:
     """
     path = folder / HASHES
     try:
-        found: Any = json.loads(path.read_bytes())
-        body = {key: found[key] for key in ("version", "files", "sources")}
-        if found["sha256"] != _own(body):
+        content: Any = json.loads(path.read_bytes())
+        body = {key: content[key] for key in ("version", "files", "sources")}
+        if content["sha256"] != _own(body):
             raise ValueError("its own hash is off")
     except FileNotFoundError:
         return None
@@ -114,11 +114,11 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _compare(path: Path, hashes: Hashes, found: str, mend: str) -> None:
+def _compare(path: Path, hashes: Hashes, current: str, mend: str) -> None:
     expected = hashes.files.get(path.name)
     if expected is None:
         raise ArtifactError(f"{path} is not among the files that {path.parent / HASHES} lists", mend)
-    if found != expected:
+    if current != expected:
         raise ArtifactError(
             f"{path} is damaged or was exchanged: its hash is not the one that was written with it", mend
         )

@@ -1,7 +1,7 @@
-"""The names of a run's files and folders.
+"""The one place that names the files and folders of runs, compact models, bundles, reports and sweeps.
 
     runs/<name>/ recipe.yaml · meta.json · data.json · log.jsonl · tensorboard/ · checkpoints/{last,best}/ · compact/
-                 · export/<target>/
+                 · export/<target>/ · probe.json · report.html · report.json · README.md · delta.md · delta.tex
 
 While a command writes into a run there is also .lock (see compactmtl.artifacts.lock).
 """
@@ -10,17 +10,39 @@ RECIPE = "recipe.yaml"
 META = "meta.json"
 DATA = "data.json"  # what the data set held when training began
 LOG = "log.jsonl"
+TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best", "last"
 COMPACT = "compact"
 EXPORT = "export"
+PROBE = "probe.json"  # what fresh predictors make of the frozen encoder
 
+# of a checkpoint and of a compact model
 WEIGHTS = "weights.safetensors"
 STATE = "state.pt"  # of last
 SUMMARY = "state.json"  # of best
 PLAN = "plan.json"
 SURGERY = "surgery.json"
 SOURCE = "source.json"  # of compact models that were written without hashes.json
-HASHES = "hashes.json"
+
+# of a bundle, export/<target>/
+MODEL_FILE = "model.onnx"
+BUNDLE_FILE = "bundle.json"
+VERIFICATION_FILE = "verification.json"
+PREPARED_FILE = "prepared.json"  # of a target that is yet to be run on its own machine
+
+# of a report
+REPORT_PAGE = "report.html"
+REPORT = "report.json"
+CARD = "README.md"
+TABLE_MARKDOWN, TABLE_LATEX = "delta.md", "delta.tex"
+PREVIEW = "preview.png"
+
+# of a sweep, of `profile` and of `predict`
+SWEEP_TABLE, SWEEP = "sweep.md", "sweep.json"
+PROFILE = "profile.json"
+PREDICTIONS = "predictions.json"
+
+HASHES = "hashes.json"  # of any artifact, written last
 LOCK = ".lock"
 REPLACED = ".replaced"  # a run that --overwrite is about to delete

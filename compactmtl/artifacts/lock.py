@@ -184,8 +184,8 @@ def _holder(descriptor: int) -> str:
     """Who wrote the lock file that could not be locked, in words."""
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
-        found = json.loads(os.read(descriptor, 4096))
-        return f"process {found['pid']} on {found['host']} ({found['purpose']}, since {found['since']})"
+        record = json.loads(os.read(descriptor, 4096))
+        return f"process {record['pid']} on {record['host']} ({record['purpose']}, since {record['since']})"
     except (OSError, ValueError, KeyError, TypeError):  # it has the lock and has not written its name yet
         return "another process that has just begun"
 

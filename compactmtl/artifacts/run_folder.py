@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import DATA, LOCK, META, RECIPE, REPLACED
+from compactmtl.artifacts.layout import BUNDLE_FILE, DATA, LOCK, META, RECIPE, REPLACED
 from compactmtl.artifacts.lock import writing
-from compactmtl.config import Recipe, dump_recipe
 from compactmtl.errors import ArtifactError, ConfigError
 
 
@@ -27,15 +26,15 @@ def missing(path: Path) -> str:
         return ": there is no such folder"
     if not path.is_dir():
         return ": it is a file"
-    return ": it is a bundle, which `export` wrote" if (path / "bundle.json").is_file() else ""
+    return ": it is a bundle, which `export` wrote" if (path / BUNDLE_FILE).is_file() else ""
 
 
 def nearby(path: Path) -> str:
     """The runs beside a path that is none."""
     folder = path if path.is_dir() else path.parent
-    found = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
-    if found:
-        return f"runs in {folder}: {', '.join(found[:8])}"
+    siblings = sorted(str(child) for child in folder.glob("*") if is_run(child)) if folder.is_dir() else []
+    if siblings:
+        return f"runs in {folder}: {', '.join(siblings[:8])}"
     return "train one first: `compactmtl train RECIPE`"
 
 
@@ -71,10 +70,10 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if not path.exists():
         return
-    found = {child.name for child in path.iterdir()} - {LOCK} if path.is_dir() else None
-    if found is not None and (not found or _only_begun(path, found)):
+    names = {child.name for child in path.iterdir()} - {LOCK} if path.is_dir() else None
+    if names is not None and (not names or _only_begun(path, names)):
         return
-    if found is not None and REPLACED in found:
+    if names is not None and REPLACED in names:
         if overwrite:
             return
         raise ConfigError(f"{path} is a run whose replacing was cut off", "give --overwrite again")
@@ -101,9 +100,9 @@ def _only_begun(path: Path, names: set[str]) -> bool:
 
 
 def create_folder(
-    path: Path, recipe: Recipe, meta: Mapping[str, Any], *, overwrite: bool, data: str | None = None
+    path: Path, recipe: str, meta: Mapping[str, Any], *, overwrite: bool, data: str | None = None
 ) -> None:
-    """Write a run's meta data, its data.json and, last, its recipe; with `overwrite` a run that is there goes first.
+    """Write a run's meta data, its data.json and, last, its `recipe` as YAML; with `overwrite` a run that is there goes first.
 
     A kill on the way leaves a folder that `check_folder` knows as a start, or a replacing, that was cut off.
     """
@@ -127,7 +126,7 @@ def _set_aside(path: Path) -> None:
         child.rename(aside / child.name)
 
 
-def update_recipe(path: Path, recipe: Recipe) -> None:
-    """Write recipe.yaml: on resuming, the data may lie elsewhere than at the start."""
-    header = "# The resolved recipe of this run: `compactmtl train recipe.yaml` reads it back.\n"
-    write_text(path / RECIPE, header + dump_recipe(recipe))
+def update_recipe(path: Path, recipe: str) -> None:
+    """Write recipe.yaml, given as YAML: on resuming, the data may lie elsewhere than at the start."""
+    header = f"# The resolved recipe of this run: `compactmtl train {RECIPE}` reads it back.\n"
+    write_text(path / RECIPE, header + recipe)

@@ -143,13 +143,13 @@ def _version(path: Path, number: int) -> Path:
 
 
 def _number(path: Path, name: str) -> int | None:
-    found = re.fullmatch(rf"{re.escape(path.name)}-(\d{{6,}})", name)
-    return None if found is None else int(found[1])
+    match = re.fullmatch(rf"{re.escape(path.name)}-(\d{{6,}})", name)
+    return None if match is None else int(match[1])
 
 
 def _versions(path: Path) -> list[tuple[int, Path]]:
     """Numbers and folders of all versions, oldest first."""
     if not path.parent.is_dir():
         return []
-    found = ((_number(path, child.name), child) for child in path.parent.iterdir())
-    return sorted((number, child) for number, child in found if number is not None)
+    numbered = ((_number(path, child.name), child) for child in path.parent.iterdir())
+    return sorted((number, child) for number, child in numbered if number is not None)

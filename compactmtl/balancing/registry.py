@@ -82,4 +82,3 @@ def _infos(tasks: Sequence[str] | Mapping[str, Task] | Mapping[str, float]) -> d
             f"the weight of task {negative[0]} is {infos[negative[0]].weight}", "weights are >= 0"
         )
     return infos
-

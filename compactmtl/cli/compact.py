@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
 HELP = "turn a run's best model into a smaller one of the same function"
 EXAMPLE = """\
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.align is not None and args.align < 1:
         raise ConfigError(f"--align {args.align}: needs a positive number", "use 1, 8 or 16")
-    from compactmtl.train import Run, compact_run
+    from compactmtl.runs import Run, compact_run
 
     opened = Run.open(args.run, args.overrides)
     if args.overrides and not args.evaluate:

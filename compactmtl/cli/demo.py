@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts import layout
+
 if TYPE_CHECKING:
     from compactmtl.config import Resolved
 
@@ -68,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"{error.message}; the report shows it", flush=True)
         if code != OK:
             return code
-    print(f"the demo took {time.perf_counter() - started:.0f} s; open {out / 'report.html'} in a browser")
+    print(
+        f"the demo took {time.perf_counter() - started:.0f} s; open {out / layout.REPORT_PAGE} in a browser"
+    )
     if failure is not None:
         raise failure
     return OK
@@ -79,8 +83,8 @@ def plan(out: Path, overrides: Sequence[str], *, fresh: bool) -> list[Step]:
     from compactmtl.config import resolve_recipe
 
     dense, compact = out / "dense", out / "compact"
-    surgery = compact / "compact" / "surgery.json"
-    verification = compact / "export" / TARGET / "verification.json"
+    surgery = compact / layout.COMPACT / layout.SURGERY
+    verification = compact / layout.EXPORT / TARGET / layout.VERIFICATION_FILE
     steps = [
         _training(DENSE, resolve_recipe(DENSE, overrides), dense, overrides, fresh=fresh),
         _training(COMPACT, resolve_recipe(COMPACT, overrides), compact, overrides, fresh=fresh),
@@ -97,7 +101,7 @@ def plan(out: Path, overrides: Sequence[str], *, fresh: bool) -> list[Step]:
 def _training(recipe: str, resolved: Resolved, path: Path, overrides: Sequence[str], *, fresh: bool) -> Step:
     """Train, resume an interrupted training, or nothing where the run is finished."""
     from compactmtl.errors import ConfigError
-    from compactmtl.train import Run, is_run, recipe_hash
+    from compactmtl.runs import Run, is_run, recipe_hash
 
     words = ("train", recipe, *overrides, "--out", str(path.parent), "--name", path.name)
     if not is_run(path):
@@ -116,7 +120,7 @@ def _training(recipe: str, resolved: Resolved, path: Path, overrides: Sequence[s
 
 def weights(run_folder: Path) -> Path:
     """The best checkpoint's weights."""
-    return run_folder / "checkpoints" / "best" / "weights.safetensors"
+    return run_folder / layout.CHECKPOINTS / layout.BEST / layout.WEIGHTS
 
 
 def up_to_date(result: Path, *sources: Path) -> bool:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from compactmtl.config import Target
     from compactmtl.errors import CompactError
     from compactmtl.export.prepare import Prepared
+    from compactmtl.runs import Run
     from compactmtl.tasks import Task
-    from compactmtl.train import Run
     from compactmtl.verify import LatencyResult, Verification
 
 HELP = "export a run for a target and verify the artifact: parity, accuracy, latency, gates"
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
     from compactmtl.export.run import check_baseline
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
     from compactmtl.verify.gates import raise_failed
 
     opened = Run.open(args.run, args.overrides)

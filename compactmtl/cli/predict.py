@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.artifacts.layout import PREDICTIONS
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN_OR_BUNDLE", help="a run folder, or its export/<target>")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="also write one picture an image and predictions.json here"
+        "--out", metavar="DIR", type=Path, help=f"also write one picture an image and {PREDICTIONS} here"
     )
     parser.add_argument(
         "--lean-runtime",
@@ -61,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
         if any(task.dense for task in predictor.tasks.values()):
             print("maps as pictures: give --out DIR", file=sys.stderr)
         return 0
-    write_text(args.out / "predictions.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    print(f"pictures and predictions.json: {args.out}")
+    write_text(args.out / PREDICTIONS, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    print(f"pictures and {PREDICTIONS}: {args.out}")
     return 0
 
 

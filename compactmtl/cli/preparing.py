@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from compactmtl.config.target import Target
     from compactmtl.export.prepare import Prepared
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
 
 def prepare_missing(run: Run, name: str, target: Target, progress: Callable[[str], None]) -> Prepared | None:

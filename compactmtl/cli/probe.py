@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.errors import ConfigError
     from compactmtl.report import plain
     from compactmtl.report.probes import group_name, probe_tables
-    from compactmtl.train import Run
-    from compactmtl.train.probe import Probe, probe_run, to_json
+    from compactmtl.runs import Run
+    from compactmtl.runs.probe import Probe, Question, to_json
+    from compactmtl.train.probe import probe_run
 
     if args.samples is not None and args.samples < LEAST:
         raise ConfigError(f"--samples {args.samples}: {LEAST} or more are needed", "leave it out to take all")
@@ -62,18 +63,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         check_writable(Path(args.json).absolute().parent)
     opened = [Run.open(path, args.overrides) for path in args.runs]
+    question = Question(tuple(args.predictors), args.samples, args.seed)
     probes: dict[str, Probe] = {}
     groups: dict[str, list[Probe]] = {}
     for one in opened:
         print(f"{one.path} …", file=sys.stderr, flush=True)
-        found = probe_run(
-            one,
-            predictors=args.predictors,
-            samples=args.samples,
-            seed=args.seed,
-            jobs=args.jobs,
-            again=args.again,
-        )
+        found = probe_run(one, question, jobs=args.jobs, again=args.again)
         probes[str(one.path)] = found
         groups.setdefault(group_name(one.path), []).append(found)
     print("\n\n".join(plain(table) for table in probe_tables(groups)))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.layout import BUNDLE_FILE, MODEL_FILE, PROFILE
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from compactmtl.config.target import Target
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
     from compactmtl.verify.profile import Subject
     from compactmtl.verify.result import Profile
 
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--no-layers", action="store_true", help="leave the layers out")
     parser.add_argument(
-        "--out", metavar="DIR", help="write profile.json, and times as `trtexec --exportTimes` does"
+        "--out", metavar="DIR", help=f"write {PROFILE}, and times as `trtexec --exportTimes` does"
     )
     add_trust(parser)
 
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(summary(found)))
     if args.out:
         _write(found, Path(args.out))
-        print(f"profile: {Path(args.out) / 'profile.json'}")
+        print(f"profile: {Path(args.out) / PROFILE}")
     return 0
 
 
@@ -146,7 +147,6 @@ def _check_used(args: argparse.Namespace, subjects: list[Subject]) -> None:
     from pathlib import Path
 
     from compactmtl.errors import ConfigError
-    from compactmtl.export.bundle import BUNDLE_FILE
 
     inputs = {name for one in subjects for name in one.runner.input_names}
     for text in args.shape:
@@ -204,8 +204,7 @@ def _open(
     from compactmtl.backends import get_backend
     from compactmtl.errors import ArtifactError
     from compactmtl.export import Bundle
-    from compactmtl.export.bundle import BUNDLE_FILE
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
     from compactmtl.verify.profile import Subject
 
     if (path / BUNDLE_FILE).is_file():
@@ -216,10 +215,10 @@ def _open(
     elif path.is_dir():
         if not is_run(path):
             raise ArtifactError(
-                f"{path} is neither a run nor a bundle", "give one, or a model file such as model.onnx"
+                f"{path} is neither a run nor a bundle", f"give one, or a model file such as {MODEL_FILE}"
             )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
-        file = _export(Run.open(path, args.overrides), target, batch, folder / "model.onnx")
+        file = _export(Run.open(path, args.overrides), target, batch, folder / MODEL_FILE)
     elif not path.exists():
         raise ArtifactError(f"{path}: there is no such run, bundle or model file", "check the path")
     else:
@@ -253,7 +252,7 @@ def _write(found: Profile, folder: Path) -> None:
     from compactmtl.verify.profile import export_times
 
     (folder / "times").mkdir(parents=True, exist_ok=True)
-    write_text(folder / "profile.json", found.model_dump_json(indent=1) + "\n")
+    write_text(folder / PROFILE, found.model_dump_json(indent=1) + "\n")
     for name, stats in found.latency.stats.items():
         file = folder / "times" / f"{name.replace('/', '-')}.json"
         write_text(file, json.dumps(export_times(stats, found.subjects[name].phases), indent=1) + "\n")

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.cli.disk import check_writable
     from compactmtl.report import collect, write_collected
     from compactmtl.report.reference import SINGLE, Single
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
     runs = [Run.open(path, args.overrides) for path in args.runs]
     baseline: Run | Single | None = None

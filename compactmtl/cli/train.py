@@ -61,16 +61,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.config import resolve_recipe
+    from compactmtl.config.smoke import resolve_smoke
     from compactmtl.errors import ConfigError, command
 
     if args.accept_changed_data and not args.resume:
         raise ConfigError("--accept-changed-data is for --resume", "give both, or neither")
-    resolved = resolve_recipe(args.recipe, args.overrides, tasks=args.task)
-    if args.smoke:
-        sparsity = resolved.recipe.sparsity
-        selective = sparsity is not None and sparsity.selective is not None
-        overlays = ["_smoke", *(["_smoke-selective"] if selective else [])]
-        resolved = resolve_recipe(args.recipe, args.overrides, overlays=overlays, tasks=args.task)
+    resolve = resolve_smoke if args.smoke else resolve_recipe
+    resolved = resolve(args.recipe, args.overrides, tasks=args.task)
     default = "-".join([*resolved.name.split("/"), *args.task, *(["smoke"] if args.smoke else [])])
     path = Path(args.out) / (args.name or default)
     from compactmtl.train import dry_run, train
@@ -133,10 +130,10 @@ def describe(result: DryRun) -> str:
 def _left(result: DryRun) -> list[tuple[str, str]]:
     """What sparsity will leave, where its target says so."""
     notes = [("sparsity", note) for note in result.notes]
-    if result.left is None:
+    if result.remaining is None:
         unknown = "what a λ without a target leaves is known only after training"
         return [*notes, ("left", unknown)] if notes else []
-    left = result.left
+    left = result.remaining
     return [
         *notes,
         ("MACs left", f"about {left.macs:,.0f} for one image ({left.macs / result.macs:.1%})"),

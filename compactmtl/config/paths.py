@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from compactmtl.artifacts.layout import META, RECIPE
 from compactmtl.config.lookup import PACKAGE, SUFFIXES, Kind
 from compactmtl.config.yaml import Node, Place, shown
 from compactmtl.errors import ConfigError
@@ -74,7 +75,7 @@ def is_bundled(file: Path) -> bool:
 
 def _is_of_run(file: Path) -> bool:
     """Whether a run wrote the file: what is relative in it is an older version's, for the working folder."""
-    return file.name == "recipe.yaml" and file.with_name("meta.json").is_file()
+    return file.name == RECIPE and file.with_name(META).is_file()
 
 
 def _at(node: Node, keys: list[str], change: Callable[[Node], Node]) -> Node:

@@ -23,8 +23,8 @@ from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
 from compactmtl.export.processing import Interface
 from compactmtl.models import MultiTaskModel
-from compactmtl.train import Run
-from compactmtl.train.run import recipe_hash
+from compactmtl.runs import Run
+from compactmtl.runs.identity import recipe_hash
 
 INPUT = "image"
 EXTERNAL = {"auto": None, "always": True, "never": False}

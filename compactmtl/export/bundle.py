@@ -18,6 +18,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
+from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.external_data import external_files
 from compactmtl.backends.tensorrt_engine import engine_path
@@ -31,9 +32,6 @@ from compactmtl.tasks.build import recorded_task
 from compactmtl.verify.result import Verification
 
 VERSION = 1
-BUNDLE_FILE = "bundle.json"
-VERIFICATION_FILE = "verification.json"
-MODEL_FILE = "model.onnx"
 
 # A file of the bundle is a plain name: no folder, no way out of the bundle.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]

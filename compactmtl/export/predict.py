@@ -11,13 +11,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.layout import BUNDLE_FILE
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import run_batched
 from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import read_image
 from compactmtl.errors import ArtifactError, ConfigError
-from compactmtl.export.bundle import BUNDLE_FILE, Bundle
+from compactmtl.export.bundle import Bundle
 from compactmtl.export.interface import feed, restore
 from compactmtl.tasks.base import Task
 
@@ -84,7 +85,7 @@ class Predictor:
     def _of_run(cls, path: Path) -> Predictor:
         from compactmtl.backends.torch import TorchRunner
         from compactmtl.data import preprocessing
-        from compactmtl.train.run import Run
+        from compactmtl.runs.run import Run
 
         if not is_run(path):
             raise ArtifactError(
@@ -118,7 +119,7 @@ class Predictor:
         if name not in outputs:
             raise ArtifactError(
                 f"the model has no output {name!r}, only {', '.join(outputs)}",
-                "export the run again: model and bundle.json don't belong together",
+                f"export the run again: model and {BUNDLE_FILE} don't belong together",
             )
         after = self.postprocess.get(name)
         output = restore(outputs[name], after, task.channels)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.artifacts.hashes import write_hashes
+from compactmtl.artifacts.layout import EXPORT, MODEL_FILE, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import get_backend
 from compactmtl.backends.machine import package_versions
@@ -32,17 +33,15 @@ from compactmtl.export.artifact import (
     interface_of,
     provenance,
 )
-from compactmtl.export.bundle import MODEL_FILE, VERIFICATION_FILE, write_bundle
+from compactmtl.export.bundle import write_bundle
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
 from compactmtl.export.trtexec import MAJORS, script, trtexec
-from compactmtl.train import Run
+from compactmtl.runs import Run
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.gates import parity_message
 from compactmtl.verify.parity import compare_outputs
 from compactmtl.verify.result import ParityResult, Record
-
-PREPARED_FILE = "prepared.json"
 
 
 class RawTensor(Frozen):
@@ -97,7 +96,7 @@ def prepare_run(
         raise ConfigError(
             f"target '{target_name}' can run here", "export it: `compactmtl export RUN --target NAME`"
         )
-    if (run.path / "export" / target_name / VERIFICATION_FILE).exists():
+    if (run.path / EXPORT / target_name / VERIFICATION_FILE).exists():
         raise ConfigError(
             f"{run.path / 'export' / target_name} holds a bundle that was verified elsewhere",
             "remove or rename it before you prepare another",
@@ -106,7 +105,7 @@ def prepare_run(
     model = run.load_compact() if run.has_compact else run.load_plain()
     interface, data = interface_of(run, target), Validation.load(run, target)
     example = data.images[: target.latency.batch]
-    with new_folder(run.path / "export" / target_name) as folder:
+    with new_folder(run.path / EXPORT / target_name) as folder:
         path = folder / MODEL_FILE
         strings = provenance(run)
         reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)

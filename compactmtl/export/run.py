@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compactmtl.artifacts.files import new_folder, sha256_file
+from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.machine import package_versions
@@ -17,7 +18,6 @@ from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.export.artifact import Validation, build_artifact, check_names, interface_of, provenance
 from compactmtl.export.bundle import (
-    MODEL_FILE,
     BundleInfo,
     TensorRecord,
     bundle_tasks,
@@ -30,7 +30,7 @@ from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.processing import Interface
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
 from compactmtl.models import MultiTaskModel
-from compactmtl.train import Run
+from compactmtl.runs import Run
 from compactmtl.verify.accuracy import array_runner, evaluate, in_batches, torch_runner
 from compactmtl.verify.gates import check_gates, export_drops
 from compactmtl.verify.parity import check_parity
@@ -85,7 +85,7 @@ def export_run(
         )
     interface = interface_of(run, target)
     data = Validation.load(run, target)
-    with new_folder(run.path / "export" / target_name) as folder:
+    with new_folder(run.path / EXPORT / target_name) as folder:
         example = data.images[: target.latency.batch]
         reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
         score = Scoring(run, target, interface, data, reference)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.backends import Runner, get_backend
 from compactmtl.config.target import Target
 from compactmtl.export.artifact import build_artifact, interface_of
-from compactmtl.export.bundle import MODEL_FILE
 from compactmtl.models import MultiTaskModel
-from compactmtl.train import Run
+from compactmtl.runs import Run
 from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.profile import Options, Subject, measure
 from compactmtl.verify.result import SINGLE, LatencyResult, Measured

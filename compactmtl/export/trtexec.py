@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from compactmtl.artifacts.layout import PREPARED_FILE
 from compactmtl.backends.tensorrt_build import shape_range
 from compactmtl.config.target import Target
 from compactmtl.config.tensorrt import ShapeRange
@@ -116,7 +117,7 @@ def script(words: Sequence[str], major: Major) -> str:
     lines = " \\\n  ".join(shlex.quote(word) for word in words)
     return (
         "#!/bin/sh\n"
-        f"# Build and time the engine with the trtexec of TensorRT {major}. Written, not run: see prepared.json.\n"
+        f"# Build and time the engine with the trtexec of TensorRT {major}. Written, not run: see {PREPARED_FILE}.\n"
         'set -eu\ncd "$(dirname "$0")"\n'
         f"{lines}\n"
     )

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.layout import CARD
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
 from compactmtl.report.model import Report, RunView, Stage
 from compactmtl.report.table import Row, Table, markdown
 
-CARD = "README.md"
 MARK = "<!-- Written by `compactmtl report`; remove this line to keep your own text. -->"
 
 

@@ -14,6 +14,17 @@ from pydantic import BaseModel, ValidationError
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.hashes import check_files, read_hashes
+from compactmtl.artifacts.layout import (
+    BUNDLE_FILE,
+    COMPACT,
+    EXPORT,
+    LOG,
+    META,
+    PLAN,
+    RECIPE,
+    SURGERY,
+    VERIFICATION_FILE,
+)
 from compactmtl.errors import ArtifactError, ConfigError, DataError, command
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
@@ -34,7 +45,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compactmtl.report.samples import ValSplits
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -132,17 +143,17 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
 
 def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Run | None) -> RunView:
     log = run.log()
-    meta = _read_json(run.path / "meta.json")
+    meta = _read_json(run.path / META)
     end = next((line for line in reversed(log) if line.get("event") == "end"), None)
-    surgery_path = run.path / "compact" / "surgery.json"
+    surgery_path = run.path / COMPACT / SURGERY
     if surgery_path.exists():
         _check(surgery_path, f"run `{command('compact', run.path)}` again")
     surgery = _parse(Surgery, surgery_path) if surgery_path.exists() else None
-    for path in (run.path / "export").glob("*/verification.json"):
+    for path in (run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"):
         _check(path, f"run `{command('export', run.path, '--target', path.parent.name)}` again")
     exports = tuple(
         ExportView(target=path.parent.name, verification=_parse(Verification, path))
-        for path in sorted((run.path / "export").glob("*/verification.json"))
+        for path in sorted((run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"))
     )
     for export in exports:
         notes.extend(doubts(name, export))
@@ -156,7 +167,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         surgery=surgery,
         exports=exports,
         prepared=prepared_views(run.path),
-        epochs=_epochs(log, run.path / "log.jsonl"),
+        epochs=_epochs(log, run.path / LOG),
         best_epoch=end.get("best_epoch") if end else None,
         finished=end is not None,
         seconds=end.get("seconds") if end else None,
@@ -198,7 +209,7 @@ def _stages(
     if trained is None:
         trained, note = _evaluate(run, name, "trained", splits, notes)
     stages = [
-        Stage(form="trained", label="trained", size=trained_size, metrics=trained, note=note),
+        Stage(form="trained", size=trained_size, metrics=trained, note=note),
     ]
     final_size = trained_size
     if surgery is not None:
@@ -207,7 +218,7 @@ def _stages(
         note = ""
         if compact is None:
             compact, note = _evaluate(run, name, "compact", splits, notes)
-        stages.append(Stage(form="compact", label="compact", size=final_size, metrics=compact, note=note))
+        stages.append(Stage(form="compact", size=final_size, metrics=compact, note=note))
     for export in exports:
         current, accuracy = _is_current(run, export), export.verification.accuracy
         if not current:
@@ -221,7 +232,7 @@ def _stages(
         stages.append(
             Stage(
                 form="exported",
-                label=f"exported, {export.target}",
+                target=export.target,
                 size=final_size if current else None,
                 metrics=accuracy.artifact if current else None,
                 note="" if current else "of another model",
@@ -244,12 +255,12 @@ def _trained_metrics(run: Run) -> TaskMetrics | None:
 
 
 def _bundle(run: Run, export: ExportView) -> dict[str, Any]:
-    return _read_json(run.path / "export" / export.target / "bundle.json")
+    return _read_json(run.path / EXPORT / export.target / BUNDLE_FILE)
 
 
 def _is_current(run: Run, export: ExportView) -> bool:
     """Whether an export is of the model that the run holds now: of its compact one, else of its plain one."""
-    plan = run.path / "compact" / "plan.json"
+    plan = run.path / COMPACT / PLAN
     expected = hashlib.sha256(plan.read_bytes()).hexdigest() if plan.exists() else None
     bundle = _bundle(run, export)
     if bundle.get("plan_sha256") != expected:
@@ -343,7 +354,7 @@ def _provenance(
     baseline: Run | None,
 ) -> Provenance:
     place = ("--out", run.path.parent, "--name", run.path.name)
-    commands = [command("train", run.path / "recipe.yaml", *place)]
+    commands = [command("train", run.path / RECIPE, *place)]
     if compacted:
         commands.append(command("compact", run.path))
     against = ("--baseline", baseline.path) if baseline is not None and baseline is not run else ()

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compactmtl.report.model import DeltaRow, DeltaTable, RunView, Size, Spread, shown_stages
+from compactmtl.report.model import DeltaRow, DeltaTable, RunView, Size, Spread, StageKey, shown_stages
 from compactmtl.report.reference import settings
 from compactmtl.verify.speed import artifact_speed, slowdowns
 
 if TYPE_CHECKING:
     from compactmtl.report.reference import Reference
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
 Pair = tuple[RunView, "Run"]
 
@@ -159,14 +159,14 @@ def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, is_b
         macs=_size([stage.size for stage in stages], "macs"),
         seconds=_seconds(views),
     )
-    return row.model_copy(update=_speed(views, stages[0].label))
+    return row.model_copy(update=_speed(views, stages[0].key))
 
 
-def _speed(views: Sequence[RunView], form: str) -> dict[str, Any]:
+def _speed(views: Sequence[RunView], stage: StageKey) -> dict[str, Any]:
     """How much faster an export is than what it is held against, where all runs have that."""
     found, slowed = [], False
     for view in views:
-        export = next((one for one in view.exports if one.label == form), None)
+        export = next((one for one in view.exports if one.stage == stage), None)
         speed = artifact_speed(export.verification.latency) if export is not None else None
         if export is None or speed is None:
             return {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compactmtl.artifacts.layout import EXPORT, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.report import figures
 from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, PreparedView, Report, RunView
@@ -32,8 +33,8 @@ class Point:
 def prepared_views(run: Path) -> tuple[PreparedView, ...]:
     """Targets that a run was prepared for and not run on; a damaged file counts as such, with that as its reason."""
     found = []
-    for path in sorted((run / "export").glob("*/prepared.json")):
-        if path.with_name("verification.json").exists():
+    for path in sorted((run / EXPORT).glob(f"*/{PREPARED_FILE}")):
+        if path.with_name(VERIFICATION_FILE).exists():
             continue
         try:
             reason = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
@@ -158,8 +159,7 @@ def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
 
 
 def _gain(run: RunView, export: ExportView) -> float | None:
-    label = f"exported, {export.target}"
-    return next((stage.delta_m for stage in run.stages if stage.label == label), None)
+    return next((stage.delta_m for stage in run.stages if stage.key == export.stage), None)
 
 
 def points(report: Report) -> list[Point]:

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 import compactmtl
+from compactmtl.artifacts.layout import EXPORT
 from compactmtl.report import delta_formats, deployment, export_figures, figures, sparsity_figures, table
 from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, Report, RunView, Stage, TaskView
@@ -230,7 +231,7 @@ def _page(run: RunView, number: int, report: Report) -> RunPage:
             _layer_times(export, f"{key}-times{index}") for index, export in enumerate(run.exports)
         ),
         errors=tuple(
-            export_figures.error_pictures(export.verification, Path(run.path) / "export" / export.target)
+            export_figures.error_pictures(export.verification, Path(run.path) / EXPORT / export.target)
             for export in run.exports
         ),
         curves=tuple(_curves(run, report, key)),

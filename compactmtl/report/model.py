@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, computed_field, model_validator
 
 from compactmtl.config.recipe import Frozen as Strict
 from compactmtl.report.read import Epoch, Surgery
@@ -47,18 +47,55 @@ class Size(Frozen):
     macs: int
 
 
+Form = Literal["trained", "compact", "exported"]
+
+
+class StageKey(NamedTuple):
+    """Which stage of a run's model: its form and, of an exported one, the target."""
+
+    form: Form
+    target: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For people, such as "exported, onnxruntime-cpu"."""
+        return self.form if self.target is None else f"{self.form}, {self.target}"
+
+
 class Stage(Frozen):
-    """One form of a run's model and its metrics over the val split.
+    """One form of a run's model and its metrics over the val split; `target` is that of an exported one.
 
     `metrics` is none where the form exists but was not measured, `note` then says why.
     """
 
-    form: Literal["trained", "compact", "exported"]
-    label: str
+    form: Form
+    target: str | None = None
     size: Size | None
     metrics: TaskMetrics | None
     delta_m: float | None = None
     note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_label(cls, values: Any) -> Any:
+        """Files hold the label beside the target; those of earlier versions hold the label alone."""
+        if not isinstance(values, dict) or "label" not in values:
+            return values
+        label = str(values["label"])
+        found = {key: value for key, value in values.items() if key != "label"}
+        if values.get("form") == "exported":
+            found.setdefault("target", label.partition(", ")[2])
+        return found
+
+    @property
+    def key(self) -> StageKey:
+        return StageKey(self.form, self.target)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def label(self) -> str:
+        """The stage for people."""
+        return self.key.label
 
 
 class ExportView(Frozen):
@@ -68,9 +105,9 @@ class ExportView(Frozen):
     verification: Verification
 
     @property
-    def label(self) -> str:
-        """Of its stage."""
-        return f"exported, {self.target}"
+    def stage(self) -> StageKey:
+        """The stage that it makes of its run's model."""
+        return StageKey("exported", self.target)
 
     @property
     def holds(self) -> bool:
@@ -137,10 +174,7 @@ class RunView(Frozen):
     @property
     def current_exports(self) -> tuple[ExportView, ...]:
         """The exports of the model that the run holds now."""
-        current = {
-            stage.label for stage in self.stages if stage.form == "exported" and stage.metrics is not None
-        }
-        return tuple(one for one in self.exports if one.label in current)
+        return tuple(one for one in self.exports if self.measured(one.stage) is not None)
 
     @property
     def shown_export(self) -> ExportView | None:
@@ -153,12 +187,9 @@ class RunView(Frozen):
         """The shown export's form, else the one furthest down the road to it that has metrics, else the trained one."""
         return shown_stages([self])[0]
 
-    def measured(self, label: str) -> Stage | None:
-        """The stage of this label, where it has metrics."""
-        return next(
-            (one for one in self.stages if one.label == label and one.metrics is not None),
-            None,
-        )
+    def measured(self, key: StageKey) -> Stage | None:
+        """The stage of this key, where it has metrics."""
+        return next((one for one in self.stages if one.key == key and one.metrics is not None), None)
 
     @property
     def smallest(self) -> Size | None:
@@ -185,15 +216,15 @@ def shown_target(runs: Sequence[RunView]) -> str | None:
 
 
 def shown_stages(runs: Sequence[RunView]) -> list[Stage]:
-    """Each run's form that stands for it, of one label for all: an export of `shown_target`, else the furthest before.
+    """Each run's form that stands for it, the same for all: an export of `shown_target`, else the furthest before.
 
     As trained where they have no other measured form in common.
     """
     target = shown_target(runs)
-    labels = [f"exported, {target}"] if target is not None else []
-    labels += [stage.label for stage in reversed(runs[0].stages) if stage.form != "exported"]
-    for label in labels:
-        found = [run.measured(label) for run in runs]
+    keys = [StageKey("exported", target)] if target is not None else []
+    keys += [stage.key for stage in reversed(runs[0].stages) if stage.form != "exported"]
+    for key in keys:
+        found = [run.measured(key) for run in runs]
         complete = [stage for stage in found if stage is not None]
         if len(complete) == len(runs):
             return complete

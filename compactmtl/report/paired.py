@@ -18,7 +18,7 @@ from compactmtl.verify.result import TaskMetrics
 
 if TYPE_CHECKING:
     from compactmtl.report.samples import ValSplits
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
 
 def sweep_report(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from compactmtl.report.table import NOTHING, Cell, Row, Table
 
 if TYPE_CHECKING:
-    from compactmtl.train.probe import Probe, TaskProbe
+    from compactmtl.runs.probe import Probe, TaskProbe
 
 _SEED = re.compile(r"[-_]?seed[-_]?\d+$")
 

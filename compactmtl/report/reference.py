@@ -12,7 +12,7 @@ from compactmtl.report.model import RunView
 from compactmtl.verify.result import TaskMetrics
 
 if TYPE_CHECKING:
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
 SINGLE: Final = "single"
 Single = Literal["single"]
@@ -106,7 +106,7 @@ def of_recipes(runs: Sequence[Run]) -> Reference | None:
 
 def settings(run: Run) -> dict[str, Any]:
     """What makes two runs the same experiment: all that decides the result but the seed, and how it is compacted."""
-    from compactmtl.train.run import deciding
+    from compactmtl.runs.identity import deciding
 
     values = {key: value for key, value in deciding(run.recipe).items() if key != "seed"}
     align = run.recipe.surgery.align

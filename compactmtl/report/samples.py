@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compactmtl.data.base import Batch, Preprocessing, VisionDataset
+    from compactmtl.runs import Run
     from compactmtl.tasks.base import Task
-    from compactmtl.train import Run
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.files import naming, write_bytes, write_text
+from compactmtl.artifacts.layout import PREVIEW, REPORT, REPORT_PAGE, TABLE_LATEX, TABLE_MARKDOWN
 from compactmtl.artifacts.lock import writing
 from compactmtl.errors import DataError
 from compactmtl.report.card import write_card
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compactmtl.report.reference import Single
-    from compactmtl.train import Run
+    from compactmtl.runs import Run
 
-HTML = "report.html"
-JSON = "report.json"
-MARKDOWN, LATEX = "delta.md", "delta.tex"
-PREVIEW = "preview.png"
 _MOST_MODELS = 4  # columns of predictions that still fit a page
 
 
@@ -65,10 +62,10 @@ def write_collected(report: Report, samples: Sequence[SampleView], out: Path) ->
 
 
 def _write_collected(report: Report, samples: Sequence[SampleView], out: Path) -> Path:
-    write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
+    write_text(out / REPORT, report.model_dump_json(indent=1) + "\n")
     if report.delta_table is not None:
-        write_text(out / MARKDOWN, markdown(delta_cells(report)) + "\n")
-        write_text(out / LATEX, latex(report) + "\n")
+        write_text(out / TABLE_MARKDOWN, markdown(delta_cells(report)) + "\n")
+        write_text(out / TABLE_LATEX, latex(report) + "\n")
     if samples:
         few = samples[:2] if any(task.dense for task in samples[0].tasks) else samples
         buffer = io.BytesIO()
@@ -79,8 +76,8 @@ def _write_collected(report: Report, samples: Sequence[SampleView], out: Path) -
     for run in report.runs:
         if Path(run.path).resolve() == out.resolve():  # other runs' folders are left alone
             write_card(run, report)
-    write_text(out / HTML, render(report, samples))
-    return out / HTML
+    write_text(out / REPORT_PAGE, render(report, samples))
+    return out / REPORT_PAGE
 
 
 def _models(runs: Sequence[Run], baseline: Run | None, report: Report) -> list[tuple[str, nn.Module, Run]]:

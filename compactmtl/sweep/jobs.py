@@ -8,6 +8,7 @@ from glob import glob
 from pathlib import Path
 
 from compactmtl.config import Resolved, resolve_recipe
+from compactmtl.config.smoke import resolve_smoke
 from compactmtl.config.sweep import EntryConfig, SweepConfig
 from compactmtl.errors import ConfigError
 
@@ -55,14 +56,14 @@ def plan_jobs(
 
 def elsewhere(sweep: SweepConfig, only: Sequence[str] = ()) -> dict[str, list[Path]]:
     """The run folders of entries whose runs were made elsewhere. Raises ConfigError where a glob finds none."""
-    found: dict[str, list[Path]] = {}
+    by_entry: dict[str, list[Path]] = {}
     for name, entry in _chosen(sweep, only).items():
         for pattern in entry.runs:
             paths = [Path(path) for path in sorted(glob(pattern))]  # noqa: PTH207  (it may be absolute)
             if not paths:
                 raise ConfigError(f"entries.{name}.runs: {pattern} names no folder", "give finished runs")
-            found.setdefault(name, []).extend(paths)
-    return found
+            by_entry.setdefault(name, []).extend(paths)
+    return by_entry
 
 
 def _chosen(sweep: SweepConfig, only: Sequence[str]) -> dict[str, EntryConfig]:
@@ -81,14 +82,8 @@ def _resolve(
     assert recipe is not None  # the sweep was validated
     words = [*sweep.overrides, *entry.overrides, *overrides, f"seed={seed}"]
     try:
-        resolved = resolve_recipe(recipe, words, tasks=entry.tasks)
-        if not smoke:
-            return resolved
-        sparsity = resolved.recipe.sparsity
-        selective = sparsity is not None and sparsity.selective is not None
-        overlays = ["_smoke", *(["_smoke-selective"] if selective else [])]
-        # what is laid over last wins: two steps stay two steps whatever an entry asks for
-        last = ["train.epochs=1", "train.max_steps=2"]
-        return resolve_recipe(recipe, [*words, *last], overlays=overlays, tasks=entry.tasks)
+        if smoke:
+            return resolve_smoke(recipe, words, tasks=entry.tasks, two_steps=True)
+        return resolve_recipe(recipe, words, tasks=entry.tasks)
     except ConfigError as error:
         raise ConfigError(f"entry {name}: {error.message}", error.hint) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compactmtl.artifacts.files import sha256_file
-from compactmtl.artifacts.layout import EXPORT
+from compactmtl.artifacts.layout import EXPORT, RECIPE
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.config import SweepConfig, load_target
@@ -31,11 +31,13 @@ from compactmtl.errors import (
     machine_fault,
 )
 from compactmtl.export import Bundle, export_run
+from compactmtl.runs import Run, compact_run
+from compactmtl.runs.probe import Question
+from compactmtl.runs.run import check_compact, check_same_recipe
 from compactmtl.sweep.jobs import Job, elsewhere
-from compactmtl.train import Run, TrainingInterrupted, compact_run, train
+from compactmtl.train import TrainingInterrupted, train
 from compactmtl.train.dry_run import check_recipe
 from compactmtl.train.probe import probe_run
-from compactmtl.train.run import check_compact, check_same_recipe
 
 POLL = 5.0  # seconds between looks at runs that other processes write
 
@@ -60,7 +62,7 @@ class SweepRuns:
 def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict[str, Failure]:
     """Train every job that is not finished, then compact, probe and export it where the sweep says so.
 
-    What fails is left and the others go on; the result maps the run's folder, with the stage that failed after it, to
+    What fails is noted and the others go on; the result maps the run's folder, with the stage that failed after it, to
     the failure. Runs that other processes hold are come back to when the others are done, until they are free.
 
     Raises TrainingInterrupted after Ctrl-C or SIGTERM; and before anything is trained what `train` raises where a
@@ -71,10 +73,10 @@ def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict
     held = [one for one in enumerate(jobs, 1) if not turn.take(*one)]
     turn.waits = True
     while held:
-        left = [one for one in held if not turn.take(*one)]
-        if len(left) == len(held):
+        postponed = [one for one in held if not turn.take(*one)]
+        if len(postponed) == len(held):
             _wait(len(held))
-        held = left
+        held = postponed
     return turn.failed
 
 
@@ -105,7 +107,7 @@ class _Turn:
     count: int
     failed: dict[str, Failure] = field(default_factory=dict)
     waits: bool = False  # whether only runs are left that others held
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
 
     def take(self, number: int, job: Job) -> bool:
         """Do a job, or note why it fails; False where another process holds its run."""
@@ -115,8 +117,8 @@ class _Turn:
                 self._do(job)
         except HeldError as error:
             line = f"[{number}/{self.count}] {'waiting' if self.waits else 'left for later'}: {error.message}"
-            if line not in self._told:
-                self._told.add(line)
+            if line not in self._reported:
+                self._reported.add(line)
                 _say(self.console, line)
             return False
         return True
@@ -199,7 +201,7 @@ def finish(run: Run, sweep: SweepConfig, console: Console, failed: dict[str, Fai
         _say(console, f"compact: {report.macs_after:,} of {report.macs_before:,} MACs")
 
     def probe_it() -> None:
-        probe_run(run, samples=sweep.probe, seed=run.recipe.seed)
+        probe_run(run, Question(samples=sweep.probe, seed=run.recipe.seed))
 
     if (
         sweep.compact
@@ -238,19 +240,21 @@ def collect_runs(sweep: SweepConfig, jobs: Sequence[Job], only: Sequence[str] = 
 
     Raises ArtifactError for a damaged run, ConfigError for one of another recipe than its job's.
     """
-    found = SweepRuns()
+    collected = SweepRuns()
     for job in jobs:
         run = Run.open(job.path) if is_run(job.path) else None
         if run is not None and run.finished:
             check_same_recipe(job.path, job.resolved.recipe)
-            found.finished.setdefault(job.entry, []).append(run)
+            collected.finished.setdefault(job.entry, []).append(run)
         else:
-            found.missing.setdefault(job.entry, []).append(job.seed)
+            collected.missing.setdefault(job.entry, []).append(job.seed)
     for name, paths in elsewhere(sweep, only).items():
-        found.finished.setdefault(name, []).extend(_finished(path) for path in paths)
+        collected.finished.setdefault(name, []).extend(_finished(path) for path in paths)
     # in the sweep's order, whichever came to its end first
-    found.finished = {name: found.finished[name] for name in sweep.entries if name in found.finished}
-    return found
+    collected.finished = {
+        name: collected.finished[name] for name in sweep.entries if name in collected.finished
+    }
+    return collected
 
 
 def _finished(path: Path) -> Run:
@@ -258,7 +262,7 @@ def _finished(path: Path) -> Run:
     if not run.finished:
         raise ArtifactError(
             f"{path} has not finished",
-            f"`{command('train', path / 'recipe.yaml', '--out', path.parent, '--name', path.name, '--resume')}` goes on",
+            f"`{command('train', path / RECIPE, '--out', path.parent, '--name', path.name, '--resume')}` goes on",
         )
     return run
 

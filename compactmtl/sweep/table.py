@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.layout import SWEEP, SWEEP_TABLE
 from compactmtl.report import delta_cells, markdown, write_collected
 from compactmtl.report.model import Report
 from compactmtl.report.paired import paired_cells, sweep_report
 from compactmtl.report.probes import probe_tables
 from compactmtl.report.samples import ValSplits
 from compactmtl.report.table import Table
+from compactmtl.runs.probe import read_probe
 from compactmtl.sweep.run import SweepRuns
-from compactmtl.train.probe import read_probe
-
-MARKDOWN, JSON = "sweep.md", "sweep.json"
 
 
 def write_table(
@@ -37,8 +36,8 @@ def write_table(
         return None
     report = sweep_report(name, runs.finished, baseline, runs.missing, ValSplits(), against)
     write_collected(report, [], out)
-    write_text(out / JSON, report.model_dump_json(indent=1) + "\n")
-    write_text(out / MARKDOWN, describe(report, description, command, runs))
+    write_text(out / SWEEP, report.model_dump_json(indent=1) + "\n")
+    write_text(out / SWEEP_TABLE, describe(report, description, command, runs))
     return report
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.layout import BUNDLE_FILE
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.config.validate import validate_options
 from compactmtl.errors import ArtifactError, ConfigError
@@ -221,7 +222,7 @@ class Task(ABC):
         if output.ndim < 2 or output.shape[1] != self.channels:
             raise ArtifactError(
                 f"output {self.name!r} has shape {output.shape}, expected (batch, {self.channels}, …)",
-                "export the run again: model and bundle.json don't belong together",
+                f"export the run again: model and {BUNDLE_FILE} don't belong together",
             )
         return self.decode_array(output)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from compactmtl.artifacts.layout import BUNDLE_FILE
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.config.trust import UntrustedError
 from compactmtl.errors import ArtifactError, ConfigError
@@ -53,7 +54,7 @@ def recorded_task(name: str, config: TaskConfig, spec: TargetSpec, channels: int
 
     Raises ArtifactError where the parts of the record do not belong together, UntrustedError as `build_task` does.
     """
-    mend = "bundle.json is damaged: export the run again"
+    mend = f"{BUNDLE_FILE} is damaged: export the run again"
     try:
         task = build_task(name, config, spec)
     except UntrustedError:

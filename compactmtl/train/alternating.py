@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from compactmtl.config import Recipe
 from compactmtl.config.recipe import ScheduleConfig
+from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
 from compactmtl.overparam import factorized_layers
 from compactmtl.train.optimizers import build_optimizer, build_schedule
+from compactmtl.train.part import Part, Setup, Training
 
 
 @dataclass
@@ -29,12 +31,15 @@ class Place:
     step: int = 0
 
 
-class DiagonalPass:
+class DiagonalPass(Part):
     """The diagonals of a model, their optimizer and schedule, and how far pass 1 has come.
 
     `diagonals` maps each layer's name to M (T, r), a row a task, or, where each task has a weight of its own, to
     M (1, r) of the one task named in `owners`.
     """
+
+    name: ClassVar[str] = "diagonals"
+    logs: ClassVar[str] = "diagonals"
 
     def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device, steps_per_epoch: int) -> None:
         options = recipe.overparam
@@ -91,7 +96,7 @@ class DiagonalPass:
         self.sums: dict[str, float] = {}
 
     def start(self, epoch: int) -> int:
-        """The first batch of pass 1 still to be walked in `epoch`; as many as there are where it has none left."""
+        """The first batch of pass 1 still to come in `epoch`; as many as there are where it has none left."""
         if epoch < self.first_epoch:
             return self.steps_per_epoch
         if self.place.epoch != epoch:
@@ -105,18 +110,24 @@ class DiagonalPass:
             return self._tasks
         return [self._tasks[self.place.step % len(self._tasks)]]
 
+    def update(self, training: Training, batch: Batch) -> dict[str, Tensor]:
+        """One step on a batch: each task's diagonals on its own loss; returns the losses."""
+        losses = training.forward_pass(batch).losses
+        self.step(losses)
+        return losses
+
     def step(self, losses: Mapping[str, Tensor]) -> None:
         """Move the diagonals of the tasks that are due, each down the gradient of its own task's loss."""
         due = self.due()
         for task in due:
             rows, own = self.owners[task], self._rows[task]
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 self.scaler.scale(losses[task]),
                 [self.diagonals[name] for name in rows],
                 retain_graph=task != due[-1],
                 allow_unused=True,  # a layer that this task's output does not pass through
             )
-            for (name, row), gradient in zip(rows.items(), found, strict=True):
+            for (name, row), gradient in zip(rows.items(), gradients, strict=True):
                 diagonal = self.diagonals[name].detach()
                 own[name].detach().copy_(diagonal[row])
                 own[name].grad = torch.zeros_like(own[name]) if gradient is None else gradient[row].clone()
@@ -159,7 +170,7 @@ class DiagonalPass:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, training: Training, state: Any) -> None:
         """The inverse of `state_dict`."""
         self.place = Place(*state["place"])
         self.sums = dict(state["sums"])
@@ -168,13 +179,12 @@ class DiagonalPass:
         self.scaler.load_state_dict(state["scaler"])
 
 
-def build_diagonal_pass(
-    recipe: Recipe, model: nn.Module, device: torch.device, steps_per_epoch: int
-) -> DiagonalPass | None:
+def build_diagonal_pass(setup: Setup) -> DiagonalPass | None:
     """The recipe's pass 1, or None where it trains all at once."""
+    recipe = setup.recipe
     if recipe.overparam is None or recipe.overparam.training == "joint":
         return None
-    return DiagonalPass(recipe, model, device, steps_per_epoch)
+    return DiagonalPass(recipe, setup.model, setup.device, setup.steps_per_epoch)
 
 
 def _rows(diagonals: Mapping[str, Tensor], task: str, row: int, *, split: bool) -> dict[str, int]:

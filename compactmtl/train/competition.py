@@ -57,10 +57,10 @@ def gradient_cosines(session: Session, batches: Iterable[Batch]) -> dict[str, di
         for batch in batches:
             losses = session.task_losses(model, batch)
             for task, loss in losses.items():
-                found = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     loss, list(weights.values()), retain_graph=True, allow_unused=True
                 )
-                for name, gradient in zip(weights, found, strict=True):
+                for name, gradient in zip(weights, gradients, strict=True):
                     if gradient is not None:
                         sums[task][name] = sums[task].get(name, torch.zeros_like(gradient)) + gradient
     return {
@@ -69,7 +69,7 @@ def gradient_cosines(session: Session, batches: Iterable[Batch]) -> dict[str, di
             for one, other in combinations(session.tasks, 2)
         }
         for name in weights
-        if all(name in found for found in sums.values())
+        if all(name in of_task for of_task in sums.values())
     }
 
 
@@ -92,10 +92,10 @@ def diagonal_spread(model: nn.Module, tasks: list[str]) -> dict[str, dict[str, f
     return spread
 
 
-def summary(found: Mapping[str, Any] | None) -> dict[str, float]:
+def summary(logged: Mapping[str, Any] | None) -> dict[str, float]:
     """The mean cosine of each pair over the layers, for one line of a log or a plot."""
     pairs: dict[str, list[float]] = {}
-    for layer in (found or {}).get("cosines", {}).values():
+    for layer in (logged or {}).get("cosines", {}).values():
         for pair, value in layer.items():
             pairs.setdefault(pair, []).append(value)
     return {pair: sum(values) / len(values) for pair, values in pairs.items()}

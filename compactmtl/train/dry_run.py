@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from compactmtl.data.base import Batch
 from compactmtl.graph import cost
 from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
-from compactmtl.train.blame import blaming
+from compactmtl.runs.model import example_inputs, plain_form
+from compactmtl.train.faults import explained
 from compactmtl.train.machine import torch_settings
-from compactmtl.train.run import example_inputs, plain_form
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
 
@@ -36,7 +37,7 @@ class DryRun:
     """What one batch of a recipe showed. Bytes are of training; `seconds` is the faster of two steps."""
 
     samples: dict[str, int]  # split -> samples
-    data: tuple[str, ...]  # what training would tell of the data at its start
+    data: tuple[str, ...]  # notes on the data that training would print at its start
     input: tuple[int, ...]  # (B, 3, H, W)
     outputs: dict[str, tuple[int, ...]]  # task -> shape
     parameters: int  # of the deployed (plain) model
@@ -54,8 +55,14 @@ class DryRun:
     encoder_passes: int = 1  # one a task where each has a weight of its own
     diagonal_seconds: float = 0.0  # of a step of pass 1, where there is one
     diagonal_steps: int = 0
-    left: Foreseen | None = None  # of a sparse recipe with a target, about
+    remaining: Foreseen | None = None  # of a sparse recipe with a target, about
     notes: tuple[str, ...] = ()  # on its channel groups
+
+    @property
+    def left(self) -> Foreseen | None:
+        """Deprecated: `remaining`."""
+        warnings.warn("DryRun.left is deprecated: use DryRun.remaining", DeprecationWarning, stacklevel=2)
+        return self.remaining
 
     @property
     def total_bytes(self) -> int:
@@ -70,7 +77,7 @@ class DryRun:
 def check_recipe(recipe: Recipe) -> None:
     """Build a recipe's session and throw it away. Raises what training would raise at its start."""
     recipe = _light(recipe)
-    with torch_settings(recipe), blaming(recipe):
+    with torch_settings(recipe), explained(recipe):
         build_session(recipe)
 
 
@@ -86,13 +93,13 @@ def dry_run(recipe: Recipe) -> DryRun:
     Raises what training would raise at its start.
     """
     recipe = _light(recipe)
-    with torch_settings(recipe), blaming(recipe):
+    with torch_settings(recipe), explained(recipe):
         session = build_session(recipe)
         plain = plain_form(recipe, session.model)
         (image,) = example_inputs(recipe)
         deployed = cost(plain, (image.to(session.device),))
         sparsifier = session.sparsifier
-        left = sparsifier.foreseen() if sparsifier else None
+        remaining = sparsifier.foreseen() if sparsifier else None
         notes = tuple(sparsifier.notes()) if sparsifier else ()
         batch = next(iter(session.train_loader))
         session.model.train()
@@ -108,7 +115,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     parameters = list(session.model.parameters())
     return DryRun(
         samples=session.samples,
-        data=session.data,
+        data=session.data.notes,
         input=shape,
         outputs={name: tuple(output.shape) for name, output in outputs.items()},
         parameters=deployed.parameters,
@@ -123,7 +130,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         steps_per_epoch=session.steps_per_epoch,
         total_steps=session.total_steps,
         evaluated=tuple(evaluated),
-        left=left,
+        remaining=remaining,
         notes=notes,
         diagonal_seconds=diagonal_seconds,
         diagonal_steps=session.diagonals.total_steps if session.diagonals else 0,
@@ -134,18 +141,18 @@ def dry_run(recipe: Recipe) -> DryRun:
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[list[Evaluated]]:
     """What each over-parameterized layer is called with for a while."""
-    found: list[Evaluated] = []
+    evaluated: list[Evaluated] = []
     handles = []
     for name, layer in factorized_layers(model).items():
 
         def note(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             assert isinstance(module, OverparamLayer)
             with torch.no_grad():
-                found.append(Evaluated(name, module.way(args[0].shape), module.price(args[0].shape)))
+                evaluated.append(Evaluated(name, module.way(args[0].shape), module.price(args[0].shape)))
 
         handles.append(layer.register_forward_pre_hook(note))
     try:
-        yield found
+        yield evaluated
     finally:
         for handle in handles:
             handle.remove()
@@ -181,7 +188,7 @@ def _diagonal_seconds(session: Session, batch: Batch) -> float:
         return 0.0
     start = time.perf_counter()
     with session.diagonals.training():
-        session.update_diagonals(batch)
+        session.diagonals.update(session, batch)
     if session.device.type == "cuda":
         torch.cuda.synchronize(session.device)
     return time.perf_counter() - start

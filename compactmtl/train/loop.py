@@ -20,28 +20,24 @@ from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LAST
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import check_folder, create_folder, update_recipe
 from compactmtl.artifacts.versions import resolve
-from compactmtl.config import Recipe, Resolved, trusting
+from compactmtl.config import Recipe, Resolved, dump_recipe, trusting
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
 from compactmtl.errors import DataError, TrainingError
+from compactmtl.runs.checkpoint import save_best
+from compactmtl.runs.identity import recipe_hash
+from compactmtl.runs.meta import new_meta, specs_from_json, versions
+from compactmtl.runs.run import Run, check_same_recipe
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
-from compactmtl.train.blame import blaming
-from compactmtl.train.checkpoint import save_best
 from compactmtl.train.competition import competition
+from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.machine import torch_settings
+from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, restore, save_last
-from compactmtl.train.run import (
-    Run,
-    check_same_recipe,
-    new_meta,
-    recipe_hash,
-    specs_from_json,
-    versions,
-)
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
-from compactmtl.train.session import Position, Session, build_session
+from compactmtl.train.session import Session, build_session
 from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner
@@ -79,14 +75,14 @@ def train(
             return run
     with writing(path, "train"):
         check_folder(path, resume=resume, overwrite=overwrite)  # another process may have been here meanwhile
-        with trusting(trust), torch_settings(recipe), blaming(recipe):
+        with trusting(trust), torch_settings(recipe), explained(recipe):
             changed: list[str] | None = None
             if resume:
                 session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)
             else:
                 session, progress = build_session(recipe), Progress()
-                meta, data = new_meta(resolved, session.specs), dump_data(fingerprints(session))
-                create_folder(path, recipe, meta, overwrite=overwrite, data=data)
+                meta, data = new_meta(resolved, session.data.specs), dump_data(fingerprints(session))
+                create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
             tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
                 Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
@@ -96,11 +92,11 @@ def train(
 def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progress, list[str]]:
     """Session and progress where the run's last checkpoint left them, and how the data set has changed since."""
     session, progress = build_session(recipe, specs_from_json(run.meta["specs"])), Progress()
-    found = fingerprints(session)
-    changed = check_data(found, session, run, accept=accept)
+    splits = fingerprints(session)
+    changed = check_data(splits, session, run, accept=accept)
     restore(session, progress, run.path / CHECKPOINTS / LAST)
-    update_recipe(run.path, recipe)
-    write_text(run.path / DATA, dump_data(found))
+    update_recipe(run.path, dump_recipe(recipe))
+    write_text(run.path / DATA, dump_data(splits))
     return session, progress, changed
 
 
@@ -119,7 +115,7 @@ class Loop:
         session, progress, tracker = self.session, self.progress, self.tracker
         if resumed is None:
             tracker.start(versions())
-            for line in session.data:
+            for line in session.data.notes:
                 tracker.say(line)
             if session.sparsifier:
                 tracker.groups(session.sparsifier.notes())
@@ -159,8 +155,8 @@ class Loop:
         watch = LossWatch(names, session.device, progress.sums)
         session.model.train()
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
-        left = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
-        for batch in self._batches(position.epoch, position.batch, left):
+        last = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
+        for batch in self._batches(position.epoch, position.batch, last):
             losses, total = session.forward(batch)
             watch.note(position.step + 1, {**losses, **session.penalties, "total": total})
             session.update(total)
@@ -183,7 +179,7 @@ class Loop:
         watch = LossWatch(list(session.tasks), session.device, diagonals.sums)
         with diagonals.training():
             for batch in self._batches(-epoch, first, diagonals.steps_per_epoch):
-                watch.note(diagonals.place.step + 1, session.update_diagonals(batch))
+                watch.note(diagonals.place.step + 1, diagonals.update(session, batch))
                 images += len(batch["image"])
                 self.tracker.phase(epoch, "pass 1", diagonals.place.batch, diagonals.steps_per_epoch)
                 if self.interrupt.requested:
@@ -238,7 +234,7 @@ class Loop:
         gain = delta_m(metrics, single, session.tasks) if single else None
         score = mean_score(metrics, session.tasks) if gain is None else gain
         # before a sparse run has reached its target the best model would be the dense one
-        eligible = session.sparsifier is None or session.sparsifier.eligible
+        eligible = session.eligible
         best = eligible and score > progress.best_score
         if best:
             progress.best_score, progress.best_epoch, progress.best_metrics = score, position.epoch, metrics
@@ -250,9 +246,8 @@ class Loop:
                 "recipe_hash": recipe_hash(session.recipe),
             }
             save_best(self.path / CHECKPOINTS / BEST, session.weights(), summary)
-        session.end_epoch()
         start = time.perf_counter()
-        session.shrink()
+        session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
@@ -266,13 +261,13 @@ class Loop:
                 "losses": {name: means[name] for name in session.tasks},
                 "penalties": {name.removeprefix("penalty/"): means[name] for name in session.penalties},
             },
-            "balancing": session.balancer.log(),
             "val": metrics,
             "score": score,
             "delta_m": gain,
-            "sparsity": session.sparsifier.report() if session.sparsifier else None,
-            "diagonals": session.diagonals.report() if session.diagonals else None,
+            "sparsity": None,  # what no part reports
+            "diagonals": None,
             "competition": competition(session),
+            **{part.logs: part.report() for part in session.parts if part.logs},
         }
         self.tracker.epoch(values, of=session.recipe.train.epochs, images=progress.epoch_images, best=best)
         progress.seconds += progress.epoch_seconds

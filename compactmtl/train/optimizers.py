@@ -1,4 +1,4 @@
-"""Optimizers by name, and the learning rate as a function of the step."""
+"""Optimizers by name, their parameter groups, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from compactmtl.config.recipe import OptimizerConfig, ScheduleConfig
+from compactmtl.overparam import factorized_layers
+from compactmtl.surgery.slice_plan import Kept, cut
 
 ONE_CYCLE_START = 1 / 25  # the first rate as a share of the peak. Source: arXiv:1708.07120, torch's default
 
@@ -57,3 +60,61 @@ def _cosine(first: float, last: float, share: float) -> float:
 def build_schedule(config: ScheduleConfig, optimizer: Optimizer, total: int) -> LambdaLR:
     """`rate` as a torch scheduler, stepped once after every optimizer step."""
     return LambdaLR(optimizer, lambda step: rate(config, step, total))
+
+
+def parameter_groups(
+    model: nn.Module,
+    weighing: nn.Module,
+    undecayed: frozenset[str],
+    *,
+    factor_lr: float | None = None,
+    diagonals: bool = True,
+) -> list[dict[str, Any]]:
+    """The model's parameters with and without weight decay, factors at a rate of their own, and the balancer's.
+
+    No decay on biases, norms and the factors' diagonals (they don't overfit, and decay fights BatchNorm's
+    scale) nor on those that `undecayed` names. The diagonals are left out where another pass trains them.
+    """
+    layers = factorized_layers(model).values()
+    scales = {id(layer.diagonals) for layer in layers}
+    factors = {id(one) for layer in layers for one in layer.factors().values()} if factor_lr else set()
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in scales and not diagonals:
+            continue
+        decays = parameter.ndim > 1 and name not in undecayed and id(parameter) not in scales
+        kinds.setdefault((id(parameter) in factors, decays), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            **({"lr": factor_lr} if factor else {}),
+            **({} if decays else {"weight_decay": 0.0}),
+        }
+        for (factor, decays), parameters in sorted(kinds.items(), reverse=True)
+    ]
+    weights = list(weighing.parameters())
+    if weights:
+        groups.append({"params": weights, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def replace_parameters(optimizer: Optimizer, model: nn.Module, small: nn.Module, kept: Kept) -> None:
+    """Put the smaller model's parameters in the place of the model's, with what is left of their state."""
+    new = dict(small.named_parameters())
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [
+            new[names[id(parameter)]] if id(parameter) in names else parameter
+            for parameter in group["params"]
+        ]
+    for parameter in list(optimizer.state):
+        name = names.get(id(parameter))
+        if name is None:
+            continue
+        state = optimizer.state.pop(parameter)
+        optimizer.state[new[name]] = {
+            key: cut(name, value, kept).contiguous()
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+            else value
+            for key, value in state.items()
+        }

@@ -3,65 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import BEST, CHECKPOINTS
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, PROBE
 from compactmtl.artifacts.lock import writing
-from compactmtl.balancing.universality import LossGap, loss_gap
+from compactmtl.balancing.universality import loss_gap
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.errors import ConfigError
 from compactmtl.models import LinearHead, MultiTaskModel
 from compactmtl.models.features import last_map
+from compactmtl.runs.checkpoint import checked_weights
+from compactmtl.runs.probe import STANDARD, Probe, Question, TaskProbe, read_answer, to_json
+from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
-from compactmtl.train.checkpoint import checked_weights
-from compactmtl.train.run import Run
 from compactmtl.verify.accuracy import evaluating
-from compactmtl.verify.probe import METRICS, PREDICTORS, Predictor, Target, probe_features
+from compactmtl.verify.probe import METRICS, Target, probe_features
 
-PROBE = "probe.json"
-VERSION = 1
 TARGETS: dict[str, Target] = {"class": "class", "scalar": "scalar"}  # kinds of target that can be probed
 
 
-@dataclass(frozen=True)
-class TaskProbe:
-    """One task's results on val: `scores` by predictor in `metric`, and the loss gap where the head is linear."""
-
-    metric: str
-    scores: dict[str, float]
-    gap: LossGap | None
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A run's results by task; `skipped` says why a task has none."""
-
-    tasks: dict[str, TaskProbe]
-    skipped: dict[str, str]
-    samples: dict[str, int]  # by split
-
-
-def probe_run(
-    run: Run,
-    *,
-    predictors: Sequence[Predictor] = PREDICTORS,
-    samples: int | None = None,
-    seed: int = 0,
-    jobs: int = 1,
-    dummies: int = 10,
-    again: bool = False,
-) -> Probe:
+def probe_run(run: Run, question: Question = STANDARD, *, jobs: int = 1, again: bool = False) -> Probe:
     """Probe the encoder of the run's best checkpoint and write probe.json; one of the same question is read back.
 
-    Predictors are fitted on the training split as it is without augmentation, on its first `samples` where given (the
-    order is shuffled by the seed), and scored on val. Images pass the encoder in eval mode; a map is averaged.
+    Predictors are fitted on the training split as it is without augmentation, and scored on val. Images pass the
+    encoder in eval mode; a map is averaged. `jobs` is the number of processes that fit; with `again` nothing is read
+    back.
 
     Raises ArtifactError where the run has no checkpoint, ConfigError where none of its tasks can be probed,
     MissingDependencyError without scikit-learn, HeldError where another process is writing into the run.
@@ -69,17 +38,11 @@ def probe_run(
     with writing(run.path, "probe"):  # before the work, so that it is not done for nothing
         pass
     model = run.load_plain()
-    question = {
-        "version": VERSION,
-        "checkpoint": checked_weights(run.path / CHECKPOINTS / BEST),
-        "predictors": list(predictors),
-        "samples": samples,
-        "seed": seed,
-        "dummies": dummies,
-    }
-    found = None if again else _read(run.path / PROBE)
-    if found is not None and found[0] == question:
-        return found[1]
+    asked = question.to_json(checked_weights(run.path / CHECKPOINTS / BEST))
+    answer = None if again else read_answer(run.path / PROBE)
+    if answer is not None and answer[0] == asked:
+        return answer[1]
+    samples, seed = question.samples, question.seed
     chosen, skipped = _choose(run.tasks, model)
     splits = {split: _features(run, model, split, samples, seed) for split in ("train", "val")}
     results = {}
@@ -90,51 +53,21 @@ def probe_run(
             (train[0].numpy(), train[1].numpy()),
             (val[0].numpy(), val[1].numpy()),
             target,
-            predictors=predictors,
+            predictors=question.predictors,
             seed=seed,
             jobs=jobs,
         )
         head = model.heads[name]
         gap = None
         if isinstance(head, LinearHead):
-            gap = loss_gap(head, task.loss, train, val, dummies=dummies, seed=seed)
+            gap = loss_gap(head, task.loss, train, val, dummies=question.dummies, seed=seed)
         results[name] = TaskProbe(METRICS[target], scores, gap)
     probe = Probe(
-        results, skipped, {split: len(next(iter(found.values()))[0]) for split, found in splits.items()}
+        results, skipped, {split: len(next(iter(features.values()))[0]) for split, features in splits.items()}
     )
     with writing(run.path, "probe"):
-        write_text(run.path / PROBE, json.dumps({"question": question, **to_json(probe)}, indent=2) + "\n")
+        write_text(run.path / PROBE, json.dumps({"question": asked, **to_json(probe)}, indent=2) + "\n")
     return probe
-
-
-def to_json(probe: Probe) -> dict[str, Any]:
-    """As probe.json has it."""
-    values = asdict(probe)
-    for name, task in probe.tasks.items():
-        if task.gap is not None:
-            values["tasks"][name]["gap"]["gap"] = task.gap.gap
-    return values
-
-
-def read_probe(run: Run) -> Probe | None:
-    """What the run's probe.json says; None where there is none or it is damaged."""
-    found = _read(run.path / PROBE)
-    return None if found is None else found[1]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Probe] | None:
-    """The question that was asked, and what was found."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        tasks = {}
-        for name, task in values["tasks"].items():
-            gap = task["gap"] and LossGap(
-                **{key: value for key, value in task["gap"].items() if key != "gap"}
-            )
-            tasks[name] = TaskProbe(task["metric"], task["scores"], gap)
-        return values["question"], Probe(tasks, values["skipped"], values["samples"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # it is made anew
 
 
 def _choose(tasks: dict[str, Task], model: MultiTaskModel) -> tuple[dict[str, Task], dict[str, str]]:
@@ -164,9 +97,9 @@ def _features(
     targets: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
     with evaluating(model), torch.no_grad():
         for batch in loader:
-            found = model.encoder(batch["image"])
+            maps = model.encoder(batch["image"])
             for name, task in run.tasks.items():
-                last = last_map(found[name] if isinstance(found, dict) else found)
+                last = last_map(maps[name] if isinstance(maps, dict) else maps)
                 features[name].append(last.float() if last.ndim == 2 else last.float().mean((2, 3)))
                 targets[name].append(batch["targets"][task.target])
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))

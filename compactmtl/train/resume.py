@@ -6,14 +6,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from compactmtl.train.checkpoint import (
-    load_state,
-    load_weights,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-)
-from compactmtl.train.run import check_recipe_hash, recipe_hash
+from compactmtl.runs.checkpoint import load_state, load_weights, save_checkpoint
+from compactmtl.runs.identity import check_recipe_hash, recipe_hash
+from compactmtl.train.random_state import random_state, restore_random_state
 from compactmtl.train.session import Session
 from compactmtl.verify.result import TaskMetrics
 

@@ -12,7 +12,8 @@ from typing import Any
 from compactmtl.artifacts.layout import DATA
 from compactmtl.data.fingerprint import Fingerprint, differences, fingerprint
 from compactmtl.errors import ArtifactError, CompactWarning, DataError
-from compactmtl.train.run import Run, specs_to_json
+from compactmtl.runs.meta import specs_to_json
+from compactmtl.runs.run import Run
 from compactmtl.train.session import Session
 
 VERSION = 1
@@ -25,7 +26,7 @@ Splits = dict[str, Fingerprint]
 def fingerprints(session: Session) -> Splits:
     """A fingerprint of each split that the session trains or selects on."""
     root = session.recipe.data.root
-    return {split: fingerprint(dataset, root) for split, dataset in session.splits.items()}
+    return {split: fingerprint(dataset, root) for split, dataset in session.data.splits.items()}
 
 
 def dump_data(splits: Splits) -> str:
@@ -33,7 +34,7 @@ def dump_data(splits: Splits) -> str:
     return json.dumps({"version": VERSION, "splits": splits}, indent=0, ensure_ascii=False) + "\n"
 
 
-def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> list[str]:
+def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> list[str]:
     """Hold the session's data set, whose fingerprints were `found`, against the run's data.json.
 
     Returns what changed, in words, where `accept` lets it pass; raises DataError with it otherwise, and always where
@@ -44,12 +45,12 @@ def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> li
     before = _read(path)
     if before is None:
         warnings.warn(
-            f"{path} is not there: an older version began this run, so whether its data changed cannot be told",
+            f"{path} is not there: an older version began this run, so changes of its data go unnoticed",
             CompactWarning,
             stacklevel=2,
         )
         return []
-    targets = _changed_targets(run.meta["specs"], specs_to_json(session.splits["train"].specs))
+    targets = _changed_targets(run.meta["specs"], specs_to_json(session.data.splits["train"].specs))
     if other := [text for text, fits in targets.items() if not fits]:
         raise DataError(
             f"the data set's targets are not those that {run.path} began with: {'; '.join(other)}",
@@ -57,7 +58,7 @@ def check_data(found: Splits, session: Session, run: Run, *, accept: bool) -> li
         )
     changed = [
         f"{split}: {'; '.join(parts)}"
-        for split, now in found.items()
+        for split, now in current.items()
         if (parts := differences(before.get(split, {}), now))
     ]
     changed += targets
@@ -89,16 +90,16 @@ def _changed_targets(
     before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, bool]:
     """Which targets' specifications changed, in words, and whether the run's heads still fit them."""
-    found = {}
+    changes = {}
     for name in sorted({*before, *now}):
         one, other = before.get(name), now.get(name)
         if one is None or other is None:
-            found[f"target {name} is {'new' if one is None else 'gone'}"] = False
+            changes[f"target {name} is {'new' if one is None else 'gone'}"] = False
             continue
         keys = [key for key in other if not _same(one.get(key), other[key])]
         if keys:
-            found[f"target {name}: {', '.join(keys)} changed"] = set(keys) <= _STATISTICS
-    return found
+            changes[f"target {name}: {', '.join(keys)} changed"] = set(keys) <= _STATISTICS
+    return changes
 
 
 def _same(one: Any, other: Any) -> bool:

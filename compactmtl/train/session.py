@@ -1,50 +1,65 @@
-"""Everything that one training run holds in memory, built from its recipe, and its state for resuming."""
+"""What one training run holds in memory, its step, and its state for resuming.
+
+A step is the forward pass, the backward pass and the optimizer's step; between them stand the recipe's parts, in the
+order of `compactmtl.train.parts`.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from compactmtl.balancing import Balancer, balancer, still_statistics
+from compactmtl.balancing import Balancer, balancer
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch, VisionDataset
 from compactmtl.data.labels import label_lines
 from compactmtl.data.loader import Loader
 from compactmtl.models import MultiTaskModel
-from compactmtl.overparam import factorized_layers
+from compactmtl.runs.model import example_inputs, fresh_model
+from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
-from compactmtl.train.alternating import DiagonalPass, build_diagonal_pass
-from compactmtl.train.checkpoint import seed_everything
-from compactmtl.train.distill import Distiller, build_distiller
+from compactmtl.train.alternating import DiagonalPass
+from compactmtl.train.balance import Balancing
 from compactmtl.train.machine import find_device
-from compactmtl.train.optimizers import build_optimizer, build_schedule, rate
-from compactmtl.train.passes import Pass, backward, branch
-from compactmtl.train.regularize import Regularizer, build_regularizer
-from compactmtl.train.run import example_inputs, fresh_model
-from compactmtl.train.shrink import Shrinker, build_shrinker
-from compactmtl.train.sparse import Sparsifier, build_sparsifier
+from compactmtl.train.optimizers import (
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+    rate,
+    replace_parameters,
+)
+from compactmtl.train.part import ForwardPass, Part, Position, Setup
+from compactmtl.train.parts import build_parts, find_part
+from compactmtl.train.random_state import seed_everything
+from compactmtl.train.regularize import Penalties
+from compactmtl.train.shrink import Shrinker
+from compactmtl.train.sparse import Sparsifier
+
+P = TypeVar("P", bound=Part)
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass
-class Position:
-    """Where training is: the epoch in progress, its batches done, and optimizer steps done in all.
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains and selects on.
 
-    With all batches of an epoch done its validation is still to come.
+    `splits` are those two data sets by name. `notes` are for the user: the labels that are known, and what is skipped.
     """
 
-    epoch: int = 1
-    batch: int = 0
-    step: int = 0
+    splits: dict[str, VisionDataset]
+    specs: Mapping[str, TargetSpec]
+    train: Loader
+    select: Loader
+    notes: tuple[str, ...]
 
 
 @dataclass
@@ -53,39 +68,63 @@ class Session:
 
     recipe: Recipe
     tasks: dict[str, Task]
-    specs: Mapping[str, TargetSpec]
+    data: TrainingData
     model: MultiTaskModel
-    balancer: Balancer
     optimizer: Optimizer
     schedule: LambdaLR
     scaler: torch.amp.GradScaler
-    sparsifier: Sparsifier | None
-    train_loader: Loader
-    select_loader: Loader
-    splits: dict[str, VisionDataset]  # those that are trained and selected on
-    data: tuple[
-        str, ...
-    ]  # what is to be told of the data: the labels that are known, and what is passed over
+    parts: tuple[Part, ...]
     device: torch.device
-    diagonals: DiagonalPass | None = None  # pass 1 of alternating training
-    regularizer: Regularizer | None = None
-    shrinker: Shrinker | None = None  # progressive compaction
-    distiller: Distiller | None = None
     position: Position = field(default_factory=Position)
-    seen: Pass | None = None  # by `forward`, for `update`
+    latest: ForwardPass | None = None  # of `forward`, for `update`
+
+    def part(self, kind: type[P]) -> P | None:
+        """The part of a class, if the recipe asks for it."""
+        return find_part(self.parts, kind)
+
+    @property
+    def balancer(self) -> Balancer:
+        return self._balancing.balancer
+
+    @property
+    def _balancing(self) -> Balancing:
+        part = self.part(Balancing)
+        assert part is not None  # every run has one
+        return part
+
+    @property
+    def sparsifier(self) -> Sparsifier | None:
+        return self.part(Sparsifier)
+
+    @property
+    def diagonals(self) -> DiagonalPass | None:
+        return self.part(DiagonalPass)
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the model as it is now may become the best checkpoint."""
+        return all(part.eligible for part in self.parts)
+
+    @property
+    def train_loader(self) -> Loader:
+        return self.data.train
+
+    @property
+    def select_loader(self) -> Loader:
+        return self.data.select
 
     @property
     def samples(self) -> dict[str, int]:
         """Counts by split."""
-        return {split: len(dataset) for split, dataset in self.splits.items()}
+        return {split: len(dataset) for split, dataset in self.data.splits.items()}
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.train_loader)
+        return len(self.data.train)
 
     @property
     def total_steps(self) -> int:
-        return total_steps(self.recipe, len(self.train_loader))
+        return total_steps(self.recipe, self.steps_per_epoch)
 
     @property
     def lr(self) -> float:
@@ -99,43 +138,36 @@ class Session:
         dtype = _DTYPES.get(name, torch.bfloat16)
         return torch.autocast(self.device.type, dtype=dtype, enabled=name != "off")
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Each task's loss on a batch, and their balanced sum with penalties; in float32 whatever the outputs'
-        precision."""
-        self.seen = seen = self._pass(batch)
-        total = self.balancer.combine(seen.losses)
-        if self.regularizer and self.regularizer.names:
-            seen.penalties.update(self.regularizer.penalties(seen, total, self.position.step))
-            total = total + torch.stack(list(seen.penalties.values())).sum()
-        return seen.losses, total
-
-    def _pass(self, batch: Batch) -> Pass:
+    def forward_pass(self, batch: Batch) -> ForwardPass:
+        """A forward pass with each task's loss, in float32 whatever the outputs' precision; nothing is balanced."""
         image = batch["image"].to(self.device, non_blocking=True)
         if self.recipe.train.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        regularizer = self.regularizer
-        if regularizer and regularizer.reads_image and torch.is_grad_enabled():
-            image = image.detach().requires_grad_()
+        for part in self.parts:
+            image = part.before_forward(image)
         with self.autocast():
             features = branch(self.model.encoder(image))
             size = (image.shape[-2], image.shape[-1])
-            outputs = {name: [self.model.run_head(name, features, size)] for name in self.model.heads}
-            if regularizer and regularizer.pseudo:
-                for name, extra in regularizer.pseudo.outputs(features, size).items():
-                    outputs[name] += extra
+            outputs = {name: self.model.run_head(name, features, size) for name in self.model.heads}
         targets, losses = {}, {}
         for name, task in self.tasks.items():
             targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
-            found = [task.loss(output.float(), targets[name]) for output in outputs[name]]
-            losses[name] = found[0] if len(found) == 1 else torch.stack(found).mean()
-        if self.distiller:
-            first = {name: found[0] for name, found in outputs.items()}
-            for name, one in self.distiller.losses(image, first, self.model, self.position.step).items():
-                losses[name] = losses[name] + one
-        return Pass(batch, image, features, targets, losses)
+            losses[name] = task.loss(outputs[name].float(), targets[name])
+        current = ForwardPass(batch, image, features, outputs, targets, losses)
+        for part in self.parts:
+            part.after_forward(self, current)
+        return current
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Each task's loss on a batch, and their balanced sum with penalties."""
+        self.latest = current = self.forward_pass(batch)
+        for part in self.parts:
+            part.before_backward(self, current)
+        assert current.total is not None  # the balancer's
+        return current.losses, current.total
 
     def task_losses(self, model: MultiTaskModel, batch: Batch) -> dict[str, Tensor]:
-        """Each task's loss of another model of these tasks on a batch, without regularizers."""
+        """Each task's loss of another model of these tasks on a batch, without what parts add."""
         image = batch["image"].to(self.device, non_blocking=True)
         with self.autocast():
             outputs = model(image)
@@ -147,124 +179,101 @@ class Session:
     @property
     def penalties(self) -> dict[str, Tensor]:
         """The penalties that the recipe asks for, as "penalty/NAME", with those of the last forward pass."""
-        names = self.regularizer.names if self.regularizer else ()
-        found = self.seen.penalties if self.seen else {}
-        return {f"penalty/{name}": found.get(name, torch.zeros(())) for name in names}
-
-    def end_epoch(self) -> None:
-        """What balancer and regularizers do between epochs."""
-        self.balancer.end_epoch()
-        if self.regularizer:
-            self.regularizer.end_epoch(self.position.epoch)
-
-    def update_diagonals(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of pass 1 on a batch: each task's diagonals on its own loss; returns the losses."""
-        assert self.diagonals is not None
-        losses = self._pass(batch).losses
-        self.diagonals.step(losses)
-        return losses
+        part = self.part(Penalties)
+        values = self.latest.penalties if self.latest else {}
+        return {f"penalty/{name}": values.get(name, torch.zeros(())) for name in (part.names if part else ())}
 
     def update(self, loss: Tensor) -> None:
-        """One optimizer step on the last forward pass, whose balanced loss is `loss`: backward, clip, step, proximal
-        step, schedule."""
-        config = self.recipe.train
+        """One optimizer step on the last forward pass, whose balanced loss is `loss`."""
+        assert self.latest is not None
+        batch = self.latest.batch
         self.optimizer.zero_grad(set_to_none=True)
-        assert self.seen is not None
-        batch = self.seen.batch
         self._backward(loss)
-        if self.regularizer and self.regularizer.looks_uphill:
-            self._backward_uphill(batch, self.regularizer)
         self.scaler.unscale_(self.optimizer)
-        if self.sparsifier:
-            self.sparsifier.observe()
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        skipped = self._step()
-        if self.sparsifier and not skipped:
-            self.sparsifier.shrink()
-        if self.balancer.relooks and not skipped:
-            with torch.no_grad(), still_statistics(self.model):
-                self.balancer.after_step(self._pass(batch).losses)
+        for part in self.parts:
+            part.after_backward(self, batch)
+        if self.recipe.train.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip)
+        if self._step():
+            for part in self.parts:
+                part.after_step(self, batch)
         self.schedule.step()
         self.position.step += 1
         self.position.batch += 1
 
     def _backward(self, loss: Tensor) -> None:
         """Gradients of the last forward pass, whose graph goes with it."""
-        seen, self.seen = self.seen, None
-        assert seen is not None
-        pseudo = self.regularizer.pseudo if self.regularizer else None
-        backward(self.balancer, self.model, seen, loss, self.scaler, pseudo)
+        current, self.latest = self.latest, None
+        assert current is not None
+        self._balancing.backward(self.model, current, loss, self.scaler)
 
-    def _backward_uphill(self, batch: Batch, regularizer: Regularizer) -> None:
-        """Replace the gradients by those at weights moved along them; balancer and statistics don't see it."""
-        remembered = copy.deepcopy(self.balancer.state_dict())
-        with regularizer.uphill(self.model), still_statistics(self.model):
-            self.optimizer.zero_grad(set_to_none=True)
-            _, loss = self.forward(batch)
-            self._backward(loss)
-        self.balancer.load_state_dict(remembered)
+    def repeat(self, batch: Batch) -> None:
+        """Replace the gradients by those of another forward and backward pass, of which the balancer learns nothing."""
+        before = copy.deepcopy(self.balancer.state_dict())
+        self.optimizer.zero_grad(set_to_none=True)
+        _, loss = self.forward(batch)
+        self._backward(loss)
+        self.balancer.load_state_dict(before)
 
     def _step(self) -> bool:
-        """Step the optimizer; whether float16's scaler skipped the step for an overflow."""
+        """Step the optimizer; False where float16's scaler skipped the step for an overflow."""
         if not self.scaler.is_enabled():
             self.optimizer.step()
-            return False
+            return True
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return bool(self.scaler.get_scale() < before)
+        return bool(self.scaler.get_scale() >= before)
 
-    def shrink(self) -> bool:
-        """Remove dead channels where the recipe asks for it at this epoch's end; whether any went."""
-        before = self.model
-        if self.shrinker and self.sparsifier and self.shrinker.due(self.position.epoch):
-            self.model = self.shrinker.shrink(self.model, self.sparsifier, self.optimizer)
-        if self.regularizer and self.model is not before:
-            self.regularizer.follow(self.model)
-        return self.model is not before
+    def end_epoch(self) -> None:
+        """What parts do between epochs; the model may be a smaller one afterwards."""
+        for part in self.parts:
+            part.end_epoch(self)
+
+    def replace_model(self, model: MultiTaskModel, kept: Kept) -> None:
+        """Go on with a smaller model, of whose parameters only the indices `kept` are left, in optimizer and parts."""
+        replace_parameters(self.optimizer, self.model, model, kept)
+        self.model = model
+        for part in self.parts:
+            part.rebind(model, kept)
 
     def weights(self) -> Mapping[str, Tensor]:
         """The model's state_dict at its first size, with zeros for channels that were removed."""
         state: Mapping[str, Tensor] = self.model.state_dict()
-        return self.shrinker.whole(state) if self.shrinker else state
+        shrinker = self.part(Shrinker)
+        return shrinker.whole(state) if shrinker else state
 
     def state_dict(self) -> dict[str, Any]:
         """All but the model's weights and the random generators."""
-        position = self.position
+        position, shrinker = self.position, self.part(Shrinker)
         return {
             "position": [position.epoch, position.batch, position.step],
-            "optimizer": self.shrinker.optimizer_whole(self.optimizer, self.model)
-            if self.shrinker
+            "optimizer": shrinker.optimizer_whole(self.optimizer, self.model)
+            if shrinker
             else self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "balancer": self.balancer.state_dict(),
-            "sparsifier": self.sparsifier.state_dict() if self.sparsifier else {},
-            "shrunk": self.shrinker.plan.to_json() if self.shrinker else "",
-            "distillation": self.distiller.state_dict() if self.distiller else {},
-            "diagonals": self.diagonals.state_dict() if self.diagonals else {},
-            "regularizer": self.regularizer.state_dict() if self.regularizer else {},
+            **{part.name: part.state_dict() for part in self.parts if part.name},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`; the model, at its first size, has its weights already."""
         self.position = Position(*state["position"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.distiller:
-            self.distiller.load_state_dict(state["distillation"], self.model)
-        if self.shrinker and self.sparsifier:
-            self.model = self.shrinker.again(state["shrunk"], self.model, self.sparsifier, self.optimizer)
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.balancer.load_state_dict(state["balancer"])
-        if self.sparsifier:
-            self.sparsifier.load_state_dict(state["sparsifier"])
-        if self.diagonals:
-            self.diagonals.load_state_dict(state["diagonals"])
-        if self.regularizer:
-            self.regularizer.follow(self.model)
-            self.regularizer.load_state_dict(state["regularizer"])
+        for part in self.parts:
+            if part.name:
+                part.load_state_dict(self, state[part.name])
+
+
+def branch(features: Any) -> Any:
+    """Features as views, none of which is computed from another: gradients by them add up to the encoder's."""
+    if isinstance(features, Tensor):
+        return features.view_as(features)
+    if isinstance(features, Mapping):
+        return {name: branch(part) for name, part in features.items()}
+    return [branch(part) for part in features]
 
 
 def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
@@ -274,28 +283,18 @@ def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
 
 
 def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None) -> Session:
-    """Data, model, balancing, optimizer and sparsity of a recipe, seeded.
+    """Data, model, parts and optimizer of a recipe, seeded.
 
     `specs` are the targets' of a run that goes on, by default what the data set says.
 
     Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
     """
     device = find_device(recipe.train.device)
-    train_set = load_dataset(recipe.data, "train")
-    select_set = load_dataset(recipe.data, recipe.data.select_on)
-    specs = train_set.specs if specs is None else specs
-    tasks = build_tasks(recipe.tasks, specs)
-    chosen: dict[str, VisionDataset] = {"train": train_set, recipe.data.select_on: select_set}
-    shown = dict(chosen)
-    if "val" not in shown:  # the run ends with its metrics there
-        shown["val"] = load_dataset(recipe.data.model_copy(update={"cache": "none"}), "val")
-    data = label_lines(shown, {name: task.target for name, task in tasks.items()})
+    data, tasks = load_data(recipe, specs)
     if recipe.single_task:
         delta_m(
             recipe.single_task, recipe.single_task, tasks
         )  # raises now what it would raise after an epoch
-    train_loader = build_loader(train_set, recipe.data, train=True, seed=recipe.seed)
-    select_loader = build_loader(select_set, recipe.data, train=False, seed=recipe.seed)
     seed_everything(recipe.seed)
     model = fresh_model(recipe, tasks).to(device)
     if recipe.train.channels_last:
@@ -303,77 +302,59 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
     weighing = balancer(
         recipe.balancing.name, tasks, at=recipe.balancing.at, options=recipe.balancing.options
     ).to(device)
-    steps = total_steps(recipe, len(train_loader))
+    steps = total_steps(recipe, len(data.train))
     (image,) = example_inputs(recipe)
-    sparsifier = build_sparsifier(recipe, model, (image.to(device),), steps)
-    diagonals = build_diagonal_pass(recipe, model, device, len(train_loader))
-    regularizer = build_regularizer(recipe, model, tasks, steps, device)
+    parts = build_parts(
+        Setup(
+            recipe=recipe,
+            tasks=tasks,
+            model=model,
+            balancer=weighing,
+            device=device,
+            inputs=(image.to(device),),
+            steps_per_epoch=len(data.train),
+            total_steps=steps,
+        )
+    )
     groups = parameter_groups(
         model,
         weighing,
-        sparsifier.shrunk if sparsifier else frozenset(),
+        frozenset[str]().union(*(part.undecayed for part in parts)),
         factor_lr=recipe.train.optimizer.lr * (recipe.overparam.lr_scale if recipe.overparam else 1.0),
-        diagonals=diagonals is None,
+        diagonals=find_part(parts, DiagonalPass) is None,
     )
-    if regularizer and regularizer.pseudo and regularizer.pseudo.learns:
-        groups += parameter_groups(regularizer.pseudo, nn.Module(), frozenset())
+    for part in parts:
+        if part.learned is not None:
+            groups += parameter_groups(part.learned, nn.Module(), frozenset())
     optimizer = build_optimizer(recipe.train.optimizer, groups)
-    if sparsifier:
-        sparsifier.attach(optimizer)
+    for part in parts:
+        part.attach(optimizer)
     return Session(
         recipe=recipe,
         tasks=tasks,
-        specs=specs,
+        data=data,
         model=model,
-        balancer=weighing,
         optimizer=optimizer,
         schedule=build_schedule(recipe.train.schedule, optimizer, steps),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.autocast == "float16"),
-        sparsifier=sparsifier,
-        train_loader=train_loader,
-        select_loader=select_loader,
-        splits=chosen,
-        data=data,
+        parts=parts,
         device=device,
-        diagonals=diagonals,
-        regularizer=regularizer,
-        shrinker=build_shrinker(recipe, model, (image.to(device),), weighing),
-        distiller=build_distiller(recipe, tasks, steps, device),
     )
 
 
-def parameter_groups(
-    model: nn.Module,
-    weighing: nn.Module,
-    shrunk: frozenset[str],
-    *,
-    factor_lr: float | None = None,
-    diagonals: bool = True,
-) -> list[dict[str, Any]]:
-    """The model's parameters with and without weight decay, factors at a rate of their own, and the balancer's.
-
-    No decay on biases, norms and the factors' diagonals (they don't overfit, and decay fights BatchNorm's
-    scale) nor on parameters that the proximal step shrinks (decay would shrink them twice). The diagonals are
-    left out where another pass trains them.
-    """
-    layers = factorized_layers(model).values()
-    scales = {id(layer.diagonals) for layer in layers}
-    factors = {id(one) for layer in layers for one in layer.factors().values()} if factor_lr else set()
-    found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if id(parameter) in scales and not diagonals:
-            continue
-        decays = parameter.ndim > 1 and name not in shrunk and id(parameter) not in scales
-        found.setdefault((id(parameter) in factors, decays), []).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            **({"lr": factor_lr} if factor else {}),
-            **({} if decays else {"weight_decay": 0.0}),
-        }
-        for (factor, decays), parameters in sorted(found.items(), reverse=True)
-    ]
-    weights = list(weighing.parameters())
-    if weights:
-        groups.append({"params": weights, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+def load_data(
+    recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None
+) -> tuple[TrainingData, dict[str, Task]]:
+    """A recipe's data, and its tasks of the data set's `specs` or those given."""
+    config = recipe.data
+    train_set, select_set = load_dataset(config, "train"), load_dataset(config, config.select_on)
+    specs = train_set.specs if specs is None else specs
+    tasks = build_tasks(recipe.tasks, specs)
+    splits: dict[str, VisionDataset] = {"train": train_set, config.select_on: select_set}
+    shown = dict(splits)
+    if "val" not in shown:  # the run ends with its metrics there
+        shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
+    notes = label_lines(shown, {name: task.target for name, task in tasks.items()})
+    train_loader = build_loader(train_set, config, train=True, seed=recipe.seed)
+    select_loader = build_loader(select_set, config, train=False, seed=recipe.seed)
+    return TrainingData(splits, specs, train_loader, select_loader, notes), tasks

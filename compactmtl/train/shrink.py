@@ -7,29 +7,31 @@ need not know. On resuming the channels are removed again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.balancing import Balancer, GradientBalancer
-from compactmtl.config import Recipe
+from compactmtl.balancing import GradientBalancer
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.trace import first_line
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery import apply_plan
 from compactmtl.surgery.plan import Plan
-from compactmtl.surgery.slice_plan import Kept, compose, cut, kept_indices, nothing, plan_slices, put_back
+from compactmtl.surgery.slice_plan import Kept, compose, kept_indices, nothing, plan_slices, put_back
+from compactmtl.train.part import Part, Setup, Training
 from compactmtl.train.sparse import Sparsifier
 
 # Two float32 networks of the same function whose sums run in another order; a wrong slice is off by far more.
 SAME = 1e-3
 
 
-class Shrinker:
+class Shrinker(Part):
     """What was removed from a network so far, and how it was before."""
+
+    name: ClassVar[str] = "shrunk"
 
     def __init__(
         self, model: nn.Module, inputs: tuple[Tensor, ...], every: int, keep: tuple[str, ...] = ()
@@ -46,40 +48,39 @@ class Shrinker:
         """What is left of each dimension that was cut."""
         return kept_indices(self.plan)
 
-    def due(self, epoch: int) -> bool:
-        """Whether channels go after this epoch."""
-        return epoch % self._every == 0
+    def end_epoch(self, training: Training) -> None:
+        sparsifier = training.part(Sparsifier)
+        if sparsifier is not None and training.position.epoch % self._every == 0:
+            self.shrink(training, sparsifier)
 
-    def shrink(self, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer) -> MultiTaskModel:
-        """The network without its dead channels, with the optimizer and the sparsifier moved to it; the same network
-        where none can go.
+    def shrink(self, training: Training, sparsifier: Sparsifier) -> None:
+        """Go on without the network's dead channels, where any can go.
 
-        Raises TrainingError where the smaller network does not run or has another function; nothing is moved then.
+        Raises TrainingError where the smaller network does not run or has another function; nothing is replaced then.
         """
-        dead = sparsifier.dead()
+        model, dead = training.model, sparsifier.dead()
         if not any(flags.any() for flags in dead):
-            return model
+            return
         plan = plan_slices(model, self._inputs, list(sparsifier.groups), dead, self._keep)
         if plan.empty:
-            return model
+            return
         small = _smaller(plan, model)
         _compare(model, small, self._inputs)
         whole = compose(self.plan, plan)
-        self._move(plan, model, small, sparsifier, optimizer)
+        training.replace_model(small, kept_indices(plan))
         self.plan = whole
-        return small
 
-    def again(
-        self, saved: str, model: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
-    ) -> MultiTaskModel:
-        """Remove from the first network what had been removed from it: `saved` is the plan as JSON."""
-        plan = Plan.from_json(saved, "the checkpoint's plan")
+    def state_dict(self) -> str:
+        """The plan from the network's first size to its size now, as JSON."""
+        return self.plan.to_json()
+
+    def load_state_dict(self, training: Training, state: Any) -> None:
+        """Remove from the network at its first size what had been removed from it."""
+        plan = Plan.from_json(state, "the checkpoint's plan")
         if plan.empty:
-            return model
+            return
         self.plan = plan
-        small = _smaller(plan, model)
-        self._move(plan, model, small, sparsifier, optimizer)
-        return small
+        training.replace_model(_smaller(plan, training.model), kept_indices(plan))
 
     def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state_dict of the network at its first size."""
@@ -102,14 +103,6 @@ class Shrinker:
             }
         return {**saved, "state": state}
 
-    @staticmethod
-    def _move(
-        plan: Plan, model: MultiTaskModel, small: MultiTaskModel, sparsifier: Sparsifier, optimizer: Optimizer
-    ) -> None:
-        kept = kept_indices(plan)
-        replace_parameters(optimizer, model, small, kept)
-        sparsifier.shrink_to(kept, small)
-
 
 def _smaller(plan: Plan, model: MultiTaskModel) -> MultiTaskModel:
     small = apply_plan(model, plan)
@@ -120,28 +113,6 @@ def _smaller(plan: Plan, model: MultiTaskModel) -> MultiTaskModel:
     ):
         small = small.to(memory_format=torch.channels_last)
     return small
-
-
-def replace_parameters(optimizer: Optimizer, model: nn.Module, small: nn.Module, kept: Kept) -> None:
-    """Put the smaller model's parameters in the place of the model's, with what is left of their state."""
-    new = dict(small.named_parameters())
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        group["params"] = [
-            new[names[id(parameter)]] if id(parameter) in names else parameter
-            for parameter in group["params"]
-        ]
-    for parameter in list(optimizer.state):
-        name = names.get(id(parameter))
-        if name is None:
-            continue
-        state = optimizer.state.pop(parameter)
-        optimizer.state[new[name]] = {
-            key: cut(name, value, kept).contiguous()
-            if isinstance(value, Tensor) and value.shape == parameter.shape
-            else value
-            for key, value in state.items()
-        }
 
 
 def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -173,14 +144,13 @@ def _maps(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.dim() == 4]
 
 
-def build_shrinker(
-    recipe: Recipe, model: nn.Module, inputs: tuple[Tensor, ...], balancer: Balancer
-) -> Shrinker | None:
+def build_shrinker(setup: Setup) -> Shrinker | None:
     """The recipe's progressive compaction, or None where it asks for none.
 
     Channels that the heads read stay where something else reads the features too. Raises ConfigError for a balancer
     that compares gradients of parameters, whose number would change.
     """
+    recipe, balancer = setup.recipe, setup.balancer
     config = recipe.sparsity
     if config is None or config.shrink_every is None:
         return None
@@ -191,4 +161,4 @@ def build_shrinker(
             "add balancing.at=features, or leave out sparsity.shrink_every",
         )
     features = by_gradient or recipe.regularization != type(recipe.regularization)()
-    return Shrinker(model, inputs, config.shrink_every, ("heads.",) if features else ())
+    return Shrinker(setup.model, setup.inputs, config.shrink_every, ("heads.",) if features else ())

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.config import Align, Recipe, align_of
+from compactmtl.config import Align, align_of
 from compactmtl.config.sparsity import SparsityConfig
+from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
+from compactmtl.models import MultiTaskModel
 from compactmtl.sparsity import (
     ChannelGroups,
     Control,
@@ -26,6 +28,7 @@ from compactmtl.sparsity import (
     channel_groups,
 )
 from compactmtl.surgery.slice_plan import Kept
+from compactmtl.train.part import Part, Setup, Training
 
 Report = dict[str, Any]
 
@@ -39,18 +42,21 @@ class Foreseen:
     channels: dict[str, tuple[int, int]]  # layer -> groups left, of how many
 
 
-class Sparsifier:
-    """A control of channel groups with what the log says of it.
+class Sparsifier(Part):
+    """A control of channel groups, with its report for the log.
 
-    `shrunk` names the parameters that the prox shrinks; they get no weight decay. `align` is what channel counts are
-    multiples of where the control chooses them.
+    `undecayed` names the parameters that the prox shrinks: weight decay would shrink them twice. `align` is what
+    channel counts are multiples of where the control chooses them.
     """
+
+    name: ClassVar[str] = "sparsifier"
+    logs: ClassVar[str] = "sparsity"
 
     def __init__(self, groups: ChannelGroups, control: Control, align: Align | None = None) -> None:
         self.groups = groups
         self.control = control
         self.align = align
-        self.shrunk = control.shrunk
+        self.undecayed = control.shrunk
         self._sizes = [family.size for family in groups]
         self._names = _unique([family.name for family in groups])
         whole = groups.whole()
@@ -65,12 +71,10 @@ class Sparsifier:
         """Read learning rates and clear moments of dead groups in `optimizer`; once, before the first step."""
         self.control.attach(optimizer)
 
-    def observe(self) -> None:
-        """After backward, before the gradients are clipped."""
+    def after_backward(self, training: Training, batch: Batch) -> None:
         self.control.observe()
 
-    def shrink(self) -> None:
-        """After the optimizer's step."""
+    def after_step(self, training: Training, batch: Batch) -> None:
         self.control.step()
 
     @property
@@ -109,8 +113,7 @@ class Sparsifier:
             return [flags.cpu().numpy() for flags in held]
         return [~flags for flags in self.groups.alive()]
 
-    def shrink_to(self, kept: Kept, model: nn.Module) -> None:
-        """Go on with `model`, of whose parameters only the indices `kept` are left."""
+    def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
         self.groups, survivors = self.groups.after(kept, model)
         self.control.shrink_to(self.groups, [torch.from_numpy(index) for index in survivors])
 
@@ -138,35 +141,34 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         return self.control.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, training: Training, state: Any) -> None:
         self.control.load_state_dict(state)
 
 
 def _unique(names: Sequence[str]) -> list[str]:
     """Names with a number where several families begin in the same layer."""
     counts = dict(zip(*np.unique(list(names), return_counts=True), strict=True)) if names else {}
-    seen: dict[str, int] = {}
-    found = []
+    used: dict[str, int] = {}
+    unique = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(f"{name}#{seen[name]}" if counts[name] > 1 else name)
-    return found
+        used[name] = used.get(name, 0) + 1
+        unique.append(f"{name}#{used[name]}" if counts[name] > 1 else name)
+    return unique
 
 
-def build_sparsifier(
-    recipe: Recipe, model: nn.Module, inputs: tuple[Tensor], total_steps: int
-) -> Sparsifier | None:
-    """The recipe's sparsity over the shared encoder of `model`, or None where it asks for none.
+def build_sparsifier(setup: Setup) -> Sparsifier | None:
+    """The recipe's sparsity over the shared encoder, or None where it asks for none.
 
-    `inputs` are example inputs on the model's device. Raises ConfigError for a target that can't be
-    reached or a model without channels to remove, SurgeryError where the model can't be traced.
+    Raises ConfigError for a target that can't be reached or a model without channels to remove, SurgeryError where
+    the model can't be traced.
     """
+    recipe, model, inputs = setup.recipe, setup.model, setup.inputs
     config = recipe.sparsity
     if config is None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
     align = align_of(recipe)
-    control = build_control(config, groups, total_steps, align.channels, model, inputs)
+    control = build_control(config, groups, setup.total_steps, align.channels, model, inputs)
     return Sparsifier(groups, control, align)
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it trains: log.jsonl always, TensorBoard, and a terminal or plain lines."""
+"""The output of a run while it trains: log.jsonl, TensorBoard, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch.utils.tensorboard import SummaryWriter
 
 from compactmtl.artifacts.files import append_line, write_text
-from compactmtl.artifacts.layout import LOG
+from compactmtl.artifacts.layout import LOG, TENSORBOARD
 from compactmtl.artifacts.run_folder import read_log
 from compactmtl.tasks import Task
 
@@ -53,7 +53,7 @@ class Tracker:
         self.console = console
         self._tasks = tasks
         self._steps = steps
-        self._writer = SummaryWriter(path / "tensorboard", purge_step=done + 1 if done else None)
+        self._writer = SummaryWriter(path / TENSORBOARD, purge_step=done + 1 if done else None)
         self._bar: tuple[Progress, TaskID] | None = None
         self._first: tuple[int, float] | None = (
             None  # steps before the first of this sitting, and when it began
@@ -189,7 +189,7 @@ def format_metric(task: Task, metric: str, value: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the two units that tell: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """A duration in its two largest units: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -200,10 +200,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    scalars: list[tuple[str, float]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found += _scalars(value, f"{prefix}{name}/")
+            scalars += _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((f"{prefix}{name}", float(value)))
-    return found
+            scalars.append((f"{prefix}{name}", float(value)))
+    return scalars

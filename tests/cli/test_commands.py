@@ -110,7 +110,7 @@ def _all() -> list[tuple[str, str]]:
 
 def test_there_are_commands_to_follow() -> None:
     places = {place for place, _ in _all()}
-    assert {"README.md", "export.md", "compactmtl/cli/export.py", "compactmtl/train/run.py"} <= places
+    assert {"README.md", "export.md", "compactmtl/cli/export.py", "compactmtl/runs/run.py"} <= places
 
 
 @pytest.mark.parametrize(("place", "text"), _all())

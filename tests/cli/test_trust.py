@@ -17,12 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.layout import BUNDLE_FILE, MODEL_FILE
 from compactmtl.cli.main import main
 from compactmtl.config import trusting
 from compactmtl.config.target import Target
 from compactmtl.config.tensorrt import TensorRTConfig
 from compactmtl.errors import OK, USAGE, ArtifactError
-from compactmtl.export.bundle import BUNDLE_FILE, MODEL_FILE, Bundle, BundleHashError
+from compactmtl.export.bundle import Bundle, BundleHashError
 from tests.support.bundles import conv_bundle
 from tests.support.real_runs import write_run
 

@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
 from compactmtl.errors import (
@@ -25,7 +26,7 @@ from compactmtl.errors import (
     MissingDependencyError,
 )
 from compactmtl.export import Bundle
-from compactmtl.export.bundle import MODEL_FILE, BundleHashError, BundleInfo, TensorRecord, write_bundle
+from compactmtl.export.bundle import BundleHashError, BundleInfo, TensorRecord, write_bundle
 from compactmtl.export.onnx import model_tensors
 from compactmtl.verify import check_parity
 from compactmtl.verify.gates import raise_failed

@@ -19,8 +19,8 @@ from compactmtl.export import Bundle, Predictor, export_run
 from compactmtl.export.bundle import BundleHashError, BundleVersionError
 from compactmtl.export.onnx import read_metadata
 from compactmtl.report.export_figures import layer_of
+from compactmtl.runs.checkpoint import load_summary, save_best
 from compactmtl.train import Run
-from compactmtl.train.checkpoint import load_summary, save_best
 from compactmtl.verify import Verification
 
 FAST = LatencyConfig(batch=2, warmup=1, repeats=3)

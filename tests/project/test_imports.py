@@ -53,6 +53,13 @@ def test_imports_to_the_left_and_in_the_room_pass(tmp_path: Path, module: str, c
     assert violations(tmp_path) == []
 
 
+@pytest.mark.parametrize("room", ["export", "report"])
+def test_a_room_that_only_reads_runs_does_not_import_the_training_code(tmp_path: Path, room: str) -> None:
+    write(tmp_path, f"{room}/read.py", "from compactmtl.runs import Run\nfrom compactmtl.train import Run")
+    (fault,) = violations(tmp_path)
+    assert f"read.py:2: {room} imports train; a run is read through runs" in fault
+
+
 def test_a_module_outside_the_rooms_is_caught(tmp_path: Path) -> None:
     write(tmp_path, "utils/misc.py", "")
     assert "utils is no room" in violations(tmp_path)[0]

@@ -78,7 +78,7 @@ def test_figures_at_the_top_are_of_float32_where_there_is_one(make_run: MakeRun,
     lowered = ExportView(
         target="openvino-int8", verification=single.verification.model_copy(update={"latency": latency})
     )
-    stage = view.final.model_copy(update={"label": "exported, openvino-int8"})
+    stage = view.final.model_copy(update={"target": "openvino-int8"})
     both = view.model_copy(update={"exports": (single, lowered), "stages": (*view.stages, stage)})
     assert both.shown_export is single
     assert both.final == view.final

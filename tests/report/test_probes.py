@@ -8,7 +8,7 @@ import pytest
 
 from compactmtl.balancing.universality import LossGap
 from compactmtl.report.probes import group_name, probe_tables
-from compactmtl.train.probe import Probe, TaskProbe
+from compactmtl.runs.probe import Probe, TaskProbe
 
 
 def probe(accuracy: float, mae: float, *, gap: bool = True) -> Probe:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
 from compactmtl.export.bundle import (
-    MODEL_FILE,
     Bundle,
     BundleInfo,
     BundleTask,

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compactmtl.artifacts.run_folder import create_folder
-from compactmtl.config import resolve_recipe
+from compactmtl.config import dump_recipe, resolve_recipe
 from compactmtl.data import build_loader, load_dataset
+from compactmtl.runs.checkpoint import load_summary, save_best
+from compactmtl.runs.identity import recipe_hash
+from compactmtl.runs.meta import new_meta
+from compactmtl.runs.model import fresh_model
 from compactmtl.tasks import build_tasks
 from compactmtl.train import Run, compact_run
-from compactmtl.train.checkpoint import load_summary, save_best
-from compactmtl.train.run import fresh_model, new_meta, recipe_hash
 
 SCENES = """
 data: {name: scenes, size: [16, 24], batch_size: 4, options: {train: 4, val: 5}}
@@ -39,7 +41,7 @@ def write_run(folder: Path, recipe: str = SCENES) -> Run:
     torch.manual_seed(0)
     model = fresh_model(resolved.recipe, build_tasks(resolved.recipe.tasks, dataset.specs))
     settle_norms(model, next(iter(build_loader(dataset, resolved.recipe.data, train=False, seed=0)))["image"])
-    create_folder(folder, resolved.recipe, new_meta(resolved, dataset.specs), overwrite=False)
+    create_folder(folder, dump_recipe(resolved.recipe), new_meta(resolved, dataset.specs), overwrite=False)
     summary = {
         "recipe_hash": recipe_hash(resolved.recipe),
         "epoch": 1,

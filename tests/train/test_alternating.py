@@ -16,6 +16,7 @@ from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
 from compactmtl.overparam import contract, factorized_layers
 from compactmtl.train import Run, TrainingInterrupted, compact_run, train
+from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.session import Session, build_session
 
 Make = Callable[..., Resolved]
@@ -52,7 +53,7 @@ def test_pass_one_moves_the_diagonals_alone(session: Session) -> None:
     assert session.diagonals is not None
     with session.diagonals.training():
         for _ in range(2):  # Adam's first step has the sign of the gradient, at a rate near 0
-            session.update_diagonals(first_batch(session))
+            session.diagonals.update(session, first_batch(session))
     after = snapshot(session)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {f"{name}.M" for name in factorized_layers(session.model)}
@@ -86,7 +87,7 @@ def test_each_tasks_diagonals_follow_its_own_loss(session: Session) -> None:
     diagonals.optimizer.register_step_pre_hook(look)
     with diagonals.training():
         torch.manual_seed(0)
-        session.update_diagonals(batch)
+        diagonals.update(session, batch)
     for row, task in enumerate(session.tasks):
         for name, gradient in seen.items():
             torch.testing.assert_close(gradient[row], expected[task][name][row])
@@ -111,7 +112,7 @@ def test_one_task_at_a_time_takes_turns(tiny: Make) -> None:
         before = {name: d.detach().clone() for name, d in diagonals.diagonals.items()}
         assert diagonals.due() == [task]
         with diagonals.training():
-            built.update_diagonals(first_batch(built))
+            diagonals.update(built, first_batch(built))
         row = list(built.tasks).index(task)
         for name, diagonal in diagonals.diagonals.items():
             assert not torch.equal(diagonal[row], before[name][row])
@@ -140,29 +141,35 @@ def test_a_run_logs_pass_one_and_deploys_the_plain_layers(tmp_path: Path, tiny: 
 # pass 1 has 4 steps an epoch: in its middle, at its end, and in pass 2
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "call"),
+    ("owner", "call"),
     [
-        ("update_diagonals", 2),
-        ("update_diagonals", 8),
-        ("update", 6),
+        (DiagonalPass, 2),
+        (DiagonalPass, 8),
+        (Session, 6),
     ],
 )
 def test_interrupted_and_resumed_is_bit_equal(
-    tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch, method: str, call: int
+    tmp_path: Path,
+    tiny: Make,
+    quiet: Quiet,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type[Session] | type[DiagonalPass],
+    call: int,
 ) -> None:
     resolved = tiny("train.epochs=2", more=ALTERNATING)
     whole = train(resolved, tmp_path / "whole", console=quiet())
-    original, calls = getattr(Session, method), []
+    original: Callable[..., object] = owner.update
+    calls = []
 
-    def signalling(self: Session, argument: object) -> object:
-        result = original(self, argument)
+    def signalling(*arguments: object) -> object:
+        result = original(*arguments)
         calls.append(1)
         if len(calls) == call:
             signal.raise_signal(signal.SIGTERM)
         return result
 
     with monkeypatch.context() as patched:
-        patched.setattr(Session, method, signalling)
+        patched.setattr(owner, "update", signalling)
         with pytest.raises(TrainingInterrupted):
             train(resolved, tmp_path / "run", console=quiet())
     again = train(resolved, tmp_path / "run", resume=True, console=quiet())

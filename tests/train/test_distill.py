@@ -13,7 +13,7 @@ from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError
 from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.train import train
-from compactmtl.train.distill import lesson
+from compactmtl.train.distill import Distiller, distillation_loss
 from compactmtl.train.session import build_session
 
 Make = Callable[..., Resolved]
@@ -40,43 +40,43 @@ def test_agreement_costs_nothing_and_descent_leads_to_the_teacher(
     generator = torch.Generator().manual_seed(0)
     taught = torch.rand(shape, generator=generator) + 0.5
     student = (torch.rand(shape, generator=generator) + 0.5).requires_grad_()
-    assert float(lesson(task, taught, taught, 2.0)) == pytest.approx(0, abs=1e-6)
-    first = lesson(task, student, taught, 2.0)
+    assert float(distillation_loss(task, taught, taught, 2.0)) == pytest.approx(0, abs=1e-6)
+    first = distillation_loss(task, student, taught, 2.0)
     assert float(first.detach()) > 0
     optimizer = torch.optim.Adam([student], lr=0.02)
     for _ in range(30):
         optimizer.zero_grad()
-        lesson(task, student, taught, 2.0).backward()  # type: ignore[no-untyped-call]
+        distillation_loss(task, student, taught, 2.0).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert float(lesson(task, student, taught, 2.0).detach()) < 0.5 * float(first.detach())
+    assert float(distillation_loss(task, student, taught, 2.0).detach()) < 0.5 * float(first.detach())
 
 
-def test_a_teacher_that_is_the_model_is_heard_from_its_start_and_resumed(tiny: Make, tmp_path: Path) -> None:
+def test_a_teacher_that_is_the_model_counts_from_its_start_and_is_resumed(tiny: Make, tmp_path: Path) -> None:
     recipe = tiny(more="\ndistillation: {start: 0.3, weight: 2.0}\n").recipe
     session = build_session(recipe)
-    assert session.distiller is not None
+    distiller = session.part(Distiller)
+    assert distiller is not None
     batch = next(iter(session.train_loader))
     _, total = session.forward(batch)
-    assert session.distiller.state_dict() == {}
+    assert distiller.state_dict() == {}
     session.update(total)
     session.position.step = 4  # of 12
     session.forward(batch)
-    saved = session.distiller.state_dict()
+    saved = distiller.state_dict()
     assert saved.keys() == session.model.state_dict().keys()
     torch.save(saved, tmp_path / "teacher.pt")
     session.update(session.forward(batch)[1])
     other = build_session(recipe)
-    assert other.distiller is not None
-    other.distiller.load_state_dict(torch.load(tmp_path / "teacher.pt", weights_only=True), other.model)
+    resumed = other.part(Distiller)
+    assert resumed is not None
+    resumed.load_state_dict(other, torch.load(tmp_path / "teacher.pt", weights_only=True))
     image = torch.randn(1, 3, 32, 48)
     outputs = session.model.eval()(image)
-    mine, theirs = (
-        one.losses(image, outputs, session.model, 5) for one in (session.distiller, other.distiller)
-    )
+    mine, theirs = (one.losses(image, outputs, session.model, 5) for one in (distiller, resumed))
     assert {name: v.item() for name, v in mine.items()} == {name: v.item() for name, v in theirs.items()}
 
 
-def test_a_run_teaches(tiny: Make, tmp_path: Path, quiet: Callable[[], object]) -> None:
+def test_a_run_is_a_teacher(tiny: Make, tmp_path: Path, quiet: Callable[[], object]) -> None:
     teacher = tmp_path / "teacher" / "seed0"
     train(tiny("train.epochs=1"), teacher, console=quiet())  # type: ignore[arg-type]
     taught = tiny(f"distillation.teacher={tmp_path}/teacher/seed{{seed}}", "distillation.start=0")
@@ -84,5 +84,5 @@ def test_a_run_teaches(tiny: Make, tmp_path: Path, quiet: Callable[[], object]) 
     batch = next(iter(session.train_loader))
     plain = build_session(tiny().recipe)
     assert float(session.forward(batch)[1].detach()) > float(plain.forward(batch)[1].detach())
-    with pytest.raises(ConfigError, match="sees"):
+    with pytest.raises(ConfigError, match="was trained on"):
         build_session(tiny(f"distillation.teacher={teacher}", "data.size=[48,48]").recipe)

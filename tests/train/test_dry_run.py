@@ -82,13 +82,15 @@ def test_a_weight_a_task_costs_an_encoder_pass_a_task(tiny: Make) -> None:
 def test_a_target_shows_what_it_will_leave(tiny: Make) -> None:
     more = "\nsparsity: {selective: {mac_reduction: 0.4, min_channels: 4}}\n"
     found = dry_run(tiny("surgery.align=4", more=more).recipe)
-    assert found.left is not None
-    assert 0.4 * found.macs < found.left.macs <= 0.6 * found.macs
-    assert found.left.parameters < found.parameters
-    assert all(4 <= kept <= whole and kept % 4 == 0 for kept, whole in found.left.channels.values())
+    assert found.remaining is not None
+    assert 0.4 * found.macs < found.remaining.macs <= 0.6 * found.macs
+    assert found.remaining.parameters < found.parameters
+    assert all(4 <= kept <= whole and kept % 4 == 0 for kept, whole in found.remaining.channels.values())
     assert found.notes[0] == "channels in multiples of 4 (surgery.align)"
 
 
 def test_a_lambda_alone_tells_nothing_before_training(tiny: Make) -> None:
     found = dry_run(tiny(more="\nsparsity: {strength: 1.0e-4}\n").recipe)
-    assert found.left is None and found.notes
+    assert found.remaining is None and found.notes
+    with pytest.warns(DeprecationWarning, match=r"DryRun\.remaining"):
+        assert found.left is None

@@ -14,6 +14,7 @@ from rich.console import Console
 from compactmtl.cli.main import main
 from compactmtl.config.sweep import EntryConfig, SweepConfig
 from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.runs.probe import Question
 from compactmtl.sweep import SweepRuns, probed
 from compactmtl.sweep.run import finish
 from compactmtl.train import Run
@@ -52,7 +53,7 @@ def face_run(faces: Path, tmp_path: Path) -> Run:
 
 
 def test_it_finds_what_the_features_hold_and_writes_it(face_run: Run) -> None:
-    found = probe_run(face_run, predictors=["linear", "knn"])
+    found = probe_run(face_run, Question(("linear", "knn")))
     assert found.samples == {"train": 60, "val": 20}
     assert found.tasks["ethnicity"].metric == "accuracy"
     assert found.tasks["ethnicity"].scores["linear"] > 0.8  # a random network keeps color
@@ -67,7 +68,7 @@ def test_it_finds_what_the_features_hold_and_writes_it(face_run: Run) -> None:
 
 @pytest.mark.slow  # seconds
 def test_a_probe_of_the_same_question_is_read_back(face_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = probe_run(face_run, predictors=["knn"], samples=30)
+    first = probe_run(face_run, Question(("knn",), 30))
     calls: list[str] = []
     features = probing._features
 
@@ -76,19 +77,19 @@ def test_a_probe_of_the_same_question_is_read_back(face_run: Run, monkeypatch: p
         return features(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(probing, "_features", counted)
-    assert probe_run(face_run, predictors=["knn"], samples=30) == first
+    assert probe_run(face_run, Question(("knn",), 30)) == first
     assert not calls
-    probe_run(face_run, predictors=["knn"], samples=40)
+    probe_run(face_run, Question(("knn",), 40))
     assert len(calls) == 2  # both splits
-    probe_run(face_run, predictors=["knn"], samples=40, again=True)
+    probe_run(face_run, Question(("knn",), 40), again=True)
     assert len(calls) == 4
     (face_run.path / "probe.json").write_text("{")
-    probe_run(face_run, predictors=["knn"], samples=40)
+    probe_run(face_run, Question(("knn",), 40))
     assert len(calls) == 6
 
 
 def test_a_head_with_batch_norm_has_a_gap_too(faces: Path, tmp_path: Path) -> None:
-    found = probe_run(write_run(tmp_path / "run", FACES.format(root=faces, head="mlp")), predictors=["knn"])
+    found = probe_run(write_run(tmp_path / "run", FACES.format(root=faces, head="mlp")), Question(("knn",)))
     assert found.tasks["ethnicity"].gap is not None
 
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError
 from compactmtl.train import Run, TrainingInterrupted, train
-from compactmtl.train.regularize import Regularizer
+from compactmtl.train.part import Setup
+from compactmtl.train.pseudo import PseudoHeads, build_pseudo_heads
+from compactmtl.train.regularize import Penalties, build_penalties
 from compactmtl.train.session import Session, build_session
 
 Make = Callable[..., Resolved]
@@ -112,9 +114,9 @@ def test_extra_heads_are_trained_and_frozen_ones_are_not(tiny: Make) -> None:
         recipe = tiny(more=f"\nregularization: {{pta: {{control: {control}}}}}\n").recipe
         session = build_session(recipe)
         held = {id(p) for group in session.optimizer.param_groups for p in group["params"]}
-        assert session.regularizer is not None
-        assert session.regularizer.pseudo is not None
-        assert all((id(p) in held) == trained for p in session.regularizer.pseudo.parameters())
+        heads = session.part(PseudoHeads)
+        assert heads is not None
+        assert all((id(p) in held) == trained for p in heads.pseudo.parameters())
         assert not [name for name in session.model.state_dict() if "pseudo" in name]
 
 
@@ -133,21 +135,31 @@ def test_dummies_use_the_attention_of_the_model_that_they_follow(tiny: Make) -> 
     heads.append("tasks.segmentation.head.dropout=0")
     more = "\nregularization: {dgr: {strength: 1, dummies: 1}, pta: {decoders: 2, control: freeze}}\n"
     session = build_session(tiny(*heads, *encoder, more=more).recipe)
-    regularizer, other = session.regularizer, copy.deepcopy(session.model)
-    assert regularizer is not None and regularizer.pseudo is not None
+    penalties, further, other = (
+        session.part(Penalties),
+        session.part(PseudoHeads),
+        copy.deepcopy(session.model),
+    )
+    assert penalties is not None and further is not None
     with torch.no_grad():
         for parameter in cast(nn.Module, other.encoder.attention).parameters():
             parameter.add_(0.1)
-    fresh = Regularizer(session.recipe, other, session.tasks, 1, session.device)
-    assert fresh.pseudo is not None
+    setup = Setup(
+        session.recipe, session.tasks, other, session.balancer, session.device, (torch.zeros(()),), 1, 1
+    )
+    fresh, fresh_heads = build_penalties(setup), build_pseudo_heads(setup)
+    assert fresh is not None and fresh_heads is not None
     session.forward(next(iter(session.train_loader)))
-    seen = session.seen
-    assert seen is not None
+    current = session.latest
+    assert current is not None
     total = torch.zeros(())
-    before = regularizer.penalties(seen, total, 0)["dgr"].detach()
-    regularizer.follow(other)
-    after = regularizer.penalties(seen, total, 0)["dgr"].detach()
+    before = penalties.terms(current, total, 0)["dgr"].detach()
+    for part in (penalties, further):
+        part.rebind(other, {})
+    after = penalties.terms(current, total, 0)["dgr"].detach()
     assert not torch.equal(before, after)
-    assert torch.equal(after, fresh.penalties(seen, total, 0)["dgr"].detach())
-    own, theirs = (pseudo.outputs(seen.features, (32, 48)) for pseudo in (regularizer.pseudo, fresh.pseudo))
+    assert torch.equal(after, fresh.terms(current, total, 0)["dgr"].detach())
+    own, theirs = (
+        pseudo.outputs(current.features, (32, 48)) for pseudo in (further.pseudo, fresh_heads.pseudo)
+    )
     assert all(torch.equal(own[task][0], theirs[task][0]) for task in own)

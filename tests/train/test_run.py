@@ -16,9 +16,9 @@ from compactmtl.artifacts.run_folder import check_folder
 from compactmtl.config import Resolved
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.overparam import factorized_layers
+from compactmtl.runs.checkpoint import load_summary, save_best
+from compactmtl.runs.identity import recipe_differences
 from compactmtl.train import Run, compact_run, is_run, recipe_hash, train
-from compactmtl.train.checkpoint import load_summary, save_best
-from compactmtl.train.run import recipe_differences
 from tests.support.masking import FLOAT32, assert_close
 
 Make = Callable[..., Resolved]

@@ -14,7 +14,8 @@ from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.overparam import overparameterize
 from compactmtl.train.machine import find_device, torch_settings
-from compactmtl.train.session import build_session, parameter_groups, total_steps
+from compactmtl.train.optimizers import parameter_groups
+from compactmtl.train.session import build_session, total_steps
 
 Make = Callable[..., Resolved]
 

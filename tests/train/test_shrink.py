@@ -33,7 +33,7 @@ def steps(session: Session, epochs: int, shrink: bool) -> list[int]:
             _, total = session.forward(batch)
             session.update(total)
         if shrink:
-            session.shrink()
+            session.end_epoch()
         sizes.append(sum(p.numel() for p in session.model.parameters()))
     return sizes
 

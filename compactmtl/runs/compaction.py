@@ -8,9 +8,9 @@ from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.config import align_of
+from compactmtl.runs.checkpoint import checked_weights
+from compactmtl.runs.run import Run
 from compactmtl.surgery import CompactResult, compact, save_compact
-from compactmtl.train.checkpoint import checked_weights
-from compactmtl.train.run import Run
 
 
 @exclusive("compact")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,16 +12,7 @@ from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.layout import STATE, SUMMARY, WEIGHTS
 from compactmtl.errors import ArtifactError
 from compactmtl.overparam import overparameterize
-from compactmtl.train.checkpoint import (
-    load_state,
-    load_summary,
-    load_weights,
-    random_state,
-    restore_random_state,
-    save_best,
-    save_checkpoint,
-    seed_everything,
-)
+from compactmtl.runs.checkpoint import load_state, load_summary, load_weights, save_best, save_checkpoint
 
 
 def small(seed: int = 0, width: int = 3) -> nn.Sequential:
@@ -127,29 +116,6 @@ def test_the_summary_comes_back_and_a_damaged_one_is_named(tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="holds no checkpoint yet"):
         load_summary(tmp_path / "last")
 
-
-def draw() -> list[float]:
-    return [random.random(), float(np.random.standard_normal()), float(torch.randn(()))]
-
-
-def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
-    seed_everything(3)
-    draw()
-    save_checkpoint(tmp_path / "last", small(), {"random": random_state()})
-    state = load_state(tmp_path / "last")
-    assert state is not None
-    restore_random_state(state["random"])
-    expected = draw()
-    seed_everything(4)
-    restore_random_state(state["random"])
-    assert draw() == expected
-
-
-def test_one_seed_seeds_every_generator() -> None:
-    seed_everything(5)
-    first = draw()
-    seed_everything(5)
-    assert draw() == first
 
 
 @pytest.mark.parametrize("factorized", ["saved", "loaded"])

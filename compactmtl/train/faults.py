@@ -1,4 +1,4 @@
-"""What goes wrong in training and is not our bug: told with the recipe's keys that mend it."""
+"""Faults of a recipe or a machine that show up in training, as errors that name the recipe's keys to change."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from compactmtl.config import Recipe
 from compactmtl.errors import CompactError, ConfigError, MachineError, machine_fault
 
-# what torch's functional norms say when they have nothing to take statistics of
+# the messages of torch's functional norms where there is a single value to take statistics of
 _ONE_VALUE = ("Expected more than 1 value per channel", "Expected more than 1 spatial element")
 
 
 @contextmanager
-def blaming(recipe: Recipe) -> Iterator[None]:
+def explained(recipe: Recipe) -> Iterator[None]:
     """Raise ConfigError for statistics of a single value and MachineError for memory and processes that ran out."""
     try:
         yield
@@ -52,13 +52,13 @@ def _one_value(error: ValueError, recipe: Recipe) -> ConfigError:
 def _layer(trace: TracebackType | None) -> str:
     """The norm that a traceback goes through, by its name in the model."""
     names: dict[int, str] = {}
-    found = "a norm of the model"
+    norm = "a norm of the model"
     while trace is not None:
         owner: Any = trace.tb_frame.f_locals.get("self")
         model = getattr(owner, "model", owner)
         if not names and isinstance(model, nn.Module):
             names = {id(module): name for name, module in model.named_modules()}
         if isinstance(owner, nn.modules.batchnorm._NormBase):
-            found = f"the layer {names.get(id(owner)) or type(owner).__name__}"
+            norm = f"the layer {names.get(id(owner)) or type(owner).__name__}"
         trace = trace.tb_next
-    return found
+    return norm

@@ -9,12 +9,10 @@ from __future__ import annotations
 import io
 import json
 import pickle  # noqa: TID251  (for the error that torch.load raises; nothing is unpickled)
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -70,24 +68,24 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def _check_names(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     hint = "this checkpoint belongs to another model: use the recipe that it was trained with"
-    if layer := _trained_otherwise(found, expected):
+    if layer := _trained_otherwise(tensors, expected):
         hint = f"{layer} was over-parameterized on one side alone: use the recipe's overparam section, or contract the model"
     for name in expected:
-        if name not in found:
+        if name not in tensors:
             raise ArtifactError(f"{path} lacks the tensor {name}", hint)
-        if found[name].shape != expected[name].shape:
-            sizes = f"{tuple(found[name].shape)}, the model needs {tuple(expected[name].shape)}"
+        if tensors[name].shape != expected[name].shape:
+            sizes = f"{tuple(tensors[name].shape)}, the model needs {tuple(expected[name].shape)}"
             raise ArtifactError(f"{path}: tensor {name} has shape {sizes}", hint)
-    for name in sorted(found):
+    for name in sorted(tensors):
         if name not in expected:
             raise ArtifactError(f"{path} has the tensor {name}, which the model does not", hint)
 
 
-def _trained_otherwise(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+def _trained_otherwise(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """A layer that has a weight on one side and other tensors in its place on the other, such as factors."""
-    for mine, theirs in ((expected, found), (found, expected)):
+    for mine, theirs in ((expected, loaded), (loaded, expected)):
         layers = {
             name.rpartition(".")[0] for name in theirs if name not in mine and not name.endswith(".bias")
         }
@@ -147,39 +145,3 @@ def _read(folder: Path, name: str) -> bytes:
         return read_checked(version, name, _MEND)
 
     return read_version(folder, read)
-
-
-def random_state() -> dict[str, Any]:
-    """Every global generator's state, loadable with weights_only=True."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, words, next_gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [
-            str(kind),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ],
-        "python": [version, list(words), next_gauss],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put every global generator back to where `random_state` found it."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, words, next_gauss = state["python"]
-    random.setstate((version, tuple(words), next_gauss))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every global generator from the recipe's one seed."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -1,0 +1,35 @@
+"""What --smoke changes of a recipe: recipes/_smoke.yaml is laid over it, so that it takes two steps on small pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compactmtl.config.load import Resolved, resolve_recipe
+
+OVERLAY = "_smoke"
+SELECTIVE = (
+    "_smoke-selective"  # after it, where a recipe shrinks selectively: from the first step to the last
+)
+STEPS = ("train.epochs=1", "train.max_steps=2")  # as the overlay says
+
+
+def resolve_smoke(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    tasks: Sequence[str] = (),
+    two_steps: bool = False,
+) -> Resolved:
+    """A recipe as --smoke trains it. Overrides are laid over the smoke settings.
+
+    With `two_steps` it takes two steps whatever the overrides say. Raises as `resolve_recipe`.
+    """
+    sparsity = resolve_recipe(name_or_path, overrides, tasks=tasks).recipe.sparsity
+    selective = sparsity is not None and sparsity.selective is not None
+    return resolve_recipe(
+        name_or_path,
+        [*overrides, *(STEPS if two_steps else ())],
+        overlays=[OVERLAY, *([SELECTIVE] if selective else [])],
+        tasks=tasks,
+    )

@@ -1,0 +1,158 @@
+"""What a part of a training step is: the hooks that a step calls, what it hands them, and what a part is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compactmtl.balancing import Balancer
+from compactmtl.config import Recipe
+from compactmtl.data.base import Batch
+from compactmtl.models import MultiTaskModel
+from compactmtl.surgery.slice_plan import Kept
+from compactmtl.tasks import Task
+
+P = TypeVar("P", bound="Part")
+
+
+@dataclass
+class Position:
+    """Where training is: the epoch in progress, its batches done, and optimizer steps done in all.
+
+    With all batches of an epoch done its validation is still to come.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+
+
+@dataclass
+class ForwardPass:
+    """One forward pass of a batch, to which parts add before the backward pass.
+
+    `features` are as the heads read them. `total`, a scalar, is what the backward pass follows; it is there once the
+    losses are balanced. `penalties` are in it, beside the balanced losses. `head_parameters` are those of heads that a
+    part added to a task's own.
+    """
+
+    batch: Batch
+    image: Tensor  # (B, 3, H, W) on the model's device
+    features: Any
+    outputs: dict[str, Tensor]  # task -> raw output
+    targets: dict[str, Tensor]
+    losses: dict[str, Tensor]  # task -> scalar
+    total: Tensor | None = None
+    penalties: dict[str, Tensor] = field(default_factory=dict)
+    head_parameters: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+
+
+class Training(Protocol):
+    """What a part may use of the training that it is in."""
+
+    @property
+    def model(self) -> MultiTaskModel: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    @property
+    def tasks(self) -> Mapping[str, Task]: ...
+
+    @property
+    def position(self) -> Position: ...
+
+    def part(self, kind: type[P]) -> P | None:
+        """The training's part of a class, if it has one."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The recipe's mixed precision for forward passes."""
+
+    def forward_pass(self, batch: Batch) -> ForwardPass:
+        """A forward pass with each task's loss; nothing is balanced."""
+
+    def repeat(self, batch: Batch) -> None:
+        """Replace the gradients by those of another forward and backward pass of the batch."""
+
+    def replace_model(self, model: MultiTaskModel, kept: Kept) -> None:
+        """Go on with a smaller model, of whose parameters only the indices `kept` are left."""
+
+
+class Part:
+    """One method's share of a training step. Every hook does nothing until a part overrides it.
+
+    A step calls, for all parts in the order of `compactmtl.train.parts`:
+
+        before_forward, [forward pass], after_forward, before_backward, [backward pass], after_backward,
+        [gradient clipping, optimizer step], after_step
+
+    `name` is the key of the part's state in checkpoints, empty for a part without state. `logs` is the key under which
+    log.jsonl has what `report` says, empty for a part that reports nothing.
+    """
+
+    name: ClassVar[str] = ""
+    logs: ClassVar[str] = ""
+
+    undecayed: frozenset[str] = frozenset()  # names of parameters that get no weight decay
+    learned: nn.Module | None = None  # further parameters for the optimizer
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the model as it is now may become the best checkpoint."""
+        return True
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Once, when the optimizer is built and before the first step."""
+
+    def before_forward(self, image: Tensor) -> Tensor:
+        """The image that the model is given, on its device."""
+        return image
+
+    def after_forward(self, training: Training, current: ForwardPass) -> None:
+        """Add to the tasks' losses. Also called for passes that are not followed by a backward pass."""
+
+    def before_backward(self, training: Training, current: ForwardPass) -> None:
+        """Add to `current.total`, or set it."""
+
+    def after_backward(self, training: Training, batch: Batch) -> None:
+        """The gradients are there, without float16's scale and before they are clipped."""
+
+    def after_step(self, training: Training, batch: Batch) -> None:
+        """The weights have moved; not called where float16's scaler skipped the step for an overflow."""
+
+    def end_epoch(self, training: Training) -> None:
+        """After the epoch's validation and before its checkpoint `last`."""
+
+    def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
+        """The model was replaced by a smaller one, of whose parameters the indices `kept` are left."""
+
+    def report(self) -> Mapping[str, Any]:
+        """For the epoch's line of the log; see `logs`."""
+        return {}
+
+    def state_dict(self) -> Any:
+        """All that a resumed run needs, loadable with weights_only=True; of the network at its first size."""
+        return {}
+
+    def load_state_dict(self, training: Training, state: Any) -> None:
+        """The inverse of `state_dict`."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What parts are built from."""
+
+    recipe: Recipe
+    tasks: Mapping[str, Task]
+    model: MultiTaskModel
+    balancer: Balancer
+    device: torch.device
+    inputs: tuple[Tensor]  # example inputs on the device, (1, 3, H, W)
+    steps_per_epoch: int
+    total_steps: int
