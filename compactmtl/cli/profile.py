@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from compactmtl.backends import load_target
     from compactmtl.cli.disk import check_writable
-    from compactmtl.config import load_target
     from compactmtl.errors import ConfigError
     from compactmtl.verify.profile import Options, profile
 

@@ -128,7 +128,8 @@ def _check(names: list[str]) -> None:
 
 def _check_references(recipe: Recipe) -> None:
     """What a recipe names beyond itself: its targets, data set, that set's options and targets, and encoder."""
-    from compactmtl.config import load_target, validate_options
+    from compactmtl.backends import load_target
+    from compactmtl.config import validate_options
     from compactmtl.data import load_dataset
     from compactmtl.data.datasets import dataset_module
     from compactmtl.models.encoder import check_encoder_name

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import PLAN
-from compactmtl.backends.machine import package_versions
+from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
 from compactmtl.data.base import Sample, VisionDataset

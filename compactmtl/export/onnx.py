@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
-from compactmtl.backends.torch import named_outputs
+from compactmtl.backends.model_file import data_file
+from compactmtl.backends.torch.runner import named_outputs
 from compactmtl.errors import ArtifactError
 from compactmtl.export.naming import name_nodes
 from compactmtl.graph.borrow import borrowed, trainable
@@ -150,11 +151,6 @@ def _outputs(
         found = module(*copied(arguments))
         register_dataclasses(found)
         return named_outputs(found, names)
-
-
-def data_file(path: Path) -> Path:
-    """Where the weights lie that don't fit into the model file at `path`."""
-    return path.with_name(f"{path.name}.data")
 
 
 def forward_names(model: nn.Module, count: int) -> tuple[str, ...]:

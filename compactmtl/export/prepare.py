@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.lock import exclusive
-from compactmtl.backends import get_backend
-from compactmtl.backends.machine import package_versions
-from compactmtl.backends.onnxruntime import open_graph
+from compactmtl.backends import get_backend, open_graph
+from compactmtl.backends.versions import package_versions
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
@@ -35,7 +34,6 @@ from compactmtl.export.artifact import (
 from compactmtl.export.bundle import MODEL_FILE, VERIFICATION_FILE, write_bundle
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
-from compactmtl.export.trtexec import MAJORS, script, trtexec
 from compactmtl.train import Run
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.gates import parity_message
@@ -157,17 +155,11 @@ def _raw(folder: Path, name: str, array: NDArray[Any]) -> RawTensor:
 
 
 def _commands(folder: Path, path: Path, target: Target, inputs: dict[str, RawTensor]) -> tuple[str, ...]:
-    """Scripts for each major of trtexec, where the target is TensorRT's."""
-    if target.backend != "tensorrt":
-        return ()
+    """Write the backend's scripts that build and run the graph on its device; their names."""
     shapes, _ = model_tensors(path)
-    names = []
-    for major in MAJORS:
-        files = {name: tensor.file for name, tensor in inputs.items()}
-        file = folder / f"trtexec-{major}.sh"
-        file.write_text(
-            script(trtexec(target, path.name, shapes, major, files=files), major), encoding="utf-8"
-        )
-        file.chmod(0o755)
-        names.append(file.name)
-    return tuple(names)
+    files = {name: tensor.file for name, tensor in inputs.items()}
+    scripts = get_backend(target.backend).scripts(path.name, target, shapes, files)
+    for name, text in scripts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return tuple(scripts)

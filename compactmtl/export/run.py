@@ -11,7 +11,8 @@ from pathlib import Path
 from compactmtl.artifacts.files import new_folder, sha256_file
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.machine import package_versions
+from compactmtl.backends.model_file import model_files
+from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
@@ -25,7 +26,7 @@ from compactmtl.export.bundle import (
     write_verification,
 )
 from compactmtl.export.maps import write_error_maps
-from compactmtl.export.onnx import Shape, data_file, model_tensors, tensor_dtypes
+from compactmtl.export.onnx import Shape, model_tensors, tensor_dtypes
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.processing import Interface
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
@@ -117,11 +118,13 @@ def export_run(
 
 def _check_target(name: str, target: Target) -> None:
     backend = get_backend(target.backend)
-    if backend.name == "torch":
+    if not backend.opens_files:
         raise ConfigError(
-            f"target '{name}' has backend torch, which runs no exported file",
-            "choose a target whose backend is onnxruntime; `compactmtl targets list` shows them",
+            f"target '{name}' has backend {backend.name}, which runs no exported file",
+            "choose a target whose backend opens files; `compactmtl targets list` shows them",
         )
+    if objection := backend.objection(target):
+        raise ConfigError(f"target '{name}': {objection}", "change that key of the target")
     availability = backend.availability(target)
     if not availability.available:
         raise MissingDependencyError(
@@ -165,12 +168,12 @@ def bundle_info(
     """What bundle.json says of the model file at `path` and of what the backend has built of it."""
     inputs, outputs = model_tensors(path)
     dtypes = tensor_dtypes(path)
-    files = [file for file in (path, data_file(path), *built) if file.exists()]
+    files = [*model_files(path), *built]
     return BundleInfo(
         run=run.name,
         compact=run.has_compact,
         target_name=target_name,
-        target=target.portable,
+        target=get_backend(target.backend).portable(target),
         model=path.name,
         files={file.name: sha256_file(file) for file in files},
         inputs=_records(inputs, dtypes),

@@ -7,7 +7,7 @@ from torch import Tensor
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
 from compactmtl.artifacts.lock import exclusive
-from compactmtl.config import align_of
+from compactmtl.backends import align_of
 from compactmtl.surgery import CompactResult, compact, save_compact
 from compactmtl.train.checkpoint import checked_weights
 from compactmtl.train.run import Run

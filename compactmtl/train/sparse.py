@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.config import Align, Recipe, align_of
+from compactmtl.backends import Align, align_of
+from compactmtl.config import Recipe
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags

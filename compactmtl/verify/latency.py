@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compactmtl.backends import Description, Runner
 from compactmtl.backends.base import Arrays
 from compactmtl.backends.machine import cpu_name, load_average
-from compactmtl.backends.torch import TorchRunner, device_of, synchronizer
+from compactmtl.backends.torch.runner import TorchRunner, device_of, synchronizer
 from compactmtl.errors import ConfigError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, map_tensors

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.torch import as_array, device_of, named_outputs
+from compactmtl.backends import Runner, get_backend, reference_target
+from compactmtl.backends.torch.runner import as_array, device_of, named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, GateError
 from compactmtl.graph.borrow import borrowed
@@ -73,7 +73,7 @@ def check_parity(
     Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
     ArtifactError where the file can't be opened or takes other inputs.
     """
-    target = target or Target(backend="onnxruntime")
+    target = target or reference_target()
     cases = example_inputs if isinstance(example_inputs, list) else [example_inputs]
     if not cases:
         raise ArtifactError("parity needs at least one input", "give example inputs")

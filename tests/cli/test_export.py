@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from compactmtl.backends.base import Availability
-from compactmtl.backends.tensorrt import TensorRTBackend
+from compactmtl.backends.tensorrt.entry import TensorRTBackend
 from compactmtl.cli.export import _available, latency_lines
 from compactmtl.cli.main import main
 from compactmtl.cli.predict import picture_names

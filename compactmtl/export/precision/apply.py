@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnx
 
+from compactmtl.backends import get_backend
+from compactmtl.backends.model_file import model_files
 from compactmtl.config.precision import HalfConfig
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, ConfigError
-from compactmtl.export.onnx import data_file
 from compactmtl.export.precision import int8
 from compactmtl.export.precision.files import load_inferred, save
 from compactmtl.export.precision.half import lower
@@ -55,9 +56,8 @@ def apply_precision(
     progress(f"bringing the graph to {target.precision}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".float.") as folder:
         source = Path(folder) / path.name
-        for file in (path, data_file(path)):
-            if file.exists():
-                shutil.copy2(file, Path(folder) / file.name)
+        for file in model_files(path):
+            shutil.copy2(file, Path(folder) / file.name)
         if target.precision == "int8":
             record = _int8(source, path, target, feeds, check, progress)
         else:
@@ -96,7 +96,7 @@ def _int8(
     config = target.int8
     if config.reduce_range is None:
         # A file must mean the same on the CPU that it was verified on and on the one that it is deployed to.
-        config = config.model_copy(update={"reduce_range": target.on_cpu})
+        config = config.model_copy(update={"reduce_range": get_backend(target.backend).on_cpu(target)})
     model = load_inferred(source)
     known = {node.name: node.op_type for node in model.graph.node}
     _check_names("int8.exclude", config.exclude, {*known, *known.values()})

@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from compactmtl.backends.model_file import data_file
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -43,8 +45,6 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
     Tensors below 1 KB stay in the model file, for shapes are inferred from them.
     """
-    from compactmtl.export.onnx import data_file
-
     beside = data_file(path)
     external = beside.exists() or _weight_bytes(model) > LARGEST
     beside.unlink(missing_ok=True)

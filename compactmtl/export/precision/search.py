@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compactmtl.backends.onnxruntime import EXACT_INT8
+from compactmtl.backends import open_graph, reference_target
 from compactmtl.config.precision import Int8Config
 from compactmtl.export.precision.int8 import quantize
 from compactmtl.export.precision.ranges import Feed
@@ -104,16 +104,9 @@ def rank_layers(errors: Mapping[str, Mapping[str, float]], failed: Sequence[Gate
     return sorted(errors, key=key)
 
 
-def _run(path: Path, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    options.add_session_config_entry(*EXACT_INT8)  # a layer's error is its own, not this processor's
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+def _run(path: Path, feed: Feed) -> dict[str, NDArray[Any]]:
+    with open_graph(path, reference_target()) as runner:  # a layer's error is its own, not this processor's
+        return runner.run(feed)
 
 
 def _error(reference: NDArray[Any], found: NDArray[Any]) -> float:
