@@ -24,7 +24,7 @@ from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 
 Arrays = Mapping[str, NDArray[Any]]
 Shape = Sequence[int | str]  # a free dimension is its name
-# How an exported float32 graph is brought to a precision: not at all, to 16 bits, or with Q/DQ pairs.
+# How an exported float32 graph is brought to a precision: left as it is, in 16 bits, or with Q/DQ pairs.
 GraphPass = Literal["none", "half", "qdq"]
 PROFILE_WARMUP = 5  # runs before those that a profile of layers counts
 # The multiples of channels that kernels are written for: 16 floats fill a vector of a CPU, int8 dot products take 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,9 +98,13 @@ class _Whole(Target):
 
 def _schema() -> type[_Whole]:
     """Every key that a target may have: the general ones, and those of every backend."""
-    options = dict.fromkeys(backend.Options for backend in all_backends())
+    return _schema_of(backend_names(), tuple(dict.fromkeys(backend.Options for backend in all_backends())))
+
+
+@cache
+def _schema_of(names: tuple[str, ...], options: tuple[type[BackendOptions], ...]) -> type[_Whole]:
     bases: tuple[type, ...] = (_Whole, *(one for one in options if one is not BackendOptions))
-    choices: Any = Literal[backend_names()]
+    choices: Any = Literal[names]
     namespace = {
         "__module__": __name__,
         "__annotations__": {"backend": choices},

@@ -25,10 +25,9 @@ from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export.artifact import (
     INPUT,
+    ArtifactWriter,
     Validation,
-    build_artifact,
     check_names,
-    interface_of,
     provenance,
 )
 from compactmtl.export.bundle import MODEL_FILE, VERIFICATION_FILE, write_bundle
@@ -73,11 +72,11 @@ class Prepared(Record):
     created: str
 
 
-def graph_failures(found: Prepared) -> list[str]:
+def graph_failures(prepared: Prepared) -> list[str]:
     """What is wrong with the prepared graph already on the CPU, in words."""
-    outputs = () if found.graph is None else found.graph.outputs
+    outputs = () if prepared.graph is None else prepared.graph.outputs
     failed = [parity_message(output) for output in outputs if not output.passed]
-    if found.held is False:
+    if prepared.held is False:
         failed.append("no choice of layers in float keeps the accuracy within the target's bound")
     return failed
 
@@ -102,17 +101,16 @@ def prepare_run(
         )
     check_names(run, target)
     model = run.load_compact() if run.has_compact else run.load_plain()
-    interface, data = interface_of(run, target), Validation.load(run, target)
-    example = data.images[: target.latency.batch]
+    data = Validation.load(run, target)
+    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
+    interface = writer.interface
     with new_folder(run.path / "export" / target_name) as folder:
         path = folder / MODEL_FILE
         strings = provenance(run)
         reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
-        record = build_artifact(
-            run, model, example, path, target, strings, check=scoring.failed, progress=progress
-        )
+        record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)
         bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record))
         progress("running the graph on the CPU")
         wrapped = interface.wrap(model).eval()
@@ -123,7 +121,7 @@ def prepare_run(
                 note = "the graph on ONNX Runtime's CPU provider; says nothing of the device's own arithmetic"
         except CompactError as error:
             note = f"not run: {error.message}"
-        fed = interface.feed(example)
+        fed = writer.inputs
         with torch.no_grad():
             outputs = wrapped(fed)
         inputs = {INPUT: _raw(folder, f"input.{INPUT}.bin", fed.numpy())}

@@ -16,7 +16,7 @@ from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
-from compactmtl.export.artifact import Validation, build_artifact, check_names, interface_of, provenance
+from compactmtl.export.artifact import ArtifactWriter, Validation, check_names, provenance
 from compactmtl.export.bundle import (
     MODEL_FILE,
     BundleInfo,
@@ -38,13 +38,11 @@ from compactmtl.verify.parity import check_parity
 from compactmtl.verify.result import (
     AccuracyResult,
     GateResult,
-    LatencyResult,
-    ParityResult,
     TaskMetrics,
     Verification,
 )
 
-BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
+SCORED_BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
 
 Progress = Callable[[str], None]
 
@@ -84,17 +82,15 @@ def export_run(
             f"target '{target_name}' bounds latency.min_speedup, and there is no dense model to be faster than",
             "make the compact model first, `compactmtl compact RUN`, or name one: `compactmtl export RUN --baseline DENSE`",
         )
-    interface = interface_of(run, target)
     data = Validation.load(run, target)
+    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
+    interface = writer.interface
     with new_folder(run.path / "export" / target_name) as folder:
-        example = data.images[: target.latency.batch]
         reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
         score = Scoring(run, target, interface, data, reference)
         path = folder / MODEL_FILE
         strings = provenance(run)
-        record = build_artifact(
-            run, model, example, path, target, strings, check=score.failed, progress=progress
-        )
+        record = writer.write(model, path, metadata=strings, check=score.failed, progress=progress)
         if built := get_backend(target.backend).build(path, target):
             progress(f"built {built[0].name}")
         bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record, built))
@@ -107,11 +103,31 @@ def export_run(
             progress(f"measuring latency, {target.latency.repeats} rounds")
             subject = COMPACT if run.has_compact else "model"
             models = {DENSE: dense, subject: model}
-            latency, measured = measure_artifact(run, models, path, runner, example, target)
-            maps = write_error_maps(folder, interface.wrap(model), runner, interface.feed(example), parity)
-        verification = _verification(
-            target_name, target, run, bundle.sha256, bundle.megabytes, subject, parity, accuracy, latency
-        ).model_copy(update={"measured": measured, "error_maps": maps})
+            latency, measured = measure_artifact(writer, models, path, runner)
+            maps = write_error_maps(folder, interface.wrap(model), runner, writer.inputs, parity)
+        gates = check_gates(
+            target,
+            run.tasks,
+            parity=parity,
+            accuracy=accuracy,
+            latency=latency,
+            subject=subject,
+            megabytes=bundle.megabytes,
+        )
+        verification = Verification(
+            target=target_name,
+            bundle_sha256=bundle.sha256,
+            parity=parity,
+            accuracy=accuracy,
+            latency=latency,
+            megabytes=bundle.megabytes,
+            gates=gates,
+            passed=bool(gates) and all(gate.passed for gate in gates),
+            versions=package_versions(),
+            created=_now(),
+            measured=measured,
+            error_maps=maps,
+        )
         write_verification(folder, verification)
     return verification
 
@@ -208,7 +224,7 @@ class Scoring:
         """Of an opened artifact, with the dense baseline where there is one."""
         loader, tasks = self.data.loader, self.run.tasks
         run = self.interface.runner(array_runner(runner))
-        sizes = BATCHES if self.target.onnx.dynamic_batch else ()
+        sizes = SCORED_BATCHES if self.target.onnx.dynamic_batch else ()
         return AccuracyResult(
             samples=self.data.samples,
             torch=self.reference,
@@ -223,42 +239,8 @@ class Scoring:
         """The accuracy gates against the torch model that a candidate file fails."""
         opener = self.opener or get_backend(self.target.backend).open
         with opener(path, self.target) as runner:
-            found = self.accuracy(runner)
-        return tuple(gate for gate in export_drops(self.target, self.run.tasks, found) if not gate.passed)
-
-
-def _verification(
-    target_name: str,
-    target: Target,
-    run: Run,
-    bundle_sha256: str,
-    megabytes: float,
-    subject: str,
-    parity: ParityResult,
-    accuracy: AccuracyResult,
-    latency: LatencyResult,
-) -> Verification:
-    gates = check_gates(
-        target,
-        run.tasks,
-        parity=parity,
-        accuracy=accuracy,
-        latency=latency,
-        subject=subject,
-        megabytes=megabytes,
-    )
-    return Verification(
-        target=target_name,
-        bundle_sha256=bundle_sha256,
-        parity=parity,
-        accuracy=accuracy,
-        latency=latency,
-        megabytes=megabytes,
-        gates=gates,
-        passed=bool(gates) and all(gate.passed for gate in gates),
-        versions=package_versions(),
-        created=_now(),
-    )
+            accuracy = self.accuracy(runner)
+        return tuple(gate for gate in export_drops(self.target, self.run.tasks, accuracy) if not gate.passed)
 
 
 def _now() -> str:

@@ -71,7 +71,7 @@ def profile(
         settle=options.settle,
     )
     progress("throughput at batch " + ", ".join(map(str, options.batches)))
-    found = measure(subjects, options, progress)
+    measured = measure(subjects, options, progress)
     return Profile(
         latency=latency,
         subjects={
@@ -79,7 +79,7 @@ def profile(
                 path=str(one.path),
                 sha256=model_sha256(one.path),
                 target=f"{one.target.backend}, {one.target.precision}",
-                **dict(found[name]),
+                **dict(measured[name]),
             )
             for name, one in subjects.items()
         },
@@ -93,11 +93,11 @@ def measure(
 ) -> dict[str, Measured]:
     """All but the latency of every subject. Raises as `profile` does."""
     throughput, skipped = _throughput(subjects, options)
-    found = {}
+    measured = {}
     for name, one in subjects.items():
         progress(f"{name}: layers" + (", memory" if options.memory else ""))
-        found[name] = _measured(one, options, throughput[name], skipped[name])
-    return found
+        measured[name] = _measured(one, options, throughput[name], skipped[name])
+    return measured
 
 
 def _fed(subject: Subject, batch: int) -> Fed:
@@ -109,7 +109,7 @@ def _throughput(
     subjects: Mapping[str, Subject], options: Options
 ) -> tuple[dict[str, dict[int, float]], dict[str, dict[str, str]]]:
     """Samples a second by batch size, paired among all that take that size; and why not, for the others."""
-    found: dict[str, dict[int, float]] = {name: {} for name in subjects}
+    rates: dict[str, dict[int, float]] = {name: {} for name in subjects}
     skipped: dict[str, dict[str, str]] = {name: {} for name in subjects}
     for batch in options.batches:
         fed = {}
@@ -127,8 +127,8 @@ def _throughput(
         warmup = min(3, options.warmup)
         stats = measure_latency(fed, warmup=warmup, repeats=repeats, settle=options.settle).stats
         for name, one_stats in stats.items():
-            found[name][batch] = 1e3 * batch / one_stats.median_ms
-    return found, skipped
+            rates[name][batch] = 1e3 * batch / one_stats.median_ms
+    return rates, skipped
 
 
 def _measured(
@@ -136,7 +136,7 @@ def _measured(
 ) -> Measured:
     fed = _fed(subject, options.batch)
     parts: dict[str, Any] = {}
-    wanted: dict[str, tuple[bool, Callable[[], Any]]] = {
+    parts_asked: dict[str, tuple[bool, Callable[[], Any]]] = {
         "memory": (
             options.memory,
             lambda: peak_memory(subject.path, subject.target, options.batch, subject.shapes),
@@ -148,7 +148,7 @@ def _measured(
             lambda: energy_per_run(lambda: fed.runner.run(fed.arrays), time.perf_counter),
         ),
     }
-    for name, (asked, measure) in wanted.items():
+    for name, (asked, measure) in parts_asked.items():
         if not asked:
             not_run[name] = "not asked for"
             continue

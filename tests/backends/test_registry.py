@@ -20,6 +20,7 @@ from compactmtl.cli.main import main
 from compactmtl.config.target import Target
 from compactmtl.errors import OK, USAGE, ConfigError
 from compactmtl.export import Bundle
+from compactmtl.export.precision import apply_precision
 from compactmtl.verify import check_parity
 from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
 from tests.support.real_runs import SCENES, write_run
@@ -88,6 +89,17 @@ def test_its_outputs_are_those_of_the_module(place: Path) -> None:
     module = TwoHeads().eval()
     path = write_onnx(place / "m.onnx", module)
     assert check_parity(module, path, torch.randn(4, WIDTH), target=load_target("numpy")).passed
+
+
+def test_its_precisions_say_how_the_graph_is_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that lowers a graph itself gets the float32 file."""
+    monkeypatch.setattr(type(get_backend(NAME)), "precisions", {"fp32": "none", "fp16": "none"})
+    path = write_onnx(place / "m.onnx", TwoHeads().eval())
+    before = path.read_bytes()
+    assert apply_precision(path, Target(backend=NAME, precision="fp16")) is None
+    assert path.read_bytes() == before
+    with pytest.raises(ConfigError, match=f"precision int8: backend {NAME} takes fp32, fp16"):
+        apply_precision(path, Target(backend=NAME, precision="int8"))
 
 
 @pytest.mark.slow

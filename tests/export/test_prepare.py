@@ -1,4 +1,4 @@
-"""A bundle for a target that can't run here, and the whole TensorRT road against the fake with the real names."""
+"""A bundle for a target that can't run here, and the whole TensorRT pipeline against the fake with the real names."""
 
 from __future__ import annotations
 

@@ -218,8 +218,8 @@ def _layers(compiled: openvino.CompiledModel) -> dict[str, int]:
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
         if _text(facts["layerType"]) in LAYERS:
-            found = _text(facts["runtimePrecision"])
-            counts[_PRECISIONS.get(found, found)] += 1
+            precision = _text(facts["runtimePrecision"])
+            counts[_PRECISIONS.get(precision, precision)] += 1
     return dict(counts)
 
 
@@ -241,7 +241,7 @@ def _reason(error: Exception) -> str:
         "Errors ",
         "Model wasn't fully converted",
     )
-    told = [line for line in lines if not line.startswith(frame)]
+    reasons = [line for line in lines if not line.startswith(frame)]
     node = re.search(r"ONNX node '<Node\((\w+)\): ([^>]*)>'", str(error))
     where = f"{node[1]} '{node[2]}': " if node else ""
-    return (where + (told or lines or ["no reason given"])[0])[:300]
+    return (where + (reasons or lines or ["no reason given"])[0])[:300]

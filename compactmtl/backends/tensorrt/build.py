@@ -110,7 +110,7 @@ def build_engine(model: Path, target: Target, device: CudaDevice) -> Built:
     data = bytes(serialized)
     if cache is not None and cache_file is not None:
         _store(cache_file, bytes(cache.serialize()))
-    layers_json, seen = _inspect(data, model, target, logger, log)
+    layers_json, types = _inspect(data, model, target, logger, log)
     facts = EngineFacts(
         tensorrt=trt.__version__,
         gpu=device.name,
@@ -119,7 +119,7 @@ def build_engine(model: Path, target: Target, device: CudaDevice) -> Built:
         hardware=options.hardware,
         version_compatible=options.version_compatible,
         precision=target.precision,
-        types=seen.text,
+        types=types.text,
         profile=profile,
         settings_sha256=settings_sha256(target),
         onnx_sha256=model_sha256(model),
@@ -196,8 +196,8 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Mapp
 
 
 def _parser_errors(parser: trt.OnnxParser) -> str:
-    found = (parser.get_error(index) for index in range(parser.num_errors))
-    return "\n".join(f"  node {one.node_name()} ({one.node_operator()}): {one.desc()}" for one in found)
+    errors = (parser.get_error(index) for index in range(parser.num_errors))
+    return "\n".join(f"  node {one.node_name()} ({one.node_operator()}): {one.desc()}" for one in errors)
 
 
 def _tail(log: list[str]) -> str:
@@ -248,10 +248,10 @@ def _inspect(
     engine = deserialize(data, target, logger, log, str(model))[1]
     layers_json = inspect_engine(engine)
     accept = tensorrt_config(target).unseen_types == "accept"
-    seen = check_types(
+    types = check_types(
         compute_types(model), engine_layers(layers_json), target.precision, accept_unseen=accept
     )
-    return layers_json, seen
+    return layers_json, types
 
 
 def inspect_engine(engine: trt.ICudaEngine) -> str:

@@ -128,8 +128,8 @@ def _tensorrt_failure() -> str:
         version: str = trt.__version__
     except (ImportError, OSError, ValueError, AttributeError) as error:
         return f"tensorrt can't be imported ({error})"
-    found = tuple(int(part) for part in version.split(".")[:2])
-    if found < FLOOR:
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if release < FLOOR:
         return f"tensorrt {version} is too old: {FLOOR[0]}.{FLOOR[1]} or later is needed"
     return ""
 

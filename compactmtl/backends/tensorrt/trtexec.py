@@ -103,12 +103,12 @@ def _running(target: Target, major: Major, files: Mapping[str, str], name: str) 
 
 def free_inputs(target: Target, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, ShapeRange]:
     """Shapes of the inputs that have free dimensions."""
-    found = {}
+    ranges = {}
     for key, shape in inputs.items():
         sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
         if (one := shape_range(key, sizes, target)) is not None:
-            found[key] = one
-    return found
+            ranges[key] = one
+    return ranges
 
 
 def script(words: Sequence[str], major: Major) -> str:

@@ -111,7 +111,7 @@ class ReferenceRunner(Runner):
             assert isinstance(node, OpRun)
             for _ in range(repeats):
                 start = time.perf_counter()
-                outputs = node.run(*(values[name] for name in node.input))
+                outputs = node.run(*(values[name] for name in node.input))  # type: ignore[no-untyped-call]
                 seconds[node.onnx_node.name].append(time.perf_counter() - start)
             values |= dict(zip(node.output, outputs, strict=False))
         operators = {node.name: node.op_type for node in self._model.graph.node}
