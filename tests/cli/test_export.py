@@ -235,10 +235,10 @@ def test_doctor_finds_a_file_in_place_of_the_cache(
 def test_doctor_survives_a_missing_torch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from compactmtl.backends import machine
+    from compactmtl.backends import versions
 
-    real = machine.package_version
-    monkeypatch.setattr(machine, "package_version", lambda name: None if name == "torch" else real(name))
+    real = versions.package_version
+    monkeypatch.setattr(versions, "package_version", lambda name: None if name == "torch" else real(name))
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["doctor"]) == MISSING
     assert "missing: pip install compactmtl" in capsys.readouterr().out
