@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compactmtl.backends import load_target
     from compactmtl.balancing import DummyGradientNorm, balancer
-    from compactmtl.config import load_recipe, load_target
+    from compactmtl.config import load_recipe
     from compactmtl.data import load_dataset
     from compactmtl.export import export_onnx
     from compactmtl.graph import ChannelGraph
@@ -34,7 +35,7 @@ _HOME = {
     "export_onnx": "export",
     "load_dataset": "data",
     "load_recipe": "config",
-    "load_target": "config",
+    "load_target": "backends",
     "measure_latency": "verify",
     "overparameterize": "overparam",
 }

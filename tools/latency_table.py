@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from compactmtl.backends import get_backend
+from compactmtl.backends import align_of, get_backend, load_target
 from compactmtl.backends.machine import cpu_name
-from compactmtl.config import Target, align_of, load_recipe, load_target
+from compactmtl.config import Target, load_recipe
 from compactmtl.data import load_dataset
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export import export_onnx

@@ -1,45 +1,43 @@
-"""Ways of running an exported model, behind one protocol: torch, ONNX Runtime, OpenVINO, TensorRT."""
+"""Ways of running an exported model, behind one protocol: each backend is a folder with an `entry.py`."""
 
 from __future__ import annotations
 
-from compactmtl.backends.base import Availability, Backend, Description, LayerTime, Runner, TensorInfo
-from compactmtl.errors import ConfigError
-
-BACKENDS = (
-    "onnxruntime",
-    "openvino",
-    "tensorrt",
-    "torch",
+from compactmtl.backends.align import Align, align_of
+from compactmtl.backends.base import (
+    Availability,
+    Backend,
+    BackendOptions,
+    Description,
+    LayerTime,
+    Runner,
+    TensorInfo,
 )
+from compactmtl.backends.registry import (
+    all_backends,
+    backend_names,
+    get_backend,
+    open_graph,
+    reference_target,
+)
+from compactmtl.backends.targets import ResolvedTarget, checked_target, load_target, resolve_target
 
 __all__ = [
-    "BACKENDS",
+    "Align",
     "Availability",
     "Backend",
+    "BackendOptions",
     "Description",
     "LayerTime",
+    "ResolvedTarget",
     "Runner",
     "TensorInfo",
+    "align_of",
+    "all_backends",
+    "backend_names",
+    "checked_target",
     "get_backend",
+    "load_target",
+    "open_graph",
+    "reference_target",
+    "resolve_target",
 ]
-
-
-def get_backend(name: str) -> Backend:
-    """The backend of that name. Raises ConfigError on a name that isn't one of BACKENDS."""
-    if name == "onnxruntime":
-        from compactmtl.backends.onnxruntime import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend()
-    if name == "openvino":
-        from compactmtl.backends.openvino import OpenVinoBackend
-
-        return OpenVinoBackend()
-    if name == "tensorrt":
-        from compactmtl.backends.tensorrt import TensorRTBackend
-
-        return TensorRTBackend()
-    if name == "torch":
-        from compactmtl.backends.torch import TorchBackend
-
-        return TorchBackend()
-    raise ConfigError(f"unknown backend '{name}'", f"the backends are {', '.join(BACKENDS)}")

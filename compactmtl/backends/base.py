@@ -1,21 +1,54 @@
-"""The protocol of a backend: can it run, open a model, say what it really runs on."""
+"""The protocol of a backend: its options, what it can run here, and models opened for running.
+
+A backend is a folder `backends/<name>/` whose `entry.py` holds one class, a `Backend`. All that is known of a backend by
+name is in its folder; `registry` finds it there.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.config.precision import Precision
+from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
-from compactmtl.errors import ArtifactError, MissingDependencyError
+from compactmtl.config.validate import validate_options
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 
 Arrays = Mapping[str, NDArray[Any]]
+Shape = Sequence[int | str]  # a free dimension is its name
+# How an exported float32 graph is brought to a precision: left as it is, in 16 bits, or with Q/DQ pairs.
+GraphPass = Literal["none", "half", "qdq"]
+PROFILE_WARMUP = 5  # runs before those that a profile of layers counts
+# The multiples of channels that kernels are written for: 16 floats fill a vector of a CPU, int8 dot products take 4
+# values at a time, tensor cores 8 half or 16 int8 values.
+STEPS: Mapping[Precision, int] = {"fp32": 16, "fp16": 8, "bf16": 8, "int8": 4}
+TENSOR_CORES_INT8 = 16
+
+
+class BackendOptions(Frozen):
+    """The keys of a target that one backend alone reads; by default there are none."""
+
+    @property
+    def portable(self) -> Self:
+        """The same without files of one machine, as a bundle carries it."""
+        return self
+
+
+Own = TypeVar("Own", bound=BackendOptions)
+
+
+def read_options(options: type[Own], target: Target) -> Own:
+    """A target's own keys as a backend's options. Raises ConfigError naming the key, and the nearest right one."""
+    given = target.model_dump(mode="json", include=set(target.own))
+    return validate_options(options, given, "")
 
 
 @dataclass(frozen=True)
@@ -54,8 +87,7 @@ class Description:
     )  # layers with weights by the precision they run in
 
 
-@dataclass(frozen=True)
-class LayerTime:
+class LayerTime(Frozen):
     """One step of a model as its runtime executes it: layers are fused, so names are the runtime's own."""
 
     name: str
@@ -145,27 +177,87 @@ class Runner(ABC):
             f"backend {self.describe().backend} runs in host memory: nothing is copied", "run it on a GPU"
         )
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Memory of activations on the device; None where that is host memory."""
+        return None
+
     def close(self) -> None:
         """Free what the runner holds."""
 
 
 class Backend(ABC):
-    """One way of running an exported model."""
+    """One way of running an exported model. An entry module holds one concrete subclass.
+
+    Importing the entry loads no runtime: `availability` and `open` do.
+    """
 
     name: ClassVar[str]
+    Options: ClassVar[type[BackendOptions]] = BackendOptions  # keys of a target that only this backend reads
+    packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions decide an artifact's numbers
+    # What a target may ask for, and how the graph is brought there before the backend sees it.
+    precisions: ClassVar[Mapping[Precision, GraphPass]] = {
+        "fp32": "none",
+        "fp16": "half",
+        "bf16": "half",
+        "int8": "qdq",
+    }
+    opens_files: ClassVar[bool] = True  # False: it runs live modules alone, and no target exports for it
+    is_reference: ClassVar[bool] = False  # it runs every graph on this machine's CPU: `open_graph`
 
     @abstractmethod
     def availability(self, target: Target) -> Availability:
-        """Probe without side effects; never raises."""
+        """Probe without side effects. Raises ConfigError on options that are none of this backend, and nothing else."""
+
+    def cases(self) -> Iterable[tuple[str, Target]]:
+        """What `compactmtl doctor` asks about, each with its label."""
+        return [(self.name, Target(backend=self.name))]
+
+    def objection(self, target: Target) -> str:
+        """Why the backend can't serve the target on any machine, beginning with the key; empty where it can."""
+        if target.precision in self.precisions:
+            return ""
+        return f"precision {target.precision}: backend {self.name} takes {', '.join(self.precisions)}"
 
     def require(self, target: Target) -> None:
-        """Raise MissingDependencyError, saying what is missing, where the backend can't run `target` here."""
-        found = self.availability(target)
-        if not found.available:
-            raise MissingDependencyError(f"backend {self.name} can't run here: {found.reason}", found.hint)
+        """Raise where the backend can't run `target` here.
+
+        ConfigError where it could nowhere, MissingDependencyError saying what is missing here.
+        """
+        read_options(self.Options, target)
+        if objection := self.objection(target):
+            raise ConfigError(objection, "change that key of the target, or choose another backend")
+        answer = self.availability(target)
+        if not answer.available:
+            raise MissingDependencyError(f"backend {self.name} can't run here: {answer.reason}", answer.hint)
+
+    def on_cpu(self, target: Target) -> bool:
+        """Whether the model runs on a CPU."""
+        return False
+
+    def channel_step(self, target: Target) -> int:
+        """The multiple of channels that runs best: the target's `align`, else its precision's."""
+        return self.default_step(target) if target.align is None else target.align
+
+    def default_step(self, target: Target) -> int:
+        """The same for a target that does not say."""
+        return STEPS[target.precision]
+
+    def portable(self, target: Target) -> Target:
+        """The target with all of this backend's options written out and without files of one machine."""
+        options = read_options(self.Options, target).portable
+        return target.with_own(options.model_dump(mode="json"))
+
+    def with_lean_runtime(self, target: Target, library: Path) -> Target | None:
+        """The target with a library that runs what an earlier version built; None where the backend loads none."""
+        return None
 
     def build(self, model: Path, target: Target) -> tuple[Path, ...]:
         """Make beforehand what `open` would make of a model file, beside it; the new files. By default nothing."""
+        return ()
+
+    def companions(self, model: Path) -> tuple[str, ...]:
+        """Names of files beside a model that `open` reads with it, where they are; its external weights aside."""
         return ()
 
     @abstractmethod
@@ -174,6 +266,19 @@ class Backend(ABC):
 
         A precision that it would replace by another one is such a case: PrecisionError.
         """
+
+    def open_graph(self, model: Path, target: Target) -> Runner:
+        """Open a graph that is meant for another device on this machine's CPU; only where `is_reference`."""
+        raise NotImplementedError(f"backend {self.name} is no reference")
+
+    def scripts(
+        self, model: str, target: Target, inputs: Mapping[str, Shape], files: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Shell scripts that do on a device what `build` and `open` would do, by file name; by default none.
+
+        `model` is the graph's file name, `inputs` its inputs' shapes, `files` raw bytes of an example of each.
+        """
+        return {}
 
 
 def run_failure(model: Path, runtime: str, reason: str) -> ArtifactError:

@@ -1,16 +1,13 @@
-"""What this machine is: processor, its instruction sets, GPU driver, package versions. Loads no framework."""
+"""What this machine is: processor, its instruction sets, GPU driver. Loads no framework."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-
-import compactmtl
 
 CPUINFO = Path("/proc/cpuinfo")
 # The instruction sets that decide how fast inference is: vectors, bf16, and int8 dot products (VNNI, AMX).
@@ -28,36 +25,6 @@ FLAGS_OF_INTEREST = (
     "i8mm",
     "bf16",
 )
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-)
-
-
-def package_version(name: str) -> str | None:
-    """Version of an installed distribution by its metadata alone, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide an artifact's numbers, of those installed."""
-    versions = {"compactmtl": compactmtl.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        version = package_version(name)
-        if version is not None:
-            versions[name] = version
-    return versions
 
 
 @cache

@@ -71,7 +71,7 @@ def _measure(model: Path, target: Target, batch: int, shapes: Mapping[str, tuple
         arrays = noise_for(runner.inputs, batch, shapes)
         for _ in range(2):
             runner.run(arrays)
-        device = getattr(runner, "device_bytes", None)
+        device = runner.device_bytes
         return Memory(
             opened_mib=(opened - before) / 2**20,
             peak_mib=(highest() - before) / 2**20,

@@ -24,17 +24,17 @@ def noise_for(
     or where a given shape doesn't fit.
     """
     rng = np.random.default_rng(seed)
-    found: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for tensor in inputs:
         shape = (shapes or {}).get(tensor.name) or _shape(tensor, batch)
         dtype = np.dtype(tensor.dtype or "float32")
         if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
-            found[tensor.name] = rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+            arrays[tensor.name] = rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
         else:
-            found[tensor.name] = rng.standard_normal(shape).astype(dtype)
-        if wrong := tensor.mismatch(found[tensor.name]):
+            arrays[tensor.name] = rng.standard_normal(shape).astype(dtype)
+        if wrong := tensor.mismatch(arrays[tensor.name]):
             raise ConfigError(f"input '{tensor.name}' {wrong}", _mend(tensor))
-    return found
+    return arrays
 
 
 def _shape(tensor: TensorInfo, batch: int) -> tuple[int, ...]:

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 HELP = "say which backends can run here and what is missing"
 EXAMPLE = "compactmtl doctor"
 
-# What every installation has; without one of them the package can't work.
-CORE = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb takes no arguments."""
@@ -18,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 3 where a core package is missing."""
-    from compactmtl.backends.machine import package_versions
+    from compactmtl.backends.versions import CORE, package_versions
     from compactmtl.errors import MISSING, OK
 
     for line in (*_packages(), "", *_machine(), "", *_backends(), "", *_folders()):
@@ -28,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _packages() -> Iterator[str]:
-    from compactmtl.backends.machine import package_versions
+    from compactmtl.backends.versions import CORE, package_versions
 
     versions = package_versions()
     yield "packages"
@@ -66,24 +63,17 @@ def _machine() -> Iterator[str]:
 
 
 def _backends() -> Iterator[str]:
-    from compactmtl.backends import get_backend
-    from compactmtl.config.target import Target
+    from compactmtl.backends import all_backends
 
     yield "backends"
-    torch_failure = _import_failure("torch")
-    yield f"  {'torch':<42} {'no: ' + torch_failure if torch_failure else 'yes'}"
-    targets = {
-        f"onnxruntime, {provider}": Target(backend="onnxruntime", provider=provider)
-        for provider in ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider")
-    }
-    targets["openvino, CPU"] = Target(backend="openvino")
-    targets["tensorrt"] = Target(backend="tensorrt")
-    for name, target in targets.items():
-        found = get_backend(target.backend).availability(target)
-        answer = "yes" if found.available else f"no: {found.reason}"
-        yield f"  {name:<42} {answer}"
-        if found.hint:
-            yield f"  {'':<42} mend: {found.hint}"
+    for backend in sorted(
+        all_backends(), key=lambda one: one.opens_files
+    ):  # what others are checked against first
+        for label, target in backend.cases():
+            found = backend.availability(target)
+            yield f"  {label:<42} {'yes' if found.available else f'no: {found.reason}'}"
+            if found.hint:
+                yield f"  {'':<42} mend: {found.hint}"
 
 
 def _folders() -> Iterator[str]:

@@ -144,7 +144,7 @@ def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:
     """
     from pathlib import Path
 
-    from compactmtl.config import load_target
+    from compactmtl.backends import load_target
     from compactmtl.errors import ConfigError
 
     if ALL in chosen:
@@ -161,8 +161,8 @@ def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:
 
 def _available() -> dict[str, Target]:
     """Every named target but examples whose backend can run it here; says which were left out, and why."""
-    from compactmtl.backends import get_backend
-    from compactmtl.config import list_targets, load_target
+    from compactmtl.backends import get_backend, load_target
+    from compactmtl.config import list_targets
     from compactmtl.errors import MissingDependencyError
 
     found: dict[str, Target] = {}

@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from compactmtl.backends import load_target
     from compactmtl.cli.disk import check_writable
-    from compactmtl.config import load_target
     from compactmtl.errors import ConfigError
     from compactmtl.verify.profile import Options, profile
 
@@ -234,14 +234,14 @@ def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
     import torch
 
     from compactmtl.backends import get_backend
-    from compactmtl.export.artifact import build_artifact
+    from compactmtl.export.artifact import ArtifactWriter
 
     get_backend(target.backend).require(target)
     model = run.load_compact() if run.has_compact else run.load_plain()
     height, width = run.recipe.data.size
     # a free batch, so that throughput can be measured at several sizes
     free = target.model_copy(update={"onnx": target.onnx.model_copy(update={"dynamic_batch": True})})
-    build_artifact(run, model, torch.zeros(batch, 3, height, width), path, free, {})
+    ArtifactWriter(run, free, torch.zeros(batch, 3, height, width)).write(model, path)
     return path
 
 

@@ -128,9 +128,10 @@ def _check(names: list[str]) -> None:
 
 def _check_references(recipe: Recipe) -> None:
     """What a recipe names beyond itself: targets, data set, task kinds, encoder, penalty, balancing, and options."""
+    from compactmtl.backends import load_target
     from compactmtl.balancing.options import method_options
     from compactmtl.balancing.registry import balancer_class
-    from compactmtl.config import load_target, validate_options
+    from compactmtl.config import validate_options
     from compactmtl.data import load_dataset
     from compactmtl.data.datasets import dataset_module
     from compactmtl.models.encoder import check_encoder_name

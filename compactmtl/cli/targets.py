@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         print_entries("target")
         return OK
-    from compactmtl.config.load import resolve_target
+    from compactmtl.backends import resolve_target
 
     resolved = resolve_target(args.target, args.overrides)
     if args.resolved or args.overrides:

@@ -9,16 +9,13 @@ if TYPE_CHECKING:
     from compactmtl.config.load import (
         Resolved,
         ResolvedSweep,
-        ResolvedTarget,
         dump_recipe,
         list_recipes,
         list_sweeps,
         list_targets,
         load_recipe,
-        load_target,
         resolve_recipe,
         resolve_sweep,
-        resolve_target,
     )
     from compactmtl.config.lookup import Entry
     from compactmtl.config.recipe import Recipe
@@ -28,49 +25,39 @@ if TYPE_CHECKING:
     from compactmtl.config.validate import validate_options
 
 _HOME = {
-    "Align": "align",
     "Entry": "lookup",
     "Recipe": "recipe",
     "Resolved": "load",
     "ResolvedSweep": "load",
-    "ResolvedTarget": "load",
     "SweepConfig": "sweep",
     "Target": "target",
     "UntrustedError": "trust",
-    "align_of": "align",
     "dump_recipe": "load",
     "list_recipes": "load",
     "list_sweeps": "load",
     "list_targets": "load",
     "load_recipe": "load",
-    "load_target": "load",
     "resolve_recipe": "load",
     "resolve_sweep": "load",
-    "resolve_target": "load",
     "trusting": "trust",
     "validate_options": "validate",
 }
 
 __all__ = [
-    "Align",
     "Entry",
     "Recipe",
     "Resolved",
     "ResolvedSweep",
-    "ResolvedTarget",
     "SweepConfig",
     "Target",
     "UntrustedError",
-    "align_of",
     "dump_recipe",
     "list_recipes",
     "list_sweeps",
     "list_targets",
     "load_recipe",
-    "load_target",
     "resolve_recipe",
     "resolve_sweep",
-    "resolve_target",
     "trusting",
     "validate_options",
 ]

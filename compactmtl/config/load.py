@@ -1,4 +1,7 @@
-"""Load recipes, sweeps and targets by name or path, with overrides, and know where each value came from."""
+"""Load recipes and sweeps by name or path, with overrides, and know where each value came from.
+
+Targets are read here too (`read_document`); `compactmtl.backends.targets` checks them with their backend's keys.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from compactmtl.config.merge import apply_overrides, merge, read_extended
 from compactmtl.config.paths import anchor
 from compactmtl.config.recipe import Frozen, Recipe
 from compactmtl.config.sweep import SweepConfig
-from compactmtl.config.target import Target
 from compactmtl.config.validate import validate
 from compactmtl.config.yaml import Node, Place, dump_yaml
 from compactmtl.errors import ConfigError
@@ -40,16 +42,6 @@ class ResolvedSweep:
     path: Path
 
 
-@dataclass(frozen=True)
-class ResolvedTarget:
-    """A target with the origin of each of its values; as `Resolved`."""
-
-    target: Target
-    origins: Mapping[str, str]
-    name: str
-    path: Path
-
-
 def resolve_recipe(
     name_or_path: str | Path,
     overrides: Sequence[str] = (),
@@ -68,12 +60,12 @@ def resolve_recipe(
     Raises:
         ConfigError: naming file and line, the key, what was expected and found, and the nearest right key or name.
     """
-    path, node = _read("recipe", name_or_path, overrides, overlays)
+    path, node = read_document("recipe", name_or_path, overrides, overlays)
     if tasks:
         node = _keep_tasks(node, tasks)
     name = name_of("recipe", path)
     recipe = validate(Recipe, node, f"recipe {name}")
-    return Resolved(recipe, dict(_origins(recipe, node)), name, path)
+    return Resolved(recipe, dict(origins(recipe, node)), name, path)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -83,22 +75,9 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 def resolve_sweep(name_or_path: str | Path) -> ResolvedSweep:
     """A sweep by name or path; raises as `resolve_recipe`."""
-    path, node = _read("sweep", name_or_path, ())
+    path, node = read_document("sweep", name_or_path, ())
     name = name_of("sweep", path)
     return ResolvedSweep(validate(SweepConfig, node, f"sweep {name}"), name, path)
-
-
-def resolve_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> ResolvedTarget:
-    """A deployment target by name or path with the origin of each value; raises as `resolve_recipe`."""
-    path, node = _read("target", name_or_path, overrides)
-    name = name_of("target", path)
-    target = validate(Target, node, f"target {name}")
-    return ResolvedTarget(target, dict(_origins(target, node)), name, path)
-
-
-def load_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Target:
-    """A deployment target by name or path; raises as `resolve_recipe`."""
-    return resolve_target(name_or_path, overrides).target
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -121,12 +100,13 @@ def list_targets() -> list[Entry]:
     return entries("target")
 
 
-def _read(
+def read_document(
     kind: Kind,
     name_or_path: str | Path,
     overrides: Sequence[str],
     overlays: Sequence[str | Path] = (),
 ) -> tuple[Path, Node]:
+    """The file and the values of a recipe, sweep or target, with what it extends and what is laid over it."""
     path = find(kind, name_or_path)
     node = read_extended(kind, path)
     for overlay in overlays:
@@ -157,7 +137,8 @@ def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
     return merge(node, Node(over, Place(None)))
 
 
-def _origins(model: Frozen, node: Node) -> Iterator[tuple[str, str]]:
+def origins(model: Frozen, node: Node) -> Iterator[tuple[str, str]]:
+    """The origin of each value of a model that was read from a document, by its dotted key."""
     for path in _leaves(model.model_dump(mode="json")):
         yield ".".join(path), _origin(node, path)
 

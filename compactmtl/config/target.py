@@ -1,23 +1,23 @@
-"""The deployment target: backend, precision, shapes, tolerances and budgets, typed and frozen."""
+"""The deployment target: backend, precision, shapes, tolerances and budgets, typed and frozen.
+
+These are the keys that every target has. A backend may have keys of its own beside them (`Target.own`), which its entry
+declares and checks; `compactmtl.backends.targets` loads a target with both.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from compactmtl.config.precision import Fp16Config, HalfConfig, Int8Config, Precision
 from compactmtl.config.schema import Frozen, Positive
-from compactmtl.config.tensorrt import TensorRTConfig
 
 # Of an output's range. float32 kernels of two libraries differ by about 1e-6; float16 has 11 bits of precision,
 # bfloat16 8. Int8 is judged by the tasks' metrics: its values are shown and not a gate, unless a target says so.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": math.inf}
-# The multiples of channels that kernels are written for: 16 floats fill a vector of a CPU, int8 dot products take 4
-# values at a time, tensor cores 8 half or 16 int8 values.
-STEPS: dict[Precision, int] = {"fp32": 16, "fp16": 8, "bf16": 8, "int8": 4}
-TENSOR_CORES_INT8 = 16
 BF16_OPSET = 22  # the first in which convolution takes bfloat16
 
 
@@ -79,15 +79,10 @@ class OnnxConfig(Frozen):
 class Target(Frozen):
     """Where the model will run and with what tolerance."""
 
+    model_config = ConfigDict(extra="allow")  # the backend's own keys, which it checks
+
     description: str = Field("", description="one line for `targets list`")
-    backend: Literal[
-        "onnxruntime",
-        "openvino",
-        "tensorrt",
-        "torch",
-    ]
-    provider: str = Field("CPUExecutionProvider", description="ONNX Runtime execution provider")
-    device: str = Field("CPU", description="OpenVINO device, such as CPU, GPU or NPU")
+    backend: str = Field(description="what runs the model; `compactmtl doctor` lists them")
     precision: Precision = Field("fp32", description="that the model must really run in")
     fp16: Fp16Config = Fp16Config()
     bf16: HalfConfig = HalfConfig()
@@ -96,10 +91,9 @@ class Target(Frozen):
     align: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="multiple of channels that runs best, for surgery.align: auto; none: 16 for fp32, 8 for fp16 and bf16, "
-        "4 for int8 (16 with tensorrt)",
+        "4 for int8 (16 on tensor cores)",
     )
     onnx: OnnxConfig = OnnxConfig()
-    tensorrt: TensorRTConfig = TensorRTConfig()
     parity: ParityConfig = ParityConfig()
     accuracy: AccuracyConfig = AccuracyConfig()
     latency: LatencyConfig = LatencyConfig()
@@ -113,24 +107,14 @@ class Target(Frozen):
         return self
 
     @property
-    def on_cpu(self) -> bool:
-        """Whether the model runs on a CPU."""
-        if self.backend == "onnxruntime":
-            return self.provider == "CPUExecutionProvider"
-        return self.backend == "torch" or (self.backend == "openvino" and self.device == "CPU")
+    def own(self) -> Mapping[str, Any]:
+        """The keys that are the backend's own, as they were given."""
+        return self.model_extra or {}
 
-    @property
-    def portable(self) -> Target:
-        """The target without paths of the machine that it was used on, as a bundle carries it."""
-        return self.model_copy(update={"tensorrt": self.tensorrt.portable})
-
-    @property
-    def channel_step(self) -> int:
-        """The multiple of channels that runs best there."""
-        if self.align is not None:
-            return self.align
-        tensor_cores = self.backend == "tensorrt" or self.provider.startswith("Tensorrt")
-        return TENSOR_CORES_INT8 if self.precision == "int8" and tensor_cores else STEPS[self.precision]
+    def with_own(self, values: Mapping[str, Any]) -> Target:
+        """The target with `values` in place of the backend's own keys."""
+        general = {key: getattr(self, key) for key in Target.model_fields}
+        return Target.model_validate({**general, **values})
 
     def tolerance(self, task: str) -> float:
         """Of the parity of a task's output: its own, the target's, or its precision's; infinite: not a gate."""

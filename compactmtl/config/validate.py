@@ -60,16 +60,23 @@ def validate_options(model_class: type[M], options: Mapping[str, Any], where: st
     """An instance of `model_class` from an `options` mapping of a recipe.
 
     Args:
-        where: dotted key of the mapping, such as "data.options", named in the message.
+        where: dotted key of the mapping, such as "data.options", named in the message; empty for a document's own keys.
 
     Raises:
         ConfigError: naming the key, and the nearest right one if it is unknown.
     """
-    node = Node({key: Node(value, Place(None)) for key, value in options.items()}, Place(None))
+    node = _unplaced(dict(options))
     try:
         return model_class.model_validate_json(json.dumps(dict(options)), strict=True)
     except ValidationError as error:
-        raise _explain(model_class, node, "", error, prefix=where) from None
+        raise _explain(model_class, node, "", error, prefix=where, placed=False) from None
+
+
+def _unplaced(value: Any) -> Node:
+    """A plain value as a document's that was written nowhere."""
+    if isinstance(value, dict):
+        value = {key: _unplaced(inner) for key, inner in value.items()}
+    return Node(value, Place(None))
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -104,7 +111,12 @@ def _inner_models(annotation: Any, key: str) -> Iterator[tuple[type[BaseModel], 
 
 
 def _explain(
-    model: type[BaseModel], node: Node, what: str, error: ValidationError, prefix: str = ""
+    model: type[BaseModel],
+    node: Node,
+    what: str,
+    error: ValidationError,
+    prefix: str = "",
+    placed: bool = True,
 ) -> ConfigError:
     problems: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
@@ -115,10 +127,11 @@ def _explain(
         dotted = ".".join([prefix, *path] if prefix else path)
         message, hint = _problem(model, dotted, path, details_of_path)
         place = place_of(node, _named(path, message.partition(" ")[0]))
-        messages.append(message if prefix else f"{place}: {message}")
+        messages.append(f"{place}: {message}" if placed else message)
         hints += [hint] if hint and hint not in hints else []
     if len(messages) > 1:
-        messages.insert(0, f"{what or prefix} has {len(messages)} faults:")
+        whose = f"{what or prefix} has " if what or prefix else ""
+        messages.insert(0, f"{whose}{len(messages)} faults:")
     return ConfigError("\n".join(messages), "\n".join(hints))
 
 

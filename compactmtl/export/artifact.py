@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import PLAN
-from compactmtl.backends.machine import package_versions
+from compactmtl.backends.versions import package_versions
+from compactmtl.config.precision import Precision
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
 from compactmtl.data.base import Sample, VisionDataset
@@ -45,38 +47,58 @@ def check_names(run: Run, target: Target) -> None:
         )
 
 
-def build_artifact(
-    run: Run,
-    model: MultiTaskModel,
-    example: Tensor,
-    path: Path,
-    target: Target,
-    metadata: Mapping[str, str],
-    *,
-    check: Check | None = None,
-    progress: Progress = lambda line: None,
-) -> PrecisionRecord | None:
-    """Write `model` to `path` as the target wants it; what its precision pass did, or None for float32.
+@dataclass(frozen=True)
+class ArtifactWriter:
+    """Writes models of a run as files for one target: each with the same interface, traced on the same batch."""
 
-    `example` is a batch of normalized images (B, 3, H, W). `check` gives the accuracy gates that a candidate
-    file fails; without it no layers are searched that int8 should leave in float.
-    """
-    interface = interface_of(run, target)
-    progress(f"exporting to ONNX (opset {target.onnx.opset})")
-    export_onnx(
-        interface.wrap(model),
-        (interface.feed(example),),
-        path,
-        input_names=[INPUT],
-        opset=target.onnx.opset,
-        dynamic_batch=target.onnx.dynamic_batch,
-        dynamic_size=target.onnx.dynamic_size,
-        size_dimensions=(1, 2) if target.onnx.preprocess else (2, 3),
-        metadata=metadata,
-        external_data=EXTERNAL[target.onnx.external_data],
-    )
-    feeds = calibration_feeds(run, target, interface, len(example))
-    return apply_precision(path, target, feeds, check=check, progress=progress)
+    run: Run
+    target: Target
+    example: Tensor  # normalized images (B, 3, H, W)
+
+    @cached_property
+    def interface(self) -> Interface:
+        """What each file takes and gives."""
+        return interface_of(self.run, self.target)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The example as the files take it."""
+        return self.interface.feed(self.example)
+
+    def write(
+        self,
+        model: MultiTaskModel,
+        path: Path,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        check: Check | None = None,
+        progress: Progress = lambda line: None,
+    ) -> PrecisionRecord | None:
+        """Write `model` to `path`, brought to the target's precision; what that pass did, or None for float32.
+
+        `check` gives the accuracy gates that a candidate file fails; without it no layers are searched that int8
+        should leave in float.
+        """
+        onnx = self.target.onnx
+        progress(f"exporting to ONNX (opset {onnx.opset})")
+        export_onnx(
+            self.interface.wrap(model),
+            (self.inputs,),
+            path,
+            input_names=[INPUT],
+            opset=onnx.opset,
+            dynamic_batch=onnx.dynamic_batch,
+            dynamic_size=onnx.dynamic_size,
+            size_dimensions=(1, 2) if onnx.preprocess else (2, 3),
+            metadata=metadata,
+            external_data=EXTERNAL[onnx.external_data],
+        )
+        feeds = calibration_feeds(self.run, self.target, self.interface, len(self.example))
+        return apply_precision(path, self.target, feeds, check=check, progress=progress)
+
+    def at(self, precision: Precision) -> ArtifactWriter:
+        """The same for the target in another precision."""
+        return replace(self, target=self.target.model_copy(update={"precision": precision}))
 
 
 def calibration_feeds(run: Run, target: Target, interface: Interface, batch: int) -> list[Feed]:
@@ -84,15 +106,15 @@ def calibration_feeds(run: Run, target: Target, interface: Interface, batch: int
 
     As many images as the target's precision looks at, in whole batches of `batch`; none where it looks at none.
     """
-    wanted = {"fp16": target.fp16.samples, "int8": target.int8.samples}.get(target.precision, 0)
-    if not wanted:
+    samples = {"fp16": target.fp16.samples, "int8": target.int8.samples}.get(target.precision, 0)
+    if not samples:
         return []
     config = run.recipe.data
     dataset = load_dataset(config, "train")
     if len(dataset) == 0:
         raise DataError("the train split is empty: there is nothing to calibrate on", "check data.root")
-    wanted = -(-min(wanted, len(dataset)) // batch) * batch
-    indices = [position * len(dataset) // wanted for position in range(wanted)]
+    samples = -(-min(samples, len(dataset)) // batch) * batch
+    indices = [position * len(dataset) // samples for position in range(samples)]
     loader = build_loader(Chosen(dataset, indices), config, train=False, seed=run.recipe.seed)
     images = torch.cat([one["image"] for one in loader])
     return [
@@ -156,21 +178,21 @@ class Validation:
         """Images and noise as the file takes them, in batches that it takes; several sizes where they are free."""
         images, batch = self.images, target.latency.batch
         starts = range(0, len(images) - batch + 1, batch)
-        found = [images[start : start + batch] for start in starts]
-        found.append(torch.randn(batch, *images.shape[1:], generator=torch.Generator().manual_seed(0)))
+        cases = [images[start : start + batch] for start in starts]
+        cases.append(torch.randn(batch, *images.shape[1:], generator=torch.Generator().manual_seed(0)))
         if target.onnx.dynamic_batch:
-            found += [images[:1], images[:3]]
+            cases += [images[:1], images[:3]]
         if target.onnx.dynamic_size:
-            found.append(torch.cat([images[:batch]] * 2, dim=3))
-        return [interface.feed(case) for case in found]
+            cases.append(torch.cat([images[:batch]] * 2, dim=3))
+        return [interface.feed(case) for case in cases]
 
 
 def _first_images(loader: Loader, count: int) -> Tensor:
     """The first `count` images, repeated from the start where the set has fewer."""
-    found: list[Tensor] = []
+    batches: list[Tensor] = []
     for batch in loader:
-        found.append(batch["image"])
-        if sum(map(len, found)) >= count:
+        batches.append(batch["image"])
+        if sum(map(len, batches)) >= count:
             break
-    images = torch.cat(found)
+    images = torch.cat(batches)
     return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]

@@ -19,9 +19,9 @@ from pydantic import Field, StringConstraints, ValidationError
 from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
 from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
-from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.external_data import external_files
-from compactmtl.backends.tensorrt_engine import engine_path
+from compactmtl.backends import Runner, all_backends, checked_target, get_backend
+from compactmtl.backends.model_file import external_files
+from compactmtl.backends.targets import machine_files
 from compactmtl.config.recipe import Frozen, TaskConfig
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
@@ -107,12 +107,7 @@ class Bundle:
                 f"{path} is not a bundle: it has no {BUNDLE_FILE}", "give an export/<target> folder"
             )
         info = _read(path / BUNDLE_FILE, BundleInfo)
-        if paths := info.target.tensorrt.host_paths:
-            key, value = next(iter(paths.items()))
-            raise ArtifactError(
-                f"{path / BUNDLE_FILE}: target.tensorrt.{key} names {value!r}: a bundle may name no file of a machine",
-                f"{_EXPORT_AGAIN}; what runs it may name such a file itself",
-            )
+        info = info.model_copy(update={"target": _checked(info.target, path / BUNDLE_FILE)})
         if info.model not in info.files:
             raise ArtifactError(
                 f"{path / BUNDLE_FILE}: model {info.model} is not among its files", _EXPORT_AGAIN
@@ -193,25 +188,26 @@ class Bundle:
     def runner(self, lean_runtime: Path | None = None) -> Runner:
         """The model, opened on its target's backend.
 
-        `lean_runtime` is TensorRT's library for an engine of an earlier version. It runs with the user's rights, so it
-        takes the user's word (`compactmtl.config.trust`). Raises ConfigError for a bundle of another backend.
+        `lean_runtime` is a library that runs an engine of an earlier version. It runs with the user's rights, so it
+        takes the user's word (`compactmtl.config.trust`). Raises ConfigError where the bundle's backend loads none.
         """
         target = self.info.target
-        if lean_runtime is not None:
-            if target.backend != "tensorrt":
-                raise ConfigError(
-                    f"{self.path} runs on {target.backend}, which loads no lean runtime", "leave it out"
-                )
-            options = target.tensorrt.model_copy(update={"lean_runtime": str(lean_runtime)})
-            target = target.model_copy(update={"tensorrt": options})
-        return get_backend(target.backend).open(self.model_path, target)
+        backend = get_backend(target.backend)
+        if lean_runtime is None:
+            return backend.open(self.model_path, target)
+        served = backend.with_lean_runtime(target, lean_runtime)
+        if served is None:
+            raise ConfigError(
+                f"{self.path} runs on {target.backend}, which loads no lean runtime", "leave it out"
+            )
+        return backend.open(self.model_path, served)
 
     def _check_unlisted(self) -> None:
-        """Raise BundleHashError for a file that the model would be read with and that bundle.json has no hash of."""
+        """Raise BundleHashError for a file that a backend would read with the model and that bundle.json has no hash of."""
         if self.model_path.suffix != ".onnx":
             return
-        read = [*external_files(self.model_path), engine_path(self.model_path).name]
-        for name in read:
+        companions = (name for backend in all_backends() for name in backend.companions(self.model_path))
+        for name in (*external_files(self.model_path), *companions):
             if name not in self.info.files and (self.path / name).exists():
                 raise BundleHashError(
                     f"{self.path / name} would be read with the model and is not among the bundle's files",
@@ -247,6 +243,22 @@ def bundle_tasks(tasks: Mapping[str, Task], configs: Mapping[str, TaskConfig]) -
 
 
 _EXPORT_AGAIN = "export the run again: compactmtl export RUN --target NAME"
+
+
+def _checked(target: Target, where: Path) -> Target:
+    """The target of a bundle with its backend's keys checked. Raises ArtifactError, also for a file of one machine."""
+    try:
+        checked = checked_target(target)
+    except ConfigError as error:
+        raise ArtifactError(f"{where}: target: {error.message}", _EXPORT_AGAIN) from error
+    for key, value in machine_files(target).items():
+        raise ArtifactError(
+            f"{where}: target.{key} names {value!r}: a bundle may name no file of a machine",
+            f"{_EXPORT_AGAIN}; what runs it may name such a file itself",
+        )
+    return checked
+
+
 _Record = TypeVar("_Record", BundleInfo, Verification)
 
 

@@ -27,13 +27,13 @@ def write_error_maps(
     """
     from PIL import Image
 
-    found = error_maps(model, runner, inputs, parity)
+    differences = error_maps(model, runner, inputs, parity)
     records = {}
-    for number, (name, picture) in enumerate(as_gray(found).items()):
+    for number, (name, picture) in enumerate(as_gray(differences).items()):
         file = f"{FOLDER}/{number}.png"  # a task's name need not be a file's
         with naming(bundle / file):
             (bundle / FOLDER).mkdir(exist_ok=True)
             Image.fromarray(picture).save(bundle / file, optimize=True)
-        largest = float(found[name].values.max(initial=0.0))
-        records[name] = ErrorMap(file=file, largest=largest, relative=found[name].relative)
+        largest = float(differences[name].values.max(initial=0.0))
+        records[name] = ErrorMap(file=file, largest=largest, relative=differences[name].relative)
     return records

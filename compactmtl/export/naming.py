@@ -69,9 +69,9 @@ def _after(node: ir.Node, weighted: dict[ir.Node, str]) -> str:
 
 def _unique(name: str, taken: Counter[str]) -> str:
     """`name`, numbered from its second use on."""
-    found = name
-    while taken[found]:
-        found = f"{name}_{taken[name]}"
+    unique = name
+    while taken[unique]:
+        unique = f"{name}_{taken[name]}"
         taken[name] += 1
-    taken[found] += 1
-    return found
+    taken[unique] += 1
+    return unique

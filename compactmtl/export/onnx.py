@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
-from compactmtl.backends.torch import named_outputs
+from compactmtl.backends.model_file import data_file
+from compactmtl.backends.torch.runner import named_outputs
 from compactmtl.errors import ArtifactError
 from compactmtl.export.naming import name_nodes
 from compactmtl.graph.borrow import borrowed, trainable
@@ -114,10 +116,23 @@ def export_onnx(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
         free = _free(arguments, dynamic_batch, size_dimensions if dynamic_size else None)
-        _write(module, arguments, written, inputs, tuple(outputs), opset, free, metadata, external_data)
-        _check_file(written, arguments, inputs, outputs, opset, free)
+        asked = _Asked(dict(zip(inputs, arguments, strict=True)), outputs, opset, free)
+        program = _traced(module, asked)
+        program.model.metadata_props.update(dict(metadata or {}))
+        program.save(written, external_data=external_data)
+        _check_file(written, asked)
         _move(written, path)
     return path
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the file is to take and give."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    opset: int
+    free: Mapping[int, str]  # dimensions of the inputs by name
 
 
 class OfTensors(nn.Module):
@@ -147,14 +162,9 @@ def _outputs(
         torch.no_grad(),
         nullcontext() if warm else borrowed(module, weights=False),
     ):
-        found = module(*copied(arguments))
-        register_dataclasses(found)
-        return named_outputs(found, names)
-
-
-def data_file(path: Path) -> Path:
-    """Where the weights lie that don't fit into the model file at `path`."""
-    return path.with_name(f"{path.name}.data")
+        outputs = module(*copied(arguments))
+        register_dataclasses(outputs)
+        return named_outputs(outputs, names)
 
 
 def forward_names(model: nn.Module, count: int) -> tuple[str, ...]:
@@ -220,17 +230,9 @@ def _at_least_two(tensor: Tensor) -> Tensor:
     return tensor if not tensor.dim() or len(tensor) >= 2 else tensor.repeat(2, *[1] * (tensor.dim() - 1))
 
 
-def _write(
-    module: nn.Module,
-    arguments: tuple[Tensor, ...],
-    path: Path,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    opset: int,
-    free: Mapping[int, str],
-    metadata: Mapping[str, str] | None,
-    external_data: bool | None,
-) -> None:
+def _traced(module: nn.Module, asked: _Asked) -> torch.onnx.ONNXProgram:
+    """The module as an ONNX graph in memory, with nodes named after its modules."""
+    arguments, free = tuple(asked.inputs.values()), asked.free
     names = {index: torch.export.Dim(name) for index, name in free.items()}
     several = isinstance(module, OfTensors)  # whose forward takes all tensors as one argument of many
     shapes = _each(arguments, names, several) if free else None
@@ -252,9 +254,9 @@ def _write(
             program = torch.onnx.export(
                 traced,
                 dynamo=True,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                opset_version=opset,
+                input_names=list(asked.inputs),
+                output_names=list(asked.outputs),
+                opset_version=asked.opset,
                 dynamic_shapes=shapes,  # for the names of free dimensions
                 verbose=False,
             )
@@ -268,8 +270,7 @@ def _write(
         for key in PRIVATE_METADATA:
             node.metadata_props.pop(key, None)
     name_nodes(program.model.graph)
-    program.model.metadata_props.update(dict(metadata or {}))
-    program.save(path, external_data=external_data)
+    return program
 
 
 def _each(arguments: tuple[Tensor, ...], free: Mapping[int, Any], several: bool) -> tuple[Any, ...]:
@@ -290,14 +291,7 @@ def _reason(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _check_file(
-    path: Path,
-    arguments: tuple[Tensor, ...],
-    inputs: tuple[str, ...],
-    outputs: Mapping[str, Tensor],
-    opset: int,
-    free: Mapping[int, str],
-) -> None:
+def _check_file(path: Path, asked: _Asked) -> None:
     """Hold the written file against what was asked."""
     import onnx
 
@@ -308,23 +302,23 @@ def _check_file(
             f"ONNX's checker refuses the exported model: {_reason(error)}", "try another opset"
         ) from error
     versions = {item.domain: item.version for item in onnx.load(path, load_external_data=False).opset_import}
-    if versions.get("") != opset:
+    if versions.get("") != asked.opset:
         raise ExportError(
-            f"the exporter wrote opset {versions.get('')}, {opset} was asked for",
+            f"the exporter wrote opset {versions.get('')}, {asked.opset} was asked for",
             "ask for an opset that this version of torch can write",
         )
-    asked_in = {name: _expected(tensor, free) for name, tensor in zip(inputs, arguments, strict=True)}
-    batch = {0: BATCH} if 0 in free else {}
-    asked_out = {name: _expected(tensor, batch) for name, tensor in outputs.items()}
-    found_in, found_out = model_tensors(path)
-    if len(free) > len(batch):  # how an output's size follows from the input's is the exporter's to say
-        asked_out, found_out = (
-            {name: _sizeless(shape) for name, shape in shapes.items()} for shapes in (asked_out, found_out)
+    asked_in = {name: _expected(tensor, asked.free) for name, tensor in asked.inputs.items()}
+    batch = {0: BATCH} if 0 in asked.free else {}
+    asked_out = {name: _expected(tensor, batch) for name, tensor in asked.outputs.items()}
+    written_in, written_out = model_tensors(path)
+    if len(asked.free) > len(batch):  # how an output's size follows from the input's is the exporter's to say
+        asked_out, written_out = (
+            {name: _sizeless(shape) for name, shape in shapes.items()} for shapes in (asked_out, written_out)
         )
-    for what, asked, found in (("inputs", asked_in, found_in), ("outputs", asked_out, found_out)):
-        if list(asked.items()) != list(found.items()):
+    for what, expected, written in (("inputs", asked_in, written_in), ("outputs", asked_out, written_out)):
+        if list(expected.items()) != list(written.items()):
             raise ExportError(
-                f"the exported model's {what} are {found}, asked for were {asked}",
+                f"the exported model's {what} are {written}, asked for were {expected}",
                 "an input that the model doesn't use is dropped, an output that doesn't depend on the batch"
                 " can't have a free one: mend the model or its names",
             )

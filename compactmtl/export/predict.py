@@ -83,7 +83,7 @@ class Predictor:
 
     @classmethod
     def _of_run(cls, path: Path) -> Predictor:
-        from compactmtl.backends.torch import TorchRunner
+        from compactmtl.backends.torch.runner import TorchRunner
         from compactmtl.data import preprocessing
         from compactmtl.runs.run import Run
 

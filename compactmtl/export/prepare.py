@@ -19,24 +19,21 @@ from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.artifacts.lock import exclusive
-from compactmtl.backends import get_backend
-from compactmtl.backends.machine import package_versions
-from compactmtl.backends.onnxruntime import open_graph
+from compactmtl.backends import get_backend, open_graph
+from compactmtl.backends.versions import package_versions
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export.artifact import (
     INPUT,
+    ArtifactWriter,
     Validation,
-    build_artifact,
     check_names,
-    interface_of,
     provenance,
 )
 from compactmtl.export.bundle import write_bundle
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
-from compactmtl.export.trtexec import MAJORS, script, trtexec
 from compactmtl.runs import Run
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.gates import parity_message
@@ -74,11 +71,11 @@ class Prepared(Record):
     created: str
 
 
-def graph_failures(found: Prepared) -> list[str]:
+def graph_failures(prepared: Prepared) -> list[str]:
     """What is wrong with the prepared graph already on the CPU, in words."""
-    outputs = () if found.graph is None else found.graph.outputs
+    outputs = () if prepared.graph is None else prepared.graph.outputs
     failed = [parity_message(output) for output in outputs if not output.passed]
-    if found.held is False:
+    if prepared.held is False:
         failed.append("no choice of layers in float keeps the accuracy within the target's bound")
     return failed
 
@@ -103,17 +100,16 @@ def prepare_run(
         )
     check_names(run, target)
     model = run.load_compact() if run.has_compact else run.load_plain()
-    interface, data = interface_of(run, target), Validation.load(run, target)
-    example = data.images[: target.latency.batch]
+    data = Validation.load(run, target)
+    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
+    interface = writer.interface
     with new_folder(run.path / EXPORT / target_name) as folder:
         path = folder / MODEL_FILE
         strings = provenance(run)
         reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
-        record = build_artifact(
-            run, model, example, path, target, strings, check=scoring.failed, progress=progress
-        )
+        record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)
         bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record))
         progress("running the graph on the CPU")
         wrapped = interface.wrap(model).eval()
@@ -124,7 +120,7 @@ def prepare_run(
                 note = "the graph on ONNX Runtime's CPU provider; says nothing of the device's own arithmetic"
         except CompactError as error:
             note = f"not run: {error.message}"
-        fed = interface.feed(example)
+        fed = writer.inputs
         with torch.no_grad():
             outputs = wrapped(fed)
         inputs = {INPUT: _raw(folder, f"input.{INPUT}.bin", fed.numpy())}
@@ -156,17 +152,11 @@ def _raw(folder: Path, name: str, array: NDArray[Any]) -> RawTensor:
 
 
 def _commands(folder: Path, path: Path, target: Target, inputs: dict[str, RawTensor]) -> tuple[str, ...]:
-    """Scripts for each major of trtexec, where the target is TensorRT's."""
-    if target.backend != "tensorrt":
-        return ()
+    """Write the backend's scripts that build and run the graph on its device; their names."""
     shapes, _ = model_tensors(path)
-    names = []
-    for major in MAJORS:
-        files = {name: tensor.file for name, tensor in inputs.items()}
-        file = folder / f"trtexec-{major}.sh"
-        file.write_text(
-            script(trtexec(target, path.name, shapes, major, files=files), major), encoding="utf-8"
-        )
-        file.chmod(0o755)
-        names.append(file.name)
-    return tuple(names)
+    files = {name: tensor.file for name, tensor in inputs.items()}
+    scripts = get_backend(target.backend).scripts(path.name, target, shapes, files)
+    for name, text in scripts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return tuple(scripts)

@@ -12,11 +12,12 @@ from compactmtl.artifacts.files import new_folder, sha256_file
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.machine import package_versions
+from compactmtl.backends.model_file import model_files
+from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
-from compactmtl.export.artifact import Validation, build_artifact, check_names, interface_of, provenance
+from compactmtl.export.artifact import ArtifactWriter, Validation, check_names, provenance
 from compactmtl.export.bundle import (
     BundleInfo,
     TensorRecord,
@@ -25,7 +26,7 @@ from compactmtl.export.bundle import (
     write_verification,
 )
 from compactmtl.export.maps import write_error_maps
-from compactmtl.export.onnx import Shape, data_file, model_tensors, tensor_dtypes
+from compactmtl.export.onnx import Shape, model_tensors, tensor_dtypes
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.processing import Interface
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
@@ -37,13 +38,11 @@ from compactmtl.verify.parity import check_parity
 from compactmtl.verify.result import (
     AccuracyResult,
     GateResult,
-    LatencyResult,
-    ParityResult,
     TaskMetrics,
     Verification,
 )
 
-BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
+SCORED_BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
 
 Progress = Callable[[str], None]
 
@@ -83,17 +82,15 @@ def export_run(
             f"target '{target_name}' bounds latency.min_speedup, and there is no dense model to be faster than",
             "make the compact model first, `compactmtl compact RUN`, or name one: `compactmtl export RUN --baseline DENSE`",
         )
-    interface = interface_of(run, target)
     data = Validation.load(run, target)
+    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
+    interface = writer.interface
     with new_folder(run.path / EXPORT / target_name) as folder:
-        example = data.images[: target.latency.batch]
         reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
         score = Scoring(run, target, interface, data, reference)
         path = folder / MODEL_FILE
         strings = provenance(run)
-        record = build_artifact(
-            run, model, example, path, target, strings, check=score.failed, progress=progress
-        )
+        record = writer.write(model, path, metadata=strings, check=score.failed, progress=progress)
         if built := get_backend(target.backend).build(path, target):
             progress(f"built {built[0].name}")
         bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record, built))
@@ -106,22 +103,44 @@ def export_run(
             progress(f"measuring latency, {target.latency.repeats} rounds")
             subject = COMPACT if run.has_compact else "model"
             models = {DENSE: dense, subject: model}
-            latency, measured = measure_artifact(run, models, path, runner, example, target)
-            maps = write_error_maps(folder, interface.wrap(model), runner, interface.feed(example), parity)
-        verification = _verification(
-            target_name, target, run, bundle.sha256, bundle.megabytes, subject, parity, accuracy, latency
-        ).model_copy(update={"measured": measured, "error_maps": maps})
+            latency, measured = measure_artifact(writer, models, path, runner)
+            maps = write_error_maps(folder, interface.wrap(model), runner, writer.inputs, parity)
+        gates = check_gates(
+            target,
+            run.tasks,
+            parity=parity,
+            accuracy=accuracy,
+            latency=latency,
+            subject=subject,
+            megabytes=bundle.megabytes,
+        )
+        verification = Verification(
+            target=target_name,
+            bundle_sha256=bundle.sha256,
+            parity=parity,
+            accuracy=accuracy,
+            latency=latency,
+            megabytes=bundle.megabytes,
+            gates=gates,
+            passed=bool(gates) and all(gate.passed for gate in gates),
+            versions=package_versions(),
+            created=_now(),
+            measured=measured,
+            error_maps=maps,
+        )
         write_verification(folder, verification)
     return verification
 
 
 def _check_target(name: str, target: Target) -> None:
     backend = get_backend(target.backend)
-    if backend.name == "torch":
+    if not backend.opens_files:
         raise ConfigError(
-            f"target '{name}' has backend torch, which runs no exported file",
-            "choose a target whose backend is onnxruntime; `compactmtl targets list` shows them",
+            f"target '{name}' has backend {backend.name}, which runs no exported file",
+            "choose a target whose backend opens files; `compactmtl targets list` shows them",
         )
+    if objection := backend.objection(target):
+        raise ConfigError(f"target '{name}': {objection}", "change that key of the target")
     availability = backend.availability(target)
     if not availability.available:
         raise MissingDependencyError(
@@ -165,12 +184,12 @@ def bundle_info(
     """What bundle.json says of the model file at `path` and of what the backend has built of it."""
     inputs, outputs = model_tensors(path)
     dtypes = tensor_dtypes(path)
-    files = [file for file in (path, data_file(path), *built) if file.exists()]
+    files = [*model_files(path), *built]
     return BundleInfo(
         run=run.name,
         compact=run.has_compact,
         target_name=target_name,
-        target=target.portable,
+        target=get_backend(target.backend).portable(target),
         model=path.name,
         files={file.name: sha256_file(file) for file in files},
         inputs=_records(inputs, dtypes),
@@ -205,7 +224,7 @@ class Scoring:
         """Of an opened artifact, with the dense baseline where there is one."""
         loader, tasks = self.data.loader, self.run.tasks
         run = self.interface.runner(array_runner(runner))
-        sizes = BATCHES if self.target.onnx.dynamic_batch else ()
+        sizes = SCORED_BATCHES if self.target.onnx.dynamic_batch else ()
         return AccuracyResult(
             samples=self.data.samples,
             torch=self.reference,
@@ -220,42 +239,8 @@ class Scoring:
         """The accuracy gates against the torch model that a candidate file fails."""
         opener = self.opener or get_backend(self.target.backend).open
         with opener(path, self.target) as runner:
-            found = self.accuracy(runner)
-        return tuple(gate for gate in export_drops(self.target, self.run.tasks, found) if not gate.passed)
-
-
-def _verification(
-    target_name: str,
-    target: Target,
-    run: Run,
-    bundle_sha256: str,
-    megabytes: float,
-    subject: str,
-    parity: ParityResult,
-    accuracy: AccuracyResult,
-    latency: LatencyResult,
-) -> Verification:
-    gates = check_gates(
-        target,
-        run.tasks,
-        parity=parity,
-        accuracy=accuracy,
-        latency=latency,
-        subject=subject,
-        megabytes=megabytes,
-    )
-    return Verification(
-        target=target_name,
-        bundle_sha256=bundle_sha256,
-        parity=parity,
-        accuracy=accuracy,
-        latency=latency,
-        megabytes=megabytes,
-        gates=gates,
-        passed=bool(gates) and all(gate.passed for gate in gates),
-        versions=package_versions(),
-        created=_now(),
-    )
+            accuracy = self.accuracy(runner)
+        return tuple(gate for gate in export_drops(self.target, self.run.tasks, accuracy) if not gate.passed)
 
 
 def _now() -> str:

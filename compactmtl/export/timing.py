@@ -12,9 +12,8 @@ from torch import Tensor
 from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.backends import Runner, get_backend
 from compactmtl.config.target import Target
-from compactmtl.export.artifact import build_artifact, interface_of
+from compactmtl.export.artifact import ArtifactWriter
 from compactmtl.models import MultiTaskModel
-from compactmtl.runs import Run
 from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.profile import Options, Subject, measure
 from compactmtl.verify.result import SINGLE, LatencyResult, Measured
@@ -25,12 +24,10 @@ MOST_REPEATS = 50  # of the throughput at batch 1
 
 
 def measure_artifact(
-    run: Run,
+    writer: ArtifactWriter,
     models: Mapping[str, MultiTaskModel | None],
     artifact: Path,
     runner: Runner,
-    example: Tensor,
-    target: Target,
 ) -> tuple[LatencyResult, dict[str, Measured]]:
     """Latency, throughput, peak memory and layers, paired on the same backend: the dense model, the artifact, their float32 forms.
 
@@ -38,26 +35,27 @@ def measure_artifact(
     artifact's precision, int8 with every layer quantized: what surgery gains. The float32 form of an artifact of
     lower precision tells what precision gains, the dense model's what both do.
     """
+    target = writer.target
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
 
-        def opened(name: str, model: MultiTaskModel, target: Target) -> Subject:
+        def opened(name: str, model: MultiTaskModel, writer: ArtifactWriter) -> Subject:
             path = folder / name.replace(" ", "-") / MODEL_FILE
-            build_artifact(run, model, example, path, target, {})
-            return Subject(path, target, stack.enter_context(get_backend(target.backend).open(path, target)))
+            writer.write(model, path)
+            runner = get_backend(target.backend).open(path, writer.target)
+            return Subject(path, writer.target, stack.enter_context(runner))
 
         dense = models[DENSE]
         (name,) = set(models) - {DENSE}
         subjects: dict[str, Subject] = {}
         if dense is not None:
-            subjects[DENSE] = opened(DENSE, dense, target)
+            subjects[DENSE] = opened(DENSE, dense, writer)
         subjects[name] = Subject(artifact, target, runner)
         if target.precision != "fp32":
-            single = target.model_copy(update={"precision": "fp32"})
             for one in (DENSE, name):
                 if (model := models[one]) is not None:
-                    subjects[one + SINGLE] = opened(one + SINGLE, model, single)
-        inputs = interface_of(run, target).feed(example)
+                    subjects[one + SINGLE] = opened(one + SINGLE, model, writer.at("fp32"))
+        inputs = writer.inputs
         latency = measure_latency(
             {name: subject.runner for name, subject in subjects.items()},
             inputs,
@@ -82,10 +80,10 @@ def _options(target: Target) -> Options:
 
 def _sized(subjects: Mapping[str, Subject], inputs: Tensor) -> dict[str, Subject]:
     """The subjects with the example's shape, where their height and width are free."""
-    found = {}
+    sized = {}
     for name, one in subjects.items():
         (info,) = one.runner.inputs
         free = info.shape is not None and None in info.shape[1:]
         shapes = {info.name: tuple(inputs.shape)} if free else {}
-        found[name] = Subject(one.path, one.target, one.runner, shapes)
-    return found
+        sized[name] = Subject(one.path, one.target, one.runner, shapes)
+    return sized

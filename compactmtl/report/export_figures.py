@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from compactmtl.backends import LayerTime
 from compactmtl.report import figures
 from compactmtl.report import format as fmt
 from compactmtl.report.samples import Picture
-from compactmtl.verify.result import LayerCost, Measured, Verification
+from compactmtl.verify.result import Measured, Verification
 
 MOST = 24  # layers drawn apart; the others are one bar
 # What runtimes add to a node's name when they fuse it or choose another layout.
@@ -27,7 +28,7 @@ class LayerTimes:
     milliseconds: tuple[float, ...]
 
 
-def layer_of(step: LayerCost) -> str:
+def layer_of(step: LayerTime) -> str:
     """The layer that a runtime's step runs, by the exported node's own name without what was fused into it."""
     return _ADDED.sub("", step.name).split("+")[0]
 

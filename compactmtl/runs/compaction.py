@@ -7,9 +7,9 @@ from torch import Tensor
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
 from compactmtl.artifacts.lock import exclusive
-from compactmtl.config import align_of
 from compactmtl.runs.checkpoint import checked_weights
 from compactmtl.runs.run import Run
+from compactmtl.backends import align_of
 from compactmtl.surgery import CompactResult, compact, save_compact
 
 

@@ -18,7 +18,8 @@ from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import EXPORT, RECIPE
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import is_run
-from compactmtl.config import SweepConfig, load_target
+from compactmtl.backends import load_target
+from compactmtl.config import SweepConfig
 from compactmtl.errors import (
     BUG,
     GATE,

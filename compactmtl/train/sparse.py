@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.config import Align, align_of
+from compactmtl.backends import Align, align_of
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         Verification,
     )
 
-# Loaded when first asked for: reading a bundle loads no torch.
+# A name is imported when it is asked for: reading a bundle loads no torch.
 _HOME = {
     "AccuracyResult": "result",
     "GateResult": "result",

@@ -57,9 +57,9 @@ def _difference(reference: NDArray[Any], artifact: NDArray[Any], scale: float | 
     return Difference(values, float(values.max(initial=0.0)) / scale)
 
 
-def as_gray(found: Mapping[str, Difference]) -> dict[str, NDArray[np.uint8]]:
+def as_gray(differences: Mapping[str, Difference]) -> dict[str, NDArray[np.uint8]]:
     """Each map as an 8-bit picture whose white is its own largest value; black throughout where nothing differs."""
     return {
         name: np.round(255 * one.values / (one.values.max(initial=0.0) or 1.0)).astype(np.uint8)
-        for name, one in found.items()
+        for name, one in differences.items()
     }

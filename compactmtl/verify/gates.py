@@ -100,15 +100,15 @@ def _parity(parity: ParityResult) -> Iterator[GateResult]:
 
 def parity_message(output: OutputParity) -> str:
     """What was found of one output, in words."""
-    found = f"{output.name}: largest difference {output.max_relative:.2e} of the range"
+    difference = f"{output.name}: largest difference {output.max_relative:.2e} of the range"
     if math.isinf(output.tolerance):
-        return f"{found}, not bounded"
+        return f"{difference}, not bounded"
     if output.blind:
         return (
             f"{output.name}: changes by no more than {output.variation:.1e} of the range from image to image, which a"
             f" tolerance of {output.tolerance:.0e} can't tell from a constant"
         )
-    return f"{found}, {'within' if output.passed else 'beyond'} {output.tolerance:.0e}"
+    return f"{difference}, {'within' if output.passed else 'beyond'} {output.tolerance:.0e}"
 
 
 def export_drops(
@@ -121,8 +121,8 @@ def export_drops(
     for against, values in measured.items():
         for name, task in tasks.items():
             # a metric that either side lacks, and a task without any, was not measured: it fails
-            found = {**accuracy.torch.get(name, {}), **values.get(name, {})} or {task.primary: math.nan}
-            for metric in found:
+            metrics = {**accuracy.torch.get(name, {}), **values.get(name, {})} or {task.primary: math.nan}
+            for metric in metrics:
                 yield _drop(tasks, name, metric, values, accuracy.torch, bound, against)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compactmtl.backends import Description, Runner
 from compactmtl.backends.base import Arrays
 from compactmtl.backends.machine import cpu_name, load_average
-from compactmtl.backends.torch import TorchRunner, device_of, synchronizer
+from compactmtl.backends.torch.runner import TorchRunner, device_of, synchronizer
 from compactmtl.errors import ConfigError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, map_tensors
@@ -98,7 +98,7 @@ def measure_latency(
         for name in names
     }
     base = np.asarray(samples[reference], dtype=np.float64)
-    found = LatencyResult(
+    result = LatencyResult(
         reference=reference,
         stats=stats,
         speedup={name: stats[reference].median_ms / stats[name].median_ms for name in names},
@@ -107,7 +107,7 @@ def measure_latency(
         settle=settled,
         load_average=load,
     )
-    return found.model_copy(update={"speeds": speeds(found)})
+    return result.model_copy(update={"speeds": speeds(result)})
 
 
 @dataclass(frozen=True)

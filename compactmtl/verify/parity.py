@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.torch import as_array, device_of, named_outputs
+from compactmtl.backends import Runner, get_backend, reference_target
+from compactmtl.backends.torch.runner import as_array, device_of, named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, GateError
 from compactmtl.graph.borrow import borrowed
@@ -73,7 +73,7 @@ def check_parity(
     Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
     ArtifactError where the file can't be opened or takes other inputs.
     """
-    target = target or Target(backend="onnxruntime")
+    target = target or reference_target()
     cases = example_inputs if isinstance(example_inputs, list) else [example_inputs]
     if not cases:
         raise ArtifactError("parity needs at least one input", "give example inputs")
@@ -156,15 +156,15 @@ def check_structure(
             "export again with the model's own output names in its order",
         )
     for name, expected in reference.items():
-        found = artifact[name]
-        if expected.shape != found.shape:
+        array = artifact[name]
+        if expected.shape != array.shape:
             raise ShapeMismatchError(
-                f"{where}: output '{name}' has shape {found.shape}, the torch model's has {expected.shape}",
+                f"{where}: output '{name}' has shape {array.shape}, the torch model's has {expected.shape}",
                 "export again; the file is of another model or size",
             )
-        if expected.dtype != found.dtype:
+        if expected.dtype != array.dtype:
             raise DtypeMismatchError(
-                f"{where}: output '{name}' is {found.dtype}, the torch model's is {expected.dtype}",
+                f"{where}: output '{name}' is {array.dtype}, the torch model's is {expected.dtype}",
                 "export again, with outputs kept in the model's precision",
             )
 
@@ -247,7 +247,7 @@ class _Tally:
         # A class is right or wrong: the share that differs counts, not by how many class numbers.
         relative = self.classes[0] / max(self.classes[1], 1) if self.classes else self.max_abs / scale
         variation = self._variation()
-        found = OutputParity(
+        parity = OutputParity(
             name=name,
             shape=self.shape,
             max_abs=self.max_abs,
@@ -258,4 +258,4 @@ class _Tally:
             passed=relative <= tolerance,
             variation=None if variation is None else variation / scale,
         )
-        return found.model_copy(update={"passed": found.passed and not found.blind})
+        return parity.model_copy(update={"passed": parity.passed and not parity.blind})

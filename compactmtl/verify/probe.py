@@ -52,8 +52,8 @@ def probe_features(
         with warnings.catch_warnings():  # a network that has not converged in time is judged as it is
             warnings.filterwarnings("ignore", message=".*converge", category=UserWarning)
             model.fit(np.asarray(train[0], np.float64), train[1])
-        found = model.predict(np.asarray(val[0], np.float64))
-        right = found == val[1] if target == "class" else np.abs(found - val[1])
+        predicted = model.predict(np.asarray(val[0], np.float64))
+        right = predicted == val[1] if target == "class" else np.abs(predicted - val[1])
         scores[name] = float(np.mean(right))
     return scores
 

@@ -5,7 +5,6 @@ What can't be measured here is named with its reason, never left out silently.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,15 @@ import numpy as np
 
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import fixed_batch
-from compactmtl.backends.machine import package_versions
 from compactmtl.backends.memory import peak_memory
+from compactmtl.backends.model_file import model_files, model_sha256
 from compactmtl.backends.noise import noise_for
+from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.verify.energy import energy_per_run
 from compactmtl.verify.latency import Fed, measure_latency
-from compactmtl.verify.result import LatencyStats, LayerCost, Measured, PhaseTimes, Profile, SubjectProfile
+from compactmtl.verify.result import LatencyStats, Measured, PhaseTimes, Profile, SubjectProfile
 
 PHASE_RUNS = 50
 
@@ -71,15 +71,15 @@ def profile(
         settle=options.settle,
     )
     progress("throughput at batch " + ", ".join(map(str, options.batches)))
-    found = measure(subjects, options, progress)
+    measured = measure(subjects, options, progress)
     return Profile(
         latency=latency,
         subjects={
             name: SubjectProfile(
                 path=str(one.path),
-                sha256=_sha256(one.path),
+                sha256=model_sha256(one.path),
                 target=f"{one.target.backend}, {one.target.precision}",
-                **dict(found[name]),
+                **dict(measured[name]),
             )
             for name, one in subjects.items()
         },
@@ -93,11 +93,11 @@ def measure(
 ) -> dict[str, Measured]:
     """All but the latency of every subject. Raises as `profile` does."""
     throughput, skipped = _throughput(subjects, options)
-    found = {}
+    measured = {}
     for name, one in subjects.items():
         progress(f"{name}: layers" + (", memory" if options.memory else ""))
-        found[name] = _measured(one, options, throughput[name], skipped[name])
-    return found
+        measured[name] = _measured(one, options, throughput[name], skipped[name])
+    return measured
 
 
 def _fed(subject: Subject, batch: int) -> Fed:
@@ -109,7 +109,7 @@ def _throughput(
     subjects: Mapping[str, Subject], options: Options
 ) -> tuple[dict[str, dict[int, float]], dict[str, dict[str, str]]]:
     """Samples a second by batch size, paired among all that take that size; and why not, for the others."""
-    found: dict[str, dict[int, float]] = {name: {} for name in subjects}
+    rates: dict[str, dict[int, float]] = {name: {} for name in subjects}
     skipped: dict[str, dict[str, str]] = {name: {} for name in subjects}
     for batch in options.batches:
         fed = {}
@@ -127,8 +127,8 @@ def _throughput(
         warmup = min(3, options.warmup)
         stats = measure_latency(fed, warmup=warmup, repeats=repeats, settle=options.settle).stats
         for name, one_stats in stats.items():
-            found[name][batch] = 1e3 * batch / one_stats.median_ms
-    return found, skipped
+            rates[name][batch] = 1e3 * batch / one_stats.median_ms
+    return rates, skipped
 
 
 def _measured(
@@ -136,19 +136,19 @@ def _measured(
 ) -> Measured:
     fed = _fed(subject, options.batch)
     parts: dict[str, Any] = {}
-    wanted: dict[str, tuple[bool, Callable[[], Any]]] = {
+    parts_asked: dict[str, tuple[bool, Callable[[], Any]]] = {
         "memory": (
             options.memory,
             lambda: peak_memory(subject.path, subject.target, options.batch, subject.shapes),
         ),
-        "layers": (options.layers, lambda: _layers(fed, options.layer_repeats)),
+        "layers": (options.layers, lambda: fed.runner.layer_times(fed.arrays, options.layer_repeats)),
         "phases": (True, lambda: _phases(fed)),
         "energy_mj": (
             options.energy,
             lambda: energy_per_run(lambda: fed.runner.run(fed.arrays), time.perf_counter),
         ),
     }
-    for name, (asked, measure) in wanted.items():
+    for name, (asked, measure) in parts_asked.items():
         if not asked:
             not_run[name] = "not asked for"
             continue
@@ -157,19 +157,10 @@ def _measured(
         except CompactError as error:
             not_run[name] = error.message
     return Measured(
-        megabytes=_megabytes(subject.path),
+        megabytes=sum(file.stat().st_size for file in model_files(subject.path)) / 1e6,
         throughput=throughput,
         not_run=not_run,
         **parts,
-    )
-
-
-def _layers(fed: Fed, repeats: int) -> tuple[LayerCost, ...]:
-    return tuple(
-        LayerCost(
-            name=one.name, operator=one.operator, milliseconds=one.milliseconds, precision=one.precision
-        )
-        for one in fed.runner.layer_times(fed.arrays, repeats)
     )
 
 
@@ -182,24 +173,6 @@ def _phases(fed: Fed) -> PhaseTimes:
         copy_out_ms=float(np.median([one.copy_out_ms for one in runs])),
         samples=tuple((one.copy_in_ms, one.compute_ms, one.copy_out_ms) for one in runs),
     )
-
-
-def _files(model: Path) -> list[Path]:
-    """The model and its external weights."""
-    return [file for file in (model, model.with_name(f"{model.name}.data")) if file.exists()]
-
-
-def _megabytes(model: Path) -> float:
-    return sum(file.stat().st_size for file in _files(model)) / 1e6
-
-
-def _sha256(model: Path) -> str:
-    digest = hashlib.sha256()
-    for file in _files(model):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def export_times(stats: LatencyStats, phases: PhaseTimes | None = None) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from compactmtl.backends.base import LayerTime
 from compactmtl.backends.memory import Memory
 from compactmtl.config.recipe import Frozen
 
@@ -133,22 +134,13 @@ class PhaseTimes(Record):
     samples: tuple[tuple[float, float, float], ...] = ()  # copy in, compute, copy out of every run
 
 
-class LayerCost(Record):
-    """One step of a model as its runtime executes it."""
-
-    name: str
-    operator: str
-    milliseconds: float
-    precision: str = ""
-
-
 class Measured(Record):
     """What was measured of one model beside its latency. A part that is None is in `not_run` with the reason."""
 
     megabytes: float
     throughput: dict[int, float]  # samples a second by batch size
     memory: Memory | None = None
-    layers: tuple[LayerCost, ...] | None = None
+    layers: tuple[LayerTime, ...] | None = None
     phases: PhaseTimes | None = None
     energy_mj: float | None = None
     not_run: dict[str, str] = Field(default_factory=dict)

@@ -54,10 +54,10 @@ def compare(one: LatencyStats, other: LatencyStats) -> Speed:
 
 def speeds(latency: LatencyResult) -> tuple[Speed, ...]:
     """Every model against the reference and, of one in lower precision, against the float32 forms beside it."""
-    found = []
+    ratios = []
     for name in latency.stats:
-        found += [speed_of(latency, name, other) for other in (latency.reference, *_singles(latency, name))]
-    return tuple(one for one in found if one.name != one.against)
+        ratios += [speed_of(latency, name, other) for other in (latency.reference, *_singles(latency, name))]
+    return tuple(one for one in ratios if one.name != one.against)
 
 
 def subject_latency(result: LatencyResult) -> tuple[str, LatencyStats]:
@@ -100,8 +100,8 @@ def artifact_speed(latency: LatencyResult) -> Speed | None:
 def slowdowns(latency: LatencyResult) -> tuple[Speed, ...]:
     """The float32 forms that the artifact is slower than: what its precision lost."""
     name, _ = subject_latency(latency)
-    found = (speed_of(latency, name, other) for other in _singles(latency, name))
-    return tuple(one for one in found if one.verdict == "slower")
+    ratios = (speed_of(latency, name, other) for other in _singles(latency, name))
+    return tuple(one for one in ratios if one.verdict == "slower")
 
 
 def _singles(latency: LatencyResult, name: str) -> list[str]:

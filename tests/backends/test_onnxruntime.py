@@ -67,7 +67,7 @@ def test_provider_that_onnxruntime_drops_while_opening_is_an_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime opens on the CPU with a mere warning where a GPU provider can't be loaded."""
-    monkeypatch.setattr("compactmtl.backends.onnxruntime.nvidia_gpus", lambda: (("a GPU",), ""))
+    monkeypatch.setattr("compactmtl.backends.onnxruntime.entry.nvidia_gpus", lambda: (("a GPU",), ""))
     monkeypatch.setattr(
         onnxruntime,
         "get_available_providers",
@@ -92,7 +92,7 @@ def test_missing_package_names_its_extra(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_gpu_provider_without_a_gpu_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compactmtl.backends.onnxruntime.nvidia_gpus", lambda: ((), "no driver"))
+    monkeypatch.setattr("compactmtl.backends.onnxruntime.entry.nvidia_gpus", lambda: ((), "no driver"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     found = BACKEND.availability(CUDA)
     assert not found.available

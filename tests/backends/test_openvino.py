@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compactmtl.backends import get_backend
-from compactmtl.backends.openvino import _reason
+from compactmtl.backends.openvino.entry import _reason
 from compactmtl.backends.precision import PrecisionError
 from compactmtl.config.precision import Int8Config
 from compactmtl.config.target import Target

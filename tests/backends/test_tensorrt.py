@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from compactmtl.backends import get_backend
-from compactmtl.backends.tensorrt import TensorRTRunner
-from compactmtl.backends.tensorrt_build import EngineBuildError, shape_range
-from compactmtl.backends.tensorrt_engine import (
+from compactmtl.backends.tensorrt.build import EngineBuildError, shape_range
+from compactmtl.backends.tensorrt.engine import (
     EngineDamagedError,
     EngineError,
     EngineGpuError,
@@ -23,10 +22,11 @@ from compactmtl.backends.tensorrt_engine import (
     engine_path,
     facts_path,
 )
-from compactmtl.backends.tensorrt_types import PrecisionMismatchError
+from compactmtl.backends.tensorrt.options import ShapeRange, TensorRTConfig, tensorrt_config
+from compactmtl.backends.tensorrt.runner import TensorRTRunner
+from compactmtl.backends.tensorrt.types import PrecisionMismatchError
 from compactmtl.config import UntrustedError, trusting
 from compactmtl.config.target import LatencyConfig, OnnxConfig, Target
-from compactmtl.config.tensorrt import ShapeRange, TensorRTConfig
 from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
 from tests.support.fake_tensorrt import Fake, install
 from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
@@ -230,7 +230,7 @@ def test_compatible_engines_run_elsewhere(fake: Fake, model: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="carries no runtime"):
         BACKEND.open(
             model,
-            target.model_copy(update={"tensorrt": target.tensorrt.model_copy(update={"lean_runtime": None})}),
+            target.with_own({"tensorrt": target.own["tensorrt"].model_copy(update={"lean_runtime": None})}),
         )
 
 
@@ -249,7 +249,9 @@ def test_a_graph_without_the_asked_precision_fails_the_build(fake: Fake, model: 
 
 def test_every_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr("compactmtl.backends.tensorrt.cuda_device", lambda: (None, "no NVIDIA driver: gone"))
+    monkeypatch.setattr(
+        "compactmtl.backends.tensorrt.entry.cuda_device", lambda: (None, "no NVIDIA driver: gone")
+    )
     monkeypatch.setattr(torch.version, "cuda", None)
     found = BACKEND.availability(TARGET)
     assert not found.available
@@ -261,7 +263,7 @@ def test_every_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch, model: Pa
 
 
 def test_a_tensorrt_below_the_floor_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from compactmtl.backends import tensorrt as backend
+    from compactmtl.backends.tensorrt import entry as backend
 
     real = backend._tensorrt_failure
     fake = install(monkeypatch, tmp_path)
@@ -277,7 +279,7 @@ def test_shapes_of_free_dimensions() -> None:
     with pytest.raises(ConfigError, match="free dimensions"):
         shape_range("image", (-1, 3, -1), target)
     bounded = options(shapes={"image": {"min": [1, 3, 4], "opt": [2, 3, 8], "max": [4, 3, 16]}})
-    assert shape_range("image", (-1, 3, -1), bounded) == bounded.tensorrt.shapes["image"]
+    assert shape_range("image", (-1, 3, -1), bounded) == tensorrt_config(bounded).shapes["image"]
     with pytest.raises(ConfigError, match="change only dimensions that are free"):
         shape_range("image", (-1, 3, 8), bounded)
 

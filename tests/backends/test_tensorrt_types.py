@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compactmtl.backends.tensorrt_types import (
+from compactmtl.backends.tensorrt.types import (
     EngineLayer,
     PrecisionMismatchError,
     check_types,

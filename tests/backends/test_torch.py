@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compactmtl.backends import get_backend
-from compactmtl.backends.torch import TorchRunner, named_outputs
+from compactmtl.backends.torch.runner import TorchRunner, named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
 from tests.support.onnx_files import WIDTH, TwoHeads

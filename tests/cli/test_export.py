@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from compactmtl.backends.base import Availability
-from compactmtl.backends.tensorrt import TensorRTBackend
+from compactmtl.backends.tensorrt.entry import TensorRTBackend
 from compactmtl.cli.export import _available, latency_lines
 from compactmtl.cli.main import main
 from compactmtl.cli.predict import picture_names
@@ -235,10 +235,10 @@ def test_doctor_finds_a_file_in_place_of_the_cache(
 def test_doctor_survives_a_missing_torch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from compactmtl.backends import machine
+    from compactmtl.backends import versions
 
-    real = machine.package_version
-    monkeypatch.setattr(machine, "package_version", lambda name: None if name == "torch" else real(name))
+    real = versions.package_version
+    monkeypatch.setattr(versions, "package_version", lambda name: None if name == "torch" else real(name))
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["doctor"]) == MISSING
     assert "missing: pip install compactmtl" in capsys.readouterr().out

@@ -5,14 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from compactmtl.backends import load_target, resolve_target
 from compactmtl.config import (
     dump_recipe,
     list_recipes,
     list_targets,
     load_recipe,
-    load_target,
     resolve_recipe,
-    resolve_target,
 )
 from compactmtl.config.recipe import DataConfig, Recipe, TaskConfig
 from compactmtl.errors import ConfigError

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.backends import get_backend
+from compactmtl.backends.model_file import data_file
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError
 from compactmtl.export import export_onnx
-from compactmtl.export.onnx import ExportError, data_file, model_tensors, read_metadata
+from compactmtl.export.onnx import ExportError, model_tensors, read_metadata
 from compactmtl.verify import check_parity, measure_latency
 
 

@@ -1,4 +1,4 @@
-"""A bundle for a target that can't run here, and the whole TensorRT road against the fake with the real names."""
+"""A bundle for a target that can't run here, and the whole TensorRT pipeline against the fake with the real names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compactmtl.backends.onnxruntime import open_graph
+from compactmtl.backends import load_target, open_graph
 from compactmtl.cli.main import main
 from compactmtl.cli.preparing import raise_missing, summary
-from compactmtl.config import load_target
 from compactmtl.config.target import Target
 from compactmtl.errors import MISSING, ConfigError, GateError, MissingDependencyError
 from compactmtl.export import Bundle
@@ -25,7 +24,7 @@ from compactmtl.verify.parity import compare_outputs
 from compactmtl.verify.result import OutputParity, ParityResult
 from tests.support.fake_tensorrt import install
 
-NO_GPU = "compactmtl.backends.tensorrt.cuda_device"
+NO_GPU = "compactmtl.backends.tensorrt.entry.cuda_device"
 FAST = ("latency.warmup=1", "latency.repeats=3", "int8.samples=4", "fp16.samples=4")
 
 

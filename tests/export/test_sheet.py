@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compactmtl.backends.torch import TorchRunner
+from compactmtl.backends.torch.runner import TorchRunner
 from compactmtl.cli.predict import describe, record
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.data.base import Preprocessing

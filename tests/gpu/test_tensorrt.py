@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from compactmtl.backends import get_backend
-from compactmtl.backends.tensorrt import TensorRTRunner
-from compactmtl.backends.tensorrt_engine import EngineGpuError, EngineVersionError, engine_path, facts_path
-from compactmtl.config import load_target
+from compactmtl.backends import get_backend, load_target
+from compactmtl.backends.tensorrt.engine import EngineGpuError, EngineVersionError, engine_path, facts_path
+from compactmtl.backends.tensorrt.runner import TensorRTRunner
 from compactmtl.config.target import LatencyConfig, OnnxConfig, Target
 from compactmtl.export import Bundle, export_onnx
 from compactmtl.export.run import export_run
@@ -50,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("graph", [True, False])
 def test_outputs_are_the_modules_at_every_batch(model: Path, module: TwoHeads, graph: bool) -> None:
-    target = TARGET.model_copy(update={"tensorrt": TARGET.tensorrt.model_copy(update={"cuda_graph": graph})})
+    target = TARGET.with_own({"tensorrt": {"cuda_graph": graph}})
     with get_backend("tensorrt").open(model, target) as runner:
         for batch in (2, 1, 8, 2):
             image = torch.randn(batch, WIDTH)

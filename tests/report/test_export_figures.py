@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compactmtl.backends import LayerTime
 from compactmtl.report.export_figures import MOST, error_pictures, layer_bars, layer_of, layer_times
-from compactmtl.verify.result import ErrorMap, LatencyResult, LayerCost, Measured
+from compactmtl.verify.result import ErrorMap, LatencyResult, Measured
 from compactmtl.verify.speed import subject_latency
 from tests.support.synthetic_runs import stats, verification
 
 
-def step(name: str, milliseconds: float) -> LayerCost:
-    return LayerCost(name=name, operator="Conv", milliseconds=milliseconds)
+def step(name: str, milliseconds: float) -> LayerTime:
+    return LayerTime(name=name, operator="Conv", milliseconds=milliseconds)
 
 
-def measured(**layers: tuple[LayerCost, ...] | None) -> dict[str, Measured]:
+def measured(**layers: tuple[LayerTime, ...] | None) -> dict[str, Measured]:
     return {name: Measured(megabytes=1.0, throughput={}, layers=some) for name, some in layers.items()}
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from compactmtl.backends.driver import CudaDevice
-from compactmtl.backends.tensorrt_types import compute_types
+from compactmtl.backends.tensorrt.types import compute_types
 
 STUB = Path(__file__).resolve().parents[2] / "tools" / "stubs" / "tensorrt" / "__init__.pyi"
 GPU = CudaDevice("Fake GPU", "8.6", 8 << 30, "13.0")
@@ -79,9 +79,9 @@ def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Fake:
     fake.module.__version__ = fake.version
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr("compactmtl.backends.tensorrt.cuda_device", lambda: (GPU, ""))
-    monkeypatch.setattr("compactmtl.backends.tensorrt._torch_failure", lambda device: "")
-    monkeypatch.setattr("compactmtl.backends.tensorrt._tensorrt_failure", lambda: "")
+    monkeypatch.setattr("compactmtl.backends.tensorrt.entry.cuda_device", lambda: (GPU, ""))
+    monkeypatch.setattr("compactmtl.backends.tensorrt.entry._torch_failure", lambda device: "")
+    monkeypatch.setattr("compactmtl.backends.tensorrt.entry._tensorrt_failure", lambda: "")
     monkeypatch.setattr("compactmtl.backends.cuda.CudaStream", HostStream)
     return fake
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compactmtl.backends.torch import TorchRunner
+from compactmtl.backends.torch.runner import TorchRunner
 from compactmtl.export import export_onnx
 from compactmtl.graph import ChannelGraph, cost
 from compactmtl.sparsity import channel_groups

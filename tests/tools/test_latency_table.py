@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from compactmtl.config import load_target
+from compactmtl.backends import load_target
 from compactmtl.errors import ConfigError
 from compactmtl.sparsity import LatencyTable, channel_groups
 from tools.latency_table import layer_file, main, measurable, measure, narrowed, widths

@@ -232,7 +232,7 @@ def test_the_lock_is_gone_when_a_command_ends(tmp_path: Path) -> None:
 
 
 def test_an_export_refuses_a_run_whose_lock_another_thread_holds(tmp_path: Path) -> None:
-    from compactmtl.config import load_target
+    from compactmtl.backends import load_target
 
     run = write_run(tmp_path / "run")
     with Other(run.path), pytest.raises(HeldError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compactmtl.backends import get_backend
 from compactmtl.backends.base import Arrays
-from compactmtl.backends.onnxruntime import OnnxRuntimeRunner
+from compactmtl.backends.onnxruntime.entry import OnnxRuntimeRunner
 from compactmtl.config.target import Target
 from compactmtl.export import export_onnx
 from compactmtl.export.maps import write_error_maps

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnx
 
+from compactmtl.backends import get_backend
+from compactmtl.backends.model_file import model_files
 from compactmtl.config.precision import HalfConfig
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, ConfigError
-from compactmtl.export.onnx import data_file
 from compactmtl.export.precision import int8
 from compactmtl.export.precision.files import load_inferred, save
 from compactmtl.export.precision.half import lower
@@ -34,7 +35,7 @@ def apply_precision(
     check: Check | None = None,
     progress: Progress = lambda line: None,
 ) -> PrecisionRecord | None:
-    """Rewrite the float32 ONNX file at `path` in the target's precision; None where that is float32.
+    """Rewrite the float32 ONNX file at `path` in the target's precision; None where its backend takes the file as it is.
 
     Args:
         path: the file, with its weights beside it where they don't fit in; overwritten.
@@ -46,7 +47,11 @@ def apply_precision(
     The result holds ONNX's checker. Raises ConfigError where an option names a node or operator that the graph
     lacks, ArtifactError where calibration images are missing or the float32 model overflows by itself.
     """
-    if target.precision == "fp32":
+    backend = get_backend(target.backend)
+    if objection := backend.objection(target):
+        raise ConfigError(objection, "change that key of the target, or choose another backend")
+    graph_pass = backend.precisions[target.precision]
+    if graph_pass == "none":
         return None
     if target.precision != "bf16" and not feeds:
         raise ArtifactError(
@@ -55,10 +60,9 @@ def apply_precision(
     progress(f"bringing the graph to {target.precision}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".float.") as folder:
         source = Path(folder) / path.name
-        for file in (path, data_file(path)):
-            if file.exists():
-                shutil.copy2(file, Path(folder) / file.name)
-        if target.precision == "int8":
+        for file in model_files(path):
+            shutil.copy2(file, Path(folder) / file.name)
+        if graph_pass == "qdq":
             record = _int8(source, path, target, feeds, check, progress)
         else:
             record = _half(source, path, target, feeds)
@@ -96,7 +100,7 @@ def _int8(
     config = target.int8
     if config.reduce_range is None:
         # A file must mean the same on the CPU that it was verified on and on the one that it is deployed to.
-        config = config.model_copy(update={"reduce_range": target.on_cpu})
+        config = config.model_copy(update={"reduce_range": get_backend(target.backend).on_cpu(target)})
     model = load_inferred(source)
     known = {node.name: node.op_type for node in model.graph.node}
     _check_names("int8.exclude", config.exclude, {*known, *known.values()})
@@ -111,9 +115,9 @@ def _int8(
         name: "asked for" for name, operator in known.items() if {name, operator} & set(config.exclude)
     }
 
-    def attempt(left: tuple[str, ...]) -> Sequence[GateResult]:
-        progress(f"int8 with {len(left)} of {len(layers)} layers in float")
-        int8.quantize(model, path, config, ranges, leave=left)
+    def attempt(in_float: tuple[str, ...]) -> Sequence[GateResult]:
+        progress(f"int8 with {len(in_float)} of {len(layers)} layers in float")
+        int8.quantize(model, path, config, ranges, leave=in_float)
         return check(path) if check is not None else ()
 
     def rank(failed: Sequence[GateResult]) -> Sequence[str]:
@@ -122,19 +126,19 @@ def _int8(
 
     if check is None or config.search == 0:
         int8.quantize(model, path, config, ranges)
-        found = None
+        search = None
     else:
         most = int(config.max_float * len(layers))
-        found = find_float_layers(rank, attempt, evaluations=config.search, most=most)
-        int8.quantize(model, path, config, ranges, leave=found.left)
-        reasons |= dict.fromkeys(found.left, "its int8 form costs accuracy")
+        search = find_float_layers(rank, attempt, evaluations=config.search, most=most)
+        int8.quantize(model, path, config, ranges, leave=search.names)
+        reasons |= dict.fromkeys(search.names, "its int8 form costs accuracy")
     return PrecisionRecord(
         precision="int8",
         lowered=len(int8.quantized_layers(onnx.load(path, load_external_data=False))),
         kept=_kept(reasons, known),
         samples=_samples(feeds),
-        search=() if found is None else found.steps,
-        held=None if found is None else found.held,
+        search=() if search is None else search.steps,
+        held=None if search is None else search.held,
         reduced_range=bool(config.reduce_range),
     )
 

@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from compactmtl.backends.model_file import data_file
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,17 +27,17 @@ def load_inferred(path: Path) -> onnx.ModelProto:
         onnx.shape_inference.infer_shapes_path(str(path), str(inferred))
         model = onnx.load(inferred, load_external_data=False)
     onnx.load_external_data_for_model(model, str(path.parent))
-    name_nodes(model.graph)
+    fill_node_names(model.graph)
     return model
 
 
-def name_nodes(graph: onnx.GraphProto) -> None:
+def fill_node_names(graph: onnx.GraphProto) -> None:
     """Give each node a name of its own; a name that is there and unique stays."""
-    seen: set[str] = set()
+    taken: set[str] = set()
     for index, node in enumerate(graph.node):
-        if not node.name or node.name in seen:
+        if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{index}"
-        seen.add(node.name)
+        taken.add(node.name)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -43,8 +45,6 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
     Tensors below 1 KB stay in the model file, for shapes are inferred from them.
     """
-    from compactmtl.export.onnx import data_file
-
     beside = data_file(path)
     external = beside.exists() or _weight_bytes(model) > LARGEST
     beside.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compactmtl.export.precision.files import (
     constants_to_initializers,
     element_types,
-    name_nodes,
+    fill_node_names,
 )
 
 HALF: dict[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -43,7 +43,7 @@ def lower(model: onnx.ModelProto, precision: str, keep: Collection[str] = ()) ->
     """
     graph = model.graph
     constants_to_initializers(graph)
-    name_nodes(graph)
+    fill_node_names(graph)
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     work = _Lowering(HALF[precision], opset, element_types(graph), keep)
     work.constants = {tensor.name: tensor for tensor in graph.initializer}

@@ -35,8 +35,8 @@ def overflow_prone(
     reasons: dict[str, str] = {}
     for node in graph.node:
         names = list(float_activations(node, types, set(constants)))
-        seen = max((largest.get(name, 0.0) for name in names), default=0.0)
-        inside, how = _inside(node, seen, sizes)
+        magnitude = max((largest.get(name, 0.0) for name in names), default=0.0)
+        inside, how = _inside(node, magnitude, sizes)
         if inside * config.headroom > LARGEST:
             reasons[node.name] = f"{how} {inside:.3g} on calibration images, {LARGEST:g} is the largest"
         elif reason := _constant(node, constants):
@@ -44,16 +44,16 @@ def overflow_prone(
     return reasons
 
 
-def _inside(node: onnx.NodeProto, seen: float, sizes: Mapping[str, int]) -> tuple[float, str]:
+def _inside(node: onnx.NodeProto, magnitude: float, sizes: Mapping[str, int]) -> tuple[float, str]:
     if node.op_type in _SQUARES:
-        return max(seen, seen**2), "squares values up to"
+        return max(magnitude, magnitude**2), "squares values up to"
     if node.op_type in _SUMS:
         count = sizes.get(node.input[0], 1) / max(sizes.get(node.output[0], 1), 1)
         if node.op_type == "AveragePool":
             kernel = next((list(one.ints) for one in node.attribute if one.name == "kernel_shape"), [1])
             count = float(np.prod(kernel))
-        return seen * max(count, 1.0), "sums values up to"
-    return seen, "holds values up to"
+        return magnitude * max(count, 1.0), "sums values up to"
+    return magnitude, "holds values up to"
 
 
 def _constant(node: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> str:

@@ -57,22 +57,22 @@ def calibrate(path: Path, feeds: Sequence[Feed], config: Int8Config, operators: 
         )
         for feed in feeds:
             calibrator.collect_data(_Once(feed))
-        found = calibrator.compute_data()
-    for name, data in found.items():
+        ranges = calibrator.compute_data()
+    for name, data in ranges.items():
         if not all(np.isfinite(value).all() for value in data.range_value):
             raise ArtifactError(
                 f"tensor '{name}' holds values that aren't finite on a calibration image",
                 "check the weights and the images; the float32 model itself is at fault",
             )
-    return found
+    return ranges
 
 
 def largest_values(path: Path, feeds: Sequence[Feed]) -> dict[str, float]:
     """The largest magnitude of each float tensor of the model at `path` over all batches."""
-    found = calibrate(path, feeds, Int8Config(method="minmax"))
+    ranges = calibrate(path, feeds, Int8Config(method="minmax"))
     return {
         name: float(max(np.abs(np.asarray(value)).max() for value in data.range_value))
-        for name, data in found.items()
+        for name, data in ranges.items()
     }
 
 

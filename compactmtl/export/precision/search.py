@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compactmtl.backends.onnxruntime import EXACT_INT8
+from compactmtl.backends import open_graph, reference_target
 from compactmtl.config.precision import Int8Config
 from compactmtl.export.precision.int8 import quantize
 from compactmtl.export.precision.ranges import Feed
@@ -25,15 +25,15 @@ Rank = Callable[[Sequence[GateResult]], Sequence[str]]  # failed gates to the la
 
 
 @dataclass(frozen=True)
-class Found:
+class FloatLayers:
     """The layers to leave in float, whether the gates hold with them, and every evaluation on the way."""
 
-    left: tuple[str, ...]
+    names: tuple[str, ...]
     held: bool
     steps: tuple[SearchStep, ...]
 
 
-def find_float_layers(rank: Rank, attempt: Attempt, *, evaluations: int, most: int) -> Found:
+def find_float_layers(rank: Rank, attempt: Attempt, *, evaluations: int, most: int) -> FloatLayers:
     """Leave 0, 1, 2, 4, ... of the most sensitive layers in float until `attempt` reports no failed gate.
 
     The last step is then halved to find a smaller number, as evaluations allow. `rank` gives the layers, the most
@@ -43,9 +43,9 @@ def find_float_layers(rank: Rank, attempt: Attempt, *, evaluations: int, most: i
     steps: list[SearchStep] = []
     excess: list[float] = []
 
-    def failures(left: tuple[str, ...]) -> Sequence[GateResult]:
-        failed = attempt(left)
-        steps.append(SearchStep(left=left, failed=tuple(gate.message for gate in failed)))
+    def failures(in_float: tuple[str, ...]) -> Sequence[GateResult]:
+        failed = attempt(in_float)
+        steps.append(SearchStep(left=in_float, failed=tuple(gate.message for gate in failed)))
         excess.append(
             max((gate.value / gate.bound if gate.bound else np.inf for gate in failed), default=0.0)
         )
@@ -53,7 +53,7 @@ def find_float_layers(rank: Rank, attempt: Attempt, *, evaluations: int, most: i
 
     failed = failures(())
     if not failed:
-        return Found((), True, tuple(steps))
+        return FloatLayers((), True, tuple(steps))
     order = tuple(rank(failed))
     most = min(most, len(order))
     failing, holding, count = 0, None, 1
@@ -70,8 +70,8 @@ def find_float_layers(rank: Rank, attempt: Attempt, *, evaluations: int, most: i
         else:
             holding = middle
     if holding is not None:
-        return Found(order[:holding], True, tuple(steps))
-    return Found(steps[int(np.argmin(excess))].left, False, tuple(steps))
+        return FloatLayers(order[:holding], True, tuple(steps))
+    return FloatLayers(steps[int(np.argmin(excess))].left, False, tuple(steps))
 
 
 def layer_errors(
@@ -88,8 +88,8 @@ def layer_errors(
         path = Path(folder) / "one.onnx"
         for layer in layers:
             quantize(model, path, config, ranges, only=[layer])
-            found = _run(path, feed)
-            errors[layer] = {name: _error(array, found[name]) for name, array in reference.items()}
+            outputs = _run(path, feed)
+            errors[layer] = {name: _error(array, outputs[name]) for name, array in reference.items()}
     return errors
 
 
@@ -104,20 +104,13 @@ def rank_layers(errors: Mapping[str, Mapping[str, float]], failed: Sequence[Gate
     return sorted(errors, key=key)
 
 
-def _run(path: Path, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    options.add_session_config_entry(*EXACT_INT8)  # a layer's error is its own, not this processor's
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+def _run(path: Path, feed: Feed) -> dict[str, NDArray[Any]]:
+    with open_graph(path, reference_target()) as runner:  # a layer's error is its own, not this processor's
+        return runner.run(feed)
 
 
-def _error(reference: NDArray[Any], found: NDArray[Any]) -> float:
-    reference, found = reference.astype(np.float64), found.astype(np.float64)
+def _error(reference: NDArray[Any], output: NDArray[Any]) -> float:
+    reference, output = reference.astype(np.float64), output.astype(np.float64)
     spread = float(reference.std()) or 1.0
-    error = float(np.sqrt(np.mean((reference - found) ** 2)) / spread)
+    error = float(np.sqrt(np.mean((reference - output) ** 2)) / spread)
     return error if math.isfinite(error) else math.inf  # a layer that gives NaN is the first to stay in float

@@ -10,8 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from compactmtl.backends import get_backend
-from compactmtl.backends.onnxruntime import open_graph
+from compactmtl.backends import get_backend, open_graph
 from compactmtl.backends.precision import PrecisionError
 from compactmtl.config.precision import Fp16Config, HalfConfig, Int8Config
 from compactmtl.config.target import OnnxConfig, Target

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compactmtl.export.precision.search import Found, find_float_layers, rank_layers
+from compactmtl.export.precision.search import FloatLayers, find_float_layers, rank_layers
 from compactmtl.verify.result import GateResult
 
 ORDER = tuple(f"layer{i}" for i in range(40))
@@ -20,7 +20,7 @@ def gate(value: float) -> GateResult:
     )
 
 
-def search(needed: int, evaluations: int, most: int) -> Found:
+def search(needed: int, evaluations: int, most: int) -> FloatLayers:
     """Of a model whose gate holds once `needed` layers are left in float."""
 
     def attempt(left: tuple[str, ...]) -> Sequence[GateResult]:
@@ -35,7 +35,7 @@ def search(needed: int, evaluations: int, most: int) -> Found:
 def test_with_evaluations_enough_it_finds_the_smallest_number(needed: int) -> None:
     found = search(needed, 100, 40)
     assert found.held
-    assert len(found.left) == needed
+    assert len(found.names) == needed
 
 
 @settings(max_examples=25)
@@ -45,13 +45,13 @@ def test_it_keeps_its_bounds(needed: int, evaluations: int, most: int) -> None:
     assert len(found.steps) <= evaluations
     assert all(len(step.left) <= most for step in found.steps)
     assert found.held == any(not step.failed for step in found.steps)
-    assert found.left in [step.left for step in found.steps]
+    assert found.names in [step.left for step in found.steps]
 
 
 def test_where_nothing_holds_the_nearest_is_the_answer() -> None:
     found = search(40, 8, 8)
     assert not found.held
-    assert len(found.left) == 8
+    assert len(found.names) == 8
     assert [len(step.left) for step in found.steps] == [0, 1, 2, 4, 8]
 
 
@@ -59,7 +59,7 @@ def test_sound_model_is_not_ranked() -> None:
     def rank(failed: Sequence[GateResult]) -> Sequence[str]:
         pytest.fail("ranked for nothing")
 
-    assert find_float_layers(rank, lambda left: (), evaluations=1, most=1).left == ()
+    assert find_float_layers(rank, lambda left: (), evaluations=1, most=1).names == ()
 
 
 def test_layers_are_ranked_by_the_outputs_whose_gates_fail() -> None:

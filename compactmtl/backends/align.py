@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from compactmtl.config.load import load_target
+from compactmtl.backends.registry import get_backend
+from compactmtl.backends.targets import load_target
 from compactmtl.config.recipe import Recipe
 from compactmtl.errors import ConfigError
 
@@ -33,10 +34,11 @@ def align_of(recipe: Recipe) -> Align:
     if not recipe.targets:
         return Align(WITHOUT_TARGET, "surgery.align: auto, without a target")
     try:
-        steps = [load_target(name).channel_step for name in recipe.targets]
+        targets = [load_target(name) for name in recipe.targets]
     except ConfigError as error:
         raise ConfigError(
             f"surgery.align: auto reads the recipe's targets: {error.message}",
             f"{error.hint}\nor give surgery.align a number, such as 16".strip(),
         ) from error
+    steps = (get_backend(target.backend).channel_step(target) for target in targets)
     return Align(math.lcm(*steps), f"surgery.align: auto, of {', '.join(recipe.targets)}")

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from compactmtl.artifacts.layout import PREPARED_FILE
-from compactmtl.backends.tensorrt_build import shape_range
+from compactmtl.backends.tensorrt.build import shape_range
+from compactmtl.backends.tensorrt.options import ShapeRange, tensorrt_config
 from compactmtl.config.target import Target
-from compactmtl.config.tensorrt import ShapeRange
 
 Major = Literal[10, 11]
 MAJORS: tuple[Major, ...] = (10, 11)
@@ -39,7 +39,7 @@ def trtexec(
         files: raw bytes of each input at the optimal shape, by name.
         name: stem of the files that it writes.
     """
-    options = target.tensorrt
+    options = tensorrt_config(target)
     words = ["trtexec", f"--onnx={model}", f"--saveEngine={name}.trtexec.engine"]
     if major == 10:
         words.append("--stronglyTyped")  # 11 has no other networks and no such flag
@@ -76,7 +76,7 @@ def trtexec(
 
 def _running(target: Target, major: Major, files: Mapping[str, str], name: str) -> list[str]:
     """How it is run and timed: as `compactmtl export` does, with copies and a blocking wait."""
-    graph = target.tensorrt.cuda_graph
+    graph = tensorrt_config(target).cuda_graph
     words = [
         "--warmUp=500",
         f"--iterations={target.latency.repeats}",
@@ -104,12 +104,12 @@ def _running(target: Target, major: Major, files: Mapping[str, str], name: str) 
 
 def free_inputs(target: Target, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, ShapeRange]:
     """Shapes of the inputs that have free dimensions."""
-    found = {}
+    ranges = {}
     for key, shape in inputs.items():
         sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
         if (one := shape_range(key, sizes, target)) is not None:
-            found[key] = one
-    return found
+            ranges[key] = one
+    return ranges
 
 
 def script(words: Sequence[str], major: Major) -> str:

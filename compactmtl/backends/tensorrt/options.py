@@ -1,15 +1,18 @@
-"""How TensorRT builds and runs an engine: everything that changes the engine is a key of the target."""
+"""How TensorRT builds and runs an engine: everything that changes the engine is a key of the target's own section."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from compactmtl.backends.base import BackendOptions, read_options
 from compactmtl.config.schema import Frozen
+from compactmtl.config.target import Target
 
 Size = Annotated[int, Field(ge=1)]
 AUTO = "auto"
+SECTION = "tensorrt"
 
 
 class ShapeRange(Frozen):
@@ -69,11 +72,17 @@ class TensorRTConfig(Frozen):
         cache = None if self.timing_cache is None else AUTO
         return self.model_copy(update={"lean_runtime": None, "timing_cache": cache})
 
+
+class TensorRTOptions(BackendOptions):
+    """The section of a target that this backend reads."""
+
+    tensorrt: TensorRTConfig = TensorRTConfig()
+
     @property
-    def host_paths(self) -> dict[str, str]:
-        """Keys of this section that name a file of one machine, with their values."""
-        return {
-            key: str(value)
-            for key in ("lean_runtime", "timing_cache")
-            if (value := getattr(self, key)) != getattr(self.portable, key)
-        }
+    def portable(self) -> Self:
+        return self.model_copy(update={SECTION: self.tensorrt.portable})
+
+
+def tensorrt_config(target: Target) -> TensorRTConfig:
+    """The section of a target. Raises ConfigError naming the key."""
+    return read_options(TensorRTOptions, target).tensorrt

@@ -6,10 +6,10 @@ import shlex
 
 import pytest
 
-from compactmtl.config import load_target
+from compactmtl.backends import load_target
+from compactmtl.backends.tensorrt.options import TensorRTConfig
+from compactmtl.backends.tensorrt.trtexec import MAJORS, Major, script, trtexec
 from compactmtl.config.target import LatencyConfig, Target
-from compactmtl.config.tensorrt import TensorRTConfig
-from compactmtl.export.trtexec import MAJORS, Major, script, trtexec
 
 FREE = {"image": ("batch", 3, 32, 48)}
 FIXED = {"image": (2, 3, 32, 48)}

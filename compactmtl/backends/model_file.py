@@ -1,10 +1,11 @@
-"""Files that an ONNX file keeps its weights in: beside it, by plain name, and nowhere else.
+"""A model file with the files that its weights lie in: beside it, by plain name, and nowhere else.
 
 An ONNX file names them as paths, which a file from elsewhere may point at anything that its user can read.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
@@ -15,6 +16,26 @@ if TYPE_CHECKING:
     import onnx
 
 _MEND = "export the model again, with its weights beside it"
+
+
+def data_file(model: Path) -> Path:
+    """Where the exporter puts weights that don't fit into the model file."""
+    return model.with_name(f"{model.name}.data")
+
+
+def model_files(model: Path) -> tuple[Path, ...]:
+    """The model file and, where there is one, its data file."""
+    return tuple(file for file in (model, data_file(model)) if file.exists())
+
+
+def model_sha256(model: Path) -> str:
+    """Of a model file together with its data file, read in pieces."""
+    digest = hashlib.sha256()
+    for file in model_files(model):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def external_files(path: Path) -> tuple[str, ...]:
@@ -31,7 +52,7 @@ def external_files(path: Path) -> tuple[str, ...]:
     except DecodeError:
         return ()
     folder = path.parent.resolve()
-    found = set()
+    names = set()
     for tensor in _tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -44,8 +65,8 @@ def external_files(path: Path) -> tuple[str, ...]:
             )
         if (folder / location).resolve().parent != folder:
             raise ArtifactError(f"{path.parent / location} is a link out of the folder", _MEND)
-        found.add(location)
-    return tuple(sorted(found))
+        names.add(location)
+    return tuple(sorted(names))
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -1,49 +1,29 @@
-"""The TensorRT backend: engines of 10.12 and later and of 11, built from ONNX or loaded from beside it.
-
-It was never run on hardware by this project; docs/tensorrt.md says what was checked instead, and how.
-"""
+"""An open TensorRT engine: buffers, copies, one stream, a CUDA graph a shape, and its profile of layers."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.backends.base import (
+    PROFILE_WARMUP,
     Arrays,
-    Availability,
-    Backend,
     Description,
     LayerTime,
     Phases,
     Runner,
     TensorInfo,
 )
-from compactmtl.backends.driver import CudaDevice, cuda_device
-from compactmtl.backends.tensorrt_build import (
-    build_engine,
-    deserialize,
-    inspect_engine,
-    make_logger,
-    settings_sha256,
-)
-from compactmtl.backends.tensorrt_engine import (
-    EngineFacts,
-    check_facts,
-    engine_path,
-    model_sha256,
-    read_engine,
-    write_engine,
-)
-from compactmtl.backends.tensorrt_types import PRECISIONS, EngineLayer, engine_layers
-from compactmtl.config.target import Target
-from compactmtl.errors import ArtifactError, MissingDependencyError
+from compactmtl.backends.driver import CudaDevice
+from compactmtl.backends.tensorrt.build import inspect_engine
+from compactmtl.backends.tensorrt.engine import EngineFacts
+from compactmtl.backends.tensorrt.types import PRECISIONS, EngineLayer, engine_layers
+from compactmtl.errors import ArtifactError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -51,8 +31,6 @@ if TYPE_CHECKING:
 
     from compactmtl.backends.cuda import CudaStream
 
-PROFILE_WARMUP = 5
-FLOOR = (10, 12)  # the first whose strongly typed networks take what ours need
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -64,107 +42,11 @@ _DTYPES = {
 }
 
 
-class TensorRTBackend(Backend):
-    """ONNX files as engines on the first visible GPU."""
-
-    name = "tensorrt"
-
-    def availability(self, target: Target) -> Availability:
-        """Names everything that is missing at once."""
-        missing: list[tuple[str, str]] = []
-        device, reason = cuda_device()
-        if device is None:
-            missing.append((reason, "a machine with an NVIDIA GPU and its driver"))
-        if failure := _tensorrt_failure():
-            missing.append((failure, "pip install 'compactmtl[tensorrt]'"))
-        if failure := _torch_failure(device):
-            missing.append((failure, "a CUDA build of torch from https://pytorch.org"))
-        if not missing:
-            return Availability(True)
-        return Availability(
-            False,
-            "; ".join(reason for reason, _ in missing),
-            "needed: " + "; ".join(hint for _, hint in missing),
-        )
-
-    def build(self, model: Path, target: Target) -> tuple[Path, ...]:
-        """Build the engine of an ONNX file beside it, with its facts and its layers."""
-        device = self._device(target)
-        built = build_engine(model, target, device)
-        files = write_engine(engine_path(model), built.data, built.facts)
-        layers = model.with_suffix(".layers.json")
-        layers.write_text(built.layers_json, encoding="utf-8")
-        return (*files, layers)
-
-    def open(self, model: Path, target: Target) -> TensorRTRunner:
-        """Load the engine beside an ONNX file, or build one in memory where there is none.
-
-        Raises MissingDependencyError, and an EngineError for an engine from elsewhere or that is damaged.
-        """
-        device = self._device(target)
-        if not model.is_file():
-            raise ArtifactError(f"{model} is not a file", "export the model first")
-        import tensorrt as trt
-
-        engine = model if model.suffix == ".engine" else engine_path(model)
-        if engine.exists():
-            data, facts = read_engine(engine)
-            check_facts(
-                facts,
-                engine,
-                tensorrt=trt.__version__,
-                gpu=device.name,
-                compute_capability=device.capability,
-                onnx_sha256=None if model == engine else model_sha256(model),
-                settings_sha256=settings_sha256(target),
-            )
-        else:
-            built = build_engine(model, target, device)
-            data, facts = built.data, built.facts
-        logger, log = make_logger()
-        lean = facts.tensorrt != trt.__version__
-        runtimes, loaded = deserialize(data, target, logger, log, str(model), lean=lean)
-        return TensorRTRunner(Engine(loaded, runtimes, logger, facts, device), target)
-
-    def _device(self, target: Target) -> CudaDevice:
-        self.require(target)
-        device, reason = cuda_device()
-        if device is None:  # it went since
-            raise MissingDependencyError(f"no GPU is there: {reason}", "see `compactmtl doctor`")
-        return device
-
-
-def _tensorrt_failure() -> str:
-    """Why TensorRT can't be used; empty where it can."""
-    try:
-        if importlib.util.find_spec("tensorrt") is None:
-            return "the package tensorrt is not installed"
-        import tensorrt as trt
-
-        version: str = trt.__version__
-    except (ImportError, OSError, ValueError, AttributeError) as error:
-        return f"tensorrt can't be imported ({error})"
-    found = tuple(int(part) for part in version.split(".")[:2])
-    if found < FLOOR:
-        return f"tensorrt {version} is too old: {FLOOR[0]}.{FLOOR[1]} or later is needed"
-    return ""
-
-
-def _torch_failure(device: CudaDevice | None) -> str:
-    """Why torch can't give streams and buffers; empty where it can, or where no GPU is the reason already."""
-    try:
-        import torch
-    except ImportError as error:
-        return f"torch can't be imported ({error})"
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    return "" if device is None or torch.cuda.is_available() else "torch finds no CUDA device"
-
-
 @dataclass(frozen=True)
 class Engine:
     """A deserialized engine with what must live as long as it does."""
 
+    backend: str
     engine: trt.ICudaEngine
     runtimes: tuple[trt.Runtime, ...]
     logger: trt.ILogger
@@ -184,11 +66,11 @@ class _Bound:
 class TensorRTRunner(Runner):
     """An open engine: host arrays in and out through page-locked buffers, one stream, a CUDA graph a shape."""
 
-    def __init__(self, engine: Engine, target: Target, stream: CudaStream | None = None) -> None:
+    def __init__(self, engine: Engine, cuda_graph: bool, stream: CudaStream | None = None) -> None:
         from compactmtl.backends.cuda import CudaStream
 
         self._engine: Engine | None = engine
-        self._target = target
+        self._cuda_graph = cuda_graph
         self._stream = CudaStream() if stream is None else stream
         self._context: trt.IExecutionContext | None = _new_context(engine.engine)
         self._bound: dict[tuple[tuple[int, ...], ...], _Bound] = {}
@@ -232,14 +114,14 @@ class TensorRTRunner(Runner):
         """By TensorRT's own profiler, in a context of its own and without a CUDA graph."""
         import tensorrt as trt
 
-        found: dict[str, list[float]] = {}
+        milliseconds: dict[str, list[float]] = {}
 
         class LayerProfiler(trt.IProfiler):
             def __init__(self) -> None:
                 trt.IProfiler.__init__(self)  # pybind11 wants it by name
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
-                found.setdefault(layer_name, []).append(ms)
+                milliseconds.setdefault(layer_name, []).append(ms)
 
         context = _new_context(self.engine.engine)
         profiler = LayerProfiler()
@@ -251,7 +133,8 @@ class TensorRTRunner(Runner):
             self._stream.synchronize()  # times are reported when a run is done
         layers = {layer.name: layer for layer in engine_layers(inspect_engine(self.engine.engine))}
         return tuple(
-            _layer_time(name, times[PROFILE_WARMUP:], layers.get(name)) for name, times in found.items()
+            _layer_time(name, times[PROFILE_WARMUP:], layers.get(name))
+            for name, times in milliseconds.items()
         )
 
     @property
@@ -262,9 +145,9 @@ class TensorRTRunner(Runner):
     def describe(self) -> Description:
         facts = self.engine.facts
         return Description(
-            backend="tensorrt",
+            backend=self.engine.backend,
             version=facts.tensorrt,
-            provider="CUDA graph" if self._target.tensorrt.cuda_graph else "CUDA stream",
+            provider="CUDA graph" if self._cuda_graph else "CUDA stream",
             device=self.engine.device.name,
             precision=facts.precision,
             threads=None,
@@ -285,7 +168,7 @@ class TensorRTRunner(Runner):
                 self._bound.clear()
             assert self._context is not None
             bound = self._bind_to(self._context, shapes)
-            if self._target.tensorrt.cuda_graph:
+            if self._cuda_graph:
                 bound.launch()  # the first run of a shape allocates, which a capture must not see
                 bound = _Bound(bound.host, bound.device, self._stream.record(bound.launch))
             self._bound[key] = bound
@@ -337,7 +220,8 @@ class TensorRTRunner(Runner):
 
 def _layer_time(name: str, times: list[float], layer: EngineLayer | None) -> LayerTime:
     kinds = "" if layer is None else ", ".join(sorted(PRECISIONS.get(kind, kind) for kind in layer.types))
-    return LayerTime(name, "" if layer is None else layer.kind, float(np.median(times)), kinds)
+    operator = "" if layer is None else layer.kind
+    return LayerTime(name=name, operator=operator, milliseconds=float(np.median(times)), precision=kinds)
 
 
 def _shapes(inputs: Arrays, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

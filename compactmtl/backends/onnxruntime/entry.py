@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: the provider that was asked for or an error, never a silent fallback."""
+"""The entry of ONNX Runtime: the provider that was asked for or an error, never a silent fallback."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import difflib
 import json
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from compactmtl.backends.base import (
+    PROFILE_WARMUP,
+    TENSOR_CORES_INT8,
     Arrays,
     Availability,
     Backend,
+    BackendOptions,
     Description,
     LayerTime,
     Runner,
     TensorInfo,
+    read_options,
     run_failure,
 )
-from compactmtl.backends.external_data import external_files
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
+from compactmtl.backends.model_file import external_files
 from compactmtl.backends.precision import check_precision, file_precision, layer_precisions, lowest_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
@@ -32,9 +38,9 @@ if TYPE_CHECKING:
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"  # its engines are no ONNX graph: nothing of them can be written
 OPTIMIZED = "optimized.onnx"
-PROFILE_WARMUP = 5
 KERNEL_TIME = "_kernel_time"  # how ONNX Runtime ends a node's name in its profile
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
 # Without VNNI, x86 adds int8 products in 16 bits and overflows unseen; with this setting it takes a slower, exact way.
@@ -52,13 +58,35 @@ _DTYPES = {
 }
 
 
+class OnnxRuntimeOptions(BackendOptions):
+    """The key that only this backend reads."""
+
+    provider: str = Field(CPU, description="ONNX Runtime execution provider")
+
+
 class OnnxRuntimeBackend(Backend):
     """ONNX files on one named execution provider."""
 
     name = "onnxruntime"
+    Options = OnnxRuntimeOptions
+    packages = ("onnxruntime", "onnxruntime-gpu")
+    is_reference = True
+
+    def cases(self) -> Iterable[tuple[str, Target]]:
+        for provider in (CPU, CUDA, TENSORRT):
+            yield f"{self.name}, {provider}", Target(backend=self.name, provider=provider)
+
+    def on_cpu(self, target: Target) -> bool:
+        return _provider(target) == CPU
+
+    def default_step(self, target: Target) -> int:
+        if target.precision == "int8" and _provider(target).startswith("Tensorrt"):
+            return TENSOR_CORES_INT8
+        return super().default_step(target)
 
     def availability(self, target: Target) -> Availability:
-        extra = _EXTRA.get(target.provider, "gpu")
+        provider = _provider(target)
+        extra = _EXTRA.get(provider, "gpu")
         hint = f"pip install 'compactmtl[{extra}]'"
         try:
             import onnxruntime
@@ -73,30 +101,30 @@ class OnnxRuntimeBackend(Backend):
             )
         offered = onnxruntime.get_available_providers()
         known = onnxruntime.get_all_providers()
-        if target.provider not in known:
-            near = difflib.get_close_matches(target.provider, known, n=1, cutoff=0.0)
+        if provider not in known:
+            near = difflib.get_close_matches(provider, known, n=1, cutoff=0.0)
             return Availability(
-                False, f"ONNX Runtime knows no provider {target.provider!r}", f"did you mean {near[0]}?"
+                False, f"ONNX Runtime knows no provider {provider!r}", f"did you mean {near[0]}?"
             )
-        if target.provider not in offered:
+        if provider not in offered:
             return Availability(
                 False,
-                f"this build of onnxruntime {onnxruntime.__version__} has no {target.provider},"
+                f"this build of onnxruntime {onnxruntime.__version__} has no {provider},"
                 f" only {', '.join(offered)}",
                 f"pip uninstall onnxruntime, then {hint}" if extra == "gpu" else hint,
             )
-        if target.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+        if provider in (CUDA, TENSORRT):
             gpus, reason = nvidia_gpus()
             if not gpus:
                 return Availability(
                     False,
-                    f"{target.provider} needs a GPU: {reason}",
+                    f"{provider} needs a GPU: {reason}",
                     "run it on a machine with an NVIDIA GPU",
                 )
         return Availability(True)
 
     def open(self, model: Path, target: Target) -> OnnxRuntimeRunner:
-        """Open `model` on target.provider with target.threads.
+        """Open `model` on the target's provider with target.threads.
 
         Raises MissingDependencyError where the provider can't be had, ArtifactError where the file is no
         model that ONNX Runtime can load.
@@ -107,19 +135,19 @@ class OnnxRuntimeBackend(Backend):
         with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
             runner = OnnxRuntimeRunner(_session(model, target, Path(folder)), model, target)
             runner.layers = _layers(model, Path(folder), target)
-        check_precision(runner.layers, target.precision, f"ONNX Runtime's {target.provider}")
+        check_precision(runner.layers, target.precision, f"ONNX Runtime's {_provider(target)}")
         return runner
 
+    def open_graph(self, model: Path, target: Target) -> OnnxRuntimeRunner:
+        """The graph on the CPU provider, with int8 sums that are exact on every processor."""
+        on_cpu = Target(backend=self.name, threads=target.threads)
+        self.require(on_cpu)
+        with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
+            return OnnxRuntimeRunner(_session(model, on_cpu, Path(folder), exact=True), model, on_cpu)
 
-def open_graph(model: Path, target: Target) -> OnnxRuntimeRunner:
-    """An ONNX file on the CPU, in whatever precision its kernels have there; nothing but `threads` of the target counts.
 
-    For a graph that is meant for another device: it shows what the graph computes, not how the device computes it.
-    Raises ArtifactError where the CPU has no kernels for it.
-    """
-    on_cpu = Target(backend="onnxruntime", threads=target.threads)
-    with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
-        return OnnxRuntimeRunner(_session(model, on_cpu, Path(folder), exact=True), model, on_cpu)
+def _provider(target: Target) -> str:
+    return read_options(OnnxRuntimeOptions, target).provider
 
 
 def _layers(model: Path, folder: Path, target: Target) -> dict[str, int]:
@@ -128,7 +156,7 @@ def _layers(model: Path, folder: Path, target: Target) -> dict[str, int]:
 
     written = folder / OPTIMIZED
     graph = onnx.load(written if written.exists() else model, load_external_data=False).graph
-    return layer_precisions(graph, rewritten=target.provider != TENSORRT)
+    return layer_precisions(graph, rewritten=_provider(target) != TENSORRT)
 
 
 def _session(
@@ -141,12 +169,13 @@ def _session(
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    provider = _provider(target)
     external_files(model)  # raises where it would read what does not lie beside it
     options = onnxruntime.SessionOptions()
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
-    elif target.provider != TENSORRT and (target.precision != "fp32" or _lowered(model)):
+    elif provider != TENSORRT and (target.precision != "fp32" or _lowered(model)):
         options.optimized_model_filepath = str(folder / OPTIMIZED)
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = target.threads
@@ -155,7 +184,7 @@ def _session(
         options.add_session_config_entry(*EXACT_INT8)
     # Idle threads of one session would otherwise spin on and slow down whatever is measured next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if target.provider != CPU:
+    if provider != CPU:
         # Without it, nodes that the provider lacks run on the CPU and nothing says so.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     broken = (
@@ -166,24 +195,24 @@ def _session(
         state.InvalidArgument,
     )
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=[target.provider])
+        session = onnxruntime.InferenceSession(str(model), options, providers=[provider])
     except broken as error:
         raise ArtifactError(
             f"{model} is not a model that ONNX Runtime can load: {_first_line(error)}", "export it again"
         ) from error
     except (state.Fail, state.EPFail, state.NotImplemented, state.RuntimeException) as error:
-        if target.provider == CPU:
+        if provider == CPU:
             raise ArtifactError(
                 f"{model} can't be loaded by ONNX Runtime: {_first_line(error)}", "export it again"
             ) from error
         raise MissingDependencyError(
-            f"{target.provider} can't run {model}: {_first_line(error)}",
+            f"{provider} can't run {model}: {_first_line(error)}",
             "`compactmtl doctor` says what this machine lacks; or choose a CPU target",
         ) from error
     active = session.get_providers()
-    if not active or active[0] != target.provider:
+    if not active or active[0] != provider:
         raise MissingDependencyError(
-            f"{target.provider} was asked for, ONNX Runtime fell back to {', '.join(active) or 'nothing'}",
+            f"{provider} was asked for, ONNX Runtime fell back to {', '.join(active) or 'nothing'}",
             "`compactmtl doctor` says what this machine lacks; or choose a CPU target",
         )
     return session
@@ -233,7 +262,7 @@ class OnnxRuntimeRunner(Runner):
         provider = self.session.get_providers()[0]
         gpus, _ = nvidia_gpus() if provider != CPU else ((), "")
         return Description(
-            backend="onnxruntime",
+            backend=OnnxRuntimeBackend.name,
             version=onnxruntime.__version__,
             provider=provider,
             device=gpus[0] if gpus else cpu_name(),
@@ -265,10 +294,12 @@ def _layer_times(events: list[dict[str, Any]]) -> tuple[LayerTime, ...]:
         times.setdefault(event["args"]["node_index"], []).append(event["dur"] / 1e3)
     return tuple(
         LayerTime(
-            facts[index]["name"].removesuffix(KERNEL_TIME),
-            facts[index]["args"]["op_name"],
-            float(np.median(samples[PROFILE_WARMUP:])),
-            next((kind for one in facts[index]["args"].get("output_type_shape", []) for kind in one), ""),
+            name=facts[index]["name"].removesuffix(KERNEL_TIME),
+            operator=facts[index]["args"]["op_name"],
+            milliseconds=float(np.median(samples[PROFILE_WARMUP:])),
+            precision=next(
+                (kind for one in facts[index]["args"].get("output_type_shape", []) for kind in one), ""
+            ),
         )
         for index, samples in times.items()
     )

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.backends.driver import CudaDevice
-from compactmtl.backends.external_data import external_files
-from compactmtl.backends.tensorrt_engine import EngineFacts, model_sha256, sha256
-from compactmtl.backends.tensorrt_types import TypesSeen, check_types, compute_types, engine_layers
+from compactmtl.backends.model_file import external_files, model_sha256
+from compactmtl.backends.tensorrt.engine import EngineFacts, sha256
+from compactmtl.backends.tensorrt.options import AUTO, SECTION, ShapeRange, TensorRTConfig, tensorrt_config
+from compactmtl.backends.tensorrt.types import TypesSeen, check_types, compute_types, engine_layers
 from compactmtl.config import trust
 from compactmtl.config.target import Target
-from compactmtl.config.tensorrt import AUTO, ShapeRange, TensorRTConfig
 from compactmtl.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def make_logger() -> tuple[trt.ILogger, list[str]]:
 def settings_sha256(target: Target) -> str:
     """Hash of every key that changes the engine."""
     return sha256(
-        target.tensorrt.model_dump_json(exclude=set(RUNTIME_KEYS)).encode()
+        tensorrt_config(target).model_dump_json(exclude=set(RUNTIME_KEYS)).encode()
         + f"{target.precision}|{target.latency.batch}".encode()
     )
 
@@ -78,7 +78,7 @@ def build_engine(model: Path, target: Target, device: CudaDevice) -> Built:
     """
     import tensorrt as trt
 
-    options = target.tensorrt
+    options = tensorrt_config(target)
     started = time.monotonic()
     logger, log = make_logger()
     trt.init_libnvinfer_plugins(logger, "")
@@ -110,7 +110,7 @@ def build_engine(model: Path, target: Target, device: CudaDevice) -> Built:
     data = bytes(serialized)
     if cache is not None and cache_file is not None:
         _store(cache_file, bytes(cache.serialize()))
-    layers_json, seen = _inspect(data, model, target, logger, log)
+    layers_json, types = _inspect(data, model, target, logger, log)
     facts = EngineFacts(
         tensorrt=trt.__version__,
         gpu=device.name,
@@ -119,7 +119,7 @@ def build_engine(model: Path, target: Target, device: CudaDevice) -> Built:
         hardware=options.hardware,
         version_compatible=options.version_compatible,
         precision=target.precision,
-        types=seen.text,
+        types=types.text,
         profile=profile,
         settings_sha256=settings_sha256(target),
         onnx_sha256=model_sha256(model),
@@ -163,7 +163,8 @@ def shape_range(name: str, shape: tuple[int, ...], target: Target) -> ShapeRange
     """
     if all(size >= 0 for size in shape):
         return None
-    if given := target.tensorrt.shapes.get(name):
+    options = tensorrt_config(target)
+    if given := options.shapes.get(name):
         fits = len(given.opt) == len(shape) and all(
             size in (-1, low, high) for size, low, high in zip(shape, given.min, given.max, strict=True)
         )
@@ -181,7 +182,7 @@ def shape_range(name: str, shape: tuple[int, ...], target: Target) -> ShapeRange
             f"bound them in the target: tensorrt.shapes.{name}: {{min: […], opt: […], max: […]}}",
         )
     batch, rest = target.latency.batch, shape[1:]
-    return ShapeRange(min=(1, *rest), opt=(batch, *rest), max=(max(batch, target.tensorrt.max_batch), *rest))
+    return ShapeRange(min=(1, *rest), opt=(batch, *rest), max=(max(batch, options.max_batch), *rest))
 
 
 def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Mapping[str, ShapeRange]) -> None:
@@ -195,8 +196,8 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Mapp
 
 
 def _parser_errors(parser: trt.OnnxParser) -> str:
-    found = (parser.get_error(index) for index in range(parser.num_errors))
-    return "\n".join(f"  node {one.node_name()} ({one.node_operator()}): {one.desc()}" for one in found)
+    errors = (parser.get_error(index) for index in range(parser.num_errors))
+    return "\n".join(f"  node {one.node_name()} ({one.node_operator()}): {one.desc()}" for one in errors)
 
 
 def _tail(log: list[str]) -> str:
@@ -212,7 +213,7 @@ def _timing_cache_file(options: TensorRTConfig, version: str, device: CudaDevice
     from compactmtl.data.cache import user_cache
 
     gpu = "".join(letter if letter.isalnum() else "-" for letter in device.name)
-    return user_cache() / "tensorrt" / f"{version}-{gpu}.timing"
+    return user_cache() / SECTION / f"{version}-{gpu}.timing"
 
 
 def _attach_timing_cache(config: trt.IBuilderConfig, file: Path, log: list[str]) -> trt.ITimingCache | None:
@@ -246,11 +247,11 @@ def _inspect(
 ) -> tuple[str, TypesSeen]:
     engine = deserialize(data, target, logger, log, str(model))[1]
     layers_json = inspect_engine(engine)
-    accept = target.tensorrt.unseen_types == "accept"
-    seen = check_types(
+    accept = tensorrt_config(target).unseen_types == "accept"
+    types = check_types(
         compute_types(model), engine_layers(layers_json), target.precision, accept_unseen=accept
     )
-    return layers_json, seen
+    return layers_json, types
 
 
 def inspect_engine(engine: trt.ICudaEngine) -> str:
@@ -273,12 +274,13 @@ def deserialize(
     host = trt.Runtime(logger)
     runtimes: tuple[trt.Runtime | None, ...] = (host,)
     if lean:
-        if target.tensorrt.lean_runtime is None:
+        lean_runtime = tensorrt_config(target).lean_runtime
+        if lean_runtime is None:
             raise ConfigError(
                 f"{where} is of another TensorRT version and carries no runtime",
                 "give the lean runtime of the version that built it: tensorrt.lean_runtime",
             )
-        file = trust.library(target.tensorrt.lean_runtime, "tensorrt.lean_runtime")
+        file = trust.library(lean_runtime, "tensorrt.lean_runtime")
         runtimes = (*runtimes, host.load_runtime(str(file)))
     alive = tuple(runtime for runtime in runtimes if runtime is not None)
     engine = alive[-1].deserialize_cuda_engine(data) if len(alive) == len(runtimes) else None

@@ -1,26 +1,31 @@
-"""The OpenVINO backend: a device by name, its precision pinned and read back from the compiled model."""
+"""The entry of OpenVINO: a device by name, its precision pinned and read back from the compiled model."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from compactmtl.backends.base import (
+    PROFILE_WARMUP,
     Arrays,
     Availability,
     Backend,
+    BackendOptions,
     Description,
     LayerTime,
     Runner,
     TensorInfo,
+    read_options,
     run_failure,
 )
-from compactmtl.backends.external_data import external_files
+from compactmtl.backends.model_file import external_files
 from compactmtl.backends.precision import check_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
@@ -41,39 +46,54 @@ _DTYPES = {
     "i32": "int32",
     "u8": "uint8",
 }
-PROFILE_WARMUP = 5
+CPU = "CPU"
 INSTALL = "pip install 'compactmtl[openvino]'"
+
+
+class OpenVinoOptions(BackendOptions):
+    """The key that only this backend reads."""
+
+    device: str = Field(CPU, description="OpenVINO device, such as CPU, GPU or NPU")
 
 
 class OpenVinoBackend(Backend):
     """ONNX files on one of OpenVINO's devices."""
 
     name = "openvino"
+    Options = OpenVinoOptions
+    packages = ("openvino",)
+
+    def cases(self) -> Iterable[tuple[str, Target]]:
+        return [(f"{self.name}, {CPU}", Target(backend=self.name))]
+
+    def on_cpu(self, target: Target) -> bool:
+        return _device(target) == CPU
 
     def availability(self, target: Target) -> Availability:
+        device = _device(target)
         try:
             import openvino
         except ImportError as error:
             return Availability(False, f"openvino can't be imported ({error})", INSTALL)
         core = openvino.Core()
-        if target.device not in core.available_devices:
+        if device not in core.available_devices:
             return Availability(
                 False,
-                f"openvino {openvino.__version__} sees no device {target.device}, only"
+                f"openvino {openvino.__version__} sees no device {device}, only"
                 f" {', '.join(core.available_devices) or 'none'}",
                 "choose one of them with device=NAME, or install the device's driver",
             )
-        capable = list(core.get_property(target.device, "OPTIMIZATION_CAPABILITIES"))
+        capable = list(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
         if CAPABILITIES[target.precision] not in capable:
             return Availability(
                 False,
-                f"{target.device} of this machine has no {target.precision} in openvino, only {', '.join(capable)}",
+                f"{device} of this machine has no {target.precision} in openvino, only {', '.join(capable)}",
                 "choose another precision",
             )
         return Availability(True)
 
     def open(self, model: Path, target: Target) -> OpenVinoRunner:
-        """Open `model` on target.device with target.threads and its precision pinned.
+        """Open `model` on the target's device with target.threads and its precision pinned.
 
         Raises MissingDependencyError where device or precision can't be had, ArtifactError where the file is
         no model that OpenVINO can read.
@@ -83,24 +103,29 @@ class OpenVinoBackend(Backend):
             raise ArtifactError(f"{model} is not a file", "export the model first")
         external_files(model)  # raises where it would read what does not lie beside it
         runner = OpenVinoRunner(_compile(model, target), model, target)
-        check_precision(runner.layers, target.precision, f"OpenVINO on {target.device}")
+        check_precision(runner.layers, target.precision, f"OpenVINO on {_device(target)}")
         return runner
+
+
+def _device(target: Target) -> str:
+    return read_options(OpenVinoOptions, target).device
 
 
 def _compile(model: Path, target: Target, *, profile: bool = False) -> openvino.CompiledModel:
     import openvino
 
+    device = _device(target)
     options = {
         "INFERENCE_PRECISION_HINT": HINTS[target.precision],
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "PERF_COUNT": profile,
     }
-    if target.device == "CPU":
+    if device == CPU:
         options["INFERENCE_NUM_THREADS"] = target.threads
     core = openvino.Core()
     try:
-        return core.compile_model(core.read_model(str(model)), target.device, options)
+        return core.compile_model(core.read_model(str(model)), device, options)
     except RuntimeError as error:  # openvino's one exception, for files that are broken too
         raise ArtifactError(
             f"{model} is not a model that OpenVINO can load: {_reason(error)}",
@@ -145,12 +170,12 @@ class OpenVinoRunner(Runner):
         compiled = self.compiled
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         floats = _PRECISIONS.get(hint, hint)
-        on_cpu = self._target.device == "CPU"
+        on_cpu = _device(self._target) == CPU
         return Description(
-            backend="openvino",
+            backend=OpenVinoBackend.name,
             version=openvino.__version__.split("-")[0],
             provider=", ".join(compiled.get_property("EXECUTION_DEVICES")),
-            device=openvino.Core().get_property(self._target.device, "FULL_DEVICE_NAME"),
+            device=openvino.Core().get_property(_device(self._target), "FULL_DEVICE_NAME"),
             precision="int8" if self.layers.get("int8") else floats,
             threads=compiled.get_property("INFERENCE_NUM_THREADS") if on_cpu else None,
             layers=self.layers,
@@ -170,7 +195,10 @@ class OpenVinoRunner(Runner):
                     times.setdefault(step.node_name, []).append(step.real_time.total_seconds() * 1e3)
         return tuple(
             LayerTime(
-                name, step.node_type, float(np.median(times[name])), step.exec_type.rpartition("_")[2].lower()
+                name=name,
+                operator=step.node_type,
+                milliseconds=float(np.median(times[name])),
+                precision=step.exec_type.rpartition("_")[2].lower(),
             )
             for name, step in steps.items()
         )
@@ -190,8 +218,8 @@ def _layers(compiled: openvino.CompiledModel) -> dict[str, int]:
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
         if _text(facts["layerType"]) in LAYERS:
-            found = _text(facts["runtimePrecision"])
-            counts[_PRECISIONS.get(found, found)] += 1
+            precision = _text(facts["runtimePrecision"])
+            counts[_PRECISIONS.get(precision, precision)] += 1
     return dict(counts)
 
 
@@ -213,7 +241,7 @@ def _reason(error: Exception) -> str:
         "Errors ",
         "Model wasn't fully converted",
     )
-    told = [line for line in lines if not line.startswith(frame)]
+    reasons = [line for line in lines if not line.startswith(frame)]
     node = re.search(r"ONNX node '<Node\((\w+)\): ([^>]*)>'", str(error))
     where = f"{node[1]} '{node[2]}': " if node else ""
-    return (where + (told or lines or ["no reason given"])[0])[:300]
+    return (where + (reasons or lines or ["no reason given"])[0])[:300]

@@ -39,7 +39,7 @@ def test_calibration_images_are_the_same_each_time_and_spread_evenly(trained: Ru
 
 
 @pytest.mark.slow  # exports three models
-def test_int8_road_with_the_interface_baked_in(compacted: Run, tmp_path: Path) -> None:
+def test_int8_pipeline_with_the_interface_baked_in(compacted: Run, tmp_path: Path) -> None:
     run = Run.open(shutil.copytree(compacted.path, tmp_path / "run"))
     onnx = OnnxConfig(preprocess=True, postprocess={"segmentation": "argmax"})
     found = export_run(run, "int8", TARGET.model_copy(update={"onnx": onnx}))
@@ -72,7 +72,7 @@ def test_int8_road_with_the_interface_baked_in(compacted: Run, tmp_path: Path) -
 
 
 @pytest.mark.slow  # exports three models
-def test_fp16_road_in_openvino_with_a_free_batch(tmp_path: Path) -> None:
+def test_fp16_pipeline_in_openvino_with_a_free_batch(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     # OpenVINO refuses to average a window of 2 over a side of 1, which smaller images come to
     run = write_run(tmp_path / "run", SCENES.replace("[16, 24]", "[32, 32]"))

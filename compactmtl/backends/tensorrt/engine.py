@@ -8,13 +8,14 @@ Deserializing an engine of another TensorRT or GPU fails late and without a reas
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
+from compactmtl.backends.tensorrt.options import ShapeRange
 from compactmtl.config.schema import Frozen
-from compactmtl.config.tensorrt import ShapeRange
 from compactmtl.errors import ArtifactError
 
 _BUILD = "build it on this machine: compactmtl export RUN --target NAME"
@@ -75,17 +76,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def model_sha256(model: Path) -> str:
-    """Of an ONNX file together with its external weights, where it has any."""
-    digest = hashlib.sha256(model.read_bytes())
-    data = model.with_name(f"{model.name}.data")
-    if data.exists():
-        with data.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def read_engine(engine: Path) -> tuple[bytes, EngineFacts]:
     """The engine's bytes and facts. Raises EngineDamagedError."""
     facts_file = facts_path(engine)
@@ -110,26 +100,30 @@ def write_engine(engine: Path, data: bytes, facts: EngineFacts) -> tuple[Path, P
     return engine, facts_path(engine)
 
 
+@dataclass(frozen=True)
+class Here:
+    """What an engine is about to run on."""
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+
+
 def check_facts(
-    facts: EngineFacts,
-    where: Path,
-    *,
-    tensorrt: str,
-    gpu: str,
-    compute_capability: str,
-    onnx_sha256: str | None,
-    settings_sha256: str,
+    facts: EngineFacts, where: Path, here: Here, *, onnx_sha256: str | None, settings_sha256: str
 ) -> None:
     """Raise EngineVersionError, EngineGpuError or EngineModelError where an engine can't or mustn't run here."""
-    if facts.tensorrt != tensorrt and not (facts.version_compatible and _is_later(tensorrt, facts.tensorrt)):
+    if facts.tensorrt != here.tensorrt and not (
+        facts.version_compatible and _is_later(here.tensorrt, facts.tensorrt)
+    ):
         may = ", and only later ones of its major may run it" if facts.version_compatible else ""
         raise EngineVersionError(
-            f"{where} was built by TensorRT {facts.tensorrt}{may}; this is {tensorrt}", _BUILD
+            f"{where} was built by TensorRT {facts.tensorrt}{may}; this is {here.tensorrt}", _BUILD
         )
-    if not _runs_on(facts, gpu, compute_capability):
+    if not _runs_on(facts, here):
         raise EngineGpuError(
             f"{where} was built for {facts.gpu} (compute capability {facts.compute_capability},"
-            f" hardware: {facts.hardware}); this is {gpu} ({compute_capability})",
+            f" hardware: {facts.hardware}); this is {here.gpu} ({here.compute_capability})",
             _BUILD,
         )
     if onnx_sha256 is not None and facts.onnx_sha256 != onnx_sha256:
@@ -138,12 +132,12 @@ def check_facts(
         raise EngineModelError(f"{where} was built with other settings than the target's", _BUILD)
 
 
-def _runs_on(facts: EngineFacts, gpu: str, compute_capability: str) -> bool:
+def _runs_on(facts: EngineFacts, here: Here) -> bool:
     if facts.hardware == "exact":
-        return (facts.gpu, facts.compute_capability) == (gpu, compute_capability)
+        return (facts.gpu, facts.compute_capability) == (here.gpu, here.compute_capability)
     if facts.hardware == "same_compute_capability":
-        return facts.compute_capability == compute_capability
-    return float(compute_capability) >= 8.0  # Ampere
+        return facts.compute_capability == here.compute_capability
+    return float(here.compute_capability) >= 8.0  # Ampere
 
 
 def _is_later(version: str, built: str) -> bool:

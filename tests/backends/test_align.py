@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compactmtl.config import align_of, load_recipe, load_target
+from compactmtl.backends import align_of, get_backend, load_target
+from compactmtl.config import load_recipe
 from compactmtl.errors import ConfigError
 
 
@@ -23,8 +24,14 @@ def test_a_number_stays_what_it_is() -> None:
 
 
 def test_a_target_may_state_its_own() -> None:
-    assert load_target("onnxruntime-cpu", ["align=32"]).channel_step == 32
-    assert load_target("tensorrt-int8").channel_step == 16
+    assert channel_step("onnxruntime-cpu", "align=32") == 32
+    assert channel_step("tensorrt-int8") == 16
+    assert channel_step("onnxruntime-tensorrt", "precision=int8") == 16
+
+
+def channel_step(name: str, *overrides: str) -> int:
+    target = load_target(name, overrides)
+    return get_backend(target.backend).channel_step(target)
 
 
 def test_without_a_target_it_is_stated() -> None:

@@ -1,10 +1,9 @@
-"""The torch backend: a live module behind the runner protocol, the reference for parity and latency."""
+"""A live module behind the runner protocol: the reference for parity and latency."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compactmtl.backends.base import Arrays, Availability, Backend, Description, Runner, TensorInfo
+from compactmtl.backends.base import Arrays, Description, Runner, TensorInfo
 from compactmtl.backends.machine import cpu_name
-from compactmtl.config.target import Target
+from compactmtl.backends.torch.entry import TorchBackend
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.borrow import borrowed
 
@@ -115,7 +114,7 @@ class TorchRunner(Runner):
     def describe(self) -> Description:
         tensor = next(self.module.parameters(), None)
         return Description(
-            backend="torch",
+            backend=TorchBackend.name,
             version=torch.__version__,
             provider=self.device.type,
             device=device_name(self.device),
@@ -132,18 +131,3 @@ def precision_name(dtype: torch.dtype) -> str:
     """The short name of a dtype, such as fp32."""
     short = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
     return short.get(dtype, str(dtype).removeprefix("torch."))
-
-
-class TorchBackend(Backend):
-    """Runs live modules. It opens no file: every torch format that holds a program can run code when loaded."""
-
-    name = "torch"
-
-    def availability(self, target: Target) -> Availability:
-        return Availability(True)
-
-    def open(self, model: Path, target: Target) -> Runner:
-        raise ArtifactError(
-            f"{model}: the torch backend runs a live module, not a model file",
-            "open the run instead, or use a target whose backend is onnxruntime",
-        )

@@ -67,35 +67,35 @@ def engine_layers(inspector_json: str) -> tuple[EngineLayer, ...]:
     """The layers that an engine inspector lists as JSON. Raises ArtifactError where it lists names alone."""
     try:
         content: Any = json.loads(inspector_json)
-        found = content["Layers"]
+        layers = content["Layers"]
     except (ValueError, TypeError, KeyError) as error:
         raise ArtifactError(
             f"the engine inspector's answer has no layers: {error}", "report this as a bug"
         ) from error
-    if found and not isinstance(found[0], Mapping):
+    if layers and not isinstance(layers[0], Mapping):
         raise ArtifactError(
             "the engine was built without detailed profiling verbosity: its inspector shows names alone",
             "build it with `compactmtl export RUN --target NAME`",
         )
-    return tuple(_layer(one) for one in found)
+    return tuple(_layer(one) for one in layers)
 
 
-def _layer(found: Mapping[str, Any]) -> EngineLayer:
-    tensors = [*(found.get("Inputs") or ()), *(found.get("Outputs") or ())]
+def _layer(layer: Mapping[str, Any]) -> EngineLayer:
+    tensors = [*(layer.get("Inputs") or ()), *(layer.get("Outputs") or ())]
     types = {kind for tensor in tensors if isinstance(tensor, Mapping) and (kind := _tensor_type(tensor))}
-    weights = found.get("Weights")
+    weights = layer.get("Weights")
     if (
         isinstance(weights, Mapping)
         and weights.get("Count")
         and (kind := type_name(str(weights.get("Type"))))
     ):
         types.add(kind)
-    name, metadata = str(found.get("Name", "")), str(found.get("Metadata", ""))
+    name, metadata = str(layer.get("Name", "")), str(layer.get("Metadata", ""))
     nodes = {
         *re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata),
         *re.split(r" \+ |\{ForeignNode\[|\.\.\.|\]\}", name),
     }
-    return EngineLayer(name, str(found.get("LayerType", "")), frozenset(nodes - {""}), frozenset(types))
+    return EngineLayer(name, str(layer.get("LayerType", "")), frozenset(nodes - {""}), frozenset(types))
 
 
 def _tensor_type(tensor: Mapping[str, Any]) -> str:
@@ -176,17 +176,17 @@ def check_types(
             f"{precision} was asked for, and all convolutions and matrix products of the graph are {kinds}",
             "export again, so that the graph gets its precision",
         )
-    seen = compare_types(expected, layers)
-    if seen.wrong:
-        node, want, have = seen.wrong[0]
+    comparison = compare_types(expected, layers)
+    if comparison.wrong:
+        node, want, have = comparison.wrong[0]
         raise PrecisionMismatchError(
-            f"{len(seen.wrong)} layers of the engine have another type than the graph gives them: {node} is {want}"
+            f"{len(comparison.wrong)} layers of the engine have another type than the graph gives them: {node} is {want}"
             f" in the graph and touches {have} in the engine",
             "the builder did not keep to the graph's types: report this with the TensorRT version",
         )
-    if asked and not set(asked) & set(seen.confirmed) and not accept_unseen:
+    if asked and not set(asked) & set(comparison.confirmed) and not accept_unseen:
         raise PrecisionMismatchError(
             f"{precision} was asked for, and the engine's inspector shows no convolution or matrix product in it",
             "tensorrt.unseen_types: accept takes the engine all the same; its types are then the graph's word alone",
         )
-    return seen
+    return comparison

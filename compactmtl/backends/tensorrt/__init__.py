@@ -1,0 +1,1 @@
+"""The TensorRT backend: building, keeping and running engines."""

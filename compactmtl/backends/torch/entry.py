@@ -1,0 +1,33 @@
+"""The entry of torch, which runs live modules. It opens no file: a torch format that holds a program can run code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compactmtl.backends.base import Availability, Backend, Runner
+from compactmtl.config.target import Target
+from compactmtl.errors import ArtifactError
+
+
+class TorchBackend(Backend):
+    """Runs live modules (`compactmtl.backends.torch.runner.TorchRunner`)."""
+
+    name = "torch"
+    opens_files = False
+
+    def on_cpu(self, target: Target) -> bool:
+        return True
+
+    def availability(self, target: Target) -> Availability:
+        try:
+            import torch  # noqa: F401
+        except Exception as error:  # a broken binary raises anything
+            reason = str(error).splitlines()[0] if str(error) else "no reason given"
+            return Availability(False, f"{type(error).__name__}: {reason}")
+        return Availability(True)
+
+    def open(self, model: Path, target: Target) -> Runner:
+        raise ArtifactError(
+            f"{model}: the torch backend runs a live module, not a model file",
+            "open the run instead, or use a target whose backend opens files, such as onnxruntime",
+        )
