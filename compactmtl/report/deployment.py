@@ -10,7 +10,9 @@ from pathlib import Path
 
 from compactmtl.report import figures
 from compactmtl.report import format as fmt
-from compactmtl.report.model import ExportView, PreparedView, Report, RunView
+from compactmtl.report.gates import not_set, status
+from compactmtl.report.model import ExportView, PreparedView, Report, RunView, shown_target
+from compactmtl.report.noise import delta_noise
 from compactmtl.report.table import MISSING, Cell, Row, Table, footnote, speed_cell
 from compactmtl.verify.result import SINGLE
 from compactmtl.verify.speed import dense_form, is_lowered, slowdowns, subject_latency, told, variation
@@ -70,83 +72,53 @@ def deployments(report: Report) -> Table | None:
         return None
     rows = []
     for run in runs:
+        headline = shown_target([run])
         for target in targets:
             label = target if len(runs) == 1 else f"{run.name}, {target}"
-            rows.append((label, _cells(run, target)))
-    single = any(is_lowered(export.verification.latency) for run in runs for export in run.exports)
+            mark = "headline" if target == headline else ""
+            rows.append(Row(label, _cells(report, run, target), mark))
+    lowered = any(is_lowered(export.verification.latency) for run in runs for export in run.exports)
+    if not lowered:
+        rows = [replace(row, cells=(*row.cells[:6], row.cells[-1])) for row in rows]
     columns = (
-        "status",
+        "gates",
+        "no gate on",
         "precision",
         "Δm ↑",
         "latency, median ↓",
-        "against dense",
-        *(_FLOAT if single else ()),
+        "against dense fp32",
+        *(_LOWERED if lowered else ()),
         "size ↓",
     )
     caption = (
-        "against dense: the dense model on the same target in the same precision; the median over rounds of the ratio in "
-        "the same round, noise where its 10–90 % band holds 1"
+        "against dense fp32: the dense model on the same target in float32; the ratio is the median over rounds of the "
+        "ratio in one round, with its 10–90 % band; noise where the band holds 1"
     )
-    shown = tuple(Row(label, cells if single else (*cells[:5], cells[-1])) for label, cells in rows)
-    return Table(columns, shown, caption, footnote(report))
+    return Table(columns, tuple(rows), caption, footnote(report))
 
 
-_FLOAT = ("against dense in fp32", "against itself in fp32")
+_LOWERED = ("against dense in this precision", "against itself in fp32")
 
 
-def status(export: ExportView) -> Cell:
-    """Whether an export's gates held. Green only where one of them bounds the tasks' metrics."""
-    gates = export.verification.gates
-    failed = sum(not gate.passed for gate in gates)
-    if failed or not export.holds:
-        return Cell(f"{failed} of {len(gates)} gates failed", "bad")
-    return Cell("verified", "good") if export.bounds_accuracy else Cell("passed, no gate on accuracy")
-
-
-def gates_in_words(report: Report) -> list[Cell]:
-    """What all gates say together, failures first, and what none of them bounds."""
-    exports = [export for run in report.subjects for export in run.exports]
-    held, count = report.gates
-    if not count:
-        return [Cell(f"gates {fmt.NOT_RUN}", "missing")]
-    found = []
-    if not any(export.holds for export in exports):
-        found.append(
-            Cell(
-                "every export failed its gates" if len(exports) > 1 else "the export failed its gates", "bad"
-            )
-        )
-    if held < count:
-        found.append(Cell(f"{count - held} of {count} gates failed", "bad"))
-    elif all(export.bounds_accuracy for export in exports):
-        found.append(Cell(f"all {count} gates passed", "good"))
-    else:
-        unbounded = [export.target for export in exports if not export.bounds_accuracy]
-        found.append(
-            Cell(f"{count} gates passed, accuracy has none on {', '.join(dict.fromkeys(unbounded))}")
-        )
-    if not all(export.bounds_baseline for export in exports):
-        found.append(Cell("no gate on what was lost to the dense model", "missing"))
-    return found
-
-
-def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
+def _cells(report: Report, run: RunView, target: str) -> tuple[Cell, ...]:
     export = next((one for one in run.exports if one.target == target), None)
     if export is None:
         why = next((one.reason for one in run.prepared if one.target == target), "")
         return (
             Cell(f"{fmt.NOT_RUN}: {why}" if why else fmt.NOT_RUN, "missing"),
-            *(MISSING for _ in range(7)),
+            *(MISSING for _ in range(8)),
         )
     found = export.verification
     name, stats = subject_latency(found.latency)
     gain = _gain(run, export)
-    reference = found.latency.reference
-    speeds = [speed_cell(found.latency, one) for one in (reference, reference + SINGLE, name + SINGLE)]
+    dense = dense_form(found.latency)
+    in_precision = found.latency.reference if dense != found.latency.reference else ""
+    speeds = [speed_cell(found.latency, one) for one in (dense, in_precision, name + SINGLE)]
     return (
         status(export),
+        not_set(export),
         Cell(stats.precision),
-        MISSING if gain is None else Cell(fmt.signed_percent(gain)),
+        MISSING if gain is None else Cell(fmt.signed_percent(gain), noise=delta_noise(report, run)),
         Cell(fmt.milliseconds(stats.median_ms)),
         *(
             speeds

@@ -12,7 +12,7 @@ import numpy as np
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import TaskView
-from compactmtl.report.read import Competition, Epoch, LayerChange
+from compactmtl.report.read import Competition, Epoch
 from compactmtl.verify.result import LatencyResult
 
 if TYPE_CHECKING:
@@ -41,36 +41,6 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-
-
-def layer_channels(layers: Sequence[LayerChange], key: str) -> str:
-    """Bars of output channels before and after surgery, a row a layer in the network's order."""
-    from matplotlib.figure import Figure
-
-    with style(key):
-        figure = Figure(figsize=(WIDTH, 0.75 + 0.21 * len(layers)), layout="constrained")
-        axes = figure.add_subplot()
-        rows = np.arange(len(layers))
-        before = [layer.before[0] for layer in layers]
-        after = [layer.after[0] for layer in layers]
-        axes.barh(rows, before, height=0.78, color=_FADED, alpha=0.35, label="before")
-        axes.barh(rows, after, height=0.78, color=COLORS[0], label="after")
-        for row, (full, kept) in enumerate(zip(before, after, strict=True)):
-            axes.annotate(
-                str(kept) if kept == full else f"{kept} of {full}",
-                (full, row),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-        axes.set_yticks(rows, [shortened(layer.name) for layer in layers], fontsize=8)
-        axes.set_ylim(len(layers) - 0.4, -0.6)
-        axes.set_xlim(0, max(before) * 1.22)
-        axes.set_xlabel("output channels")
-        axes.tick_params(axis="y", length=0)
-        figure.legend(loc="outside upper right", ncols=2)
-        return svg(figure, key)
 
 
 def latency_distributions(latency: LatencyResult, key: str, labels: Mapping[str, str] | None = None) -> str:

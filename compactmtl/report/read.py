@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from compactmtl.verify.result import TaskMetrics
 
@@ -48,8 +48,8 @@ class Proof(Read):
     cases: tuple[ProofCase, ...] = ()
 
 
-class KeptWhole(Read):
-    """A layer that surgery left as it was, and why."""
+class NotPruned(Read):
+    """A layer that surgery leaves at its width, and why."""
 
     name: str
     reason: str
@@ -62,7 +62,9 @@ class Surgery(Read):
     parameters: Change
     layers: tuple[LayerChange, ...]
     proof: Proof
-    kept_whole: tuple[KeptWhole, ...] = ()
+    not_pruned: tuple[NotPruned, ...] = Field(
+        (), validation_alias=AliasChoices("not_pruned", "kept_whole")  # files of earlier versions say kept_whole
+    )
     seconds: float
 
 

@@ -74,6 +74,7 @@ class Task(Protocol):
     """
 
     primary: ClassVar[str]  # the metric that a one-line summary shows
+    meaning: ClassVar[str]  # what a value of the raw output is, for those who deploy the model
 
     @property
     def metric_info(self) -> Mapping[str, MetricInfo]:

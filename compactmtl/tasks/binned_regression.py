@@ -63,6 +63,10 @@ class BinnedRegressionTask:
     dense: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "cross_entropy_l1")
     primary: ClassVar[str] = "mae"
+    meaning: ClassVar[str] = (
+        "score (logit) of each bin from low to high; the value is the mean of the bins' values under "
+        "the softmax"
+    )
 
     @classmethod
     def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:

@@ -66,6 +66,7 @@ class BoundariesTask:
     channels: ClassVar[int] = 1
     losses: ClassVar[tuple[str, ...]] = ("weighted_bce",)
     primary: ClassVar[str] = "ods_f"
+    meaning: ClassVar[str] = "logit of a boundary at each pixel; its sigmoid is the probability"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "ods_f": MetricInfo(higher_is_better=True, share=True),
         "precision": MetricInfo(higher_is_better=True, share=True, gain=False),

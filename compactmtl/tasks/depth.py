@@ -47,6 +47,7 @@ class DepthTask:
     channels: ClassVar[int] = 1
     losses: ClassVar[tuple[str, ...]] = ("l1", "log_l1")
     primary: ClassVar[str] = "abs_err"
+    meaning: ClassVar[str] = "depth at each pixel"
 
     @classmethod
     def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:

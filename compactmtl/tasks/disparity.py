@@ -46,6 +46,7 @@ class DisparityTask:
     channels: ClassVar[int] = 1
     losses: ClassVar[tuple[str, ...]] = ("l1", "l1_std")
     primary: ClassVar[str] = "abs_err"
+    meaning: ClassVar[str] = "disparity at each pixel, proportional to 1 / depth"
 
     @classmethod
     def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import MetricInfo, Task
 from compactmtl.tasks.common import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MetricValues = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
 # A mean angular error of this size scores one half: the loosest threshold that papers on normals report.
 NORMALS_SCALE = 30.0
+RIGHT = 0.5  # the score from which a single prediction is not called wrong
 
 
 def definition(baseline: str) -> str:
@@ -95,5 +102,44 @@ def mean_score(metrics: MetricValues, tasks: Mapping[str, Task]) -> float:
 def _score(task: Task, value: float) -> float:
     if task.metric_info[task.primary].higher_is_better:
         return value
-    scale = NORMALS_SCALE if task.spec.kind == "normals" else task.spec.std
+    scale = error_scale(task)
     return scale / (scale + value)
+
+
+def error_scale(task: Task) -> float:
+    """The error of the task's primary metric, in its unit, that scores one half."""
+    return NORMALS_SCALE if task.spec.kind == "normals" else task.spec.std
+
+
+def wrong_in_words(task: Task) -> str:
+    """When `judge` calls a prediction of this task wrong, such as "an error above 20 years"."""
+    info = task.metric_info[task.primary]
+    if not info.higher_is_better:
+        separator = "" if info.unit in ("", "°") else " "
+        return f"an error above {error_scale(task):.3g}{separator}{info.unit}"
+    if task.spec.kind == "class":
+        return "another class than the target's"
+    return f"{task.primary} of the image below {RIGHT:.0%}"
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One prediction on its own: the task's primary metric of this image, and whether it counts as wrong."""
+
+    value: float
+    wrong: bool
+
+
+def judge(task: Task, output: Tensor, target: Tensor) -> Judgment | None:
+    """A single image's raw output (1, ...) against its target (1, ...), by the task's own metric.
+
+    It is wrong where it scores less than one half on the scale of `mean_score`: a share below 50 %, so a class that is
+    not the target's, or an error above `error_scale`. None where nothing of the target is known.
+    """
+    metrics = task.metrics()
+    metrics.update(output, target)
+    try:
+        value = metrics.compute()[task.primary]
+    except DataError:
+        return None
+    return Judgment(value, _score(task, value) < RIGHT) if math.isfinite(value) else None

@@ -62,6 +62,10 @@ class MultilabelTask:
     dense: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ("bce", "focal")
     primary: ClassVar[str] = "mean_f1"
+    meaning: ClassVar[str] = (
+        "logit of each label; a label is predicted where it is above 0, its sigmoid is the "
+        "probability"
+    )
 
     @classmethod
     def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:

@@ -44,6 +44,10 @@ class NormalsTask:
     channels: ClassVar[int] = 3
     losses: ClassVar[tuple[str, ...]] = ("cosine",)
     primary: ClassVar[str] = "mean_angle"
+    meaning: ClassVar[str] = (
+        "surface normal at each pixel (x right, y down, z forward), of any length; divide by its "
+        "length"
+    )
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "mean_angle": MetricInfo(higher_is_better=False, unit="°"),
         "median_angle": MetricInfo(higher_is_better=False, unit="°"),

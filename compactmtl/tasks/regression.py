@@ -46,6 +46,7 @@ class RegressionTask:
     channels: ClassVar[int] = 1
     losses: ClassVar[tuple[str, ...]] = ("smooth_l1", "l1", "l2")
     primary: ClassVar[str] = "mae"
+    meaning: ClassVar[str] = "the value itself"
 
     @classmethod
     def build(cls, name: str, config: TaskConfig, spec: TargetSpec) -> Self:
