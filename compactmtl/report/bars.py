@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compactmtl.report import format as fmt
+from compactmtl.report.charts import staircase
 from compactmtl.report.export_figures import LayerTimes, layer_times
-from compactmtl.report.read import LayerChange
+from compactmtl.report.read import Epoch, LayerChange
 from compactmtl.verify.result import Measured
 
 SHOWN = 12  # rows before the fold
@@ -23,10 +24,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarRow:
-    """One layer: a bar a series."""
+    """One layer: a bar a series, or the path of an area over the epochs with its last value in words."""
 
     name: str
-    bars: tuple[Bar, ...]
+    bars: tuple[Bar, ...] = ()
+    path: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,23 @@ def times(measured: Mapping[str, Measured], target: str) -> BarChart | None:
         ),
         f"Milliseconds of each layer on {target} by the runtime's own profile, the slowest first; in all {sums}",
     )
+
+
+def zero_pattern(epochs: Sequence[Epoch]) -> BarChart | None:
+    """The share of each layer's groups that is zero after each epoch; none where nothing is known.
+
+    A row a layer, the emptiest first.
+    """
+    known = [epoch.sparsity.layers for epoch in epochs if epoch.sparsity is not None and epoch.sparsity.layers]
+    if not known:
+        return None
+    last = known[-1]
+    rows = []
+    for name in sorted(last, key=lambda name: -last[name]):
+        shares = [layers.get(name, 0.0) for layers in known]
+        rows.append(BarRow(name, path=staircase(shares), text=f"{100 * last[name]:.0f} %"))
+    caption = (
+        f"Share of each layer's channels at zero over {len(known)} epochs, the emptiest layer first; a full height is a "
+        "whole layer"
+    )
+    return BarChart((), tuple(rows), caption)

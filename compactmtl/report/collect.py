@@ -173,7 +173,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         budget=budget(run.recipe, surgery),
     )
     if view.current_exports and not any(one.holds for one in view.current_exports):
-        notes.append(f"{name}: no export held all of its gates, so none stands for the run")
+        notes.append(f"{name}: no export held all of its gates, so no target is the headline")
     return view
 
 
@@ -221,7 +221,7 @@ def _stages(
         current, accuracy = _is_current(run, export), export.verification.accuracy
         if not current:
             notes.append(
-                f"{name}: {export.target} holds another model than the run does now; export again to compare it"
+                f"{name}: the export to {export.target} is of an earlier model of this run; export again to compare it"
             )
         elif not _is_whole(run, export):
             notes.append(

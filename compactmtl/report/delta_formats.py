@@ -270,11 +270,11 @@ def _caption(report: Report) -> str:
         parts.append(f"Δm against {table.reference}{seeds}")
     if than := sorted({row.faster_than for row in table.rows if row.faster}):
         parts.append(
-            f"speed: latency of {' or '.join(than)} over the export's, the median over rounds of the ratio in one round, "
-            "noise where its 10–90 % band holds 1"
+            f"speed: latency of {' or '.join(than)} over that of the export, the median over rounds of the ratio in one "
+            "round; it counts as noise if its 10–90 % band contains 1"
         )
     if report.single_task_runs:
-        parts.append("sizes of the single-task networks added up")
+        parts.append("sizes of the single-task networks are their sum")
     return "; ".join(parts)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compactmtl.report import figures
+from markupsafe import Markup, escape
+
 from compactmtl.report import format as fmt
+from compactmtl.report.charts import Line, Mark, axis, legend, plot
 from compactmtl.report.gates import not_set, status
 from compactmtl.report.model import ExportView, PreparedView, Report, RunView, shown_target
 from compactmtl.report.noise import delta_noise
@@ -18,7 +19,7 @@ from compactmtl.verify.result import SINGLE
 from compactmtl.verify.speed import dense_form, is_lowered, slowdowns, subject_latency, told, variation
 
 UNSTEADY = 0.25  # distance of the quartiles / median; an idle machine stays well below a tenth
-MARKERS = "os^DvPX*"  # one a model
+SHAPES = ("disc", "square", "diamond", "ring")  # one a model
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def doubts(name: str, view: ExportView) -> list[str]:
     spread = max((variation(stats.samples_ms) for stats in latency.stats.values()), default=0.0)
     if spread > UNSTEADY:
         notes.append(
-            f"{name}: the middle half of the latencies on {view.target} is spread over {spread:.0%} of the median; "
-            "measure again on an idle machine before you rely on them"
+            f"{name}: latencies on {view.target} vary: the distance of their quartiles is {100 * spread:.0f} % of the median. "
+            "Measure again on an idle machine before you rely on them"
         )
     for speed in slowdowns(latency):
         stats = latency.stats
@@ -91,8 +92,8 @@ def deployments(report: Report) -> Table | None:
         "size ↓",
     )
     caption = (
-        "against dense fp32: the dense model on the same target in float32; the ratio is the median over rounds of the "
-        "ratio in one round, with its 10–90 % band; noise where the band holds 1"
+        "against dense fp32: the dense model on the same target in float32; a ratio is the median over rounds of the "
+        "ratio in one round, with its 10–90 % band, and counts as noise if the band contains 1"
     )
     return Table(columns, tuple(rows), caption, footnote(report))
 
@@ -167,45 +168,35 @@ def front(found: Sequence[Point]) -> list[Point]:
     return best
 
 
-def pareto(found: Sequence[Point], key: str) -> str | None:
-    """Δm against latency, a color a target, a marker a model, a line through each target's front; none below two points."""
+def pareto(found: Sequence[Point]) -> Markup | None:
+    """Δm against latency: a color a target, a shape a model, a line along each target's front; none below two points."""
     if len(found) < 2:
         return None
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     models = list(dict.fromkeys(one.label for one in found))
-    markers = dict(zip(models, itertools.cycle(MARKERS), strict=False))
-    by_target: Mapping[str, list[Point]] = {
-        setting: [one for one in found if one.setting == setting]
-        for setting in dict.fromkeys(one.setting for one in found)
-    }
-    handles = [
-        Line2D([], [], color=figures.INK, marker=marker, linestyle="none", label=model)
-        for model, marker in markers.items()
-    ]
-    with figures.style(key):
-        height = 3.2 + 0.2 * ((len(by_target) + 1) // 2 + (len(models) + 1) // 2)
-        figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
-        axes = figure.add_subplot()
-        for color, (setting, group) in zip(figures.cycle(len(by_target)), by_target.items(), strict=True):
-            edge = front(group)
-            axes.plot(
-                [one.milliseconds for one in edge],
-                [100 * one.gain for one in edge],
-                color=color,
-                linewidth=1.2,
-                drawstyle="steps-post",
-                alpha=0.6,
+    targets = list(dict.fromkeys(one.setting for one in found))
+    x = axis([one.milliseconds for one in found], "latency, median, ms", margin=0.08)
+    y = axis([100 * one.gain for one in found] + [0.0], "Δm (%)", margin=0.12)
+    lines, marks = [], []
+    for number, target in enumerate(targets):
+        group = [one for one in found if one.setting == target]
+        edge = [(one.milliseconds, 100 * one.gain) for one in front(group)]
+        lines.append(Line(target, edge, number, step=True))
+        marks += [
+            Mark(
+                one.milliseconds,
+                100 * one.gain,
+                number,
+                SHAPES[models.index(one.label) % len(SHAPES)],
+                f"{one.label} on {target}: {fmt.milliseconds(one.milliseconds)}, {fmt.signed_percent(one.gain)}",
             )
-            for one in group:
-                axes.plot(
-                    one.milliseconds, 100 * one.gain, color=color, marker=markers[one.label], markersize=7
-                )
-            handles.append(Line2D([], [], color=color, linewidth=3, label=setting))
-        axes.margins(0.1, 0.15)
-        axes.set_xlabel("latency, median, ms")
-        axes.set_ylabel("Δm (%)")
-        axes.axhline(0, color=figures.INK, alpha=0.3, linewidth=0.6)
-        figure.legend(handles=handles, loc="outside upper left", ncols=2)
-        return figures.svg(figure, key)
+            for one in group
+        ]
+    shapes = "".join(
+        f'<span><i class="sign {SHAPES[number % len(SHAPES)]}"></i>{escape(model)}</span>'
+        for number, model in enumerate(models)
+    )
+    return (
+        Markup(f'<p class="legend">{shapes}</p>')
+        + legend([(target, number) for number, target in enumerate(targets)])
+        + plot(x, y, lines=lines, marks=marks, base=0.0, height=300)
+    )

@@ -19,7 +19,7 @@ class Term:
     @property
     def anchor(self) -> str:
         """The id of its entry."""
-        return "term-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower().replace("δ", "delta-")).strip("-")
+        return "term-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower().replace("δ", "delta-").replace("λ", "lambda")).strip("-")
 
     @property
     def pattern(self) -> str:
@@ -95,7 +95,7 @@ SLOT = "<!--glossary-->"
 def linked(html: str) -> str:
     """The page with each term's first use linked, and the entries of the terms that it uses in place of `SLOT`.
 
-    The text of links, headings, code and figures stays as it is; a term that is used nowhere else has no entry.
+    The text of links, headings, chips, code and figures stays as it is; a term that is used nowhere else has no entry.
     """
     used: set[Term] = set()
     page = "".join(_linked(html, used))
@@ -116,7 +116,7 @@ def _linked(html: str, used: set[Term]) -> Iterator[str]:
             if piece.startswith("</"):
                 if inside and inside[-1] == tag:
                     inside.pop()
-            elif tag in _CLOSED and not piece.endswith("/>"):
+            elif (tag in _CLOSED or 'class="chip' in piece) and not piece.endswith("/>"):
                 inside.append(tag)
             yield piece
         elif inside or not piece.strip() or not waiting:

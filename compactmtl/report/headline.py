@@ -41,7 +41,7 @@ def _passed_over(run: RunView, sound: list[ExportView]) -> str:
     told = []
     for export in run.exports:
         if export.target not in current:
-            told.append(f"{export.target} holds another model than the run does now")
+            told.append(f"{export.target} is of an earlier model of this run")
         elif export not in sound:
             failed = sum(not gate.passed for gate in export.verification.gates)
             told.append(f"{export.target} failed {failed} gate{'s' * (failed != 1)}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compactmtl.report import format as fmt
-from compactmtl.report.deployment import UNSTEADY
 from compactmtl.report.gates import PARITY, gate_kinds
 from compactmtl.report.model import ExportView, Report, RunView
 from compactmtl.report.noise import delta_noise, seeds_in_words, speed_noise
@@ -18,7 +16,6 @@ from compactmtl.verify.speed import (
     slowdowns,
     subject_latency,
     told,
-    variation,
 )
 
 MEASURES = {"macs": "MACs", "parameters": "parameters", "latency": "latency by the table"}
@@ -95,7 +92,7 @@ def parity_fact(run: RunView) -> Fact:
     if run.surgery is not None:
         proof = run.surgery.proof
         details.append(
-            f"surgery: compact and masked model differ by {fmt.small(proof.max_relative_error)} of the range, "
+            f"surgery: largest relative difference {fmt.small(proof.max_relative_error)}, "
             f"tolerance {fmt.small(proof.tolerance)}"
         )
     details += [f"{export.target}: {_parity_in_words(export)}" for export in run.exports]
@@ -121,17 +118,12 @@ def accuracy_fact(run: RunView, report: Report) -> Fact:
     if delta is None:
         return Fact(question, fmt.NOT_RUN, "missing", ())
     export = run.shown_export
-    details = [seeds_in_words(report, run), f"of the form “{run.final.label}”"]
+    details = [seeds_in_words(report, run), f"form: {run.final.label}"]
     if export is not None:
         images = export.verification.accuracy.samples
         details.append(f"measured on {images:,} images of the val split".replace(",", "\u202f"))
-    others = [
-        f"{stage.label}: {fmt.signed_percent(stage.delta_m)}"
-        for stage in run.stages
-        if stage.delta_m is not None and stage is not run.final
-    ]
     tone: Tone = "good" if delta > 0.0005 else "bad" if delta < -0.0005 else ""
-    return Fact(question, fmt.signed_percent(delta), tone, (*details, *others))
+    return Fact(question, fmt.signed_percent(delta), tone, tuple(details))
 
 
 def latency_fact(run: RunView) -> Fact:
@@ -156,7 +148,6 @@ def latency_fact(run: RunView) -> Fact:
         f"{speed_noise(speed)} of {speed.rounds} paired rounds",
         where,
         *(told(one) for one in slowdowns(latency) if one != speed),
-        *_unsteady(export),
     ]
     if dense_form(latency) != speed.against:
         lines.append(f"the dense model was not timed: this is against {speed.against}")
@@ -192,10 +183,4 @@ def _parity_in_words(export: ExportView) -> str:
     bounds = sorted({one.tolerance for one in outputs})
     bound = "no bound" if bounds[-1] == float("inf") else f"bound {bounds[0]:.0e}"
     return f"{fmt.small(worst.max_relative)} of the range at most, {bound}"
-
-
-def _unsteady(export: ExportView) -> Iterator[str]:
-    spread = max(variation(one.samples_ms) for one in export.verification.latency.stats.values())
-    if spread > UNSTEADY:
-        yield f"the machine was busy: the middle half of the latencies is spread over {spread:.0%} of the median"
 

@@ -295,8 +295,8 @@ def _caption(report: Report) -> str:
         threads = "" if stats.threads is None else f", {stats.threads} thread{'s' * (stats.threads != 1)}"
         parts.append(
             f"latency on {stats.backend} ({stats.provider}, {stats.precision}{threads}), batch {stats.batch}, "
-            f"{len(stats.samples_ms)} rounds; faster or slower: the median over rounds of the ratio in the same round, "
-            "noise where its 10–90 % band holds 1"
+            f"{len(stats.samples_ms)} rounds; a ratio of latencies is the median over rounds of the ratio in one round, and "
+            "counts as noise if its 10–90 % band contains 1"
         )
     return "; ".join(parts)
 

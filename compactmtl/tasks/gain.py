@@ -22,10 +22,10 @@ RIGHT = 0.5  # the score from which a single prediction is not called wrong
 
 
 def definition(baseline: str) -> str:
-    """What Δm is, in one sentence for a reader of a table."""
+    """What Δm is, in one line for a reader of a table."""
     return (
-        f"Δm: how much better than {baseline} (m₀), the mean over tasks of the mean over a task's metrics of"
-        " (m − m₀) / |m₀|, its sign turned where lower is better; +2 % is 2 % better"
+        f"Δm is the mean relative improvement over {baseline}: (m − m₀) / |m₀| of each metric, with the sign flipped where"
+        " lower is better, averaged over the metrics of a task and then over tasks; +2 % means 2 % better"
     )
 
 
@@ -119,7 +119,7 @@ def wrong_in_words(task: Task) -> str:
         return f"an error above {error_scale(task):.3g}{separator}{info.unit}"
     if task.spec.kind == "class":
         return "another class than the target's"
-    return f"{task.primary} of the image below {RIGHT:.0%}"
+    return f"{task.primary} of the image below {100 * RIGHT:.0f} %"
 
 
 @dataclass(frozen=True)
