@@ -34,12 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="output folder (default: folder of the first run)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--markdown", action="store_true", help="print the table as Markdown"
-    )
-    form.add_argument(
-        "--latex", action="store_true", help="print the table of recipes over seeds as LaTeX"
-    )
+    form.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    form.add_argument("--latex", action="store_true", help="print the table of recipes over seeds as LaTeX")
     add_trust(parser)
 
 

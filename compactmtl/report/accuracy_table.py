@@ -6,11 +6,9 @@ from dataclasses import replace
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import ExportView, MetricView, Report, RunView
-from compactmtl.report.noise import metric_noise
+from compactmtl.report.noise import SAME_WEIGHTS, metric_noise
 from compactmtl.report.table import NOTHING, Cell, Row, Table, metric_change
 from compactmtl.verify.result import TaskMetrics
-
-SAME_WEIGHTS = "same weights"  # what seeds can't move: both sides are one trained model
 
 
 def accuracy_table(report: Report, run: RunView, export: ExportView) -> Table:

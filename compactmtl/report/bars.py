@@ -64,8 +64,14 @@ def layer_costs(layers: Sequence[LayerChange]) -> BarChart | None:
             BarRow(
                 layer.name,
                 (
-                    Bar(layer.macs.before / longest, f"{fmt.count(layer.macs.before)}, {layer.before[0]} channels"),
-                    Bar(layer.macs.after / longest, f"{fmt.count(layer.macs.after)}, {layer.after[0]} channels"),
+                    Bar(
+                        layer.macs.before / longest,
+                        f"{fmt.count(layer.macs.before)}, {layer.before[0]} channels",
+                    ),
+                    Bar(
+                        layer.macs.after / longest,
+                        f"{fmt.count(layer.macs.after)}, {layer.after[0]} channels",
+                    ),
                 ),
             )
             for layer in rows
@@ -91,7 +97,10 @@ def times(measured: Mapping[str, Measured], target: str) -> BarChart | None:
         tuple(
             BarRow(
                 row.name,
-                tuple(Bar(value / longest, fmt.milliseconds(value) if value else "—") for value in row.milliseconds),
+                tuple(
+                    Bar(value / longest, fmt.milliseconds(value) if value else "—")
+                    for value in row.milliseconds
+                ),
             )
             for row in rows
         ),
@@ -104,7 +113,9 @@ def zero_pattern(epochs: Sequence[Epoch]) -> BarChart | None:
 
     A row a layer, the emptiest first.
     """
-    known = [epoch.sparsity.layers for epoch in epochs if epoch.sparsity is not None and epoch.sparsity.layers]
+    known = [
+        epoch.sparsity.layers for epoch in epochs if epoch.sparsity is not None and epoch.sparsity.layers
+    ]
     if not known:
         return None
     last = known[-1]

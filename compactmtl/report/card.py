@@ -143,11 +143,14 @@ def _interface(run: RunView) -> Iterator[str]:
         for kind, tensors in (("input", found.inputs), ("output", found.outputs))
         for one in tensors
     )
-    yield markdown(Table(("shape", "type", "meaning", "unit or classes"), rows, f"of the export to {export.target}"))
+    yield markdown(
+        Table(("shape", "type", "meaning", "unit or classes"), rows, f"of the export to {export.target}")
+    )
 
 
 def _metrics(run: RunView, report: Report) -> Table:
     """A row a metric, a column a form of the model."""
+
     def cell(stage: Stage, task: str, metric: str) -> Cell:
         if stage.metrics is None:
             return MISSING

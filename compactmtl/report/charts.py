@@ -109,7 +109,9 @@ def plot(
     placed += [
         f'<span class="ytick" style="bottom:{y.at(tick):.2f}%">{number(tick, y)}</span>' for tick in y.ticks
     ]
-    placed += [f'<span class="xtick" style="left:{x.at(tick):.2f}%">{number(tick, x)}</span>' for tick in x.ticks]
+    placed += [
+        f'<span class="xtick" style="left:{x.at(tick):.2f}%">{number(tick, x)}</span>' for tick in x.ticks
+    ]
     above = f'<p class="y-title">{escape(y.title)}</p>' if y.title else ""
     below = f'<p class="x-title">{escape(x.title)}</p>' if x.title else ""
     return Markup(

@@ -80,16 +80,16 @@ def deployments(report: Report) -> Table | None:
             rows.append(Row(label, _cells(report, run, target), mark))
     lowered = any(is_lowered(export.verification.latency) for run in runs for export in run.exports)
     if not lowered:
-        rows = [replace(row, cells=(*row.cells[:6], row.cells[-1])) for row in rows]
+        rows = [replace(row, cells=(*row.cells[:5], *row.cells[-2:])) for row in rows]
     columns = (
         "gates",
-        "no gate on",
         "precision",
         "Δm ↑",
         "latency, median ↓",
         "against dense fp32",
         *(_LOWERED if lowered else ()),
         "size ↓",
+        "no gate on",
     )
     caption = (
         "against dense fp32: the dense model on the same target in float32; a ratio is the median over rounds of the "
@@ -117,7 +117,6 @@ def _cells(report: Report, run: RunView, target: str) -> tuple[Cell, ...]:
     speeds = [speed_cell(found.latency, one) for one in (dense, in_precision, name + SINGLE)]
     return (
         status(export),
-        not_set(export),
         Cell(stats.precision),
         MISSING if gain is None else Cell(fmt.signed_percent(gain), noise=delta_noise(report, run)),
         Cell(fmt.milliseconds(stats.median_ms)),
@@ -127,6 +126,7 @@ def _cells(report: Report, run: RunView, target: str) -> tuple[Cell, ...]:
             else (replace(one, tone="bad" if one.tone == "bad" else "") for one in speeds)
         ),
         Cell(f"{found.megabytes:.2f} MB"),
+        not_set(export),
     )
 
 

@@ -58,7 +58,9 @@ def learning_curves(
         ]
         for name, epochs in curves.items()
     }
-    rings = {name: [point for point in points if point[0] == best.get(name)] for name, points in series.items()}
+    rings = {
+        name: [point for point in points if point[0] == best.get(name)] for name, points in series.items()
+    }
     return _lines(series, "epoch", fmt.metric_name(metric) + (f" ({unit})" if unit else ""), rings=rings)
 
 
@@ -138,7 +140,8 @@ def _lines(
 ) -> Markup:
     """Lines over whole numbers with a dot a point; values `also` are on the axis too. What is no number is left out."""
     finite = {
-        name: [(one, value) for one, value in points if math.isfinite(value)] for name, points in series.items()
+        name: [(one, value) for one, value in points if math.isfinite(value)]
+        for name, points in series.items()
     }
     finite = {name: points for name, points in finite.items() if points}
     if not finite:
@@ -150,5 +153,9 @@ def _lines(
     for number, (name, points) in enumerate(finite.items()):
         lines.append(Line(name, points, number % COLORS))
         marks += [Mark(one, value, number, title=f"{name}, {one:g}: {value:.4g}") for one, value in points]
-        marks += [Mark(one, value, number, "ring", f"{name}: best") for one, value in (rings or {}).get(name, ())]
-    return legend([(name, number) for number, name in enumerate(finite)]) + plot(x, y, lines=lines, marks=marks, base=base)
+        marks += [
+            Mark(one, value, number, "ring", f"{name}: best") for one, value in (rings or {}).get(name, ())
+        ]
+    return legend([(name, number) for number, name in enumerate(finite)]) + plot(
+        x, y, lines=lines, marks=marks, base=base
+    )

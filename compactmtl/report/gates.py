@@ -78,13 +78,17 @@ def gates_in_words(report: Report) -> list[Cell]:
         return [Cell(f"gates {fmt.NOT_RUN}", "missing")]
     accuracy = all(export.bounds_accuracy for export in exports)
     by_kind = {
-        name: [(export.target, kind) for export in exports for kind in gate_kinds(export) if kind.name == name]
+        name: [
+            (export.target, kind) for export in exports for kind in gate_kinds(export) if kind.name == name
+        ]
         for name in KINDS
     }
     failed, held, absent = [], [], []
     if not any(export.holds for export in exports):
         failed.append(
-            Cell("every export failed its gates" if len(exports) > 1 else "the export failed its gates", "bad")
+            Cell(
+                "every export failed its gates" if len(exports) > 1 else "the export failed its gates", "bad"
+            )
         )
     for name, kinds in by_kind.items():
         broken = [(target, kind) for target, kind in kinds if kind.failed]
@@ -92,7 +96,10 @@ def gates_in_words(report: Report) -> list[Cell]:
         if broken:
             number = sum(kind.failed for _, kind in broken)
             failed.append(
-                Cell(f"{name}: {number} failed on {', '.join(dict.fromkeys(target for target, _ in broken))}", "bad")
+                Cell(
+                    f"{name}: {number} failed on {', '.join(dict.fromkeys(target for target, _ in broken))}",
+                    "bad",
+                )
             )
         elif len(missing) == len(kinds):
             absent.append(name)
@@ -102,4 +109,3 @@ def gates_in_words(report: Report) -> list[Cell]:
             held.append(Cell(f"{name} held", "good" if accuracy else ""))
     unset = [Cell(f"no gate on: {', '.join(absent)}", "missing")] if absent else []
     return [*failed, *held, *unset]
-

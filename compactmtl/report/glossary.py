@@ -19,7 +19,9 @@ class Term:
     @property
     def anchor(self) -> str:
         """The id of its entry."""
-        return "term-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower().replace("δ", "delta-").replace("λ", "lambda")).strip("-")
+        return "term-" + re.sub(
+            r"[^a-z0-9]+", "-", self.name.lower().replace("δ", "delta-").replace("λ", "lambda")
+        ).strip("-")
 
     @property
     def pattern(self) -> str:
@@ -39,7 +41,9 @@ TERMS = (
         "multiply-accumulate operations of one image at the recipe's input size; the usual measure of a network's cost.",
         ("MAC",),
     ),
-    Term("baseline", "the run that the others are compared with, always in the form in which it was trained."),
+    Term(
+        "baseline", "the run that the others are compared with, always in the form in which it was trained."
+    ),
     Term("dense", "the network before channels are removed; also the network in the baseline run."),
     Term("compact", "the network after surgery has removed the channels that training brought to zero."),
     Term(
@@ -52,10 +56,22 @@ TERMS = (
         "whether the artifact computes what the PyTorch model computes: the largest difference of an output, as a share "
         "of the range of that output.",
     ),
-    Term("gate", "a bound that a target sets on parity, accuracy, latency or file size. A failed gate fails the export.", ("gates",)),
-    Term("target", "where a model is to run: runtime, precision, threads and gates. In the samples: the true label.", ("targets",)),
+    Term(
+        "gate",
+        "a bound that a target sets on parity, accuracy, latency or file size. A failed gate fails the export.",
+        ("gates",),
+    ),
+    Term(
+        "target",
+        "where a model is to run: runtime, precision, threads and gates. In the samples: the true label.",
+        ("targets",),
+    ),
     Term("bundle", "the folder to deploy: model file, preprocessing, provenance and verification."),
-    Term("seed", "the number that all randomness of a run is drawn from. Runs that differ in it alone show chance.", ("seeds",)),
+    Term(
+        "seed",
+        "the number that all randomness of a run is drawn from. Runs that differ in it alone show chance.",
+        ("seeds",),
+    ),
     Term("val split", "the images kept for validation; no network was trained on them."),
     Term("fp32", "32-bit floating point (float32), the precision of training.", ("float32",)),
     Term("fp16", "16-bit floating point."),
@@ -66,19 +82,37 @@ TERMS = (
     Term("p99", "99th percentile: 99 % of the measurements are below it."),
     Term("10–90 %", "the band between the 10th and the 90th percentile over all rounds of the measurement."),
     Term("quartiles", "25th and 75th percentile: half of the measurements lie between them."),
-    Term("mIoU", "mean intersection over union: overlap of predicted and true area over their union, mean over classes."),
+    Term(
+        "mIoU",
+        "mean intersection over union: overlap of predicted and true area over their union, mean over classes.",
+    ),
     Term("MAE", "mean absolute error."),
     Term("RMSE", "root mean square error; weighs large errors more."),
     Term("abs err", "mean absolute error of depth or disparity."),
     Term("rel err", "mean of the absolute error over the true value."),
     Term("mean angle", "mean angle between predicted and true surface normal."),
     Term("median angle", "median of the angle between predicted and true surface normal."),
-    Term("within 11.25", "share of pixels whose normal is less than 11.25° off; 22.5 and 30 likewise.", ("within 22.5", "within 30")),
+    Term(
+        "within 11.25",
+        "share of pixels whose normal is less than 11.25° off; 22.5 and 30 likewise.",
+        ("within 22.5", "within 30"),
+    ),
     Term("mean f1", "mean over labels of the harmonic mean of precision and recall."),
-    Term("ods f", "best harmonic mean of precision and recall over all thresholds, one threshold for all images."),
-    Term("ap", "average precision of instances, mean over overlaps of 0.5 to 0.95; ap50 and ap75 at one overlap.", ("ap50", "ap75")),
+    Term(
+        "ods f",
+        "best harmonic mean of precision and recall over all thresholds, one threshold for all images.",
+    ),
+    Term(
+        "ap",
+        "average precision of instances, mean over overlaps of 0.5 to 0.95; ap50 and ap75 at one overlap.",
+        ("ap50", "ap75"),
+    ),
     Term("λ", "strength of the penalty that brings channels to zero."),
-    Term("channel group", "parameters that must all be zero before a channel can be removed.", ("channel groups",)),
+    Term(
+        "channel group",
+        "parameters that must all be zero before a channel can be removed.",
+        ("channel groups",),
+    ),
     Term("ONNX", "Open Neural Network Exchange, the file format between training and runtime.", ()),
     Term("RGB", "color order red, green, blue."),
     Term("logit", "a score before softmax or sigmoid.", ("logits",)),

@@ -66,7 +66,7 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         # Cards of one run; of several there is a row each, for any one of them would mislead.
         facts=summary.facts(subjects[0], report) if len(subjects) == 1 else (),
         overview=summary.summary_table(report) if len(subjects) > 1 else None,
-        headlines=[(run.name, reason) for run in subjects if (reason := headline_reason(run))],
+        headlines=_headlines(subjects),
         gates=gates.gates_in_words(report),
         comparison=table.comparison(report),
         delta=delta,
@@ -93,6 +93,15 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
     return glossary.linked(page)
 
 
+def _headlines(runs: Sequence[RunView]) -> list[tuple[str, str]]:
+    """Why which target is the headline, with the runs of which that is so."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        if reason := headline_reason(run):
+            names.setdefault(reason, []).append(run.name)
+    return [(", ".join(some), reason) for reason, some in names.items()]
+
+
 def _contents(report: Report, pages: Sequence[RunPage], *, seeds: bool, targets: bool) -> list[Entry]:
     """The sections of the page in their order; every anchor is the id of a heading."""
     entries = [Entry("summary", "Summary")]
@@ -105,7 +114,12 @@ def _contents(report: Report, pages: Sequence[RunPage], *, seeds: bool, targets:
         anchor, run = page.anchor, page.view
         role = ", baseline" if run.name == report.baseline else ""
         exports = [Entry(one.anchor, f"Export to {one.view.target}") for one in page.exports]
-        names = ("metrics", "Metrics"), ("surgery", "Surgery"), ("training", "Training"), ("provenance", "Provenance")
+        names = (
+            ("metrics", "Metrics"),
+            ("surgery", "Surgery"),
+            ("training", "Training"),
+            ("provenance", "Provenance"),
+        )
         parts = [Entry(f"{anchor}-{name}", text) for name, text in names]
         entries.append(Entry(anchor, f"Run {run.name}{role}", (parts[0], *exports, *parts[1:])))
     return [*entries, Entry("glossary", "Glossary")]

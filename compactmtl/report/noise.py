@@ -8,6 +8,7 @@ from compactmtl.report.model import DeltaRow, Report, RunView, Spread
 from compactmtl.verify.result import Speed
 
 ONE_SEED = "1 seed"
+SAME_WEIGHTS = "same weights"  # both sides are one trained model, which seeds cannot move apart
 
 
 def delta_noise(report: Report, run: RunView) -> str:

@@ -63,7 +63,8 @@ class Surgery(Read):
     layers: tuple[LayerChange, ...]
     proof: Proof
     not_pruned: tuple[NotPruned, ...] = Field(
-        (), validation_alias=AliasChoices("not_pruned", "kept_whole")  # files of earlier versions say kept_whole
+        (),
+        validation_alias=AliasChoices("not_pruned", "kept_whole"),  # files of earlier versions say kept_whole
     )
     seconds: float
 

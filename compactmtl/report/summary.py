@@ -70,7 +70,9 @@ def budget_fact(run: RunView) -> Fact:
     budget = run.budget
     if budget is None:
         if not details:
-            return Fact(question, "none set", "missing", ("no target of sparsity, no gate on latency or size",))
+            return Fact(
+                question, "none set", "missing", ("no target of sparsity, no gate on latency or size",)
+            )
         return Fact(question, "no" if failed else "yes", "bad" if failed else "good", tuple(details))
     asked = f"{100 * budget.asked:.1f} % asked ({budget.key})"
     if budget.reached is None:
@@ -183,4 +185,3 @@ def _parity_in_words(export: ExportView) -> str:
     bounds = sorted({one.tolerance for one in outputs})
     bound = "no bound" if bounds[-1] == float("inf") else f"bound {bounds[0]:.0e}"
     return f"{fmt.small(worst.max_relative)} of the range at most, {bound}"
-

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
-from compactmtl.report.noise import delta_noise, metric_noise, speed_noise
+from compactmtl.report.noise import SAME_WEIGHTS, delta_noise, metric_noise, speed_noise
 from compactmtl.verify.result import LatencyResult, LatencyStats
 from compactmtl.verify.speed import dense_form, in_words, slowdowns, speed_of, subject_latency
 
@@ -156,6 +156,8 @@ class _Rows:
         for task in self.tasks:
             cell = _metric_change(subject.stage, reference.stage, task)
             noise = metric_noise(self.report, subject.run, task.name, task.primary)
+            if subject.run is reference.run:
+                noise = SAME_WEIGHTS
             cells.append(cell if cell is NOTHING else replace(cell, noise=noise))
         if self.delta_reference:
             cells.append(Cell(""))

@@ -41,9 +41,7 @@ class ClassificationTask:
     dense: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "dice")
     primary: ClassVar[str] = "accuracy"
-    meaning: ClassVar[str] = (
-        "score (logit) of each class; the class with the largest score is the prediction"
-    )
+    meaning: ClassVar[str] = "score (logit) of each class; the class with the largest score is the prediction"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "accuracy": MetricInfo(higher_is_better=True, share=True)
     }

@@ -63,8 +63,7 @@ class MultilabelTask:
     losses: ClassVar[tuple[str, ...]] = ("bce", "focal")
     primary: ClassVar[str] = "mean_f1"
     meaning: ClassVar[str] = (
-        "logit of each label; a label is predicted where it is above 0, its sigmoid is the "
-        "probability"
+        "logit of each label; a label is predicted where it is above 0, its sigmoid is the probability"
     )
 
     @classmethod

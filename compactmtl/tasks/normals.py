@@ -45,8 +45,7 @@ class NormalsTask:
     losses: ClassVar[tuple[str, ...]] = ("cosine",)
     primary: ClassVar[str] = "mean_angle"
     meaning: ClassVar[str] = (
-        "surface normal at each pixel (x right, y down, z forward), of any length; divide by its "
-        "length"
+        "surface normal at each pixel (x right, y down, z forward), of any length; divide by its length"
     )
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "mean_angle": MetricInfo(higher_is_better=False, unit="°"),

@@ -48,8 +48,7 @@ class SegmentationTask:
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "dice", "cross_entropy_dice", "focal")
     primary: ClassVar[str] = "miou"
     meaning: ClassVar[str] = (
-        "score (logit) of each class at each pixel; the class with the largest score is the "
-        "prediction"
+        "score (logit) of each class at each pixel; the class with the largest score is the prediction"
     )
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "miou": MetricInfo(higher_is_better=True, share=True),

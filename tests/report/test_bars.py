@@ -47,7 +47,9 @@ def test_times_are_sorted_by_the_slowest_model() -> None:
         steps = tuple(LayerCost(name=name, operator="Conv", milliseconds=ms) for name, ms in layers)
         return Measured(megabytes=1.0, throughput={}, layers=steps)
 
-    chart = bars.times({"dense": timed(("a", 1.0), ("b", 2.0)), "compact": timed(("a", 0.5), ("c", 3.0))}, "cpu")
+    chart = bars.times(
+        {"dense": timed(("a", 1.0), ("b", 2.0)), "compact": timed(("a", 0.5), ("c", 3.0))}, "cpu"
+    )
     assert chart is not None and chart.series == ("dense", "compact")
     assert [row.name for row in chart.rows] == ["c", "b", "a"]
     assert [bar.text for bar in chart.rows[0].bars] == ["—", "3.00 ms"]
@@ -55,7 +57,9 @@ def test_times_are_sorted_by_the_slowest_model() -> None:
 
 
 def test_the_pattern_of_zeros_has_a_row_a_layer_with_its_last_share() -> None:
-    chart = bars.zero_pattern([epoch(1, {"stem": 0.0, "layer1": 0.25}), epoch(2, {"stem": 0.0, "layer1": 0.75})])
+    chart = bars.zero_pattern(
+        [epoch(1, {"stem": 0.0, "layer1": 0.25}), epoch(2, {"stem": 0.0, "layer1": 0.75})]
+    )
     assert chart is not None
     assert [(row.name, row.text) for row in chart.rows] == [("layer1", "75 %"), ("stem", "0 %")]
     assert chart.rows[0].path == "M0 100V75.0H50.00V25.0H100.00V100Z"

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-import pytest
-
 from compactmtl.report.card import CARD, model_card, write_card
 from compactmtl.report.collect import build_report
 from compactmtl.report.delta_formats import grid
@@ -53,10 +51,8 @@ def test_every_run_and_target_has_its_row(make_run: MakeRun, splits: TinySplits)
     assert set(cells) == {
         f"{run}, {target}" for run in ("one", "two") for target in ("onnxruntime-cpu", "tensorrt-fp16")
     }
-    assert cells["one, onnxruntime-cpu"][:2] == [
-        "held: parity, accuracy vs PyTorch, latency",
-        "accuracy vs baseline, size",
-    ]
+    assert cells["one, onnxruntime-cpu"][0] == "held: parity, accuracy vs PyTorch, latency"
+    assert cells["one, onnxruntime-cpu"][-1] == "accuracy vs baseline, size"
     assert cells["two, tensorrt-fp16"][0] == "not run: no NVIDIA driver"
     assert set(cells["one, tensorrt-fp16"]) == {"not run"}
 

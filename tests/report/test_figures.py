@@ -120,7 +120,9 @@ def test_competition_is_drawn_where_it_was_measured() -> None:
 
 def test_latencies_beyond_the_axis_are_counted() -> None:
     latency = verification().latency
-    slow = latency.stats["dense"].model_copy(update={"samples_ms": (8.0,) * 98 + (900.0, 1000.0), "p99_ms": 9.0})
+    slow = latency.stats["dense"].model_copy(
+        update={"samples_ms": (8.0,) * 98 + (900.0, 1000.0), "p99_ms": 9.0}
+    )
     figure = figures.latency_distributions(latency.model_copy(update={"stats": {"dense": slow}}))
     assert "2 beyond the axis" in figure
 

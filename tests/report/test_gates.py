@@ -52,7 +52,8 @@ def test_what_was_not_set_is_named() -> None:
 def test_a_gate_against_the_baseline_is_a_kind_of_its_own() -> None:
     found = verification()
     gates = tuple(
-        gate.model_copy(update={"against": BASELINE}) if gate.gate == "accuracy" else gate for gate in found.gates
+        gate.model_copy(update={"against": BASELINE}) if gate.gate == "accuracy" else gate
+        for gate in found.gates
     )
     export = ExportView(target="t", verification=found.model_copy(update={"gates": gates}))
     assert "accuracy vs baseline" in status(export).text

@@ -121,7 +121,9 @@ def test_a_term_is_linked_to_the_glossary_at_its_first_use(written: Path) -> Non
     html = (written / "report.html").read_text()
     for term in ("Δm", "MACs", "mIoU", "seed", "val split"):
         assert re.search(rf'<a class="term" href="#[^"]+">{term}</a>', html), term
-    assert html.count('<a class="term"') == html.count('<dt id="term-')  # each once, and none without an entry
+    assert html.count('<a class="term"') == html.count(
+        '<dt id="term-'
+    )  # each once, and none without an entry
     assert "mean intersection over union" in html and "average precision" not in html  # a term of other tasks
 
 
@@ -165,7 +167,9 @@ def test_wrong_predictions_are_marked(make_run: MakeRun, tmp_path: Path) -> None
     """The tiny model guesses one gender for all, and ages far off."""
     run = make_run("faces", make_recipe(FACE_TASKS))
     _, samples = collect(cast(list[Run], [run]), None, TinySplits())
-    wrong = [view for one in samples for task in one.tasks for view in task.predictions.values() if view.wrong]
+    wrong = [
+        view for one in samples for task in one.tasks for view in task.predictions.values() if view.wrong
+    ]
     assert 0 < len(wrong) < 2 * len(samples)
     html = write([run], None, tmp_path / "out")
     rows = "<section><h2>" + html.split('<h2 id="samples">')[1].split("</section>")[0] + "</section>"
@@ -243,7 +247,9 @@ def chromium(arguments: list[str], profile: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "width"), [("rooms", 390), ("rooms", 1600), ("faces", 390), ("faces", 1280)])
+@pytest.mark.parametrize(
+    ("kind", "width"), [("rooms", 390), ("rooms", 1600), ("faces", 390), ("faces", 1280)]
+)
 def test_the_page_fits_the_window_in_a_browser(
     kind: str, width: int, pair: tuple[SyntheticRun, SyntheticRun], make_run: MakeRun, tmp_path: Path
 ) -> None:

@@ -49,7 +49,8 @@ def shrinking(reduction: float, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "answer", "tone"), [(0.6, "yes", "good"), (0.55, "yes", "good"), (0.7, "10 points short", "bad")]
+    ("asked", "answer", "tone"),
+    [(0.6, "yes", "good"), (0.55, "yes", "good"), (0.7, "10 points short", "bad")],
 )
 def test_the_budget_is_held_against_what_surgery_removed(
     asked: float, answer: str, tone: str, make_run: MakeRun
@@ -57,7 +58,10 @@ def test_the_budget_is_held_against_what_surgery_removed(
     run = make_run("one", make_recipe(**shrinking(asked)), compacted=True)  # surgery removes 60.0 %
     fact = budget_fact(report_of([run]).subjects[0])
     assert (fact.answer, fact.tone) == (answer, tone)
-    assert f"60.0 % of the MACs removed, {100 * asked:.1f} % asked (sparsity.selective.mac_reduction)" in fact.details
+    assert (
+        f"60.0 % of the MACs removed, {100 * asked:.1f} % asked (sparsity.selective.mac_reduction)"
+        in fact.details
+    )
 
 
 def test_a_budget_before_surgery_is_not_met_and_not_missed(make_run: MakeRun) -> None:
