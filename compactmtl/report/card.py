@@ -54,9 +54,9 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
         yield "## Summary"
         yield ""
         for fact in facts(run, report):
-            # the answer, what it rests on first; the tables below have the rest
-            rest = f" ({'; '.join(fact.details[:2])})" if fact.details else ""
-            yield f"- {fact.question.rstrip(':')}{'' if fact.question.endswith('?') else ':'} {fact.answer}{rest}"
+            question = fact.question if fact.question.endswith("?") else f"{fact.question}:"
+            # what the answer rests on first; the tables below have the rest
+            yield f"- **{question}** {'; '.join((fact.answer, *fact.details[:2]))}."
         if reason := headline_reason(run):
             yield ""
             yield reason

@@ -113,7 +113,7 @@ def parity_fact(run: RunView) -> Fact:
 
 def accuracy_fact(run: RunView, report: Report) -> Fact:
     """Δm of the form that stands for the run."""
-    question = f"Accuracy against {report.delta_reference or 'dense fp32'}: Δm"
+    question = f"Δm against {report.delta_reference or 'dense fp32'}, accuracy of all tasks"
     if report.delta_reference is None:
         return Fact(question, "no baseline", "missing", ("name one with --baseline",))
     delta = run.final.delta_m
@@ -161,7 +161,7 @@ def size_fact(run: RunView, report: Report) -> Fact:
     reference = report.baseline_run.trained.size if report.baseline_run else run.trained.size
     smallest = run.smallest
     if reference is None or smallest is None:
-        return Fact("Size: MACs", fmt.NOT_RUN, "missing", ())
+        return Fact("Size, MACs", fmt.NOT_RUN, "missing", ())
     change = smallest.macs / reference.macs - 1
     parameters = smallest.parameters / reference.parameters - 1
     details = [
@@ -171,7 +171,7 @@ def size_fact(run: RunView, report: Report) -> Fact:
     if run.shown_export is not None:
         details.append(f"model file {run.shown_export.verification.megabytes:.2f} MB")
     tone: Tone = "good" if change < 0 else ""
-    return Fact("Size: MACs", fmt.signed_percent(change) if change else "same", tone, tuple(details))
+    return Fact("Size, MACs", fmt.signed_percent(change) if change else "same", tone, tuple(details))
 
 
 def _parity_in_words(export: ExportView) -> str:

@@ -133,9 +133,9 @@ def test_the_summary_answers_in_order(written: Path) -> None:
     questions = [
         "Was the budget met?",
         "equal to the model?",
-        "Accuracy against dense",
+        "Δm against dense, accuracy of all tasks",
         "Latency against",
-        "Size:",
+        "Size, MACs",
         "Headline: onnxruntime-cpu",
         "mean relative improvement over dense",
     ]

@@ -110,7 +110,7 @@ def test_an_artifact_without_a_bound_on_parity_is_not_called_equal(make_run: Mak
 def test_one_seed_is_said_to_be_one(pair: Pair) -> None:
     report = report_of([pair[1]], pair[0])
     fact = accuracy_fact(report.subjects[0], report)
-    assert fact.question == "Accuracy against dense: Δm"
+    assert fact.question == "Δm against dense, accuracy of all tasks"
     assert fact.details[0] == "one seed (0): how far another seed would move it is unknown"
 
 
@@ -126,7 +126,7 @@ def test_several_seeds_give_a_spread(make_run: MakeRun) -> None:
 def test_without_a_baseline_no_accuracy_is_claimed(make_run: MakeRun) -> None:
     report = report_of([make_run("one", compacted=True, exported=True)])
     assert accuracy_fact(report.subjects[0], report) == Fact(
-        "Accuracy against dense fp32: Δm", "no baseline", "missing", ("name one with --baseline",)
+        "Δm against dense fp32, accuracy of all tasks", "no baseline", "missing", ("name one with --baseline",)
     )
 
 
