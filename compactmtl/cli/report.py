@@ -10,7 +10,7 @@ from compactmtl.cli.parser import add_trust
 if TYPE_CHECKING:
     from compactmtl.report import Report
 
-HELP = "compare runs in one offline page and a table"
+HELP = "write one offline page and a table that compare finished runs"
 EXAMPLE = """\
 compactmtl report runs/scenes-compact --baseline runs/scenes-dense
 compactmtl report runs/seed0 runs/seed1 --baseline runs/dense --out reports/seeds
@@ -19,26 +19,23 @@ compactmtl report runs/faces-* --baseline single --latex > table.tex"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `train` wrote")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder written by `train`")
     parser.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="where the runs' data lies here, such as data.root=/data",
+        help="settings of the data on this machine, such as data.root=/data",
     )
     parser.add_argument(
         "--baseline",
         metavar="RUN",
-        help="the run that Δm and changes are against; or `single`: the single-task runs among RUN, over their seeds",
+        help="run to compare with: Δm and all changes are relative to it. `single` compares with the single-task runs "
+        "among RUN, averaged over seeds",
     )
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: the first run's folder)")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: folder of the first run)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--markdown", action="store_true", help="print the table as Markdown, for a README or an issue"
-    )
-    form.add_argument(
-        "--latex", action="store_true", help="print the table of recipes over seeds as LaTeX, for a paper"
-    )
+    form.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    form.add_argument("--latex", action="store_true", help="print the table of recipes over seeds as LaTeX")
     add_trust(parser)
 
 
@@ -61,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline, args.overrides)
     out = Path(args.out) if args.out is not None else runs[0].path
     check_writable(out)
-    # held from here on: what another process is changing would be told wrong, and the work be done for nothing
+    # locked from here on: what another process changes meanwhile would be reported wrongly
     with writing(out, "report") if is_run(out) else nullcontext():
         report, samples = collect(runs, baseline)
         page = write_collected(report, samples, out)

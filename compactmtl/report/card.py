@@ -9,8 +9,10 @@ from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import CARD
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
+from compactmtl.report.headline import headline_reason
 from compactmtl.report.model import Report, RunView, Stage
-from compactmtl.report.table import Row, Table, markdown
+from compactmtl.report.summary import facts
+from compactmtl.report.table import MISSING, NOTHING, Cell, Row, Table, markdown
 
 MARK = "<!-- Written by `compactmtl report`; remove this line to keep your own text. -->"
 
@@ -27,7 +29,7 @@ def write_card(run: RunView, report: Report) -> Path | None:
 
 
 def model_card(run: RunView, report: Report) -> str:
-    """Markdown: what the model does, how well, how large and fast, where it comes from, and what is not known."""
+    """Markdown: what the model does, its metrics, size and latency, input and outputs, limits, and how to reproduce it."""
     alone = report.model_copy(
         update={"runs": tuple(one for one in report.runs if one.name in (run.name, report.baseline))}
     )
@@ -36,6 +38,7 @@ def model_card(run: RunView, report: Report) -> str:
 
 def _lines(run: RunView, report: Report) -> Iterator[str]:
     height, width = run.input_size
+    is_subject = run.name in {one.name for one in report.subjects}
     yield f"# {run.name}"
     yield ""
     if run.description:
@@ -44,35 +47,47 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     names = [
         task.name for task in report.tasks if task.name in (run.final.metrics or run.trained.metrics or {})
     ]
-    yield f"One network, {len(names)} outputs ({', '.join(names)}), for images of {height}×{width} like those of {run.data}."
+    outputs = f"{len(names)} output{'s' * (len(names) != 1)}"
+    yield f"One network with {outputs} ({', '.join(names)}) for RGB images of {height}×{width}, trained on {run.data}."
+    if is_subject:
+        yield ""
+        yield "## Summary"
+        yield ""
+        for fact in facts(run, report):
+            question = fact.question if fact.question.endswith("?") else f"{fact.question}:"
+            # what the answer rests on first; the tables below have the rest
+            yield f"- **{question}** {'; '.join((fact.answer, *fact.details[:2]))}."
+        if reason := headline_reason(run):
+            yield ""
+            yield reason
     yield ""
-    yield "## How well"
+    yield "## Metrics"
     yield ""
     yield markdown(_metrics(run, report))
     yield ""
-    yield "## How large and fast"
+    yield "## Size and latency"
     yield ""
     yield from _size(run)
     table = deployments(report)
-    if table is not None and run.name in {one.name for one in report.subjects}:
+    if table is not None and is_subject:
         yield ""
         yield markdown(table)
         for export in run.exports:
-            latency = export.verification.latency
-            one = next(iter(latency.stats.values()))
+            one = next(iter(export.verification.latency.stats.values()))
             threads = "" if one.threads is None else f", {one.threads} thread{'s' * (one.threads != 1)}"
             yield ""
             yield (
-                f"{export.target}: measured on {one.device}, {one.backend} {one.version} ({one.provider}{threads}),"
-                f" batch {one.batch}, {len(one.samples_ms)} interleaved runs each."
+                f"{export.target}: measured on {one.device} with {one.backend} {one.version} ({one.provider}{threads}),"
+                f" batch {one.batch}, {len(one.samples_ms)} rounds in which the models run in turn."
             )
     else:
         yield ""
         yield f"Latency: {fmt.NOT_RUN}."
+    yield from _interface(run)
     yield ""
-    yield "## What to keep in mind"
+    yield "## Limits"
     yield ""
-    yield f"- Metrics are of the val split of {run.data} and one seed ({run.provenance.seed}); other images, other figures."
+    yield f"- Metrics are from the val split of {run.data} and one seed ({run.provenance.seed}). Other images give other results."
     if not run.finished:
         yield "- Training was not finished."
     for export in run.exports:
@@ -85,19 +100,56 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
         if note.startswith(f"{run.name}:"):
             yield f"- {note.removeprefix(f'{run.name}: ')}"
     yield ""
-    yield "## Make it again"
+    yield "## Reproduce"
     yield ""
     yield "```sh"
     yield from run.provenance.commands
     yield "```"
     yield ""
     versions = ", ".join(f"{name} {value}" for name, value in run.provenance.versions.items())
-    yield f"Recipe {run.provenance.recipe or 'unknown'}, {len(run.epochs)} epochs, made {run.provenance.created or 'unknown'} with {versions or 'unknown versions'}."
+    yield (
+        f"Recipe {run.provenance.recipe or 'unknown'}, {len(run.epochs)} epochs, created "
+        f"{run.provenance.created or 'at an unknown time'} with {versions or 'unknown versions'}."
+    )
+
+
+def _interface(run: RunView) -> Iterator[str]:
+    """Input and outputs of the headline's bundle, else of the first one."""
+    export = run.shown_export or next(iter(run.exports), None)
+    if export is None or export.interface is None:
+        return
+    found = export.interface
+    height, width = found.format.size
+    yield ""
+    yield "## Input and outputs"
+    yield ""
+    yield f"The bundle is `{found.path}`. `compactmtl predict {found.path} IMAGE` runs it on one image."
+    yield ""
+    yield (
+        f"Input: RGB, {found.format.layout}, stretched to {height}×{width} (height × width) by a bilinear filter with"
+        f" antialiasing. Values: {found.format.values}."
+    )
+    yield ""
+    rows = tuple(
+        Row(
+            f"{one.name}, {kind}",
+            (
+                Cell("×".join(map(str, one.shape))),
+                Cell(one.dtype),
+                Cell(one.meaning),
+                Cell(one.unit or ", ".join(f"{i} {name}" for i, name in enumerate(one.classes)) or "—"),
+            ),
+        )
+        for kind, tensors in (("input", found.inputs), ("output", found.outputs))
+        for one in tensors
+    )
+    yield markdown(
+        Table(("shape", "type", "meaning", "unit or classes"), rows, f"of the export to {export.target}")
+    )
 
 
 def _metrics(run: RunView, report: Report) -> Table:
     """A row a metric, a column a form of the model."""
-    from compactmtl.report.table import MISSING, NOTHING, Cell
 
     def cell(stage: Stage, task: str, metric: str) -> Cell:
         if stage.metrics is None:
@@ -127,6 +179,6 @@ def _size(run: RunView) -> Iterator[str]:
     else:
         yield (
             f"{fmt.count(last.parameters)} parameters and {fmt.count(last.macs)} MACs after surgery, of"
-            f" {fmt.count(first.parameters)} and {fmt.count(first.macs)} before. Surgery kept the function to a relative"
-            f" error of {fmt.small(run.surgery.proof.max_relative_error)}."
+            f" {fmt.count(first.parameters)} and {fmt.count(first.macs)} before. The compact model computes the same"
+            f" function, to a relative error of {fmt.small(run.surgery.proof.max_relative_error)}."
         )

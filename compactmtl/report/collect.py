@@ -26,8 +26,11 @@ from compactmtl.artifacts.layout import (
     VERIFICATION_FILE,
 )
 from compactmtl.errors import ArtifactError, ConfigError, DataError, command
+from compactmtl.export.bundle import BundleInfo
+from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
+from compactmtl.report.interface import interface
 from compactmtl.report.model import ExportView, MetricView, Provenance, Report, RunView, Size, Stage, TaskView
 from compactmtl.report.read import Epoch, Surgery
 from compactmtl.report.reference import (
@@ -39,6 +42,7 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
+from compactmtl.tasks.gain import wrong_in_words
 from compactmtl.verify.result import TaskMetrics, Verification
 
 if TYPE_CHECKING:
@@ -152,7 +156,11 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
     for path in (run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"):
         _check(path, f"run `{command('export', run.path, '--target', path.parent.name)}` again")
     exports = tuple(
-        ExportView(target=path.parent.name, verification=_parse(Verification, path))
+        ExportView(
+            target=path.parent.name,
+            verification=_parse(Verification, path),
+            interface=interface(path.parent, _parse(BundleInfo, path.with_name(BUNDLE_FILE)), run.tasks),
+        )
         for path in sorted((run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"))
     )
     for export in exports:
@@ -173,9 +181,10 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         seconds=end.get("seconds") if end else None,
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
         targets=tuple(Path(target).stem for target in run.recipe.targets),
+        budget=budget(run.recipe, surgery),
     )
     if view.current_exports and not any(one.holds for one in view.current_exports):
-        notes.append(f"{name}: no export held all of its gates, so none stands for the run")
+        notes.append(f"{name}: no export held all of its gates, so no target is the headline")
     return view
 
 
@@ -223,7 +232,7 @@ def _stages(
         current, accuracy = _is_current(run, export), export.verification.accuracy
         if not current:
             notes.append(
-                f"{name}: {export.target} holds another model than the run does now; export again to compare it"
+                f"{name}: the export to {export.target} is of an earlier model of this run; export again to compare it"
             )
         elif not _is_whole(run, export):
             notes.append(
@@ -254,8 +263,8 @@ def _trained_metrics(run: Run) -> TaskMetrics | None:
     return dict(found) if found else None
 
 
-def _bundle(run: Run, export: ExportView) -> dict[str, Any]:
-    return _read_json(run.path / EXPORT / export.target / BUNDLE_FILE)
+def _bundle(run: Run, export: ExportView) -> BundleInfo:
+    return _parse(BundleInfo, run.path / EXPORT / export.target / BUNDLE_FILE)
 
 
 def _is_current(run: Run, export: ExportView) -> bool:
@@ -263,16 +272,15 @@ def _is_current(run: Run, export: ExportView) -> bool:
     plan = run.path / COMPACT / PLAN
     expected = hashlib.sha256(plan.read_bytes()).hexdigest() if plan.exists() else None
     bundle = _bundle(run, export)
-    if bundle.get("plan_sha256") != expected:
+    if bundle.plan_sha256 != expected:
         return False
-    weights = bundle.get("weights_sha256")  # training may have gone on under the same plan, or with none
+    weights = bundle.weights_sha256  # training may have gone on under the same plan, or with none
     return weights is None or bool(weights == sha256_file(run.deployed_weights))
 
 
 def _is_whole(run: Run, export: ExportView) -> bool:
     """Whether accuracy was measured on the whole val split."""
-    target = _bundle(run, export).get("target") or {}
-    return (target.get("accuracy") or {}).get("samples") is None
+    return _bundle(run, export).target.accuracy.samples is None
 
 
 def _compact_metrics(run: Run, exports: Sequence[ExportView]) -> TaskMetrics | None:
@@ -342,7 +350,14 @@ def _task_views(runs: Sequence[Run]) -> tuple[TaskView, ...]:
                 )
                 for metric, info in task.metric_info.items()
             }
-            tasks.setdefault(name, TaskView(name=name, kind=task.kind, primary=task.primary, metrics=metrics))
+            view = TaskView(
+                name=name,
+                kind=task.kind,
+                primary=task.primary,
+                metrics=metrics,
+                wrong=wrong_in_words(task),
+            )
+            tasks.setdefault(name, view)
     return tuple(tasks.values())
 
 

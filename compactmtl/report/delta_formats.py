@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import DeltaRow, MetricView, Report, Spread
+from compactmtl.report.noise import ONE_SEED
 from compactmtl.report.table import Cell, Row, Table, Tone, footnote
 
 MISSING = Cell("—", "missing")
@@ -146,7 +147,8 @@ def difference(spread: Spread | None, info: MetricView | None, better: int, seed
     sign = 1 if info is None or info.higher_is_better else -1
     shown = round(scale * spread.mean, digits)
     tone: Tone = "" if shown == 0 else "good" if sign * shown > 0 else "bad"
-    return Cell(f"{'+' if shown > 0 else ''}{text} ({better}/{seeds})", tone)
+    noise = ONE_SEED if spread.std is None else ""
+    return Cell(f"{'+' if shown > 0 else ''}{text} ({better}/{seeds})", tone, noise)
 
 
 def _label(row: DeltaRow) -> str:
@@ -180,6 +182,8 @@ def _delta_column(rows: Sequence[DeltaRow]) -> Column:
             cell = Cell("baseline")
         elif spread is not None and round(100 * spread.mean, 2):
             cell = replace(cell, tone="good" if spread.mean > 0 else "bad")
+        if spread is not None and spread.std is None and not row.is_baseline:
+            cell = replace(cell, noise=ONE_SEED)
         cells.append(cell)
     return replace(column, cells=tuple(cells))
 
@@ -191,6 +195,10 @@ def _speed_column(rows: Sequence[DeltaRow]) -> Column:
     cells = tuple(
         MISSING if row.faster is None else _speed_cell(row.faster, row.verdict, slowed=row.slowed)
         for row in rows
+    )
+    cells = tuple(
+        replace(cell, noise=ONE_SEED) if row.faster is not None and row.faster.std is None else cell
+        for row, cell in zip(rows, cells, strict=True)
     )
     return replace(column, cells=cells)
 
@@ -262,11 +270,11 @@ def _caption(report: Report) -> str:
         parts.append(f"Δm against {table.reference}{seeds}")
     if than := sorted({row.faster_than for row in table.rows if row.faster}):
         parts.append(
-            f"speed: latency of {' or '.join(than)} over the export's, the median over rounds of the ratio in one round, "
-            "noise where its 10–90 % band holds 1"
+            f"speed: latency of {' or '.join(than)} over that of the export, the median over rounds of the ratio in one "
+            "round; it counts as noise if its 10–90 % band contains 1"
         )
     if report.single_task_runs:
-        parts.append("sizes of the single-task networks added up")
+        parts.append("sizes of the single-task networks are their sum")
     return "; ".join(parts)
 
 

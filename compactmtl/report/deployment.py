@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from markupsafe import Markup, escape
+
 from compactmtl.artifacts.layout import EXPORT, PREPARED_FILE, VERIFICATION_FILE
-from compactmtl.report import figures
 from compactmtl.report import format as fmt
-from compactmtl.report.model import ExportView, PreparedView, Report, RunView
+from compactmtl.report.charts import Line, Mark, axis, legend, plot
+from compactmtl.report.gates import not_set, status
+from compactmtl.report.model import ExportView, PreparedView, Report, RunView, shown_target
+from compactmtl.report.noise import delta_noise
 from compactmtl.report.table import MISSING, Cell, Row, Table, footnote, speed_cell
 from compactmtl.verify.result import SINGLE
 from compactmtl.verify.speed import dense_form, is_lowered, slowdowns, subject_latency, told, variation
 
 UNSTEADY = 0.25  # distance of the quartiles / median; an idle machine stays well below a tenth
-MARKERS = "os^DvPX*"  # one a model
+SHAPES = ("disc", "square", "diamond", "ring")  # one a model
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ def doubts(name: str, view: ExportView) -> list[str]:
     spread = max((variation(stats.samples_ms) for stats in latency.stats.values()), default=0.0)
     if spread > UNSTEADY:
         notes.append(
-            f"{name}: the middle half of the latencies on {view.target} is spread over {spread:.0%} of the median; "
-            "measure again on an idle machine before you rely on them"
+            f"{name}: latencies on {view.target} vary: the distance of their quartiles is {100 * spread:.0f} % of the median. "
+            "Measure again on an idle machine before you rely on them"
         )
     for speed in slowdowns(latency):
         stats = latency.stats
@@ -71,83 +74,52 @@ def deployments(report: Report) -> Table | None:
         return None
     rows = []
     for run in runs:
+        headline = shown_target([run])
         for target in targets:
             label = target if len(runs) == 1 else f"{run.name}, {target}"
-            rows.append((label, _cells(run, target)))
-    single = any(is_lowered(export.verification.latency) for run in runs for export in run.exports)
+            mark = "headline" if target == headline else ""
+            rows.append(Row(label, _cells(report, run, target), mark))
+    lowered = any(is_lowered(export.verification.latency) for run in runs for export in run.exports)
+    if not lowered:
+        rows = [replace(row, cells=(*row.cells[:5], *row.cells[-2:])) for row in rows]
     columns = (
-        "status",
+        "gates",
         "precision",
         "Δm ↑",
         "latency, median ↓",
-        "against dense",
-        *(_FLOAT if single else ()),
+        "against dense fp32",
+        *(_LOWERED if lowered else ()),
         "size ↓",
+        "no gate on",
     )
     caption = (
-        "against dense: the dense model on the same target in the same precision; the median over rounds of the ratio in "
-        "the same round, noise where its 10–90 % band holds 1"
+        "against dense fp32: the dense model on the same target in float32; a ratio is the median over rounds of the "
+        "ratio in one round, with its 10–90 % band, and counts as noise if the band contains 1"
     )
-    shown = tuple(Row(label, cells if single else (*cells[:5], cells[-1])) for label, cells in rows)
-    return Table(columns, shown, caption, footnote(report))
+    return Table(columns, tuple(rows), caption, footnote(report))
 
 
-_FLOAT = ("against dense in fp32", "against itself in fp32")
+_LOWERED = ("against dense in this precision", "against itself in fp32")
 
 
-def status(export: ExportView) -> Cell:
-    """Whether an export's gates held. Green only where one of them bounds the tasks' metrics."""
-    gates = export.verification.gates
-    failed = sum(not gate.passed for gate in gates)
-    if failed or not export.holds:
-        return Cell(f"{failed} of {len(gates)} gates failed", "bad")
-    return Cell("verified", "good") if export.bounds_accuracy else Cell("passed, no gate on accuracy")
-
-
-def gates_in_words(report: Report) -> list[Cell]:
-    """What all gates say together, failures first, and what none of them bounds."""
-    exports = [export for run in report.subjects for export in run.exports]
-    held, count = report.gates
-    if not count:
-        return [Cell(f"gates {fmt.NOT_RUN}", "missing")]
-    found = []
-    if not any(export.holds for export in exports):
-        found.append(
-            Cell(
-                "every export failed its gates" if len(exports) > 1 else "the export failed its gates", "bad"
-            )
-        )
-    if held < count:
-        found.append(Cell(f"{count - held} of {count} gates failed", "bad"))
-    elif all(export.bounds_accuracy for export in exports):
-        found.append(Cell(f"all {count} gates passed", "good"))
-    else:
-        unbounded = [export.target for export in exports if not export.bounds_accuracy]
-        found.append(
-            Cell(f"{count} gates passed, accuracy has none on {', '.join(dict.fromkeys(unbounded))}")
-        )
-    if not all(export.bounds_baseline for export in exports):
-        found.append(Cell("no gate on what was lost to the dense model", "missing"))
-    return found
-
-
-def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
+def _cells(report: Report, run: RunView, target: str) -> tuple[Cell, ...]:
     export = next((one for one in run.exports if one.target == target), None)
     if export is None:
         why = next((one.reason for one in run.prepared if one.target == target), "")
         return (
             Cell(f"{fmt.NOT_RUN}: {why}" if why else fmt.NOT_RUN, "missing"),
-            *(MISSING for _ in range(7)),
+            *(MISSING for _ in range(8)),
         )
     found = export.verification
     name, stats = subject_latency(found.latency)
     gain = _gain(run, export)
-    reference = found.latency.reference
-    speeds = [speed_cell(found.latency, one) for one in (reference, reference + SINGLE, name + SINGLE)]
+    dense = dense_form(found.latency)
+    in_precision = found.latency.reference if dense != found.latency.reference else ""
+    speeds = [speed_cell(found.latency, one) for one in (dense, in_precision, name + SINGLE)]
     return (
         status(export),
         Cell(stats.precision),
-        MISSING if gain is None else Cell(fmt.signed_percent(gain)),
+        MISSING if gain is None else Cell(fmt.signed_percent(gain), noise=delta_noise(report, run)),
         Cell(fmt.milliseconds(stats.median_ms)),
         *(
             speeds
@@ -155,6 +127,7 @@ def _cells(run: RunView, target: str) -> tuple[Cell, ...]:
             else (replace(one, tone="bad" if one.tone == "bad" else "") for one in speeds)
         ),
         Cell(f"{found.megabytes:.2f} MB"),
+        not_set(export),
     )
 
 
@@ -195,45 +168,35 @@ def front(found: Sequence[Point]) -> list[Point]:
     return best
 
 
-def pareto(found: Sequence[Point], key: str) -> str | None:
-    """Δm against latency, a color a target, a marker a model, a line through each target's front; none below two points."""
+def pareto(found: Sequence[Point]) -> Markup | None:
+    """Δm against latency: a color a target, a shape a model, a line along each target's front; none below two points."""
     if len(found) < 2:
         return None
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     models = list(dict.fromkeys(one.label for one in found))
-    markers = dict(zip(models, itertools.cycle(MARKERS), strict=False))
-    by_target: Mapping[str, list[Point]] = {
-        setting: [one for one in found if one.setting == setting]
-        for setting in dict.fromkeys(one.setting for one in found)
-    }
-    handles = [
-        Line2D([], [], color=figures.INK, marker=marker, linestyle="none", label=model)
-        for model, marker in markers.items()
-    ]
-    with figures.style(key):
-        height = 3.2 + 0.2 * ((len(by_target) + 1) // 2 + (len(models) + 1) // 2)
-        figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
-        axes = figure.add_subplot()
-        for color, (setting, group) in zip(figures.cycle(len(by_target)), by_target.items(), strict=True):
-            edge = front(group)
-            axes.plot(
-                [one.milliseconds for one in edge],
-                [100 * one.gain for one in edge],
-                color=color,
-                linewidth=1.2,
-                drawstyle="steps-post",
-                alpha=0.6,
+    targets = list(dict.fromkeys(one.setting for one in found))
+    x = axis([one.milliseconds for one in found], "latency, median, ms", margin=0.08)
+    y = axis([100 * one.gain for one in found] + [0.0], "Δm (%)", margin=0.12)
+    lines, marks = [], []
+    for number, target in enumerate(targets):
+        group = [one for one in found if one.setting == target]
+        edge = [(one.milliseconds, 100 * one.gain) for one in front(group)]
+        lines.append(Line(target, edge, number, step=True))
+        marks += [
+            Mark(
+                one.milliseconds,
+                100 * one.gain,
+                number,
+                SHAPES[models.index(one.label) % len(SHAPES)],
+                f"{one.label} on {target}: {fmt.milliseconds(one.milliseconds)}, {fmt.signed_percent(one.gain)}",
             )
-            for one in group:
-                axes.plot(
-                    one.milliseconds, 100 * one.gain, color=color, marker=markers[one.label], markersize=7
-                )
-            handles.append(Line2D([], [], color=color, linewidth=3, label=setting))
-        axes.margins(0.1, 0.15)
-        axes.set_xlabel("latency, median, ms")
-        axes.set_ylabel("Δm (%)")
-        axes.axhline(0, color=figures.INK, alpha=0.3, linewidth=0.6)
-        figure.legend(handles=handles, loc="outside upper left", ncols=2)
-        return figures.svg(figure, key)
+            for one in group
+        ]
+    shapes = "".join(
+        f'<span><i class="sign {SHAPES[number % len(SHAPES)]}"></i>{escape(model)}</span>'
+        for number, model in enumerate(models)
+    )
+    return (
+        Markup(f'<p class="legend">{shapes}</p>')
+        + legend([(target, number) for number, target in enumerate(targets)])
+        + plot(x, y, lines=lines, marks=marks, base=0.0, height=300)
+    )

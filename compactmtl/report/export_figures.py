@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from compactmtl.backends import LayerTime
-from compactmtl.report import figures
+from compactmtl.backends.base import LayerTime
 from compactmtl.report import format as fmt
 from compactmtl.report.samples import Picture
 from compactmtl.verify.result import Measured, Verification
 
-MOST = 24  # layers drawn apart; the others are one bar
 # What runtimes add to a node's name when they fuse it or choose another layout.
 _ADDED = re.compile(r"(_nchwc|_token_\d+|/WithoutBiases|_quant|/fq_input_\d+)+$")
 
@@ -34,41 +32,13 @@ def layer_of(step: LayerTime) -> str:
 
 
 def layer_times(measured: Mapping[str, Measured]) -> tuple[list[str], list[LayerTimes]]:
-    """The models whose layers were timed, and every layer in the order of execution, the small ones as one."""
+    """The models whose layers were timed, and every layer in the order of execution."""
     timed = {name: one.layers for name, one in measured.items() if one.layers}
     names: dict[str, list[float]] = {}
     for index, layers in enumerate(timed.values()):
         for step in layers:
             names.setdefault(layer_of(step), [0.0] * len(timed))[index] += step.milliseconds
-    rows = [LayerTimes(name, tuple(times)) for name, times in names.items()]
-    largest = sorted(rows, key=lambda row: -max(row.milliseconds))[:MOST]
-    shown = [row for row in rows if row in largest]
-    if others := [row for row in rows if row not in largest]:
-        sums = tuple(sum(times) for times in zip(*(row.milliseconds for row in others), strict=True))
-        shown.append(LayerTimes(f"{len(others)} others", sums))
-    return list(timed), shown
-
-
-def layer_bars(models: Sequence[str], rows: Sequence[LayerTimes], key: str) -> str:
-    """Bars of milliseconds, a row a layer, a bar a model."""
-    from matplotlib.figure import Figure
-
-    with figures.style(key):
-        figure = Figure(figsize=(figures.WIDTH, 0.8 + 0.3 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
-        positions = np.arange(len(rows))
-        height = 0.82 / len(models)
-        for index, (model, color) in enumerate(zip(models, figures.cycle(len(models)), strict=True)):
-            times = [row.milliseconds[index] for row in rows]
-            axes.barh(
-                positions + (index + 0.5) * height - 0.41, times, height=height, color=color, label=model
-            )
-        axes.set_yticks(positions, [figures.shortened(row.name) for row in rows], fontsize=8)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlabel("ms, median")
-        axes.tick_params(axis="y", length=0)
-        figure.legend(loc="outside upper right", ncols=len(models))
-        return figures.svg(figure, key)
+    return list(timed), [LayerTimes(name, tuple(times)) for name, times in names.items()]
 
 
 @dataclass(frozen=True)

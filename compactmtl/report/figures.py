@@ -1,286 +1,161 @@
-"""The report's figures as deterministic inline SVG that takes its ink from the page."""
+"""The report's figures of training and latency. Each is HTML for a box of any width; ids and colors are the page's."""
 
 from __future__ import annotations
 
-import io
-import re
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
 from compactmtl.report import format as fmt
+from compactmtl.report.charts import COLORS, Axis, Line, Mark, Points, axis, legend, log_axis, plot, staircase
 from compactmtl.report.model import TaskView
-from compactmtl.report.read import Competition, Epoch, LayerChange
+from compactmtl.report.read import Competition, Epoch
 from compactmtl.verify.result import LatencyResult
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Ink that the SVG writer prints literally and `svg` turns into the page's own text color.
-INK = "#010203"
-# Okabe and Ito's palette: told apart with any color vision, readable on light and dark paper.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
-_FADED = "#8a94a3"
-WIDTH = 4.8  # inches; a phone shows it at nearly its natural size
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+BINS = 60
 
 
-def layer_channels(layers: Sequence[LayerChange], key: str) -> str:
-    """Bars of output channels before and after surgery, a row a layer in the network's order."""
-    from matplotlib.figure import Figure
-
-    with style(key):
-        figure = Figure(figsize=(WIDTH, 0.75 + 0.21 * len(layers)), layout="constrained")
-        axes = figure.add_subplot()
-        rows = np.arange(len(layers))
-        before = [layer.before[0] for layer in layers]
-        after = [layer.after[0] for layer in layers]
-        axes.barh(rows, before, height=0.78, color=_FADED, alpha=0.35, label="before")
-        axes.barh(rows, after, height=0.78, color=COLORS[0], label="after")
-        for row, (full, kept) in enumerate(zip(before, after, strict=True)):
-            axes.annotate(
-                str(kept) if kept == full else f"{kept} of {full}",
-                (full, row),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-        axes.set_yticks(rows, [shortened(layer.name) for layer in layers], fontsize=8)
-        axes.set_ylim(len(layers) - 0.4, -0.6)
-        axes.set_xlim(0, max(before) * 1.22)
-        axes.set_xlabel("output channels")
-        axes.tick_params(axis="y", length=0)
-        figure.legend(loc="outside upper right", ncols=2)
-        return svg(figure, key)
-
-
-def latency_distributions(latency: LatencyResult, key: str, labels: Mapping[str, str] | None = None) -> str:
+def latency_distributions(latency: LatencyResult) -> Markup:
     """Every measured latency of each model: a histogram on shared bins, with the median marked.
 
     The axis ends at the 99th percentile's neighborhood; what lies beyond is counted in the label, not dropped.
     """
-    from matplotlib.figure import Figure
-
-    with style(key):
-        stats = list(latency.stats.values())
-        figure = Figure(figsize=(WIDTH, 0.8 + 1.0 * len(stats)), layout="constrained")
-        grid = np.atleast_1d(figure.subplots(len(stats), sharex=True))
-        right = 1.05 * max(min(max(one.samples_ms), max(one.p99_ms, 1.5 * one.median_ms)) for one in stats)
-        left = (
-            min(0.97 * min(one.min_ms for one in stats), right * 0.5)
-            if len(stats) > 1
-            else 0.95 * stats[0].min_ms
-        )
-        bins = np.linspace(left, right, 61)
-        for axes, one, color in zip(grid, stats, COLORS, strict=False):
-            samples = np.asarray(one.samples_ms)
-            beyond = int((samples > right).sum())
-            axes.hist(samples[samples <= right], bins=bins, color=color, alpha=0.8)
-            axes.axvline(one.median_ms, color=INK, linewidth=1)
-            name = (labels or {}).get(one.name, one.name)
-            title = f"{name}: median {fmt.milliseconds(one.median_ms)}"
-            axes.set_title(
-                title + (f", {beyond} beyond the axis" if beyond else ""), loc="left", fontsize=9.5
-            )
-            axes.set_ylabel("runs")
-        grid[-1].set_xlabel("latency, ms")
-        return svg(figure, key)
+    stats = list(latency.stats.values())
+    right = 1.05 * max(min(max(one.samples_ms), max(one.p99_ms, 1.5 * one.median_ms)) for one in stats)
+    left = 0.95 * min(one.min_ms for one in stats)
+    x = axis([left, right], "")
+    edges = np.linspace(left, right, BINS + 1)
+    parts = []
+    for number, one in enumerate(stats):
+        samples = np.asarray(one.samples_ms)
+        counts, _ = np.histogram(samples[samples <= right], edges)
+        most = max(1, int(counts.max(initial=0)))
+        beyond = int((samples > right).sum())
+        title = f"{one.name}: median {fmt.milliseconds(one.median_ms)}"
+        title += f", {beyond} beyond the axis" if beyond else ""
+        last = number == len(stats) - 1
+        shown = Axis(x.low, x.high, x.ticks if last else (), "latency, ms" if last else "")
+        height = Axis(0, most, (0, most), title)
+        areas = [(staircase([count / most for count in counts]), number)]
+        parts.append(plot(shown, height, areas=areas, rule=one.median_ms, height=64))
+    return Markup("").join(parts)
 
 
 def learning_curves(
-    curves: Mapping[str, Sequence[Epoch]],
-    task: TaskView,
-    metric: str,
-    key: str,
-    best: Mapping[str, int | None],
-) -> str:
-    """One metric of one task over epochs, a line a run, the best epoch marked."""
-    from matplotlib.figure import Figure
-
-    with style(key):
-        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
-        axes = figure.add_subplot()
-        info = task.metrics[metric]
-        factor = 100 if info.share else 1
-        for color, (name, epochs) in zip(cycle(len(curves)), curves.items(), strict=True):
-            points = [
-                (epoch.epoch, factor * epoch.val[task.name][metric])
-                for epoch in epochs
-                if metric in epoch.val.get(task.name, {})
-            ]
-            if not points:
-                continue
-            axes.plot(
-                *zip(*points, strict=True), color=color, label=name, linewidth=1.6, marker=".", markersize=4
-            )
-            at = [point for point in points if point[0] == best.get(name)]
-            if at:
-                axes.plot(*at[0], marker="o", markersize=7, markerfacecolor="none", color=color)
-        unit = "%" if info.share else info.unit
-        axes.set_ylabel(fmt.metric_name(metric) + (f" ({unit})" if unit else ""))
-        axes.set_xlabel("epoch")
-        _whole_ticks(axes)
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        if len(curves) > 1:
-            figure.legend(loc="outside upper left", ncols=min(3, len(curves)))
-        return svg(figure, key)
+    curves: Mapping[str, Sequence[Epoch]], task: TaskView, metric: str, best: Mapping[str, int | None]
+) -> Markup:
+    """One metric of one task over epochs, a line a run, the best epoch ringed."""
+    info = task.metrics[metric]
+    factor = 100 if info.share else 1
+    unit = "%" if info.share else info.unit
+    series: dict[str, Points] = {
+        name: [
+            (epoch.epoch, factor * epoch.val[task.name][metric])
+            for epoch in epochs
+            if metric in epoch.val.get(task.name, {})
+        ]
+        for name, epochs in curves.items()
+    }
+    rings = {
+        name: [point for point in points if point[0] == best.get(name)] for name, points in series.items()
+    }
+    return _lines(series, "epoch", fmt.metric_name(metric) + (f" ({unit})" if unit else ""), rings=rings)
 
 
-def sparsity_curve(curves: Mapping[str, Sequence[Epoch]], key: str) -> str | None:
-    """Share of channel groups at zero, and of MACs removable, over epochs; none where no run is sparse."""
-    from matplotlib.figure import Figure
+def sparsity_curve(epochs: Sequence[Epoch]) -> Markup | None:
+    """Share of channel groups at zero, and of MACs and parameters removable, over epochs; none for a dense run."""
+    series: dict[str, Points] = {}
+    for field, label in (
+        ("groups_zero", "channel groups at zero"),
+        ("macs_removable", "MACs removable"),
+        ("parameters_removable", "parameters removable"),
+    ):
+        points = [
+            (epoch.epoch, 100 * value)
+            for epoch in epochs
+            if epoch.sparsity is not None and (value := getattr(epoch.sparsity, field)) is not None
+        ]
+        if points:
+            series[label] = points
+    return _lines(series, "epoch", "share (%)", base=0.0, also=(0.0, 100.0)) if series else None
 
-    series = []
-    for name, epochs in curves.items():
-        for field, label in (
-            ("groups_zero", "channel groups at zero"),
-            ("macs_removable", "MACs removable"),
-            ("parameters_removable", "parameters removable"),
-        ):
-            points = [
-                (epoch.epoch, 100 * value)
-                for epoch in epochs
-                if epoch.sparsity is not None and (value := getattr(epoch.sparsity, field)) is not None
-            ]
-            if points:
-                series.append((f"{name}: {label}" if len(curves) > 1 else label, points))
-    if not series:
+
+def strength_path(epochs: Sequence[Epoch]) -> Markup | None:
+    """λ after each epoch; none where no λ was ever above 0."""
+    points = [
+        (one.epoch, one.sparsity.strength)
+        for one in epochs
+        if one.sparsity is not None and one.sparsity.strength is not None
+    ]
+    if not any(value > 0 for _, value in points):
         return None
-    with style(key):
-        figure = Figure(figsize=(WIDTH, 2.3 + 0.2 * len(series)), layout="constrained")
-        axes = figure.add_subplot()
-        for color, (label, points) in zip(cycle(len(series)), series, strict=True):
-            axes.plot(
-                *zip(*points, strict=True), color=color, label=label, linewidth=1.6, marker=".", markersize=4
-            )
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("share (%)")
-        axes.set_xlabel("epoch")
-        _whole_ticks(axes)
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        figure.legend(loc="outside upper left", ncols=1)
-        return svg(figure, key)
+    x = axis([one for one, _ in points], "epoch", whole=True)
+    y = log_axis([value for _, value in points], "λ; at the foot 0")
+    marks = [Mark(one, value, 1, title=f"epoch {one}: {value:.3g}") for one, value in points]
+    return plot(x, y, lines=[Line("λ", points, 1)], marks=marks)
 
 
-def cosine_curves(epochs: Sequence[Epoch], key: str) -> str | None:
+def cosine_curves(epochs: Sequence[Epoch]) -> Markup | None:
     """The mean over layers of the cosine between task gradients, a line a pair; none where none was measured."""
-    points: dict[str, list[tuple[int, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for epoch in epochs:
         if epoch.competition is not None:
             for pair in epoch.competition.pairs:
                 points.setdefault(pair, []).append((epoch.epoch, epoch.competition.mean_cosine(pair)))
-    return _lines(points, key, ("epoch", "mean cosine"), base=0.0) if points else None
+    return _lines(_named(points), "epoch", "mean cosine", base=0.0) if points else None
 
 
-def cosines_by_layer(found: Competition, key: str) -> str | None:
+def cosines_by_layer(competition: Competition) -> Markup | None:
     """The cosine between task gradients in each layer, input to output, a line a pair."""
     points = {
-        pair: [(index, values[pair]) for index, values in enumerate(found.cosines.values(), 1)]
-        for pair in found.pairs
+        pair: [(index, values[pair]) for index, values in enumerate(competition.cosines.values(), 1)]
+        for pair in competition.pairs
     }
-    return _lines(points, key, ("layer, from the input", "cosine"), base=0.0) if points else None
+    return _lines(_named(points), "layer, from the input", "cosine", base=0.0) if points else None
 
 
-def spread_by_layer(found: Competition, key: str) -> str | None:
+def spread_by_layer(competition: Competition) -> Markup | None:
     """The standard deviation of each task's diagonals in each layer, input to output, a line a task."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for index, values in enumerate(found.spread.values(), 1):
+    points: dict[str, list[tuple[float, float]]] = {}
+    for index, values in enumerate(competition.spread.values(), 1):
         for name, value in values.items():
             points.setdefault(name, []).append((index, value))
-    return _lines(points, key, ("layer, from the input", "spread of M"), base=0.0) if points else None
+    return _lines(points, "layer, from the input", "spread of M", base=0.0) if points else None
+
+
+def _named(points: Mapping[str, Points]) -> dict[str, Points]:
+    return {pair.replace("|", " and "): values for pair, values in points.items()}
 
 
 def _lines(
-    series: Mapping[str, Sequence[tuple[int, float]]], key: str, labels: tuple[str, str], base: float
-) -> str:
-    """Lines over whole numbers with a rule at `base`."""
-    from matplotlib.figure import Figure
-
-    with style(key):
-        figure = Figure(figsize=(WIDTH, 2.3 + 0.2 * (len(series) // 3)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhline(base, color=INK, alpha=0.4, linewidth=0.6)
-        for color, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
-            axes.plot(
-                *zip(*points, strict=True),
-                color=color,
-                label=name.replace("|", " and "),
-                linewidth=1.4,
-                marker=".",
-                markersize=4,
-            )
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
-        _whole_ticks(axes)
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        figure.legend(loc="outside upper left", ncols=3)
-        return svg(figure, key)
-
-
-def cycle(count: int) -> list[str]:
-    """As many colors as asked for, from the palette over and over."""
-    return [COLORS[number % len(COLORS)] for number in range(count)]
-
-
-def _whole_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-
-
-def shortened(name: str, longest: int = 30) -> str:
-    """The end of a long dotted name, which tells layers apart."""
-    return name if len(name) <= longest else "…" + name[-(longest - 1) :]
-
-
-def style(key: str) -> AbstractContextManager[None]:
-    """The figures' look; `key` makes their ids the same each time."""
-    from matplotlib import rc_context
-
-    return rc_context({**_STYLE, "svg.hashsalt": key})
-
-
-_IDENTIFIER = re.compile(r'(?<=\sid=")([^"]+)(?=")|(?<=url\(#)([^)]+)(?=\))|(?<=href="#)([^"]+)(?=")')
-
-
-def svg(figure: Figure, key: str) -> str:
-    """The figure as an <svg> element: no date, ids made unique by `key`, scalable, ink from the page."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    FigureCanvasSVG(figure)
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer,
-        format="svg",
-        transparent=True,
-        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    series: Mapping[str, Points],
+    x_title: str,
+    y_title: str,
+    *,
+    rings: Mapping[str, Points] | None = None,
+    base: float | None = None,
+    also: Sequence[float] = (),
+) -> Markup:
+    """Lines over whole numbers with a dot a point; values `also` are on the axis too. What is no number is left out."""
+    finite = {
+        name: [(one, value) for one, value in points if math.isfinite(value)]
+        for name, points in series.items()
+    }
+    finite = {name: points for name, points in finite.items() if points}
+    if not finite:
+        return Markup("")
+    x = axis([one for points in finite.values() for one, _ in points], x_title, whole=True)
+    values = [value for points in finite.values() for _, value in points]
+    y = axis([*values, *also, *([] if base is None else [base])], y_title, margin=0.0 if also else 0.06)
+    lines, marks = [], []
+    for number, (name, points) in enumerate(finite.items()):
+        lines.append(Line(name, points, number % COLORS))
+        marks += [Mark(one, value, number, title=f"{name}, {one:g}: {value:.4g}") for one, value in points]
+        marks += [
+            Mark(one, value, number, "ring", f"{name}: best") for one, value in (rings or {}).get(name, ())
+        ]
+    return legend([(name, number) for number, name in enumerate(finite)]) + plot(
+        x, y, lines=lines, marks=marks, base=base
     )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = _IDENTIFIER.sub(lambda match: f"{key}-{match.group()}", text)
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # the writer's style and fonts are the page's business
-    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r"font-family: [^;]*; ", "", text)
-    # width stays as the natural size, the height follows the viewBox
-    text = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", text, count=1)
-    return text.replace(INK, "currentColor")

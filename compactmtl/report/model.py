@@ -10,9 +10,11 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ConfigDict, computed_field, model_validator
 
 from compactmtl.config.recipe import Frozen as Strict
+from compactmtl.report.budget import Budget
+from compactmtl.report.interface import Interface
 from compactmtl.report.read import Epoch, Surgery
 from compactmtl.verify.gates import BASELINE
-from compactmtl.verify.result import TaskMetrics, Verdict, Verification
+from compactmtl.verify.result import GateResult, TaskMetrics, Verdict, Verification
 from compactmtl.verify.speed import is_lowered
 
 
@@ -38,6 +40,7 @@ class TaskView(Frozen):
     kind: str
     primary: str
     metrics: dict[str, MetricView]
+    wrong: str = ""  # when a single prediction is called wrong
 
 
 class Size(Frozen):
@@ -103,6 +106,7 @@ class ExportView(Frozen):
 
     target: str
     verification: Verification
+    interface: Interface | None = None  # none: of a report that an earlier version wrote
 
     @property
     def stage(self) -> StageKey:
@@ -123,11 +127,13 @@ class ExportView(Frozen):
     @property
     def bounds_baseline(self) -> bool:
         """Whether a gate bounds what was lost to the dense baseline."""
-        return any(
-            # files of older versions say it in the message alone
-            gate.gate == "accuracy" and (gate.against == BASELINE or f"of {BASELINE}," in gate.message)
-            for gate in self.verification.gates
-        )
+        return any(is_against_baseline(gate) for gate in self.verification.gates)
+
+
+def is_against_baseline(gate: GateResult) -> bool:
+    """Whether a gate bounds what was lost to the dense baseline."""
+    # files of older versions say it in the message alone
+    return gate.gate == "accuracy" and (gate.against == BASELINE or f"of {BASELINE}," in gate.message)
 
 
 class PreparedView(Frozen):
@@ -165,6 +171,7 @@ class RunView(Frozen):
     seconds: float | None
     provenance: Provenance
     targets: tuple[str, ...] = ()  # that the recipe names, in its order
+    budget: Budget | None = None  # none: the recipe asks for no sparsity
 
     @property
     def trained(self) -> Stage:

@@ -125,7 +125,7 @@ def paired_cells(report: Report) -> Table | None:
         rows.append(Row(label, tuple(cells)))
     names = ("Δm, % ↑", *(f"{task} {delta_formats.heading(metric, info)}" for task, metric, info in columns))
     caption = (
-        f"difference to {view.baseline or 'the other'} of the same seed: mean ± standard deviation over seeds, and how many of them "
-        "are better"
+        f"difference to {view.baseline or 'the other'} with the same seed: mean ± standard deviation over seeds; in "
+        "parentheses the number of seeds that are better"
     )
     return Table(names, tuple(rows), caption, footnote(report))

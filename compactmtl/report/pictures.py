@@ -103,7 +103,7 @@ def _words(sample: SampleView, label: str | None) -> str:
     """The told tasks of one column, a line each; the target's for None."""
     told = [task for task in sample.tasks if not task.dense]
     values = [(task.task, task.target if label is None else task.predictions.get(label)) for task in told]
-    return "\n".join(f"{name}: {value.caption}" for name, value in values if value is not None)
+    return "\n".join(f"{name}: {value.text}" for name, value in values if value is not None)
 
 
 def _with_words(cell: View | None, words: str) -> View | None:
@@ -111,7 +111,7 @@ def _with_words(cell: View | None, words: str) -> View | None:
         return cell
     if cell is None:
         return View(None, words)
-    return View(cell.picture, "\n".join(filter(None, (cell.caption, words))))
+    return View(cell.picture, "\n".join(filter(None, (cell.text, words))))
 
 
 def _row_height(row: Sequence[View | None], tile: int, font: ImageFont.FreeTypeFont) -> int:
@@ -120,7 +120,7 @@ def _row_height(row: Sequence[View | None], tile: int, font: ImageFont.FreeTypeF
         if cell is None:
             continue
         picture = 0 if cell.picture is None else round(tile * cell.picture.shape[0] / cell.picture.shape[1])
-        height = max(height, picture + _text_height(cell.caption, font))
+        height = max(height, picture + _text_height(cell.text, font))
     return height
 
 
@@ -144,9 +144,9 @@ def _draw_cell(
         height = round(size[0] * picture.height / picture.width)
         strip.paste(picture.resize((size[0], height), _resampling(picture, size[0])), (left, top))
         top += height
-    elif cell.caption:
-        top += max(0, (size[1] - _text_height(cell.caption, font)) // 2)
-    for number, line in enumerate(cell.caption.splitlines()):
+    elif cell.text:
+        top += max(0, (size[1] - _text_height(cell.text, font)) // 2)
+    for number, line in enumerate(cell.text.splitlines()):
         y = top + font.size * (0.3 + 1.35 * number)
         draw.text((left + 4, y), _fit(draw, line, font, size[0] - 8), font=font, fill=_SOFT)
 

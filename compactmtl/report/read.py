@@ -49,7 +49,7 @@ class Proof(Read):
 
 
 class NotPruned(Read):
-    """A layer that keeps dead channels, and why."""
+    """A layer that surgery leaves at its width, and why."""
 
     name: str
     reason: str
@@ -63,8 +63,9 @@ class Surgery(Read):
     layers: tuple[LayerChange, ...]
     proof: Proof
     not_pruned: tuple[NotPruned, ...] = Field(
-        (), validation_alias=AliasChoices("not_pruned", "kept_whole")
-    )  # kept_whole in files of earlier versions
+        (),
+        validation_alias=AliasChoices("not_pruned", "kept_whole"),  # files of earlier versions say kept_whole
+    )
     seconds: float
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.config.recipe import Recipe
+from compactmtl.report import format as fmt
+from compactmtl.report.model import MetricView
+from compactmtl.tasks.gain import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +33,14 @@ class View:
 
     picture: Picture | None
     caption: str = ""
+    measure: str = ""  # of a prediction: the task's own metric on this image alone
+    wrong: bool = False  # as `compactmtl.tasks.gain.judge` has it
+
+    @property
+    def text(self) -> str:
+        """Caption and measure, with a cross where it is wrong."""
+        told = ", ".join(one for one in (self.caption, self.measure) if one)
+        return f"✗ {told}" if self.wrong else told
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
         for label, model, run in models
     }
     tasks = []
+    runs = {label: run for label, _, run in models}
     for name, task in _all_tasks(models).items():
         owners = {label: run.tasks[name] for label, _, run in models if name in run.tasks}
         target = sample["targets"][task.target].numpy() if task.target in sample["targets"] else None
@@ -127,7 +139,12 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
                 task=name,
                 target=None if target is None else view(task, target),
                 predictions={
-                    label: view(owner, owner.decode(outputs[label][name])[0].numpy(), target)
+                    label: _judged(
+                        owner,
+                        outputs[label][name],
+                        splits.dataset(runs[label].recipe)[index]["targets"],
+                        view(owner, owner.decode(outputs[label][name])[0].numpy(), target),
+                    )
                     for label, owner in owners.items()
                 },
             )
@@ -137,6 +154,22 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
         image=np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()),
         tasks=tuple(tasks),
     )
+
+
+def _judged(task: Task, output: Tensor, targets: Mapping[str, Tensor], shown: View) -> View:
+    """The view of a prediction with what the task's own metric says of it, where the target is known."""
+    if task.target not in targets:
+        return shown
+    judgment = judge(task, output, targets[task.target][None])
+    if judgment is None:
+        return shown
+    info = task.metric_info[task.primary]
+    told = fmt.metric(judgment.value, MetricView(**asdict(info)))
+    if task.dense:
+        measure = f"{fmt.metric_name(task.primary)} {told}"
+    else:  # of a single class the share is 0 or 1, which the mark says already
+        measure = "" if info.share else f"off by {told}"
+    return replace(shown, measure=measure, wrong=judgment.wrong)
 
 
 def _all_tasks(models: Sequence[tuple[str, nn.Module, Run]]) -> dict[str, Task]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from compactmtl.report import format as fmt
 from compactmtl.report.model import Report, RunView, Stage, TaskView
+from compactmtl.report.noise import SAME_WEIGHTS, delta_noise, metric_noise, speed_noise
 from compactmtl.verify.result import LatencyResult, LatencyStats
 from compactmtl.verify.speed import dense_form, in_words, slowdowns, speed_of, subject_latency
 
@@ -20,10 +21,16 @@ Tone = Literal["", "good", "bad", "missing"]
 
 @dataclass(frozen=True)
 class Cell:
-    """Text and what it means: better or worse than the reference, or nothing measured."""
+    """Text, what it means (better or worse than the reference, or nothing measured), and how sure a difference is."""
 
     text: str
     tone: Tone = ""
+    noise: str = ""
+
+    @property
+    def full(self) -> str:
+        """The text with the noise behind it."""
+        return f"{self.text} ({self.noise})" if self.noise else self.text
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,12 @@ class Row:
 
     label: str
     cells: tuple[Cell, ...]
+    mark: str = ""  # a word beside the label, such as headline
+
+    @property
+    def full(self) -> str:
+        """The label with its mark."""
+        return f"{self.label} ({self.mark})" if self.mark else self.label
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,7 @@ class _Rows:
     """The quantities of the table, top to bottom."""
 
     def __init__(self, report: Report) -> None:
+        self.report = report
         self.tasks = report.tasks
         self.delta_reference = report.delta_reference
         self.baseline = report.baseline
@@ -122,7 +136,8 @@ class _Rows:
             elif stage.delta_m is None:
                 cells.append(MISSING)
             else:
-                cells.append(Cell(fmt.signed_percent(stage.delta_m), _tone(stage.delta_m)))
+                gain, noise = stage.delta_m, delta_noise(self.report, column.run)
+                cells.append(Cell(fmt.signed_percent(gain), _tone(gain), noise))
         cells.append(Cell(fmt.count(stage.size.parameters)) if stage.size else MISSING)
         cells.append(Cell(fmt.count(stage.size.macs)) if stage.size else MISSING)
         latency = _latency(column, self.subjects)
@@ -137,7 +152,13 @@ class _Rows:
         return cells
 
     def changes(self, subject: _Column, reference: _Column) -> list[Cell]:
-        cells = [_metric_change(subject.stage, reference.stage, task) for task in self.tasks]
+        cells = []
+        for task in self.tasks:
+            cell = _metric_change(subject.stage, reference.stage, task)
+            noise = metric_noise(self.report, subject.run, task.name, task.primary)
+            if subject.run is reference.run:
+                noise = SAME_WEIGHTS
+            cells.append(cell if cell is NOTHING else replace(cell, noise=noise))
         if self.delta_reference:
             cells.append(Cell(""))
         sizes = subject.stage.size, reference.stage.size
@@ -261,7 +282,7 @@ def speed_cell(latency: LatencyResult, against: str, name: str | None = None) ->
     tone: Tone = {"faster": "good", "slower": "bad"}.get(speed.verdict, "")  # type: ignore[assignment]
     if tone == "good" and name == subject and slowdowns(latency):
         tone = ""
-    return Cell(in_words(speed), tone)
+    return Cell(in_words(speed), tone, speed_noise(speed))
 
 
 def _caption(report: Report) -> str:
@@ -276,15 +297,15 @@ def _caption(report: Report) -> str:
         threads = "" if stats.threads is None else f", {stats.threads} thread{'s' * (stats.threads != 1)}"
         parts.append(
             f"latency on {stats.backend} ({stats.provider}, {stats.precision}{threads}), batch {stats.batch}, "
-            f"{len(stats.samples_ms)} rounds; faster or slower: the median over rounds of the ratio in the same round, "
-            "noise where its 10–90 % band holds 1"
+            f"{len(stats.samples_ms)} rounds; a ratio of latencies is the median over rounds of the ratio in one round, and "
+            "counts as noise if its 10–90 % band contains 1"
         )
     return "; ".join(parts)
 
 
 def plain(table: Table) -> str:
     """Aligned text, first column left, others right; the caption below."""
-    grid = [["", *table.columns], *([row.label, *(cell.text for cell in row.cells)] for row in table.rows)]
+    grid = [["", *table.columns], *([row.full, *(cell.full for cell in row.cells)] for row in table.rows)]
     widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
     lines = [
         "  ".join(
@@ -311,7 +332,7 @@ def markdown(table: Table) -> str:
         [
             line(["", *table.columns]),
             "| --- |" + " ---: |" * len(table.columns),
-            *(line([row.label, *(cell.text for cell in row.cells)]) for row in table.rows),
+            *(line([row.full, *(cell.full for cell in row.cells)]) for row in table.rows),
             "",
             "\n\n".join(_below(table)),
         ]
@@ -330,5 +351,5 @@ def rich_table(table: Table) -> RichTable:
     for column in table.columns:
         drawn.add_column(Text(column), justify="right")
     for row in table.rows:
-        drawn.add_row(Text(row.label), *(Text(cell.text, style=styles[cell.tone]) for cell in row.cells))
+        drawn.add_row(Text(row.full), *(Text(cell.full, style=styles[cell.tone]) for cell in row.cells))
     return drawn

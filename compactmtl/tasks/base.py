@@ -113,6 +113,7 @@ class Task(ABC):
     target_kind: ClassVar[TargetKind]
     losses: ClassVar[tuple[str, ...]]  # the default first
     primary: ClassVar[str]  # the metric that a one-line summary shows
+    meaning: ClassVar[str]  # what a value of the raw output is, for those who deploy the model
     dense: ClassVar[bool]  # whether the output is a map
 
     # What a kind declares where the default does not fit it.

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import MetricInfo, Task
 from compactmtl.tasks.common import nearest
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MetricValues = Mapping[str, Mapping[str, float]]  # task -> metric -> value
+
+RIGHT = 0.5  # the score from which a single prediction is not called wrong
 
 
 def definition(baseline: str) -> str:
-    """What Δm is, in one sentence for a reader of a table."""
+    """What Δm is, in one line for a reader of a table."""
     return (
-        f"Δm: how much better than {baseline} (m₀), the mean over tasks of the mean over a task's metrics of"
-        " (m − m₀) / |m₀|, its sign turned where lower is better; +2 % is 2 % better"
+        f"Δm is the mean relative improvement over {baseline}: (m − m₀) / |m₀| of each metric, with the sign flipped where"
+        " lower is better, averaged over the metrics of a task and then over tasks; +2 % means 2 % better"
     )
 
 
@@ -93,3 +101,37 @@ def _score(task: Task, value: float) -> float:
     if task.metric_info[task.primary].higher_is_better:
         return value
     return task.error_scale / (task.error_scale + value)
+
+
+def wrong_in_words(task: Task) -> str:
+    """When `judge` calls a prediction of this task wrong, such as "an error above 20 years"."""
+    info = task.metric_info[task.primary]
+    if not info.higher_is_better:
+        separator = "" if info.unit in ("", "°") else " "
+        return f"an error above {task.error_scale:.3g}{separator}{info.unit}"
+    if task.target_kind == "class":
+        return "another class than the target's"
+    return f"{task.primary} of the image below {100 * RIGHT:.0f} %"
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One prediction on its own: the task's primary metric of this image, and whether it counts as wrong."""
+
+    value: float
+    wrong: bool
+
+
+def judge(task: Task, output: Tensor, target: Tensor) -> Judgment | None:
+    """A single image's raw output (1, ...) against its target (1, ...), by the task's own metric.
+
+    It is wrong where it scores less than one half on the scale of `mean_score`: a share below 50 %, so a class that is
+    not the target's, or an error above `task.error_scale`. None where nothing of the target is known.
+    """
+    metrics = task.metrics()
+    metrics.update(output, target)
+    try:
+        value = metrics.compute()[task.primary]
+    except DataError:
+        return None
+    return Judgment(value, _score(task, value) < RIGHT) if math.isfinite(value) else None

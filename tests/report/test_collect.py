@@ -191,4 +191,4 @@ def test_unsteady_latencies_are_noted(make_run: MakeRun, splits: TinySplits) -> 
     found["latency"]["stats"]["compact"]["samples_ms"] = [4.0, 5.0, 6.0, 7.0] * 25
     path.write_text(json.dumps(found))
     (note,) = build([run], None, splits).notes
-    assert "spread over 27% of the median" in note
+    assert "quartiles is 27 % of the median" in note

@@ -145,7 +145,7 @@ def test_both_tables_are_written(report: Report, tmp_path: Path) -> None:
     first, second = delta_cells(report), paired_cells(report)
     assert second is not None
     assert first.columns[-1] == "training, s ↓"
-    assert "(2/2)" in markdown(second) and "plain of the same seed" in second.caption
+    assert "(2/2)" in markdown(second) and "plain with the same seed" in second.caption
     page = write_collected(report, [], tmp_path).read_text()
     assert second.caption in page
     assert Report.model_validate_json((tmp_path / "report.json").read_text()) == report

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.config.recipe import Recipe
+from compactmtl.config.target import Target
 from compactmtl.data.base import Batch, Preprocessing, Sample
 from compactmtl.errors import DataError
+from compactmtl.export.bundle import BundleInfo, TensorRecord, bundle_tasks
 from compactmtl.report.samples import ValSplits
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 from compactmtl.verify.result import (
@@ -359,9 +361,31 @@ def add_export(run: SyntheticRun, found: Verification) -> None:
     folder.mkdir(parents=True)
     (folder / "verification.json").write_text(found.model_dump_json())
     compacted = (run.path / "compact" / "plan.json").exists()
-    plan = hashlib.sha256(b"{}").hexdigest() if compacted else None
-    bundle = {"plan_sha256": plan, "target": {"accuracy": {"samples": None}}}
-    (folder / "bundle.json").write_text(json.dumps(bundle))
+    height, width = SIZE
+    info = BundleInfo(
+        run=run.name,
+        compact=compacted,
+        target_name=found.target,
+        target=Target(backend="onnxruntime"),
+        model="model.onnx",
+        files={"model.onnx": "0" * 64},
+        inputs=(TensorRecord(name="image", shape=(1, 3, height, width), dtype="float32"),),
+        outputs=tuple(
+            TensorRecord(
+                name=name,
+                shape=(1, task.channels, height, width) if task.dense else (1, task.channels),
+                dtype="float32",
+            )
+            for name, task in run.tasks.items()
+        ),
+        tasks=bundle_tasks(run.tasks, run.recipe.tasks),
+        preprocessing=Preprocessing(size=SIZE),
+        recipe_sha256="0" * 64,
+        plan_sha256=hashlib.sha256(b"{}").hexdigest() if compacted else None,
+        versions={},
+        created="2026-01-02T03:04:05+00:00",
+    )
+    (folder / "bundle.json").write_text(info.model_dump_json())
 
 
 def write_pair(folder: Path) -> tuple[SyntheticRun, SyntheticRun]:

@@ -54,6 +54,10 @@ class BinnedRegressionTask(ScalarTask):
     Options = BinnedRegressionOptions
     usual = False
     losses = ("cross_entropy", "cross_entropy_l1")
+    meaning = (
+        "score (logit) of each bin from low to high; the value is the mean of the bins' values under "
+        "the softmax"
+    )
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {"expectation_weight": ("cross_entropy_l1",)}
     distillation = "softmax"
 

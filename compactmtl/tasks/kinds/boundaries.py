@@ -60,6 +60,7 @@ class BoundariesTask(MapTask):
     channels = 1
     losses = ("weighted_bce",)
     primary = "ods_f"
+    meaning = "logit of a boundary at each pixel; its sigmoid is the probability"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "ods_f": MetricInfo(higher_is_better=True, share=True),
         "precision": MetricInfo(higher_is_better=True, share=True, gain=False),

@@ -34,6 +34,7 @@ class ClassificationTask(ValueTask):
     losses = ("cross_entropy", "dice")
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {"label_smoothing": ("cross_entropy",)}
     primary = "accuracy"
+    meaning = "score (logit) of each class; the class with the largest score is the prediction"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "accuracy": MetricInfo(higher_is_better=True, share=True)
     }

@@ -31,6 +31,7 @@ class DepthTask(PositiveMapTask):
     options: DepthOptions
     Options = DepthOptions
     target_kind = "depth"
+    meaning = "depth at each pixel"
     losses = ("l1", "log_l1")
 
     def known(self, target: Tensor) -> Tensor:

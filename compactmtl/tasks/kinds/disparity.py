@@ -30,6 +30,7 @@ class DisparityTask(PositiveMapTask):
     options: DisparityOptions
     Options = DisparityOptions
     target_kind = "disparity"
+    meaning = "disparity at each pixel, proportional to 1 / depth"
     losses = ("l1", "l1_std")
 
     def known(self, target: Tensor) -> Tensor:

@@ -69,6 +69,10 @@ class InstancesTask(MapTask):
     default_head = "instances"
     losses = ("panoptic",)
     primary = "ap50"
+    meaning = (
+        "per cell of 4×4 pixels: logits of the background and of each class, logit of a center, "
+        "offset (down, right) to the center in units of 16 pixels"
+    )
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "ap": MetricInfo(higher_is_better=True, share=True),
         "ap50": MetricInfo(higher_is_better=True, share=True),

@@ -48,6 +48,7 @@ class MultilabelTask(ValueTask):
     losses = ("bce", "focal")
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {"gamma": ("focal",), "alpha": ("focal",)}
     primary = "mean_f1"
+    meaning = "logit of each label; a label is predicted where it is above 0, its sigmoid is the probability"
     postprocess = ("sigmoid",)
     distillation = "sigmoid"
 

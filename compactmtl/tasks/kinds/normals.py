@@ -30,6 +30,7 @@ class NormalsTask(MapTask):
     channels = 3
     losses = ("cosine",)
     primary = "mean_angle"
+    meaning = "surface normal at each pixel (x right, y down, z forward), of any length; divide by its length"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "mean_angle": MetricInfo(higher_is_better=False, unit="°"),
         "median_angle": MetricInfo(higher_is_better=False, unit="°"),

@@ -28,6 +28,7 @@ class RegressionTask(ScalarTask):
     options: RegressionOptions
     Options = RegressionOptions
     channels = 1
+    meaning = "the value itself"
     losses = ("smooth_l1", "l1", "l2")
     head_bias = 0.0  # which the affine function behind the layer makes the training mean
     uncertainty_scale = 0.5

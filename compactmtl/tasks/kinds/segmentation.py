@@ -42,6 +42,7 @@ class SegmentationTask(MapTask):
         "gamma": ("focal",),
     }
     primary = "miou"
+    meaning = "score (logit) of each class at each pixel; the class with the largest score is the prediction"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "miou": MetricInfo(higher_is_better=True, share=True),
         "pixel_accuracy": MetricInfo(higher_is_better=True, share=True),

@@ -1,0 +1,47 @@
+"""Whether a run met what its recipe asks to remove."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from compactmtl.config.recipe import Recipe
+from compactmtl.config.schema import Frozen
+from compactmtl.report.read import Surgery
+
+
+class Budget(Frozen):
+    """A target of sparsity: the share of the whole model to be removed, and the share that surgery removed.
+
+    `reached` is none where surgery was not run, and for latency, which surgery does not count.
+    """
+
+    key: str  # in the recipe, such as sparsity.selective.mac_reduction
+    measure: Literal["macs", "parameters", "latency"]
+    asked: float
+    reached: float | None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether at least as much was removed as asked; none where that is not known."""
+        return None if self.reached is None else self.reached >= self.asked
+
+
+def budget(recipe: Recipe, surgery: Surgery | None) -> Budget | None:
+    """The recipe's target of sparsity, held against what surgery removed; none where the recipe sets none."""
+    if recipe.sparsity is None:
+        return None
+    sections = {name: getattr(recipe.sparsity, name) for name in ("selective", "controller", "prune")}
+    name = next((name for name, section in sections.items() if section is not None), None)
+    if name is None:
+        return None
+    section = sections[name]
+    reached = None
+    if surgery is not None and section.measure != "latency":
+        change = getattr(surgery, section.measure)
+        reached = 1 - change.after / change.before
+    return Budget(
+        key=f"sparsity.{name}.{section.key}",
+        measure=section.measure,
+        asked=section.reduction,
+        reached=reached,
+    )
