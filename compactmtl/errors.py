@@ -11,6 +11,17 @@ USAGE = 2
 MISSING = 3
 GATE = 4
 INTERRUPTED = 130
+BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
+
+EXIT_CODES = {
+    OK: "The command succeeded.",
+    BUG: "The command failed because of a bug. The traceback is shown.",
+    USAGE: "The command line, a recipe, a target, the data or a file cannot be used.",
+    MISSING: "A package or device is missing, or the machine's memory is full.",
+    GATE: "A gate failed: a bound on accuracy, parity, latency or size does not hold.",
+    INTERRUPTED: "The command was interrupted. Training can be resumed with `--resume`.",
+    BROKEN_PIPE: "The program that read the output, such as `head`, has ended.",
+}
 
 
 def command(*words: object) -> str:

@@ -19,6 +19,7 @@ from compactmtl.cli.disk import disk_error, refused_place
 from compactmtl.cli.parser import Parser
 from compactmtl.config.trust import trusting
 from compactmtl.errors import (
+    BROKEN_PIPE,
     BUG,
     INTERRUPTED,
     OK,
@@ -47,7 +48,6 @@ VERBS = (
 )
 # What says how OpenMP's idle threads wait: GNU's, which torch's Linux wheels bring, and Intel's and LLVM's.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}

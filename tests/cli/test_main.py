@@ -12,7 +12,14 @@ import pytest
 
 from compactmtl.cli import main as cli
 from compactmtl.cli.disk import refused_place
-from compactmtl.errors import CompactError, ConfigError, DataError, GateError, MissingDependencyError
+from compactmtl.errors import (
+    BROKEN_PIPE,
+    CompactError,
+    ConfigError,
+    DataError,
+    GateError,
+    MissingDependencyError,
+)
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -204,4 +211,4 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert process.stdout is not None
     process.stdout.close()  # before it writes
     _, shown = process.communicate()
-    assert (process.returncode, shown) == (cli.BROKEN_PIPE, b"")
+    assert (process.returncode, shown) == (BROKEN_PIPE, b"")
