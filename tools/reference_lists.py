@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
 from compactmtl import backends
-from compactmtl.config.balancing import BalancerName
 from compactmtl.config.keys import keys
 from compactmtl.config.lookup import Kind, entries
-from compactmtl.config.sparsity import SparsityConfig
-from compactmtl.data.datasets import DATASETS, dataset_module
+from compactmtl.config.recipe import Recipe
+from compactmtl.data import DATASETS
+from compactmtl.data.datasets import dataset_module
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,8 +40,8 @@ def lists() -> Iterator[str]:
     for name, kind in task_classes().items():
         yield from _task(name, kind)
     yield from ("## Balancers", "", "The value of `balancing.name`.", "")
-    for name in get_args(BalancerName):
-        yield from _options(f"### `{name}`", balancer_options(name), "balancing.options.")
+    for name in _names("balancing.name"):
+        yield from _options(f"### `{name}`", *balancer_options(name))
     yield from (
         "## Penalties",
         "",
@@ -130,8 +130,15 @@ def task_options(kind: type[Any]) -> type[BaseModel] | None:
     return getattr(importlib.import_module(kind.__module__), name, None)
 
 
-def balancer_options(name: str) -> type[BaseModel]:
-    """The options of a balancing method."""
+def balancer_options(name: str) -> tuple[type[BaseModel], str, str]:
+    """The options of a balancing method, where a recipe has them, and what the method is."""
+    if find_spec("compactmtl.balancing.registry"):
+        method = importlib.import_module("compactmtl.balancing.registry").balancer_class(name)
+        return method.Options, "balancing.options.", _first_line(method)
+    return _balancer_options(name), "balancing.options.", ""
+
+
+def _balancer_options(name: str) -> type[BaseModel]:
     from compactmtl.balancing.aggregators import AGGREGATORS
     from compactmtl.balancing.base import NoOptions
     from compactmtl.balancing.db_mtl import DBMTLOptions
@@ -155,12 +162,21 @@ def balancer_options(name: str) -> type[BaseModel]:
 
 
 def penalty_classes() -> Mapping[str, type[Any]]:
-    """Every penalty with its class, which is called as the recipe names it but for case and underscores."""
-    names: Iterable[str] = get_args(SparsityConfig.model_fields["penalty"].annotation)
+    """Every penalty with its class."""
+    names = _names("sparsity.penalty")
+    if find_spec("compactmtl.sparsity.registry"):
+        by_name = importlib.import_module("compactmtl.sparsity.registry").penalty_class
+        return {name: by_name(name) for name in names}
     public = {
         name.lower(): value for name, value in vars(importlib.import_module("compactmtl.sparsity")).items()
     }
     return {name: public[name.replace("_", "")] for name in names}
+
+
+def _names(key: str) -> list[str]:
+    """The names that a key of a recipe takes, without that of a class of the user's own."""
+    choices = next(one.choices for one in keys(Recipe) if one.name == key)
+    return [name for name in choices if ":" not in name]
 
 
 def backend_names() -> tuple[str, ...]:

@@ -36,13 +36,19 @@ def balancer(
     at: At | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Balancer:
-    """The balancer `name` for these tasks; `balancing.NAMES` lists the names, docs/balancing.md what they do.
+    """Build a balancing method by name. `compactmtl.balancing.NAMES` lists the names.
 
-    `tasks` are names (all of weight 1), weights by name, or the tasks themselves, whose `weight` and `kind` are read.
-    `at` says where task gradients are compared, for methods that compare them: "shared_parameters" by default.
+    Args:
+        name: the method, such as "equal", "uncertainty", "pcgrad" or "mgda".
+        tasks: task names (all of weight 1), a mapping of names to weights, or a mapping of names to tasks.
+        at: where the gradients of the tasks are compared, for methods that compare them: at the encoder's output
+            ("features") or at its parameters ("shared_parameters", the default).
+        options: options of the method, as in a recipe's `balancing.options`.
 
-    Raises ConfigError for an unknown name or option, no task at all, a negative weight, or `at` given to a method of
-    losses; MissingDependencyError where the method needs a package that is not installed.
+    Raises:
+        ConfigError: for an unknown name or option, no task, a negative weight, or `at` with a method that compares no
+            gradients.
+        MissingDependencyError: where the method needs a package that is not installed.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)

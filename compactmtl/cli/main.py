@@ -30,7 +30,7 @@ from compactmtl.errors import (
     machine_fault,
 )
 
-# In the order in which a user walks; each is a module of this package, imported when it is asked for.
+# In the order in which a user needs them; each is a module of this package, imported when it is asked for.
 VERBS = (
     "data",
     "recipes",
@@ -151,7 +151,7 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:<{width}}  {_load(name).HELP}" for name in VERBS)
     return (
         f"usage: compactmtl COMMAND …\n\n{compactmtl.__doc__}\n\ncommands:\n{verbs}\n\n"
-        "`compactmtl COMMAND --help` shows a worked example. `compactmtl demo` walks the whole road."
+        "`compactmtl COMMAND --help` shows its options and an example. `compactmtl demo` runs the whole pipeline."
     )
 
 
@@ -168,7 +168,7 @@ def disk_failure(error: OSError, parser: Parser, args: argparse.Namespace) -> tu
     if error.errno in _FORBIDDEN:
         return message, f"make it readable and writable{elsewhere}"
     if error.errno in (errno.EEXIST, errno.ENOTDIR) and path is not None:
-        return f"{where}a file is there, where a folder should be", f"check the path{elsewhere}"
+        return f"{where}a file exists where a folder should be", f"check the path{elsewhere}"
     return message, "check the path"
 
 

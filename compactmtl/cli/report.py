@@ -10,7 +10,7 @@ from compactmtl.cli.parser import add_trust
 if TYPE_CHECKING:
     from compactmtl.report import Report
 
-HELP = "compare runs in one offline page and a table"
+HELP = "write one offline page and a table that compare runs"
 EXAMPLE = """\
 compactmtl report runs/scenes-compact --baseline runs/scenes-dense
 compactmtl report runs/seed0 runs/seed1 --baseline runs/dense --out reports/seeds
@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="where the runs' data lies here, such as data.root=/data",
+        help="where the runs' data is on this machine, such as data.root=/data",
     )
     parser.add_argument(
         "--baseline",
         metavar="RUN",
-        help="the run that Δm and changes are against; or `single`: the single-task runs among RUN, over their seeds",
+        help="run that Δm and changes refer to; or `single`: the single-task runs among RUN, over their seeds",
     )
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: the first run's folder)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the report (default: the first run's folder)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--markdown", action="store_true", help="print the table as Markdown, for a README or an issue"
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     passed, gates = report.gates
     if passed < gates:
-        print(f"{gates - passed} of {gates} gates failed: see the page", file=sys.stderr)
+        print(f"{gates - passed} of {gates} gates failed; see the page", file=sys.stderr)
     print(f"report: {page}", file=sys.stderr if args.markdown or args.latex else sys.stdout)
     return 0
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticKnownError, PydanticUndefined
 
 from compactmtl.config.schema import Scalar
 from compactmtl.config.yaml import flow
@@ -27,8 +28,8 @@ class Key:
     """One key of a schema.
 
     `name` is dotted; `*` in it stands for a name that the user chooses, such as a task's. `type` says in words which
-    values are allowed. `default` is written as in YAML; it is None where the key must be given. A `section` has keys of
-    its own, which follow it.
+    values are allowed; `choices` are the names among them. `default` is written as in YAML; it is None where the key must
+    be given. A `section` has keys of its own, which follow it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Key:
     default: str | None
     description: str
     section: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
@@ -43,14 +45,11 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
     for name, field in model.model_fields.items():
         dotted = f"{prefix}{name}"
         sections = list(_sections(field.annotation, dotted))
-        yield Key(dotted, type_of(field), _default(field), field.description or "", bool(sections))
+        parts = list(dict.fromkeys(_choices(field.annotation, field.metadata)))
+        names = tuple(part.strip("`") for part in parts if part.startswith("`"))
+        yield Key(dotted, _listed(parts), _default(field), field.description or "", bool(sections), names)
         for section, path in sections:
             yield from keys(section, f"{path}.")
-
-
-def type_of(field: FieldInfo) -> str:
-    """The type and the allowed values of a field in words, such as `integer ≥ 1 or null`."""
-    return _type(field.annotation, field.metadata)
 
 
 def _sections(annotation: Any, key: str) -> Iterator[tuple[type[BaseModel], str]]:
@@ -67,9 +66,13 @@ def _sections(annotation: Any, key: str) -> Iterator[tuple[type[BaseModel], str]
         yield from _sections(arguments[1], f"{key}.*")
 
 
-def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    choices = list(dict.fromkeys(_choices(annotation, metadata)))
-    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+def _type(annotation: Any) -> str:
+    return _listed(list(dict.fromkeys(_choices(annotation, ()))))
+
+
+def _listed(parts: list[str]) -> str:
+    """A type in words, such as `integer ≥ 1 or null`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
 def _choices(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
@@ -84,6 +87,8 @@ def _choices(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
             arguments = tuple(one for one in arguments if one not in scalars)
         for argument in arguments:
             yield from _choices(argument, metadata)
+    elif annotation is str and (names := _names(metadata)):
+        yield from (f"`{name}`" for name in names)
     elif origin is Literal:
         yield from (f"`{flow(value)}`" for value in arguments)
     elif origin is dict:
@@ -98,6 +103,18 @@ def _choices(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
         word = _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
         bounds = _bounds(metadata) if annotation in (int, float) else ""
         yield f"{word} {bounds}".rstrip()
+
+
+def _names(metadata: Iterable[Any]) -> list[str]:
+    """The names that a check of a text takes: it lists them when it refuses another."""
+    for check in metadata:
+        if isinstance(check, AfterValidator):
+            try:
+                check.func("")  # type: ignore[call-arg]
+            except PydanticKnownError as error:
+                if error.type == "literal_error":
+                    return re.findall(r"'([^']+)'", str((error.context or {})["expected"]))
+    return []
 
 
 def _bounds(metadata: Iterable[Any]) -> str:

@@ -273,7 +273,7 @@ class Recipe(Frozen):
     distillation: DistillationConfig | None = Field(None, description="A teacher for all tasks. null: none.")
     surgery: SurgeryConfig = Field(SurgeryConfig(), description="How dead channels are removed.")
     targets: tuple[str, ...] = Field(
-        ("onnxruntime-cpu",), description="Deployment targets of `compactmtl export`, by name."
+        ("onnxruntime-cpu",), description="Deployment targets by name, for the command export."
     )
     single_task: dict[str, dict[str, float]] = Field(
         default_factory=dict,

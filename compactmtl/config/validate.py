@@ -1,4 +1,4 @@
-"""Check plain values against a typed model; say where, what was expected, what was found, and the nearest right key."""
+"""Check plain values against a typed model. Errors name the place, what was expected and found, and the nearest right key."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> Node:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{shown(path)}: not UTF-8 text ({error.reason} at byte {error.start})", "save it as UTF-8"
+            f"{shown(path)}: not UTF-8 text ({error.reason} at byte {error.start})", "save the file as UTF-8"
         ) from None
     except OSError as error:
         raise ConfigError(

@@ -84,7 +84,7 @@ def test_a_disk_that_refuses_names_the_path(invoke: Invoke, number: int) -> None
 @pytest.mark.parametrize("number", [errno.ENOTDIR, errno.EEXIST])
 def test_a_file_in_place_of_a_folder_is_said(invoke: Invoke, number: int) -> None:
     code, _, shown = invoke(OSError(number, "refused", "runs"))
-    assert (code, shown.splitlines()[0]) == (2, "error: runs: a file is there, where a folder should be")
+    assert (code, shown.splitlines()[0]) == (2, "error: runs: a file exists where a folder should be")
 
 
 @pytest.mark.parametrize("name", cli.VERBS)

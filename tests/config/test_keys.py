@@ -2,7 +2,8 @@ import re
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticKnownError
 
 from compactmtl.config.keys import Key, keys
 from compactmtl.config.load import resolve_target
@@ -12,6 +13,12 @@ from compactmtl.config.sweep import SweepConfig
 from compactmtl.config.target import Target
 
 SCHEMAS = (Recipe, Target, SweepConfig)
+
+
+def known(name: str) -> str:
+    if name not in ("left", "right"):
+        raise PydanticKnownError("literal_error", {"expected": "'left', 'right' or 'package.module:Class'"})
+    return name
 
 
 class Inner(Frozen):
@@ -25,6 +32,7 @@ class Outer(Frozen):
     rank: Literal["full"] | Annotated[int, Field(ge=1)] | Positive = Field("full", description="A rank.")
     inner: Inner = Field(Inner(size=(3, 4)), description="A section.")
     named: dict[str, Inner] = Field(default_factory=dict, description="Sections by name.")
+    side: Annotated[str, AfterValidator(known)] = Field("left", description="A name that is checked.")
     options: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict, description="Options.")
 
 
@@ -53,6 +61,7 @@ def test_the_keys_of_the_recipe_reach_every_level() -> None:
         ("count", "integer ≥ 1"),
         ("share", "number > 0 and ≤ 1 or null"),
         ("rank", "`full`, integer ≥ 1 or number > 0"),
+        ("side", "`left`, `right` or `package.module:Class`"),
         ("inner", "section"),
         ("inner.size", "list of 2 integers"),
         ("named", "mapping of names to sections"),
@@ -62,6 +71,13 @@ def test_the_keys_of_the_recipe_reach_every_level() -> None:
 )
 def test_types_are_told_in_words(name: str, words: str) -> None:
     assert by_name(Outer)[name].type == words
+
+
+def test_names_that_can_be_given_are_listed() -> None:
+    found = by_name(Outer)
+    assert found["rank"].choices == ("full",)
+    assert found["side"].choices == ("left", "right", "package.module:Class")
+    assert found["count"].choices == ()
 
 
 def test_a_required_key_has_no_default_and_a_section_shows_what_it_changes() -> None:
