@@ -117,7 +117,7 @@ def machine_fault(error: BaseException) -> MachineError | None:
     if runtime and any(word in text for word in _SHARED_FULL):
         return MachineError(
             f"the shared memory (/dev/shm) that loader processes pass batches through is full: {shown}",
-            "set data.workers lower or to 0, use a smaller batch, or give the container more: `docker run --shm-size=8g`",
+            "set data.workers=0 or lower, use a smaller batch, or give the container more: `docker run --shm-size=8g`",
         )
     if runtime and any(word in text for word in _WORKER_DIED):
         return MachineError(
