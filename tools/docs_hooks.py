@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File
+
 log = logging.getLogger("mkdocs.plugins.compactmtl")  # a warning below mkdocs.* fails a strict build
 
 # What comes first, by name without ending; other pages and folders follow in the order of their titles.
@@ -19,6 +21,7 @@ ORDER = (
     "index", "tutorial", "how-to", "reference", "architecture", "results", "contributing",
 )  # fmt: skip
 TITLES = {"how-to": "How-to", "reference": "Reference", "results": "Results"}  # of folders without index.md
+STYLE = "assets/style.css"
 OUTSIDE = ("README.md", "CHANGELOG.md")  # pages beside docs/ whose links are checked too
 
 _LINK = re.compile(r"(?<!!)\[([^\]\n]*(?:\n[^\]\n]+)?)\]\(([^)\s#]*)(#[^)\s]*)?\)")
@@ -31,6 +34,13 @@ def on_config(config: Any) -> Any:
     """Give mkdocs the navigation."""
     config["nav"] = navigation(Path(config["docs_dir"]))
     return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the style sheet, which lies beside this file: docs/ holds pages alone."""
+    style = (Path(__file__).parent / "docs.css").read_text(encoding="utf-8")
+    files.append(File.generated(config, STYLE, content=style))
+    return files
 
 
 def on_pre_build(config: Any) -> None:
