@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-for-compactmtl
 # One process a core and one thread a process: small models gain nothing from more threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Strict: a link, page or anchor that is missing fails. Nothing is read from a network.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file tools/mkdocs.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check
+.PHONY: help setup demo test test-fast docs check
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +34,13 @@ test: $(STAMP) ## every test that needs no GPU
 test-fast: $(STAMP) ## the unit tests
 	$(PYTEST) -m 'not gpu and not slow'
 
-check: $(STAMP) ## format, lint, types, import direction, wheel contents
+docs: $(STAMP) ## write the reference pages from the code and build docs/ into site/
+	$(BIN)/python -m tools.reference
+	$(MKDOCS)
+
+check: $(STAMP) ## format, lint, types, import direction, wheel contents, pages and their links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/project
+	$(MKDOCS)

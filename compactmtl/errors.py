@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend; every other exception is a bug."""
+"""The errors that a user can cause and fix; every other exception is a bug."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ USAGE = 2
 MISSING = 3
 GATE = 4
 INTERRUPTED = 130
+BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
+
+EXIT_CODES = {
+    OK: "The command succeeded.",
+    BUG: "The command failed because of a bug. The traceback is shown.",
+    USAGE: "The command line, a recipe, a target, the data or a file cannot be used.",
+    MISSING: "A package or device is missing, or the machine's memory is full.",
+    GATE: "A gate failed: a bound on accuracy, parity, latency or size does not hold.",
+    INTERRUPTED: "The command was interrupted. Training can be resumed with `--resume`.",
+    BROKEN_PIPE: "The program that read the output, such as `head`, has ended.",
+}
 
 
 def command(*words: object) -> str:
@@ -19,7 +30,7 @@ def command(*words: object) -> str:
 
 
 class CompactError(Exception):
-    """A failure with a mend: `message` says what is wrong and where, `hint` how to put it right."""
+    """A failure that the user can fix: `message` says what is wrong and where, `hint` how to fix it."""
 
     exit_code = USAGE
 
@@ -51,7 +62,7 @@ class SurgeryError(CompactError):
 
 
 class TrainingError(CompactError):
-    """Training that cannot go on, such as a loss that is not finite."""
+    """Training that cannot continue, for example because a loss is not finite."""
 
 
 class MissingDependencyError(CompactError):
@@ -61,7 +72,7 @@ class MissingDependencyError(CompactError):
 
 
 class MachineError(CompactError):
-    """A machine that runs out of memory, or whose system ended a process of ours."""
+    """A machine that is out of memory, or that ended one of our processes."""
 
     exit_code = MISSING
 
@@ -73,11 +84,11 @@ class GateError(CompactError):
 
 
 class HeldError(CompactError):
-    """A run folder that another process is writing into."""
+    """A run folder that another process is writing to."""
 
 
 class CompactWarning(UserWarning):
-    """What a user should know although the command goes on."""
+    """What a user should know although the command continues."""
 
 
 # What torch, ONNX Runtime and the system say. torch is not imported for it: the command line asks before it is loaded.
@@ -93,7 +104,7 @@ _WORKER_DIED = ("DataLoader worker (pid",)
 
 
 def machine_fault(error: BaseException) -> MachineError | None:
-    """The fault of the machine that an exception tells of, with its mend; None where it tells of none."""
+    """The fault of the machine that an exception reports, with its fix; None where it reports none."""
     text = str(error)
     shown = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
     runtime = isinstance(error, RuntimeError)  # torch.OutOfMemoryError is one
@@ -101,23 +112,23 @@ def machine_fault(error: BaseException) -> MachineError | None:
         first = text[max(text.find("CUDA"), 0) :].split(". GPU")[0].splitlines()[0]
         return MachineError(
             f"the device's memory is full: {first}",
-            "take a smaller batch or image, end what else runs on the device, or use the CPU",
+            "use a smaller batch or image, end other processes on the device, or use the CPU",
         )
     if runtime and any(word in text for word in _SHARED_FULL):
         return MachineError(
-            f"the shared memory (/dev/shm) through which loader processes hand over batches is full: {shown}",
-            "set data.workers=0 or fewer, take a smaller batch, or give the container more: `docker run --shm-size=8g`",
+            f"the shared memory (/dev/shm) that loader processes pass batches through is full: {shown}",
+            "set data.workers=0 or lower, use a smaller batch, or give the container more: `docker run --shm-size=8g`",
         )
     if runtime and any(word in text for word in _WORKER_DIED):
         return MachineError(
             f"a process that loads data died: {shown}",
-            "the system ends processes when memory runs out: set data.workers lower; with data.workers=0 a fault of "
-            "the data set itself shows",
+            "the system ends processes when memory runs out: set data.workers lower; with data.workers=0 an error of "
+            "the data set itself is shown",
         )
     full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     if full or (runtime and any(word in text for word in _MEMORY_FULL)):
         return MachineError(
             f"the machine's memory is full: {shown}",
-            "take a smaller batch or image, fewer data.workers, or data.cache=none; or end what else runs here",
+            "use a smaller batch or image, fewer data.workers or data.cache=none, or end other processes",
         )
     return None

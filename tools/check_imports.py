@@ -1,4 +1,4 @@
-"""Hold the package's imports against the one direction they may go: only to rooms on the left of ROOMS.
+"""Hold the package's imports against two rules: they go only to rooms on the left of ROOMS, and in no circle.
 
 python tools/check_imports.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,8 @@ def violations(root: Path) -> list[str]:
     """Every import under `root/compactmtl` that goes to the right, and every module outside the known rooms."""
     package = root / PACKAGE
     faults = []
-    for path in sorted(package.rglob("*.py")):
+    for path in _modules(package):
         parts = path.relative_to(package).with_suffix("").parts
-        if parts[0] in DOORS:
-            continue
         if parts[0] not in ROOMS:
             faults.append(f"{path}: {parts[0]} is no room of the package; the rooms are {', '.join(ROOMS)}")
             continue
@@ -52,6 +50,87 @@ def violations(root: Path) -> list[str]:
             elif found.imported == TRAINING and parts[0] not in TRAINERS:
                 faults.append(f"{found}; a run is read through runs")
     return faults
+
+
+def circles(root: Path) -> list[str]:
+    """Every circle of modules under `root/compactmtl` that import each other, one line for each.
+
+    Imports at module level count, those under TYPE_CHECKING included; an import in a function does not. Of modules
+    that all reach each other, one shortest circle is shown.
+    """
+    package = root / PACKAGE
+    paths = {_module_name(path, package): path for path in _modules(package)}
+    imports = {name: _loaded_with(path, package, paths) for name, path in paths.items()}
+    faults: list[str] = []
+    shown: set[str] = set()
+    for name in sorted(imports):
+        circle = [] if name in shown else _shortest_circle(name, imports)
+        if circle:
+            shown |= {one for one in _reachable(name, imports) if name in _reachable(one, imports)}
+            line = imports[name][circle[1]]
+            faults.append(f"{paths[name]}:{line}: modules import each other: {' -> '.join(circle)}")
+    return faults
+
+
+def _modules(package: Path) -> list[Path]:
+    """The files of the package but its doors."""
+    paths = sorted(package.rglob("*.py"))
+    return [path for path in paths if path.relative_to(package).with_suffix("").parts[0] not in DOORS]
+
+
+def _module_name(path: Path, package: Path) -> str:
+    parts = path.relative_to(package).with_suffix("").parts
+    return ".".join([PACKAGE, *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+def _loaded_with(path: Path, package: Path, modules: Mapping[str, Path]) -> dict[str, int]:
+    """The modules of the package that a module imports at its top level, with the line of the import."""
+    here = (PACKAGE, *path.relative_to(package).parts[:-1])
+    itself = _module_name(path, package)
+    lines: dict[str, int] = {}
+    for node in _top_level(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        for name in _imported_names(node, here):
+            # `from a.b import c` names a module a.b.c, or a value of a.b
+            module = name if name in modules else name.rpartition(".")[0]
+            if module in modules and module != itself:
+                lines.setdefault(module, getattr(node, "lineno", 0))
+    return lines
+
+
+def _top_level(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below one that is not inside a function."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _top_level(child)
+
+
+def _reachable(start: str, imports: Mapping[str, Mapping[str, int]]) -> set[str]:
+    seen: set[str] = set()
+    ahead = [start]
+    while ahead:
+        for name in imports[ahead.pop()]:
+            if name not in seen:
+                seen.add(name)
+                ahead.append(name)
+    return seen
+
+
+def _shortest_circle(start: str, imports: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The modules on a shortest way from `start` back to itself; empty where there is none."""
+    before: dict[str, str] = {}
+    ahead = [start]
+    for name in ahead:  # grows while it is walked
+        for imported in sorted(imports[name]):
+            if imported == start:
+                way = [start, name]
+                while way[-1] != start:
+                    way.append(before[way[-1]])
+                return way[::-1]
+            if imported not in before:
+                before[imported] = name
+                ahead.append(imported)
+    return []
 
 
 def _imports(path: Path, parts: tuple[str, ...]) -> Iterator[Import]:
@@ -84,8 +163,9 @@ def _called(node: ast.Call) -> str:
 
 def main() -> int:
     """Print every fault; 1 if there is one."""
-    faults = violations(Path(__file__).resolve().parents[1])
-    print("\n".join(faults) or "imports go one way")
+    root = Path(__file__).resolve().parents[1]
+    faults = violations(root) + circles(root)
+    print("\n".join(faults) or "imports go one way, and in no circle")
     return int(bool(faults))
 
 

@@ -15,7 +15,7 @@ WITHOUT_TARGET = 16  # what a CPU's float32 kernels step at
 
 @dataclass(frozen=True)
 class Align:
-    """Channel counts are multiples of `channels`; `source` says in words where the number is from."""
+    """Channel counts are multiples of `channels`; `source` says where the number comes from."""
 
     channels: int
     source: str
@@ -25,7 +25,7 @@ class Align:
 
 
 def align_of(recipe: Recipe) -> Align:
-    """What `surgery.align` comes to. `auto` is the least common multiple of the targets' steps, 16 where there are none.
+    """Return the value of `surgery.align`. `auto` is the least common multiple of the targets' steps, 16 without targets.
 
     Raises ConfigError where `auto` needs a target that cannot be read.
     """
@@ -38,7 +38,7 @@ def align_of(recipe: Recipe) -> Align:
     except ConfigError as error:
         raise ConfigError(
             f"surgery.align: auto reads the recipe's targets: {error.message}",
-            f"{error.hint}\nor give surgery.align a number, such as 16".strip(),
+            f"{error.hint}\nor set surgery.align to a number, such as 16".strip(),
         ) from error
     steps = (get_backend(target.backend).channel_step(target) for target in targets)
     return Align(math.lcm(*steps), f"surgery.align: auto, of {', '.join(recipe.targets)}")

@@ -21,27 +21,28 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class DummyGradientNorm(nn.Module):
-    """Σ over tasks of the mean over dummies of ‖∇_ψ L(h_ψ(z), y)‖² (or of the norm itself).
+    """The dummy gradient norm: Σ over tasks of the mean over dummies of ‖∇_ψ L(h_ψ(z), y)‖². Source: arXiv:2409.16651.
 
-    Calling it gives a scalar whose gradient reaches the features and nothing else: neither heads nor dummies nor the
-    layers that `attention` has. It has no parameters and no state: dummies are rebuilt from the seed.
+    A call returns a scalar. Its gradient reaches the features and nothing else: neither heads nor dummies nor the layers
+    of `attention`. The module has no parameters and no state; dummies are rebuilt from the seed.
 
     Args:
-        heads: the head of each task, whose architecture the dummies have; or others of the architecture they shall have.
-        losses: scalar loss of an output and a target, by task.
-        dummies: random heads a task.
-        seed: decides their weights, with the task's name and the dummy's number.
-        mode: "exact", or "finite_difference" as the authors' code: (L(ψ + ε·d/‖d‖) − L(ψ))/ε, d = ∇_ψ L.
-        norm: "squared" or "plain".
-        epsilon: length of the finite difference's step.
-        chunk: dummies of a task that are evaluated together; by default all where a target is one value or a few an
-            image, one where it is a map. Fewer need less memory.
-        activation: replaces each ReLU of a head.
-        initialization: of weights; "default" is each layer's own.
-        attention: what heads of kind mtan are given; constant here.
+        heads: for each task its head, or another module with the architecture that the dummies shall have.
+        losses: for each task its scalar loss of an output and a target.
+        dummies: random heads per task.
+        seed: seed of their weights, together with the task's name and the dummy's number.
+        mode: "exact", or "finite_difference" as in the authors' code: (L(ψ + ε·d/‖d‖) − L(ψ))/ε with d = ∇_ψ L.
+        norm: "squared", or "plain" for the norm itself.
+        epsilon: step length of the finite difference.
+        chunk: dummies of a task that are evaluated together. By default all for a target of one or a few values per image,
+            one for a map. Fewer need less memory.
+        activation: activation function in place of each ReLU of a head.
+        initialization: initialization of the weights. "default" is each layer's own.
+        attention: what heads of kind mtan receive. It is constant here.
 
-    Raises ConfigError where heads and losses are of other tasks, a count is not positive, no head has a ReLU for
-    `activation`, or a head's layer cannot draw weights.
+    Raises:
+        ConfigError: where heads and losses name different tasks, a count is not positive, no head has a ReLU for
+            `activation`, or a layer of a head cannot draw weights.
     """
 
     def __init__(
@@ -95,13 +96,13 @@ class DummyGradientNorm(nn.Module):
         targets: Mapping[str, Tensor],
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """The penalty of a batch, a scalar of the features' precision, or float32 where that is less.
+        """Return the penalty of a batch: a scalar in the features' precision, at least float32.
 
         Args:
-            features: (B, C), (B, C, h, w) or the maps that an encoder gives; by task where they are not shared. No map
+            features: (B, C), (B, C, h, w), or the maps that an encoder returns; by task where they are not shared. No map
                 may be computed from another (see `balanced_backward`).
-            targets: by task, as its loss takes them.
-            size: of the images, (H, W), which heads that give maps are called with.
+            targets: for each task its targets, as its loss takes them.
+            size: height and width of the images, with which heads that return maps are called.
         """
         tensors, grads, total = list[Tensor](), list[Tensor](), torch.zeros(())
         by_features: dict[

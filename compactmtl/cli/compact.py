@@ -12,7 +12,7 @@ from compactmtl.cli.parser import add_trust
 if TYPE_CHECKING:
     from compactmtl.runs import Run
 
-HELP = "turn a run's best model into a smaller one of the same function"
+HELP = "remove the dead channels of a run's best model without changing its function"
 EXAMPLE = """\
 compactmtl compact runs/scenes-compact
 compactmtl compact runs/utkface-compact --align 16 --evaluate"""
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="where the run's data lies here, such as data.root=/data",
+        help="where the run's data is on this machine, such as data.root=/data",
     )
     parser.add_argument(
         "--align",
@@ -36,27 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gather",
         action="store_true",
-        help="let a layer pick the channels it needs by index where the tensor around it keeps more of them",
+        help="let a layer select its channels by index where the tensor around it keeps more of them",
     )
     parser.add_argument(
-        "--evaluate", action="store_true", help="also evaluate both models on the val split and compare"
+        "--evaluate",
+        action="store_true",
+        help="also evaluate the trained and the compact model on the val split",
     )
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compact a run and show what went."""
+    """Compact a run and show what was removed."""
     from compactmtl.cli.disk import check_writable
     from compactmtl.errors import ConfigError, command
 
     if args.align is not None and args.align < 1:
-        raise ConfigError(f"--align {args.align}: needs a positive number", "use 1, 8 or 16")
+        raise ConfigError(f"--align {args.align}: expected a positive number", "use 1, 8 or 16")
     from compactmtl.runs import Run, compact_run
 
     opened = Run.open(args.run, args.overrides)
     if args.overrides and not args.evaluate:
         print(
-            f"note: {' '.join(args.overrides)} changes nothing: data is read with --evaluate alone",
+            f"note: {' '.join(args.overrides)} has no effect: data is read only with --evaluate",
             file=sys.stderr,
         )
     check_writable(opened.path)
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def table(surgery: Mapping[str, Any]) -> str:
-    """surgery.json in lines: sizes, every layer that changed, what stayed whole, the proof."""
+    """surgery.json in lines: sizes, every layer that changed, layers that were not pruned, the proof."""
     rows = [("", "before", "after", "left")]
     for name in ("parameters", "macs"):
         before, after = surgery[name]["before"], surgery[name]["after"]
@@ -87,13 +89,11 @@ def table(surgery: Mapping[str, Any]) -> str:
         for row in rows
     ]
     if surgery.get("align", 1) > 1:
-        lines.append(
-            f"channel counts are multiples of {surgery['align']}: dead channels up to the next one stay"
-        )
+        lines.append(f"channel counts are multiples of {surgery['align']}: some dead channels stay for that")
     if not layers:
-        lines.append("no channel could be removed: was the recipe trained with sparsity?")
+        lines.append("no channel could be removed; was the run trained with sparsity?")
     if surgery.get("unreached"):
-        lines.append(f"not reached by the forward: {', '.join(surgery['unreached'])}")
+        lines.append(f"not reached by the forward pass: {', '.join(surgery['unreached'])}")
     not_pruned = surgery.get("not_pruned", surgery.get("kept_whole"))  # its name in earlier versions
     if not_pruned:
         lines.append(f"not pruned: {len(not_pruned)} layers")

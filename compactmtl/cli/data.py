@@ -23,27 +23,36 @@ compactmtl data check scenes size=[240,320] options.seed=7
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
+    from compactmtl.data.registry import DATASETS
+
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
-        "check", help="count, decode, describe and draw; exit 2 where something is wrong"
+        "check",
+        help="count and decode all samples, describe the targets, draw some samples; exit with 2 if there is a problem",
     )
     check.add_argument(
         "name",
         metavar="NAME",
-        help="data set: scenes, utkface, camvid, rgbd, ccp, multimnist, celebamask, nyuv2, cityscapes, coco, folder; "
-        "or a class of your own as package.module:Class",
+        help=f"data set: {', '.join(DATASETS)}; or a class of your own as package.module:Class",
     )
     check.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="the data section of a recipe, such as root=… size=[96,128]",
+        help="keys of the data section of a recipe, such as root=/data size=[96,128]",
     )
-    check.add_argument("--out", metavar="PICTURE.png", type=Path, help="default: data-NAME.png, here")
     check.add_argument(
-        "--split", metavar="SPLIT", default="train", help="what the picture shows (default: train)"
+        "--out",
+        metavar="PICTURE.png",
+        type=Path,
+        help="file of the picture (default: data-NAME.png in the working folder)",
     )
-    check.add_argument("--samples", metavar="N", type=int, default=6, help="rows of the picture (default: 6)")
+    check.add_argument(
+        "--split", metavar="SPLIT", default="train", help="split that the picture shows (default: train)"
+    )
+    check.add_argument(
+        "--samples", metavar="N", type=int, default=6, help="samples in the picture (default: 6)"
+    )
     add_trust(check)
 
 
@@ -52,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.data.check import check_dataset
 
     if args.samples < 1:
-        raise DataError(f"--samples {args.samples}: a picture has one row at least", "give a positive number")
+        raise DataError(f"--samples {args.samples}: expected a positive number", "give 1 or more")
     out: Path = args.out or Path(f"data-{args.name.replace(':', '-')}.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise DataError(f"{out}: not the name of a picture", "end it in .png")
+        raise DataError(f"{out}: expected the name of a picture", "end the name in .png")
     config = _config(args.name, args.overrides)
     report = check_dataset(config)
     _print_report(config, report)
@@ -66,20 +75,20 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             # What the check found stands without its picture.
             print(
-                f"note     no picture: {out} cannot be written ({error.strerror}); name another place with --out"
+                f"note     no picture: {out} cannot be written ({error.strerror}); choose another file with --out"
             )
             unwritten = error
     elif not report.problems:
         raise DataError(
-            f"{args.name} has no split {args.split!r} here",
+            f"{args.name} has no split {args.split!r}",
             f"the splits found are {', '.join(report.counts)}",
         )
     if unwritten is not None and args.out is not None and not report.problems:
-        raise DataError(f"{out}: cannot be written ({unwritten.strerror})", "name another place with --out")
+        raise DataError(f"{out}: cannot be written ({unwritten.strerror})", "choose another file with --out")
     if report.problems:
         raise DataError(
             f"{args.name}: {len(report.problems)} problem{'s' * (len(report.problems) > 1)} in the data, listed above",
-            "mend them and check again",
+            "fix them and check again",
             USAGE,
         )
     return OK

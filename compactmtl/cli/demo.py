@@ -1,4 +1,4 @@
-"""`compactmtl demo`: the whole road on rendered rooms, by the commands that a user would type."""
+"""`compactmtl demo`: the whole pipeline on rendered rooms, by the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compactmtl.artifacts import layout
 if TYPE_CHECKING:
     from compactmtl.config import Resolved
 
-HELP = "walk the whole road on rendered rooms: train, compact, export, verify, report"
+HELP = "run the whole pipeline on rendered rooms: train, compact, export, verify, report"
 EXAMPLE = """\
 compactmtl demo
 compactmtl demo --out runs/try train.epochs=2 --fresh"""
@@ -29,12 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="values laid over both recipes, such as train.epochs=2",
+        help="values that override both recipes, such as train.epochs=2",
     )
     parser.add_argument(
-        "--out", metavar="DIR", default="runs/demo", help="folder of both runs and the report"
+        "--out",
+        metavar="DIR",
+        default="runs/demo",
+        help="folder of both runs and the report (default: runs/demo)",
     )
-    parser.add_argument("--fresh", action="store_true", help="start over; without it finished stages stay")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of keeping finished stages")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             code = call(step.words)
         except GateError as error:
             failure, code = error, OK
-            print(f"{error.message}; the report shows it", flush=True)
+            print(f"{error.message}; see the report", flush=True)
         if code != OK:
             return code
     print(
@@ -111,7 +114,7 @@ def _training(recipe: str, resolved: Resolved, path: Path, overrides: Sequence[s
     existing = Run.open(path)
     if recipe_hash(existing.recipe) != recipe_hash(resolved.recipe):
         raise ConfigError(
-            f"{path} holds a run of other values than {recipe} and the overrides give",
+            f"{path} holds a run with other values than {recipe} with these overrides",
             "start over with --fresh, or choose another folder with --out",
         )
     finished = existing.finished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-HELP = "say which backends can run here and what is missing"
+HELP = "show which backends can run on this machine, and what is missing"
 EXAMPLE = "compactmtl doctor"
 
 
@@ -73,7 +73,7 @@ def _backends() -> Iterator[str]:
             found = backend.availability(target)
             yield f"  {label:<42} {'yes' if found.available else f'no: {found.reason}'}"
             if found.hint:
-                yield f"  {'':<42} mend: {found.hint}"
+                yield f"  {'':<42} to fix it: {found.hint}"
 
 
 def _folders() -> Iterator[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compactmtl.tasks import Task
     from compactmtl.verify import LatencyResult, Verification
 
-HELP = "export a run for a target and verify the artifact: parity, accuracy, latency, gates"
+HELP = "export a run for its targets and verify each artifact: parity, accuracy, latency, gates"
 EXAMPLE = """\
 compactmtl export runs/scenes-compact --target onnxruntime-cpu --baseline runs/scenes-dense
 compactmtl export runs/scenes-compact --target all-available --baseline runs/scenes-dense
@@ -33,28 +33,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="where the run's data lies here, such as data.root=/data",
+        help="where the run's data is on this machine, such as data.root=/data",
     )
     parser.add_argument(
         "--target",
         metavar="NAME",
         nargs="+",
-        help=f"targets by name or path (see `targets list`), or {ALL}: every named target that can run here; "
-        "the recipe's by default",
+        help=f"targets by name or path (see `targets list`), or {ALL}: every known target that can run here "
+        "(default: the recipe's targets)",
     )
     parser.add_argument(
-        "--baseline", metavar="RUN", help="the dense run to compare accuracy and latency with"
+        "--baseline", metavar="RUN", help="dense run that accuracy and latency are compared with"
     )
     parser.add_argument(
         "--prepare",
         action="store_true",
-        help="for a target that can't run here: write its graph, inputs, outputs and command, marked as not run",
+        help="for targets that cannot run here: write graph, inputs, outputs and command, marked as not run",
     )
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export to each target; what fails for one of them fails the command after all targets are done."""
+    """Export to each target; a failure of one fails the command after all others are done."""
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
     if baseline is not None:
         check_baseline(opened, baseline)
-    targets = _targets(args.target or opened.recipe.targets, f"the recipe of {opened.path} names no targets")
+    targets = _targets(args.target or opened.recipe.targets, f"the recipe of {opened.path} names no target")
     if args.prepare:
         _check_prepare(args, targets)
     uncompacted = _uncompacted(opened)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         verifications[name] = found
         print("\n".join(summary(found, opened.tasks)))
         if target.accuracy.compact_drop is not None and baseline is None:
-            print("not checked: the loss against a dense baseline (give --baseline RUN)")
+            print("not checked: the accuracy against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
     against = ("--baseline", baseline.path) if baseline else ()
     print(f"next: {command('report', opened.path, *against, *args.overrides)}")
@@ -113,9 +113,9 @@ def _uncompacted(run: Run) -> list[str]:
     if run.recipe.sparsity is None or run.has_compact:
         return []
     return [
-        f"WARNING: {run.path} was trained sparse and never compacted: the model that is exported still has its dead "
+        f"WARNING: {run.path} was trained with sparsity but not compacted: the exported model still has its dead "
         "channels, and is as large and as slow as before",
-        f"  make the compact model and export again: {command('compact', run.path)}",
+        f"  compact the run and export again: {command('compact', run.path)}",
     ]
 
 
@@ -129,11 +129,11 @@ def _check_prepare(args: argparse.Namespace, targets: Mapping[str, Target]) -> N
         can = f"{able[0]} can" if len(able) == 1 else f"{', '.join(able)} can all"
         raise ConfigError(f"{can} run here: there is nothing to prepare", "export without --prepare")
     for name in able:
-        print(f"note: {name} can run here: it is exported and verified, not prepared", file=sys.stderr)
+        print(f"note: {name} can run here; it is exported and verified instead of prepared", file=sys.stderr)
     if args.baseline is not None:
         missing = ", ".join(name for name in targets if name not in able)
         print(
-            f"note: --baseline is not used for {missing}: what is prepared is not compared", file=sys.stderr
+            f"note: --baseline has no effect on {missing}: a prepared target is not compared", file=sys.stderr
         )
 
 
@@ -149,11 +149,11 @@ def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:
 
     if ALL in chosen:
         if len(chosen) > 1:
-            raise ConfigError(f"{ALL} stands for all targets", f"give --target {ALL} alone")
+            raise ConfigError(f"{ALL} already names every target", f"give only --target {ALL}")
         return _available()
     names = {Path(name).stem: name for name in chosen}
     if len(names) < len(chosen):
-        raise ConfigError("two targets of one name would share a folder", "export them one by one, renamed")
+        raise ConfigError("two targets have the same name and would share a folder", "rename one of them")
     if not names:
         raise ConfigError(nothing, "give --target NAME")
     return {stem: load_target(name) for stem, name in names.items()}
@@ -176,9 +176,9 @@ def _available() -> dict[str, Target]:
             found[entry.name] = target
         else:
             left_out.append(f"{entry.name}: {availability.reason}")
-    print("\n".join(f"left out {line}" for line in left_out), end="\n\n" if left_out else "")
+    print("\n".join(f"skipped {line}" for line in left_out), end="\n\n" if left_out else "")
     if not found:
-        raise MissingDependencyError("no target can run here", "`compactmtl doctor` says what is missing")
+        raise MissingDependencyError("no target can run here", "`compactmtl doctor` shows what is missing")
     return found
 
 
@@ -188,7 +188,7 @@ def _combined(errors: Mapping[str, CompactError], failed: Sequence[str]) -> Comp
 
     codes = [error.exit_code for error in errors.values()]
     lines = [f"{name}: {error.message}" for name, error in errors.items()]
-    lines += [f"{name}: failed its gates, as said above" for name in failed]
+    lines += [f"{name}: failed its gates (listed above)" for name in failed]
     code = GATE if failed or GATE in codes else codes[0]
     return CompactError(
         f"{len(lines)} targets failed: " + "; ".join(lines), next(iter(errors.values())).hint, exit_code=code
@@ -239,8 +239,8 @@ def latency_lines(found: LatencyResult) -> Iterator[str]:
         yield from (f"  {line}" for line in lines[name])
     if found.load_average is not None and found.load_average > cpu_count():
         yield (
-            f"  the machine was busy (load {found.load_average:.1f} on {cpu_count()} processors): these times are its,"
-            " not the models'"
+            f"  the machine was busy (load {found.load_average:.1f} on {cpu_count()} processors), so that these"
+            " times are not reliable"
         )
 
 

@@ -22,7 +22,7 @@ def print_entries(kind: Kind) -> None:
     """
     found = entries(kind)
     if not found:
-        raise ConfigError(f"found no {kind}s", "reinstall compactmtl: it carries its own")
+        raise ConfigError(f"found no {kind}s", "reinstall compactmtl, which brings its own")
     width = max(len(entry.name) for entry in found)
     for entry in found:
         print(f"{entry.name:<{width}}  {entry.description}".rstrip())

@@ -19,6 +19,7 @@ from compactmtl.cli.disk import disk_error, refused_place
 from compactmtl.cli.parser import Parser
 from compactmtl.config.trust import trusting
 from compactmtl.errors import (
+    BROKEN_PIPE,
     BUG,
     INTERRUPTED,
     OK,
@@ -29,7 +30,7 @@ from compactmtl.errors import (
     machine_fault,
 )
 
-# In the order in which a user walks; each is a module of this package, imported when it is asked for.
+# In the order in which a user needs them; each is a module of this package, imported when it is asked for.
 VERBS = (
     "data",
     "recipes",
@@ -47,7 +48,6 @@ VERBS = (
 )
 # What says how OpenMP's idle threads wait: GNU's, which torch's Linux wheels bring, and Intel's and LLVM's.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-BROKEN_PIPE = 141  # what a shell reports for a process that SIGPIPE ended
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -151,7 +151,7 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:<{width}}  {_load(name).HELP}" for name in VERBS)
     return (
         f"usage: compactmtl COMMAND …\n\n{compactmtl.__doc__}\n\ncommands:\n{verbs}\n\n"
-        "`compactmtl COMMAND --help` shows a worked example. `compactmtl demo` walks the whole road."
+        "`compactmtl COMMAND --help` shows its options and an example. `compactmtl demo` runs the whole pipeline."
     )
 
 
@@ -168,7 +168,7 @@ def disk_failure(error: OSError, parser: Parser, args: argparse.Namespace) -> tu
     if error.errno in _FORBIDDEN:
         return message, f"make it readable and writable{elsewhere}"
     if error.errno in (errno.EEXIST, errno.ENOTDIR) and path is not None:
-        return f"{where}a file is there, where a folder should be", f"check the path{elsewhere}"
+        return f"{where}a file exists where a folder should be", f"check the path{elsewhere}"
     return message, "check the path"
 
 

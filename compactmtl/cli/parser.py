@@ -163,5 +163,5 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="let code run that a recipe, run or target names: a data set's class, a library",
+        help="allow code that a recipe, run or target names to run: a class of your own, a library",
     )

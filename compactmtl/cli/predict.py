@@ -21,16 +21,21 @@ compactmtl predict runs/scenes-compact/export/onnxruntime-cpu photos/*.jpg --out
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("source", metavar="RUN_OR_BUNDLE", help="a run folder, or its export/<target>")
+    parser.add_argument(
+        "source", metavar="RUN_OR_BUNDLE", help="a run folder, or a bundle such as RUN/export/TARGET"
+    )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help=f"also write one picture an image and {PREDICTIONS} here"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f"also write one picture per image and {PREDICTIONS} to this folder",
     )
     parser.add_argument(
         "--lean-runtime",
         metavar="FILE",
         type=Path,
-        help="TensorRT's library for an engine of an earlier version; needs --trust",
+        help="TensorRT's lean runtime for an engine of an earlier version; needs --trust",
     )
     add_trust(parser)
 
@@ -47,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     values: dict[str, Any] = {}
     with Predictor.open(args.source, lean_runtime=args.lean_runtime) as predictor:
         if predictor.doubt:
-            print(f"warning: {args.source} is not to be trusted: {predictor.doubt}", file=sys.stderr)
+            print(f"warning: {args.source} cannot be trusted: {predictor.doubt}", file=sys.stderr)
         paths = [Path(image) for image in args.images]
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{path}: {describe(predictions, predictor.tasks)}", flush=True)
     if args.out is None:
         if any(task.dense for task in predictor.tasks.values()):
-            print("maps as pictures: give --out DIR", file=sys.stderr)
+            print("give --out DIR to write maps as pictures", file=sys.stderr)
         return 0
     write_text(args.out / PREDICTIONS, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"pictures and {PREDICTIONS}: {args.out}")

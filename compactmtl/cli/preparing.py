@@ -53,13 +53,13 @@ def raise_missing(prepared: dict[str, Prepared]) -> None:
     failed = {name: failures for name, found in prepared.items() if (failures := graph_failures(found))}
     if failed:
         raise GateError(
-            "prepared and not run, and the graph fails on the CPU already: "
+            "prepared, not run: the graph fails on the CPU already: "
             + "; ".join(f"{name}: {', '.join(failures)}" for name, failures in failed.items()),
-            "mend the model, or what the target keeps in float32, before you take it to its device",
+            "change the model, or what the target keeps in float32, before you use the device",
         )
     if prepared:
         first = next(iter(prepared.values()))
         raise MissingDependencyError(
-            f"prepared and not run: {', '.join(prepared)}: {first.reason}",
-            "take the folder to a machine that has it, and export there, or run its command",
+            f"prepared, not run: {', '.join(prepared)}: {first.reason}",
+            "copy the folder to a machine that has it and run its command there, or export there",
         )

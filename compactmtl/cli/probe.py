@@ -6,7 +6,7 @@ import argparse
 
 from compactmtl.cli.parser import add_trust
 
-HELP = "fit fresh predictors on a run's frozen encoder: how universal are its features?"
+HELP = "fit new predictors on the frozen features of runs, to measure how universal the features are"
 EXAMPLE = """\
 compactmtl probe runs/utkface-small-bins
 compactmtl probe runs/utkface-balancing/*/seed* --samples 5000 --json probes.json"""
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="where the runs' data lies here, such as data.root=/data",
+        help="where the runs' data is on this machine, such as data.root=/data",
     )
     parser.add_argument(
         "--predictors",
@@ -29,15 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=("linear", "knn", "forest", "mlp"),
         default=["linear", "knn", "forest", "mlp"],
-        help="of linear, knn, forest and mlp (default: all)",
+        help="predictors to fit: linear, knn, forest, mlp (default: all)",
     )
     parser.add_argument("--samples", type=int, metavar="N", help="training images to fit on (default: all)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of forests, networks and random heads (default: 0)"
+        "--seed", type=int, default=0, help="seed of forests, networks and random heads (default: 0)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes of forest and neighbors (default: 1)")
-    parser.add_argument("--again", action="store_true", help="probe anew what has been probed")
-    parser.add_argument("--json", metavar="FILE", help="also write all results here")
+    parser.add_argument("--jobs", type=int, default=1, help="processes for forest and knn (default: 1)")
+    parser.add_argument("--again", action="store_true", help="probe runs again that have been probed")
+    parser.add_argument("--json", metavar="FILE", help="also write all results to this file")
     add_trust(parser)
 
 
@@ -57,9 +57,11 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.train.probe import probe_run
 
     if args.samples is not None and args.samples < LEAST:
-        raise ConfigError(f"--samples {args.samples}: {LEAST} or more are needed", "leave it out to take all")
+        raise ConfigError(
+            f"--samples {args.samples}: expected {LEAST} or more", "leave it out to use all images"
+        )
     if args.jobs < 1:
-        raise ConfigError(f"--jobs {args.jobs}: needs a positive number", "leave it out for one")
+        raise ConfigError(f"--jobs {args.jobs}: expected a positive number", "leave it out for 1")
     if args.json:
         check_writable(Path(args.json).absolute().parent)
     opened = [Run.open(path, args.overrides) for path in args.runs]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compactmtl.verify.profile import Subject
     from compactmtl.verify.result import Profile
 
-HELP = "compare runs, bundles and model files: latency, throughput, memory, layers, size"
+HELP = "compare runs, bundles and model files by latency, throughput, memory, layers and size"
 EXAMPLE = """\
 compactmtl profile runs/scenes-dense runs/scenes-compact
 compactmtl profile runs/scenes-compact/export/onnxruntime-cpu other.onnx --batches 1 8 --out profile
@@ -34,37 +34,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "subjects",
         metavar="RUN_BUNDLE_OR_FILE",
         nargs="+",
-        help="the first is what the others are held against",
+        help="models to compare; the first is the reference",
     )
     parser.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="where the runs' data lies here, such as data.root=/data: int8 is calibrated on it",
+        help="where the runs' data is on this machine, such as data.root=/data; int8 is calibrated on it",
     )
     parser.add_argument(
         "--target",
         metavar="NAME",
-        help=f"where runs and files run (default: {DEFAULT_TARGET}); a bundle has its own",
+        help=f"target of runs and files (default: {DEFAULT_TARGET}); a bundle has its own",
     )
     parser.add_argument(
-        "--batch", type=int, default=1, help="of the latency, where the model's is free (default: 1)"
+        "--batch",
+        type=int,
+        default=1,
+        help="batch size of the latency, where the model's is free (default: 1)",
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="of the throughput")
-    parser.add_argument("--settle", type=int, default=3, help="runs of a model before each that counts")
-    parser.add_argument("--warmup", type=int, default=10, help="rounds that don't count")
-    parser.add_argument("--repeats", type=int, default=100, help="rounds that count")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[1, 4, 8],
+        help="batch sizes of the throughput (default: 1 4 8)",
+    )
+    parser.add_argument(
+        "--settle",
+        type=int,
+        default=3,
+        help="unmeasured runs of a model before each measured one (default: 3)",
+    )
+    parser.add_argument("--warmup", type=int, default=10, help="unmeasured rounds at the start (default: 10)")
+    parser.add_argument("--repeats", type=int, default=100, help="measured rounds (default: 100)")
     parser.add_argument(
         "--shape",
         metavar="NAME=1x3x224x224",
         action="append",
         default=[],
-        help="of an input with free dimensions",
+        help="shape of an input with free dimensions",
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--no-layers", action="store_true", help="leave the layers out")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--no-layers", action="store_true", help="do not measure layers")
     parser.add_argument(
-        "--out", metavar="DIR", help=f"write {PROFILE}, and times as `trtexec --exportTimes` does"
+        "--out",
+        metavar="DIR",
+        help=f"write {PROFILE}, and all times in the format of `trtexec --exportTimes`",
     )
     add_trust(parser)
 
@@ -80,10 +96,10 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.verify.profile import Options, profile
 
     if args.batch < 1 or min(args.batches) < 1:
-        raise ConfigError("a batch has at least one sample", "give --batch and --batches of 1 or more")
+        raise ConfigError("a batch needs at least one sample", "give --batch and --batches of 1 or more")
     if args.repeats < 1 or min(args.warmup, args.settle) < 0:
         raise ConfigError(
-            "rounds and runs are counted from 0, and one at least is measured",
+            "at least one round must be measured, and counts cannot be negative",
             "give --repeats of 1 or more, --warmup and --settle of 0 or more",
         )
     if args.out:
@@ -127,7 +143,10 @@ def unique_names(paths: list[str]) -> list[str]:
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise ConfigError("a model is named twice", "name each once; a copy shows how much a measurement varies")
+    raise ConfigError(
+        "a model is named twice",
+        "name each model once; compare with a copy to see how much a measurement varies",
+    )
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -138,7 +157,7 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
         return name, tuple(int(size) for size in sizes.split("x"))
     except ValueError as error:
         raise ConfigError(
-            f"--shape {text} is not NAME=1x3x224x224", "give whole numbers between x"
+            f"--shape {text}: expected NAME=1x3x224x224", "give integers separated by x"
         ) from error
 
 
@@ -158,13 +177,9 @@ def _check_used(args: argparse.Namespace, subjects: list[Subject]) -> None:
     bundles = [(Path(path) / BUNDLE_FILE).is_file() for path in args.subjects]
     runs = [Path(path).is_dir() and not bundle for path, bundle in zip(args.subjects, bundles, strict=True)]
     if args.target is not None and all(bundles):
-        print(
-            f"note: --target {args.target} changes nothing: a bundle runs on its own target", file=sys.stderr
-        )
+        print(f"note: --target {args.target} has no effect: a bundle runs on its own target", file=sys.stderr)
     if args.overrides and not any(runs):
-        print(
-            f"note: {' '.join(args.overrides)} changes nothing: no run is among the models", file=sys.stderr
-        )
+        print(f"note: {' '.join(args.overrides)} has no effect: no run is among the models", file=sys.stderr)
 
 
 def _check_file(path: Path, target: Target, name: str) -> None:
@@ -182,9 +197,9 @@ def _check_file(path: Path, target: Target, name: str) -> None:
         return
     if found != target.precision:
         raise ConfigError(
-            f"{path} is a model in {found}, and target {name} asks for {target.precision}: a model file is measured as it is, "
-            f"neither quantized nor converted",
-            f"give --target with a target of precision {found}; a run is converted: profile the run in place of its file",
+            f"{path} is a model in {found}, and target {name} asks for {target.precision}: a model file is "
+            f"measured as it is, neither quantized nor converted",
+            f"give a target of precision {found}, or profile the run instead of its file: a run is converted",
         )
 
 
@@ -210,12 +225,13 @@ def _open(
     if (path / BUNDLE_FILE).is_file():
         bundle = Bundle.open(path)
         if bundle.doubt:
-            print(f"warning: {path} is not to be trusted: {bundle.doubt}", file=sys.stderr)
+            print(f"warning: {path} cannot be trusted: {bundle.doubt}", file=sys.stderr)
         file, target = bundle.model_path, bundle.info.target
     elif path.is_dir():
         if not is_run(path):
             raise ArtifactError(
-                f"{path} is neither a run nor a bundle", f"give one, or a model file such as {MODEL_FILE}"
+                f"{path} is neither a run nor a bundle",
+                f"name a run, a bundle or a model file such as {MODEL_FILE}",
             )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
         file = _export(Run.open(path, args.overrides), target, batch, folder / MODEL_FILE)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 HELP = "list, show, copy and check training recipes"
 NOTE = """\
-A recipe lies over what it `extends`, key by key, and key=value words lie over both. {} or null in
-place of a mapping clears what was inherited, as in data.options={}. A relative path in a recipe
-begins at its file, on the command line at the working folder."""
+The keys of a recipe override those of the recipes that it `extends`; key=value words override
+both. {} or null in place of a mapping clears inherited keys, as in data.options={}. A relative
+path is relative to the recipe's file; on the command line, to the working folder."""
 EXAMPLE = """
 compactmtl recipes list
 compactmtl recipes show utkface/compact --resolved train.epochs=3
@@ -30,23 +30,27 @@ compactmtl recipes check mine.yaml
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="every recipe by name")
-    show = actions.add_parser("show", help="a recipe as it is written, or with every value resolved")
-    show.add_argument("recipe", metavar="RECIPE", help="name or path")
-    show.add_argument("overrides", metavar="key=value", nargs="*", help="values laid over it")
-    show.add_argument("--resolved", action="store_true", help="every value with where it comes from")
-    copy = actions.add_parser("copy", help="copy a recipe to change it")
-    copy.add_argument("recipe", metavar="RECIPE", help="name or path")
+    actions.add_parser("list", help="list every recipe by name")
+    show = actions.add_parser("show", help="show a recipe as it is written, or with every value resolved")
+    show.add_argument("recipe", metavar="RECIPE", help="recipe by name or path")
+    show.add_argument("overrides", metavar="key=value", nargs="*", help="values that override the recipe")
+    show.add_argument("--resolved", action="store_true", help="show every value and where it comes from")
+    copy = actions.add_parser("copy", help="copy a recipe, to change the copy")
+    copy.add_argument("recipe", metavar="RECIPE", help="recipe by name or path")
     copy.add_argument(
-        "out", metavar="FILE", nargs="?", type=Path, help="or a folder; default: its last name, here"
+        "out",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help="file or folder of the copy (default: the recipe's name in the working folder)",
     )
     copy.add_argument("--resolved", action="store_true", help="write out every value, without `extends`")
     copy.add_argument("--force", action="store_true", help="overwrite FILE")
     check = actions.add_parser(
         "check",
-        help="check keys, types, targets, encoder, data set, its options and, of scenes, the tasks' targets",
+        help="check keys, types, targets, encoder, data set and its options; for scenes also the tasks' targets",
     )
-    check.add_argument("recipes", metavar="RECIPE", nargs="*", help="names or paths; default: all")
+    check.add_argument("recipes", metavar="RECIPE", nargs="*", help="recipes by name or path (default: all)")
     add_trust(check)
 
 
@@ -82,7 +86,7 @@ def _copy(args: argparse.Namespace) -> None:
     if out.is_dir():
         out /= f"{Path(resolved.name).name}.yaml"
     if out.exists() and not args.force:
-        raise ConfigError(f"{out} exists", "name another file, or overwrite it with --force")
+        raise ConfigError(f"{out} exists", "choose another file, or overwrite it with --force")
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.resolved:
         out.write_text(f"# {resolved.name}, every value written out\n{dump_recipe(resolved.recipe)}", "utf-8")
@@ -99,8 +103,8 @@ def _refuse_relative_extends(path: Path) -> None:
     for parent in parents(read_yaml(path)):
         if str(parent.value).endswith((".yaml", ".yml")):
             raise ConfigError(
-                f"{parent.place}: extends {parent.value}, a path that would not hold elsewhere",
-                "copy it with --resolved",
+                f"{parent.place}: extends {parent.value}, a relative path that is wrong elsewhere",
+                "copy the recipe with --resolved",
             )
 
 
@@ -110,7 +114,7 @@ def _check(names: list[str]) -> None:
 
     checked = names or list(known_names("recipe"))
     if not checked:
-        raise ConfigError("there are no recipes to check", "name one, or run where a folder recipes/ is")
+        raise ConfigError("there are no recipes to check", "name one, or run in a folder that has recipes/")
     faults: dict[str, CompactError] = {}
     for name in checked:
         try:

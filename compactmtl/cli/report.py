@@ -24,15 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="settings of the data on this machine, such as data.root=/data",
+        help="where the runs' data is on this machine, such as data.root=/data",
     )
     parser.add_argument(
         "--baseline",
         metavar="RUN",
-        help="run to compare with: Δm and all changes are relative to it. `single` compares with the single-task runs "
-        "among RUN, averaged over seeds",
+        help="run that Δm and changes refer to; or `single`: the single-task runs among RUN, averaged over seeds",
     )
-    parser.add_argument("--out", metavar="DIR", help="output folder (default: folder of the first run)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the report (default: the first run's folder)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     form.add_argument("--latex", action="store_true", help="print the table of recipes over seeds as LaTeX")
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     passed, gates = report.gates
     if passed < gates:
-        print(f"{gates - passed} of {gates} gates failed: see the page", file=sys.stderr)
+        print(f"{gates - passed} of {gates} gates failed; see the page", file=sys.stderr)
     print(f"report: {page}", file=sys.stderr if args.markdown or args.latex else sys.stdout)
     return 0
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compactmtl.report.table import Table
     from compactmtl.sweep import Failure
 
-HELP = "train a table of recipes over seeds; the same command goes on where it stopped"
+HELP = "train a table of recipes over seeds; the same command continues where it stopped"
 EXAMPLE = """\
 compactmtl sweep --list
 compactmtl sweep utkface/overparam data.root=/data
@@ -24,27 +24,31 @@ compactmtl sweep my-sweep.yaml --out runs/my-sweep --table"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="a sweep by name or path (see --list)")
+    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="sweep by name or path (see --list)")
     parser.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="values laid over every entry's recipe, such as data.root=/data",
+        help="values that override the recipe of every entry, such as data.root=/data",
     )
-    parser.add_argument("--list", action="store_true", help="list the sweeps that can be named")
+    parser.add_argument("--list", action="store_true", help="list every sweep by name")
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of its runs and tables (default: runs/ and its name)"
+        "--out",
+        metavar="DIR",
+        help="folder of the runs and tables (default: runs/ followed by the sweep's name)",
     )
-    parser.add_argument("--only", metavar="ENTRY", nargs="+", default=[], help="these entries alone")
-    parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[], help="these seeds alone")
+    parser.add_argument("--only", metavar="ENTRY", nargs="+", default=[], help="train only these entries")
+    parser.add_argument(
+        "--seeds", metavar="N", nargs="+", type=int, default=[], help="train only these seeds"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--table", action="store_true", help="write the tables of what is there, train nothing"
+        "--table", action="store_true", help="write the tables of finished runs and train nothing"
     )
     instead.add_argument(
-        "--dry-run", action="store_true", help="say what would be trained, and write nothing"
+        "--dry-run", action="store_true", help="show what would be trained and write nothing"
     )
-    parser.add_argument("--smoke", action="store_true", help="two steps on small pictures for every run")
+    parser.add_argument("--smoke", action="store_true", help="train two steps on small images for every run")
     add_trust(parser)
 
 
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(f"{entry.name:<{width}}  {entry.description}".rstrip() for entry in found))
         return OK
     if args.sweep is None:
-        raise ConfigError("no sweep is named", "name one; `compactmtl sweep --list` shows all")
+        raise ConfigError("no sweep is named", "name one; `compactmtl sweep --list` lists all")
     resolved = resolve_sweep(args.sweep)
     sweep = resolved.sweep
     name = "-".join(resolved.name.split("/")) + ("-smoke" if args.smoke else "")
@@ -103,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if interrupted is not None:
         raise interrupted
     if report is None:
-        print("no run has finished: there is no table yet", file=sys.stderr)
+        print("no run has finished, so that there is no table yet", file=sys.stderr)
         return exit_code(failed)
     _print_tables(report, probed(runs))
     print(f"tables: {out}")
@@ -123,9 +127,7 @@ def _check_alone(args: argparse.Namespace) -> None:
         if vars(args)[key]
     ]
     if given:
-        raise ConfigError(
-            f"--list lists every sweep and reads nothing else: {' '.join(given)}", "leave one out"
-        )
+        raise ConfigError(f"--list takes no other words, found {' '.join(given)}", "leave one of the two out")
 
 
 def _print_tables(report: Report, probes: Sequence[Table]) -> None:

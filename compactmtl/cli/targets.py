@@ -17,11 +17,11 @@ compactmtl targets show onnxruntime-cpu --resolved
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="every target by name")
-    show = actions.add_parser("show", help="a target as it is written, or with every value resolved")
-    show.add_argument("target", metavar="TARGET", help="name or path")
-    show.add_argument("overrides", metavar="key=value", nargs="*", help="values laid over it")
-    show.add_argument("--resolved", action="store_true", help="every value with where it comes from")
+    actions.add_parser("list", help="list every target by name")
+    show = actions.add_parser("show", help="show a target as it is written, or with every value resolved")
+    show.add_argument("target", metavar="TARGET", help="target by name or path")
+    show.add_argument("overrides", metavar="key=value", nargs="*", help="values that override the target")
+    show.add_argument("--resolved", action="store_true", help="show every value and where it comes from")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,37 +26,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="values laid over the recipe, such as train.epochs=5",
+        help="values that override the recipe, such as train.epochs=5",
     )
     parser.add_argument(
         "--task",
         metavar="NAME",
         action="append",
         default=[],
-        help="train this task alone (give it again for more than one)",
+        help="train only this task; repeat the option for several tasks",
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="two steps on small pictures, to see that everything is in place"
+        "--smoke",
+        action="store_true",
+        help="train two steps on small images, to check that everything is in place",
     )
     parser.add_argument("--out", metavar="DIR", default="runs", help="folder of runs (default: runs)")
-    parser.add_argument("--name", help="name of the run (default: the recipe's, with - for /, and --task's)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--name", help="name of the run (default: the names of the recipe and of --task, joined by -)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument(
         "--accept-changed-data",
         action="store_true",
-        help="with --resume: go on although the data set is not what it was when the run began",
+        help="with --resume: continue although the data set has changed since the run began",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="one batch: shapes, parameters, MACs, memory, time; writes nothing",
+        help="show shapes, parameters, MACs, memory and time of one batch; write nothing",
     )
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or show what training would take."""
+    """Train, or show what training needs."""
     import sys
     from pathlib import Path
 
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.errors import ConfigError, command
 
     if args.accept_changed_data and not args.resume:
-        raise ConfigError("--accept-changed-data is for --resume", "give both, or neither")
+        raise ConfigError("--accept-changed-data needs --resume", "give both options, or neither")
     resolve = resolve_smoke if args.smoke else resolve_recipe
     resolved = resolve(args.recipe, args.overrides, tasks=args.task)
     default = "-".join([*resolved.name.split("/"), *args.task, *(["smoke"] if args.smoke else [])])
@@ -75,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         unused = [f"--{key}" for key in ("resume", "overwrite", "name") if vars(args)[key]]
         if unused:
-            print(f"note: a dry run writes nothing: {', '.join(unused)} changes nothing", file=sys.stderr)
+            print(f"note: {', '.join(unused)} has no effect: a dry run writes nothing", file=sys.stderr)
         print(describe(dry_run(resolved.recipe)))
         return 0
     finished = train(
@@ -131,14 +135,14 @@ def _left(result: DryRun) -> list[tuple[str, str]]:
     """What sparsity will leave, where its target says so."""
     notes = [("sparsity", note) for note in result.notes]
     if result.remaining is None:
-        unknown = "what a λ without a target leaves is known only after training"
+        unknown = "unknown before training: a λ without a target does not say how much is removed"
         return [*notes, ("left", unknown)] if notes else []
     left = result.remaining
     return [
         *notes,
         ("MACs left", f"about {left.macs:,.0f} for one image ({left.macs / result.macs:.1%})"),
         ("parameters left", f"about {left.parameters:,.0f} ({left.parameters / result.parameters:.1%})"),
-        ("channels left", "about, by the size of the weights as they are now; training decides"),
+        ("channels left", "an estimate from the weights before training"),
         *((f"  {name}", f"{kept} of {whole}") for name, (kept, whole) in left.channels.items()),
     ]
 

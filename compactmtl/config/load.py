@@ -49,16 +49,18 @@ def resolve_recipe(
     overlays: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
 ) -> Resolved:
-    """A recipe by name or path, `key=value` overrides laid over it, with the origin of each value.
+    """Load a recipe by name or path, apply `key=value` overrides, and record the origin of each value.
 
     Args:
-        overlays: recipe files by name or path, such as `_smoke`, laid over the recipe before the overrides are.
-        tasks: the tasks to keep; all where none is named.
+        name_or_path: a name such as `utkface/dense`, or the path of a YAML file.
+        overrides: words such as `train.epochs=3`, applied in their order.
+        overlays: recipe files by name or path, such as `_smoke`, applied before the overrides.
+        tasks: tasks to keep. By default all.
 
-    Paths in a recipe begin where `config.paths` says, and are absolute in the result.
+    Paths in a recipe start where `config.paths` says. They are absolute in the result.
 
     Raises:
-        ConfigError: naming file and line, the key, what was expected and found, and the nearest right key or name.
+        ConfigError: with file and line, the key, what was expected and found, and the nearest right key or name.
     """
     path, node = read_document("recipe", name_or_path, overrides, overlays)
     if tasks:
@@ -69,34 +71,37 @@ def resolve_recipe(
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name or path with `key=value` overrides laid over it; raises as `resolve_recipe`."""
+    """Load a recipe by name or path and apply `key=value` overrides.
+
+    Raises ConfigError as `resolve_recipe` does.
+    """
     return resolve_recipe(name_or_path, overrides).recipe
 
 
 def resolve_sweep(name_or_path: str | Path) -> ResolvedSweep:
-    """A sweep by name or path; raises as `resolve_recipe`."""
+    """Load a sweep by name or path. Raises ConfigError as `resolve_recipe` does."""
     path, node = read_document("sweep", name_or_path, ())
     name = name_of("sweep", path)
     return ResolvedSweep(validate(SweepConfig, node, f"sweep {name}"), name, path)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """YAML text with every value written out; `load_recipe` reads it back equal."""
+    """Return a recipe as YAML text with every value. `load_recipe` reads it back equal."""
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def list_recipes() -> list[Entry]:
-    """Every recipe that can be named, sorted."""
+    """List every recipe that can be named, sorted by name."""
     return entries("recipe")
 
 
 def list_sweeps() -> list[Entry]:
-    """Every sweep that can be named, sorted."""
+    """List every sweep that can be named, sorted by name."""
     return entries("sweep")
 
 
 def list_targets() -> list[Entry]:
-    """Every target that can be named, sorted."""
+    """List every target that can be named, sorted by name."""
     return entries("target")
 
 

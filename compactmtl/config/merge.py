@@ -1,4 +1,4 @@
-"""Lay YAML files and overrides over each other: `extends`, deep merge, null or {} takes a mapping away."""
+"""Merge YAML files and overrides: `extends`, key by key; null or {} removes an inherited mapping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compactmtl.errors import ConfigError
 
 
 def read_extended(kind: Kind, path: Path, ancestors: tuple[Path, ...] = ()) -> Node:
-    """A file laid over all that it extends, the last named over the first.
+    """Read a file and merge it with all that it extends; later files override earlier ones.
 
     `extends` holds a name, or a path relative to the file that ends in .yaml, or a list of them.
 
@@ -28,13 +28,13 @@ def read_extended(kind: Kind, path: Path, ancestors: tuple[Path, ...] = ()) -> N
         parent_path = _find_parent(kind, parent, path)
         if parent_path in (*ancestors, path):
             chain = " -> ".join(shown(file) for file in (*ancestors, path, parent_path))
-            raise ConfigError(f"{parent.place}: extends goes in a circle: {chain}", "remove one `extends`")
+            raise ConfigError(f"{parent.place}: extends forms a circle: {chain}", "remove one `extends`")
         merged = merge(merged, read_extended(kind, parent_path, (*ancestors, path)))
     return merge(merged, Node(own, node.place))
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` laid over `base`: mappings merge key by key, all else is replaced.
+    """Merge `over` into `base`: mappings merge key by key, everything else is replaced.
 
     Under a key null removes a mapping, and an empty one, `{}`, takes its place: what was inherited is gone.
     """
@@ -53,7 +53,7 @@ def merge(base: Node, over: Node) -> Node:
 
 
 def apply_overrides(node: Node, overrides: Sequence[str]) -> Node:
-    """Lay `dotted.key=value` words over a document, in their order.
+    """Apply `dotted.key=value` words to a document, in their order.
 
     Raises:
         ConfigError: for a word without `=`, an empty key, or a value that starts as a list and isn't one.
@@ -76,7 +76,7 @@ def apply_overrides(node: Node, overrides: Sequence[str]) -> Node:
 
 
 def parents(node: Node) -> list[Node]:
-    """What a file extends, as it is written there.
+    """Return what a file extends, as it is written there.
 
     Raises:
         ConfigError: where that is neither text nor a list of texts.

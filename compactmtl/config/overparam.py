@@ -13,52 +13,75 @@ _DIAGONAL = ("svd", "cp", "tucker")
 
 
 class AlternatingConfig(Frozen):
-    """Pass 1 of each epoch: the tasks' diagonals, each on its own task's loss. Pass 2 trains all the rest."""
+    """Pass 1 of each epoch trains the diagonals of the tasks, each on its own task's loss. Pass 2 trains all else."""
 
     share: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="share of an epoch's batches that pass 1 walks"
+        1.0, description="Share of an epoch's batches in pass 1."
     )
     tasks: Literal["all", "one"] = Field(
-        "all", description="every task's diagonals on each batch, or one task's in turn, which is faster"
+        "all",
+        description="`all` trains the diagonals of all tasks on each batch. `one` takes one task in turn, "
+        "which is faster.",
     )
-    lr: Positive | None = Field(None, description="of the diagonals; train.optimizer.lr by default")
-    start: Share = Field(0.0, description="share of the epochs before the first pass 1")
-    warmup: Share = Field(0.1, description="share of pass 1's steps in which its rate rises from 0")
+    lr: Positive | None = Field(
+        None, description="Learning rate of the diagonals. null: `train.optimizer.lr`."
+    )
+    start: Share = Field(0.0, description="Share of the epochs before the first pass 1.")
+    warmup: Share = Field(
+        0.1, description="Share of the steps of pass 1 in which its learning rate rises from 0."
+    )
 
 
 class OverparamConfig(Frozen):
-    """Which layers are trained in a richer form, which one, and how."""
+    """Which layers are factorized while training, in which form, and how they are trained."""
 
     kind: KindName = Field(
-        "svd", description="svd is the paper's; cp and tucker in its place, the others to compare with"
+        "svd",
+        description="Form of the factorized layers. `svd` is that of arXiv:2308.13300; `cp` and `tucker` "
+        "can replace it; the others are baselines.",
     )
     rank: Literal["full"] | Annotated[int, Field(ge=1)] | Positive = Field(
         "full",
-        description="full, a number (int), or a share or multiple of full (float); ExpandNet's rate (float)",
+        description="Rank of the factors: `full`, a number of factors (integer), or a multiple of the full "
+        "rank (number with a decimal point). For ExpandNets the expansion rate (number).",
     )
-    scope: Literal["encoder", "model"] = "encoder"
-    exclude: tuple[str, ...] = Field((), description="globs of layer names left plain")
-    depthwise: bool = Field(False, description="take depthwise convolutions too")
+    scope: Literal["encoder", "model"] = Field(
+        "encoder", description="Layers that are factorized: those of the encoder, or of the whole model."
+    )
+    exclude: tuple[str, ...] = Field((), description="Glob patterns of layer names that stay plain.")
+    depthwise: bool = Field(False, description="Factorize depthwise convolutions too.")
     training: Literal["joint", "alternating"] = Field(
-        "joint", description="one diagonal and one loss, or a diagonal a task, trained in a pass of their own"
+        "joint",
+        description="`joint` trains one diagonal on the balanced loss. `alternating` gives each task a "
+        "diagonal and trains the diagonals in a pass of their own.",
     )
-    alternating: AlternatingConfig = AlternatingConfig()
+    alternating: AlternatingConfig = Field(
+        AlternatingConfig(), description="Settings of `training: alternating`."
+    )
     per_task: bool = Field(
-        False, description="a weight and an encoder pass a task, where else the tasks' diagonals multiply"
+        False,
+        description="Give each task its own weight and its own encoder pass. Otherwise the diagonals of the"
+        " tasks are multiplied.",
     )
-    lr_scale: Positive = Field(1.0, description="learning rate of the factors over the recipe's")
+    lr_scale: Positive = Field(1.0, description="Learning rate of the factors relative to the recipe's.")
     evaluation: Literal["auto", "contract", "sequence"] = Field(
-        "auto", description="contract the weight, convolve in sequence, or what needs fewer MACs"
+        "auto",
+        description="How a factorized layer is computed: `contract` multiplies the factors first, "
+        "`sequence` applies them one after the other, `auto` takes what needs fewer MACs.",
     )
     keep_factors_below: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="deploy thin layers in a row where they need less than this share of the plain MACs"
+        None,
+        description="Deploy a layer as a sequence of thin layers where that needs less than this share of "
+        "the plain layer's MACs. null: always contract.",
     )
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> OverparamConfig:
         owned = self.training == "alternating" or self.per_task
         if owned and self.kind not in _DIAGONAL:
-            raise ValueError(f"kind {self.kind} has no diagonals for tasks to own; svd, cp and tucker have")
+            raise ValueError(
+                f"kind {self.kind} has no diagonals, which alternating and per_task need; svd, cp and tucker have them"
+            )
         return self
 
     @property

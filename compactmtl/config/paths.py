@@ -50,17 +50,17 @@ def anchor(kind: Kind, node: Node) -> Node:
 
 
 def check_here(run: Path, overrides: Sequence[str]) -> None:
-    """Whether overrides say no more of a trained run than where its data lies and how it is read; ConfigError names one."""
+    """Check that overrides only say where a run's data is and how it is read. Raises ConfigError for any other."""
     for word in overrides:
         key, equals, _ = word.partition("=")
         if not equals:
             raise ConfigError(
-                f"{word} is neither a run nor key=value", "give one run, and values such as data.root=/data"
+                f"{word} is neither a run nor key=value", "name one run, and values such as data.root=/data"
             )
         if key.strip() not in HERE:
             raise ConfigError(
-                f"override `{word}`: {run} is trained, and this would be another run",
-                f"of a run {', '.join(HERE)} can be given; train another recipe for the rest",
+                f"override `{word}`: {run} is trained, and this key cannot change afterwards",
+                f"only {', '.join(HERE)} can be given for a run; to change anything else, train another run",
             )
 
 
@@ -148,8 +148,8 @@ def _absolute(text: str, key: str, place: Place) -> str:
     there = os.path.abspath(place.file.parent / text)  # noqa: PTH100
     if not _exists(there) and _exists(here):
         raise ConfigError(
-            f"{place}: `{key}`: {text} is read from the folder of the file that names it, and {shown(Path(there))} "
-            f"does not exist; {here} does",
+            f"{place}: `{key}`: {text} is relative to the file that names it, and {shown(Path(there))} does not "
+            f"exist; {here} does",
             f"write {os.path.relpath(here, place.file.parent)} there, or give {key}={text} on the command line",
         )
     return there

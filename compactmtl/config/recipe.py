@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a training run, typed and frozen."""
+"""The recipe: everything that determines a training run, typed and frozen."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
 class AugmentConfig(Frozen):
     """Random joint transforms of an image and all its targets, training split only."""
 
-    flip: bool = Field(False, description="mirror left-right with probability 1/2")
+    flip: bool = Field(
+        False, description="Mirror the image and its targets left to right with probability 1/2."
+    )
     zoom: tuple[float, float] = Field(
-        (1.0, 1.0), description="scale range of a random zoom-and-crop; depth is divided by the scale"
+        (1.0, 1.0),
+        description="Range of a random scale, followed by a crop to the old size. Depth targets are divided"
+        " by the scale.",
     )
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(
-        0.0, description="largest angle of a random turn about the middle, in degrees"
+        0.0, description="Largest angle of a random rotation about the center, in degrees."
     )
     shift: Annotated[int, Field(ge=0)] = Field(
-        0, description="pad by this many pixels and crop back at random"
+        0, description="Pad by this many pixels and crop back at a random position."
     )
-    color: Share = Field(0.0, description="strength of brightness, contrast and saturation jitter")
+    color: Share = Field(
+        0.0, description="Strength of random changes of brightness, contrast and saturation."
+    )
 
     @model_validator(mode="after")
     def _zoom_range(self) -> AugmentConfig:
@@ -42,40 +48,50 @@ class AugmentConfig(Frozen):
 
     @property
     def moves(self) -> bool:
-        """Whether pixels change their places: any key but the colors' differs from its default."""
+        """Whether pixels change their position: any key except `color` differs from its default."""
         return self.model_copy(update={"color": 0.0}) != AugmentConfig()
 
 
 class DataConfig(Frozen):
-    """Which data set, at what size, in what batches."""
+    """The data set, the input size and the batches."""
 
-    name: str = Field(description="data set: a module of compactmtl.data, such as scenes or utkface")
-    root: str | None = Field(None, description="folder of the data set; none for generated data")
-    size: tuple[int, int] = Field(description="height and width in pixels that the network sees")
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="loader processes; 0 loads in line")
+    name: str = Field(
+        description="Data set by name, such as `scenes` or `utkface`, or a class of your own as "
+        "`package.module:Class`.",
+    )
+    root: str | None = Field(None, description="Folder of the data set. Generated data sets need none.")
+    size: tuple[int, int] = Field(description="Height and width of the network's input in pixels.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images per optimizer step.")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="Processes that load data. With 0 the training process loads it itself."
+    )
     cache: Literal["memory", "disk", "none"] = Field(
-        "memory", description="where decoded, resized samples are kept between epochs"
+        "memory", description="Where decoded and resized samples are kept between epochs."
     )
     holdout: Share = Field(
-        0.0, description="share of the training split set aside as split `holdout`, for selection"
+        0.0,
+        description="Share of the training split that is set aside as the split `holdout`, for model "
+        "selection.",
     )
     share: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
-        description="share of the training split that is trained on, after `holdout`; a smaller one is a part of a "
-        "larger one",
+        description="Share of the training split, after `holdout`, that is used. A smaller share is a "
+        "subset of a larger one.",
     )
-    select_on: Literal["val", "holdout"] = Field("val", description="split watched while training")
-    augment: AugmentConfig = AugmentConfig()
+    select_on: Literal["val", "holdout"] = Field(
+        "val", description="Split whose score selects the best epoch."
+    )
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random transforms of the training split.")
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406),
-        description="subtracted from RGB in [0, 1]; the default is ImageNet's, which most pretrained encoders expect",
+        description="Subtracted from RGB values in [0, 1]. The default is ImageNet's, which most pretrained encoders "
+        "expect.",
     )
     std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="RGB in [0, 1] is divided by this after `mean` is subtracted"
+        (0.229, 0.224, 0.225), description="Divisor of RGB values in [0, 1] after `mean` is subtracted."
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
-        default_factory=dict, description="options of this data set; see `data check NAME`"
+        default_factory=dict, description="Options of this data set. `compactmtl data check NAME` lists them."
     )
 
     @model_validator(mode="after")
@@ -90,100 +106,135 @@ class DataConfig(Frozen):
 class HeadConfig(Frozen):
     """The part of the network that belongs to one task."""
 
-    kind: Literal["linear", "mlp", "fcn", "deeplabv3", "deeplabv3plus", "mtan", "instances"] = "linear"
-    width: Annotated[int, Field(ge=1)] = Field(
-        64, description="hidden channels or features; DeepLab's papers have 256"
+    kind: Literal["linear", "mlp", "fcn", "deeplabv3", "deeplabv3plus", "mtan", "instances"] = Field(
+        "linear",
+        description="Architecture of the head. `linear` and `mlp` predict one value or vector per image, "
+        "the others maps.",
     )
-    depth: Annotated[int, Field(ge=0)] = Field(1, description="hidden layers before the last one")
-    dropout: Share = 0.0
+    width: Annotated[int, Field(ge=1)] = Field(
+        64, description="Hidden channels or features. The DeepLab papers use 256."
+    )
+    depth: Annotated[int, Field(ge=0)] = Field(1, description="Hidden layers before the output layer.")
+    dropout: Share = Field(0.0, description="Dropout probability before the output layer.")
     rates: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         None,
-        description="DeepLab's dilations; by default 6, 12, 18 at an output stride of 16 and in proportion at others",
+        description="Dilation rates of DeepLab's pyramid. By default 6, 12 and 18 at an output stride of "
+        "16, scaled in proportion at others.",
     )
-    predictor: Literal["fcn", "deeplabv3"] = Field("fcn", description="what follows a mtan head's attention")
+    predictor: Literal["fcn", "deeplabv3"] = Field(
+        "fcn", description="Layers that follow the attention of an `mtan` head."
+    )
 
 
 class TaskConfig(Frozen):
     """One output of the network with its target, loss and head."""
 
     kind: TaskKind = Field(
-        description="a kind of task by name, or a class of your own as package.module:Class"
+        description="Kind of task by name, or a class of your own as `package.module:Class`. It decides the target's "
+        "format, the losses and the metrics."
     )
-    target: str | None = Field(None, description="name of the target in the data set; the task's by default")
-    loss: str | None = Field(None, description="a loss of this kind of task; its first by default")
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    target: str | None = Field(
+        None, description="Name of the target in the data set. By default the task's own name."
+    )
+    loss: str | None = Field(
+        None, description="Name of a loss of this kind of task. By default the first one of the kind."
+    )
+    weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Factor of the task's loss, applied before balancing."
+    )
     head: HeadConfig | None = Field(
-        None, description="linear for one value an image, fcn for maps, instances for instances by default"
+        None,
+        description="Head of the task. By default `linear` for one value per image, `fcn` for maps, "
+        "`instances` for instances.",
     )
-    options: dict[str, Scalar] = Field(default_factory=dict, description="options of this kind of task")
+    options: dict[str, Scalar] = Field(default_factory=dict, description="Options of this kind of task.")
 
 
 class EncoderConfig(Frozen):
     """The shared trunk, any timm model by name, or segnet."""
 
-    name: str = "resnet18"
-    pretrained: bool = Field(False, description="fetch timm's weights by name")
+    name: str = Field("resnet18", description="Any timm model by name, or `segnet`.")
+    pretrained: bool = Field(False, description="Download timm's pretrained weights by name.")
     weights: str | None = Field(
         None,
-        description="a local .safetensors or .pth file of encoder weights, or `package:NAME` for weights that an installed "
-        "package holds: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2 (extra `pretrained`)",
+        description="Path of a local `.safetensors` or `.pth` file with encoder weights, or `package:NAME` for weights "
+        "of an installed package: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2 (extra `pretrained`).",
     )
-    output_stride: Literal[8, 16, 32] | None = Field(None, description="dilate to keep this stride")
+    output_stride: Literal[8, 16, 32] | None = Field(
+        None, description="Largest stride of the encoder. Later stages are dilated to keep it."
+    )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,
-        description="passed to timm.create_model; out_index picks the feature map (the last by default); "
-        "segnet has width and unpool",
+        description="Keyword arguments of `timm.create_model`. `out_index` selects the feature map (the "
+        "last one by default). `segnet` has `width` and `unpool`.",
     )
 
 
 class ModelConfig(Frozen):
     """One encoder; the heads belong to the tasks."""
 
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig = Field(EncoderConfig(), description="The shared encoder.")
 
 
 class OptimizerConfig(Frozen):
-    """AdamW, Adam or SGD with its usual knobs."""
+    """The optimizer."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    momentum: Share = Field(0.9, description="SGD's momentum")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decay rates")
+    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimizer.")
+    lr: Positive = Field(1e-3, description="Peak learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="Weight decay. It does not apply to parameters of sparsity groups."
+    )
+    momentum: Share = Field(0.9, description="Momentum of SGD.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="Decay rates of the moments of Adam and AdamW."
+    )
 
 
 class TrainConfig(Frozen):
-    """The loop."""
+    """The training loop."""
 
-    epochs: Annotated[int, Field(ge=1)] = 15
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    clip: Positive | None = Field(None, description="largest gradient norm; none for no clipping")
-    autocast: Literal["off", "bfloat16", "float16"] = "off"
-    device: str = Field("cpu", description="torch device, such as cpu or cuda:0")
-    channels_last: bool = Field(False, description="NHWC memory layout while training")
-    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="torch CPU threads")
+    epochs: Annotated[int, Field(ge=1)] = Field(15, description="Passes over the training split.")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer and its settings.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="Learning rate over the steps of the run.")
+    clip: Positive | None = Field(
+        None, description="Largest norm of the gradient. Larger gradients are scaled down. null: no clipping."
+    )
+    autocast: Literal["off", "bfloat16", "float16"] = Field(
+        "off", description="Precision of the forward pass while training."
+    )
+    device: str = Field("cpu", description="torch device, such as `cpu` or `cuda:0`.")
+    channels_last: bool = Field(False, description="Use the NHWC memory layout while training.")
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads of torch. null: torch's default."
+    )
     patience: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="stop after this many epochs without a better score"
+        None, description="Stop after this many epochs without a better score. null: train all epochs."
     )
     competition: Annotated[int, Field(ge=0)] = Field(
-        0, description="batches an epoch on which the tasks' gradients are compared layer by layer"
+        0,
+        description="Batches per epoch on which the tasks' gradients are compared layer by layer, for the "
+        "log and the report. 0: none.",
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="stop after this many optimizer steps, for smoke runs"
+        None, description="Stop after this many optimizer steps, for smoke runs. null: no limit."
     )
 
 
 class DistillationConfig(Frozen):
-    """Each task also learns from what a teacher gives for the same pictures."""
+    """Each task also learns from a teacher's output for the same images."""
 
     teacher: str = Field(
         "self",
-        description="self: the model as it was at `start`; or a finished run's folder, in which {seed} is the recipe's",
+        description="`self` is the model as it was at `start`. Otherwise the folder of a finished run; "
+        "`{seed}` in it stands for the recipe's seed.",
     )
-    start: Share = Field(0.2, description="share of all steps after which the teacher is heard")
-    weight: Positive = Field(1.0, description="of the teacher's loss beside the targets'")
-    temperature: Positive = Field(2.0, description="softens class probabilities of teacher and student")
+    start: Share = Field(0.2, description="Share of all steps after which the teacher's loss is added.")
+    weight: Positive = Field(
+        1.0, description="Factor of the teacher's loss relative to the loss against the targets."
+    )
+    temperature: Positive = Field(
+        2.0, description="Temperature that softens the class probabilities of teacher and student."
+    )
 
 
 class SurgeryConfig(Frozen):
@@ -191,32 +242,48 @@ class SurgeryConfig(Frozen):
 
     align: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="keep channel counts at multiples of this; auto: what the recipe's targets run best",
+        description="Keep channel counts at multiples of this number. `auto` takes what the recipe's "
+        "targets run best.",
     )
     unreached: Literal["keep", "report", "error"] = Field(
         "keep",
-        description="modules that the deployed forward does not reach: keep what they read, report or refuse",
+        description="What to do about modules that the deployed forward pass does not reach: `keep` all "
+        "that they read, `report` them, or raise an `error`.",
     )
 
 
 class Recipe(Frozen):
     """A whole training run."""
 
-    description: str = Field("", description="one line for `recipes list`")
-    seed: int = 0
-    data: DataConfig
-    tasks: dict[str, TaskConfig] = Field(min_length=1)
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    balancing: BalancingConfig = BalancingConfig()
-    regularization: RegularizationConfig = RegularizationConfig()
-    overparam: OverparamConfig | None = None
-    sparsity: SparsityConfig | None = None
-    distillation: DistillationConfig | None = None
-    surgery: SurgeryConfig = SurgeryConfig()
-    targets: tuple[str, ...] = Field(("onnxruntime-cpu",), description="export targets by name")
+    description: str = Field("", description="One line for `compactmtl recipes list`.")
+    seed: int = Field(0, description="Seed of all random numbers.")
+    data: DataConfig = Field(description="Data set, input size and batches.")
+    tasks: dict[str, TaskConfig] = Field(
+        min_length=1, description="The outputs of the model by name, at least one."
+    )
+    model: ModelConfig = Field(ModelConfig(), description="The network.")
+    train: TrainConfig = Field(TrainConfig(), description="The training loop.")
+    balancing: BalancingConfig = Field(
+        BalancingConfig(), description="How the losses of the tasks, or their gradients, are combined."
+    )
+    regularization: RegularizationConfig = Field(
+        RegularizationConfig(), description="Penalties on the shared features and on the loss."
+    )
+    overparam: OverparamConfig | None = Field(
+        None, description="Factorized layers while training. null: plain layers."
+    )
+    sparsity: SparsityConfig | None = Field(
+        None, description="Structured sparsity while training. null: none."
+    )
+    distillation: DistillationConfig | None = Field(None, description="A teacher for all tasks. null: none.")
+    surgery: SurgeryConfig = Field(SurgeryConfig(), description="How dead channels are removed.")
+    targets: tuple[str, ...] = Field(
+        ("onnxruntime-cpu",), description="Deployment targets by name, for the command export."
+    )
     single_task: dict[str, dict[str, float]] = Field(
-        default_factory=dict, description="single-task metrics (task -> metric -> value), to show Δm against"
+        default_factory=dict,
+        description="Metrics of single-task networks (task -> metric -> value), against which the log shows"
+        " Δm.",
     )
 
     @model_validator(mode="after")
@@ -241,14 +308,14 @@ class Recipe(Frozen):
         if self.sparsity is None:
             return self
         if self.sparsity.shrink_every and self.overparam is not None and self.overparam.kind != "none":
-            raise ValueError("sparsity.shrink_every removes channels of plain layers; remove it or overparam")
+            raise ValueError("sparsity.shrink_every needs plain layers; remove it or overparam")
         if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
-            raise ValueError("sparsity.prune: Torch-Pruning reads plain layers; remove overparam")
+            raise ValueError("sparsity.prune: Torch-Pruning needs plain layers; remove overparam")
         begin = self.sparsity.begin
         own = self.distillation is not None and self.distillation.teacher == "self"
         if self.sparsity.shrink_every and own and self.distillation and self.distillation.start > begin:
             raise ValueError(
-                f"distillation.start {self.distillation.start}: a teacher that is the model itself comes before channels "
-                f"go, which may be from {begin} on where sparsity.shrink_every is set"
+                f"distillation.start {self.distillation.start}: the teacher `self` must be copied before channels are "
+                f"removed; with sparsity.shrink_every that begins at {begin}"
             )
         return self

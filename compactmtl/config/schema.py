@@ -12,7 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error."""
+    """An immutable section. An unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -22,18 +22,22 @@ class NoOptions(Frozen):
 
 
 class ScheduleConfig(Frozen):
-    """Learning rate over the steps of the whole run."""
+    """A learning rate or strength as a function of the step, over the whole run."""
 
-    name: Literal["one_cycle", "cosine", "constant"] = "cosine"
-    warmup: Share = Field(0.05, description="share of all steps in which the rate rises")
-    final: Share = Field(0.0, description="last rate as a share of the peak")
-    restarts: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="shares of all steps at which the schedule begins again, as for fine-tuning"
+    name: Literal["one_cycle", "cosine", "constant"] = Field(
+        "cosine", description="Shape of the schedule after the warm-up."
     )
-    restart_peak: Positive = Field(1.0, description="peak rate after a restart as a share of the first")
+    warmup: Share = Field(0.05, description="Share of all steps in which the value rises from 0 to its peak.")
+    final: Share = Field(0.0, description="Last value as a share of the peak.")
+    restarts: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="Shares of all steps at which the schedule starts again, for example for fine-tuning."
+    )
+    restart_peak: Positive = Field(
+        1.0, description="Peak value after a restart as a share of the first peak."
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> ScheduleConfig:
         if list(self.restarts) != sorted(set(self.restarts)):
-            raise ValueError(f"restarts are shares in rising order, found {list(self.restarts)}")
+            raise ValueError(f"restarts must be shares in rising order, found {list(self.restarts)}")
         return self

@@ -22,16 +22,25 @@ _KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")
 
 
 class ReductionConfig(Frozen):
-    """What is to be gone of the whole model after surgery: a share of exactly one measure."""
+    """How much of the whole model is removed: a share of exactly one measure."""
 
-    mac_reduction: Reduction | None = Field(None, description="share of the model's MACs to be gone")
-    parameter_reduction: Reduction | None = Field(None, description="share of its parameters")
-    latency_reduction: Reduction | None = Field(None, description="share of its latency by `latency_table`")
-    latency_table: str | None = Field(
-        None, description="JSON file of layer latencies on the target; tools/latency_table.py measures one"
+    mac_reduction: Reduction | None = Field(None, description="Share of the whole model's MACs to remove.")
+    parameter_reduction: Reduction | None = Field(
+        None, description="Share of the whole model's parameters to remove."
     )
-    min_channels: Annotated[int, Field(ge=1)] = Field(8, description="least channels kept in a layer")
-    min_share: Before = Field(0.0, description="least share of a layer's channels kept, where that is more")
+    latency_reduction: Reduction | None = Field(
+        None, description="Share of the whole model's latency to remove, by `latency_table`."
+    )
+    latency_table: str | None = Field(
+        None, description="JSON file of layer latencies on the target. `tools/latency_table.py` measures one."
+    )
+    min_channels: Annotated[int, Field(ge=1)] = Field(
+        8, description="Least number of channels that stay in a layer."
+    )
+    min_share: Before = Field(
+        0.0,
+        description="Least share of a layer's channels that stays, where that is more than `min_channels`.",
+    )
 
     @model_validator(mode="after")
     def _one_measure(self) -> ReductionConfig:
@@ -55,65 +64,77 @@ class ReductionConfig(Frozen):
 
     @property
     def reduction(self) -> float:
-        """The share to be gone."""
+        """The share to remove."""
         return float(getattr(self, self.key))
 
 
 class SelectiveConfig(ReductionConfig):
-    """Shrink only the channels that matter least for what they cost, on a schedule, to a stated target."""
+    """Shrink the channels that are least important relative to their cost, on a schedule, until the target is met."""
 
-    start: Before = Field(0.2, description="share of all steps after which shrinking begins")
-    end: After = Field(0.6, description="share of all steps at which the target is reached")
-    every: Annotated[int, Field(ge=1)] = Field(20, description="steps between rankings")
-    threshold: AboveZero = Field(0.02, description="norm that the prox takes off a chosen group each step")
+    start: Before = Field(0.2, description="Share of all steps after which shrinking begins.")
+    end: After = Field(0.6, description="Share of all steps at which the target is reached.")
+    every: Annotated[int, Field(ge=1)] = Field(20, description="Steps between two rankings of the channels.")
+    threshold: AboveZero = Field(
+        0.02, description="Norm by which the proximal step shrinks a selected group at each step."
+    )
     importance: Literal["taylor", "fisher", "magnitude"] = Field(
         "taylor",
-        description="what a channel is worth: |Σ w·∂L/∂w| over its norm's affine, its mean square, or its weights' norm",
+        description="Importance of a channel: `taylor` is the running mean of |Σ w·∂L/∂w| over the "
+        "channel's norm parameters (γ, β), or over its weights where it has no norm layer; "
+        "`fisher` is the mean square of that sum; `magnitude` is the norm of the channel's "
+        "weights.",
     )
     cost_power: NonNegative = Field(
-        1.0, description="channels go by importance over cost to this power; 0: by importance alone"
+        1.0, description="Channels are ranked by importance / cost^`cost_power`. 0: by importance alone."
     )
     cost_of: Literal["left", "whole"] = Field(
         "whole",
-        description="a channel costs what it takes away from the whole network, or from the network that is left: with "
-        "the latter, layers that read a layer grown narrow become cheap and stay wide",
+        description="Network in which a channel's cost is counted: `whole` is the original network, `left` "
+        "the network that remains at this step. With `left`, channels next to a layer that has "
+        "become narrow count as cheap, so that layers end very narrow or at full width.",
     )
 
 
 class ControllerConfig(ReductionConfig):
-    """A λ that is steered so that the target is reached at `end`; then λ is 0 and the zeros are held."""
+    """Adjust λ so that the target is reached at `end`. From then on λ is 0 and zeros stay zero."""
 
-    end: After = Field(0.5, description="share of all steps at which the target is reached")
-    every: Annotated[int, Field(ge=1)] = Field(20, description="steps between settings of λ")
+    end: After = Field(0.5, description="Share of all steps at which the target is reached.")
+    every: Annotated[int, Field(ge=1)] = Field(20, description="Steps between two updates of λ.")
     weights: Literal["cost", "size"] = Field(
         "cost",
-        description="λ of a layer's channels in proportion to what one costs of the target's measure, or alike",
+        description="`cost` gives each layer a λ in proportion to what one of its channels costs, `size` "
+        "gives all layers the same λ.",
     )
 
 
 class PruneConfig(ReductionConfig):
-    """Baselines: all at once at one point of training, then fine-tuning with the zeros held."""
+    """Baselines: remove channels once during training, then fine-tune with zeros that stay zero."""
 
     method: Literal["magnitude", "group_norm"] = Field(
         "magnitude",
-        description="smallest l2 norm, each over its layer's mean; or Torch-Pruning's GroupNorm pruner",
+        description="`magnitude` removes the smallest l2 norms, each relative to its layer's mean. "
+        "`group_norm` is Torch-Pruning's GroupNorm pruner.",
     )
-    at: Before = Field(0.5, description="share of all steps after which the channels go")
+    at: Before = Field(
+        0.5, description="Share of all steps after which the channels are removed, all at once."
+    )
     regularize: Before = Field(
-        0.35, description="share of all steps after which group_norm's regularization begins"
+        0.35, description="Share of all steps after which the regularization of `group_norm` begins."
     )
-    regularization: AboveZero = Field(1e-4, description="coefficient of group_norm's regularization")
+    regularization: AboveZero = Field(1e-4, description="Coefficient of the regularization of `group_norm`.")
 
 
 class StrengthScheduleConfig(Frozen):
     """λ over the steps of the whole run, from `sparsity.warmup` on."""
 
     shape: Literal["linear", "cosine", "exponential"] = Field(
-        "linear", description="how λ rises from 0 (exponential: from a thousandth)"
+        "linear", description="How λ rises from 0 to `strength`. `exponential` starts at a thousandth of it."
     )
-    full: Share = Field(0.3, description="share of all steps after which λ is whole")
+    full: Share = Field(0.3, description="Share of all steps after which λ has its full value.")
     release: After = Field(
-        1.0, description="share of all steps after which λ is 0, the zeros are held and the survivors recover"
+        1.0,
+        description="Share of all steps after which λ is 0. From there on zeros stay zero and the remaining"
+        " channels recover.",
     )
 
 
@@ -121,36 +142,58 @@ class SparsityConfig(Frozen):
     """A penalty on channel groups of the shared layers."""
 
     groups: Literal["coupled", "block", "filter", "input_channel", "attention_head"] = Field(
-        "coupled", description="what is zeroed together; input_channel is the paper's"
+        "coupled",
+        description="Which parameters are zeroed together. `coupled` groups are removed as whole channels; "
+        "`input_channel` is the group of arXiv:2308.12114.",
     )
-    block: Annotated[int, Field(ge=2)] = Field(8, description="channels of a group of kind block")
-    scope: Literal["encoder", "model"] = Field("encoder", description="layers whose channels may go")
+    block: Annotated[int, Field(ge=2)] = Field(8, description="Channels per group where `groups` is `block`.")
+    scope: Literal["encoder", "model"] = Field(
+        "encoder",
+        description="Layers whose channels may be removed: those of the encoder, or of the whole model.",
+    )
     penalty: PenaltyName = Field(
         "group_lasso",
-        description="what shrinks the groups, by name, or a class of your own as package.module:Class",
+        description="Penalty on the groups, for `strength` and `controller`: a name, or a class of your own as "
+        "`package.module:Class`.",
     )
     penalty_options: dict[str, Scalar | list[Scalar]] = Field(
-        default_factory=dict, description="options of this penalty; see docs/sparsity.md"
+        default_factory=dict, description="Options of this penalty. See the list of penalties."
     )
     # Options of the first penalties, which have keys of their own: short for the same key of `penalty_options`.
-    l1: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on single elements")
-    l2: NonNegative = Field(1.0, description="scale of the sparse group lasso's part on whole groups")
+    l1: NonNegative = Field(1.0, description="Factor of the part of `sparse_group_lasso` on single weights.")
+    l2: NonNegative = Field(1.0, description="Factor of the part of `sparse_group_lasso` on whole groups.")
     knee: AboveZero = Field(
-        0.1, description="root mean square of a group's weights from which group_mcp leaves it alone"
+        0.1,
+        description="Root mean square of a group's weights above which `group_mcp` no longer penalizes the "
+        "group.",
     )
-    strength: NonNegative | None = Field(None, description="λ; none where another section steers the zeros")
-    schedule: StrengthScheduleConfig | None = Field(None, description="of λ; constant without one")
-    warmup: Before = Field(0.05, description="share of all steps before the prox begins")
-    controller: ControllerConfig | None = None
-    selective: SelectiveConfig | None = None
-    prune: PruneConfig | None = None
+    strength: NonNegative | None = Field(
+        None, description="λ of the penalty. null where another section controls the zeros."
+    )
+    schedule: StrengthScheduleConfig | None = Field(
+        None, description="How λ changes over the steps. null: λ is constant."
+    )
+    warmup: Before = Field(0.05, description="Share of all steps before the first proximal step.")
+    controller: ControllerConfig | None = Field(
+        None, description="Adjust λ so that a target is met. null: off."
+    )
+    selective: SelectiveConfig | None = Field(
+        None,
+        description="Shrink only the least important channels, on a schedule, until a target is met. null: "
+        "off.",
+    )
+    prune: PruneConfig | None = Field(
+        None, description="Baseline: remove channels once, then fine-tune. null: off."
+    )
     shrink_every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="epochs after which dead channels are removed while training goes on"
+        None,
+        description="Remove dead channels from the network in training after every so many epochs. null: "
+        "only at the end.",
     )
 
     @model_validator(mode="after")
     def _steps_to_shrink_in(self) -> SparsityConfig:
-        """Every way needs steps between its beginning and its end."""
+        """Every method needs steps between its start and its end."""
         if self.selective is not None and not self.selective.start < self.selective.end:
             raise ValueError(
                 f"sparsity.selective.start {self.selective.start} is not before sparsity.selective.end"
@@ -167,7 +210,7 @@ class SparsityConfig(Frozen):
             )
         if self.shrink_every is not None and self.groups in ("filter", "input_channel"):
             raise ValueError(
-                f"sparsity.shrink_every removes whole channels while training goes on, and sparsity.groups:"
+                f"sparsity.shrink_every removes whole channels during training, and groups of kind"
                 f" {self.groups} lie in one layer each; use coupled, block or attention_head, or leave out"
                 " sparsity.shrink_every"
             )
@@ -184,14 +227,14 @@ class SparsityConfig(Frozen):
         given = [name for name, value in ways.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                "sparsity needs exactly one of strength (a λ), controller (a λ that finds a target), selective (the least "
-                f"important to a target) and prune (a baseline), found {' and '.join(given) or 'none'}"
+                "sparsity needs exactly one of strength (a λ), controller (λ is adjusted until a target is met), "
+                f"selective (the least important channels, until a target is met) and prune (a baseline), found {' and '.join(given) or 'none'}"
             )
         if self.schedule is not None and self.strength is None:
-            raise ValueError("sparsity.schedule is of sparsity.strength, which is not given")
+            raise ValueError("sparsity.schedule needs sparsity.strength, which is not given")
         if self.groups in ("filter", "input_channel") and (self.selective or self.prune):
             raise ValueError(
-                f"sparsity.groups: {self.groups} lie in one layer each and free nothing alone; "
+                f"sparsity.groups: {self.groups} lie in one layer each and remove no channel alone; "
                 f"sparsity.{given[0]} needs coupled, block or attention_head"
             )
         prune = self.prune
@@ -201,8 +244,8 @@ class SparsityConfig(Frozen):
             )
         if self.schedule is not None and not self.warmup <= self.schedule.full <= self.schedule.release:
             raise ValueError(
-                f"λ rises from sparsity.warmup {self.warmup} to sparsity.schedule.full {self.schedule.full} and is 0 from "
-                f"sparsity.schedule.release {self.schedule.release}: they come in this order"
+                f"sparsity.warmup {self.warmup}, sparsity.schedule.full {self.schedule.full} and "
+                f"sparsity.schedule.release {self.schedule.release} must be in rising order"
             )
         return self
 
@@ -215,12 +258,12 @@ class SparsityConfig(Frozen):
 
     @property
     def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:
-        """What is to be gone, where the recipe says."""
+        """The section that states a target; None for a fixed λ."""
         return self.controller or self.selective or self.prune
 
     @property
     def begin(self) -> float:
-        """The share of all steps before which nothing is zeroed."""
+        """The share of all steps before which no group is zeroed."""
         if self.selective is not None:
             return self.selective.start
         return self.prune.at if self.prune is not None else self.warmup

@@ -15,15 +15,15 @@ _NAME = re.compile(r"\w[\w.-]*")  # it names a folder
 class EntryConfig(Frozen):
     """One row of the table: a recipe with overrides, or runs that were made elsewhere."""
 
-    description: str = Field("", description="what sets it apart")
-    recipe: str | None = Field(None, description="recipe by name; the sweep's by default")
-    overrides: tuple[str, ...] = Field((), description="key=value, laid over the sweep's")
-    tasks: tuple[str, ...] = Field((), description="train these tasks alone; all by default")
+    description: str = Field("", description="What distinguishes this entry.")
+    recipe: str | None = Field(None, description="Recipe by name or path. null: the recipe of the sweep.")
+    overrides: tuple[str, ...] = Field((), description="`key=value` words, applied after those of the sweep.")
+    tasks: tuple[str, ...] = Field((), description="Train only these tasks. By default all.")
     against: str | None = Field(
-        None, description="an entry that it is held against, seed by seed, beside the sweep's baseline"
+        None, description="Entry that this one is compared with, seed by seed, in addition to the baseline."
     )
     runs: tuple[str, ...] = Field(
-        (), description="globs of finished run folders in place of a recipe, one a seed"
+        (), description="Glob patterns of finished run folders, one per seed, instead of a recipe."
     )
 
     @model_validator(mode="after")
@@ -36,17 +36,28 @@ class EntryConfig(Frozen):
 class SweepConfig(Frozen):
     """A table over seeds."""
 
-    description: str = Field("", description="one line for `sweep --list`")
-    recipe: str | None = Field(None, description="recipe of every entry that names none")
-    overrides: tuple[str, ...] = Field((), description="key=value, laid over every entry's recipe")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    baseline: str | None = Field(None, description="the entry that others are held against, seed by seed")
-    compact: bool = Field(False, description="compact every run")
-    probe: Annotated[int, Field(ge=10)] | None = Field(
-        None, description="probe every run with predictors fitted on so many training images"
+    description: str = Field("", description="One line for `compactmtl sweep --list`.")
+    recipe: str | None = Field(None, description="Recipe of every entry that names none.")
+    overrides: tuple[str, ...] = Field(
+        (), description="`key=value` words, applied to the recipe of every entry."
     )
-    targets: tuple[str, ...] = Field((), description="export every run to these targets and verify it")
-    entries: Annotated[dict[str, EntryConfig], Field(min_length=1)]
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, description="Seeds. Every entry is trained once per seed."
+    )
+    baseline: str | None = Field(
+        None, description="Entry that all others are compared with, seed by seed. null: none."
+    )
+    compact: bool = Field(False, description="Compact every run.")
+    probe: Annotated[int, Field(ge=10)] | None = Field(
+        None,
+        description="Probe every run with predictors fitted to this many training images. null: no probing.",
+    )
+    targets: tuple[str, ...] = Field(
+        (), description="Targets to which every run is exported and on which it is verified."
+    )
+    entries: Annotated[dict[str, EntryConfig], Field(min_length=1)] = Field(
+        description="The rows of the table by name."
+    )
 
     @model_validator(mode="after")
     def _names(self) -> SweepConfig:

@@ -26,79 +26,102 @@ class ParityConfig(Frozen):
 
     tolerance: Positive | None = Field(
         None,
-        description="largest |difference| as a share of the output's range; none: 1e-4 for fp32, 1e-2 for fp16, 8e-2 "
-        "for bf16, and for int8 not a gate",
+        description="Largest |difference| as a share of the output's range. null: 1e-4 for fp32, 1e-2 for "
+        "fp16, 8e-2 for bf16; no gate for int8.",
     )
-    tasks: dict[str, Positive] = Field(default_factory=dict, description="tolerance of single tasks")
+    tasks: dict[str, Positive] = Field(
+        default_factory=dict, description="Tolerance of single tasks, by task name."
+    )
 
 
 class AccuracyConfig(Frozen):
     """How much of a metric may be lost, as a share of the reference value."""
 
-    export_drop: Annotated[float, Field(ge=0)] = Field(1e-3, description="artifact against the torch model")
-    compact_drop: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="artifact against the dense baseline run, where one is given; none: not a gate"
+    export_drop: Annotated[float, Field(ge=0)] = Field(
+        1e-3,
+        description="Largest loss of any metric from the torch model to the artifact, as a share of its "
+        "value.",
     )
-    samples: Annotated[int, Field(ge=1)] | None = Field(None, description="none: the whole val split")
+    compact_drop: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="Largest loss of any metric from the dense baseline run to the artifact, as a share of "
+        "its value. null: no gate.",
+    )
+    samples: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Number of validation samples. null: the whole split."
+    )
 
 
 class LatencyConfig(Frozen):
-    """How latency is measured and what it may be."""
+    """How latency is measured, and its bounds."""
 
-    batch: Annotated[int, Field(ge=1)] = 1
-    warmup: Annotated[int, Field(ge=0)] = 10
-    repeats: Annotated[int, Field(ge=1)] = Field(100, description="interleaved runs of each model")
+    batch: Annotated[int, Field(ge=1)] = Field(1, description="Batch size.")
+    warmup: Annotated[int, Field(ge=0)] = Field(10, description="Rounds before the measurement.")
+    repeats: Annotated[int, Field(ge=1)] = Field(
+        100, description="Measured rounds. Each round runs every model once."
+    )
     settle: Annotated[int, Field(ge=0)] = Field(
         3,
-        description="runs of a model before each clocked one, so that caches hold its weights and not another's",
+        description="Unmeasured runs of a model before each measured one, so that the caches hold its own "
+        "weights.",
     )
-    max_ms: Positive | None = Field(None, description="gate on the median; none: not a gate")
+    max_ms: Positive | None = Field(
+        None, description="Gate: largest median latency in milliseconds. null: no gate."
+    )
     min_speedup: Positive | None = Field(
         None,
-        description="gate on how many times as fast as the dense model, the median over rounds; of lower precisions also as the dense model in float32; none: not a gate",
+        description="Gate: least speedup over the dense model, the median over rounds. For lower precisions"
+        " the speedup over the dense model in float32 must reach it as well. null: no gate.",
     )
 
 
 class OnnxConfig(Frozen):
     """The interchange file."""
 
-    opset: Annotated[int, Field(ge=18)] = Field(18, description="bf16 needs 22")
-    dynamic_batch: bool = Field(False, description="leave the batch size free")
-    dynamic_size: bool = Field(False, description="leave height and width free")
+    opset: Annotated[int, Field(ge=18)] = Field(18, description="ONNX opset. bf16 needs 22.")
+    dynamic_batch: bool = Field(False, description="Leave the batch size free.")
+    dynamic_size: bool = Field(False, description="Leave height and width free.")
     preprocess: bool = Field(
-        False, description="take uint8 images (B, H, W, 3) and normalize them in the model file"
+        False, description="Take uint8 images of shape (B, H, W, 3) and normalize them inside the model file."
     )
     postprocess: dict[str, Literal["argmax", "softmax", "sigmoid"]] = Field(
-        default_factory=dict, description="what to put behind the output of a task"
+        default_factory=dict, description="Operator after the output of a task, by task name."
     )
     external_data: Literal["auto", "always", "never"] = Field(
-        "auto", description="weights in a file of their own; auto: where they pass 2 GB"
+        "auto", description="Store the weights in a separate file. `auto`: only if they exceed 2 GB."
     )
 
 
 class Target(Frozen):
-    """Where the model will run and with what tolerance."""
+    """Where the model runs, and the bounds that it must meet."""
 
     model_config = ConfigDict(extra="allow")  # the backend's own keys, which it checks
 
-    description: str = Field("", description="one line for `targets list`")
-    backend: str = Field(description="what runs the model; `compactmtl doctor` lists them")
-    precision: Precision = Field("fp32", description="that the model must really run in")
-    fp16: Fp16Config = Fp16Config()
-    bf16: HalfConfig = HalfConfig()
-    int8: Int8Config = Int8Config()
-    threads: Annotated[int, Field(ge=1)] = 1
+    description: str = Field("", description="One line for `compactmtl targets list`.")
+    backend: str = Field(description="Runtime that executes the model. `compactmtl doctor` lists them.")
+    precision: Precision = Field("fp32", description="Precision in which the model must really run.")
+    fp16: Fp16Config = Field(Fp16Config(), description="Conversion to float16, for `precision: fp16`.")
+    bf16: HalfConfig = Field(HalfConfig(), description="Conversion to bfloat16, for `precision: bf16`.")
+    int8: Int8Config = Field(Int8Config(), description="Quantization, for `precision: int8`.")
+    threads: Annotated[int, Field(ge=1)] = Field(1, description="CPU threads.")
     align: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="multiple of channels that runs best, for surgery.align: auto; none: 16 for fp32, 8 for fp16 and bf16, "
-        "4 for int8 (16 on tensor cores)",
+        description="Multiple of channels that runs best, for `surgery.align: auto`. null: 16 for fp32, 8 "
+        "for fp16 and bf16, 4 for int8 (16 on tensor cores).",
     )
-    onnx: OnnxConfig = OnnxConfig()
-    parity: ParityConfig = ParityConfig()
-    accuracy: AccuracyConfig = AccuracyConfig()
-    latency: LatencyConfig = LatencyConfig()
-    example: bool = Field(False, description="to be copied and changed: `all-available` leaves it out")
-    max_megabytes: Positive | None = Field(None, description="gate on the model file's size")
+    onnx: OnnxConfig = Field(OnnxConfig(), description="The ONNX file.")
+    parity: ParityConfig = Field(
+        ParityConfig(), description="How close the outputs must be to those of the torch model."
+    )
+    accuracy: AccuracyConfig = Field(AccuracyConfig(), description="How much of a metric may be lost.")
+    latency: LatencyConfig = Field(LatencyConfig(), description="How latency is measured, and its gates.")
+    example: bool = Field(
+        False,
+        description="Mark a target as an example to copy and change. `--target all-available` skips it.",
+    )
+    max_megabytes: Positive | None = Field(
+        None, description="Gate: largest size of the model file in MB. null: no gate."
+    )
 
     @model_validator(mode="after")
     def _opset_of_precision(self) -> Target:

@@ -22,18 +22,18 @@ from compactmtl.errors import CompactError, ConfigError
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
 # Of this thread (or task) and what it calls: a thread that an application starts beside it is trusted with nothing.
 _TRUSTED: ContextVar[bool] = ContextVar("compactmtl_trusted", default=False)
-_MEND = "look at it first; then add --trust to the command (in Python: trust=True, or `with trusting():`)"
+_MEND = "read that code first, then add --trust to the command (in Python: trust=True, or `with trusting():`)"
 
 
 class UntrustedError(ConfigError):
-    """A file names code to run, and the user has not said that it may."""
+    """A file names code to run, and the user has not allowed it."""
 
 
 @contextmanager
 def trusting(trust: bool = True) -> Iterator[None]:
-    """Let what is called inside import modules and load libraries that recipes and targets name.
+    """Allow the calls inside to import modules and load libraries that recipes and targets name.
 
-    `trusting(False)` changes nothing: a word that was given further out holds.
+    `trusting(False)` changes nothing: permission that was given outside stays.
     """
     token = _TRUSTED.set(trust or _TRUSTED.get())
     try:
@@ -77,7 +77,7 @@ def import_module(name: str, key: str) -> ModuleType:
     module, attribute = split_name(name, key)
     if not is_trusted():
         raise UntrustedError(
-            f"{key}: {name} is code: {attribute} would be imported from the module {module}, {_place(module)}",
+            f"{key}: {name} is code: it would import {attribute} from the module {module}, {_place(module)}",
             _MEND,
         )
     try:
@@ -86,7 +86,7 @@ def import_module(name: str, key: str) -> ModuleType:
         if error.name is not None and (module + ".").startswith(error.name + "."):
             raise ConfigError(
                 f"{key}: there is no module {error.name} for {name!r}",
-                "install the package, or put its folder on the path: PYTHONPATH=. compactmtl …",
+                "install the package, or add its folder to the path: PYTHONPATH=. compactmtl …",
             ) from None
         raise
 
@@ -138,12 +138,12 @@ def library(path: str | Path, key: str) -> Path:
     file = Path(path).expanduser()
     if not is_trusted():
         raise UntrustedError(
-            f"{key}: {file} is a library: it would be loaded and its code run"
+            f"{key}: {file} is a library: loading it runs its code"
             + ("" if file.is_file() else " (there is no such file)"),
             _MEND,
         )
     if not file.is_file():
-        raise ConfigError(f"{key}: there is no file {file}", "give the path of the library")
+        raise ConfigError(f"{key}: there is no file {file}", "name the file of the library")
     return file
 
 
@@ -163,7 +163,7 @@ def _place(module: str) -> str:
             None,
         )
         if spec is None:
-            return "which is nowhere on the Python path"
+            return "which is not on the Python path"
         path = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else []
     assert spec is not None
     return f"which lies in {spec.origin or ', '.join(path or []) or 'Python itself'}"

@@ -1,17 +1,16 @@
-"""Check plain values against a typed model; say where, what was expected, what was found, and the nearest right key."""
+"""Check plain values against a typed model. Errors name the place, what was expected and found, and the nearest right key."""
 
 from __future__ import annotations
 
 import json
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, Union
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from compactmtl.config.keys import keys
 from compactmtl.config.lookup import close_names
 from compactmtl.config.yaml import Node, Place, describe
 from compactmtl.errors import ConfigError
@@ -79,15 +78,6 @@ def _unplaced(value: Any) -> Node:
     return Node(value, Place(None))
 
 
-def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a model of models has; `*` stands for a name of the user's, such as a task's."""
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
-        yield key
-        for inner, dotted in _inner_models(field.annotation, key):
-            yield from keys(inner, f"{dotted}.")
-
-
 def place_of(node: Node, path: Path) -> Place:
     """Where the deepest node on a path was written, or what took it away."""
     for part in path:
@@ -95,19 +85,6 @@ def place_of(node: Node, path: Path) -> Place:
             break
         node = node.value[part]
     return node.place
-
-
-def _inner_models(annotation: Any, key: str) -> Iterator[tuple[type[BaseModel], str]]:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation, key
-    elif origin in (Union, types.UnionType):
-        for argument in arguments:
-            yield from _inner_models(argument, key)
-    elif origin is typing.Annotated:
-        yield from _inner_models(arguments[0], key)
-    elif origin is dict:
-        yield from _inner_models(arguments[1], f"{key}.*")
 
 
 def _explain(
@@ -137,8 +114,8 @@ def _explain(
 
 def _named(path: Path, word: str) -> Path:
     """The key that a validator's message begins with, as the validator's model or the whole document has it; else `path`."""
-    keys = tuple(word.split("."))
-    return keys if keys[: len(path)] == path else (*path, *keys)
+    named = tuple(word.split("."))
+    return named if named[: len(path)] == path else (*path, *named)
 
 
 def _path(node: Node, details: ErrorDetails) -> Path:
@@ -198,7 +175,7 @@ def _choices(details: ErrorDetails) -> list[str]:
 
 def _nearest_key(model: type[BaseModel], path: Path, prefix: str) -> str:
     """The mend of an unknown key: the nearest key beside it, else of that name elsewhere, else all beside it."""
-    every = list(keys(model))
+    every = [key.name for key in keys(model)]
     beside = [key for key in every if _fits(key.split("."), path)]
     ends = [key.rpartition(".")[2] for key in beside]
     stem = prefix + "".join(f"{part}." for part in path[:-1])

@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> Node:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{shown(path)}: not UTF-8 text ({error.reason} at byte {error.start})", "save it as UTF-8"
+            f"{shown(path)}: not UTF-8 text ({error.reason} at byte {error.start})", "save the file as UTF-8"
         ) from None
     except OSError as error:
         raise ConfigError(
@@ -149,7 +149,7 @@ def yaml_lines(data: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[
             yield f"{indent}{_text(key)}:", here
             yield from yaml_lines(value, here)
         else:
-            yield f"{indent}{_text(key)}: {_flow(value)}", here
+            yield f"{indent}{_text(key)}: {flow(value)}", here
 
 
 def describe(value: object) -> str:
@@ -168,6 +168,21 @@ def describe(value: object) -> str:
         return "a mapping"
     listing = str(value)
     return f"the list {listing}" if len(listing) <= 60 and "Node(" not in listing else "a list"
+
+
+def flow(value: object) -> str:
+    """A value on one line, as YAML's flow style writes it. Raises TypeError for what a recipe cannot hold."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_text(key)}: {flow(child)}" for key, child in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(flow(child) for child in value) + "]"
+    if value is None or isinstance(value, (bool, int)):
+        return json.dumps(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    raise TypeError(f"not a value of a recipe: {value!r}")
 
 
 def _events(stream: TextIO) -> Iterator[Event]:
@@ -248,20 +263,6 @@ def _plain_scalar(text: str, place: Place) -> Plain:
             "write a finite number, or null where none is meant",
         )
     return float(text) if _FLOAT.fullmatch(text) else text
-
-
-def _flow(value: object) -> str:
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(key)}: {_flow(child)}" for key, child in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_flow(child) for child in value) + "]"
-    if value is None or isinstance(value, (bool, int)):
-        return json.dumps(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return repr(value)
-    raise TypeError(f"not a value of a recipe: {value!r}")
 
 
 def _text(text: str) -> str:

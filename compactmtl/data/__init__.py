@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compactmtl.data.base import Batch, DataReport, Preprocessing, Sample, Split, VisionDataset
     from compactmtl.data.check import check_dataset
-    from compactmtl.data.datasets import DATASETS, load_dataset
+    from compactmtl.data.datasets import load_dataset
     from compactmtl.data.images import denormalize, normalize, read_image
     from compactmtl.data.loader import EpochSampler, Loader, build_loader, preprocessing
+    from compactmtl.data.registry import DATASETS
 
 # A public name's module is imported when the name is asked for: reading a bundle loads no torch.
 _HOME = {
     "Batch": "base",
-    "DATASETS": "datasets",
+    "DATASETS": "registry",
     "DataReport": "base",
     "EpochSampler": "loader",
     "Loader": "loader",

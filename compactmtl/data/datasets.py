@@ -16,21 +16,8 @@ from compactmtl.config.trust import trusting
 from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.external import external, is_external
 from compactmtl.data.part import Part
+from compactmtl.data.registry import DATASETS
 from compactmtl.errors import ConfigError, DataError
-
-DATASETS = (
-    "scenes",
-    "utkface",
-    "nyuv2",
-    "cityscapes",
-    "camvid",
-    "celebamask",
-    "rgbd",
-    "ccp",
-    "multimnist",
-    "coco",
-    "folder",
-)
 
 
 class DatasetModule(Protocol):
@@ -79,17 +66,17 @@ def dataset_module(name: str) -> DatasetModule:
 def load_dataset(
     config: DataConfig | str, split: Split, *, trust: bool = False, **fields: Any
 ) -> VisionDataset:
-    """One split of a data set, decoded and resized but neither augmented nor normalized.
+    """Load one split of a data set. Samples are decoded and resized, but neither augmented nor normalized.
 
     Args:
-        config: the `data` section of a recipe; or a data set's name, and its other fields as keywords, as in
-            load_dataset("scenes", "val", size=(96, 128)).
-        split: train, holdout, val or test.
-        trust: whether a class of your own, package.module:Class, may be imported.
+        config: the `data` section of a recipe; or the name of a data set, with the other keys of the section as keywords, as
+            in load_dataset("scenes", "val", size=(96, 128)).
+        split: "train", "holdout", "val" or "test".
+        trust: allow the import of a class of your own, package.module:Class.
 
     Raises:
         UntrustedError: for a class of your own without `trust`, or `with trusting()` around the call.
-        ConfigError: for an unknown name, field or option, or `holdout` without data.holdout.
+        ConfigError: for an unknown name, key or option, or `holdout` without data.holdout.
         DataError: for data that is missing, empty or damaged.
     """
     with trusting(trust):

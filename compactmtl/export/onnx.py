@@ -63,30 +63,30 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     external_data: bool | None = None,
 ) -> Path:
-    """Write `model` to `path` as ONNX and return the path.
+    """Write a model as an ONNX file and return its path.
 
-    A copy of the model is exported, in eval mode on the CPU; the model itself stays as it is.
+    A copy of the model is exported in eval mode on the CPU. The model itself is left as it was.
 
     Args:
-        model: returns a tensor, or a flat dict, list or tuple of tensors.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword ones, batch first. Arguments may
-            be None, numbers, strings, and lists, dicts and dataclasses of tensors: each tensor in them is an input of
-            the file, all else is as in the example. The file takes exactly these shapes, but for a free batch on request.
-        path: the file. Its weights lie beside it in `<name>.data` where they exceed 2 GB, the limit of the
-            format, or on request.
-        input_names: by default the parameters of the model's `forward`; of a tensor in a list or dict followed by its
-            place there, as in `images_0` or `batch_depth`.
-        output_names: by default the keys of a dict in the model's order, else `output` or `output_0`, ...
+        model: a module that returns a tensor, or a flat dict, list or tuple of tensors.
+        example_inputs: a tensor, positional arguments, or a mapping of keyword arguments, batch first. Arguments may be
+            None, numbers, strings, and lists, dicts and dataclasses of tensors. Each tensor is an input of the file; all
+            else is fixed as in the example. Shapes are fixed too, except for what is left free on request.
+        path: the file. Weights above 2 GB, the limit of the format, are written to `<name>.data` beside it.
+        input_names: by default the parameter names of `forward`. The name of a tensor in a list or dict ends in its
+            position, as in `images_0` or `batch_depth`.
+        output_names: by default the keys of a dict in the model's order, otherwise `output`, or `output_0` and so on.
         opset: ONNX operator set.
-        dynamic_batch: leave dimension 0 of all inputs and outputs free, named `batch`.
-        dynamic_size: leave height and width of all inputs free, named `height` and `width`, and those of outputs,
-            which are named by what follows from them. The model must do without a fixed size inside.
-        size_dimensions: which dimensions of the inputs are height and width.
-        metadata: strings kept in the file, such as hashes and versions.
-        external_data: force the weights into their own file or, with False, forbid it.
+        dynamic_batch: leave dimension 0 of all inputs and outputs free, under the name `batch`.
+        dynamic_size: leave height and width of all inputs and outputs free, under the names `height` and `width`, and
+            expressions of them. The model must not use a fixed size inside.
+        size_dimensions: the dimensions of height and width.
+        metadata: texts that are kept in the file, such as hashes and versions.
+        external_data: True writes the weights to their own file, False forbids it.
 
-    Raises ExportError where the exporter fails or the file isn't as asked: names, shapes, opset, ONNX's own
-    checker with shape inference.
+    Raises:
+        ExportError: where the exporter fails, or where names, shapes or opset of the file are not as requested, or where
+            ONNX's checker with shape inference rejects it.
     """
     path = Path(path)
     check_form(model)

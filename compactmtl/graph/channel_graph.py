@@ -27,11 +27,11 @@ _ROLE_ORDER: tuple[Role, ...] = ("producer", "affine", "consumer")
 
 
 class ChannelGraph(Questions):
-    """Coordinates of every channel of a traced model, in classes that can only go together.
+    """The coordinates of every channel of a traced model, in classes that can only be removed together.
 
-    `labels` (n ids,) is each id's class; `fixed` (n classes,) marks classes that can never go, such as
-    those of inputs, outputs and operators without a rule. Where classes of a grid must go in equal numbers,
-    a group of `groups()` is one class of every row.
+    `labels` (n ids,) is the class of each coordinate. `fixed` (n classes,) marks classes that cannot be removed, such as
+    those of inputs, outputs and operators without a rule. Where the classes of a grid must be removed in equal numbers, a
+    group of `groups()` is one class of every row.
     """
 
     def __init__(
@@ -74,12 +74,17 @@ class ChannelGraph(Questions):
         example_inputs: Sequence[Any] | Mapping[str, Any],
         unreached: Unreached = "keep",
     ) -> ChannelGraph:
-        """Trace `model` in eval mode with `example_inputs` and follow its channels.
+        """Trace `model` in eval mode on `example_inputs` and follow its channels. The model is left as it was.
 
-        `unreached` says what is done about modules that this forward does not reach, such as heads of other tasks:
-        with "keep" the channels that they may read stay, with "report" they do not, "error" raises. The model is left
-        as it was. Raises SurgeryError where it cannot be traced, returns something other than tensors or holds values
-        that are not finite.
+        Args:
+            model: any module that `torch.export` can trace.
+            example_inputs: positional arguments, or a mapping of keyword arguments.
+            unreached: what to do about modules that this forward pass does not reach, such as heads of other tasks: "keep"
+                keeps the channels that they may read, "report" does not, "error" raises.
+
+        Raises:
+            SurgeryError: where the model cannot be traced, returns something other than tensors, or holds values that are
+                not finite.
         """
         arguments = check_inputs(model, example_inputs)
         traced = trace(model, arguments)
@@ -158,7 +163,7 @@ class ChannelGraph(Questions):
     # -- groups --------------------------------------------------------------------------------------
 
     def groups(self) -> list[GroupFamily]:
-        """Coupled channel groups that can be removed, as families with the same member tensors."""
+        """Return the coupled channel groups that can be removed, as families with the same member tensors."""
         if self._families is None:
             self._families = self._find_families()
         return self._families

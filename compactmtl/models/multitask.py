@@ -60,14 +60,21 @@ class MultiTaskModel(nn.Module):
 
 
 def build_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool = True) -> MultiTaskModel:
-    """The network of a recipe, in training mode, its heads in the order of `tasks`.
+    """Build the network of a recipe, in training mode, with its heads in the order of `tasks`.
 
-    The encoder gives a feature map as soon as one task is dense; linear heads then average it. `initialize=False`
-    leaves out the recipe's pretrained or local encoder weights, for a model whose weights are about to be loaded.
-    Random weights are drawn from torch's global generator.
+    The encoder returns a feature map if at least one task is dense; linear heads then average it. Random weights are drawn
+    from torch's global generator.
 
-    Raises ConfigError for a model that cannot be built, ArtifactError for weights that do not fit it,
-    MissingDependencyError where pretrained weights cannot be fetched.
+    Args:
+        recipe: the recipe.
+        tasks: the tasks by name, as `build_tasks` returns them.
+        initialize: False skips the recipe's pretrained or local encoder weights, for a model whose weights are about to be
+            loaded.
+
+    Raises:
+        ConfigError: for a model that cannot be built.
+        ArtifactError: for weights that do not fit the model.
+        MissingDependencyError: where pretrained weights cannot be downloaded.
     """
     configs = {name: head_config(task, recipe.tasks[name].head) for name, task in tasks.items()}
     encoder = build_encoder(

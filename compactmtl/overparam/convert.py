@@ -43,28 +43,31 @@ def overparameterize(
     evaluation: Evaluation = "auto",
     initialize: bool = True,
 ) -> Model:
-    """A copy of `model` whose convolutions and linears are in a richer form to train, with the same function.
+    """Return a copy of `model` whose convolutions and linear layers are factorized for training.
+
+    Layers of exactly the types nn.Conv2d and nn.Linear are factorized. A module that is used twice stays one module.
 
     Args:
-        model: on the meta device it gets factors without values, to load a checkpoint into.
-        kind: `svd` (U·M·V, the paper's), `cp` and `tucker` in its place; `expandnet_cl`, `expandnet_ck` and `repvgg`
-            to compare with; `none` leaves every layer plain.
-        rank: "full" keeps the function to float tolerance; a number (int) caps every layer's rank, a share in (0, 1]
-            (float) cuts it to that share of full, and both start at an approximation; a multiple above 1 (float) is
-            truly over-complete. For ExpandNet the rate of expansion, a float of at least 1.
-        scope: "encoder" takes the layers below `model.encoder`, or all of a model that has no such part.
-        exclude: globs of layer names that stay plain.
-        tasks: tasks with a diagonal of their own in every layer (svd, cp, tucker); without it there is one for all.
-        per_task: each of `tasks` gets a weight of its own, U·M(t)·V, and so an encoder pass of its own; by default
-            the diagonals multiply, and there is one weight.
-        depthwise: take depthwise convolutions too.
-        evaluation: "contract" the weight and convolve once, convolve in "sequence", or what is cheaper ("auto").
-        initialize: False leaves zeros for factors whose values are about to be loaded.
+        model: a model on any device. On the meta device the factors have no values, so that a checkpoint can be loaded.
+        kind: form of the factors: `svd` (U·M·V, the paper's), `cp` or `tucker`; `expandnet_cl`, `expandnet_ck` and
+            `repvgg` are baselines; `none` leaves every layer plain.
+        rank: "full" keeps the function to float tolerance. An int limits the rank of every layer, and a float in (0, 1]
+            reduces it to that share of the full rank; both start at an approximation. A float above 1 is a multiple of
+            the full rank. For ExpandNets a float of at least 1 is the expansion rate.
+        scope: "encoder" factorizes the layers of `model.encoder`, or all layers of a model without that attribute.
+            "model" factorizes all layers.
+        exclude: glob patterns of layer names that stay plain.
+        tasks: tasks that have a diagonal of their own in every layer (svd, cp, tucker). By default all share one.
+        per_task: give each of `tasks` a weight of its own, U·M(t)·V, and therefore an encoder pass of its own. By default
+            the diagonals are multiplied and there is one weight.
+        depthwise: factorize depthwise convolutions too.
+        evaluation: "contract" multiplies the factors and convolves once, "sequence" convolves with one factor after the
+            other, "auto" takes the cheaper one.
+        initialize: False leaves the factors at zero, for factors that are about to be loaded.
 
-    Layers of exactly the types nn.Conv2d and nn.Linear take part, and a module used twice stays one module.
-
-    Raises ConfigError for an unknown kind, scope or task, a rank out of range, weights that are not finite or tied
-    between layers, a pattern that names no layer, and a model without a layer to factorize.
+    Raises:
+        ConfigError: for an unknown kind, scope or task, a rank out of range, weights that are not finite or are shared
+            between layers, a pattern that matches no layer, and a model without a layer to factorize.
     """
     check_kind(kind)
     rank = as_rank(rank)
@@ -117,15 +120,22 @@ _NEEDS = {
 
 
 def contract(model: Model, keep_factors_below: float | None = None) -> Model:
-    """A copy of `model` with plain layers for factorized ones, under the original state_dict names.
+    """Return a copy of `model` with plain layers in place of factorized ones, under the original state_dict names.
 
-    Each weight is exactly the one that the factorized layer convolved with. A model without factorized
-    layers comes back as a plain copy. `keep_factors_below` (a share of at most 1) leaves thin layers in a row,
-    under new names, where they need less than that share of the plain layer's MACs.
+    Each weight is exactly the one that the factorized layer convolved with. A model without factorized layers is
+    copied.
 
-    Every plain layer is compared with its training form in eval mode on a random input, in float64; layers on the meta
-    device have no values to compare. Raises ConfigError for a share out of range, SurgeryError naming the layer where
-    the two differ or a weight is not finite.
+    Args:
+        model: a model that `overparameterize` made, or any other.
+        keep_factors_below: deploy a layer as a sequence of thin layers, under new names, where that needs less than this
+            share of the plain layer's MACs. None: never.
+
+    Every plain layer is compared with its factorized form in eval mode on a random input, in float64. Layers on the meta
+    device have no values and are not compared.
+
+    Raises:
+        ConfigError: for a share out of range.
+        SurgeryError: naming the layer, where the two forms differ or a weight is not finite.
     """
     if keep_factors_below is not None and not 0 < keep_factors_below <= 1:
         raise ConfigError(

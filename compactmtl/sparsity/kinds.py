@@ -45,23 +45,32 @@ def channel_groups(
     scope: Literal["encoder", "model"] = "encoder",
     block: int = 8,
 ) -> ChannelGroups:
-    """The channel groups of `model`'s shared layers; the model is left as it was.
+    """Return the channel groups of a model. The model is left as it was.
 
-    "coupled": the filters, biases and norm affines of all layers that write a channel together, as
-    `ChannelGraph` finds them; families of which a producer lies outside `scope` are left out. With such a
-    group at zero, surgery removes the channel and its consumers' slices.
-    "block": the same by whole blocks of `block` neighboring channels; what is left over is a block of its own.
-    "filter": W[i] of every layer with its bias and the affine of the norm that alone reads it. A channel that
-    several layers write, as on a residual stream, goes only when all of them are zero.
-    "input_channel" (the paper's): W[:, i] of every ungrouped nn.Conv2d that runs, never of one that reads
-    the image itself. A zero group is exact, but its channel goes only when every reader ignores it.
-    "attention_head": queries, keys and values of one head of scaled dot product attention.
-    For factorized models the groups lie on the factors that carry the slices: rows of U, columns of V; their
-    norm is the factor's, not the weight's.
-    `scope` "encoder" takes what lies below `model.encoder`, or all of a model that has no such part.
+    Args:
+        model: any module that `torch.export` can trace.
+        example_inputs: a tensor, positional arguments, or a mapping of keyword arguments.
+        kind: which parameters form a group.
+            "coupled": filters, biases and norm parameters of all layers that write a channel together, as `ChannelGraph`
+            finds them. When a group is zero, surgery removes the channel and the slices that read it. Families with a
+            producer outside `scope` are left out.
+            "block": the same, by blocks of `block` neighboring channels. A remainder is a block of its own.
+            "filter": W[i] of every layer with its bias, and the parameters of the norm that alone reads it. A channel
+            that several layers write, as on a residual stream, is removed only when all of them are zero.
+            "input_channel" (the paper's): W[:, i] of every ungrouped nn.Conv2d that runs, except those that read the image.
+            A zero group changes nothing by itself; its channel is removed only when no reader uses it.
+            "attention_head": queries, keys and values of one head of scaled dot product attention.
+        scope: "encoder" takes the layers of `model.encoder`, or all layers of a model without that attribute. "model" takes
+            all layers.
+        block: channels per group of kind "block".
 
-    Raises ConfigError for an unknown kind or scope, a block below 2, or where no group is found; SurgeryError where
-    the model cannot be traced (input channels are then found all the same, without what they free).
+    Groups of factorized layers consist of slices of the factors: rows of U, columns of V. Their norm is the factor's, not
+    the weight's.
+
+    Raises:
+        ConfigError: for an unknown kind or scope, a block below 2, or a model without a group.
+        SurgeryError: where the model cannot be traced. Groups of kind "input_channel" do not need the trace; without it
+            they do not say what they remove.
     """
     inputs = as_arguments(model, example_inputs)
     inside = in_scope(model, scope)

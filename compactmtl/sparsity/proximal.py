@@ -70,10 +70,10 @@ class ProximalStep:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Apply the proximal operator of the penalty once, in place.
+        """Apply the proximal operator of the penalty once, in place. Call it after `optimizer.step()`.
 
-        Does nothing before the optimizer's first step. Raises TrainingError where a grouped tensor was left
-        out of the optimizer's step or is not finite.
+        Does nothing before the first step of the optimizer. Raises TrainingError where the optimizer's step left out a grouped
+        tensor, or a grouped tensor is not finite.
         """
         if self.penalty.strength == 0 or not self.started:
             return

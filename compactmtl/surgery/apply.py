@@ -22,10 +22,12 @@ _MEND = "rebuild the model from the recipe that the plan was made for"
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
-    """A smaller copy of `model`, edited as the plan says; `model` is left as it was.
+    """Return a smaller copy of `model`, edited as the plan says. `model` is left as it was.
 
-    Applied to the trained model it keeps the function; applied to a freshly built one it gives the shapes
-    that the compact weights load into. Raises ArtifactError where the plan was made for another model.
+    Applied to the trained model, the plan keeps the function. Applied to a freshly built model, it gives the shapes that
+    the compact weights are loaded into.
+
+    Raises ArtifactError where the plan was made for another model.
     """
     if signature(model) != plan.signature:
         raise ArtifactError(

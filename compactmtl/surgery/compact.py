@@ -47,18 +47,25 @@ def compact(
     gather: bool = False,
     unreached: Unreached = "keep",
 ) -> CompactResult:
-    """Remove every channel of `model` that has no effect, without changing its function in eval mode.
+    """Remove every channel that has no effect, without changing the function of the model in eval mode.
 
-    `align` keeps channel counts at multiples where some must stay. The result is a new module; `model` is
-    left as it was. What cannot be removed exactly is left alone and listed in the report: an edit that
-    fails its proof (largest error over `tolerance` of the output's largest value, by default 1e-5 in float64
-    and 1e-4 where only a narrower type fits) is rolled back. `example_inputs` are what model(*example_inputs)
-    takes: tensors, or lists and dicts of them. With `gather` layers also pick the channels that they need by index
-    where the tensor around them keeps more and the MACs saved outweigh the memory moved, as predicted.
-    `unreached` says what is done about modules that the forward does not reach in eval mode on these inputs, such as
-    auxiliary heads and those of other tasks. With "keep" what they may read keeps its channels, so that they still run;
-    with "report" they are only named in the report; "error" raises.
-    Raises SurgeryError where the model cannot be traced, or gives other outputs at every run.
+    The result is a new module; `model` is left as it was. Factorized layers are contracted first. A channel that cannot be
+    removed exactly stays, and the report lists it with the reason. An edit that fails the proof is rolled back.
+
+    Args:
+        model: any module that `torch.export` can trace.
+        example_inputs: positional arguments, or a mapping of keyword arguments: tensors, and lists and dicts of them.
+        align: keep channel counts at multiples of this number where channels stay.
+        tolerance: largest error of the proof as a share of the output's largest value. By default 1e-5 in float64, and
+            1e-4 where only a narrower type fits.
+        gather: let a layer select its channels by index where the tensor around it keeps more of them, and where the
+            saved MACs are predicted to outweigh the memory that is moved.
+        unreached: what to do about modules that the forward pass does not reach in eval mode on these inputs, such as
+            auxiliary heads and heads of other tasks: "keep" keeps the channels that they may read, so that they still
+            run; "report" only names them in the report; "error" raises.
+
+    Raises:
+        SurgeryError: where the model cannot be traced, or gives different outputs at every run.
     """
     if isinstance(align, bool) or not isinstance(align, int) or align < 1:
         raise SurgeryError(

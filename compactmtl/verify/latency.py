@@ -51,23 +51,24 @@ def measure_latency(
     settle: int = 3,
     reference: str | None = None,
 ) -> LatencyResult:
-    """Time every runnable `repeats` times in interleaved rounds after `warmup` rounds that don't count.
+    """Measure latencies in interleaved rounds: each round runs every model once, in an order that rotates.
 
     Args:
-        runnables: what to time by name. A Runner is fed host arrays, a Fed runner its own, and a module tensors (in eval mode, without
-            gradients, waiting for its device); any other callable is called with the inputs as they are, or
-            with none where `inputs` is None, and must return only when its work is done.
-        inputs: a tensor, a tuple of positional arguments or, for modules, a dict of keyword ones, batch first. Arguments
-            may hold lists, dicts and dataclasses of tensors, and other values; a Runner is fed the tensors in them.
-        warmup: rounds before the clock counts.
-        repeats: rounds that count.
-        settle: runs of a model before each of its clocked ones, where there are several models: caches then hold its
-            weights, as where it runs alone, and not those of the model before it, which would slow small models most.
-        reference: whose median the speedups are relative to; the first by default.
+        runnables: what to measure, by name. A Runner receives host arrays, a Fed runner its own, and a module tensors (in
+            eval mode, without gradients, with its device synchronized). Any other callable is called with the inputs
+            as they are, or with none where `inputs` is None, and must return only when its work is done.
+        inputs: a tensor, positional arguments or, for modules, a mapping of keyword arguments, batch first. Arguments may
+            hold lists, dicts and dataclasses of tensors, and other values; a Runner receives the tensors in them.
+        warmup: unmeasured rounds at the start.
+        repeats: measured rounds.
+        settle: unmeasured runs of a model before each of its measured ones, where there are several models. Otherwise the
+            caches still hold the previous model's weights, which mainly penalizes small models.
+        reference: name of the model that speedups refer to. By default the first.
 
-    The order rotates from round to round. Garbage collection is off while the clock runs. Times are wall-clock
-    milliseconds by `time.perf_counter_ns`. Raises ConfigError on an empty mapping, an unknown reference or
-    repeats < 1.
+    Times are wall-clock milliseconds by `time.perf_counter_ns`. Garbage collection is off while the clock runs.
+
+    Raises:
+        ConfigError: for an empty mapping, an unknown reference, or repeats < 1.
     """
     names = list(runnables)
     if not names:

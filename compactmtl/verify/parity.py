@@ -54,24 +54,27 @@ def check_parity(
     tolerance: float | None = None,
     output_names: Sequence[str] | None = None,
 ) -> ParityResult:
-    """Compare the outputs of the model file at `path` with the module's, over one or several inputs.
+    """Compare the outputs of a model file with those of the module that it was exported from.
 
     Args:
-        model: the reference, run in eval mode without gradients; it is left as it was.
+        model: the reference. It is run in eval mode without gradients and left as it was.
         path: the exported file.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword ones, batch first; or a list of
-            such cases, with several batch sizes where the artifact's batch is free. Arguments may hold lists, dicts and
-            dataclasses of tensors, as they did for `export_onnx`; the tensors in them are the artifact's inputs in order.
-        target: backend, provider and tolerances; ONNX Runtime on the CPU by default.
-        tolerance: largest |difference| as a share of the reference's range (max - min over all cases, at
-            least 1 % of its largest magnitude; that magnitude where it is constant). Overrides the target's, which is its precision's by default.
-        output_names: names that the export gave to the model's outputs, where not the model's own.
+        example_inputs: a tensor, positional arguments, or a mapping of keyword arguments, batch first; or a list of such
+            cases, with several batch sizes where the file's batch is free. Arguments may hold lists, dicts and
+            dataclasses of tensors, as for `export_onnx`; the tensors in them are the file's inputs in order.
+        target: backend, provider and tolerances. By default ONNX Runtime on the CPU.
+        tolerance: largest |difference| as a share of the reference's range (max - min over all cases, at least 1 % of its
+            largest magnitude; that magnitude where it is constant). It overrides the target's tolerance, which by default
+            is that of its precision.
+        output_names: names that the export gave to the outputs, where they are not the model's own.
 
-    An output passes where the difference is within tolerance, unless the torch model's hardly changes from sample to
-    sample: then a constant would pass too, and the comparison shows nothing. A single sample can't tell.
+    An output passes if the difference is within tolerance. It fails if the torch model's output hardly changes from sample
+    to sample: a constant would pass too, and the comparison would show nothing. A single sample cannot show that.
 
-    Raises NameMismatchError, ShapeMismatchError, DtypeMismatchError or NonFiniteError (all exit 4), and
-    ArtifactError where the file can't be opened or takes other inputs.
+    Raises:
+        NameMismatchError, ShapeMismatchError, DtypeMismatchError, NonFiniteError: where an output is not comparable
+            (exit code 4).
+        ArtifactError: where the file cannot be opened or has other inputs.
     """
     target = target or reference_target()
     cases = example_inputs if isinstance(example_inputs, list) else [example_inputs]

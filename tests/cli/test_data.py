@@ -41,7 +41,7 @@ def test_the_picture_has_a_default_name(tmp_path: Path, monkeypatch: pytest.Monk
         (["scenes", "options.trian=3"], "options.train"),
         (["scenes", "size=[24]"], "size"),
         (["scenes", *SMALL, "--split", "dev"], "no split 'dev'"),
-        (["scenes", *SMALL, "--out", "picture.txt"], "end it in .png"),
+        (["scenes", *SMALL, "--out", "picture.txt"], "end the name in .png"),
     ],
 )
 def test_faults_exit_2_with_a_mend(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,7 +286,7 @@ def test_a_sparse_run_that_was_never_compacted_is_warned_of_with_its_command(
     monkeypatch.setattr("compactmtl.export.run.export_run", FakeExport("", RuntimeError()))
     assert main(["export", str(sparse.path)]) == OK
     said = capsys.readouterr().err
-    assert f"WARNING: {sparse.path} was trained sparse and never compacted" in said
+    assert f"WARNING: {sparse.path} was trained with sparsity but not compacted" in said
     assert f"compactmtl compact '{sparse.path}'" in said
 
 
@@ -333,7 +333,7 @@ def test_prepare_says_which_targets_it_leaves_to_be_verified(
     monkeypatch.setattr("compactmtl.cli.preparing.prepare_missing", lambda run, name, *rest: None)
     words = ["--target", "onnxruntime-cpu", str(tmp_path / "gone.yaml")]
     assert main(["export", "--prepare", *words, str(scenes.path)]) == OK
-    assert "note: onnxruntime-cpu can run here: it is exported and verified" in capsys.readouterr().err
+    assert "note: onnxruntime-cpu can run here; it is exported and verified" in capsys.readouterr().err
 
 
 def test_the_data_of_a_run_may_lie_elsewhere_now(
@@ -383,7 +383,7 @@ def test_all_available_says_what_it_leaves_out(
     assert main(["export", str(scenes.path), "--target", "all-available"]) == OK
     said = capsys.readouterr().out
     assert {"onnxruntime-cpu", "onnxruntime-cpu-int8"} <= set(fake.asked)
-    assert "left out openvino: openvino can't be imported" in said
+    assert "skipped openvino: openvino can't be imported" in said
     assert "openvino" not in fake.asked
     assert main(["export", str(scenes.path), "--target", "all-available", "onnxruntime-cpu"]) == USAGE
 

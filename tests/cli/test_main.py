@@ -12,7 +12,14 @@ import pytest
 
 from compactmtl.cli import main as cli
 from compactmtl.cli.disk import refused_place
-from compactmtl.errors import CompactError, ConfigError, DataError, GateError, MissingDependencyError
+from compactmtl.errors import (
+    BROKEN_PIPE,
+    CompactError,
+    ConfigError,
+    DataError,
+    GateError,
+    MissingDependencyError,
+)
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -77,7 +84,7 @@ def test_a_disk_that_refuses_names_the_path(invoke: Invoke, number: int) -> None
 @pytest.mark.parametrize("number", [errno.ENOTDIR, errno.EEXIST])
 def test_a_file_in_place_of_a_folder_is_said(invoke: Invoke, number: int) -> None:
     code, _, shown = invoke(OSError(number, "refused", "runs"))
-    assert (code, shown.splitlines()[0]) == (2, "error: runs: a file is there, where a folder should be")
+    assert (code, shown.splitlines()[0]) == (2, "error: runs: a file exists where a folder should be")
 
 
 @pytest.mark.parametrize("name", cli.VERBS)
@@ -204,4 +211,4 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert process.stdout is not None
     process.stdout.close()  # before it writes
     _, shown = process.communicate()
-    assert (process.returncode, shown) == (cli.BROKEN_PIPE, b"")
+    assert (process.returncode, shown) == (BROKEN_PIPE, b"")

@@ -102,7 +102,7 @@ def test_a_library_is_loaded_on_the_users_word_alone(tmp_path: Path) -> None:
     with pytest.raises(UntrustedError, match="no such file"):
         trust.library(file, "tensorrt.lean_runtime")
     file.touch()
-    with pytest.raises(UntrustedError, match="its code run"):
+    with pytest.raises(UntrustedError, match="runs its code"):
         trust.library(file, "tensorrt.lean_runtime")
     with trusting():
         assert trust.library(str(file), "tensorrt.lean_runtime") == file

@@ -4,7 +4,7 @@ import pytest
 from pydantic import Field
 
 from compactmtl.config.recipe import Frozen, Recipe
-from compactmtl.config.validate import keys, validate, validate_options
+from compactmtl.config.validate import validate, validate_options
 from compactmtl.config.yaml import read_yaml
 from compactmtl.errors import ConfigError
 
@@ -64,7 +64,7 @@ def check(folder: Path, content: str) -> Recipe:
         (
             "sparsity:\n  groups: filter\n  selective: {mac_reduction: 0.5}\n",
             7,
-            "lie in one layer each and free nothing alone",
+            "lie in one layer each and remove no channel alone",
             "",
         ),
         (
@@ -76,7 +76,7 @@ def check(folder: Path, content: str) -> Recipe:
         (
             "sparsity:\n  schedule: {full: 0.5}\n  prune: {mac_reduction: 0.5}\n",
             8,
-            "sparsity.schedule is of sparsity.strength",
+            "sparsity.schedule needs sparsity.strength",
             "",
         ),
         ("targets: onnxruntime-cpu\n", 7, "`targets`: expected a list", ""),
@@ -129,11 +129,6 @@ def test_an_integer_is_a_number_and_a_list_a_tuple(tmp_path: Path) -> None:
     assert isinstance(recipe.overparam.rank, float)  # a share of full, where 1 would be one factor
 
 
-def test_the_keys_of_the_recipe_reach_every_level() -> None:
-    found = set(keys(Recipe))
-    assert {"seed", "train.optimizer.lr", "tasks.*.head.kind", "sparsity.selective.mac_reduction"} <= found
-
-
 def test_options_are_checked_as_the_data_set_declares_them() -> None:
     assert validate_options(Options, {"noise": 1}, "data.options") == Options(noise=1.0)
 
@@ -158,7 +153,7 @@ def test_a_wrong_option_is_named_with_its_whole_key(
 
 
 def test_progressive_compaction_needs_plain_layers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="shrink_every removes channels of plain layers"):
+    with pytest.raises(ConfigError, match="shrink_every needs plain layers"):
         check(
             tmp_path,
             BASE

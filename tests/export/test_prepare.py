@@ -79,7 +79,7 @@ def test_a_graph_that_fails_on_the_cpu_already_is_a_failed_gate(capsys: pytest.C
         versions={},
         created="",
     )
-    with pytest.raises(MissingDependencyError, match="prepared and not run: t: no GPU"):
+    with pytest.raises(MissingDependencyError, match="prepared, not run: t: no GPU"):
         raise_missing({"t": sound})
     beyond = sound.model_copy(update={"graph": ParityResult(outputs=(output,), samples=1, passed=False)})
     with pytest.raises(GateError, match=r"t: depth: largest difference 5\.00e-01 of the range, beyond 1e-02"):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.check_imports import ROOMS, violations
+from tools.check_imports import ROOMS, circles, violations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -15,6 +15,10 @@ def write(root: Path, name: str, code: str) -> None:
 
 def test_this_package_imports_one_way() -> None:
     assert violations(ROOT) == []
+
+
+def test_this_package_imports_in_no_circle() -> None:
+    assert circles(ROOT) == []
 
 
 @pytest.mark.parametrize(
@@ -68,3 +72,54 @@ def test_a_module_outside_the_rooms_is_caught(tmp_path: Path) -> None:
 def test_every_room_exists() -> None:
     found = {path.stem for path in (ROOT / "compactmtl").iterdir() if not path.name.startswith(("_", "."))}
     assert found - {"py"} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import compactmtl.graph.one",
+        "from compactmtl.graph.one import Name",
+        "from compactmtl.graph import one",
+        "from . import one",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .one import Name",
+        "try:\n    from .one import Name\nexcept ImportError:\n    pass",
+    ],
+)
+def test_modules_that_import_each_other_are_caught(tmp_path: Path, back: str) -> None:
+    write(tmp_path, "graph/one.py", "from compactmtl.graph import two")
+    write(tmp_path, "graph/two.py", "from compactmtl.graph.three import Name")
+    write(tmp_path, "graph/three.py", back)
+    (fault,) = circles(tmp_path)
+    assert "one.py:1:" in fault
+    for name in ("one", "two", "three"):
+        assert f"compactmtl.graph.{name}" in fault
+
+
+def test_a_module_that_takes_names_of_its_own_room_is_caught(tmp_path: Path) -> None:
+    write(tmp_path, "graph/__init__.py", "from compactmtl.graph.one import Name")
+    write(tmp_path, "graph/one.py", "from compactmtl.graph import Other")
+    (fault,) = circles(tmp_path)
+    assert "compactmtl.graph -> compactmtl.graph.one -> compactmtl.graph" in fault
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "def late():\n    from compactmtl.graph.one import Name",
+        "from compactmtl.graph.three import Name",
+        "from compactmtl.graph import Name",  # a value of the room, whose __init__ imports nothing
+    ],
+)
+def test_late_imports_and_chains_are_no_circle(tmp_path: Path, back: str) -> None:
+    write(tmp_path, "graph/__init__.py", "Name = 1")
+    write(tmp_path, "graph/three.py", "Name = 1")
+    write(tmp_path, "graph/one.py", "import compactmtl.graph.two")
+    write(tmp_path, "graph/two.py", back)
+    assert circles(tmp_path) == []
+
+
+def test_two_circles_are_two_faults(tmp_path: Path) -> None:
+    for room in ("graph", "tasks"):
+        write(tmp_path, f"{room}/one.py", f"import compactmtl.{room}.two")
+        write(tmp_path, f"{room}/two.py", f"import compactmtl.{room}.one")
+    assert len(circles(tmp_path)) == 2

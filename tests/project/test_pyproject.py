@@ -12,7 +12,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # gpu and tensorrt need hardware that the tested versions were not recorded on.
 TESTED = PROJECT["dependencies"] + [
-    word for extra in ("cpu", "openvino", "baselines", "datasets", "dev") for word in EXTRAS[extra]
+    word for extra in ("cpu", "openvino", "baselines", "datasets", "docs", "dev") for word in EXTRAS[extra]
 ]
 
 
@@ -41,4 +41,12 @@ def test_the_core_asks_for_neither_onnxruntime() -> None:
 
 def test_plain_make_shows_every_target_with_its_help() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"make ([\w-]+) ", shown) == ["help", "setup", "demo", "test", "test-fast", "check"]
+    assert re.findall(r"make ([\w-]+) ", shown) == [
+        "help",
+        "setup",
+        "demo",
+        "test",
+        "test-fast",
+        "docs",
+        "check",
+    ]

@@ -18,9 +18,9 @@ SECTION = "tensorrt"
 class ShapeRange(Frozen):
     """The shapes that one input may take, and the one that kernels are chosen for."""
 
-    min: tuple[Size, ...]
-    opt: tuple[Size, ...]
-    max: tuple[Size, ...]
+    min: tuple[Size, ...] = Field(description="Smallest shape.")
+    opt: tuple[Size, ...] = Field(description="Shape for which kernels are chosen.")
+    max: tuple[Size, ...] = Field(description="Largest shape.")
 
     @model_validator(mode="after")
     def _ordered(self) -> ShapeRange:
@@ -35,35 +35,43 @@ class TensorRTConfig(Frozen):
     """Building and running of a TensorRT engine; precision is not here, it is in the graph."""
 
     optimization_level: Annotated[int, Field(ge=0, le=5)] = Field(
-        3, description="how long the builder looks for kernels; 5 is the longest"
+        3, description="How long the builder searches for kernels. 5 is the longest."
     )
     workspace_mib: Size | None = Field(
-        None, description="most device memory a layer may use for scratch; none: all there is"
+        None, description="Largest scratch memory of a layer in MiB of device memory. null: no limit."
     )
     timing_cache: str | None = Field(
-        AUTO, description="file of measured kernel times; auto: one a version and GPU in the user's cache"
+        AUTO,
+        description="File of measured kernel times. `auto`: one per version and GPU in the user's cache. "
+        "null: none.",
     )
-    max_batch: Size = Field(8, description="largest batch, where the model's batch is free")
+    max_batch: Size = Field(8, description="Largest batch size, where the model's batch is free.")
     shapes: dict[str, ShapeRange] = Field(
-        default_factory=dict, description="of inputs with free dimensions; by default the batch alone is free"
+        default_factory=dict,
+        description="Shape range of each input with free dimensions, by input name. By default only the "
+        "batch is free.",
     )
-    tf32: bool = Field(False, description="let float32 products be rounded to 10 bits of fraction")
+    tf32: bool = Field(False, description="Allow TF32, which rounds float32 products to 10 bits of mantissa.")
     hardware: Literal["exact", "same_compute_capability", "ampere_plus"] = Field(
-        "exact", description="which GPUs the engine may run on beside the one that built it"
+        "exact", description="GPUs on which the engine may run in addition to the one that built it."
     )
     version_compatible: bool = Field(
-        False, description="let later versions of the same major run the engine, through their lean runtime"
+        False,
+        description="Let later versions of the same major version run the engine, through its lean runtime.",
     )
     lean_runtime: str | None = Field(
-        None, description="file of the lean runtime that runs an engine of an earlier version"
+        None, description="File of the lean runtime that runs an engine of an earlier version. null: none."
     )
-    refit: bool = Field(False, description="weights may be exchanged later; costs speed")
+    refit: bool = Field(False, description="Allow the weights to be exchanged later. This costs speed.")
     aux_streams: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="streams beside the main one; none: TensorRT decides"
+        None, description="CUDA streams in addition to the main one. null: TensorRT decides."
     )
-    cuda_graph: bool = Field(True, description="record one run and replay it, which saves launches")
+    cuda_graph: bool = Field(
+        True, description="Record one run as a CUDA graph and replay it, which saves kernel launches."
+    )
     unseen_types: Literal["refuse", "accept"] = Field(
-        "refuse", description="what to do with an engine whose inspector shows no layer of the precision"
+        "refuse",
+        description="What to do with an engine whose inspector shows no layer in the requested precision.",
     )
 
     @property
