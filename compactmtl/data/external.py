@@ -107,7 +107,7 @@ def external(name: str) -> External:
     if not _fits(found):
         lacking = [method for method in _METHODS if not callable(getattr(found, method, None))]
         what = f"lacks {', '.join(lacking)}" if inspect.isclass(found) else "is not a class"
-        raise ConfigError(f"data.name: {name} {what}", "see docs/datasets.md for what a data set class has")
+        raise ConfigError(f"data.name: {name} {what}", "see docs/how-to/own-data.md for what a data set class has")
     return _described(name, found)
 
 
@@ -301,7 +301,7 @@ def _made(source: External, config: DataConfig, split: Split) -> Any:
     except Exception as error:  # the user's own code: told as a fault of the data set
         raise DataError(
             f"{source.name}: making split {split} fails: {_place(error)}{type(error).__name__}: {error}",
-            "the class takes (config, split); see docs/datasets.md",
+            "the class takes (config, split); see docs/how-to/own-data.md",
         ) from error
 
 

@@ -17,7 +17,7 @@ from compactmtl.errors import command
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "compactmtl").rglob("*.py"))
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPTIONS = {option for verb in VERBS for option in parser_of(verb).options}
 ANY = "1"  # stands for a value that is known only when the message is made; a number and a text
 # Says which program wrote the file, and is searched for in files of older versions.
