@@ -155,5 +155,9 @@ def test_the_device_needs_three_packages_and_fifteen_lines() -> None:
         for node in ast.walk(ast.parse(device.text))
         if isinstance(node, (ast.Import, ast.ImportFrom))
     }
-    assert {name.partition(".")[0] for name in imports} - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
+    assert {name.partition(".")[0] for name in imports} - sys.stdlib_module_names == {
+        "numpy",
+        "onnxruntime",
+        "PIL",
+    }
     assert len([line for line in device.text.splitlines() if line]) <= 15
