@@ -107,7 +107,9 @@ def external(name: str) -> External:
     if not _fits(found):
         lacking = [method for method in _METHODS if not callable(getattr(found, method, None))]
         what = f"lacks {', '.join(lacking)}" if inspect.isclass(found) else "is not a class"
-        raise ConfigError(f"data.name: {name} {what}", "see docs/how-to/own-data.md for what a data set class has")
+        raise ConfigError(
+            f"data.name: {name} {what}", "see docs/how-to/own-data.md for what a data set class has"
+        )
     return _described(name, found)
 
 
