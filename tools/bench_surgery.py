@@ -2,7 +2,7 @@
 
     python -m tools.bench_surgery run --out surgery.jsonl        # goes on where it stopped
     python -m tools.bench_surgery run --out one.jsonl --part 1 2 # the first half, beside the second in another shell
-    python -m tools.bench_surgery table surgery.jsonl            # Markdown for docs/surgery.md
+    python -m tools.bench_surgery table surgery.jsonl            # Markdown for docs/results/surgery.md
 
 The first line of the JSONL file says which version of the project, on what, each further line is one network under one
 pattern of `surgery_zoo`, with random weights. A file goes on with the version alone that it began with.

@@ -86,7 +86,9 @@ def external(name: str) -> External:
     if not _fits(named):
         lacking = [method for method in _METHODS if not callable(getattr(named, method, None))]
         what = f"lacks {', '.join(lacking)}" if inspect.isclass(named) else "is not a class"
-        raise ConfigError(f"data.name: {name} {what}", "see docs/datasets.md for what a data set class has")
+        raise ConfigError(
+            f"data.name: {name} {what}", "see docs/how-to/own-data.md for what a data set class has"
+        )
     return _described(name, named)
 
 
@@ -261,7 +263,7 @@ def _made(source: External, config: DataConfig, split: Split) -> Any:
     except Exception as error:  # the user's own code: reported as a fault of the data set
         raise DataError(
             f"{source.name}: making split {split} fails: {trust.raised_at(error)}{type(error).__name__}: {error}",
-            "the class takes (config, split); see docs/datasets.md",
+            "the class takes (config, split); see docs/how-to/own-data.md",
         ) from error
 
 

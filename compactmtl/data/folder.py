@@ -34,7 +34,7 @@ DESCRIPTION_FILE = "dataset.yaml"
 MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".pgm")  # each gives back the numbers that were stored
 
 _IGNORED = 255  # in the masks of images that have none, where dataset.yaml names no value
-_MEND = "see docs/datasets.md for the folder format"
+_MEND = "see docs/how-to/own-data.md for the folder format"
 
 
 class Options(Frozen):

@@ -17,7 +17,7 @@ from compactmtl.data.names import Names, name_of
 from compactmtl.errors import DataError
 
 UNKNOWN_CLASS = -100  # torch's own default for a class that counts nowhere
-_MEND = "see docs/datasets.md for the folder format"
+_MEND = "see docs/how-to/own-data.md for the folder format"
 _SEPARATORS = (",", ";", "\t")
 _WHOLE = re.compile(r"[0-9]+")
 _FLOAT_OF_WHOLE = re.compile(r"[0-9]+\.0+")

@@ -23,7 +23,7 @@ from compactmtl.data.external import checked
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "datasets.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "own-data.md"
 
 
 @pytest.fixture(autouse=True)
@@ -141,8 +141,8 @@ def test_a_class_may_declare_options_and_splits(place: Path) -> None:
         ("nowhere:Birds", "no module nowhere", "PYTHONPATH"),
         ("mydata.inner:Birds", "no module mydata.inner", "PYTHONPATH"),
         ("mydata:Bird", "has no Bird", "Birds"),
-        ("mydata:Path", "lacks __len__", "docs/datasets.md"),
-        ("os:system", "is not a class", "docs/datasets.md"),
+        ("mydata:Path", "lacks __len__", "docs/how-to/own-data.md"),
+        ("os:system", "is not a class", "docs/how-to/own-data.md"),
     ],
 )
 def test_names_that_are_no_data_set(name: str, match: str, hint: str, place: Path) -> None:

@@ -203,7 +203,7 @@ def test_what_is_missing_is_named(missing: str, root: Path) -> None:
     (root / missing).rename(root / "elsewhere")
     with pytest.raises(DataError, match=missing) as caught:
         load_dataset(config(root), "train")
-    assert "docs/datasets.md" in caught.value.hint
+    assert "docs/how-to/own-data.md" in caught.value.hint
 
 
 def test_damaged_files_are_named(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""README's Python runs as it stands there."""
+"""README is short, and its Python runs as it stands there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
+
+
+def test_it_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
 
 
 @pytest.mark.slow
