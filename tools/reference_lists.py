@@ -42,17 +42,12 @@ def lists() -> Iterator[str]:
     yield from ("## Balancers", "", "The value of `balancing.name`.", "")
     for name in _names("balancing.name"):
         yield from _options(f"### `{name}`", *balancer_options(name))
+    yield from ("## Penalties", "", "The value of `sparsity.penalty`.", "")
+    for name, penalty in penalty_classes().items():
+        yield from (f"### `{name}`", "", _first_line(penalty), "")
+        if hasattr(penalty, "Options"):
+            yield from _option_table(penalty.Options, "sparsity.penalty_options.")
     yield from (
-        "## Penalties",
-        "",
-        "The value of `sparsity.penalty`.",
-        "",
-        "| name | what |",
-        "| --- | --- |",
-    )
-    yield from (f"| `{name}` | {_first_line(penalty)} |" for name, penalty in penalty_classes().items())
-    yield from (
-        "",
         "## Backends",
         "",
         "The value of a target's `backend`.",
@@ -89,16 +84,20 @@ def _task(name: str, kind: type[Any]) -> Iterator[str]:
 
 
 def _options(heading: str, model: type[BaseModel] | None, prefix: str, text: str = "") -> Iterator[str]:
-    """A heading, a text, and the options of a model with what its docstring says of them."""
-    rows = [] if model is None else list(keys(model, prefix))
+    """A heading, a text, and the options of a model."""
     yield from (heading, "")
     if text:
         yield from (text, "")
+    yield from _option_table(model, prefix)
+
+
+def _option_table(model: type[BaseModel] | None, prefix: str) -> Iterator[str]:
+    """The options of a model with what its docstring says of them."""
+    rows = [] if model is None else list(keys(model, prefix))
     if not rows or model is None:
         yield from ("No options.", "")
         return
-    note = inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-    yield from (note, "", "| option | type | default | meaning |", "| --- | --- | --- | --- |")
+    yield from (_first_line(model), "", "| option | type | default | meaning |", "| --- | --- | --- | --- |")
     for key in rows:
         default = "required" if key.default is None else f"`{key.default}`"
         yield f"| `{key.name}` | {key.type} | {default} | {key.description} |".replace("|  |", "| |")

@@ -81,8 +81,8 @@ def table(surgery: Mapping[str, Any]) -> str:
     layers = [layer for layer in surgery["layers"] if layer["before"] != layer["after"]]
     for layer in layers:
         macs = layer["macs"]
-        left = f"{macs['after'] / macs['before']:.1%} of MACs" if macs["before"] else ""
-        rows.append((layer["name"], _channels(layer["before"]), _channels(layer["after"]), left))
+        remaining = f"{macs['after'] / macs['before']:.1%} of MACs" if macs["before"] else ""
+        rows.append((layer["name"], _channels(layer["before"]), _channels(layer["after"]), remaining))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()

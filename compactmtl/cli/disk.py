@@ -22,18 +22,18 @@ _WORDS = {
 
 def disk_error(error: BaseException) -> OSError | None:
     """The disk's refusal behind a library's own exception; None where it is none."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (*_FULL, errno.EROFS):
-            return seen
-        text = str(seen)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (*_FULL, errno.EROFS):
+            return cause
+        text = str(cause)
         code = next((number for words, number in _WORDS.items() if words in text.lower()), None)
-        found = _CODE.search(text)
-        if code is None and found is not None and int(found[1]) in (*_FULL, errno.EROFS):
-            code = int(found[1])
+        match = _CODE.search(text)
+        if code is None and match is not None and int(match[1]) in (*_FULL, errno.EROFS):
+            code = int(match[1])
         if code is not None:
             return OSError(code, os.strerror(code))
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -80,15 +80,15 @@ def run(args: argparse.Namespace) -> int:
             if args.prepare and (missing := prepare_missing(opened, name, target, _progress)):
                 prepared[name] = missing
                 continue
-            found = export_run(opened, name, target, baseline, progress=_progress)
+            verification = export_run(opened, name, target, baseline, progress=_progress)
         except CompactError as error:
             if len(targets) == 1:
                 raise
             errors[name] = error
             print(f"  failed: {error.message}\n", file=sys.stderr)
             continue
-        verifications[name] = found
-        print("\n".join(summary(found, opened.tasks)))
+        verifications[name] = verification
+        print("\n".join(summary(verification, opened.tasks)))
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the accuracy against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
@@ -96,11 +96,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"next: {command('report', opened.path, *against, *args.overrides)}")
     if verifications:
         print("".join(f"{line}\n" for line in uncompacted), end="", file=sys.stderr)
-    gates = {name: found.gates for name, found in verifications.items()}
+    gates = {name: one.gates for name, one in verifications.items()}
     if errors:
-        raise _combined(errors, [name for name, found in verifications.items() if not found.passed])
+        raise _combined(errors, [name for name, one in verifications.items() if not one.passed])
     raise_failed(
-        tuple(gate for found in gates.values() for gate in found), f"{opened.path} for {', '.join(gates)}"
+        tuple(gate for several in gates.values() for gate in several), f"{opened.path} for {', '.join(gates)}"
     )
     raise_missing(prepared)
     return 0
@@ -165,7 +165,7 @@ def _available() -> dict[str, Target]:
     from compactmtl.config import list_targets
     from compactmtl.errors import MissingDependencyError
 
-    found: dict[str, Target] = {}
+    available: dict[str, Target] = {}
     left_out: list[str] = []
     for entry in list_targets():
         target = load_target(entry.name)
@@ -173,13 +173,13 @@ def _available() -> dict[str, Target]:
             continue
         availability = get_backend(target.backend).availability(target)
         if availability.available:
-            found[entry.name] = target
+            available[entry.name] = target
         else:
             left_out.append(f"{entry.name}: {availability.reason}")
     print("\n".join(f"skipped {line}" for line in left_out), end="\n\n" if left_out else "")
-    if not found:
+    if not available:
         raise MissingDependencyError("no target can run here", "`compactmtl doctor` shows what is missing")
-    return found
+    return available
 
 
 def _combined(errors: Mapping[str, CompactError], failed: Sequence[str]) -> CompactError:
@@ -199,25 +199,27 @@ def _progress(line: str) -> None:
     print(f"  {line} …", file=sys.stderr, flush=True)
 
 
-def summary(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
-    """What verification found, in lines for a terminal."""
-    yield f"accuracy on {found.accuracy.samples} validation images:"
-    yield from _accuracy(found, tasks)
-    worst = max(found.parity.outputs, key=lambda one: (one.max_relative / one.tolerance, one.max_relative))
+def summary(verification: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
+    """A verification in lines for a terminal."""
+    yield f"accuracy on {verification.accuracy.samples} validation images:"
+    yield from _accuracy(verification, tasks)
+    worst = max(
+        verification.parity.outputs, key=lambda one: (one.max_relative / one.tolerance, one.max_relative)
+    )
     bound = "not bounded" if math.isinf(worst.tolerance) else f"tolerance {worst.tolerance:.0e}"
     yield (
         f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
-        f" {bound}) over {found.parity.samples} images"
+        f" {bound}) over {verification.parity.samples} images"
     )
-    yield from latency_lines(found.latency)
-    yield f"size: {found.megabytes:.2f} MB"
-    failed = [gate for gate in found.gates if not gate.passed]
-    bounded = "" if any(gate.gate == "accuracy" for gate in found.gates) else "; none is on accuracy"
-    yield f"gates: {len(found.gates) - len(failed)} of {len(found.gates)} hold{bounded}"
+    yield from latency_lines(verification.latency)
+    yield f"size: {verification.megabytes:.2f} MB"
+    failed = [gate for gate in verification.gates if not gate.passed]
+    bounded = "" if any(gate.gate == "accuracy" for gate in verification.gates) else "; none is on accuracy"
+    yield f"gates: {len(verification.gates) - len(failed)} of {len(verification.gates)} hold{bounded}"
     yield from (f"  failed: {gate.message}" for gate in failed)
 
 
-def latency_lines(found: LatencyResult) -> Iterator[str]:
+def latency_lines(latency: LatencyResult) -> Iterator[str]:
     """Each model's latency, how much faster it is than what it is held against, and whether the machine was busy.
 
     Ratios are medians over rounds of the ratio in the same round, with their 10–90 % band.
@@ -225,27 +227,27 @@ def latency_lines(found: LatencyResult) -> Iterator[str]:
     from compactmtl.backends.machine import cpu_count
     from compactmtl.verify.speed import band_in_words, speeds, told
 
-    lines: dict[str, list[str]] = {name: [] for name in found.stats}
-    for speed in speeds(found):
+    lines: dict[str, list[str]] = {name: [] for name in latency.stats}
+    for speed in speeds(latency):
         band = band_in_words(speed)
         lines[speed.name].append(told(speed) + (f", {band} by round" if band else ""))
 
-    for name, stat in found.stats.items():
+    for name, stat in latency.stats.items():
         threads = "" if stat.threads is None else f", {stat.threads} thread{'s' if stat.threads > 1 else ''}"
         yield (
             f"latency {name}: median {stat.median_ms:.2f} ms (p90 {stat.p90_ms:.2f}, p99 {stat.p99_ms:.2f},"
             f" n {len(stat.samples_ms)}) at batch {stat.batch}{threads}"
         )
         yield from (f"  {line}" for line in lines[name])
-    if found.load_average is not None and found.load_average > cpu_count():
+    if latency.load_average is not None and latency.load_average > cpu_count():
         yield (
-            f"  the machine was busy (load {found.load_average:.1f} on {cpu_count()} processors), so that these"
+            f"  the machine was busy (load {latency.load_average:.1f} on {cpu_count()} processors), so that these"
             " times are not reliable"
         )
 
 
-def _accuracy(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
-    accuracy = found.accuracy
+def _accuracy(verification: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
+    accuracy = verification.accuracy
     rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
     for task, metrics in accuracy.torch.items():
         for metric, value in metrics.items():
@@ -258,6 +260,6 @@ def _accuracy(found: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
             rows.append((task, metric, *shown))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        left = "  ".join(f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True))
+        names = "  ".join(f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True))
         right = "  ".join(f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True))
-        yield f"  {left}  {right}".rstrip()
+        yield f"  {names}  {right}".rstrip()

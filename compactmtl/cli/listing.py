@@ -20,11 +20,11 @@ def print_entries(kind: Kind) -> None:
     Raises:
         ConfigError: where there are none.
     """
-    found = entries(kind)
-    if not found:
+    listed = entries(kind)
+    if not listed:
         raise ConfigError(f"found no {kind}s", "reinstall compactmtl, which brings its own")
-    width = max(len(entry.name) for entry in found)
-    for entry in found:
+    width = max(len(entry.name) for entry in listed)
+    for entry in listed:
         print(f"{entry.name:<{width}}  {entry.description}".rstrip())
 
 

@@ -106,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(*disk_failure(error, parser, args), USAGE)
         return _unforeseen(error)
     except Exception as error:
-        told = disk_error(error)
-        if parser is not None and told is not None:
-            return _fail(*disk_failure(told, parser, args), USAGE)
+        refusal = disk_error(error)
+        if parser is not None and refusal is not None:
+            return _fail(*disk_failure(refusal, parser, args), USAGE)
         return _unforeseen(error)
 
 

@@ -55,11 +55,11 @@ class Parser(argparse.ArgumentParser):
     @property
     def options(self) -> list[str]:
         """The long options, as a hint may name them; of all subcommands where there are some."""
-        found = [word for word in self._option_string_actions if word.startswith("--") and word != "--help"]
+        words = [word for word in self._option_string_actions if word.startswith("--") and word != "--help"]
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                found += [word for one in action.choices.values() for word in one.options]
-        return list(dict.fromkeys(found))
+                words += [word for one in action.choices.values() for word in one.options]
+        return list(dict.fromkeys(words))
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -77,11 +77,11 @@ class Parser(argparse.ArgumentParser):
         # as -a.jpg can only stand behind `--`, and there it is alone with its like.
         dashed = any(word.startswith("-") and word != "-" for word in plain)
         line = [*options, "--", *plain] if dashed else [*plain, *options]
-        found, extra = super().parse_known_args(line, namespace)
+        arguments, extra = super().parse_known_args(line, namespace)
         if overrides:
-            setattr(found, OVERRIDES, [*getattr(found, OVERRIDES), *overrides])
-        vars(found).pop("_given", None)
-        return found, extra
+            setattr(arguments, OVERRIDES, [*getattr(arguments, OVERRIDES), *overrides])
+        vars(arguments).pop("_given", None)
+        return arguments, extra
 
     def _sorted(self, words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         """The positionals without overrides, the overrides, and the options with their values."""

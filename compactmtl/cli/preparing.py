@@ -19,26 +19,26 @@ def prepare_missing(run: Run, name: str, target: Target, progress: Callable[[str
 
     if get_backend(target.backend).availability(target).available:
         return None
-    found = prepare_run(run, name, target, progress=progress)
-    print("\n".join(summary(found)))
+    prepared = prepare_run(run, name, target, progress=progress)
+    print("\n".join(summary(prepared)))
     print(f"prepared, not run: {run.path / 'export' / name}\n")
-    return found
+    return prepared
 
 
-def summary(found: Prepared) -> Iterator[str]:
+def summary(prepared: Prepared) -> Iterator[str]:
     """What is there and what is not, in lines for a terminal."""
     from compactmtl.export.prepare import graph_failures
 
-    yield f"not run here: {found.reason}"
-    if found.graph is None:
-        yield f"graph: {found.graph_note}"
+    yield f"not run here: {prepared.reason}"
+    if prepared.graph is None:
+        yield f"graph: {prepared.graph_note}"
     else:
         from compactmtl.verify.gates import parity_message
 
-        yield from (f"graph: {parity_message(output)}" for output in found.graph.outputs)
-        yield f"graph: {found.graph_note}"
-    yield from (f"  failed: {failure}" for failure in graph_failures(found))
-    for command in found.commands:
+        yield from (f"graph: {parity_message(output)}" for output in prepared.graph.outputs)
+        yield f"graph: {prepared.graph_note}"
+    yield from (f"  failed: {failure}" for failure in graph_failures(prepared))
+    for command in prepared.commands:
         yield f"command: {command}"
 
 
@@ -50,7 +50,7 @@ def raise_missing(prepared: dict[str, Prepared]) -> None:
     from compactmtl.errors import GateError, MissingDependencyError
     from compactmtl.export.prepare import graph_failures
 
-    failed = {name: failures for name, found in prepared.items() if (failures := graph_failures(found))}
+    failed = {name: failures for name, one in prepared.items() if (failures := graph_failures(one))}
     if failed:
         raise GateError(
             "prepared, not run: the graph fails on the CPU already: "

@@ -70,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
     groups: dict[str, list[Probe]] = {}
     for one in opened:
         print(f"{one.path} …", file=sys.stderr, flush=True)
-        found = probe_run(one, question, jobs=args.jobs, again=args.again)
-        probes[str(one.path)] = found
-        groups.setdefault(group_name(one.path), []).append(found)
+        probe = probe_run(one, question, jobs=args.jobs, again=args.again)
+        probes[str(one.path)] = probe
+        groups.setdefault(group_name(one.path), []).append(probe)
     print("\n\n".join(plain(table) for table in probe_tables(groups)))
     for name, reason in next(iter(probes.values())).skipped.items():
         print(f"not probed: {name} ({reason})")
     if args.json:
-        values = {path: to_json(found) for path, found in probes.items()}
+        values = {path: to_json(probe) for path, probe in probes.items()}
         Path(args.json).absolute().parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(args.json), json.dumps(values, indent=2) + "\n")
     return 0

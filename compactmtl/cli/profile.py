@@ -122,12 +122,12 @@ def run(args: argparse.Namespace) -> int:
             for name, path in zip(names, args.subjects, strict=True)
         }
         _check_used(args, list(subjects.values()))
-        found = profile(
+        result = profile(
             subjects, options, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
         )
-    print("\n".join(summary(found)))
+    print("\n".join(summary(result)))
     if args.out:
-        _write(found, Path(args.out))
+        _write(result, Path(args.out))
         print(f"profile: {Path(args.out) / PROFILE}")
     return 0
 
@@ -190,16 +190,16 @@ def _check_file(path: Path, target: Target, name: str) -> None:
     if path.suffix.lower() != ".onnx" or not path.is_file():
         return  # the backend says what it thinks of it
     try:
-        found = file_precision(path)
+        precision = file_precision(path)
     except (
         Exception
     ):  # protobuf's own errors: the backend opens the file too, and names what is wrong with it
         return
-    if found != target.precision:
+    if precision != target.precision:
         raise ConfigError(
-            f"{path} is a model in {found}, and target {name} asks for {target.precision}: a model file is "
+            f"{path} is a model in {precision}, and target {name} asks for {target.precision}: a model file is "
             f"measured as it is, neither quantized nor converted",
-            f"give a target of precision {found}, or profile the run instead of its file: a run is converted",
+            f"give a target of precision {precision}, or profile the run instead of its file: a run is converted",
         )
 
 
@@ -261,25 +261,25 @@ def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
     return path
 
 
-def _write(found: Profile, folder: Path) -> None:
+def _write(result: Profile, folder: Path) -> None:
     import json
 
     from compactmtl.artifacts.files import write_text
     from compactmtl.verify.profile import export_times
 
     (folder / "times").mkdir(parents=True, exist_ok=True)
-    write_text(folder / PROFILE, found.model_dump_json(indent=1) + "\n")
-    for name, stats in found.latency.stats.items():
+    write_text(folder / PROFILE, result.model_dump_json(indent=1) + "\n")
+    for name, stats in result.latency.stats.items():
         file = folder / "times" / f"{name.replace('/', '-')}.json"
-        write_text(file, json.dumps(export_times(stats, found.subjects[name].phases), indent=1) + "\n")
+        write_text(file, json.dumps(export_times(stats, result.subjects[name].phases), indent=1) + "\n")
 
 
-def summary(found: Profile) -> Iterator[str]:
+def summary(result: Profile) -> Iterator[str]:
     """The figures in lines for a terminal."""
     from compactmtl.verify.speed import band_in_words, in_words, speed_of
 
-    for name, one in found.subjects.items():
-        stats = found.latency.stats[name]
+    for name, one in result.subjects.items():
+        stats = result.latency.stats[name]
         threads = "" if stats.threads is None else f", {stats.threads} thread{'s' * (stats.threads > 1)}"
         yield f"{name}: {one.megabytes:.2f} MB, {stats.backend} {stats.version}, {stats.provider}, {stats.precision}{threads}"
         yield (
@@ -288,9 +288,9 @@ def summary(found: Profile) -> Iterator[str]:
         )
         if stats.process_ms is not None:
             yield f"  processor   median {stats.process_ms:.3f} ms of all threads together"
-        if name != found.latency.reference:
-            speed = speed_of(found.latency, name)
-            yield f"  against     {found.latency.reference}: {in_words(speed)}, {band_in_words(speed) or 'no band'} by round"
+        if name != result.latency.reference:
+            speed = speed_of(result.latency, name)
+            yield f"  against     {result.latency.reference}: {in_words(speed)}, {band_in_words(speed) or 'no band'} by round"
         for batch, rate in one.throughput.items():
             yield f"  throughput  {rate:.1f} samples/s at batch {batch}"
         if one.phases is not None:

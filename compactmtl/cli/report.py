@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         baseline = SINGLE if args.baseline == SINGLE else Run.open(args.baseline, args.overrides)
     out = Path(args.out) if args.out is not None else runs[0].path
     check_writable(out)
-    # locked from here on: what another process changes meanwhile would be reported wrongly
+    # locked from here on: a run that another process changes meanwhile would be reported wrongly
     with writing(out, "report") if is_run(out) else nullcontext():
         report, samples = collect(runs, baseline)
         page = write_collected(report, samples, out)

@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.list:
         _check_alone(args)
-        found = entries("sweep")
-        width = max((len(entry.name) for entry in found), default=0)
-        print("\n".join(f"{entry.name:<{width}}  {entry.description}".rstrip() for entry in found))
+        listed = entries("sweep")
+        width = max((len(entry.name) for entry in listed), default=0)
+        print("\n".join(f"{entry.name:<{width}}  {entry.description}".rstrip() for entry in listed))
         return OK
     if args.sweep is None:
         raise ConfigError("no sweep is named", "name one; `compactmtl sweep --list` lists all")

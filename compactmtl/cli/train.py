@@ -137,13 +137,16 @@ def _left(result: DryRun) -> list[tuple[str, str]]:
     if result.remaining is None:
         unknown = "unknown before training: a λ without a target does not say how much is removed"
         return [*notes, ("left", unknown)] if notes else []
-    left = result.remaining
+    remaining = result.remaining
     return [
         *notes,
-        ("MACs left", f"about {left.macs:,.0f} for one image ({left.macs / result.macs:.1%})"),
-        ("parameters left", f"about {left.parameters:,.0f} ({left.parameters / result.parameters:.1%})"),
+        ("MACs left", f"about {remaining.macs:,.0f} for one image ({remaining.macs / result.macs:.1%})"),
+        (
+            "parameters left",
+            f"about {remaining.parameters:,.0f} ({remaining.parameters / result.parameters:.1%})",
+        ),
         ("channels left", "an estimate from the weights before training"),
-        *((f"  {name}", f"{kept} of {whole}") for name, (kept, whole) in left.channels.items()),
+        *((f"  {name}", f"{kept} of {whole}") for name, (kept, whole) in remaining.channels.items()),
     ]
 
 

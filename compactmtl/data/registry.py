@@ -8,9 +8,9 @@ from pathlib import Path
 _DESCRIBES = re.compile(r"^DESCRIPTION\b", re.MULTILINE)  # what only a data set's module has at its top level
 
 
-def dataset_names() -> tuple[str, ...]:
-    """Every data set, sorted."""
-    modules = Path(__file__).parent.glob("*.py")
+def dataset_names(folder: Path = Path(__file__).parent) -> tuple[str, ...]:
+    """Every data set of a folder of modules, sorted."""
+    modules = folder.glob("*.py")
     return tuple(sorted(path.stem for path in modules if _DESCRIBES.search(path.read_text(encoding="utf-8"))))
 
 
