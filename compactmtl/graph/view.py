@@ -14,7 +14,8 @@ from compactmtl.graph.space import Ids
 class View(Questions):
     """A rule asks here and returns an `Effect`; it changes no answer that another rule has been given.
 
-    Only `fresh` and `bound` allocate: new ids, and those of a parameter's dimension, the same ones at every call.
+    `fresh` and `grouped` number new channels, `bound` those of a parameter's dimension at first sight, the same ones at
+    every call. Ids that no effect takes up belong to no tensor.
     """
 
     def fresh(self, count: int) -> Ids:

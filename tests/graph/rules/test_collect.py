@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compactmtl.graph import ChannelGraph, rules
 from compactmtl.graph.calls import operator
 from compactmtl.graph.effect import Effect
+from compactmtl.graph.rule import Rule
 
 _FILE = """
 from compactmtl.graph.effect import Use
@@ -39,7 +40,7 @@ class Network(nn.Module):
         return y
 
 
-def with_file(folder: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, rules.Rule]:
+def with_file(folder: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Rule]:
     """The rules with one more file among them, for the operator `named`."""
     (folder / "of_a_user.py").write_text(_FILE % named)
     monkeypatch.setattr(rules, "__path__", [*rules.__path__, str(folder)])
