@@ -120,7 +120,7 @@ class Task(ABC):
     Options: ClassVar[type[Frozen]] = NoOptions
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {}  # an option that only these losses use
     least_classes: ClassVar[int] = 0  # that the target must name
-    usual: ClassVar[bool] = True  # whether targets of this format are shown as this kind shows them
+    usual: ClassVar[bool] = True  # of the kinds that learn one format, the one that `data check` draws it as
     stride: ClassVar[int] = 1  # pixels a side of a map's cell; `decode` gives the input's size
     own_head: ClassVar[str | None] = None  # a kind of head that belongs to this kind of task alone
     default_head: ClassVar[str]  # the kind of head where the recipe names none
@@ -212,7 +212,7 @@ class Task(ABC):
     def decode(self, output: Tensor) -> Tensor:
         """The head's raw output as a prediction in the target's own format and unit (of boundaries: probabilities)."""
 
-    # With numpy alone, for whoever runs a deployed model.
+    # With numpy alone, to read the outputs of a deployed model.
 
     @abstractmethod
     def decode_array(self, output: Array) -> Array:

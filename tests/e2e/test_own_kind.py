@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,8 +61,11 @@ def test_a_new_kind_needs_its_class_alone(
             assert main(["predict", source, "photo.png", "--out", source.replace("/", "-"), "--trust"]) == OK
     finally:
         sys.modules.pop("own_tasks", None)
-    losses = _epoch("runs/run/log.jsonl")
-    assert math.isfinite(losses["far"]) and losses["far"] > 0
+    epoch = _epoch("runs/run/log.jsonl")
+    loss = epoch["train"]["losses"]["far"]
+    assert math.isfinite(loss) and loss > 0
+    # half the weight, as the class says; two steps of 0.001 move the variance's logarithm by no more
+    assert epoch["balancing"] == pytest.approx({"segmentation": 1.0, "far": 0.5}, rel=0.01)
     verification = json.loads(Path(bundle, "verification.json").read_text())
     assert verification["passed"]
     assert json.loads(Path("runs/run/report.json").read_text())["tasks"][1]["primary"] == "error"
@@ -74,7 +78,7 @@ def test_a_new_kind_needs_its_class_alone(
     assert artifact == pytest.approx(run, rel=1e-3)
 
 
-def _epoch(log: str) -> dict[str, float]:
-    """The training losses of the run's one epoch."""
+def _epoch(log: str) -> dict[str, Any]:
+    """The log's line of the run's one epoch."""
     (line,) = (one for one in map(json.loads, Path(log).read_text().splitlines()) if one["event"] == "epoch")
-    return dict(line["train"]["losses"] if "losses" in line["train"] else line["train"])
+    return dict(line)
