@@ -19,7 +19,13 @@ from compactmtl.backends.registry import (
     open_graph,
     reference_target,
 )
-from compactmtl.backends.targets import ResolvedTarget, checked_target, load_target, resolve_target
+from compactmtl.backends.targets import (
+    ResolvedTarget,
+    checked_target,
+    load_target,
+    resolve_target,
+    target_schema,
+)
 
 __all__ = [
     "Align",
@@ -40,4 +46,5 @@ __all__ = [
     "open_graph",
     "reference_target",
     "resolve_target",
+    "target_schema",
 ]

@@ -43,7 +43,7 @@ def resolve_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> R
     """
     path, node = read_document("target", name_or_path, overrides)
     name = name_of("target", path)
-    target = _kept(validate(_schema(), node, f"target {name}"))
+    target = _kept(validate(target_schema(), node, f"target {name}"))
     return ResolvedTarget(target, dict(origins(target, node)), name, path)
 
 
@@ -57,7 +57,7 @@ def checked_target(target: Target) -> Target:
 
     Raises ConfigError naming the key.
     """
-    return _kept(validate_options(_schema(), target.model_dump(mode="json"), ""))
+    return _kept(validate_options(target_schema(), target.model_dump(mode="json"), ""))
 
 
 def machine_files(target: Target) -> dict[str, str]:
@@ -96,8 +96,8 @@ class _Whole(Target):
         return self
 
 
-def _schema() -> type[_Whole]:
-    """Every key that a target may have: the general ones, and those of every backend."""
+def target_schema() -> type[Target]:
+    """A model of every key that a target may have: the general ones, and those of every backend."""
     return _schema_of(backend_names(), tuple(dict.fromkeys(backend.Options for backend in all_backends())))
 
 
@@ -114,7 +114,7 @@ def _schema_of(names: tuple[str, ...], options: tuple[type[BackendOptions], ...]
     return schema
 
 
-def _kept(whole: _Whole) -> Target:
+def _kept(whole: Target) -> Target:
     """The target with its own backend's keys alone, those with a default written out."""
     options = get_backend(whole.backend).Options.model_fields
     values = whole.model_dump(mode="json", include={*Target.model_fields, *options})

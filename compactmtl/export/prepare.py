@@ -110,7 +110,7 @@ def prepare_run(
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
         record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)
-        bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record))
+        bundle = write_bundle(folder, bundle_info(writer, target_name, path, strings, record))
         progress("running the graph on the CPU")
         wrapped = interface.wrap(model).eval()
         graph, note = None, ""

@@ -93,7 +93,7 @@ def export_run(
         record = writer.write(model, path, metadata=strings, check=score.failed, progress=progress)
         if built := get_backend(target.backend).build(path, target):
             progress(f"built {built[0].name}")
-        bundle = write_bundle(folder, bundle_info(run, target_name, target, path, strings, record, built))
+        bundle = write_bundle(folder, bundle_info(writer, target_name, path, strings, record, built))
         with ExitStack() as stack:
             runner = stack.enter_context(bundle.runner())
             progress("comparing outputs with torch")
@@ -173,15 +173,15 @@ def check_baseline(run: Run, baseline: Run) -> None:
 
 
 def bundle_info(
-    run: Run,
+    writer: ArtifactWriter,
     target_name: str,
-    target: Target,
     path: Path,
     provenance: Mapping[str, str],
     record: PrecisionRecord | None,
     built: tuple[Path, ...] = (),
 ) -> BundleInfo:
-    """What bundle.json says of the model file at `path` and of what the backend has built of it."""
+    """What bundle.json says of the model file that was written to `path` and of what the backend has built of it."""
+    run, target = writer.run, writer.target
     inputs, outputs = model_tensors(path)
     dtypes = tensor_dtypes(path)
     files = [*model_files(path), *built]

@@ -6,7 +6,7 @@ are a result with `passed` False, so that a report can show by how much.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,16 @@ def check_parity(
             (exit code 4).
         ArtifactError: where the file cannot be opened or has other inputs.
     """
-    target = target or reference_target()
+    chosen = target or reference_target()
     cases = example_inputs if isinstance(example_inputs, list) else [example_inputs]
     if not cases:
         raise ArtifactError("parity needs at least one input", "give example inputs")
-    with get_backend(target.backend).open(Path(path), target) as runner, borrowed(model):
-        return _compare(model, runner, cases, target, tolerance, output_names, str(path))
+
+    def tolerance_of(name: str) -> float:
+        return chosen.tolerance(name) if tolerance is None else tolerance
+
+    with get_backend(chosen.backend).open(Path(path), chosen) as runner, borrowed(model):
+        return _compare(model, runner, cases, tolerance_of, str(path), output_names)
 
 
 def compare_outputs(
@@ -89,17 +93,16 @@ def compare_outputs(
 ) -> ParityResult:
     """As `check_parity`, of a model that is open already; `where` names it in errors."""
     with borrowed(model):
-        return _compare(model, runner, cases, target, None, None, where)
+        return _compare(model, runner, cases, target.tolerance, where)
 
 
 def _compare(
     model: nn.Module,
     runner: Runner,
     cases: Sequence[Inputs],
-    target: Target,
-    tolerance: float | None,
-    output_names: Sequence[str] | None,
+    tolerance_of: Callable[[str], float],
     where: str,
+    output_names: Sequence[str] | None = None,
 ) -> ParityResult:
     tallies: dict[str, _Tally] = {}
     samples = 0
@@ -114,16 +117,8 @@ def _compare(
             tallies.setdefault(name, _Tally(array.shape)).add(array, artifact[name])
     if not samples:
         raise ArtifactError("parity needs at least one sample", "give example inputs that hold one")
-    outputs = tuple(
-        tally.result(name, _tolerance(name, target, tolerance)) for name, tally in tallies.items()
-    )
+    outputs = tuple(tally.result(name, tolerance_of(name)) for name, tally in tallies.items())
     return ParityResult(outputs=outputs, samples=samples, passed=all(output.passed for output in outputs))
-
-
-def _tolerance(name: str, target: Target, tolerance: float | None) -> float:
-    if tolerance is not None:
-        return tolerance
-    return target.tolerance(name)
 
 
 def reference_outputs(
