@@ -200,8 +200,8 @@ def shown_stages(runs: Sequence[RunView]) -> list[Stage]:
     labels = [f"exported, {target}"] if target is not None else []
     labels += [stage.label for stage in reversed(runs[0].stages) if stage.form != "exported"]
     for label in labels:
-        found = [run.measured(label) for run in runs]
-        complete = [stage for stage in found if stage is not None]
+        measured = [run.measured(label) for run in runs]
+        complete = [stage for stage in measured if stage is not None]
         if len(complete) == len(runs):
             return complete
     return [run.trained for run in runs]

@@ -39,8 +39,8 @@ class View:
     @property
     def text(self) -> str:
         """Caption and measure, with a cross where it is wrong."""
-        told = ", ".join(one for one in (self.caption, self.measure) if one)
-        return f"✗ {told}" if self.wrong else told
+        text = ", ".join(one for one in (self.caption, self.measure) if one)
+        return f"✗ {text}" if self.wrong else text
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,11 @@ def _judged(task: Task, output: Tensor, targets: Mapping[str, Tensor], shown: Vi
     if judgment is None:
         return shown
     info = task.metric_info[task.primary]
-    told = fmt.metric(judgment.value, MetricView(**asdict(info)))
+    amount = fmt.metric(judgment.value, MetricView(**asdict(info)))
     if task.dense:
-        measure = f"{fmt.metric_name(task.primary)} {told}"
+        measure = f"{fmt.metric_name(task.primary)} {amount}"
     else:  # of a single class the share is 0 or 1, which the mark says already
-        measure = "" if info.share else f"off by {told}"
+        measure = "" if info.share else f"off by {amount}"
     return replace(shown, measure=measure, wrong=judgment.wrong)
 
 

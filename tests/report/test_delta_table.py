@@ -202,7 +202,9 @@ def test_exports_say_how_much_faster_they_are_where_all_runs_have_one(make_run: 
     assert row.faster is not None and row.faster.values[0] == row.faster.values[1]
     assert row.faster.mean == pytest.approx(8.4 / 4.1, rel=0.05)  # samples scatter by a few percent
     assert (row.faster_than, row.verdict) == ("dense", "faster")
-    assert "speed: latency of dense over that of the export" in delta_cells(report_of([one, two], None)).caption
+    assert (
+        "speed: latency of dense over that of the export" in delta_cells(report_of([one, two], None)).caption
+    )
     bare = make_run("bare", make_recipe(seed=2), compacted=True)
     (mixed,) = rows_of(report_of([one, two, bare], None))
     assert mixed.faster is None

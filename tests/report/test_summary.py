@@ -126,7 +126,10 @@ def test_several_seeds_give_a_spread(make_run: MakeRun) -> None:
 def test_without_a_baseline_no_accuracy_is_claimed(make_run: MakeRun) -> None:
     report = report_of([make_run("one", compacted=True, exported=True)])
     assert accuracy_fact(report.subjects[0], report) == Fact(
-        "Δm against dense fp32, accuracy of all tasks", "no baseline", "missing", ("name one with --baseline",)
+        "Δm against dense fp32, accuracy of all tasks",
+        "no baseline",
+        "missing",
+        ("name one with --baseline",),
     )
 
 

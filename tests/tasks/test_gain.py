@@ -108,7 +108,9 @@ def test_score_orders_as_the_metrics_do(one: float, other: float) -> None:
 
 
 GENDER = build_task(
-    "gender", TaskConfig(kind="classification"), TargetSpec("class", classes=("male", "female"), ignore_index=-1)
+    "gender",
+    TaskConfig(kind="classification"),
+    TargetSpec("class", classes=("male", "female"), ignore_index=-1),
 )
 AGE = build_task("age", TaskConfig(kind="regression"), TargetSpec("scalar", unit="years", std=20.0))
 MASK = build_task("mask", TaskConfig(kind="segmentation"), TargetSpec("mask", classes=("a", "b")))
