@@ -13,18 +13,19 @@ from compactmtl.verify.result import TaskMetrics
 
 def accuracy_table(report: Report, run: RunView, export: ExportView) -> Table:
     """A row a metric: dense fp32 where a baseline was named at export, own fp32, the artifact, and both changes."""
-    found = export.verification.accuracy
-    dense = found.baseline
+    accuracy = export.verification.accuracy
+    dense = accuracy.baseline
     columns = ["own fp32", "artifact", "artifact against own fp32"]
     if dense is not None:
         columns = ["dense fp32", *columns, "artifact against dense fp32"]
     rows = []
     for task in report.tasks:
         for metric, info in task.metrics.items():
-            if task.name not in found.artifact:
+            if task.name not in accuracy.artifact:
                 continue
             own, ours, theirs = (
-                _value(values, task.name, metric) for values in (found.torch, found.artifact, dense or {})
+                _value(values, task.name, metric)
+                for values in (accuracy.torch, accuracy.artifact, dense or {})
             )
             cells = [_cell(own, info), _cell(ours, info), _change(ours, own, info, SAME_WEIGHTS)]
             if dense is not None:
@@ -32,7 +33,7 @@ def accuracy_table(report: Report, run: RunView, export: ExportView) -> Table:
                 cells = [_cell(theirs, info), *cells, _change(ours, theirs, info, noise)]
             arrow = "↑" if info.higher_is_better else "↓"
             rows.append(Row(f"{task.name}, {fmt.metric_name(metric)} {arrow}", tuple(cells)))
-    caption = f"over {found.samples} images of the val split of {run.data}; own fp32: the PyTorch model that was exported"
+    caption = f"over {accuracy.samples} images of the val split of {run.data}; own fp32: the PyTorch model that was exported"
     return Table(tuple(columns), tuple(rows), caption)
 
 

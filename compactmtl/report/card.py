@@ -118,16 +118,16 @@ def _interface(run: RunView) -> Iterator[str]:
     export = run.shown_export or next(iter(run.exports), None)
     if export is None or export.interface is None:
         return
-    found = export.interface
-    height, width = found.format.size
+    interface = export.interface
+    height, width = interface.format.size
     yield ""
     yield "## Input and outputs"
     yield ""
-    yield f"The bundle is `{found.path}`. `compactmtl predict {found.path} IMAGE` runs it on one image."
+    yield f"The bundle is `{interface.path}`. `compactmtl predict {interface.path} IMAGE` runs it on one image."
     yield ""
     yield (
-        f"Input: RGB, {found.format.layout}, stretched to {height}×{width} (height × width) by a bilinear filter with"
-        f" antialiasing. Values: {found.format.values}."
+        f"Input: RGB, {interface.format.layout}, stretched to {height}×{width} (height × width) by a bilinear filter with"
+        f" antialiasing. Values: {interface.format.values}."
     )
     yield ""
     rows = tuple(
@@ -140,7 +140,7 @@ def _interface(run: RunView) -> Iterator[str]:
                 Cell(one.unit or ", ".join(f"{i} {name}" for i, name in enumerate(one.classes)) or "—"),
             ),
         )
-        for kind, tensors in (("input", found.inputs), ("output", found.outputs))
+        for kind, tensors in (("input", interface.inputs), ("output", interface.outputs))
         for one in tensors
     )
     yield markdown(

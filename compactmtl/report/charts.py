@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+ROUNDING = 1e-9  # differences below it, relative to 1 or the largest value, are not drawn as such
 COLORS = 6  # classes c0 to c5 of the style sheet
 Points = Sequence[tuple[float, float]]
 
@@ -58,8 +59,10 @@ class Mark:
 def axis(values: Sequence[float], title: str, *, whole: bool = False, margin: float = 0.0) -> Axis:
     """An axis over finite `values` with round ticks; `margin` is a share of their range on both sides."""
     low, high = min(values), max(values)
-    if low == high:
-        low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
+    largest = max(abs(low), abs(high))
+    if high - low <= ROUNDING * max(1.0, largest):  # one value but for rounding
+        room = 0.05 * largest if largest > ROUNDING else 0.5
+        low, high = low - room, high + room
     spread = (high - low) * margin
     low, high = low - spread, high + spread
     step = _round_step((high - low) / 5)
@@ -141,7 +144,7 @@ def number(value: float, on: Axis) -> str:
     if on.log:
         return f"{value:g}"
     step = on.ticks[1] - on.ticks[0] if len(on.ticks) > 1 else abs(value) or 1.0
-    digits = next(digits for digits in range(12) if math.isclose(round(step, digits), step, rel_tol=1e-9))
+    digits = next((few for few in range(12) if math.isclose(round(step, few), step, rel_tol=1e-9)), 12)
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 

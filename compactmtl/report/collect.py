@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.hashes import check_files, read_hashes
@@ -25,13 +24,14 @@ from compactmtl.artifacts.layout import (
     SURGERY,
     VERIFICATION_FILE,
 )
-from compactmtl.errors import ArtifactError, ConfigError, DataError, command
+from compactmtl.errors import ConfigError, DataError, command
 from compactmtl.export.bundle import BundleInfo
 from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
 from compactmtl.report.interface import interface
 from compactmtl.report.model import ExportView, MetricView, Provenance, Report, RunView, Size, Stage, TaskView
+from compactmtl.report.parse import damaged, parse, read_json
 from compactmtl.report.read import Epoch, Surgery
 from compactmtl.report.reference import (
     Reference,
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
     from compactmtl.report.samples import ValSplits
     from compactmtl.runs import Run
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def build_report(
@@ -147,19 +145,19 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
 
 def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Run | None) -> RunView:
     log = run.log()
-    meta = _read_json(run.path / META)
+    meta = read_json(run.path / META)
     end = next((line for line in reversed(log) if line.get("event") == "end"), None)
     surgery_path = run.path / COMPACT / SURGERY
     if surgery_path.exists():
         _check(surgery_path, f"run `{command('compact', run.path)}` again")
-    surgery = _parse(Surgery, surgery_path) if surgery_path.exists() else None
+    surgery = parse(Surgery, surgery_path) if surgery_path.exists() else None
     for path in (run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"):
         _check(path, f"run `{command('export', run.path, '--target', path.parent.name)}` again")
     exports = tuple(
         ExportView(
             target=path.parent.name,
-            verification=_parse(Verification, path),
-            interface=interface(path.parent, _parse(BundleInfo, path.with_name(BUNDLE_FILE)), run.tasks),
+            verification=parse(Verification, path),
+            interface=interface(path.parent, parse(BundleInfo, path.with_name(BUNDLE_FILE)), run.tasks),
         )
         for path in sorted((run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"))
     )
@@ -196,7 +194,7 @@ def _epochs(log: Sequence[Mapping[str, Any]], path: Path) -> tuple[Epoch, ...]:
             try:
                 epoch = Epoch.model_validate(line)
             except ValidationError as error:
-                raise _damaged(path, error) from error
+                raise damaged(path, error) from error
             epochs[epoch.epoch] = epoch
     return tuple(epochs[number] for number in sorted(epochs))
 
@@ -259,12 +257,12 @@ def _check(path: Path, mend: str) -> None:
 
 def _trained_metrics(run: Run) -> TaskMetrics | None:
     """The metrics on the val split that training noted of the best checkpoint, if it did."""
-    found = run.val
-    return dict(found) if found else None
+    metrics = run.val
+    return dict(metrics) if metrics else None
 
 
 def _bundle(run: Run, export: ExportView) -> BundleInfo:
-    return _parse(BundleInfo, run.path / EXPORT / export.target / BUNDLE_FILE)
+    return parse(BundleInfo, run.path / EXPORT / export.target / BUNDLE_FILE)
 
 
 def _is_current(run: Run, export: ExportView) -> bool:
@@ -381,37 +379,3 @@ def _provenance(
         versions={str(key): str(value) for key, value in dict(meta.get("versions", {})).items()},
         commands=tuple(commands),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{path} is missing", "name a folder that `compactmtl train RECIPE` wrote"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: expected an object, found {type(content).__name__}", _MEND)
-    return content
-
-
-def _parse(model: type[Model], path: Path) -> Model:
-    content = _read_json(path)
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise _damaged(path, error) from error
-
-
-_MEND = "the file is damaged or from another version; run the command that wrote it again"
-
-
-def _damaged(path: Path, error: Exception) -> ArtifactError:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    else:
-        detail = str(error)
-    return ArtifactError(f"{path}: {detail}", _MEND)

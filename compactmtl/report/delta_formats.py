@@ -91,37 +91,37 @@ def grid(report: Report) -> Grid:
 
 def delta_cells(report: Report) -> Table:
     """The Δm table as one plain table, for a terminal, text and Markdown."""
-    found = grid(report)
+    shown = grid(report)
     rows = tuple(
-        Row(label, tuple(column.cells[index] for column in found.columns))
-        for index, label in enumerate(found.labels)
+        Row(label, tuple(column.cells[index] for column in shown.columns))
+        for index, label in enumerate(shown.labels)
     )
-    names = tuple(f"{column.group} {column.heading}".strip() for column in found.columns)
-    return Table(names, rows, found.caption, found.footnote)
+    names = tuple(f"{column.group} {column.heading}".strip() for column in shown.columns)
+    return Table(names, rows, shown.caption, shown.footnote)
 
 
 def latex(report: Report) -> str:
     """A `tabular` for a paper, best means in bold; needs the package booktabs."""
-    found = grid(report)
+    shown = grid(report)
     lines = [
         "% needs \\usepackage{booktabs}",
-        f"% {found.caption}",
-        *([f"% {found.footnote}"] if found.footnote else []),
-        f"\\begin{{tabular}}{{l{'r' * len(found.columns)}}}",
+        f"% {shown.caption}",
+        *([f"% {shown.footnote}"] if shown.footnote else []),
+        f"\\begin{{tabular}}{{l{'r' * len(shown.columns)}}}",
         "\\toprule",
     ]
     heads, rules, first = [""], [], 2
-    for group, span in found.groups:
+    for group, span in shown.groups:
         heads.append(f"\\multicolumn{{{span}}}{{c}}{{{_escape(group)}}}")
         if group:
             rules.append(f"\\cmidrule(lr){{{first}-{first + span - 1}}}")
         first += span
     lines += [" & ".join(heads) + " \\\\", " ".join(rules)] if rules else []
-    lines.append(" & ".join(["", *(_escape(column.heading) for column in found.columns)]) + " \\\\")
+    lines.append(" & ".join(["", *(_escape(column.heading) for column in shown.columns)]) + " \\\\")
     lines.append("\\midrule")
-    for index, label in enumerate(found.labels):
+    for index, label in enumerate(shown.labels):
         cells = []
-        for column in found.columns:
+        for column in shown.columns:
             text = _escape(column.cells[index].text)
             cells.append(f"\\textbf{{{text}}}" if index in column.best else text)
         lines.append(" & ".join([_escape(label), *cells]) + " \\\\")

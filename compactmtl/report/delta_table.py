@@ -74,8 +74,8 @@ def _notes(row: DeltaRow, group: Sequence[Pair]) -> list[str]:
     notes = []
     own = {view.name: view.final.label for view, _ in group}
     if not row.is_baseline and set(own.values()) != {row.form}:
-        told = ", ".join(f"{name} {label}" for name, label in own.items())
-        notes.append(f"{row.label}: as {row.form}, the form that all of its runs have ({told})")
+        forms = ", ".join(f"{name} {label}" for name, label in own.items())
+        notes.append(f"{row.label}: as {row.form}, the form that all of its runs have ({forms})")
     if row.delta_m is not None and len(row.delta_seeds) < len(row.seeds):
         seeds = ", ".join(map(str, row.delta_seeds))
         notes.append(f"{row.label}: Δm is over seed {seeds} alone, those that the baseline has too")
@@ -164,19 +164,19 @@ def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, is_b
 
 def _speed(views: Sequence[RunView], stage: StageKey) -> dict[str, Any]:
     """How much faster an export is than what it is held against, where all runs have that."""
-    found, slowed = [], False
+    speeds, slowed = [], False
     for view in views:
         export = next((one for one in view.exports if one.stage == stage), None)
         speed = artifact_speed(export.verification.latency) if export is not None else None
         if export is None or speed is None:
             return {}
-        found.append(speed)
+        speeds.append(speed)
         slowed = slowed or bool(slowdowns(export.verification.latency))
-    verdicts, against = {speed.verdict for speed in found}, {speed.against for speed in found}
+    verdicts, against = {speed.verdict for speed in speeds}, {speed.against for speed in speeds}
     if len(against) > 1:
         return {}
     return {
-        "faster": Spread.of([speed.ratio for speed in found]),
+        "faster": Spread.of([speed.ratio for speed in speeds]),
         "faster_than": against.pop(),
         "slowed": slowed,
         "verdict": verdicts.pop() if len(verdicts) == 1 else "mixed",

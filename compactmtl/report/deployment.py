@@ -35,7 +35,7 @@ class Point:
 
 def prepared_views(run: Path) -> tuple[PreparedView, ...]:
     """Targets that a run was prepared for and not run on; a damaged file counts as such, with that as its reason."""
-    found = []
+    views = []
     for path in sorted((run / EXPORT).glob(f"*/{PREPARED_FILE}")):
         if path.with_name(VERIFICATION_FILE).exists():
             continue
@@ -43,8 +43,8 @@ def prepared_views(run: Path) -> tuple[PreparedView, ...]:
             reason = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
         except (ValueError, KeyError, TypeError):
             reason = f"{path} is damaged"
-        found.append(PreparedView(target=path.parent.name, reason=reason))
-    return tuple(found)
+        views.append(PreparedView(target=path.parent.name, reason=reason))
+    return tuple(views)
 
 
 def doubts(name: str, view: ExportView) -> list[str]:
@@ -110,12 +110,12 @@ def _cells(report: Report, run: RunView, target: str) -> tuple[Cell, ...]:
             Cell(f"{fmt.NOT_RUN}: {why}" if why else fmt.NOT_RUN, "missing"),
             *(MISSING for _ in range(8)),
         )
-    found = export.verification
-    name, stats = subject_latency(found.latency)
+    verification = export.verification
+    name, stats = subject_latency(verification.latency)
     gain = _gain(run, export)
-    dense = dense_form(found.latency)
-    in_precision = found.latency.reference if dense != found.latency.reference else ""
-    speeds = [speed_cell(found.latency, one) for one in (dense, in_precision, name + SINGLE)]
+    dense = dense_form(verification.latency)
+    in_precision = verification.latency.reference if dense != verification.latency.reference else ""
+    speeds = [speed_cell(verification.latency, one) for one in (dense, in_precision, name + SINGLE)]
     return (
         status(export),
         Cell(stats.precision),
@@ -126,7 +126,7 @@ def _cells(report: Report, run: RunView, target: str) -> tuple[Cell, ...]:
             if export.holds
             else (replace(one, tone="bad" if one.tone == "bad" else "") for one in speeds)
         ),
-        Cell(f"{found.megabytes:.2f} MB"),
+        Cell(f"{verification.megabytes:.2f} MB"),
         not_set(export),
     )
 
@@ -140,7 +140,7 @@ def points(report: Report) -> list[Point]:
 
     The dense model is the reference of Δm only where that is the report's baseline.
     """
-    found: list[Point] = []
+    shown: list[Point] = []
     dense: set[str] = set()
     for run in report.subjects:
         for export in run.exports:
@@ -149,36 +149,36 @@ def points(report: Report) -> list[Point]:
             name, stats = subject_latency(latency)
             if gain is None or not export.holds:
                 continue
-            found.append(Point(run.name, export.target, stats.median_ms, gain))
+            shown.append(Point(run.name, export.target, stats.median_ms, gain))
             if report.baseline is not None and name != latency.reference and export.target not in dense:
                 dense.add(export.target)
                 reference = latency.stats[dense_form(latency)]
                 if is_lowered(latency) and reference.precision != "fp32":
                     continue  # the dense model in lower precision has metrics of its own, which nobody measured
-                found.append(Point(report.baseline, export.target, reference.median_ms, 0.0))
-    return found
+                shown.append(Point(report.baseline, export.target, reference.median_ms, 0.0))
+    return shown
 
 
-def front(found: Sequence[Point]) -> list[Point]:
+def front(shown: Sequence[Point]) -> list[Point]:
     """The points that no other is both faster and better than, from the fastest on."""
     best: list[Point] = []
-    for point in sorted(found, key=lambda one: (one.milliseconds, -one.gain)):
+    for point in sorted(shown, key=lambda one: (one.milliseconds, -one.gain)):
         if not best or point.gain > best[-1].gain:
             best.append(point)
     return best
 
 
-def pareto(found: Sequence[Point]) -> Markup | None:
+def pareto(shown: Sequence[Point]) -> Markup | None:
     """Δm against latency: a color a target, a shape a model, a line along each target's front; none below two points."""
-    if len(found) < 2:
+    if len(shown) < 2:
         return None
-    models = list(dict.fromkeys(one.label for one in found))
-    targets = list(dict.fromkeys(one.setting for one in found))
-    x = axis([one.milliseconds for one in found], "latency, median, ms", margin=0.08)
-    y = axis([100 * one.gain for one in found] + [0.0], "Δm (%)", margin=0.12)
+    models = list(dict.fromkeys(one.label for one in shown))
+    targets = list(dict.fromkeys(one.setting for one in shown))
+    x = axis([one.milliseconds for one in shown], "latency, median, ms", margin=0.08)
+    y = axis([100 * one.gain for one in shown] + [0.0], "Δm (%)", margin=0.12)
     lines, marks = [], []
     for number, target in enumerate(targets):
-        group = [one for one in found if one.setting == target]
+        group = [one for one in shown if one.setting == target]
         edge = [(one.milliseconds, 100 * one.gain) for one in front(group)]
         lines.append(Line(target, edge, number, step=True))
         marks += [

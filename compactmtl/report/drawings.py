@@ -53,19 +53,19 @@ class RunPage:
 
 def pareto(report: Report) -> Drawing | None:
     """Δm against latency of all exports whose gates held; none below two points."""
-    found = deployment.points(report)
-    body = deployment.pareto(found)
+    points = deployment.points(report)
+    body = deployment.pareto(points)
     if body is None:
         return None
-    told = "; ".join(
+    words = "; ".join(
         f"{one.label} on {one.setting}, {fmt.milliseconds(one.milliseconds)}, {fmt.signed_percent(one.gain)}"
-        for one in found
+        for one in points
     )
     caption = (
         "Up and to the left is better; a line joins models of one target that no other there beats in both; "
         "exports that failed a gate are left out"
     )
-    return Drawing(body, f"Δm against latency: {told}", caption)
+    return Drawing(body, f"Δm against latency: {words}", caption)
 
 
 def run_page(run: RunView, number: int, report: Report) -> RunPage:
@@ -88,22 +88,22 @@ def run_page(run: RunView, number: int, report: Report) -> RunPage:
 
 
 def _export_page(report: Report, run: RunView, export: ExportView, anchor: str) -> ExportPage:
-    found = export.verification
-    told = "; ".join(
+    verification = export.verification
+    words = "; ".join(
         f"{name}, median {fmt.milliseconds(one.median_ms)}, 99th percentile {fmt.milliseconds(one.p99_ms)}"
-        for name, one in found.latency.stats.items()
+        for name, one in verification.latency.stats.items()
     )
     return ExportPage(
         view=export,
         anchor=anchor,
         accuracy=accuracy_table(report, run, export),
         latency=Drawing(
-            figures.latency_distributions(found.latency),
-            f"Histograms of latency: {told}",
+            figures.latency_distributions(verification.latency),
+            f"Histograms of latency: {words}",
             f"Latency on {export.target}; the line is the median",
         ),
-        layer_times=bars.times(found.measured, export.target),
-        errors=export_figures.error_pictures(found, Path(run.path) / EXPORT / export.target),
+        layer_times=bars.times(verification.measured, export.target),
+        errors=export_figures.error_pictures(verification, Path(run.path) / EXPORT / export.target),
     )
 
 

@@ -38,11 +38,11 @@ def _why(run: RunView, target: str, sound: list[ExportView]) -> str:
 
 def _passed_over(run: RunView, sound: list[ExportView]) -> str:
     current = {export.target for export in run.current_exports}
-    told = []
+    reasons = []
     for export in run.exports:
         if export.target not in current:
-            told.append(f"{export.target} is of an earlier model of this run")
+            reasons.append(f"{export.target} is of an earlier model of this run")
         elif export not in sound:
             failed = sum(not gate.passed for gate in export.verification.gates)
-            told.append(f"{export.target} failed {failed} gate{'s' * (failed != 1)}")
-    return f"Passed over: {'; '.join(told)}." if told else ""
+            reasons.append(f"{export.target} failed {failed} gate{'s' * (failed != 1)}")
+    return f"Passed over: {'; '.join(reasons)}." if reasons else ""

@@ -131,7 +131,8 @@ def _breakable(name: str) -> Markup:
 
 
 def _unbroken(text: str) -> str:
-    """Numbers that stay with their units at the end of a line."""
+    """Numbers that stay with their exponents and units at the end of a line."""
+    text = re.sub(r"(?<=\d)e-(?=\d)", "e\u2011", text)
     return re.sub(r"(?<=[\d.]) (?=(?:%|ms|MB|[kMGT]\b))", "\u00a0", text)
 
 

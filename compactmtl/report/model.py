@@ -231,8 +231,8 @@ def shown_stages(runs: Sequence[RunView]) -> list[Stage]:
     keys = [StageKey("exported", target)] if target is not None else []
     keys += [stage.key for stage in reversed(runs[0].stages) if stage.form != "exported"]
     for key in keys:
-        found = [run.measured(key) for run in runs]
-        complete = [stage for stage in found if stage is not None]
+        measured = [run.measured(key) for run in runs]
+        complete = [stage for stage in measured if stage is not None]
         if len(complete) == len(runs):
             return complete
     return [run.trained for run in runs]

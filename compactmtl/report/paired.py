@@ -45,8 +45,8 @@ def sweep_report(
     ]
     for label, other in (against or {}).items():
         if label in rows and other in rows and other != known:
-            found = _paired(rows[label], rows[other], runs[label][0].tasks)
-            paired.append(found and found.model_copy(update={"against": other}))
+            difference = _paired(rows[label], rows[other], runs[label][0].tasks)
+            paired.append(difference and difference.model_copy(update={"against": other}))
     view = SweepView(
         name=name,
         baseline=known,
@@ -89,8 +89,8 @@ def _at(row: DeltaRow, seed: int) -> TaskMetrics:
     """A row's metrics at one seed; their mean where several of its runs have it."""
     places = [index for index, own in enumerate(row.seeds) if own == seed]
     return {
-        task: {name: statistics.fmean(spread.values[i] for i in places) for name, spread in found.items()}
-        for task, found in row.metrics.items()
+        task: {name: statistics.fmean(spread.values[i] for i in places) for name, spread in spreads.items()}
+        for task, spreads in row.metrics.items()
     }
 
 
@@ -98,8 +98,8 @@ def _gains(pairs: Sequence[tuple[TaskMetrics, TaskMetrics]], tasks: Mapping[str,
     if not tasks:
         return None
     try:
-        found = [delta_m(mine, {name: theirs[name] for name in tasks}, tasks) for mine, theirs in pairs]
-        return found if all(math.isfinite(gain) for gain in found) else None  # the metric's own cell says so
+        gains = [delta_m(mine, {name: theirs[name] for name in tasks}, tasks) for mine, theirs in pairs]
+        return gains if all(math.isfinite(gain) for gain in gains) else None  # the metric's own cell says so
     except ConfigError:  # a baseline of 0; the report's notes say so
         return None
 

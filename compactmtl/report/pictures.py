@@ -35,7 +35,7 @@ def data_uri(picture: Picture) -> str:
 def comparison_strip(samples: Sequence[SampleView], *, tile: int = 192, gap: int = 6) -> Image.Image:
     """One picture of all samples: a row a sample and map task, columns input, target and each prediction.
 
-    Tasks of one value an image are told in words in the row's cells, under one another. `tile` is the width of
+    Tasks of one value an image are in words in the row's cells, under one another. `tile` is the width of
     a cell in pixels; heights follow the images' aspect. Raises ValueError without samples.
     """
     if not samples:
@@ -100,9 +100,9 @@ def _rows(sample: SampleView, labels: Sequence[str], has_target: bool) -> list[_
 
 
 def _words(sample: SampleView, label: str | None) -> str:
-    """The told tasks of one column, a line each; the target's for None."""
-    told = [task for task in sample.tasks if not task.dense]
-    values = [(task.task, task.target if label is None else task.predictions.get(label)) for task in told]
+    """The tasks of single values of one column, a line each; the target's for None."""
+    valued = [task for task in sample.tasks if not task.dense]
+    values = [(task.task, task.target if label is None else task.predictions.get(label)) for task in valued]
     return "\n".join(f"{name}: {value.text}" for name, value in values if value is not None)
 
 

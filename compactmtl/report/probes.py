@@ -31,26 +31,26 @@ def probe_tables(groups: Mapping[str, Sequence[Probe]]) -> list[Table]:
 
 
 def _table(task: str, groups: Mapping[str, Sequence[Probe]]) -> Table:
-    found = {
+    by_group = {
         name: [probe.tasks[task] for probe in probes if task in probe.tasks]
         for name, probes in groups.items()
     }
-    first = next(probes[0] for probes in found.values() if probes)
+    first = next(probes[0] for probes in by_group.values() if probes)
     share = first.metric == "accuracy"
     names = list(
-        dict.fromkeys(name for probes in found.values() for probe in probes for name in probe.scores)
+        dict.fromkeys(name for probes in by_group.values() for probe in probes for name in probe.scores)
     )
     arrow = "↑" if share else "↓"
     columns = [f"{name} {arrow}" for name in names] + ["own loss", "random loss", "gap ↓", "gradient norm ↓"]
     rows = []
-    for label, probes in found.items():
+    for label, probes in by_group.items():
         cells = [_cell([p.scores[name] for p in probes if name in p.scores], percent=share) for name in names]
         rows.append(Row(label, (*cells, *_gap_cells(probes))))
     return Table(
         tuple(columns),
         tuple(rows),
         f"{task}: {first.metric} on val of predictors fitted on the frozen features of train, and the loss gap of "
-        f"arXiv:2409.16651, theorem 1; mean ± deviation over {_counts(found)} runs",
+        f"arXiv:2409.16651, theorem 1; mean ± deviation over {_counts(by_group)} runs",
     )
 
 
@@ -75,6 +75,6 @@ def _cell(values: Sequence[float], *, percent: bool = False) -> Cell:
     return Cell(f"{mean:.4g}" + ("" if spread is None else f" ± {spread:.2g}"))
 
 
-def _counts(found: Mapping[str, Sequence[TaskProbe]]) -> str:
-    counts = sorted({len(probes) for probes in found.values()})
+def _counts(by_group: Mapping[str, Sequence[TaskProbe]]) -> str:
+    counts = sorted({len(probes) for probes in by_group.values()})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

@@ -53,15 +53,15 @@ def split_single(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
             "every run has a single task, so there is nothing to compare with them",
             "name at least one run of several tasks",
         )
-    wanted = list(dict.fromkeys(task for run in subjects for task in run.tasks))
-    found = {task for run in singles for task in run.tasks}
-    missing = [task for task in wanted if task not in found]
+    needed = list(dict.fromkeys(task for run in subjects for task in run.tasks))
+    covered = {task for run in singles for task in run.tasks}
+    missing = [task for task in needed if task not in covered]
     if missing:
         raise ConfigError(
             f"--baseline single: no run of {' or '.join(missing)} alone",
             "name one; " + "; ".join(f"`{command('train', 'RECIPE', '--task', task)}`" for task in missing),
         )
-    singles = [run for run in singles if set(run.tasks) <= set(wanted)]
+    singles = [run for run in singles if set(run.tasks) <= set(needed)]
     _check_alike(singles)
     return subjects, singles
 
@@ -80,14 +80,14 @@ def of_seeds(views: Sequence[RunView], label: str) -> Reference:
 
 
 def _mean(views: Sequence[RunView]) -> TaskMetrics:
-    found: dict[str, dict[str, list[float]]] = {}
+    values_of: dict[str, dict[str, list[float]]] = {}
     for view in views:
         for task, metrics in _trained(view).items():
             for metric, value in metrics.items():
-                found.setdefault(task, {}).setdefault(metric, []).append(value)
+                values_of.setdefault(task, {}).setdefault(metric, []).append(value)
     return {
         task: {metric: statistics.fmean(values) for metric, values in metrics.items()}
-        for task, metrics in found.items()
+        for task, metrics in values_of.items()
     }
 
 

@@ -39,8 +39,8 @@ class View:
     @property
     def text(self) -> str:
         """Caption and measure, with a cross where it is wrong."""
-        told = ", ".join(one for one in (self.caption, self.measure) if one)
-        return f"✗ {told}" if self.wrong else told
+        text = ", ".join(one for one in (self.caption, self.measure) if one)
+        return f"✗ {text}" if self.wrong else text
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
     _, _, first = models[0]
     dataset = splits.dataset(first.recipe)
     sample = dataset[index]
+    seen = {label: splits.dataset(run.recipe)[index] for label, _, run in models}  # at each recipe's own size
     outputs = {
-        label: _run(model, splits.dataset(run.recipe)[index]["image"], splits.preprocessing(run.recipe))
+        label: _run(model, seen[label]["image"], splits.preprocessing(run.recipe))
         for label, model, run in models
     }
     tasks = []
-    runs = {label: run for label, _, run in models}
     for name, task in _all_tasks(models).items():
         owners = {label: run.tasks[name] for label, _, run in models if name in run.tasks}
         target = sample["targets"][task.target].numpy() if task.target in sample["targets"] else None
@@ -142,7 +142,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
                     label: _judged(
                         owner,
                         outputs[label][name],
-                        splits.dataset(runs[label].recipe)[index]["targets"],
+                        seen[label]["targets"],
                         view(owner, owner.decode(outputs[label][name])[0].numpy(), target),
                     )
                     for label, owner in owners.items()
@@ -164,11 +164,11 @@ def _judged(task: Task, output: Tensor, targets: Mapping[str, Tensor], shown: Vi
     if judgment is None:
         return shown
     info = task.metric_info[task.primary]
-    told = fmt.metric(judgment.value, MetricView(**asdict(info)))
+    amount = fmt.metric(judgment.value, MetricView(**asdict(info)))
     if task.dense:
-        measure = f"{fmt.metric_name(task.primary)} {told}"
+        measure = f"{fmt.metric_name(task.primary)} {amount}"
     else:  # of a single class the share is 0 or 1, which the mark says already
-        measure = "" if info.share else f"off by {told}"
+        measure = "" if info.share else f"off by {amount}"
     return replace(shown, measure=measure, wrong=judgment.wrong)
 
 

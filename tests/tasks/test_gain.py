@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError
-from compactmtl.tasks import TargetSpec, UndefinedGainError, build_tasks, delta_m, mean_score
+from compactmtl.tasks import TargetSpec, UndefinedGainError, build_task, build_tasks, delta_m, mean_score
+from compactmtl.tasks.gain import judge, wrong_in_words
 
 TASKS = build_tasks(
     {
@@ -103,3 +105,44 @@ def test_score_is_one_where_nothing_is_wrong_and_half_at_the_scale() -> None:
 def test_score_orders_as_the_metrics_do(one: float, other: float) -> None:
     if one < other:
         assert mean_score(scaled(one), TASKS) <= mean_score(scaled(other), TASKS)
+
+
+GENDER = build_task(
+    "gender",
+    TaskConfig(kind="classification"),
+    TargetSpec("class", classes=("male", "female"), ignore_index=-1),
+)
+AGE = build_task("age", TaskConfig(kind="regression"), TargetSpec("scalar", unit="years", std=20.0))
+MASK = build_task("mask", TaskConfig(kind="segmentation"), TargetSpec("mask", classes=("a", "b")))
+
+
+def test_another_class_than_the_target_s_is_wrong() -> None:
+    output = torch.tensor([[0.2, 0.9]])
+    right, wrong = (judge(GENDER, output, torch.tensor([target])) for target in (1, 0))
+    assert right is not None and not right.wrong
+    assert wrong is not None and wrong.wrong
+    assert wrong_in_words(GENDER) == "another class than the target's"
+
+
+@pytest.mark.parametrize(("predicted", "wrong"), [(30.0, False), (49.9, False), (50.1, True), (9.0, True)])
+def test_a_value_further_off_than_the_labels_spread_is_wrong(predicted: float, wrong: bool) -> None:
+    found = judge(AGE, torch.tensor([[predicted]]), torch.tensor([30.0]))
+    assert found is not None
+    assert found.value == pytest.approx(abs(predicted - 30), abs=1e-4)
+    assert found.wrong is wrong
+    assert wrong_in_words(AGE) == "an error above 20 years"
+
+
+def test_a_map_that_overlaps_by_less_than_half_is_wrong() -> None:
+    target = torch.zeros(1, 4, 4, dtype=torch.long)
+    target[:, :, 2:] = 1
+    output = torch.stack([1.0 - target, target.float()], 1)  # (1, 2, 4, 4), right everywhere
+    right, wrong = judge(MASK, output, target), judge(MASK, output.flip(1), target)
+    assert right is not None and (right.value, right.wrong) == (1.0, False)
+    assert wrong is not None and (wrong.value, wrong.wrong) == (0.0, True)
+    assert wrong_in_words(MASK) == "miou of the image below 50 %"
+
+
+def test_what_is_unknown_is_not_judged() -> None:
+    assert judge(GENDER, torch.tensor([[0.2, 0.9]]), torch.tensor([-1])) is None
+    assert judge(AGE, torch.tensor([[9.0]]), torch.tensor([float("nan")])) is None
