@@ -9,7 +9,8 @@ from typing import cast
 
 import pytest
 
-from compactmtl.report.card import CARD, model_card, write_card
+from compactmtl.artifacts.layout import CARD
+from compactmtl.report.card import model_card, write_card
 from compactmtl.report.collect import build_report
 from compactmtl.report.delta_formats import grid
 from compactmtl.report.deployment import (
