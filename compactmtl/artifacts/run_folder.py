@@ -12,7 +12,7 @@ from typing import Any
 from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import BUNDLE_FILE, DATA, LOCK, META, RECIPE, REPLACED
 from compactmtl.artifacts.lock import writing
-from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.errors import ArtifactError, ConfigError, command
 
 
 def is_run(path: Path) -> bool:
@@ -128,5 +128,5 @@ def _set_aside(path: Path) -> None:
 
 def update_recipe(path: Path, recipe: str) -> None:
     """Write recipe.yaml, given as YAML: on resuming, the data may lie elsewhere than at the start."""
-    header = f"# The resolved recipe of this run: `compactmtl train {RECIPE}` reads it back.\n"
+    header = f"# The resolved recipe of this run: `{command('train', RECIPE)}` reads it back.\n"
     write_text(path / RECIPE, header + recipe)

@@ -153,19 +153,27 @@ class SparsityConfig(Frozen):
     )
     penalty: PenaltyName = Field(
         "group_lasso",
-        description="Penalty on the groups, for `strength` and `controller`: a name, or a class of your own as "
-        "`package.module:Class`.",
+        description="Penalty on the groups by name, or a class of your own as `package.module:Class`, for "
+        "`strength` and `controller`.",
     )
     penalty_options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Options of this penalty. See the list of penalties."
     )
     # Options of the first penalties, which have keys of their own: short for the same key of `penalty_options`.
-    l1: NonNegative = Field(1.0, description="Factor of the part of `sparse_group_lasso` on single weights.")
-    l2: NonNegative = Field(1.0, description="Factor of the part of `sparse_group_lasso` on whole groups.")
+    l1: NonNegative = Field(
+        1.0,
+        description="Short for `penalty_options.l1`: factor of the part of `sparse_group_lasso` on single "
+        "weights.",
+    )
+    l2: NonNegative = Field(
+        1.0,
+        description="Short for `penalty_options.l2`: factor of the part of `sparse_group_lasso` on whole "
+        "groups.",
+    )
     knee: AboveZero = Field(
         0.1,
-        description="Root mean square of a group's weights above which `group_mcp` no longer penalizes the "
-        "group.",
+        description="Short for `penalty_options.knee`: root mean square of a group's weights above which "
+        "`group_mcp` no longer penalizes the group.",
     )
     strength: NonNegative | None = Field(
         None, description="λ of the penalty. null where another section controls the zeros."

@@ -22,6 +22,7 @@ from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch, VisionDataset
 from compactmtl.data.labels import label_lines
 from compactmtl.data.loader import Loader
+from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.surgery.slice_plan import Kept
@@ -257,7 +258,15 @@ class Session:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`; the model, at its first size, has its weights already."""
+        """The inverse of `state_dict`; the model, at its first size, has its weights already.
+
+        Raises ArtifactError where the state of a part is missing.
+        """
+        if missing := [part.name for part in self.parts if part.name and part.name not in state]:
+            raise ArtifactError(
+                f"the checkpoint holds no state of {', '.join(missing)}",
+                "resume with the version of compactmtl that wrote it, or train again with --overwrite",
+            )
         self.position = Position(*state["position"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from compactmtl.report.card import CARD, model_card, write_card
+from compactmtl.artifacts.layout import CARD
+from compactmtl.report.card import model_card, write_card
 from compactmtl.report.collect import build_report
 from compactmtl.report.delta_formats import grid
 from compactmtl.report.deployment import Point, deployments, front, pareto, points, prepared_views

@@ -117,7 +117,6 @@ def test_the_summary_comes_back_and_a_damaged_one_is_named(tmp_path: Path) -> No
         load_summary(tmp_path / "last")
 
 
-
 @pytest.mark.parametrize("factorized", ["saved", "loaded"])
 def test_factors_and_plain_weights_are_told_apart(tmp_path: Path, factorized: str) -> None:
     plain = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))

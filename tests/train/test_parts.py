@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
+from compactmtl.errors import ArtifactError
 from compactmtl.runs.checkpoint import load_state
 from compactmtl.train import parts as order
 from compactmtl.train import train
@@ -98,6 +99,13 @@ def test_every_part_stands_in_the_one_order(every: Session) -> None:
 def test_the_state_of_each_part_has_its_key_of_earlier_versions(every: Session) -> None:
     parts = {"regularizer", "distillation", "shrunk", "sparsifier", "balancer"}
     assert set(every.state_dict()) == parts | {"position", "optimizer", "schedule", "scaler"}
+
+
+def test_a_checkpoint_without_the_state_of_a_part_is_refused(every: Session) -> None:
+    state = every.state_dict()
+    del state["distillation"]
+    with pytest.raises(ArtifactError, match="no state of distillation"):
+        every.load_state_dict(state)
 
 
 def test_hooks_come_in_the_order_of_a_step_and_gradients_before_they_are_clipped(tiny: Make) -> None:

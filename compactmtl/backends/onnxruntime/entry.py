@@ -61,7 +61,7 @@ _DTYPES = {
 class OnnxRuntimeOptions(BackendOptions):
     """The key that only this backend reads."""
 
-    provider: str = Field(CPU, description="ONNX Runtime execution provider")
+    provider: str = Field(CPU, description="Execution provider of ONNX Runtime.")
 
 
 class OnnxRuntimeBackend(Backend):

@@ -53,7 +53,7 @@ INSTALL = "pip install 'compactmtl[openvino]'"
 class OpenVinoOptions(BackendOptions):
     """The key that only this backend reads."""
 
-    device: str = Field(CPU, description="OpenVINO device, such as CPU, GPU or NPU")
+    device: str = Field(CPU, description="OpenVINO device, such as `CPU`, `GPU` or `NPU`.")
 
 
 class OpenVinoBackend(Backend):

@@ -84,7 +84,9 @@ class TensorRTConfig(Frozen):
 class TensorRTOptions(BackendOptions):
     """The section of a target that this backend reads."""
 
-    tensorrt: TensorRTConfig = TensorRTConfig()
+    tensorrt: TensorRTConfig = Field(
+        TensorRTConfig(), description="Building and running of TensorRT engines, for `backend: tensorrt`."
+    )
 
     @property
     def portable(self) -> Self:
