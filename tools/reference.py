@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import compactmtl
+from compactmtl.backends.targets import target_schema
 from compactmtl.cli.main import VERBS, parser_of
 from compactmtl.config.keys import Key, keys
 from compactmtl.config.recipe import Recipe
 from compactmtl.config.sweep import SweepConfig
-from compactmtl.config.target import Target
 from compactmtl.errors import EXIT_CODES
-from tools.reference_lists import backend_options, lists
+from tools.reference_lists import lists
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -47,7 +47,7 @@ def pages() -> dict[str, Callable[[], str]]:
             "Target keys",
             "A target is a YAML file that says where a model runs and which bounds it must meet. "
             "`compactmtl targets show TARGET --resolved` shows every value of a target and where it comes from.",
-            [*keys(Target), *(key for options in backend_options() for key in keys(options))],
+            list(keys(target_schema())),
         ),
         "sweep.md": lambda: _schema_page(
             "Sweep keys",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from compactmtl import backends
+from compactmtl.backends.registry import backend_names, get_backend
+from compactmtl.balancing.registry import balancer_class
 from compactmtl.config.keys import keys
 from compactmtl.config.lookup import Kind, entries
 from compactmtl.config.recipe import Recipe
 from compactmtl.data import DATASETS
 from compactmtl.data.datasets import dataset_module
+from compactmtl.sparsity.registry import penalty_class
+from compactmtl.tasks.registry import all_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,16 +38,16 @@ def lists() -> Iterator[str]:
     for name in DATASETS:
         yield from _dataset(name)
     yield from ("## Kinds of task", "", "The value of `tasks.*.kind`. The first loss is the default.", "")
-    for name, kind in task_classes().items():
+    for name, kind in all_classes().items():
         yield from _task(name, kind)
     yield from ("## Balancers", "", "The value of `balancing.name`.", "")
     for name in _names("balancing.name"):
         yield from _options(f"### `{name}`", *balancer_options(name))
     yield from ("## Penalties", "", "The value of `sparsity.penalty`.", "")
-    for name, penalty in penalty_classes().items():
+    for name in _names("sparsity.penalty"):
+        penalty = penalty_class(name)
         yield from (f"### `{name}`", "", _first_line(penalty), "")
-        if hasattr(penalty, "Options"):
-            yield from _option_table(penalty.Options, "sparsity.penalty_options.")
+        yield from _option_table(penalty.Options, "sparsity.penalty_options.")
     yield from (
         "## Backends",
         "",
@@ -55,7 +56,7 @@ def lists() -> Iterator[str]:
         "| name | what |",
         "| --- | --- |",
     )
-    yield from (f"| `{name}` | {_first_line(type(backends.get_backend(name)))} |" for name in backend_names())
+    yield from (f"| `{name}` | {_first_line(type(get_backend(name)))} |" for name in backend_names())
     yield ""
 
 
@@ -80,10 +81,10 @@ def _dataset(name: str) -> Iterator[str]:
 def _task(name: str, kind: type[Any]) -> Iterator[str]:
     losses = ", ".join(f"`{loss}`" for loss in kind.losses)
     text = f"{_first_line(kind)}\n\nLosses: {losses}. Main metric: `{kind.primary}`."
-    yield from _options(f"### `{name}`", task_options(kind), "tasks.*.options.", text)
+    yield from _options(f"### `{name}`", kind.Options, "tasks.*.options.", text)
 
 
-def _options(heading: str, model: type[BaseModel] | None, prefix: str, text: str = "") -> Iterator[str]:
+def _options(heading: str, model: type[BaseModel], prefix: str, text: str = "") -> Iterator[str]:
     """A heading, a text, and the options of a model."""
     yield from (heading, "")
     if text:
@@ -91,10 +92,10 @@ def _options(heading: str, model: type[BaseModel] | None, prefix: str, text: str
     yield from _option_table(model, prefix)
 
 
-def _option_table(model: type[BaseModel] | None, prefix: str) -> Iterator[str]:
+def _option_table(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """The options of a model with what its docstring says of them."""
-    rows = [] if model is None else list(keys(model, prefix))
-    if not rows or model is None:
+    rows = list(keys(model, prefix))
+    if not rows:
         yield from ("No options.", "")
         return
     yield from (_first_line(model), "", "| option | type | default | meaning |", "| --- | --- | --- | --- |")
@@ -111,83 +112,13 @@ def _first_line(thing: type[Any]) -> str:
 # What is built in, by name.
 
 
-def task_classes() -> Mapping[str, type[Any]]:
-    """Every kind of task with its class."""
-    if find_spec("compactmtl.tasks.registry"):
-        classes: Mapping[str, type[Any]] = importlib.import_module("compactmtl.tasks.registry").all_classes()
-        return classes
-    kinds: Mapping[str, Any] = importlib.import_module("compactmtl.tasks.build").KINDS
-    return {name: build.__self__ for name, build in kinds.items()}
-
-
-def task_options(kind: type[Any]) -> type[BaseModel] | None:
-    """The options of a kind of task."""
-    if hasattr(kind, "Options"):
-        options: type[BaseModel] = kind.Options
-        return options
-    name = f"{kind.__name__.removesuffix('Task')}Options"
-    return getattr(importlib.import_module(kind.__module__), name, None)
-
-
 def balancer_options(name: str) -> tuple[type[BaseModel], str, str]:
     """The options of a balancing method, where a recipe has them, and what the method is."""
-    if find_spec("compactmtl.balancing.registry"):
-        method = importlib.import_module("compactmtl.balancing.registry").balancer_class(name)
-        return method.Options, "balancing.options.", _first_line(method)
-    return _balancer_options(name), "balancing.options.", ""
-
-
-def _balancer_options(name: str) -> type[BaseModel]:
-    from compactmtl.balancing.aggregators import AGGREGATORS
-    from compactmtl.balancing.db_mtl import DBMTLOptions
-    from compactmtl.balancing.gradnorm import GradNormOptions
-    from compactmtl.balancing.nash import NashOptions
-    from compactmtl.balancing.scalarizers import SPECS, FamoOptions
-
-    from compactmtl.balancing.base import NoOptions
-
-    if name in AGGREGATORS:
-        return AGGREGATORS[name].options
-    if name in SPECS:
-        return SPECS[name].options
-    own: dict[str, type[BaseModel]] = {
-        "db_mtl": DBMTLOptions,
-        "equal": NoOptions,
-        "famo": FamoOptions,
-        "gradnorm": GradNormOptions,
-        "nash_mtl": NashOptions,
-        "uncertainty": NoOptions,
-    }
-    return own[name]
-
-
-def penalty_classes() -> Mapping[str, type[Any]]:
-    """Every penalty with its class."""
-    names = _names("sparsity.penalty")
-    if find_spec("compactmtl.sparsity.registry"):
-        by_name = importlib.import_module("compactmtl.sparsity.registry").penalty_class
-        return {name: by_name(name) for name in names}
-    public = {
-        name.lower(): value for name, value in vars(importlib.import_module("compactmtl.sparsity")).items()
-    }
-    return {name: public[name.replace("_", "")] for name in names}
+    method = balancer_class(name)
+    return method.Options, "balancing.options.", _first_line(method)
 
 
 def _names(key: str) -> list[str]:
     """The names that a key of a recipe takes, without that of a class of the user's own."""
     choices = next(one.choices for one in keys(Recipe) if one.name == key)
     return [name for name in choices if ":" not in name]
-
-
-def backend_names() -> tuple[str, ...]:
-    """Every backend by name."""
-    listed: tuple[str, ...] = (
-        backends.backend_names() if hasattr(backends, "backend_names") else backends.BACKENDS
-    )
-    return listed
-
-
-def backend_options() -> list[type[BaseModel]]:
-    """The keys of a target that one backend alone reads, where a backend declares them."""
-    found = (getattr(backends.get_backend(name), "Options", None) for name in backend_names())
-    return list(dict.fromkeys(options for options in found if options is not None))

@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from compactmtl.config.paths import PACKAGE_PREFIX
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.models import download
-from compactmtl.models.packaged import PREFIX, is_foreign, package_file, package_of, to_timm
+from compactmtl.models.packaged import is_foreign, package_file, package_of, to_timm
 from compactmtl.models.segnet import SegNet, from_vgg
 
 # Modules whose errors mean that a download did not come through.
@@ -171,7 +172,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ConfigError(
             f"model.encoder.weights: {path} is neither a .safetensors nor a .pth file of weights",
-            f"convert it with safetensors.torch.save_file, or name a package of weights as {PREFIX}NAME",
+            f"convert it with safetensors.torch.save_file, or name a package of weights as {PACKAGE_PREFIX}NAME",
         )
     if not path.is_file():
         raise ConfigError(

@@ -90,24 +90,9 @@ def is_known(word: str) -> bool:
     return all(part in defined() or f'"{part}"' in sources() for part in word.split("."))
 
 
-# Named ahead of the changes that bring them.
-PENDING = {
-    "State",
-    "compactmtl/graph/state.py",
-    "Effect", "Pin", "Pin(ids, reason)", "not_pruned", "full_width",
-    "MapTask", "ValueTask", "decode_array", "option_losses", "target_kind",
-    "compactmtl/tasks/kinds/", "compactmtl/tasks/kinds/<kind>.py", "tests/tasks/kinds/",
-    "before_forward", "after_forward", "before_backward", "after_backward", "rebind", "Part", "compactmtl/train/parts.py",
-    "entry.py", "compactmtl/backends/<name>/",
-    "compactmtl/sparsity/penalties/", "compactmtl/sparsity/penalties/<name>.py",
-    "compactmtl/balancing/methods/", "compactmtl/balancing/methods/<name>.py",
-    "compactmtl/surgery/full_width.py", "compactmtl/surgery/equal_widths.py",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_name_in_the_page_is_one_of_the_code(page: str) -> None:
-    unknown = {word for word in spoken(page) if not is_known(word)} - PENDING
+    unknown = {word for word in spoken(page) if not is_known(word)}
     assert unknown == set()
 
 
@@ -138,7 +123,7 @@ def rows(page: str, heading: str) -> list[list[str]]:
 
 def test_the_table_of_packages_is_the_order_of_imports() -> None:
     packages = [row[0].strip("`") for row in rows("architecture.md", "Packages")]
-    assert packages == list(ROOMS) or "runs" not in ROOMS  # the page is ahead of the package `runs`
+    assert packages == list(ROOMS)
 
 
 def test_the_glossary_is_complete_and_explains_no_word_twice() -> None:

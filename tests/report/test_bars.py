@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from compactmtl.backends.base import LayerTime
 from compactmtl.report import bars
 from compactmtl.report.read import Change, Epoch, LayerChange, Sparsity, TrainLosses
-from compactmtl.verify.result import LayerCost, Measured
+from compactmtl.verify.result import Measured
 
 
 def layer(name: str, before: int, after: int) -> LayerChange:
@@ -44,7 +45,7 @@ def test_layers_without_macs_make_no_chart() -> None:
 
 def test_times_are_sorted_by_the_slowest_model() -> None:
     def timed(*layers: tuple[str, float]) -> Measured:
-        steps = tuple(LayerCost(name=name, operator="Conv", milliseconds=ms) for name, ms in layers)
+        steps = tuple(LayerTime(name=name, operator="Conv", milliseconds=ms) for name, ms in layers)
         return Measured(megabytes=1.0, throughput={}, layers=steps)
 
     chart = bars.times(

@@ -215,7 +215,7 @@ def test_families_of_which_nothing_stays_are_named() -> None:
     model = of(conv(3, 16), nn.ReLU(), conv(16, 8)).eval()
     groups = channel_groups(model, IMAGE)
     with torch.no_grad():
-        for part in groups.bound[0].slices:
+        for part in groups.bound[0].tensors:
             part.zero_(part.parameter, torch.ones(16, dtype=torch.bool))
     keep = groups.alive()
     assert not groups.inexact and list(groups.inexact_at(keep)) == ["0"]
