@@ -177,7 +177,9 @@ def test_gradients_are_those_of_the_explicit_product(kind: Kind) -> None:
     weight = explicit(kind, copies)
     F.conv2d(x, weight, copies["bias"], padding=1, groups=2).square().sum().backward()  # type: ignore[no-untyped-call]
     for name, copy in copies.items():
-        torch.testing.assert_close(gradients[name], copy.grad, rtol=1e-9, atol=1e-12)  # float64, another order
+        torch.testing.assert_close(
+            gradients[name], copy.grad, rtol=1e-9, atol=1e-12
+        )  # float64, another order
 
 
 def explicit(kind: str, p: dict[str, Tensor]) -> Tensor:
