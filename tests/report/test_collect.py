@@ -12,10 +12,11 @@ import torch
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.graph import cost
 from compactmtl.report import Report, build_report
+from compactmtl.report.read import Surgery
 from compactmtl.tasks.gain import delta_m
 from compactmtl.train import Run
 from compactmtl.verify.accuracy import evaluate, torch_runner
-from tests.support.synthetic_runs import SyntheticRun, TinySplits, make_recipe, scaled
+from tests.support.synthetic_runs import SURGERY, SyntheticRun, TinySplits, make_recipe, scaled
 
 Pair = tuple[SyntheticRun, SyntheticRun]
 MakeRun = Callable[..., SyntheticRun]
@@ -192,3 +193,13 @@ def test_unsteady_latencies_are_noted(make_run: MakeRun, splits: TinySplits) -> 
     path.write_text(json.dumps(found))
     (note,) = build([run], None, splits).notes
     assert "quartiles is 27 % of the median" in note
+
+
+@pytest.mark.parametrize("key", ["kept_whole", "not_pruned"])
+def test_layers_that_were_not_pruned_are_read_under_either_key(key: str) -> None:
+    """Files of earlier versions say kept_whole."""
+    content = {**SURGERY, key: SURGERY["kept_whole"]}
+    if key != "kept_whole":
+        del content["kept_whole"]
+    (layer,) = Surgery.model_validate(content).not_pruned
+    assert (layer.name, layer.reason) == ("encoder.stem", "its input is the image")

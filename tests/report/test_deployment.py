@@ -212,6 +212,9 @@ def test_page_and_card_show_what_was_not_run(
         "segmentation, mIoU ↑",
         "compactmtl train",
         "parameters and",
+        "- **Is the artifact equal to the model?** yes;",
+        "Headline: onnxruntime-cpu, the only target exported.",
+        "| depth, output | 1×1×48×64 | float32 | depth at each pixel | m |",
     ):
         assert word in card
 
