@@ -20,6 +20,7 @@ from compactmtl.cli.main import VERBS, parser_of
 from compactmtl.config.keys import Key, keys
 from compactmtl.config.recipe import Recipe
 from compactmtl.config.sweep import SweepConfig
+from compactmtl.config.target import Target
 from compactmtl.errors import EXIT_CODES
 from tools.reference_lists import lists
 
@@ -47,7 +48,7 @@ def pages() -> dict[str, Callable[[], str]]:
             "Target keys",
             "A target is a YAML file that says where a model runs and which bounds it must meet. "
             "`compactmtl targets show TARGET --resolved` shows every value of a target and where it comes from.",
-            list(keys(target_schema())),
+            _general_first(list(keys(target_schema()))),
         ),
         "sweep.md": lambda: _schema_page(
             "Sweep keys",
@@ -71,6 +72,12 @@ def _schema_page(title: str, intro: str, every: list[Key]) -> str:
         own = [key for key in every if _parent(key, every) == section.name]
         lines += [f"## `{section.name}`", "", section.description, "", *_key_table(own)]
     return "\n".join(lines)
+
+
+def _general_first(every: list[Key]) -> list[Key]:
+    """The keys of every target in their own order, then those that one backend reads."""
+    order = {name: place for place, name in enumerate(Target.model_fields)}
+    return sorted(every, key=lambda key: order.get(key.name.partition(".")[0], len(order)))
 
 
 def _parent(key: Key, every: list[Key]) -> str:

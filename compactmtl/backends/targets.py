@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from compactmtl.backends.base import BackendOptions
 from compactmtl.backends.registry import all_backends, backend_names, get_backend
@@ -108,6 +108,7 @@ def _schema_of(names: tuple[str, ...], options: tuple[type[BackendOptions], ...]
     namespace = {
         "__module__": __name__,
         "__annotations__": {"backend": choices},
+        "backend": Field(description=Target.model_fields["backend"].description),
         "model_config": ConfigDict(extra="forbid"),
     }
     schema: type[_Whole] = type("Target", bases, namespace)
