@@ -113,10 +113,10 @@ class Task(ABC):
     target_kind: ClassVar[TargetKind]
     losses: ClassVar[tuple[str, ...]]  # the default first
     primary: ClassVar[str]  # the metric that a one-line summary shows
-    meaning: ClassVar[str]  # what a value of the raw output is, for those who deploy the model
     dense: ClassVar[bool]  # whether the output is a map
 
     # What a kind declares where the default does not fit it.
+    meaning: ClassVar[str] = "raw output of the head"  # what a value of it is, for those who deploy the model
     Options: ClassVar[type[Frozen]] = NoOptions
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {}  # an option that only these losses use
     least_classes: ClassVar[int] = 0  # that the target must name
