@@ -176,7 +176,7 @@ def test_targets_of_other_classes_are_refused_whatever_is_accepted(begun: Path, 
 
 def test_a_run_of_an_older_version_goes_on_with_a_note(begun: Path, root: Path) -> None:
     (begun / "data.json").unlink()
-    with pytest.warns(CompactWarning, match="whether its data changed cannot be told"):
+    with pytest.warns(CompactWarning, match="changes of its data go unnoticed"):
         train(recipe(root), begun, resume=True, console=Console(quiet=True))
     assert (begun / "data.json").exists()
 
