@@ -14,6 +14,7 @@ from types import ModuleType
 
 from compactmtl.backends.base import Backend, Runner
 from compactmtl.config.lookup import close_names
+from compactmtl.config.registry import defined_class
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError
 
@@ -64,15 +65,12 @@ def _reference() -> Backend:
 @cache
 def _instance(module: ModuleType) -> Backend:
     """The one concrete backend that a module defines."""
-    (kind,) = (
-        kind
-        for kind in vars(module).values()
-        if inspect.isclass(kind)
-        and issubclass(kind, Backend)
-        and kind.__module__ == module.__name__
-        and not inspect.isabstract(kind)
-    )
+    kind: type[Backend] = defined_class(module.__name__, _is_backend)
     return kind()
+
+
+def _is_backend(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Backend) and not inspect.isabstract(value)
 
 
 def _path() -> list[str]:

@@ -5,36 +5,23 @@ TorchJD loads every solver that is installed, so that methods which need it are 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compactmtl.balancing.base import Balancer, TaskInfo
 from compactmtl.balancing.gradient import At, GradientBalancer
-from compactmtl.config.lookup import close_names
-from compactmtl.config.registry import file_names
+from compactmtl.config.registry import class_in, file_names
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import Task
 
-NAMES: tuple[str, ...] = file_names("balancing/methods")
+FOLDER = "balancing/methods"
+NAMES: tuple[str, ...] = file_names(FOLDER)
 
 
 def balancer_class(name: str) -> type[Balancer]:
     """The class of a method, one of NAMES. Raises ConfigError for another name."""
-    if name not in NAMES:
-        near = close_names(name, list(NAMES))
-        raise ConfigError(
-            f"unknown balancing {name!r}",
-            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}",
-        )
-    module = importlib.import_module(f"compactmtl.balancing.methods.{name}")
-    (own,) = (
-        one
-        for one in vars(module).values()
-        if inspect.isclass(one) and issubclass(one, Balancer) and one.__module__ == module.__name__
-    )
-    return own
+    return class_in(FOLDER, name, _is_balancer, "balancing.name", "method")
 
 
 def balancer(
@@ -82,3 +69,7 @@ def _infos(tasks: Sequence[str] | Mapping[str, Task] | Mapping[str, float]) -> d
             f"the weight of task {negative[0]} is {infos[negative[0]].weight}", "weights are >= 0"
         )
     return infos
+
+
+def _is_balancer(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Balancer)

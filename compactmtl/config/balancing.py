@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compactmtl.config.registry import one_of
+from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen, Positive, Scalar, ScheduleConfig
 
 NotNegative = Annotated[float, Field(ge=0)]
 
-BalancerName = Annotated[str, one_of("balancing/methods")]
+BalancerName = Annotated[str, one_of("balancing/methods"), names_schema("balancing/methods")]
 
 
 class BalancingConfig(Frozen):

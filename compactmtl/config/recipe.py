@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
-from compactmtl.config.kinds import TaskKind
 from compactmtl.config.overparam import OverparamConfig
+from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen as Frozen
 from compactmtl.config.schema import Positive as Positive
 from compactmtl.config.schema import Scalar as Scalar
@@ -16,6 +16,8 @@ from compactmtl.config.schema import ScheduleConfig as ScheduleConfig
 from compactmtl.config.schema import Share as Share
 from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
+
+TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
 
 
 class AugmentConfig(Frozen):

@@ -1,17 +1,26 @@
-"""Names that a key of a recipe takes: those of the files in a folder of the package, none of which is imported."""
+"""What is found by its file: the modules of a folder of the package give a key of a recipe its names.
+
+Listing names imports nothing. Looking a class up imports its file alone.
+"""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
+from compactmtl.config.lookup import close_names
 from compactmtl.config.trust import is_class_name
+from compactmtl.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
 CLASS = "package.module:Class"
+CLASS_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
 @cache
@@ -19,6 +28,36 @@ def file_names(folder: str) -> tuple[str, ...]:
     """The modules of a folder such as "sparsity/penalties", in alphabetical order; those that begin with _ are none."""
     names = sorted(path.stem for path in (PACKAGE / folder).glob("*.py"))
     return tuple(name for name in names if not name.startswith("_"))
+
+
+def class_in(folder: str, name: str, accepts: Callable[[object], bool], key: str, what: str) -> type[Any]:
+    """The one class that the module `name` of a folder defines and `accepts` takes.
+
+    Args:
+        folder: as of `file_names`.
+        key: the recipe's key that holds the name, for the message.
+        what: what the module holds in words, such as "penalty", for the message.
+
+    Raises ConfigError, with the nearest name, where there is no such module.
+    """
+    if name not in file_names(folder):
+        near = close_names(name, list(file_names(folder)))
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(file_names(folder))}"
+        )
+        raise ConfigError(f"{key}: there is no {what} {name!r}", hint)
+    return defined_class(f"{PACKAGE.name}.{folder.replace('/', '.')}.{name}", accepts)
+
+
+def defined_class(module_name: str, accepts: Callable[[object], bool]) -> type[Any]:
+    """The one class that a module defines itself and `accepts` takes."""
+    module = importlib.import_module(module_name)
+    (own,) = (
+        value
+        for value in vars(module).values()
+        if accepts(value) and getattr(value, "__module__", None) == module.__name__
+    )
+    return own  # type: ignore[no-any-return]
 
 
 def one_of(folder: str, *, own_class: bool = False) -> AfterValidator:
@@ -34,3 +73,10 @@ def one_of(folder: str, *, own_class: bool = False) -> AfterValidator:
         return name
 
     return AfterValidator(known)
+
+
+def names_schema(folder: str, *, own_class: bool = False) -> WithJsonSchema:
+    """What `one_of` takes, as JSON schema."""
+    names: dict[str, Any] = {"enum": list(file_names(folder))}
+    own = {"type": "string", "pattern": CLASS_PATTERN}
+    return WithJsonSchema({"anyOf": [names, own]} if own_class else names)

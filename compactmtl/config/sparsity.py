@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from compactmtl.config.registry import one_of
+from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen, Scalar, Share
 from compactmtl.config.trust import is_class_name
 
@@ -15,7 +15,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Reduction = Annotated[float, Field(gt=0, lt=1)]  # of 0 there is nothing to do, and 1 leaves no network
 Before = Annotated[float, Field(ge=0, lt=1)]  # a share of all steps after which there are steps left
-PenaltyName = Annotated[str, one_of("sparsity/penalties", own_class=True)]
+PenaltyName = Annotated[
+    str, one_of("sparsity/penalties", own_class=True), names_schema("sparsity/penalties", own_class=True)
+]
 After = Annotated[float, Field(gt=0, le=1)]  # a share of all steps before which there are steps
 _MEASURES = ("macs", "parameters", "latency")
 _KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 
 from compactmtl.config import trust
-from compactmtl.config.lookup import close_names
-from compactmtl.config.registry import file_names
+from compactmtl.config.registry import class_in, file_names
 from compactmtl.config.schema import Frozen
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.config.validate import validate_options
@@ -16,11 +14,12 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 
 KEY = "sparsity.penalty"
+FOLDER = "sparsity/penalties"
 
 
 def penalty_names() -> tuple[str, ...]:
     """Every penalty of the package, in alphabetical order."""
-    return file_names("sparsity/penalties")
+    return file_names(FOLDER)
 
 
 def penalty_class(name: str) -> type[Penalty]:
@@ -31,13 +30,7 @@ def penalty_class(name: str) -> type[Penalty]:
     """
     if trust.is_class_name(name):
         return _checked(trust.import_class(name, KEY, _is_penalty, "penalty"), name)
-    if name not in penalty_names():
-        near = close_names(name, list(penalty_names()))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(penalty_names())}"
-        raise ConfigError(f"{KEY}: there is no penalty {name!r}", hint)
-    module = importlib.import_module(f"compactmtl.sparsity.penalties.{name}")
-    (own,) = (one for one in vars(module).values() if _is_penalty(one) and one.__module__ == module.__name__)
-    return own  # type: ignore[no-any-return]
+    return class_in(FOLDER, name, _is_penalty, KEY, "penalty")
 
 
 def penalty_options(config: SparsityConfig) -> Frozen:

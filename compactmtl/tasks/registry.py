@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from functools import cache
 from typing import get_args
 
 from compactmtl.config import trust
-from compactmtl.config.kinds import task_kinds
+from compactmtl.config.registry import class_in, file_names
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import TargetKind, Task
-from compactmtl.tasks.common import nearest
 
+KINDS = "tasks/kinds"  # the folder
 _DECLARED = (
     "target_kind",
     "losses",
@@ -36,27 +34,23 @@ def task_class(kind: str, key: str) -> type[Task]:
     """
     if trust.is_class_name(kind):
         return _checked(trust.import_class(kind, key, _is_task, "task"), kind, key)
-    if kind not in task_kinds():
-        raise ConfigError(f"{key}: there is no kind of task {kind!r}", nearest(kind, task_kinds()))
-    return _built_in(kind)
+    return class_in(KINDS, kind, _is_task, key, "kind of task")
+
+
+def task_kinds() -> tuple[str, ...]:
+    """Every kind that the package has, in alphabetical order. None is imported."""
+    return file_names(KINDS)
 
 
 def all_classes() -> dict[str, type[Task]]:
     """Every kind that the package has, by name."""
-    return {kind: _built_in(kind) for kind in task_kinds()}
+    return {kind: class_in(KINDS, kind, _is_task, "tasks.*.kind", "kind of task") for kind in task_kinds()}
 
 
 def usual_kind(target: TargetKind) -> str:
     """The kind of task that shows targets of a format, where several learn it."""
     (kind,) = (name for name, one in all_classes().items() if one.usual and one.target_kind == target)
     return kind
-
-
-@cache
-def _built_in(kind: str) -> type[Task]:
-    module = importlib.import_module(f"compactmtl.tasks.kinds.{kind}")
-    (own,) = (one for one in vars(module).values() if _is_task(one) and one.__module__ == module.__name__)
-    return own  # type: ignore[no-any-return]
 
 
 def _is_task(value: object) -> bool:

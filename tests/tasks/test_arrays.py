@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compactmtl.config.kinds import task_kinds
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ArtifactError
 from compactmtl.tasks import TargetSpec, Task, build_task
 from compactmtl.tasks.build import recorded_task
 from compactmtl.tasks.numeric import sigmoid, softmax
+from compactmtl.tasks.registry import task_kinds
 
 CLASSES = ("floor", "wall", "lamp")
 CASES: dict[str, tuple[TargetSpec, dict[str, Any]]] = {

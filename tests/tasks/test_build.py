@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from compactmtl.config.kinds import task_kinds
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ConfigError
 from compactmtl.tasks import TargetSpec, build_task, build_tasks
-from compactmtl.tasks.registry import all_classes
+from compactmtl.tasks.registry import all_classes, task_kinds
 
 SPECS = {
     "seg": TargetSpec("mask", classes=("a", "b")),
