@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import CARD
+from compactmtl.errors import command
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
 from compactmtl.report.headline import headline_reason
@@ -123,7 +124,7 @@ def _interface(run: RunView) -> Iterator[str]:
     yield ""
     yield "## Input and outputs"
     yield ""
-    yield f"The bundle is `{interface.path}`. `compactmtl predict {interface.path} IMAGE` runs it on one image."
+    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, 'IMAGE')}` runs it on one image."
     yield ""
     yield (
         f"Input: RGB, {interface.format.layout}, stretched to {height}×{width} (height × width) by a bilinear filter with"

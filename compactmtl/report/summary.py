@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compactmtl.errors import command
 from compactmtl.report import format as fmt
 from compactmtl.report.gates import PARITY, gate_kinds
 from compactmtl.report.model import ExportView, Report, RunView
@@ -76,7 +77,11 @@ def budget_fact(run: RunView) -> Fact:
         return Fact(question, "no" if failed else "yes", "bad" if failed else "good", tuple(details))
     asked = f"{100 * budget.asked:.1f} % asked ({budget.key})"
     if budget.reached is None:
-        why = "no gate holds latency to it" if budget.measure == "latency" else "run `compactmtl compact`"
+        why = (
+            "no gate holds latency to it"
+            if budget.measure == "latency"
+            else f"run `{command('compact', run.path)}`"
+        )
         return Fact(question, fmt.NOT_RUN, "missing", (f"{asked}: {why}", *details))
     first = f"{100 * budget.reached:.1f} % of the {MEASURES[budget.measure]} removed, {asked}"
     if not budget.met:

@@ -198,8 +198,7 @@ def test_unsteady_latencies_are_noted(make_run: MakeRun, splits: TinySplits) -> 
 @pytest.mark.parametrize("key", ["kept_whole", "not_pruned"])
 def test_layers_that_were_not_pruned_are_read_under_either_key(key: str) -> None:
     """Files of earlier versions say kept_whole."""
-    content = {**SURGERY, key: SURGERY["kept_whole"]}
-    if key != "kept_whole":
-        del content["kept_whole"]
+    content = {name: value for name, value in SURGERY.items() if name != "not_pruned"}
+    content[key] = SURGERY["not_pruned"]
     (layer,) = Surgery.model_validate(content).not_pruned
     assert (layer.name, layer.reason) == ("encoder.stem", "its input is the image")

@@ -184,7 +184,7 @@ def test_a_run_of_an_older_version_goes_on_with_a_note(begun: Path, root: Path) 
 def test_the_option_without_resume_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe(root)
     assert main(["train", str(root.parent / "recipe.yaml"), "--accept-changed-data"]) == 2
-    assert "--accept-changed-data is for --resume" in capsys.readouterr().err
+    assert "--accept-changed-data needs --resume" in capsys.readouterr().err
 
 
 def test_a_replacing_that_was_cut_off_is_told_and_done_again(

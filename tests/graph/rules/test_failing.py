@@ -68,7 +68,7 @@ def test_uses_of_another_shape_are_a_failure_of_their_rule(monkeypatch: pytest.M
     monkeypatch.setattr(analysis, "STRICT", False)
     result: Any = compact(Chain().eval(), (torch.randn(1, 3, 8, 8),))
     assert (result.model.first.out_channels, result.model.second.out_channels) == (6, 8)
-    assert "its rule fails (ValueError" in result.report.kept_whole["second"]
+    assert "its rule fails (ValueError" in result.report.not_pruned["second"]
 
 
 def test_a_norm_whose_weight_depends_on_the_input_is_a_barrier() -> None:
