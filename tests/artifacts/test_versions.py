@@ -223,6 +223,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_over_and_over_always_leaves_a_whole_version(tmp_path: Path) -> None:
     path = tmp_path / "last"
     for attempt in range(8):

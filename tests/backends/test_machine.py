@@ -11,6 +11,7 @@ import pytest
 from compactmtl.backends import machine
 
 
+@pytest.mark.slow
 def test_importing_the_backends_loads_no_framework() -> None:
     code = (
         "import sys, compactmtl.backends.versions as v, compactmtl.backends.machine as m; v.package_versions(); m.cpu_flags();"

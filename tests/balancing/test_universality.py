@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ def splits(noise: float) -> tuple[Split, Split]:
     return split(600), split(200)
 
 
+@pytest.mark.slow
 def test_the_best_head_beats_random_ones_within_the_bound() -> None:
     train, val = splits(0.5)
     gap = loss_gap(nn.Linear(5, 3), F.cross_entropy, train, val)
@@ -31,12 +33,14 @@ def test_the_best_head_beats_random_ones_within_the_bound() -> None:
     assert gap.gap <= 1.1 * gap.gradient_norm * gap.distance
 
 
+@pytest.mark.slow
 def test_features_that_tell_more_have_a_wider_gap() -> None:
     clear, blurred = (loss_gap(nn.Linear(5, 3), F.cross_entropy, *splits(noise)) for noise in (0.3, 4.0))
     assert clear.optimal < blurred.optimal
     assert clear.gradient_norm < blurred.gradient_norm  # noise makes for large gradients
 
 
+@pytest.mark.slow
 def test_it_repeats_and_leaves_head_and_generators_alone() -> None:
     head = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     before, state = [p.detach().clone() for p in head.parameters()], torch.get_rng_state()

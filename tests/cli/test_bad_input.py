@@ -130,6 +130,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "named"), TABLE)
 def test_a_wrong_word_is_named_with_its_mend(
     line: str, named: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -112,6 +112,7 @@ def _all() -> list[tuple[str, str]]:
     return sorted({*_commands_of_source(), *_commands_of_docs()})
 
 
+@pytest.mark.slow
 def test_there_are_commands_to_follow() -> None:
     places = {place for place, _ in _all()}
     assert {"README.md", "export.md", "compactmtl/cli/export.py", "compactmtl/runs/run.py"} <= places
@@ -125,6 +126,7 @@ def test_a_printed_command_parses(place: str, text: str) -> None:
         parser_of(verb).parse_args(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_message_names_only_options_that_there_are(path: Path) -> None:
     """A verb's own messages name its own options; a room below the verbs doesn't know who calls it."""
@@ -181,6 +183,7 @@ def test_a_command_is_quoted_for_the_shell() -> None:
     assert shlex.split(command(*words)) == ["compactmtl", *words]
 
 
+@pytest.mark.slow
 def test_every_printed_path_goes_through_the_quoting_helper() -> None:
     """A command that is put together with a value in it is put together by `command`."""
     for path in SOURCES:

@@ -56,6 +56,7 @@ def predict(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_bundle_is_run_without_torch(tmp_path: Path, backend: Literal["onnxruntime", "openvino"]) -> None:
     pytest.importorskip(backend)
@@ -71,6 +72,7 @@ def test_a_bundle_is_run_without_torch(tmp_path: Path, backend: Literal["onnxrun
     assert (tmp_path / "found" / "photo.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_picture_takes_less_than_a_second_and_a_half_of_processor_time(tmp_path: Path) -> None:
     conv_bundle(tmp_path / "bundle", Target(backend="onnxruntime"))
     seconds = []

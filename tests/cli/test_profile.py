@@ -16,6 +16,7 @@ from tests.support.real_runs import write_run
 QUICK = ["--warmup", "1", "--repeats", "3", "--batches", "1", "2", "--no-memory"]
 
 
+@pytest.mark.slow
 def test_foreign_files_are_compared_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(write_onnx(tmp_path / name, TwoHeads())) for name in ("a.onnx", "b.onnx")]
     out = tmp_path / "out"
@@ -61,6 +62,7 @@ def test_a_shape_of_no_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no model has an input 'imgae'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_onnx(tmp_path / "a.onnx", TwoHeads())
     assert main(["profile", str(file), "data.root=/data", *QUICK]) == OK

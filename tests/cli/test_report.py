@@ -59,6 +59,7 @@ def test_markdown_alone_goes_to_standard_output(
     assert "report:" in captured.err
 
 
+@pytest.mark.slow
 def test_latex_alone_goes_to_standard_output(
     runs: dict[str, SyntheticRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_single_task_baseline_that_is_not_there_exits_2(
     assert "--task NAME" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_failed_gates_are_told(runs: dict[str, SyntheticRun], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(runs["failed"].path)]) == 0
     assert "1 of 14 gates failed" in capsys.readouterr().err

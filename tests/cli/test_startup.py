@@ -44,6 +44,7 @@ def _child_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", QUICK, ids=" ".join)
 def test_the_answer_takes_less_than_half_a_second(words: list[str]) -> None:
     seconds = []

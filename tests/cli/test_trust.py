@@ -112,12 +112,14 @@ def test_a_class_that_a_file_names_does_not_run(
     assert "strange" not in sys.modules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", NEED_NONE, ids=" ".join)
 def test_what_needs_no_data_runs_nothing_of_the_class(place: Path, words: list[str]) -> None:
     assert main(words) == OK
     assert not (place / "mark").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [NEED_DATA[0], NEED_DATA[1], NEED_DATA[2], NEED_DATA[7], ["compact", "run", "--evaluate"]],

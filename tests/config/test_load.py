@@ -111,6 +111,7 @@ def test_a_recipe_is_frozen(folder: Path) -> None:
         load_recipe("base.yaml").seed = 1  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)  # a whole recipe each
 @given(
     description=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),

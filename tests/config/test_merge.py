@@ -35,6 +35,7 @@ def write(folder: Path, **files: str) -> None:
         (folder / f"{name}.yaml").write_text(content, encoding="utf-8")
 
 
+@pytest.mark.slow
 @given(trees)
 def test_laying_a_tree_over_itself_changes_nothing(tree: Any) -> None:
     assert merge(node(tree), node(tree)).plain() == tree

@@ -135,6 +135,7 @@ FORBIDDEN = {
 }
 
 
+@pytest.mark.slow
 def test_no_other_way_in() -> None:
     """A reading of the source: imports by a computed name are in the gate alone, and nothing loads a pickle."""
     found = []

@@ -30,6 +30,7 @@ def read(folder: Path, content: str) -> Any:
     return read_yaml(path).plain()
 
 
+@pytest.mark.slow
 @given(data=st.dictionaries(text, values, max_size=5))
 def test_what_is_dumped_reads_back_equal_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]
@@ -63,6 +64,7 @@ def test_a_directive_does_not_bring_back_yaml_1_1(tmp_path: Path, directive: str
     assert read(tmp_path, f"{directive}a: off\n") == {"a": "off"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [

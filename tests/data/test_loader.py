@@ -52,11 +52,13 @@ def test_a_batch_has_the_specified_formats() -> None:
     assert type(targets["depth"]) is torch.Tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers: int) -> None:
     assert same(batches(config()), batches(config(workers=workers)))
 
 
+@pytest.mark.slow
 def test_workers_follow_the_epoch_and_share_the_cache() -> None:
     data = config(workers=2)
     dataset = load_dataset(data, "train")
@@ -67,11 +69,13 @@ def test_workers_follow_the_epoch_and_share_the_cache() -> None:
     assert dataset._store._ready.all()  # type: ignore[attr-defined]  # rendered in the workers, seen here
 
 
+@pytest.mark.slow
 def test_epochs_and_seeds_differ() -> None:
     assert not same(batches(config(), 1), batches(config(), 2))
     assert not same(batches(config(), 1), batches(config(), 1, seed=1))
 
 
+@pytest.mark.slow
 def test_an_epoch_resumes_at_any_batch() -> None:
     whole = batches(config())
     for start in range(len(whole) + 1):

@@ -98,6 +98,7 @@ def test_each_point_lies_on_the_surface_it_is_said_to(seed: int) -> None:
         assert np.abs(off).max() < 2e-5  # metres; float32 at ten metres
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(seeds)
 def test_nothing_stands_before_what_is_seen(seed: int) -> None:

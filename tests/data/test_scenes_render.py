@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from compactmtl.data.scenes_layout import Camera, Decal, Light, Material, Room, Solid, random_room
 from compactmtl.data.scenes_render import develop, render
@@ -69,6 +70,7 @@ def test_labels_depth_and_normals_are_untouched_by_smoothing() -> None:
     assert np.median(np.abs(small.normal - large.normal[center])[:, same]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_room_of_every_seed_is_finite_and_well_exposed() -> None:
     means = []
     for seed in range(40):

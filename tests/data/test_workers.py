@@ -120,6 +120,7 @@ def spawning() -> Iterator[None]:
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_started_anew_gives_the_same_and_fills_the_cache_of_all(
     tmp_path: Path, spawning: None
 ) -> None:

@@ -78,11 +78,13 @@ def smaller(size: tuple[int, int]) -> list[str]:
     return [f"data.size=[{size[0]},{size[1]}]"]
 
 
+@pytest.mark.slow
 def test_what_every_recipe_exports_is_exported() -> None:
     assert len(EXPORTED) < len(RECIPES)
     assert set().union(*map(parts_of, EXPORTED)) == set().union(*map(parts_of, RECIPES))
 
 
+@pytest.mark.slow
 def test_every_recipe_passes_the_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "check"]) == 0
     assert capsys.readouterr().out.count("ok ") == len(RECIPES)

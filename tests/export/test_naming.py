@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ class Net(nn.Module):
         return found
 
 
+@pytest.mark.slow
 def test_nodes_are_named_after_their_modules(tmp_path: Path) -> None:
     path = export_onnx(Net(), torch.zeros(1, 3, 5, 5), tmp_path / "model.onnx")
     graph = onnx.load(path).graph

@@ -52,6 +52,7 @@ def path(model: Small, image: Tensor, tmp_path_factory: pytest.TempPathFactory) 
     return export_onnx(model, image, folder / "new" / "model.onnx", metadata={"recipe": "abc"})
 
 
+@pytest.mark.slow
 def test_names_and_shapes_are_the_models_own_in_its_order(path: Path) -> None:
     inputs, outputs = model_tensors(path)
     assert inputs == {"image": (1, 3, 8, 8)}
@@ -83,6 +84,7 @@ def test_same_model_gives_the_same_file(path: Path, model: Small, image: Tensor,
     assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_free_batch_takes_any_batch(model: Small, image: Tensor, tmp_path: Path) -> None:
     path = export_onnx(model, image, tmp_path / "m.onnx", dynamic_batch=True)
     inputs, outputs = model_tensors(path)
@@ -134,6 +136,7 @@ def test_external_data_and_back(model: Small, image: Tensor, tmp_path: Path) -> 
     assert check_parity(model, path, image).passed
 
 
+@pytest.mark.slow
 def test_other_opset_and_names(model: Small, image: Tensor, tmp_path: Path) -> None:
     path = export_onnx(
         model, image, tmp_path / "m.onnx", opset=20, input_names=["pixels"], output_names=["map", "vector"]
@@ -165,6 +168,7 @@ class Selects(nn.Module):
         return x[x > 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "options", "message"),
     [
@@ -203,6 +207,7 @@ def nested(batch: int = 2) -> tuple[Any, ...]:
     return x, {"offset": torch.randn(batch, 4, 6, 6)}, None, "difference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", [False, True])
 def test_nested_arguments_become_inputs_by_their_places(free: bool, tmp_path: Path) -> None:
     path = export_onnx(Nested(), nested(), tmp_path / "nested.onnx", dynamic_batch=free)
@@ -210,6 +215,7 @@ def test_nested_arguments_become_inputs_by_their_places(free: bool, tmp_path: Pa
     assert list(inputs) == ["images_0", "images_1", "batch_offset"] and list(outputs) == ["difference"]
 
 
+@pytest.mark.slow
 def test_nested_arguments_have_parity_and_a_latency(tmp_path: Path) -> None:
     model = Nested()
     path = export_onnx(model, nested(), tmp_path / "nested.onnx", dynamic_batch=True)
@@ -220,6 +226,7 @@ def test_nested_arguments_have_parity_and_a_latency(tmp_path: Path) -> None:
     assert [stats.batch for stats in found.stats.values()] == [3, 3]
 
 
+@pytest.mark.slow
 def test_keyword_arguments_are_taken(tmp_path: Path) -> None:
     images, batch, _, _ = nested()
     path = export_onnx(Nested(), {"batch": batch, "images": images}, tmp_path / "nested.onnx")
@@ -250,6 +257,7 @@ class Tracking(nn.Module):
         return y
 
 
+@pytest.mark.slow
 def test_a_state_behind_an_empty_buffer_is_exported(tmp_path: Path) -> None:
     model = Tracking().eval()
     path = export_onnx(model, (torch.randn(2, 3, 5, 5),), tmp_path / "model.onnx")

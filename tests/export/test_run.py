@@ -43,6 +43,7 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
 
 
+@pytest.mark.slow
 def test_a_sound_export_passes_every_gate(verification: Verification) -> None:
     assert verification.passed
     assert {gate.subject for gate in verification.gates} > {"segmentation.miou", "depth.abs_err"}

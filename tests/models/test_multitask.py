@@ -72,6 +72,7 @@ def test_every_parameter_gets_a_gradient_from_the_sum_of_losses() -> None:
     assert all(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_training_lower_every_loss() -> None:
     torch.manual_seed(0)
     model, tasks = built("seg", "age")
@@ -92,6 +93,7 @@ def test_a_few_steps_of_training_lower_every_loss() -> None:
     assert all(last < 0.9 * first for first, last in zip(history[0], history[-1], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("age", "gender"), tuple(SPECS)])
 def test_the_model_traces_undecomposed_to_the_same_function(names: tuple[str, ...]) -> None:
     model, _ = built(*names)
@@ -104,6 +106,7 @@ def test_the_model_traces_undecomposed_to_the_same_function(names: tuple[str, ..
     assert set(program.graph_signature.parameters) == {name for name, _ in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_the_model_traces_with_a_free_batch() -> None:
     model, _ = built(*SPECS)
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -75,6 +75,7 @@ def test_every_tensor_gets_timm_s_name(network: nn.Module) -> None:
     assert all(torch.equal(renamed[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_the_encoder_computes_what_the_package_s_network_computes(network: Any) -> None:
     encoder = build_encoder(config("package:lite0"), (64, 64), dense=True).module.eval()
@@ -86,6 +87,7 @@ def test_the_encoder_computes_what_the_package_s_network_computes(network: Any) 
     assert any(torch.equal(last, value) for value in expected if value.shape == last.shape)
 
 
+@pytest.mark.slow
 def test_a_file_of_these_names_is_renamed_too(installed: Path) -> None:
     by_file = build_encoder(config(str(installed)), (64, 64), dense=True).module.state_dict()
     by_package = build_encoder(config("package:lite0"), (64, 64), dense=True).module.state_dict()

@@ -85,6 +85,7 @@ def test_channels_are_followed_through_both_forms(unpool: Literal["exportable", 
     assert sum(family.size for family in graph.groups()) > 0
 
 
+@pytest.mark.slow
 def test_a_channel_goes_with_the_one_that_puts_it_back() -> None:
     """What the decoder's first stage writes is put back at the maxima of the fourth stage's channels."""
     model = lively(SegNet(SegNetOptions(width=2)))

@@ -167,6 +167,7 @@ def test_a_hub_that_is_switched_off_says_what_to_do(monkeypatch: pytest.MonkeyPa
         build_encoder(config(pretrained=True, options={}), (64, 64), dense=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("online")
 def test_a_download_that_comes_through_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     state = timm.create_model("resnet18").state_dict()

@@ -81,6 +81,7 @@ def run_whole(layer: OverparamLayer, x: Tensor) -> Tensor:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rank"), FORMS)
 @settings(max_examples=25)
 @given(data=st.data())

@@ -90,6 +90,7 @@ def is_known(word: str) -> bool:
     return all(part in defined() or f'"{part}"' in sources() for part in word.split("."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_name_in_the_page_is_one_of_the_code(page: str) -> None:
     unknown = {word for word in spoken(page) if not is_known(word)}

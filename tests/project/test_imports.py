@@ -13,10 +13,12 @@ def write(root: Path, name: str, code: str) -> None:
     path.write_text(code, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_this_package_imports_one_way() -> None:
     assert violations(ROOT) == []
 
 
+@pytest.mark.slow
 def test_this_package_imports_in_no_circle() -> None:
     assert circles(ROOT) == []
 

@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from compactmtl.artifacts import layout
 
 PACKAGE = Path(layout.__file__).parents[1]
@@ -35,6 +37,7 @@ def named(text: str) -> str | None:
     return next((word for word in words if word in NAMES), None)
 
 
+@pytest.mark.slow
 def test_no_module_but_the_layout_names_a_file_of_an_artifact() -> None:
     faults = [
         f"{path.relative_to(PACKAGE)}:{line}: {name}"

@@ -23,6 +23,7 @@ def test_importing_the_light_rooms_loads_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & {"torch", "timm", "onnx", "onnxruntime", "numpy", "pydantic", "matplotlib"}
 
 
+@pytest.mark.slow
 def test_loading_a_recipe_loads_no_torch() -> None:
     assert not loaded_by("from compactmtl.config import list_recipes; list_recipes()") & {
         "torch",

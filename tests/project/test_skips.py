@@ -44,6 +44,7 @@ def outcomes(folder: Path, ci: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env).stdout
 
 
+@pytest.mark.slow
 def test_a_skip_that_is_not_listed_fails_in_ci(tmp_path: Path) -> None:
     shown = outcomes(tmp_path, "true")
     for name in SKIPS:
@@ -53,6 +54,7 @@ def test_a_skip_that_is_not_listed_fails_in_ci(tmp_path: Path) -> None:
     assert "2 failed, 1 passed, 1 xfailed, 4 errors" in shown
 
 
+@pytest.mark.slow
 def test_elsewhere_it_skips(tmp_path: Path) -> None:
     assert "1 passed, 6 skipped, 1 xfailed" in outcomes(tmp_path, "")
 

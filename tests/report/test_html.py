@@ -74,6 +74,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_offline(written: Path) -> None:
     page = Page((written / "report.html").read_text())
     assert page.attributes("html")[0]["lang"] == "en"
@@ -185,6 +186,7 @@ def test_what_was_not_run_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     assert "No pictures: there is no folder nowhere" in page.text
 
 
+@pytest.mark.slow
 def test_of_several_runs_the_summary_is_a_table(make_run: MakeRun, tmp_path: Path) -> None:
     one = write([make_run("a")], None, tmp_path / "one")
     several = write([make_run("b"), make_run("c")], None, tmp_path / "two")
@@ -192,6 +194,7 @@ def test_of_several_runs_the_summary_is_a_table(make_run: MakeRun, tmp_path: Pat
     assert 'aria-label="Summary of the runs"' in several
 
 
+@pytest.mark.slow
 def test_a_failed_gate_is_seen_first(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(write([make_run("one", compacted=True, exported=True, passed=False)], None, tmp_path / "out"))
     assert page.text.index("latency: 1 failed on onnxruntime-cpu") < page.text.index("MACs")
@@ -213,6 +216,7 @@ def test_report_json_is_the_model_without_pictures(written: Path) -> None:
     assert [run.name for run in Report.model_validate_json(text).runs] == ["dense", "compact"]
 
 
+@pytest.mark.slow
 def test_a_preview_of_an_earlier_report_does_not_stay(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("one")
     write([run], None, tmp_path / "out")

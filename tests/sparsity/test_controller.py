@@ -97,6 +97,7 @@ def controlled(
     return lambda groups: StrengthController(PENALTIES[penalty](groups), config, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reduction", "sgd", "penalty", "kind"),
     [
@@ -131,6 +132,7 @@ def test_it_lands_on_the_target_and_holds_it(reduction: float, sgd: bool, penalt
     assert all(int(family.zeros().sum()) <= family.size - 1 for family in training.groups.bound)
 
 
+@pytest.mark.slow
 def test_most_die_before_the_end_and_the_strength_stays_in_bounds() -> None:
     training = Training(controlled(0.6, steps=200))
     control = training.control
@@ -146,6 +148,7 @@ def test_most_die_before_the_end_and_the_strength_stays_in_bounds() -> None:
     assert max(set_once[:60]) <= 10 * set_once[0]
 
 
+@pytest.mark.slow
 def test_it_works_on_factorized_layers() -> None:
     training = Training(controlled(0.5), prepare=overparameterize).run(60)
     control = training.control
@@ -153,6 +156,7 @@ def test_it_works_on_factorized_layers() -> None:
     assert 0.5 <= control.removed() <= 0.56
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["parameter_reduction", "mac_reduction"])
 def test_other_measures(measure: str) -> None:
     config = ControllerConfig(**{measure: 0.5, "every": 5, "min_channels": 2})
@@ -162,6 +166,7 @@ def test_other_measures(measure: str) -> None:
     assert 0.5 <= removed <= 0.56
 
 
+@pytest.mark.slow
 def test_resuming_is_bit_equal() -> None:
     whole = Training(controlled(0.6)).run(23)
     saved = copy.deepcopy(
@@ -230,6 +235,7 @@ def test_a_schedule_rises_and_lets_go(shape: str, middle: float) -> None:
     assert path == sorted(path)
 
 
+@pytest.mark.slow
 def test_after_the_release_zeros_are_held_and_the_rest_recovers() -> None:
     training = Training(scheduled(0.006, full=0.2, release=0.5), sgd=True).run(50)
     share = zero_share(training.groups)

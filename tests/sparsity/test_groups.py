@@ -120,6 +120,7 @@ def test_a_zero_coupled_group_frees_its_readers(net: Net, prepare: Callable[[Net
     assert torch.equal(plain(IMAGE), before)
 
 
+@pytest.mark.slow
 def test_groups_of_a_factorized_model_lie_on_its_factors(net: Net) -> None:
     model = overparameterize(net)
     groups = channel_groups(model, IMAGE)

@@ -150,6 +150,7 @@ def held(model: nn.Module, image: Tensor, seed: int) -> ChannelGroups:
     return groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_promised_is_removed(name: str) -> None:
     torch.manual_seed(0)
@@ -228,6 +229,7 @@ def test_a_family_of_one_group_is_named_beforehand() -> None:
     assert list(groups.inexact) == ["0"]
 
 
+@pytest.mark.slow
 def test_groups_hold_no_second_copy_of_the_weights() -> None:
     model = of(conv(3, 64), nn.ReLU(), conv(64, 8))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

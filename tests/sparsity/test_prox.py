@@ -84,6 +84,7 @@ cases = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(case=cases, exponent=st.floats(-8, 3), spread=st.floats(0, 10), blank=st.booleans())
 @settings(max_examples=150)
 def test_adaptive_prox_meets_its_optimality_conditions(
@@ -126,6 +127,7 @@ def test_adaptive_prox_equals_bisection(case: dict[str, object], exponent: float
         torch.testing.assert_close(x, brute_force(z, m, float(t)), rtol=1e-9, atol=1e-12 * float(z.norm()))
 
 
+@pytest.mark.slow
 @given(case=cases, t=st.floats(0, 3))
 def test_plain_prox_scales_each_group(case: dict[str, object], t: float) -> None:
     slices = family(**case)  # type: ignore[arg-type]
@@ -238,6 +240,7 @@ def test_sparse_group_lasso_meets_its_optimality_conditions(
         assert not gone
 
 
+@pytest.mark.slow
 @given(
     case=cases, exponent=st.floats(-3, 1), knee=st.floats(-1, 1), spread=st.floats(0, 4), plain=st.booleans()
 )

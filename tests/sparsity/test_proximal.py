@@ -122,6 +122,7 @@ def reference_group_lasso(x: Tensor, y: Tensor, strength: float) -> Tensor:
     return weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
 def test_it_converges_to_the_group_lasso_solution_and_its_support(name: str) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -176,6 +177,7 @@ def test_a_group_that_dies_loses_its_moments_and_the_others_keep_theirs() -> Non
     assert float(state["step"]) == 40
 
 
+@pytest.mark.slow
 def test_a_dead_group_comes_back_when_its_gradient_wants_it() -> None:
     model, optimizer, proximal = setup(OPTIMIZERS["adam"], strength=50.0)
     for seed in range(200):

@@ -85,6 +85,7 @@ def test_the_smallest_norms_of_each_layer_go() -> None:
     assert int((conv.weight.abs().sum((1, 2, 3)) > 0).sum()) >= 8
 
 
+@pytest.mark.slow
 def test_group_norm_regularizes_before_it_prunes() -> None:
     pytest.importorskip("torch_pruning")
     plain = trained("group_norm", 0.4, 9, regularize=0.5)[0]

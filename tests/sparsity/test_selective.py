@@ -86,6 +86,7 @@ class Training:
         return self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reduction", "sgd"), [(0.05, False), (0.3, True), (0.6, False), (0.9, True)])
 def test_the_target_is_met_at_the_end_and_not_overshot(reduction: float, sgd: bool) -> None:
     training = Training(reduction, sgd=sgd).run(48)
@@ -103,6 +104,7 @@ def test_before_the_start_nothing_is_touched() -> None:
     assert training.control.removed() == 0
 
 
+@pytest.mark.slow
 def test_it_rises_with_the_schedule_and_never_above_it() -> None:
     training = Training(steps=60, threshold=0.1)
     path: list[float] = []
@@ -124,6 +126,7 @@ def test_dead_groups_are_exactly_zero_in_all_members_and_stay_so() -> None:
     assert zero_share(training.groups) == share
 
 
+@pytest.mark.slow
 def test_survivors_are_not_shrunk_and_train_on() -> None:
     training = Training(steps=20).run(16)
     before = [p.detach().clone() for p in training.model.parameters()]
@@ -148,6 +151,7 @@ def test_least_channels_and_alignment_hold() -> None:
     assert len(kept) == 3
 
 
+@pytest.mark.slow
 def test_a_least_share_of_each_layer_stays() -> None:
     training = Training(0.5, min_share=0.5, steps=30).run(24)
     for family, dead in zip(training.groups, training.control.state_dict()["dead"], strict=True):
@@ -156,6 +160,7 @@ def test_a_least_share_of_each_layer_stays() -> None:
         Training(0.5, min_share=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost_of", ["left", "whole"])
 def test_what_a_channel_costs_follows_the_network_that_is_left_or_stays(
     cost_of: str, monkeypatch: pytest.MonkeyPatch
@@ -193,6 +198,7 @@ def test_a_channel_that_nothing_reads_counts_least() -> None:
     assert importance[:4].mean() > 2 * importance[4:].mean()
 
 
+@pytest.mark.slow
 def test_resuming_is_bit_equal() -> None:
     whole = Training().run(20)
     parts = whole.model.state_dict(), whole.optimizer.state_dict(), whole.control.state_dict()

@@ -80,6 +80,7 @@ def test_it_is_compiled() -> None:
     assert_close(net(x), torch.compile(result.model, backend="eager")(x), 1e-12)
 
 
+@pytest.mark.slow
 def test_a_norm_that_loses_nothing_stays_what_it_was() -> None:
     torch.manual_seed(0)
     net, x = Stream().double().eval(), torch.randn(3, 3, 5, dtype=torch.float64)

@@ -49,6 +49,7 @@ def _masked(width: int = 16, padding: int = 1) -> Any:
 
 
 # A padded 3x3 convolution keeps constant inputs, a 1x1 convolution folds them into its bias.
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "padding"), [(16, 1), (192, 0)])
 def test_layers_read_and_write_only_what_they_need(width: int, padding: int) -> None:
     net, image = _masked(width, padding), torch.randn(1, 3, 32, 32, dtype=torch.float64)

@@ -74,6 +74,7 @@ RUNS: dict[str, Callable[[nn.Module, Tensor, Path], object]] = {
 QUICK = ("trace", "compact", "latency", "channel groups")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "caller"), [*((name, "inference") for name in RUNS), *((name, "plain") for name in QUICK)]
 )
@@ -100,6 +101,7 @@ def test_the_model_is_as_it_was_and_trains(name: str, caller: str, tmp_path: Pat
     assert model.first.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_a_model_that_has_trained_is_exported_and_made_small(tmp_path: Path) -> None:
     model = Keeping()
     x = torch.randn(2, 3, 16, 16)

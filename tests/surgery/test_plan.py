@@ -81,6 +81,7 @@ def test_missing_or_truncated_weights_are_named(masked, image, tmp_path) -> None
         load_compact(masked, folder)
 
 
+@pytest.mark.slow
 def test_weights_of_another_plan_are_refused_though_their_hash_holds(masked, image, tmp_path) -> None:  # type: ignore[no-untyped-def]
     small, whole = compact(masked, image), compact(type(masked)().double(), image)
     one, other = save_compact(small, tmp_path / "one"), save_compact(whole, tmp_path / "other")
@@ -92,6 +93,7 @@ def test_weights_of_another_plan_are_refused_though_their_hash_holds(masked, ima
         load_compact(masked, one)
 
 
+@pytest.mark.slow
 def test_a_writing_that_was_cut_off_is_never_read_as_whole(masked, image, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder = save_compact(compact(masked, image), tmp_path / "compact")
     first = folder / "hashes.json"

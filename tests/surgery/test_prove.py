@@ -121,6 +121,7 @@ class Fragile(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_rollback_blames_just_the_layers_that_fail() -> None:
     model = Fragile({2, 5}).double()
     for up in model.ups:

@@ -64,6 +64,7 @@ def test_dead_groups_go_and_a_fresh_zero_stays() -> None:
     assert_close(small(IMAGE), model(IMAGE), FLOAT32)
 
 
+@pytest.mark.slow
 def test_named_parameters_keep_their_channels() -> None:
     torch.manual_seed(0)
     model = Net()
@@ -73,6 +74,7 @@ def test_named_parameters_keep_their_channels() -> None:
     assert ("head.weight", 1) not in kept_indices(plan)
 
 
+@pytest.mark.slow
 def test_a_composed_plan_is_both_in_a_row() -> None:
     torch.manual_seed(0)
     model = Net()

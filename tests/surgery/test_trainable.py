@@ -153,6 +153,7 @@ def test_hooks_stay_where_they_were(net: Any) -> None:
     assert calls == ["head"]
 
 
+@pytest.mark.slow
 def test_copies_compiles_and_is_rebuilt(net: Any, result: CompactResult) -> None:
     small, expected = result.model, result.model(image())
     rebuilt = apply_plan(Net().double(), result.plan).eval()
@@ -163,6 +164,7 @@ def test_copies_compiles_and_is_rebuilt(net: Any, result: CompactResult) -> None
         assert_close(expected, other(image()))
 
 
+@pytest.mark.slow
 def test_exports_to_onnx(result: CompactResult, tmp_path: Path) -> None:
     small, given = copy.deepcopy(result.model).float(), image().float()
     path = export_onnx(small, (given,), tmp_path / "small.onnx", input_names=["x"], output_names=["y"])

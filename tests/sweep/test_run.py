@@ -120,6 +120,7 @@ def test_a_failed_run_leaves_the_others(path: Path, tmp_path: Path, monkeypatch:
     assert "failed: the loss of task 'depth' is nan" in (tmp_path / "runs" / "sweep.md").read_text()
 
 
+@pytest.mark.slow
 def test_runs_made_elsewhere_join_the_table(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     sweep = resolve_sweep(path).sweep
@@ -175,6 +176,7 @@ def a_bug(*_: object, **__: object) -> None:
     raise ZeroDivisionError("division by zero")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "code"), [(failing, 2), (a_bug, 1)])
 def test_a_failing_compaction_ends_neither_the_sweep_nor_its_table(
     path: Path,
@@ -199,6 +201,7 @@ def test_a_failing_compaction_ends_neither_the_sweep_nor_its_table(
     assert ("Traceback" in error) == (code == 1)
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_or_misses_its_gates_is_told_at_the_end(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +232,7 @@ def test_an_export_that_fails_or_misses_its_gates_is_told_at_the_end(
     assert exit_code({}) == 0
 
 
+@pytest.mark.slow
 def test_runs_of_other_overrides_stop_the_sweep_with_advice_that_it_has(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     sweep = resolve_sweep(path).sweep
@@ -249,6 +253,7 @@ with writing(sys.argv[1], "train"):
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_holds_is_come_back_to(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_torch_and_numpy_give_the_same_instances(
     np.testing.assert_allclose(ours.scores.numpy(), scores, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @given(rows=st.integers(1, 7), columns=st.integers(1, 7), factor=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_upsampling_is_torchs_bilinear(rows: int, columns: int, factor: int, seed: int) -> None:
     value = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed))

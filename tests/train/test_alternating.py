@@ -119,6 +119,7 @@ def test_one_task_at_a_time_takes_turns(tiny: Make) -> None:
             assert torch.equal(diagonal[1 - row], before[name][1 - row])
 
 
+@pytest.mark.slow
 def test_a_run_logs_pass_one_and_deploys_the_plain_layers(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     run = train(
         tiny("train.epochs=2", "overparam.alternating.start=0.5", more=ALTERNATING),
@@ -185,6 +186,7 @@ def logged(run: Run) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_weight_a_task_trains_and_contracts(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     run = train(
         tiny("train.epochs=1", more="\noverparam: {per_task: true, training: alternating}\n"),

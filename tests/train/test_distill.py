@@ -76,6 +76,7 @@ def test_a_teacher_that_is_the_model_counts_from_its_start_and_is_resumed(tiny: 
     assert {name: v.item() for name, v in mine.items()} == {name: v.item() for name, v in theirs.items()}
 
 
+@pytest.mark.slow
 def test_a_run_is_a_teacher(tiny: Make, tmp_path: Path, quiet: Callable[[], object]) -> None:
     teacher = tmp_path / "teacher" / "seed0"
     train(tiny("train.epochs=1"), teacher, console=quiet())  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ def test_it_writes_nothing(tmp_path: Path, tiny: Make, monkeypatch: pytest.Monke
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_shapes_steps_and_sizes(tiny: Make, everything: str) -> None:
     result = dry_run(tiny(more=everything).recipe)
     assert result.input == (4, 3, 32, 48)
@@ -36,6 +37,7 @@ def test_shapes_steps_and_sizes(tiny: Make, everything: str) -> None:
     assert (result.parameters, result.macs) == (plain.parameters, plain.macs)
 
 
+@pytest.mark.slow
 def test_memory_is_what_tensors_take(tiny: Make) -> None:
     result = dry_run(tiny().recipe)
     model = build_session(tiny().recipe).model
@@ -71,6 +73,7 @@ def test_layers_are_listed_with_the_cost_of_either_way(tiny: Make) -> None:
     assert "factors" in text and "encoder.conv1.0" in text and "pass 1" in text
 
 
+@pytest.mark.slow
 def test_a_weight_a_task_costs_an_encoder_pass_a_task(tiny: Make) -> None:
     plain = dry_run(tiny().recipe)
     result = dry_run(tiny(more="\noverparam: {per_task: true}\n").recipe)
@@ -79,6 +82,7 @@ def test_a_weight_a_task_costs_an_encoder_pass_a_task(tiny: Make) -> None:
     assert "2 encoder passes" in describe(result)
 
 
+@pytest.mark.slow
 def test_a_target_shows_what_it_will_leave(tiny: Make) -> None:
     more = "\nsparsity: {selective: {mac_reduction: 0.4, min_channels: 4}}\n"
     found = dry_run(tiny("surgery.align=4", more=more).recipe)
@@ -89,6 +93,7 @@ def test_a_target_shows_what_it_will_leave(tiny: Make) -> None:
     assert found.notes[0] == "channels in multiples of 4 (surgery.align)"
 
 
+@pytest.mark.slow
 def test_a_lambda_alone_tells_nothing_before_training(tiny: Make) -> None:
     found = dry_run(tiny(more="\nsparsity: {strength: 1.0e-4}\n").recipe)
     assert found.remaining is None and found.notes

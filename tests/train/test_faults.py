@@ -43,6 +43,7 @@ def test_statistics_of_one_value_name_the_layer_and_both_mends(
     assert "data.batch_size, which is 1" in caught.value.hint and "data.size" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_is_left_out(tmp_path: Path, tiny: Make) -> None:
     """13 samples in fours: the thirteenth would be alone."""
     words = ("data.size=[16,16]", "model.encoder.output_stride=32", "train.epochs=1", "data.options.train=13")

@@ -58,12 +58,14 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Sign
     monkeypatch.setattr(Session, "update", signalling)
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_equal(tmp_path: Path, quiet: Quiet, uninterrupted: tuple[Resolved, Run]) -> None:
     resolved, whole = uninterrupted
     torch.randn(7)  # whatever the caller did with the global generators
     assert_equal(train(resolved, tmp_path / "run", console=quiet()), whole)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     one = train(tiny("train.epochs=1"), tmp_path / "one", console=quiet())
     other = train(tiny("train.epochs=1", "seed=1"), tmp_path / "other", console=quiet())
@@ -149,6 +151,7 @@ def test_an_interruption_in_validation_loses_no_step(
     assert_equal(train(resolved, tmp_path / "run", resume=True, console=quiet()), whole)
 
 
+@pytest.mark.slow
 def test_the_place_of_a_run_may_change_on_resuming(
     tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +180,7 @@ def test_resuming_with_another_recipe_names_what_differs(
         train(tiny("train.optimizer.lr=0.1"), tmp_path / "run", resume=True, console=quiet())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(
     tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +195,7 @@ def test_a_checkpoint_of_another_run_is_refused(
         train(tiny(), tmp_path / "0", resume=True, console=quiet())
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     run = train(tiny("train.epochs=1"), tmp_path / "run", console=quiet())
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
@@ -210,6 +215,7 @@ def test_resuming_a_run_that_is_not_there_names_those_that_are(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_not_touched_unless_asked(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     one = train(tiny("train.epochs=1"), tmp_path / "run", console=quiet())
     kept = weights(one, "best")
@@ -221,6 +227,7 @@ def test_an_existing_run_is_not_touched_unless_asked(tmp_path: Path, tiny: Make,
     assert other.recipe.seed == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_written_says_by_whom_not_how_to_replace_it(
     tmp_path: Path, tiny: Make, quiet: Quiet
 ) -> None:
@@ -263,6 +270,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(Session, "forward", poisoned)
 
 
+@pytest.mark.slow
 def test_a_nan_loss_names_step_task_and_the_last_good_checkpoint(
     tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +294,7 @@ def test_a_nan_in_the_first_epoch_says_that_there_is_no_checkpoint(
         train(tiny(), tmp_path / "run", console=quiet())
 
 
+@pytest.mark.slow
 def test_weights_that_break_at_the_last_step_are_not_saved(
     tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +313,7 @@ def test_weights_that_break_at_the_last_step_are_not_saved(
     assert all(torch.isfinite(value).all() for value in saved.values())
 
 
+@pytest.mark.slow
 def test_max_steps_ends_the_run_and_shortens_the_schedules(
     tmp_path: Path, tiny: Make, quiet: Quiet, everything: str
 ) -> None:
@@ -315,6 +325,7 @@ def test_max_steps_ends_the_run_and_shortens_the_schedules(
     assert run.finished
 
 
+@pytest.mark.slow
 def test_patience_stops_a_run_that_gets_no_better(
     tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +349,7 @@ def test_a_sparse_run_chooses_among_epochs_that_have_reached_the_target(
     assert reached[1] < 0.3 <= reached[2]
 
 
+@pytest.mark.slow
 def test_gain_is_logged_against_single_task_numbers(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     single = "\nsingle_task: {segmentation: {miou: 0.1, pixel_accuracy: 0.2}, depth: {abs_err: 3.0, rel_err: 0.5}}\n"
     run = train(tiny("train.epochs=1", more=single), tmp_path / "run", console=quiet())
@@ -359,6 +371,7 @@ def test_single_task_numbers_of_an_unknown_task_stop_before_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_balancing_weights_really_learn(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     train(tiny("train.epochs=1", "balancing.name=uncertainty"), tmp_path / "run", console=quiet())
     state = torch.load(tmp_path / "run" / "checkpoints" / "last" / "state.pt", weights_only=True)
@@ -406,6 +419,7 @@ def test_a_full_disk_names_the_path_and_keeps_the_last_checkpoint(
     assert_equal(train(resolved, tmp_path / "run", resume=True, console=quiet()), whole)
 
 
+@pytest.mark.slow
 def test_the_run_folder_says_where_it_came_from(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     resolved: Resolved = tiny("train.epochs=1")
     run = train(resolved, tmp_path / "run", console=quiet())

@@ -91,6 +91,7 @@ def every(tiny: Make) -> Session:
     return build_session(tiny("tasks.segmentation.head.dropout=0", more=EVERY).recipe)
 
 
+@pytest.mark.slow
 def test_every_part_stands_in_the_one_order(every: Session) -> None:
     expected = [PseudoHeads, Distiller, Shrinker, Uphill, Sparsifier, Balancing, Penalties]
     assert [type(part) for part in every.parts] == expected
@@ -130,6 +131,7 @@ def test_a_step_that_the_scaler_skips_is_none_for_the_parts(tiny: Make) -> None:
     assert session.position.step == 1
 
 
+@pytest.mark.slow
 def test_a_part_of_a_new_kind_is_in_the_checkpoint_and_resumed(
     tiny: Make, tmp_path: Path, quiet: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def face_run(faces: Path, tmp_path: Path) -> Run:
     return write_run(tmp_path / "faces-seed0", FACES.format(root=faces, head="linear"))
 
 
+@pytest.mark.slow
 def test_it_finds_what_the_features_hold_and_writes_it(face_run: Run) -> None:
     found = probe_run(face_run, Question(("linear", "knn")))
     assert found.samples == {"train": 60, "val": 20}
@@ -88,6 +89,7 @@ def test_a_probe_of_the_same_question_is_read_back(face_run: Run, monkeypatch: p
     assert len(calls) == 6
 
 
+@pytest.mark.slow
 def test_a_head_with_batch_norm_has_a_gap_too(faces: Path, tmp_path: Path) -> None:
     found = probe_run(write_run(tmp_path / "run", FACES.format(root=faces, head="mlp")), Question(("knn",)))
     assert found.tasks["ethnicity"].gap is not None
@@ -104,6 +106,7 @@ def test_a_run_without_a_checkpoint(face_run: Run) -> None:
         probe_run(face_run)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_a_task(
     face_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +124,7 @@ def test_too_few_samples_are_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "--samples 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_probes_its_runs_once_and_tells(face_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = SweepConfig(recipe="utkface/small", probe=20, entries={"plain": EntryConfig()})
     finish(face_run, sweep, Console(quiet=True), {})

@@ -147,6 +147,7 @@ def test_a_damaged_best_checkpoint_is_noticed_by_every_reader(
     assert not (run.path / "compact").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("name", ["weights.safetensors", "plan.json", "surgery.json", "hashes.json"])
 def test_a_damaged_compact_model_is_noticed_and_never_exported(
@@ -222,6 +223,7 @@ def test_a_training_that_is_killed_anywhere_resumes_bit_equal(
         assert all(equal(one[key], other[key]) for key in other)
 
 
+@pytest.mark.slow
 def test_the_lock_is_gone_when_a_command_ends(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     compact_run(run)

@@ -45,6 +45,7 @@ def gradients(make: Make, more: str, *overrides: str) -> dict[str, Tensor]:
     return {name: p.grad for name, p in session.model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balancing", ["equal", "mgda"])
 def test_dummies_reach_the_encoder_and_no_head(tiny: Make, balancing: str) -> None:
     name = f"balancing.name={balancing}"
@@ -64,6 +65,7 @@ def assert_equal(one: Run, other: Run) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_penalty_of_no_strength_leaves_the_run_bit_equal(tmp_path: Path, tiny: Make, quiet: Quiet) -> None:
     plain = train(tiny("train.max_steps=3"), tmp_path / "plain", console=quiet())
     none = train(tiny("train.max_steps=3", more=DGR % 0), tmp_path / "none", console=quiet())
@@ -72,6 +74,7 @@ def test_a_penalty_of_no_strength_leaves_the_run_bit_equal(tmp_path: Path, tiny:
     assert epoch["train"]["penalties"] == {"dgr": 0.0}
 
 
+@pytest.mark.slow
 def test_what_has_a_state_is_resumed_bit_equal(
     tmp_path: Path, tiny: Make, quiet: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +95,7 @@ def test_what_has_a_state_is_resumed_bit_equal(
     assert_equal(train(resolved, tmp_path / "run", resume=True, console=quiet()), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section",
     [
@@ -129,6 +133,7 @@ def test_two_gradients_a_step_and_loss_scaling_exclude_each_other(tiny: Make, na
         )
 
 
+@pytest.mark.slow
 def test_dummies_use_the_attention_of_the_model_that_they_follow(tiny: Make) -> None:
     heads = [f"tasks.{task}.head={{kind: mtan, width: 8}}" for task in ("segmentation", "depth")]
     encoder = ["model.encoder.name=resnet18", "model.encoder.options={channels: [4, 4, 4, 4]}"]

@@ -31,6 +31,7 @@ def run(tmp_path: Path, uninterrupted: tuple[Resolved, Run]) -> Run:
     return Run.open(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_training_plain_and_compact_forms_are_one_function(run: Run) -> None:
     compact_run(run)
     trained, plain, small = run.load_model(), run.load_plain(), Run.open(run.path).load_compact()
@@ -47,6 +48,7 @@ def test_training_plain_and_compact_forms_are_one_function(run: Run) -> None:
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in plain.parameters())
 
 
+@pytest.mark.slow
 def test_surgery_finds_what_training_promised(run: Run) -> None:
     best_epoch = run.log()[-1]["best_epoch"]
     promised = run.log()[best_epoch]["sparsity"]["macs_removable"]

@@ -111,6 +111,7 @@ def classes_in_another_order(root: Path) -> None:
     (root / "dataset.yaml").write_text(DESCRIPTION.replace("none, some", "some, none"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -131,6 +132,7 @@ def test_a_changed_data_set_is_refused_with_what_changed(
     assert "--accept-changed-data" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_data_that_moved_and_were_touched_are_the_same(begun: Path, root: Path, tmp_path: Path) -> None:
     moved = Path(shutil.move(root, tmp_path / "elsewhere"))
     for path in moved.rglob("*"):
@@ -138,6 +140,7 @@ def test_data_that_moved_and_were_touched_are_the_same(begun: Path, root: Path, 
     assert train(recipe(moved), begun, resume=True, console=Console(quiet=True)).finished
 
 
+@pytest.mark.slow
 def test_accepted_data_are_said_logged_and_accepted_for_good(
     begun: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +163,7 @@ def test_accepted_data_are_said_logged_and_accepted_for_good(
     assert any("099" in line for line in resumed["data_changed"])
 
 
+@pytest.mark.slow
 def test_statistics_stay_those_of_the_run_where_changed_data_are_accepted(begun: Path, root: Path) -> None:
     write_rows(root, {number: 1000 + number for number in range(12)})
     before = (begun / "meta.json").read_text()
@@ -168,12 +172,14 @@ def test_statistics_stay_those_of_the_run_where_changed_data_are_accepted(begun:
     assert 100 < run.tasks["height"].spec.mean < 112
 
 
+@pytest.mark.slow
 def test_targets_of_other_classes_are_refused_whatever_is_accepted(begun: Path, root: Path) -> None:
     classes_in_another_order(root)
     with pytest.raises(DataError, match=r"target part: classes changed"):
         train(recipe(root), begun, resume=True, accept_changed_data=True, console=Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on_with_a_note(begun: Path, root: Path) -> None:
     (begun / "data.json").unlink()
     with pytest.warns(CompactWarning, match="changes of its data go unnoticed"):
@@ -187,6 +193,7 @@ def test_the_option_without_resume_is_refused(root: Path, capsys: pytest.Capture
     assert "--accept-changed-data needs --resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_replacing_that_was_cut_off_is_told_and_done_again(
     begun: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +212,7 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_start_that_was_cut_off_can_be_made_again(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_factors_have_a_rate_and_diagonals_no_decay() -> None:
     assert found(factor_lr=0.5, diagonals=False)[1] == ({"0.U"}, 0.5, 0.0)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_a_session_is_in_the_optimizer(tiny: Make, everything: str) -> None:
     session = build_session(tiny(more=everything).recipe)
     held = {id(p) for group in session.optimizer.param_groups for p in group["params"]}
@@ -72,6 +73,7 @@ def test_a_device_that_is_none_or_not_there() -> None:
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_an_error_before_training(tiny: Make) -> None:
     with pytest.raises(ConfigError, match="cannot be reached"):
         build_session(tiny(more="\nsparsity: {selective: {mac_reduction: 0.99}}\n").recipe)

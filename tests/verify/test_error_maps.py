@@ -31,6 +31,7 @@ class Tasks(nn.Module):
         }
 
 
+@pytest.mark.slow
 def test_maps_show_where_and_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     model, target = Tasks(), Target(backend="onnxruntime")
@@ -63,6 +64,7 @@ def test_maps_show_where_and_how_much(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.asarray(Image.open(tmp_path / records["depth"].file)).shape == (4, 6)
 
 
+@pytest.mark.slow
 def test_equal_maps_are_black(tmp_path: Path) -> None:
     image = torch.rand(1, 3, 4, 6)
     path = export_onnx(Tasks(), image, tmp_path / "model.onnx")
@@ -74,6 +76,7 @@ def test_equal_maps_are_black(tmp_path: Path) -> None:
     assert not np.asarray(Image.open(tmp_path / records["classes"].file)).any()
 
 
+@pytest.mark.slow
 def test_an_image_that_is_nearly_flat_is_judged_by_the_range_of_all(tmp_path: Path) -> None:
     """Its own range is a thousandth of the others': float32 rounding would look like an error of a percent."""
     images = torch.rand(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))

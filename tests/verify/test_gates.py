@@ -85,6 +85,7 @@ def target(**options: object) -> Target:
     return Target(backend="onnxruntime", **options)
 
 
+@pytest.mark.slow
 def test_a_plain_target_gates_parity_and_every_metric() -> None:
     found = gates_of(target())
     assert set(found) == {

@@ -35,6 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
+@pytest.mark.slow
 def test_rounds_are_interleaved_and_their_order_rotates() -> None:
     calls: list[str] = []
     runnables = {name: (lambda name=name: calls.append(name)) for name in "abc"}
@@ -42,6 +43,7 @@ def test_rounds_are_interleaved_and_their_order_rotates() -> None:
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
 
 
+@pytest.mark.slow
 def test_a_model_runs_unclocked_before_it_is_clocked_beside_others(clock: Clock) -> None:
     calls: list[str] = []
 
@@ -63,6 +65,7 @@ def test_a_model_runs_unclocked_before_it_is_clocked_beside_others(clock: Clock)
     assert "".join(calls) == "aa"
 
 
+@pytest.mark.slow
 def test_statistics_are_of_all_samples(clock: Clock) -> None:
     times = iter([5.0, 1.0, 2.0, 3.0, 100.0])  # the first is the warm-up; the outlier stays
     found = measure_latency({"m": lambda: clock.spend(next(times))}, warmup=1, repeats=4)
@@ -76,6 +79,7 @@ def test_statistics_are_of_all_samples(clock: Clock) -> None:
     assert found.warmup == 1
 
 
+@pytest.mark.slow
 def test_speedups_are_ratios_to_the_reference(clock: Clock) -> None:
     # The machine slows down threefold half-way: medians of the pairs don't see it.
     slow = iter([1.0, 1.0, 3.0, 3.0, 3.0] * 2)
@@ -87,6 +91,7 @@ def test_speedups_are_ratios_to_the_reference(clock: Clock) -> None:
     assert found.paired_speedup == {"fast": pytest.approx(4), "slow": 1.0}
 
 
+@pytest.mark.slow
 def test_garbage_collection_rests_while_the_clock_runs_and_comes_back() -> None:
     seen: list[bool] = []
 
@@ -102,6 +107,7 @@ def test_garbage_collection_rests_while_the_clock_runs_and_comes_back() -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_slower_measures_slower() -> None:
     def wait(seconds: float) -> None:
         end = time.perf_counter() + seconds
@@ -115,6 +121,7 @@ def test_a_model_that_is_slower_measures_slower() -> None:
     assert found.stats["fast"].min_ms < found.stats["slow"].min_ms
 
 
+@pytest.mark.slow
 def test_runner_and_module_are_measured_side_by_side(tmp_path: Path) -> None:
     module = TwoHeads().train()
     path = write_onnx(tmp_path / "m.onnx", module)
@@ -128,6 +135,7 @@ def test_runner_and_module_are_measured_side_by_side(tmp_path: Path) -> None:
     assert len(onnx.samples_ms) == 3
 
 
+@pytest.mark.slow
 def test_modules_run_without_gradients_in_eval_mode() -> None:
     seen: list[tuple[bool, bool]] = []
 
@@ -140,6 +148,7 @@ def test_modules_run_without_gradients_in_eval_mode() -> None:
     assert seen == [(False, False)]
 
 
+@pytest.mark.slow
 def test_callables_get_the_inputs() -> None:
     seen: list[tuple[object, ...]] = []
     a, b = torch.zeros(2), torch.ones(2)

@@ -224,6 +224,7 @@ class Decisions(nn.Module):
         return {"above": x > 0, "which": x.argmax(1), "none": x[:, :0], "value": x * 2}
 
 
+@pytest.mark.slow
 def test_truth_values_whole_numbers_and_nothing_have_a_verdict_over_several_samples(tmp_path: Path) -> None:
     x = torch.randn(4, 3)
     path = export_onnx(Decisions(), x, tmp_path / "decisions.onnx", dynamic_batch=True)

@@ -35,6 +35,7 @@ def test_classes_that_features_separate_are_found(name: str) -> None:
     assert score > 0.9
 
 
+@pytest.mark.slow
 def test_features_without_the_target_give_chance() -> None:
     scores = probe_features(*splits(informative=False), "class")
     assert all(0.15 < score < 0.55 for score in scores.values())  # a third, over 120 samples
@@ -50,6 +51,7 @@ def test_numbers_are_scored_by_their_mean_absolute_error(name: str) -> None:
         assert score < 0.5  # the target is linear; ridge shrinks a little
 
 
+@pytest.mark.slow
 def test_the_seed_decides() -> None:
     one, same, other = (
         probe_features(*splits(informative=False), "class", predictors=["forest", "mlp"], seed=seed)

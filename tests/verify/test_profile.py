@@ -31,6 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     return profile(subjects, QUICK)
 
 
+@pytest.mark.slow
 def test_each_model_is_fed_what_it_takes(found: Profile) -> None:
     assert {name: stats.batch for name, stats in found.latency.stats.items()} == {"free": 1, "fixed": 2}
     assert all(len(stats.samples_ms) == 6 for stats in found.latency.stats.values())

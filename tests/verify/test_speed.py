@@ -39,6 +39,7 @@ def of_samples(**samples: list[float]) -> LatencyResult:
     )
 
 
+@pytest.mark.slow
 @given(one=TIMES, factor=st.sampled_from([0.25, 0.5, 2.0, 4.0]))
 def test_a_model_that_takes_a_multiple_in_every_round_is_told_so(one: list[float], factor: float) -> None:
     """Whatever the machine does from round to round."""
@@ -47,6 +48,7 @@ def test_a_model_that_takes_a_multiple_in_every_round_is_told_so(one: list[float
     assert found.verdict == ("faster" if factor < 1 else "slower")
 
 
+@pytest.mark.slow
 @given(one=TIMES, other=TIMES)
 def test_verdicts_turn_around_with_the_sides(one: list[float], other: list[float]) -> None:
     size = min(len(one), len(other))

@@ -149,6 +149,7 @@ def test_bf16_graph_runs_where_bf16_does(tmp_path: Path) -> None:
     assert 0 < difference(path, other, target) < 0.05  # bfloat16 has 8 bits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "bound"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,6 +61,7 @@ def _grid(x: Tensor) -> Tensor:
     return torch.zeros(x.shape[0], 4, 4, 2, dtype=x.dtype)
 
 
+@pytest.mark.slow
 def test_barriers_keep_every_channel_and_are_the_reason() -> None:
     kept, reasons = all_left({name: function for name, (_, function) in BARRIERS.items()})
     assert kept == dict.fromkeys(BARRIERS, 8)

@@ -141,6 +141,7 @@ _NORMS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [0.0, 0.7])
 def test_zeros_that_norms_over_the_channel_scale_by_zero_go(bias: float) -> None:
     """Channel 2 is zero, 1 and 5 are constants that are not; what the norm makes of 2 and 5 is constant."""
@@ -235,6 +236,7 @@ def _computed(result: CompactResult) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modern", [True, False])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 def test_weight_norm_is_followed_in_both_of_its_forms(modern: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +39,7 @@ WHOLE: dict[str, tuple[int, Function]] = {
 }
 
 
+@pytest.mark.slow
 def test_taken_apart_and_put_together() -> None:
     kept, _ = all_left({name: function for name, (_, function) in WHOLE.items()})
     assert kept == {name: stay for name, (stay, _) in WHOLE.items()}

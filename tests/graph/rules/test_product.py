@@ -25,6 +25,7 @@ def _chain(*layers: nn.Module) -> Any:
     return nn.Sequential(*layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_convolution_folds_constants_where_nothing_is_padded(dims: int) -> None:
     conv = CONVOLUTIONS[dims]

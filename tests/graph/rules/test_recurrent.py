@@ -82,6 +82,7 @@ def test_dead_inputs_and_units_go(kind: Any) -> None:
     assert {id(value) for value in small.layer._flat_weights} == own  # what training moves is what runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("last", [False, True])
 def test_layers_and_directions_keep_equal_widths(kind: Any, last: bool) -> None:
@@ -136,6 +137,7 @@ def test_units_that_nothing_reads_go(kind: Any) -> None:
     assert shape(compacted(model, image()), "head.weight") == (2, 3)
 
 
+@pytest.mark.slow
 def test_projected_outputs_go_and_leave_more_cells_than_outputs() -> None:
     model: Any = Reader(nn.LSTM(8, 6, proj_size=4), 4)
     kill_units(model.layer, [1, 2])

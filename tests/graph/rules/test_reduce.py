@@ -64,10 +64,12 @@ NOTHING: dict[str, Function] = {
 }
 
 
+@pytest.mark.slow
 def test_constants_and_zeros_pass() -> None:
     assert all_left(UNIFORM) == (dict.fromkeys(UNIFORM, 5), {})
 
 
+@pytest.mark.slow
 def test_zeros_alone_pass() -> None:
     assert all_left(ZERO_ONLY)[0] == dict.fromkeys(ZERO_ONLY, 7)
 
@@ -76,6 +78,7 @@ def test_dead_filters_stay() -> None:
     assert all_left(NOTHING)[0] == dict.fromkeys(NOTHING, 8)
 
 
+@pytest.mark.slow
 def test_unread_channels_go_all_the_same() -> None:
     functions = {**ZERO_ONLY, **NOTHING}
     model = Branches(functions)

@@ -36,6 +36,7 @@ MOVES: dict[str, Function] = {
 }
 
 
+@pytest.mark.slow
 def test_channel_is_followed() -> None:
     assert all_left(MOVES) == (dict.fromkeys(MOVES, 5), {})
 

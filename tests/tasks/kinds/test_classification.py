@@ -88,6 +88,7 @@ UNKNOWN = -100
 PARTLY = TargetSpec("class", classes=("a", "b", "c"), ignore_index=UNKNOWN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "options"),
     [("cross_entropy", {}), ("cross_entropy", {"label_smoothing": 0.1}), ("dice", {})],

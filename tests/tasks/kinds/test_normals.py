@@ -44,6 +44,7 @@ def test_metrics_over_batches_equal_the_angles_that_were_put_in(
     assert found["median_angle"] == pytest.approx(np.median(degrees), abs=2e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 180), min_size=1, max_size=60), st.integers(0, 60))
 def test_parts_of_a_split_add_up_to_the_split(degrees: list[float], cut: int) -> None:
