@@ -1,14 +1,15 @@
 """Hooks of `make docs`: the navigation comes from folders and titles, and links that leave docs/ are checked.
 
-A page that is added under docs/ appears in the navigation without an edit: its title is its first heading. Links to
-files of the repository outside docs/ work where the repository is read; the site shows their text alone.
+A page that is added under docs/ appears in the navigation without an edit, under the short form of its first heading.
+Pages directly in docs/ that are not in TOP stand together under Topics. Links to files of the repository outside docs/
+work where the repository is read; the site shows their text alone.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from mkdocs.structure.files import File
 
 log = logging.getLogger("mkdocs.plugins.compactmtl")  # a warning below mkdocs.* fails a strict build
 
-# What comes first, by name without ending; other pages and folders follow in the order of their titles.
+TOP = ("index", "tutorial", "how-to", "topics", "reference", "results", "architecture", "contributing")
+# What comes first within a group, by name without ending; other pages follow in the order of their titles.
 ORDER = (
-    "index", "tutorial", "how-to", "reference", "architecture", "results", "contributing",
+    "index", "own-data", "own-model", "recipes", "recipe", "target", "datasets", "tasks", "runs",
+    "sparsify", "sparsity", "overparameterize", "overparam", "balance", "balancing", "surgery", "sweep",
+    "export", "deploy", "deployment", "tensorrt", "cli", "python", "lists", "files", "data",
 )  # fmt: skip
-TITLES = {"how-to": "How-to", "reference": "Reference", "results": "Results"}  # of folders without index.md
+TITLES = {"how-to": "How-to guides", "topics": "Topics", "reference": "Reference", "results": "Results"}
 STYLE = "assets/style.css"
 OUTSIDE = ("README.md", "CHANGELOG.md")  # pages beside docs/ whose links are checked too
 
@@ -57,22 +61,35 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     return without_outer_links(markdown, Path(page.file.abs_src_path), docs)
 
 
-def navigation(docs: Path, folder: Path | None = None) -> list[dict[str, Any]]:
-    """The navigation of a folder: its pages by title, and its folders with theirs."""
-    folder = folder or docs
-    entries: list[tuple[tuple[int, str], dict[str, Any]]] = []
-    for path in folder.iterdir():
-        if path.suffix == ".md":
-            name = title(path)
-            entries.append((_rank(path, name), {name: path.relative_to(docs).as_posix()}))
-        elif path.is_dir() and any(path.rglob("*.md")):
+def navigation(docs: Path) -> list[dict[str, Any]]:
+    """The navigation: the pages and folders of TOP, and the other pages of `docs` as one group."""
+    entries: dict[str, dict[str, Any]] = {}
+    topics = []
+    for path in docs.iterdir():
+        if path.is_dir() and any(path.rglob("*.md")):
             name = TITLES.get(path.name, path.name.replace("-", " ").capitalize())
-            entries.append((_rank(path, name), {name: navigation(docs, path)}))
-    return [entry for _, entry in sorted(entries, key=lambda one: one[0])]
+            entries[path.name] = {name: _pages(docs, path.rglob("*.md"), name)}
+        elif path.suffix == ".md" and path.stem in TOP:
+            entries[path.stem] = {label(path): path.name}
+        elif path.suffix == ".md":
+            topics.append(path)
+    if topics:
+        entries["topics"] = {TITLES["topics"]: _pages(docs, topics)}
+    ranks = {name: rank for rank, name in enumerate(TOP)}
+    return [entries[name] for name in sorted(entries, key=lambda name: (ranks.get(name, len(TOP)), name))]
 
 
-def _rank(path: Path, name: str) -> tuple[int, str]:
-    return (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), name.lower())
+def _pages(docs: Path, paths: Iterable[Path], group: str = "") -> list[dict[str, Any]]:
+    labels = {path: label(path, group) for path in paths}
+    ranks = {name: rank for rank, name in enumerate(ORDER)}
+    ordered = sorted(labels, key=lambda path: (ranks.get(path.stem, len(ORDER)), labels[path].lower()))
+    return [{labels[path]: path.relative_to(docs).as_posix()} for path in ordered]
+
+
+def label(page: Path, group: str = "") -> str:
+    """A page's title without the group's name before a colon, or else without what follows a colon."""
+    first, _, rest = title(page).partition(": ")
+    return rest[:1].upper() + rest[1:] if rest and first == group else first
 
 
 def title(page: Path) -> str:

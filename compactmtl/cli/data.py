@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
-        help="count and decode all samples, describe the targets, draw some samples; exit with 2 if there is a problem",
+        help="count and decode all samples, describe the targets and draw some samples; exit with code 2 if there is a problem",
     )
     check.add_argument(
         "name",
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", metavar="SPLIT", default="train", help="split that the picture shows (default: train)"
     )
     check.add_argument(
-        "--samples", metavar="N", type=int, default=6, help="samples in the picture (default: 6)"
+        "--samples", metavar="N", type=int, default=6, help="number of samples in the picture (default: 6)"
     )
     add_trust(check)
 

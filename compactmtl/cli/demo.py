@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="runs/demo",
         help="folder of both runs and the report (default: runs/demo)",
     )
-    parser.add_argument("--fresh", action="store_true", help="start over instead of keeping finished stages")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of reusing finished stages")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prepare",
         action="store_true",
-        help="for targets that cannot run here: write graph, inputs, outputs and command, marked as not run",
+        help="for targets that cannot run here: write the graph, inputs, expected outputs and commands, marked as not run",
     )
     add_trust(parser)
 

@@ -163,5 +163,5 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="allow code that a recipe, run or target names to run: a class of your own, a library",
+        help="allow running code that a recipe, run or target names, such as a class of your own or a library",
     )

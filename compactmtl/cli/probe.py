@@ -6,7 +6,7 @@ import argparse
 
 from compactmtl.cli.parser import add_trust
 
-HELP = "fit new predictors on the frozen features of runs, to measure how universal the features are"
+HELP = "fit new predictors on the frozen features of runs, to measure how general the features are"
 EXAMPLE = """\
 compactmtl probe runs/utkface-small-bins
 compactmtl probe runs/utkface-balancing/*/seed* --samples 5000 --json probes.json"""
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="seed of forests, networks and random heads (default: 0)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes for forest and knn (default: 1)")
-    parser.add_argument("--again", action="store_true", help="probe runs again that have been probed")
+    parser.add_argument("--again", action="store_true", help="probe again runs that already have results")
     parser.add_argument("--json", metavar="FILE", help="also write all results to this file")
     add_trust(parser)
 

@@ -73,10 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=1x3x224x224",
         action="append",
         default=[],
-        help="shape of an input with free dimensions",
+        help="shape of an input that has free dimensions",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--no-layers", action="store_true", help="do not measure layers")
+    parser.add_argument("--no-layers", action="store_true", help="do not measure single layers")
     parser.add_argument(
         "--out",
         metavar="DIR",

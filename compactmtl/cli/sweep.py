@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compactmtl.report.table import Table
     from compactmtl.sweep import Failure
 
-HELP = "train a table of recipes over seeds; the same command continues where it stopped"
+HELP = "train several recipes over several seeds; the same command continues an interrupted sweep"
 EXAMPLE = """\
 compactmtl sweep --list
 compactmtl sweep utkface/overparam data.root=/data
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--dry-run", action="store_true", help="show what would be trained and write nothing"
     )
-    parser.add_argument("--smoke", action="store_true", help="train two steps on small images for every run")
+    parser.add_argument("--smoke", action="store_true", help="train two steps on small images in every run")
     add_trust(parser)
 
 

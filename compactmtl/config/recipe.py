@@ -284,7 +284,7 @@ class Recipe(Frozen):
     )
     single_task: dict[str, dict[str, float]] = Field(
         default_factory=dict,
-        description="Metrics of single-task networks (task -> metric -> value), against which the log shows"
+        description="Metrics of single-task networks (task → metric → value), against which the log shows"
         " Δm.",
     )
 

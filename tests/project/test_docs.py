@@ -44,13 +44,25 @@ def test_a_new_page_is_in_the_navigation_by_its_title(tmp_path: Path) -> None:
         tmp_path,
         index="# Start",
         how_to__export="# Export",
-        how_to__deploy="text\n\n# Deploy `it`",
+        how_to__deploy="text\n\n# Deploy `it`: on a device",
+        how_to__ask="# Ask",
+        results__zoo="# Results: zoo",
         zoo="# Zoo",
+        surgery="# Surgery: exact removal",
+        contributing="# Contributing",
     )
     assert docs_hooks.navigation(tmp_path) == [
         {"Start": "index.md"},
-        {"How-to": [{"Deploy it": "how-to/deploy.md"}, {"Export": "how-to/export.md"}]},
-        {"Zoo": "zoo.md"},
+        {
+            "How-to guides": [
+                {"Export": "how-to/export.md"},
+                {"Deploy it": "how-to/deploy.md"},
+                {"Ask": "how-to/ask.md"},
+            ]
+        },
+        {"Topics": [{"Surgery": "surgery.md"}, {"Zoo": "zoo.md"}]},
+        {"Results": [{"Zoo": "results/zoo.md"}]},
+        {"Contributing": "contributing.md"},
     ]
 
 
