@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from compactmtl.config.paths import PACKAGE_PREFIX as PREFIX
+from compactmtl.config.recipe import DataConfig, EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 
 
@@ -63,6 +64,18 @@ def package_of(weights: str) -> Package | None:
             f"did you mean {PREFIX}{close[0]}?" if close else f"choose one of {', '.join(PACKAGES)}",
         )
     return PACKAGES[name]
+
+
+def normalization_notes(encoder: EncoderConfig, data: DataConfig) -> tuple[str, ...]:
+    """A line that warns where images are normalized otherwise than the package's weights expect; else none."""
+    package = package_of(encoder.weights or "")
+    if package is None or (data.mean, data.std) == (package.mean, package.std):
+        return ()
+    mean, std = (f"[{','.join(f'{one:g}' for one in values)}]" for values in (package.mean, package.std))
+    return (
+        f"warning: {encoder.weights} was trained on images normalized with other values; "
+        f"set data.mean={mean} data.std={std}",
+    )
 
 
 def package_file(package: Package) -> Path:

@@ -24,6 +24,7 @@ from compactmtl.data.labels import label_lines
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel
+from compactmtl.models.packaged import normalization_notes
 from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
@@ -364,6 +365,7 @@ def load_data(
     if "val" not in shown:  # the run ends with its metrics there
         shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
     notes = label_lines(shown, {name: task.target for name, task in tasks.items()})
+    notes = (*notes, *normalization_notes(recipe.model.encoder, config))
     train_loader = build_loader(train_set, config, train=True, seed=recipe.seed)
     select_loader = build_loader(select_set, config, train=False, seed=recipe.seed)
     return TrainingData(splits, specs, train_loader, select_loader, notes), tasks

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.config import load_recipe
-from compactmtl.config.recipe import EncoderConfig
+from compactmtl.config.recipe import DataConfig, EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.models import build_encoder, packaged
-from compactmtl.models.packaged import PACKAGES, Package, package_of, to_timm
+from compactmtl.models.packaged import PACKAGES, Package, normalization_notes, package_of, to_timm
 
 NAME = "tf_efficientnet_lite0"
 
@@ -131,6 +131,16 @@ def test_a_package_is_no_path_of_the_recipe(tmp_path: Path) -> None:
         "extends: scenes/dense\nmodel: {encoder: {weights: 'package:efficientnet-lite0'}}\n", "utf-8"
     )
     assert load_recipe(file).model.encoder.weights == "package:efficientnet-lite0"
+
+
+def test_other_normalization_than_the_package_s_is_warned_of() -> None:
+    encoder = config("package:efficientnet-lite0")
+    usual = DataConfig(name="scenes", size=(64, 64))
+    (line,) = normalization_notes(encoder, usual)
+    assert "data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]" in line
+    half = (0.5, 0.5, 0.5)
+    assert not normalization_notes(encoder, usual.model_copy(update={"mean": half, "std": half}))
+    assert not normalization_notes(EncoderConfig(name="resnet18"), usual)
 
 
 class _Harmful:
