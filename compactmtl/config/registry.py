@@ -50,14 +50,17 @@ def class_in(folder: str, name: str, accepts: Callable[[object], bool], key: str
 
 
 def defined_class(module_name: str, accepts: Callable[[object], bool]) -> type[Any]:
-    """The one class that a module defines itself and `accepts` takes."""
+    """The one class that a module defines itself and `accepts` takes. Raises TypeError where it has none or several."""
     module = importlib.import_module(module_name)
-    (own,) = (
+    own: list[type[Any]] = [
         value
         for value in vars(module).values()
         if accepts(value) and getattr(value, "__module__", None) == module.__name__
-    )
-    return own  # type: ignore[no-any-return]
+    ]
+    if len(own) != 1:
+        found = ", ".join(value.__name__ for value in own) or "none"
+        raise TypeError(f"{module_name} must define exactly one class of its kind, found {found}")
+    return own[0]
 
 
 def one_of(folder: str, *, own_class: bool = False) -> AfterValidator:
