@@ -124,11 +124,6 @@ class ExportView(Frozen):
         """Whether a gate bounds the tasks' metrics."""
         return any(gate.gate == "accuracy" for gate in self.verification.gates)
 
-    @property
-    def bounds_baseline(self) -> bool:
-        """Whether a gate bounds what was lost to the dense baseline."""
-        return any(is_against_baseline(gate) for gate in self.verification.gates)
-
 
 def is_against_baseline(gate: GateResult) -> bool:
     """Whether a gate bounds what was lost to the dense baseline."""
