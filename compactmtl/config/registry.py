@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
-from compactmtl.config.lookup import close_names
+from compactmtl.config.lookup import name_hint
 from compactmtl.config.trust import is_class_name
 from compactmtl.errors import ConfigError
 
@@ -41,11 +41,7 @@ def class_in(folder: str, name: str, accepts: Callable[[object], bool], key: str
     Raises ConfigError, with the nearest name, where there is no such module.
     """
     if name not in file_names(folder):
-        near = close_names(name, list(file_names(folder)))
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(file_names(folder))}"
-        )
-        raise ConfigError(f"{key}: there is no {what} {name!r}", hint)
+        raise ConfigError(f"{key}: there is no {what} {name!r}", name_hint(name, file_names(folder)))
     return defined_class(f"{PACKAGE.name}.{folder.replace('/', '.')}.{name}", accepts)
 
 
