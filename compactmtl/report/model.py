@@ -186,7 +186,7 @@ class RunView(Frozen):
 
     @property
     def final(self) -> Stage:
-        """The shown export's form, else the one furthest down the road to it that has metrics, else the trained one."""
+        """The shown export's form, else the last one before it that has metrics, else the trained one."""
         return shown_stages([self])[0]
 
     def measured(self, key: StageKey) -> Stage | None:
