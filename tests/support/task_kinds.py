@@ -8,17 +8,25 @@ from typing import Any
 
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.tasks import TargetSpec, Task, build_task
-from compactmtl.tasks.registry import all_classes
+from compactmtl.tasks.registry import all_classes, task_kinds
 
 CLASSES = ("floor", "wall", "lamp")
 UNITS = {"depth": "m", "disparity": "px", "scalar": "years"}
 
 
-def usual_options(kind: str) -> dict[str, Any]:
-    """`OPTIONS` of the kind's test, for a kind that needs some to be built or to show all that it does."""
+def _options_named_in_its_test(kind: str) -> dict[str, Any]:
     test = f"tests.tasks.kinds.test_{kind}"
     options: dict[str, Any] = getattr(import_module(test), "OPTIONS", {}) if find_spec(test) else {}
-    return dict(options)
+    return options
+
+
+# Read now: hypothesis allows no import of a module with its tests inside of one of its tests.
+_OPTIONS = {kind: _options_named_in_its_test(kind) for kind in task_kinds()}
+
+
+def usual_options(kind: str) -> dict[str, Any]:
+    """`OPTIONS` of the kind's test, for a kind that needs some to be built or to show all that it does."""
+    return dict(_OPTIONS[kind])
 
 
 def usual_task(kind: str, options: dict[str, Any] | None = None) -> Task:
