@@ -1,4 +1,4 @@
-"""Hold the package's imports against two rules: they go only to rooms on the left of ROOMS, and in no circle.
+"""Hold compactmtl's imports against two rules: they go only to packages on the left of PACKAGES, and in no circle.
 
 python tools/check_imports.py
 """
@@ -11,20 +11,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOMS = (
+PACKAGES = (
     "errors", "artifacts", "config", "tasks", "data", "models", "graph", "overparam", "surgery", "sparsity", "balancing",
     "backends", "verify", "runs", "train", "export", "report", "sweep", "cli",
 )  # fmt: skip
 PACKAGE = "compactmtl"
-# A run is read through `runs`: only rooms that start a training import the room that does it.
+# A run is read through `runs`: only packages that start a training import the package that does it.
 TRAINING, TRAINERS = "train", ("train", "sweep", "cli")
-# Entry points: __init__ loads public names from every room on demand, __main__ starts the command line.
+# Entry points: __init__ loads public names from every package on demand, __main__ starts the command line.
 DOORS = ("__init__", "__main__")
 
 
 @dataclass(frozen=True)
 class Import:
-    """One import of a room of the package, at module level, in a function or for types alone."""
+    """One import from one of the packages, at module level, in a function or for types alone."""
 
     path: Path
     line: int
@@ -36,16 +36,18 @@ class Import:
 
 
 def violations(root: Path) -> list[str]:
-    """Every import under `root/compactmtl` that goes to the right, and every module outside the known rooms."""
+    """Every import under `root/compactmtl` that goes to the right, and every module outside the known packages."""
     package = root / PACKAGE
     faults = []
     for path in _modules(package):
         parts = path.relative_to(package).with_suffix("").parts
-        if parts[0] not in ROOMS:
-            faults.append(f"{path}: {parts[0]} is no room of the package; the rooms are {', '.join(ROOMS)}")
+        if parts[0] not in PACKAGES:
+            faults.append(
+                f"{path}: {parts[0]} is no package of compactmtl; the packages are {', '.join(PACKAGES)}"
+            )
             continue
         for found in _imports(path, parts):
-            if found.imported not in ROOMS or ROOMS.index(found.imported) > ROOMS.index(parts[0]):
+            if found.imported not in PACKAGES or PACKAGES.index(found.imported) > PACKAGES.index(parts[0]):
                 faults.append(f"{found}, which is not on its left")
             elif found.imported == TRAINING and parts[0] not in TRAINERS:
                 faults.append(f"{found}; a run is read through runs")
@@ -138,9 +140,9 @@ def _imports(path: Path, parts: tuple[str, ...]) -> Iterator[Import]:
     here = (PACKAGE, *parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
         for name in _imported_names(node, here):
-            room = name.split(".")
-            if room[0] == PACKAGE and len(room) > 1 and not room[1].startswith("__"):
-                yield Import(path, getattr(node, "lineno", 0), parts[0], room[1])
+            names = name.split(".")
+            if names[0] == PACKAGE and len(names) > 1 and not names[1].startswith("__"):
+                yield Import(path, getattr(node, "lineno", 0), parts[0], names[1])
 
 
 def _imported_names(node: ast.AST, here: tuple[str, ...]) -> Iterator[str]:

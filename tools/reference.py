@@ -27,8 +27,8 @@ from tools.reference_lists import lists
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by tools/reference.py from the code: edit the code, then run `make docs`. -->\n"
-# Rooms whose names the Python page documents, in the order in which a script meets them.
-ROOMS = (
+# Packages whose names the Python page documents, in the order in which a script meets them.
+PACKAGES = (
     "config", "data", "models", "tasks", "overparam", "graph", "sparsity", "balancing", "surgery", "export",
     "backends", "verify",
 )  # fmt: skip
@@ -192,7 +192,7 @@ def _sentence(text: str) -> str:
 
 
 def _python_page() -> str:
-    """For each room a table of its public names, then a directive of mkdocstrings for each of them."""
+    """For each package a table of its public names, then a directive of mkdocstrings for each of them."""
     homes = compactmtl._HOME
     lines = [
         "# Python API",
@@ -202,13 +202,13 @@ def _python_page() -> str:
         "between minor versions.",
         "",
     ]
-    for room in ROOMS:
-        module = importlib.import_module(f"compactmtl.{room}")
-        sources = _sources(room)
-        stable = [name for name in module.__all__ if homes.get(name) == room]
+    for package in PACKAGES:
+        module = importlib.import_module(f"compactmtl.{package}")
+        sources = _sources(package)
+        stable = [name for name in module.__all__ if homes.get(name) == package]
         names = [*stable, *(name for name in module.__all__ if name not in stable)]
-        lines += [f"## compactmtl.{room}", "", (module.__doc__ or "").strip().splitlines()[0], ""]
-        lines += [f"`from compactmtl.{room} import …`", "", "| name | what |", "| --- | --- |"]
+        lines += [f"## compactmtl.{package}", "", (module.__doc__ or "").strip().splitlines()[0], ""]
+        lines += [f"`from compactmtl.{package} import …`", "", "| name | what |", "| --- | --- |"]
         for name in names:
             mark = " **stable**" if name in stable else ""
             lines.append(f"| `{name}`{mark} | {_cell(_summary(getattr(module, name)))} |")
@@ -223,14 +223,14 @@ def _summary(value: object) -> str:
     return inspect.cleandoc(value.__doc__ or "").split("\n\n")[0] if documented else ""
 
 
-def _sources(room: str) -> dict[str, str]:
-    """The module that each name of a room's __init__ is imported from."""
-    package = f"compactmtl.{room}"
+def _sources(package: str) -> dict[str, str]:
+    """The module that each name of a package's __init__ is imported from."""
+    whole = f"compactmtl.{package}"
     late = getattr(
-        importlib.import_module(package), "_HOME", {}
-    )  # of rooms that import their names when asked
-    tree = ast.parse((ROOT / "compactmtl" / room / "__init__.py").read_text(encoding="utf-8"))
-    sources = {name: f"{package}.{module}" for name, module in late.items()}
+        importlib.import_module(whole), "_HOME", {}
+    )  # of packages that import their names when asked
+    tree = ast.parse((ROOT / "compactmtl" / package / "__init__.py").read_text(encoding="utf-8"))
+    sources = {name: f"{whole}.{module}" for name, module in late.items()}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             sources |= {alias.asname or alias.name: node.module for alias in node.names}

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from compactmtl.backends.base import Backend, Runner
-from compactmtl.config.lookup import close_names
+from compactmtl.config.lookup import name_hint
 from compactmtl.config.registry import defined_class
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError
@@ -32,9 +32,7 @@ def get_backend(name: str) -> Backend:
     """The backend of that name. Raises ConfigError, with the nearest name, where there is none."""
     names = backend_names()
     if name not in names:
-        near = close_names(name, list(names))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the backends are {', '.join(names)}"
-        raise ConfigError(f"unknown backend '{name}'", hint)
+        raise ConfigError(f"unknown backend '{name}'", name_hint(name, names))
     return _instance(importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}.{ENTRY}"))
 
 

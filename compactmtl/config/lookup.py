@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,6 +110,12 @@ def close_names(word: str, known: list[str]) -> list[str]:
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     near += [by_end[end] for end in difflib.get_close_matches(word, list(by_end), n=3, cutoff=0.7)]
     return list(dict.fromkeys(inside + near))[:3]
+
+
+def name_hint(word: str, known: Sequence[str]) -> str:
+    """A hint that says which known names a misspelt word may have meant, or all of them."""
+    near = close_names(word, list(known))
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 
 def _nearest(kind: Kind, word: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
-from compactmtl.config.lookup import close_names
+from compactmtl.config.lookup import name_hint
 from compactmtl.config.trust import is_class_name
 from compactmtl.errors import ConfigError
 
@@ -41,23 +41,22 @@ def class_in(folder: str, name: str, accepts: Callable[[object], bool], key: str
     Raises ConfigError, with the nearest name, where there is no such module.
     """
     if name not in file_names(folder):
-        near = close_names(name, list(file_names(folder)))
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(file_names(folder))}"
-        )
-        raise ConfigError(f"{key}: there is no {what} {name!r}", hint)
+        raise ConfigError(f"{key}: there is no {what} {name!r}", name_hint(name, file_names(folder)))
     return defined_class(f"{PACKAGE.name}.{folder.replace('/', '.')}.{name}", accepts)
 
 
 def defined_class(module_name: str, accepts: Callable[[object], bool]) -> type[Any]:
-    """The one class that a module defines itself and `accepts` takes."""
+    """The one class that a module defines itself and `accepts` takes. Raises TypeError where it has none or several."""
     module = importlib.import_module(module_name)
-    (own,) = (
+    own: list[type[Any]] = [
         value
         for value in vars(module).values()
         if accepts(value) and getattr(value, "__module__", None) == module.__name__
-    )
-    return own  # type: ignore[no-any-return]
+    ]
+    if len(own) != 1:
+        found = ", ".join(value.__name__ for value in own) or "none"
+        raise TypeError(f"{module_name} must define exactly one class of its kind, found {found}")
+    return own[0]
 
 
 def one_of(folder: str, *, own_class: bool = False) -> AfterValidator:

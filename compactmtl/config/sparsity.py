@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen, Scalar, Share
-from compactmtl.config.trust import is_class_name
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -19,6 +18,8 @@ PenaltyName = Annotated[
     str, one_of("sparsity/penalties", own_class=True), names_schema("sparsity/penalties", own_class=True)
 ]
 After = Annotated[float, Field(gt=0, le=1)]  # a share of all steps before which there are steps
+# Options of the first penalties that also have keys of their own. Another penalty has `penalty_options` alone.
+SHORT_KEYS: Mapping[str, tuple[str, ...]] = {"sparse_group_lasso": ("l1", "l2"), "group_mcp": ("knee",)}
 _MEASURES = ("macs", "parameters", "latency")
 _KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")
 
@@ -161,7 +162,7 @@ class SparsityConfig(Frozen):
     penalty_options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Options of this penalty. See the list of penalties."
     )
-    # Options of the first penalties, which have keys of their own: short for the same key of `penalty_options`.
+    # Keys of `SHORT_KEYS`.
     l1: NonNegative = Field(
         1.0,
         description="Short for `penalty_options.l1`: factor of the part of `sparse_group_lasso` on single "
@@ -259,12 +260,10 @@ class SparsityConfig(Frozen):
             )
         return self
 
-    def options_of_penalty(self, known: Collection[str]) -> dict[str, Scalar | list[Scalar]]:
-        """The options of a penalty that takes those `known`: `penalty_options` over the keys that stand for one of them."""
-        short: dict[str, Scalar | list[Scalar]] = {"l1": self.l1, "l2": self.l2, "knee": self.knee}
-        if is_class_name(self.penalty):  # has defaults of its own
-            short = {}
-        return {key: value for key, value in short.items() if key in known} | self.penalty_options
+    @property
+    def options_of_penalty(self) -> dict[str, Scalar | list[Scalar]]:
+        """The options of the penalty: `penalty_options` over the keys that stand for one of them."""
+        return {key: getattr(self, key) for key in SHORT_KEYS.get(self.penalty, ())} | self.penalty_options
 
     @property
     def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol, cast
 from pydantic import BaseModel
 
 from compactmtl.config import validate_options
+from compactmtl.config.lookup import name_hint
 from compactmtl.config.recipe import DataConfig
 from compactmtl.config.trust import trusting
 from compactmtl.data.base import Split, VisionDataset
@@ -55,11 +55,8 @@ def dataset_module(name: str) -> DatasetModule:
     if is_external(name):
         return cast(DatasetModule, external(name))
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the data sets are {', '.join(DATASETS)}"
-        raise ConfigError(
-            f"data.name: no data set {name!r}", f"{hint}; a class of your own is package.module:Class"
-        )
+        hint = f"{name_hint(name, DATASETS)}; a class of your own is package.module:Class"
+        raise ConfigError(f"data.name: no data set {name!r}", hint)
     return cast(DatasetModule, importlib.import_module(f"compactmtl.data.{name}"))
 
 

@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from compactmtl.config import trust, validate_options
-from compactmtl.config.recipe import DataConfig, Frozen
+from compactmtl.config.recipe import DataConfig
+from compactmtl.config.schema import Frozen, NoOptions
 from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.cache import Arrays, content_key, user_cache
 from compactmtl.data.files import numbers_of, source_of
@@ -32,10 +33,6 @@ _METHODS = ("__len__", "__getitem__", "identifier")
 _SHOWN = 10
 _LENGTH_TOLERANCE = 0.01  # of normals, whose coding in 8 bits costs half of that
 _MOST_INSTANCES = 2**15 - 1  # as they are stored
-
-
-class NoOptions(Frozen):
-    """The options of a class that declares none."""
 
 
 @dataclass(frozen=True)

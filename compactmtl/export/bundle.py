@@ -29,6 +29,7 @@ from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.precision.record import PrecisionRecord
 from compactmtl.tasks.base import TargetSpec, Task
 from compactmtl.tasks.build import recorded_task
+from compactmtl.tasks.reading import Reading, readings_of
 from compactmtl.verify.result import Verification
 
 VERSION = 1
@@ -184,6 +185,11 @@ class Bundle:
             name: recorded_task(name, task.config, task.spec, task.channels)
             for name, task in self.info.tasks.items()
         }
+
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """Deprecated: `tasks`."""
+        return readings_of(self.tasks, "Bundle")
 
     def runner(self, lean_runtime: Path | None = None) -> Runner:
         """The model, opened on its target's backend.

@@ -21,6 +21,7 @@ from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.interface import feed, restore
 from compactmtl.tasks.base import Task
+from compactmtl.tasks.reading import Reading, readings_of
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class Predictor:
         model = run.load_compact() if run.has_compact else run.load_plain()
         tasks = run.tasks
         return cls(TorchRunner(model, ["image"], list(tasks)), tasks, preprocessing(run.recipe.data))
+
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """Deprecated: `tasks`."""
+        return readings_of(self.tasks, "Predictor")
 
     def __enter__(self) -> Self:
         return self

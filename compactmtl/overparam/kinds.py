@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from numbers import Integral, Real
 from typing import Literal, get_args
@@ -11,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from compactmtl.config.lookup import name_hint
 from compactmtl.errors import ConfigError
 from compactmtl.overparam.cp import CpLayer
 from compactmtl.overparam.expandnet import ChainLayer, chain
@@ -35,11 +35,7 @@ def check_kind(kind: str) -> None:
     """Raise ConfigError for an unknown kind, with the nearest known one."""
     known = get_args(Kind)
     if kind not in known:
-        near = difflib.get_close_matches(str(kind), known, n=1)
-        raise ConfigError(
-            f"unknown over-parameterization {kind!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
-        )
+        raise ConfigError(f"unknown over-parameterization {kind!r}", name_hint(str(kind), known))
 
 
 def takes(kind: Kind, module: nn.Module, *, depthwise: bool) -> bool:

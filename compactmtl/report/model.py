@@ -124,11 +124,6 @@ class ExportView(Frozen):
         """Whether a gate bounds the tasks' metrics."""
         return any(gate.gate == "accuracy" for gate in self.verification.gates)
 
-    @property
-    def bounds_baseline(self) -> bool:
-        """Whether a gate bounds what was lost to the dense baseline."""
-        return any(is_against_baseline(gate) for gate in self.verification.gates)
-
 
 def is_against_baseline(gate: GateResult) -> bool:
     """Whether a gate bounds what was lost to the dense baseline."""
@@ -191,7 +186,7 @@ class RunView(Frozen):
 
     @property
     def final(self) -> Stage:
-        """The shown export's form, else the one furthest down the road to it that has metrics, else the trained one."""
+        """The shown export's form, else the last one before it that has metrics, else the trained one."""
         return shown_stages([self])[0]
 
     def measured(self, key: StageKey) -> Stage | None:

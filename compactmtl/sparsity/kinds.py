@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compactmtl.config.lookup import name_hint
 from compactmtl.errors import ConfigError, SurgeryError
 from compactmtl.graph.borrow import trainable
 from compactmtl.graph.calls import arguments, operator, stack_of
@@ -75,11 +75,7 @@ def channel_groups(
     inputs = as_arguments(model, example_inputs)
     inside = in_scope(model, scope)
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1)
-        raise ConfigError(
-            f"unknown group kind {kind!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(KINDS)}",
-        )
+        raise ConfigError(f"unknown group kind {kind!r}", name_hint(str(kind), KINDS))
     if kind == "block" and block < 2:
         raise ConfigError(f"a block of {block} channels", "a block has 2 channels or more; else use coupled")
     traced: _Traced | None = None

@@ -36,8 +36,7 @@ def penalty_class(name: str) -> type[Penalty]:
 def penalty_options(config: SparsityConfig) -> Frozen:
     """The recipe's options of its penalty, checked. Raises as `penalty_class`, and ConfigError naming an option."""
     options = penalty_class(config.penalty).Options
-    given = config.options_of_penalty(options.model_fields)
-    return validate_options(options, given, f"{KEY}_options")
+    return validate_options(options, config.options_of_penalty, f"{KEY}_options")
 
 
 def build_penalty(config: SparsityConfig, groups: ChannelGroups) -> Penalty:

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from torch import nn
 
 from compactmtl.errors import ArtifactError
@@ -109,6 +117,11 @@ class FullWidthEdit(_Edit):
         return self
 
 
+def _read_as_current(version: object) -> object:
+    """Version 1 says `widened` for `full_width`, and is the same otherwise."""
+    return 2 if version == 1 else version
+
+
 class Plan(_Edit):
     """Edits in the order in which they are applied: fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
     modules at full width.
@@ -116,7 +129,7 @@ class Plan(_Edit):
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
 
-    version: Literal[1] = 1
+    version: Annotated[Literal[2], BeforeValidator(_read_as_current)] = 2
     signature: str
     align: Annotated[int, Field(ge=1)] = Field(1, description="multiple that channel counts were kept at")
     fused: tuple[str, ...] = Field(

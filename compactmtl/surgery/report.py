@@ -64,7 +64,7 @@ class SurgeryReport:
     def to_json(self) -> dict[str, Any]:
         """surgery.json."""
         return {
-            "version": 1,
+            "version": 2,
             "macs": {"before": self.macs_before, "after": self.macs_after},
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
             "mac_reduction": self.mac_reduction,

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from numpy.typing import NDArray
 
 from compactmtl.artifacts.layout import BUNDLE_FILE
-from compactmtl.config.recipe import Frozen, TaskConfig
+from compactmtl.config.recipe import TaskConfig
+from compactmtl.config.schema import Frozen, NoOptions
 from compactmtl.config.validate import validate_options
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.tasks import pictures
@@ -87,10 +88,6 @@ class ReferenceMetrics(Metrics, Protocol):
 
     def update(self, output: Tensor, target: Tensor, references: Sequence[Any] | None = None) -> None:
         """`references`: what the data set gives for scoring beside the target, one an image."""
-
-
-class NoOptions(Frozen):
-    """The options of a kind that has none."""
 
 
 @dataclass(frozen=True)

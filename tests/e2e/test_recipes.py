@@ -1,4 +1,4 @@
-"""Every recipe goes down the whole road in two steps, on data that the test writes in the data set's true layout."""
+"""Every recipe goes through the whole pipeline in two steps, on data that the test writes in the data set's true layout."""
 
 from __future__ import annotations
 

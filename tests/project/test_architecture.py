@@ -15,7 +15,7 @@ from compactmtl.config.keys import keys
 from compactmtl.config.recipe import Recipe
 from compactmtl.config.sweep import SweepConfig
 from compactmtl.config.target import Target
-from tools.check_imports import ROOMS
+from tools.check_imports import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -67,7 +67,7 @@ def spoken(page: str) -> list[str]:
 
 def is_known(word: str) -> bool:
     """Whether the repository has what a page names."""
-    if word in FOREIGN or word in ROOMS or word in schema_keys() or hasattr(builtins, word):
+    if word in FOREIGN or word in PACKAGES or word in schema_keys() or hasattr(builtins, word):
         return True
     if word.startswith("compactmtl "):
         verb, *options = word.split()[1:]
@@ -124,7 +124,7 @@ def rows(page: str, heading: str) -> list[list[str]]:
 
 def test_the_table_of_packages_is_the_order_of_imports() -> None:
     packages = [row[0].strip("`") for row in rows("architecture.md", "Packages")]
-    assert packages == list(ROOMS)
+    assert packages == list(PACKAGES)
 
 
 def test_the_glossary_is_complete_and_explains_no_word_twice() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.check_imports import ROOMS, circles, violations
+from tools.check_imports import PACKAGES, circles, violations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,21 +59,23 @@ def test_imports_to_the_left_and_in_the_room_pass(tmp_path: Path, module: str, c
     assert violations(tmp_path) == []
 
 
-@pytest.mark.parametrize("room", ["export", "report"])
-def test_a_room_that_only_reads_runs_does_not_import_the_training_code(tmp_path: Path, room: str) -> None:
-    write(tmp_path, f"{room}/read.py", "from compactmtl.runs import Run\nfrom compactmtl.train import Run")
+@pytest.mark.parametrize("package", ["export", "report"])
+def test_a_package_that_only_reads_runs_does_not_import_the_training_code(
+    tmp_path: Path, package: str
+) -> None:
+    write(tmp_path, f"{package}/read.py", "from compactmtl.runs import Run\nfrom compactmtl.train import Run")
     (fault,) = violations(tmp_path)
-    assert f"read.py:2: {room} imports train; a run is read through runs" in fault
+    assert f"read.py:2: {package} imports train; a run is read through runs" in fault
 
 
 def test_a_module_outside_the_rooms_is_caught(tmp_path: Path) -> None:
     write(tmp_path, "utils/misc.py", "")
-    assert "utils is no room" in violations(tmp_path)[0]
+    assert "utils is no package" in violations(tmp_path)[0]
 
 
 def test_every_room_exists() -> None:
     found = {path.stem for path in (ROOT / "compactmtl").iterdir() if not path.name.startswith(("_", "."))}
-    assert found - {"py"} == set(ROOMS)
+    assert found - {"py"} == set(PACKAGES)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_a_module_that_takes_names_of_its_own_room_is_caught(tmp_path: Path) -> 
     [
         "def late():\n    from compactmtl.graph.one import Name",
         "from compactmtl.graph.three import Name",
-        "from compactmtl.graph import Name",  # a value of the room, whose __init__ imports nothing
+        "from compactmtl.graph import Name",  # a value of the package, whose __init__ imports nothing
     ],
 )
 def test_late_imports_and_chains_are_no_circle(tmp_path: Path, back: str) -> None:
@@ -121,7 +123,7 @@ def test_late_imports_and_chains_are_no_circle(tmp_path: Path, back: str) -> Non
 
 
 def test_two_circles_are_two_faults(tmp_path: Path) -> None:
-    for room in ("graph", "tasks"):
-        write(tmp_path, f"{room}/one.py", f"import compactmtl.{room}.two")
-        write(tmp_path, f"{room}/two.py", f"import compactmtl.{room}.one")
+    for package in ("graph", "tasks"):
+        write(tmp_path, f"{package}/one.py", f"import compactmtl.{package}.two")
+        write(tmp_path, f"{package}/two.py", f"import compactmtl.{package}.one")
     assert len(circles(tmp_path)) == 2

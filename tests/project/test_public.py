@@ -19,7 +19,7 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code", ["import compactmtl", "import compactmtl.config", "import compactmtl.cli.main"]
 )
-def test_importing_the_light_rooms_loads_nothing_heavy(code: str) -> None:
+def test_importing_the_light_packages_loads_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & {"torch", "timm", "onnx", "onnxruntime", "numpy", "pydantic", "matplotlib"}
 
 

@@ -19,7 +19,7 @@ def splits() -> TinySplits:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[SyntheticRun, SyntheticRun]:
-    """A dense baseline and a compact run that went down the whole road."""
+    """A dense baseline and a compact run that went through the whole pipeline."""
     return write_pair(tmp_path / "runs")
 
 

@@ -31,7 +31,7 @@ def write(
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a pair of runs that went down the whole road; drawing it takes a second."""
+    """The report of a pair of runs that went through the whole pipeline; drawing it takes a second."""
     folder = tmp_path_factory.mktemp("report")
     dense, compact = write_pair(folder / "runs")
     write([compact], dense, folder / "out")

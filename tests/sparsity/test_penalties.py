@@ -136,6 +136,15 @@ def test_a_penalty_has_its_options_from_the_recipe() -> None:
     assert isinstance(knee, GroupMCP) and knee.knee == 0.5
 
 
+def test_short_keys_are_of_the_first_penalties_alone() -> None:
+    """A new penalty may have an option of such a name; the default is then its own."""
+    keys = {"l1": 0.5, "l2": 0.25, "knee": 2.0}
+    assert config(penalty="sparse_group_lasso", **keys).options_of_penalty == {"l1": 0.5, "l2": 0.25}
+    assert config(penalty="group_mcp", **keys).options_of_penalty == {"knee": 2.0}
+    assert config(penalty="own_penalties:Ridge", **keys).options_of_penalty == {}
+    assert config(penalty="group_lasso", **keys).options_of_penalty == {}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -40,7 +40,7 @@ ALLOWED = (
         "as above",
     ),
     Allowed(
-        "tests/export/test_precision_pipeline.py::test_fp16_pipeline_in_openvino_with_a_free_batch",
+        "tests/export/precision/test_pipeline.py::test_fp16_pipeline_in_openvino_with_a_free_batch",
         r"this processor has no fp16",
         "as above",
     ),

@@ -111,7 +111,10 @@ def test_a_plan_of_an_earlier_version_has_its_key_and_its_attribute() -> None:
     _, _, result = _compacted()
     text = result.plan.to_json()
     assert text.count('"full_width"') == 1
-    earlier = Plan.from_json(text.replace('"full_width"', '"widened"'))
+    assert text.count('"version": 2') == 1
+    earlier = Plan.from_json(
+        text.replace('"version": 2', '"version": 1').replace('"full_width"', '"widened"')
+    )
     assert earlier == result.plan
     with pytest.warns(DeprecationWarning, match="full_width"):
         assert earlier.widened == earlier.full_width

@@ -13,31 +13,13 @@ from hypothesis import strategies as st
 
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ArtifactError
-from compactmtl.tasks import TargetSpec, Task, build_task
+from compactmtl.tasks import TargetSpec, Task
 from compactmtl.tasks.build import recorded_task
 from compactmtl.tasks.numeric import sigmoid, softmax
 from compactmtl.tasks.registry import task_kinds
+from tests.support.task_kinds import CLASSES, usual_task
 
-CLASSES = ("floor", "wall", "lamp")
-CASES: dict[str, tuple[TargetSpec, dict[str, Any]]] = {
-    "segmentation": (TargetSpec("mask", classes=CLASSES), {}),
-    "depth": (TargetSpec("depth", unit="m"), {}),
-    "disparity": (TargetSpec("disparity", unit="px"), {}),
-    "normals": (TargetSpec("normals"), {}),
-    "boundaries": (TargetSpec("mask", classes=CLASSES), {}),
-    "classification": (TargetSpec("class", classes=CLASSES), {}),
-    "multilabel": (TargetSpec("multilabel", classes=CLASSES), {}),
-    "regression": (TargetSpec("scalar", unit="years"), {}),
-    "binned_regression": (TargetSpec("scalar", unit="years"), {"low": 1.0, "high": 81.0, "bins": 17}),
-    "instances": (TargetSpec("instances", classes=CLASSES), {"threshold": 0.3, "window": 5, "limit": 7}),
-}
 EXACT = ("segmentation", "classification", "multilabel", "instances")  # what they give are whole numbers
-
-
-def task_of(kind: str, options: dict[str, Any] | None = None) -> Task:
-    spec, usual = CASES[kind]
-    config = TaskConfig.model_validate({"kind": kind, "options": usual if options is None else options})
-    return build_task("it", config, spec)
 
 
 def output_of(task: Task, seed: int, batch: int = 2) -> torch.Tensor:
@@ -46,15 +28,11 @@ def output_of(task: Task, seed: int, batch: int = 2) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 4
 
 
-def test_no_kind_of_task_is_left_out() -> None:
-    assert set(CASES) == set(task_kinds())
-
-
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", task_kinds())
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_values_are_those_of_the_task(kind: str, seed: int) -> None:
-    task = task_of(kind)
+    task = usual_task(kind)
     output = output_of(task, seed)
     expected = task.decode(output).numpy()
     found = task.read(output.numpy())
@@ -71,7 +49,7 @@ def test_values_are_those_of_the_task(kind: str, seed: int) -> None:
     [("classification", lambda logits: logits.softmax(0)), ("multilabel", lambda logits: logits.sigmoid())],
 )
 def test_probabilities_are_by_class(kind: str, shares: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    task = task_of(kind)
+    task = usual_task(kind)
     output = output_of(task, 1)[0]
     found = task.probabilities(output.numpy())
     assert list(found) == list(CLASSES)
@@ -80,7 +58,7 @@ def test_probabilities_are_by_class(kind: str, shares: Callable[[torch.Tensor], 
 
 
 def test_a_map_has_no_probabilities() -> None:
-    task = task_of("segmentation")
+    task = usual_task("segmentation")
     assert task.probabilities(output_of(task, 0)[0].numpy()) == {}
 
 
@@ -92,7 +70,7 @@ def test_logits_that_overflow_have_probabilities_still() -> None:
 
 
 def test_half_precision_is_read_as_float32() -> None:
-    task = task_of("binned_regression")
+    task = usual_task("binned_regression")
     output = output_of(task, 5).half()
     found = task.read(output.numpy())
     np.testing.assert_allclose(found, task.decode(output).numpy(), rtol=1e-6)
@@ -121,6 +99,6 @@ def test_parts_that_do_not_belong_together(
 
 
 def test_an_output_of_another_width_is_refused() -> None:
-    task = task_of("segmentation")
+    task = usual_task("segmentation")
     with pytest.raises(ArtifactError, match=r"expected \(batch, 3"):
         task.read(np.zeros((1, 4, 2, 2), np.float32))

@@ -19,6 +19,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.tasks import TargetSpec, Task, build_task
 from compactmtl.tasks.registry import all_classes, task_class, task_kinds, usual_kind
 from tests.support.own_kind import FAR
+from tests.support.task_kinds import usual_options
 
 PACKAGE = Path(compactmtl.__file__).parent
 # Words that are a kind's name and mean something else where they stand: file -> word -> what it is there.
@@ -107,9 +108,8 @@ UNKNOWN = {
 @pytest.mark.parametrize("kind", task_kinds())
 def test_where_nothing_is_known_nothing_is_learned(kind: str) -> None:
     target = all_classes()[kind].target_kind
-    options = {"low": 0.0, "high": 9.0} if kind == "binned_regression" else {}
     spec = TargetSpec(target, classes=("a", "b", "c"), ignore_index=255)
-    task = build_task("it", TaskConfig(kind=kind, options=options), spec)
+    task = build_task("it", TaskConfig(kind=kind, options=usual_options(kind)), spec)
     values = UNKNOWN[target]()
     size = (8 // task.stride, 8 // task.stride) if task.dense else ()
     output = torch.randn(2, task.channels, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()

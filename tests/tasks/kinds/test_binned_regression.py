@@ -16,6 +16,7 @@ from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.tasks.kinds.binned_regression import BinnedRegressionTask
 
 RANGE = {"low": 1.0, "high": 101.0, "bins": 21}  # bins 5 years apart
+OPTIONS = RANGE  # for the tests of all kinds
 
 
 def task(loss: str | None = None, **options: Any) -> BinnedRegressionTask:

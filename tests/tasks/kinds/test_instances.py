@@ -21,6 +21,7 @@ from compactmtl.tasks.summaries import list_instances
 
 CLASSES = ("cat", "dog", "cow")
 SMALL = 40.0
+OPTIONS = {"threshold": 0.3, "window": 5, "limit": 7}  # for the tests of all kinds
 
 
 def task(**config: Any) -> InstancesTask:

@@ -1,4 +1,4 @@
-"""The whole road by its commands: train dense and compact, compact, export, verify, report, predict."""
+"""The whole pipeline by its commands: train dense and compact, compact, export, verify, report, predict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from compactmtl.cli.main import main
 from compactmtl.verify.result import Verification
 
-# a few steps on small pictures: the road is under test, not the network
+# a few steps on small pictures: the pipeline is under test, not the network
 SHORT = [
     "data.size=[48,64]",
     "data.options.train=32",
