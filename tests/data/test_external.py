@@ -90,7 +90,7 @@ def test_the_check_and_its_picture(
     monkeypatch.chdir(place)
     assert main(["data", "check", "mydata:Birds", f"root={place / 'birds'}", "size=[16,16]", "--trust"]) == 0
     printed = capsys.readouterr().out
-    assert "Birds by the folder that they lie in." in printed
+    assert "Birds, classified by folder name." in printed
     assert "owl 50.0%, wren 50.0%" in printed
     assert (place / "data-mydata-Birds.png").is_file()
 

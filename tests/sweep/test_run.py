@@ -75,7 +75,7 @@ def test_the_same_command_goes_on_and_writes_the_tables(
     assert written(out / "plain" / "seed0") == first  # finished: left alone
     text = (out / "sweep.md").read_text()
     assert "| plain, 2 runs |" in text and "| ours, 2 runs |" in text
-    assert "/2) |" in text and "difference to plain of the same seed" in text
+    assert "/2) |" in text and "difference to plain with the same seed" in text
     assert "no finished run" not in text
     report = json.loads((out / "sweep.json").read_text())
     assert [row["label"] for row in report["sweep"]["paired"]] == ["ours"]
