@@ -10,7 +10,8 @@ import pytest
 from compactmtl.cli.main import main
 from compactmtl.report import write
 from compactmtl.train import Run
-from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, TinySplits, make_recipe, scaled, write_run
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe, scaled, write_run
+from tests.support.tiny_val import TinySplits
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from compactmtl.config.recipe import Recipe
-from tests.support.synthetic_runs import SyntheticRun, TinySplits, make_recipe, write_pair, write_run
+from tests.support.synthetic_runs import SyntheticRun, make_recipe, write_pair, write_run
+from tests.support.tiny_val import TinySplits
 
 
 @pytest.fixture

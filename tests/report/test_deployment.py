@@ -20,13 +20,13 @@ from compactmtl.verify.result import SINGLE, Verification
 from tests.support.synthetic_runs import (
     SLOW_INT8,
     SyntheticRun,
-    TinySplits,
     add_export,
     make_recipe,
     scaled,
     timed,
     verification,
 )
+from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]
 

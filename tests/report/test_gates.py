@@ -13,7 +13,8 @@ from compactmtl.report.model import ExportView, Report
 from compactmtl.report.table import Cell, Tone
 from compactmtl.train import Run
 from compactmtl.verify.gates import BASELINE
-from tests.support.synthetic_runs import SyntheticRun, TinySplits, add_export, verification
+from tests.support.synthetic_runs import SyntheticRun, add_export, verification
+from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]
 

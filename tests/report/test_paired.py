@@ -16,7 +16,8 @@ from compactmtl.report.paired import paired_cells, sweep_report
 from compactmtl.report.table import Cell
 from compactmtl.tasks.gain import definition
 from compactmtl.train import Run
-from tests.support.synthetic_runs import BEST, FACE_TASKS, SyntheticRun, TinySplits, make_recipe
+from tests.support.synthetic_runs import BEST, FACE_TASKS, SyntheticRun, make_recipe
+from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]
 PLAIN, OURS = {0: 1.0, 1: 1.10, 2: 0.95}, {0: 0.98, 1: 1.08, 2: 0.96}

@@ -14,16 +14,8 @@ from PIL import Image
 from compactmtl.report.pictures import comparison_strip, data_uri
 from compactmtl.report.samples import SampleView, TaskSample, View, below, predict_samples, spread
 from compactmtl.tasks import build_tasks
-from tests.support.synthetic_runs import (
-    FACE_TASKS,
-    ROOM_TASKS,
-    SPECS,
-    SyntheticRun,
-    TinySplits,
-    TinyVal,
-    make_recipe,
-    write_run,
-)
+from tests.support.synthetic_runs import FACE_TASKS, ROOM_TASKS, SPECS, SyntheticRun, make_recipe, write_run
+from tests.support.tiny_val import TinySplits, TinyVal
 
 
 @given(st.integers(1, 1000), st.integers(1, 20))

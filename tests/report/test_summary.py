@@ -28,13 +28,13 @@ from compactmtl.verify.speed import speed_of
 from tests.support.synthetic_runs import (
     SLOW_INT8,
     SyntheticRun,
-    TinySplits,
     add_export,
     make_recipe,
     scaled,
     timed,
     verification,
 )
+from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]
 Pair = tuple[SyntheticRun, SyntheticRun]

@@ -21,15 +21,8 @@ from compactmtl.report.table import (
     speed_cell,
 )
 from compactmtl.train import Run
-from tests.support.synthetic_runs import (
-    FACE_TASKS,
-    SLOW_INT8,
-    SyntheticRun,
-    TinySplits,
-    make_recipe,
-    scaled,
-    timed,
-)
+from tests.support.synthetic_runs import FACE_TASKS, SLOW_INT8, SyntheticRun, make_recipe, scaled, timed
+from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]
 
