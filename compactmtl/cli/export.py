@@ -217,6 +217,7 @@ def summary(verification: Verification, tasks: Mapping[str, Task]) -> Iterator[s
     bounded = "" if any(gate.gate == "accuracy" for gate in verification.gates) else "; none is on accuracy"
     yield f"gates: {len(verification.gates) - len(failed)} of {len(verification.gates)} hold{bounded}"
     yield from (f"  failed: {gate.message}" for gate in failed)
+    yield from (f"  warning: {gate.message}" for gate in verification.gates if gate.warning)
 
 
 def latency_lines(latency: LatencyResult) -> Iterator[str]:

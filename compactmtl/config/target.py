@@ -73,6 +73,12 @@ class LatencyConfig(Frozen):
         description="Gate: least speedup over the dense model, the median over rounds. For lower precisions"
         " the speedup over the dense model in float32 must reach it as well. null: no gate.",
     )
+    not_slower: tuple[Literal["dense", "fp32"], ...] = Field(
+        (),
+        description="Gates: what the artifact must not be slower than. `dense` is the dense model in float32, "
+        "where a baseline was given; `fp32` is the artifact's own float32 form. A gate fails where the whole "
+        "10–90 % band of the ratio over rounds lies below 1, and warns where the band holds 1.",
+    )
 
 
 class OnnxConfig(Frozen):

@@ -12,7 +12,8 @@ from compactmtl.verify.result import GateResult
 PARITY = "parity"
 OWN_ACCURACY = "accuracy vs PyTorch"
 BASELINE_ACCURACY = "accuracy vs baseline"
-KINDS = (PARITY, OWN_ACCURACY, BASELINE_ACCURACY, "latency", "size")
+NOT_SLOWER = "not slower"
+KINDS = (PARITY, OWN_ACCURACY, BASELINE_ACCURACY, "latency", NOT_SLOWER, "size")
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,17 @@ class GateKind:
         """How many of them failed."""
         return sum(not gate.passed for gate in self.gates)
 
+    @property
+    def warnings(self) -> int:
+        """How many of them hold, but only within noise."""
+        return sum(gate.warning for gate in self.gates)
+
 
 def kind_of(gate: GateResult) -> str:
     """The kind of a gate, one of `KINDS`."""
     if gate.gate == "accuracy":
         return BASELINE_ACCURACY if is_against_baseline(gate) else OWN_ACCURACY
-    return gate.gate
+    return NOT_SLOWER if gate.gate == "not_slower" else gate.gate
 
 
 def gate_kinds(export: ExportView) -> tuple[GateKind, ...]:
@@ -58,7 +64,11 @@ def status(export: ExportView) -> Cell:
         return Cell("no gate was set", "bad")
     if not export.holds:
         return Cell("the verification failed", "bad")
-    return Cell(f"held: {', '.join(kind.name for kind in kinds)}", "good" if export.bounds_accuracy else "")
+    held = f"held: {', '.join(kind.name for kind in kinds)}"
+    doubtful = [kind.name for kind in kinds if kind.warnings]
+    if doubtful:
+        return Cell(f"{held}; within noise: {', '.join(doubtful)}", "missing")
+    return Cell(held, "good" if export.bounds_accuracy else "")
 
 
 def not_set(export: ExportView) -> Cell:
@@ -101,6 +111,8 @@ def gates_in_words(report: Report) -> list[Cell]:
                     "bad",
                 )
             )
+        elif doubtful := [target for target, kind in kinds if kind.warnings]:
+            held.append(Cell(f"{name}: within noise on {', '.join(dict.fromkeys(doubtful))}", "missing"))
         elif len(missing) == len(kinds):
             absent.append(name)
         elif missing:

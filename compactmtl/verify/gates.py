@@ -18,7 +18,7 @@ from compactmtl.verify.result import (
     Speed,
     TaskMetrics,
 )
-from compactmtl.verify.speed import speed_of
+from compactmtl.verify.speed import dense_form, speed_of
 
 if TYPE_CHECKING:
     from compactmtl.tasks.base import MetricInfo
@@ -186,6 +186,35 @@ def _latency(target: Target, latency: LatencyResult, subject: str) -> Iterator[G
         for against in (latency.reference, latency.reference + SINGLE):
             if against in latency.stats and not subject.endswith(SINGLE):
                 yield _speedup(speed_of(latency, subject, against), bounds.min_speedup)
+    references = {"dense": dense_form(latency), "fp32": subject + SINGLE}
+    for kind in dict.fromkeys(bounds.not_slower):
+        against = references[kind]
+        if against in latency.stats and against != subject:
+            yield _not_slower(speed_of(latency, subject, against))
+
+
+def _not_slower(speed: Speed) -> GateResult:
+    """Fails where the band of the ratio tells that the artifact is slower; without a band nothing is told."""
+    passed = math.isfinite(speed.ratio) and speed.ratio > 0 and speed.verdict != "slower"
+    if not passed:
+        found = "slower"
+    elif speed.verdict == "faster":
+        found = "not slower"
+    elif speed.verdict == "same":
+        found = "no difference beyond noise"
+    else:
+        found = "too few paired rounds to tell"
+    band = f" ({speed.low:.2f} to {speed.high:.2f})" if speed.low is not None else ""
+    return GateResult(
+        gate="not_slower",
+        subject=speed.name,
+        against=speed.against,
+        bound=1.0,
+        value=speed.ratio,
+        passed=passed,
+        warning=passed and speed.verdict != "faster",
+        message=f"{speed.name}: {speed.ratio:.2f}{band} times as fast as {speed.against}, {found}",
+    )
 
 
 def _speedup(speed: Speed, bound: float) -> GateResult:

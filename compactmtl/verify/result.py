@@ -175,12 +175,13 @@ class ErrorMap(Record):
 class GateResult(Record):
     """One bound and whether it held."""
 
-    gate: Literal["parity", "accuracy", "latency", "size"]
+    gate: Literal["parity", "accuracy", "latency", "not_slower", "size"]
     subject: str  # task, task.metric or model
     against: str = ""  # what an accuracy or a speed was held against, such as torch or the baseline
     bound: float
     value: float
     passed: bool
+    warning: bool = False  # it holds, but noise may hide that it does not
     message: str
 
 

@@ -13,6 +13,7 @@ from compactmtl.report.model import ExportView, Report
 from compactmtl.report.table import Cell, Tone
 from compactmtl.train import Run
 from compactmtl.verify.gates import BASELINE
+from compactmtl.verify.result import GateResult
 from tests.support.synthetic_runs import SyntheticRun, add_export, verification
 from tests.support.tiny_val import TinySplits
 
@@ -47,7 +48,7 @@ def test_an_export_is_green_only_by_a_gate_on_accuracy(
 
 def test_what_was_not_set_is_named() -> None:
     export = ExportView(target="t", verification=verification(bounds_accuracy=False))
-    assert not_set(export) == Cell("accuracy vs PyTorch, accuracy vs baseline, size", "missing")
+    assert not_set(export) == Cell("accuracy vs PyTorch, accuracy vs baseline, not slower, size", "missing")
 
 
 def test_a_gate_against_the_baseline_is_a_kind_of_its_own() -> None:
@@ -75,7 +76,7 @@ def test_the_page_is_green_only_by_a_gate_on_accuracy_of_every_export(make_run: 
         Cell("parity held"),
         Cell("accuracy vs PyTorch held, not set on b"),
         Cell("latency held"),
-        Cell("no gate on: accuracy vs baseline, size", "missing"),
+        Cell("no gate on: accuracy vs baseline, not slower, size", "missing"),
     ]
 
 
@@ -89,6 +90,27 @@ def test_failures_come_first(make_run: MakeRun) -> None:
     add_export(run, verification(target="a", passed=False))
     add_export(run, verification(target="b"))
     assert gates_in_words(report_of(run))[0] == Cell("latency: 1 failed on a", "bad")
+
+
+def test_a_gate_that_holds_within_noise_is_not_green(make_run: MakeRun) -> None:
+    found = verification(target="a")
+    gate = GateResult(
+        gate="not_slower",
+        subject="compact",
+        against="dense",
+        bound=1.0,
+        value=1.01,
+        passed=True,
+        warning=True,
+        message="compact: 1.01 (0.95 to 1.08) times as fast as dense, no difference beyond noise",
+    )
+    found = found.model_copy(update={"gates": (*found.gates, gate)})
+    assert status(ExportView(target="a", verification=found)) == Cell(
+        "held: parity, accuracy vs PyTorch, latency, not slower; within noise: not slower", "missing"
+    )
+    run = make_run("one", compacted=True)
+    add_export(run, found)
+    assert Cell("not slower: within noise on a", "missing") in gates_in_words(report_of(run))
 
 
 def test_without_an_export_no_gate_was_run(make_run: MakeRun) -> None:

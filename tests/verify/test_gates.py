@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compactmtl.backends import load_target
+from compactmtl.config.load import list_targets
 from compactmtl.config.target import AccuracyConfig, LatencyConfig, Target
 from compactmtl.errors import GATE, GateError
 from compactmtl.tasks.base import MetricInfo
@@ -254,6 +256,72 @@ def test_int8_is_held_against_the_dense_model_in_float32_too() -> None:
         ("dense", True),
         ("dense fp32", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("compact", "against", "passed", "warning"),
+    [
+        ([1.0] * 5, {"dense fp32": (True, False), "compact fp32": (True, False)}, True, False),
+        ([3.0] * 5, {"dense fp32": (True, False), "compact fp32": (False, False)}, False, False),
+        ([9.0] * 5, {"dense fp32": (False, False), "compact fp32": (False, False)}, False, False),
+        ([1.0, 1.5, 2.0, 2.5, 3.0], {"dense fp32": (True, False), "compact fp32": (True, True)}, True, True),
+        ([3.0], {"dense fp32": (True, True), "compact fp32": (True, True)}, True, True),
+        ([math.nan] * 5, {"dense fp32": (False, False), "compact fp32": (False, False)}, False, False),
+    ],
+)
+def test_the_artifact_must_not_be_slower(
+    compact: list[float], against: dict[str, tuple[bool, bool]], passed: bool, warning: bool
+) -> None:
+    """Dense takes 8 ms and 4 ms in float32, the compact model 2 ms in float32; int8 may be slower than that."""
+    rounds = len(compact)
+    times = {
+        "dense": [8.0] * rounds,
+        "compact": compact,
+        "dense fp32": [4.0] * rounds,
+        "compact fp32": [2.0] * rounds,
+    }
+    one = measured().stats["dense"]
+    stats = {
+        name: one.model_copy(
+            update={"name": name, "median_ms": statistics.median(ms), "samples_ms": tuple(ms)}
+        )
+        for name, ms in times.items()
+    }
+    gates = check_gates(
+        target(latency=LatencyConfig(not_slower=("dense", "fp32")), precision="int8"),
+        TASKS,
+        parity=parity(),
+        accuracy=AccuracyResult(samples=1, torch=REFERENCE, artifact=REFERENCE),
+        latency=measured().model_copy(update={"stats": stats}),
+        subject="compact",
+        megabytes=1.0,
+    )
+    found = [gate for gate in gates if gate.gate == "not_slower"]
+    assert {gate.against: (gate.passed, gate.warning) for gate in found} == against
+    assert all(gate.passed for gate in found) == passed
+    assert any(gate.warning for gate in found) == warning
+
+
+def test_the_dense_model_is_not_held_against_itself() -> None:
+    alone = measured().model_copy(update={"stats": {"dense": measured().stats["dense"]}})
+    bounded = target(latency=LatencyConfig(not_slower=("dense", "fp32")))
+    gates = check_gates(
+        bounded,
+        TASKS,
+        parity=parity(),
+        accuracy=AccuracyResult(samples=1, torch=REFERENCE, artifact=REFERENCE),
+        latency=alone,
+        subject="dense",
+        megabytes=1.0,
+    )
+    assert not [gate for gate in gates if gate.gate == "not_slower"]
+
+
+def test_every_bundled_target_must_not_make_the_model_slower() -> None:
+    for name in [entry.name for entry in list_targets()]:
+        one = load_target(name)
+        lower = () if one.precision == "fp32" else ("fp32",)
+        assert one.latency.not_slower == ("dense", *lower), name
 
 
 @given(value=st.floats(0.01, 100), reference=st.floats(0.01, 100))
