@@ -39,6 +39,7 @@ VERBS = (
     "compact",
     "export",
     "profile",
+    "latency",
     "report",
     "predict",
     "probe",

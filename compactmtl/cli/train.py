@@ -9,6 +9,7 @@ from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
     from compactmtl.train import DryRun
+    from compactmtl.train.sparse import Foreseen
 
 HELP = "train a recipe into a run folder"
 EXAMPLE = """\
@@ -145,8 +146,23 @@ def _left(result: DryRun) -> list[tuple[str, str]]:
             "parameters left",
             f"about {remaining.parameters:,.0f} ({remaining.parameters / result.parameters:.1%})",
         ),
+        *_milliseconds_left(remaining),
         ("channels left", "an estimate from the weights before training"),
         *((f"  {name}", f"{kept} of {whole}") for name, (kept, whole) in remaining.channels.items()),
+    ]
+
+
+def _milliseconds_left(remaining: Foreseen) -> list[tuple[str, str]]:
+    """What a latency budget's table says of the network that is left."""
+    if remaining.milliseconds is None or remaining.whole_milliseconds is None:
+        return []
+    ratio = remaining.whole_milliseconds / remaining.milliseconds
+    return [
+        (
+            "latency left",
+            f"about {remaining.milliseconds:.3g} ms of {remaining.whole_milliseconds:.3g} ms ({ratio:.2f} times as fast)"
+            f" on {remaining.measured_on}",
+        )
     ]
 
 

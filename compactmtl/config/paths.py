@@ -19,9 +19,11 @@ _RECIPE = (
     "data.root",
     "model.encoder.weights",
     "distillation.teacher",
-    "sparsity.controller.latency_table",
-    "sparsity.selective.latency_table",
-    "sparsity.prune.latency_table",
+    *(
+        f"sparsity.{section}.{key}"
+        for section in ("controller", "selective", "prune")
+        for key in ("latency_table", "latency.table")
+    ),
 )
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,22 +20,68 @@ PenaltyName = Annotated[
 After = Annotated[float, Field(gt=0, le=1)]  # a share of all steps before which there are steps
 # Options of the first penalties that also have keys of their own. Another penalty has `penalty_options` alone.
 SHORT_KEYS: Mapping[str, tuple[str, ...]] = {"sparse_group_lasso": ("l1", "l2"), "group_mcp": ("knee",)}
-_MEASURES = ("macs", "parameters", "latency")
-_KEYS = ("mac_reduction", "parameter_reduction", "latency_reduction")
+Measure = Literal["macs", "parameters", "latency"]
+_KEYS: Mapping[str, Measure] = {
+    "mac_reduction": "macs",
+    "parameter_reduction": "parameters",
+    "latency": "latency",
+}
+_LIMITS = ("ms", "speedup", "reduction")
+
+
+class LatencyBudget(Frozen):
+    """What the whole model may take on a target, in the target's precision and at its batch size: exactly one limit."""
+
+    target: str | None = Field(
+        None,
+        description="Target by name or file. Its layers are timed at the start of training, or read from the user's "
+        "cache. null: the target of `table`.",
+    )
+    ms: AboveZero | None = Field(None, description="Most milliseconds, as `export` measures them (median).")
+    speedup: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
+        None, description="How many times as fast as the original model."
+    )
+    reduction: Reduction | None = Field(None, description="Share of the original model's latency to remove.")
+    table: str | None = Field(
+        None,
+        description="JSON file of layer latencies that `compactmtl latency` wrote, such as one measured on another "
+        "device. null: measure here.",
+    )
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> LatencyBudget:
+        given = [key for key in _LIMITS if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of {', '.join(_LIMITS)}, found {' and '.join(given) or 'none'}"
+            )
+        if self.target is None and self.table is None:
+            raise ValueError("a latency budget needs a target, such as onnxruntime-cpu, or a table")
+        return self
+
+    @property
+    def limit(self) -> str:
+        """Which limit is given."""
+        return next(key for key in _LIMITS if getattr(self, key) is not None)
+
+    def milliseconds(self, whole_ms: float) -> float:
+        """Most milliseconds of a model whose original takes `whole_ms`."""
+        if self.ms is not None:
+            return self.ms
+        return (
+            whole_ms / self.speedup if self.speedup is not None else whole_ms * (1 - (self.reduction or 0.0))
+        )
 
 
 class ReductionConfig(Frozen):
-    """How much of the whole model is removed: a share of exactly one measure."""
+    """How much of the whole model is removed: by exactly one measure."""
 
     mac_reduction: Reduction | None = Field(None, description="Share of the whole model's MACs to remove.")
     parameter_reduction: Reduction | None = Field(
         None, description="Share of the whole model's parameters to remove."
     )
-    latency_reduction: Reduction | None = Field(
-        None, description="Share of the whole model's latency to remove, by `latency_table`."
-    )
-    latency_table: str | None = Field(
-        None, description="JSON file of layer latencies on the target. `tools/latency_table.py` measures one."
+    latency: LatencyBudget | None = Field(
+        None, description="What the whole model may take on a target: milliseconds, a speedup or a share."
     )
     min_channels: Annotated[int, Field(ge=1)] = Field(
         8, description="Least number of channels that stay in a layer."
@@ -45,30 +91,50 @@ class ReductionConfig(Frozen):
         description="Least share of a layer's channels that stays, where that is more than `min_channels`.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _former_keys(cls, data: Any) -> Any:
+        """`latency_reduction` and `latency_table`, as recipes had them before `latency`."""
+        if not isinstance(data, Mapping) or not {"latency_reduction", "latency_table"} & data.keys():
+            return data
+        rest = dict(data)
+        share, table = rest.pop("latency_reduction", None), rest.pop("latency_table", None)
+        if share is not None:
+            if table is None:
+                raise ValueError(
+                    "latency_reduction needs latency_table; or give latency: {target: …, reduction: …}"
+                )
+            rest["latency"] = {"reduction": share, "table": table}
+        return rest
+
     @model_validator(mode="after")
     def _one_measure(self) -> ReductionConfig:
         given = [key for key in _KEYS if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(_KEYS)}, found {' and '.join(given) or 'none'}")
-        if self.latency_reduction is not None and self.latency_table is None:
-            raise ValueError("latency_reduction needs latency_table")
         return self
 
     @property
     def key(self) -> str:
-        """The measure's key in the recipe."""
-        return next(key for key in _KEYS if getattr(self, key) is not None)
+        """The measure's key in the recipe, such as `mac_reduction` or `latency.ms`."""
+        key = next(key for key in _KEYS if getattr(self, key) is not None)
+        return key if self.latency is None else f"{key}.{self.latency.limit}"
 
     @property
-    def measure(self) -> Literal["macs", "parameters", "latency"]:
+    def measure(self) -> Measure:
         """What is counted."""
-        quantity: Literal["macs", "parameters", "latency"] = _MEASURES[_KEYS.index(self.key)]  # type: ignore[assignment]
-        return quantity
+        return _KEYS[self.key.partition(".")[0]]
 
     @property
-    def reduction(self) -> float:
-        """The share to remove."""
-        return float(getattr(self, self.key))
+    def amount(self) -> float:
+        """The number given: the share to remove, or a latency budget's own limit."""
+        return float(getattr(self.latency or self, self.key.rpartition(".")[2]))
+
+    def reduction_of(self, total: float) -> float:
+        """The share to remove of a model that costs `total` in the measure's unit; below 0 where a budget is above that."""
+        if self.latency is None:
+            return self.amount
+        return 1 - self.latency.milliseconds(total) / total
 
 
 class SelectiveConfig(ReductionConfig):

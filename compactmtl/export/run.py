@@ -70,6 +70,7 @@ def export_run(
     """
     _check_target(target_name, target)
     check_names(run, target)
+    target = with_budget(run, target_name, target)
     if baseline is not None:
         check_baseline(run, baseline)
     model = run.load_compact() if run.has_compact else run.load_plain()
@@ -130,6 +131,25 @@ def export_run(
         )
         write_verification(folder, verification)
     return verification
+
+
+def with_budget(run: Run, name: str, target: Target) -> Target:
+    """The target with the recipe's latency budget as a gate, where the budget is for the target of this name.
+
+    Milliseconds bound the median, a speedup or a share the ratio to the dense model. The stricter of two bounds holds.
+    """
+    section = None if run.recipe.sparsity is None else run.recipe.sparsity.target
+    budget = None if section is None else section.latency
+    if budget is None or budget.target != name:
+        return target
+    bounds = target.latency
+    if budget.ms is not None:
+        ms = budget.ms if bounds.max_ms is None else min(budget.ms, bounds.max_ms)
+        bounds = bounds.model_copy(update={"max_ms": ms})
+    else:
+        ratio = max(1 / budget.milliseconds(1.0), bounds.min_speedup or 0.0)
+        bounds = bounds.model_copy(update={"min_speedup": ratio})
+    return target.model_copy(update={"latency": bounds})
 
 
 def _check_target(name: str, target: Target) -> None:

@@ -12,13 +12,25 @@ from compactmtl.report.read import Surgery
 class Budget(Frozen):
     """A target of sparsity: the share of the whole model to be removed, and the share that surgery removed.
 
-    `reached` is none where surgery was not run, and for latency, which surgery does not count.
+    `reached` is none where surgery was not run, and for latency, which surgery does not count: a gate of the export to
+    `target` holds the artifact to it. `asked` of a latency budget is its limit: milliseconds, a speedup or a share.
     """
 
     key: str  # in the recipe, such as sparsity.selective.mac_reduction
     measure: Literal["macs", "parameters", "latency"]
     asked: float
     reached: float | None
+    target: str = ""  # of a latency budget; empty where its table alone says what it is of
+
+    @property
+    def limit(self) -> str:
+        """What was asked, in words."""
+        kind = self.key.rpartition(".")[2]
+        if kind == "ms":
+            return f"at most {self.asked:g} ms"
+        if kind == "speedup":
+            return f"{self.asked:g} times as fast as dense"
+        return f"{100 * self.asked:.1f} % asked"
 
     @property
     def met(self) -> bool | None:
@@ -42,6 +54,7 @@ def budget(recipe: Recipe, surgery: Surgery | None) -> Budget | None:
     return Budget(
         key=f"sparsity.{name}.{section.key}",
         measure=section.measure,
-        asked=section.reduction,
+        asked=section.amount,
         reached=reached,
+        target="" if section.latency is None else section.latency.target or "",
     )

@@ -22,6 +22,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, attached, load_vectors
 from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
 from compactmtl.sparsity.selection import marginal_costs
@@ -47,10 +48,11 @@ class StrengthController(Control):
         warmup: float = 0.05,
         *,
         align: int = 1,
+        table: LatencyTable | None = None,
     ) -> None:
         """Control over `total_steps` optimizer steps, from the share `warmup` of them on.
 
-        `align` keeps channel counts at multiples of it where they shrink. Raises ConfigError where the target cannot be
+        `align` keeps channel counts at multiples of it where they shrink. `table` is that of a latency budget. Raises ConfigError where the target cannot be
         reached, or `warmup` is not before the end.
         """
         self.groups = penalty.groups
@@ -62,7 +64,7 @@ class StrengthController(Control):
                 f"sparsity.warmup {warmup} and sparsity.controller.end {config.end} leave no step of {total_steps} to shrink in",
                 "give a later end, a shorter warmup, or more epochs",
             )
-        self.target = Target(self.groups, config, align, "sparsity.controller")
+        self.target = Target(self.groups, config, align, "sparsity.controller", table)
         if config.weights == "cost":
             penalty.factors = cost_factors(self.target)
         self._proximal: ProximalStep | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,27 +54,97 @@ class LayerLatency(BaseModel):
         return float(np.interp(outputs, self.outputs, columns))
 
 
-class LatencyTable(BaseModel):
-    """What each layer of a network takes on a target; `rest_ms` is what does not depend on any width.
+def features(outputs: int, inputs: int | None, step: int) -> tuple[float, float, float, float]:
+    """What a layer's latency is a sum of: a constant, its steps of outputs and of inputs, and their product."""
+    rows = float(math.ceil(outputs / step) * step)
+    columns = 0.0 if inputs is None else float(math.ceil(inputs / step) * step)
+    return 1.0, rows, columns, rows * columns
 
-    `image` is the size of one input, (C, H, W), and `tasks` names the network's tasks. A table of version 1 lacks them:
-    it is checked by its layers' names and widths alone.
+
+class Regime(BaseModel):
+    """Milliseconds of a layer as a sum over `features`, in steps of `step` channels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    step: int = Field(ge=1)
+    constant: float = Field(ge=0)
+    outputs: float = Field(ge=0)
+    inputs: float = Field(ge=0)
+    both: float = Field(ge=0)
+
+    def scaled(self, factor: float) -> Regime:
+        """The same with all milliseconds times a factor."""
+        terms = {name: factor * getattr(self, name) for name in ("constant", "outputs", "inputs", "both")}
+        return self.model_copy(update=terms)
+
+    def at(self, outputs: int, inputs: int | None) -> float:
+        """Milliseconds at these widths."""
+        factors = (self.constant, self.outputs, self.inputs, self.both)
+        return sum(f * x for f, x in zip(factors, features(outputs, inputs, self.step), strict=True))
+
+
+class StaircaseLatency(BaseModel):
+    """Milliseconds of one layer in steps of its channels, fitted to measurements.
+
+    `full` is the widths (outputs, inputs) of the layer that was measured, inputs none for a depthwise layer. `aligned`
+    holds where both counts are multiples of `align` or full, `ragged` elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    version: int = Field(1, ge=1, le=2)
+    full: tuple[int, int | None]
+    align: int = Field(ge=1)
+    aligned: Regime
+    ragged: Regime
+
+    @property
+    def inputs(self) -> int | None:
+        """The full number of inputs, none for a depthwise layer."""
+        return self.full[1]
+
+    def scaled(self, factor: float) -> StaircaseLatency:
+        """The same with all milliseconds times a factor."""
+        return self.model_copy(
+            update={"aligned": self.aligned.scaled(factor), "ragged": self.ragged.scaled(factor)}
+        )
+
+    def at(self, outputs: int, inputs: int | None) -> float:
+        """Milliseconds at these widths; 0 for a layer without outputs or inputs, which is not there."""
+        if outputs == 0 or inputs == 0:
+            return 0.0
+        counts = zip((outputs, inputs), self.full, strict=True)
+        even = all(one is None or one == full or one % self.align == 0 for one, full in counts)
+        return (self.aligned if even else self.ragged).at(outputs, inputs)
+
+
+class LatencyTable(BaseModel):
+    """What each layer of a network takes on a target; `rest_ms` is what does not depend on any width.
+
+    `image` is the size of one input, (C, H, W), and `tasks` names the network's tasks. A table of version 1 lacks them:
+    it is checked by its layers' names and widths alone. From version 3 on a table says what it was measured with; versions
+    1 and 2 were of float32.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    version: int = Field(1, ge=1, le=3)
     target: str
     device: str = ""
+    backend: str = ""
+    runtime: str = ""  # the backend's version
+    precision: str = "fp32"
+    threads: int | None = None
+    batch: int | None = None
     image: tuple[int, ...] | None = None
     tasks: tuple[str, ...] | None = None
     rest_ms: float = Field(0.0, ge=0)
-    layers: dict[str, LayerLatency] = Field(min_length=1)
+    layers: dict[str, LayerLatency | StaircaseLatency] = Field(min_length=1)
+    error: float | None = None  # median relative error over the measured networks; none: not known
 
     @model_validator(mode="after")
     def _of_a_network(self) -> LatencyTable:
         if self.version > 1 and (not self.image or self.tasks is None):
-            raise ValueError("a table of version 2 names its image and tasks")
+            raise ValueError(f"a table of version {self.version} names its image and tasks")
         return self
 
     @classmethod
@@ -84,7 +155,7 @@ class LatencyTable(BaseModel):
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{path}: no such latency table",
-                "measure one: python tools/latency_table.py RECIPE --out TABLE.json",
+                "measure one: compactmtl latency RECIPE --target TARGET --out TABLE.json",
             ) from error
         except ValidationError as error:
             first = error.errors()[0]
@@ -103,7 +174,7 @@ class LatencyTable(BaseModel):
         """Raise ConfigError where the table is of another input size or of other tasks, lacks a layer of the model or
         was measured at other full widths. What is None, here or in the table, is not compared.
         """
-        mend = "measure one for this recipe: python tools/latency_table.py RECIPE --out TABLE.json"
+        mend = "measure one for this recipe: compactmtl latency RECIPE --target TARGET --out TABLE.json"
         if None not in (self.image, image) and self.image != image:
             raise ConfigError(
                 f"the latency table of {self.target} was measured at images of {self.image}, the network reads {image}",

@@ -15,6 +15,7 @@ from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors
 from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.target import Target, as_flags
 
@@ -39,6 +40,7 @@ class Pruning(Control):
         example_inputs: Sequence[Tensor],
         *,
         align: int = 1,
+        table: LatencyTable | None = None,
     ) -> None:
         """Raises ConfigError where the groups free nothing by themselves or the target cannot be reached,
         MissingDependencyError where Torch-Pruning is asked for and not installed."""
@@ -51,7 +53,7 @@ class Pruning(Control):
         self.config = config
         self._at = max(round(config.at * total_steps), 1)
         self._first = round(config.regularize * total_steps)
-        self.target = Target(groups, config, align, "sparsity.prune")
+        self.target = Target(groups, config, align, "sparsity.prune", table)
         self._pruner: Pruner = (
             Magnitude()
             if config.method == "magnitude"

@@ -142,7 +142,7 @@ class Removal:
         if table is None:
             raise ConfigError(
                 "a latency target needs a table of the layers' latencies",
-                "measure one: python tools/latency_table.py RECIPE --out TABLE.json",
+                "measure one: compactmtl latency RECIPE --target TARGET --out TABLE.json",
             )
         return self.latency(table)
 

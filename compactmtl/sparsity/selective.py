@@ -21,6 +21,7 @@ from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors, silence
 from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import group_norms, prox_
 from compactmtl.sparsity.selection import marginal_costs
@@ -69,10 +70,11 @@ class SelectiveShrinking(Control):
         optimizer: Optimizer | None = None,
         *,
         align: int = 1,
+        table: LatencyTable | None = None,
     ) -> None:
         """Plan the shrinking over `total_steps` optimizer steps.
 
-        `align` keeps channel counts at multiples of it where they shrink. The `optimizer`, where given (see
+        `align` keeps channel counts at multiples of it where they shrink. `table` is that of a latency budget. The `optimizer`, where given (see
         `attach`), has its moments cleared for groups that die. Raises ConfigError where the groups free nothing by
         themselves, the target cannot be reached with `min_channels` left everywhere, or `start` is not before `end`.
         """
@@ -89,7 +91,7 @@ class SelectiveShrinking(Control):
             )
         self.config = config
         self.timetable = Timetable(start, max(end - max(round(SETTLE * (end - start)), 1), start), end)
-        self.target = Target(groups, config, align, "sparsity.selective")
+        self.target = Target(groups, config, align, "sparsity.selective", table)
         self._bind(groups)
         self._whole = marginal_costs(self.target.cost, groups.whole()) if config.cost_of == "whole" else None
         self._steps = 0

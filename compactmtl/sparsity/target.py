@@ -22,28 +22,54 @@ from compactmtl.sparsity.selection import CostFunction, limits_of, select
 class Target:
     """A reduction of a model's cost, counted from what it cost at first."""
 
-    def __init__(self, groups: ChannelGroups, config: ReductionConfig, align: int, section: str) -> None:
-        """`section` of the recipe is named in errors.
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        config: ReductionConfig,
+        align: int,
+        section: str,
+        table: LatencyTable | None = None,
+    ) -> None:
+        """`section` of the recipe is named in errors. `table` is that of a latency budget; by default the file that
+        the budget names.
 
-        Raises ConfigError where the groups say nothing of the cost, or the target cannot be reached with
-        `min_channels` left everywhere; it says the most that can.
+        Raises ConfigError where the groups say nothing of the cost, a latency budget has no table or asks for nothing,
+        or the target cannot be reached with `min_channels` left everywhere; it says the most that can.
         """
         if align < 1:
             raise ConfigError(f"surgery.align is {align}", "channel counts are multiples of a number >= 1")
         self.config = config
         self._align = align
-        self._table = LatencyTable.load(Path(config.latency_table)) if config.latency_table else None
+        if table is None and config.latency is not None and config.latency.table is not None:
+            table = LatencyTable.load(Path(config.latency.table))
+        self._table = table
         self._sizes = [family.size for family in groups]
         self.bind(groups)
         self.total = self.cost(groups.whole())
-        most = 1 - self.cost(self._least()) / self.total
-        if config.reduction > most:
+        self.reduction = config.reduction_of(self.total)
+        self._check_reachable(section)
+
+    def _check_reachable(self, section: str) -> None:
+        config, align = self.config, self._align
+        least = self.cost(self._least())
+        if self.reduction <= 0:
             raise ConfigError(
-                f"{section}.{config.key} {config.reduction} cannot be reached:"
-                f" {math.floor(most * 1000) / 1000:.3f} is the most with {section}.min_channels {config.min_channels}"
+                f"{section}.{config.key} {config.amount:g}: the original model takes {self.total:.3g} ms, which is within"
+                " the budget: there is nothing to remove",
+                "deploy the dense model, or ask for less",
+            )
+        most = 1 - least / self.total
+        if self.reduction > most:
+            if config.measure == "latency":
+                found = f"{least:.3g} ms of {self.total:.3g} ms is the least"
+            else:
+                found = f"{math.floor(most * 1000) / 1000:.3f} is the most"
+            raise ConfigError(
+                f"{section}.{config.key} {config.amount:g} cannot be reached:"
+                f" {found} with {section}.min_channels {config.min_channels}"
                 + (f" and {section}.min_share {config.min_share}" if config.min_share else "")
                 + (f" and channels in multiples of {align}" if align > 1 else ""),
-                f"lower {section}.{config.key} or what has to stay"
+                f"{'raise' if config.key == 'latency.ms' else 'lower'} {section}.{config.key}, or lower what has to stay"
                 + (", such as surgery.align" if align > 1 else ""),
             )
 
@@ -70,7 +96,7 @@ class Target:
         share: float = 1.0,
     ) -> list[Flags]:
         """The groups to remove for `share` of the reduction, see `select`."""
-        bound = self.total * (1 - share * self.config.reduction)
+        bound = self.total * (1 - share * self.reduction)
         return select(importance, dead, self.limits, costs, self.cost, bound)
 
     def by_magnitude(self, costs: Sequence[float] | None = None) -> list[Flags]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,15 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.backends import Align, align_of
+from compactmtl.backends import Align, align_of, load_target
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
+from compactmtl.graph.copies import copy_model
 from compactmtl.graph.space import Flags
+from compactmtl.latency import check_target, latency_table
 from compactmtl.models import MultiTaskModel
+from compactmtl.overparam import contract
 from compactmtl.sparsity import (
     ChannelGroups,
     Control,
+    LatencyTable,
     Pruning,
     SelectiveShrinking,
     StrengthController,
@@ -40,6 +46,9 @@ class Foreseen:
     macs: float  # for one image
     parameters: float
     channels: dict[str, tuple[int, int]]  # layer -> groups left, of how many
+    milliseconds: float | None = None  # by the latency budget's table; none without one
+    whole_milliseconds: float | None = None  # of the original network
+    measured_on: str = ""  # the budget's target and device
 
 
 class Sparsifier(Part):
@@ -52,8 +61,15 @@ class Sparsifier(Part):
     name: ClassVar[str] = "sparsifier"
     logs: ClassVar[str] = "sparsity"
 
-    def __init__(self, groups: ChannelGroups, control: Control, align: Align | None = None) -> None:
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        control: Control,
+        align: Align | None = None,
+        table: LatencyTable | None = None,
+    ) -> None:
         self.groups = groups
+        self.table = table
         self.control = control
         self.align = align
         self.undecayed = control.shrunk
@@ -96,13 +112,24 @@ class Sparsifier(Part):
             self.groups.cost("macs")(keep),
             self.groups.cost("parameters")(keep),
             {name: (int(flags.sum()), len(flags)) for name, flags in zip(self._names, keep, strict=True)},
+            *self._milliseconds(keep),
         )
+
+    def _milliseconds(self, keep: Sequence[Flags]) -> tuple[float | None, float | None, str]:
+        """Of what is kept and of the whole network, by the budget's table, with where that was measured."""
+        if self.table is None:
+            return None, None, ""
+        cost = self.groups.cost("latency", self.table)
+        return cost(keep), cost(self.groups.whole()), f"{self.table.target}, {self.table.device}"
 
     def notes(self) -> list[str]:
         """What a user should know of the groups before training, in lines."""
         lines = []
         if self.align is not None:
             lines.append(f"channels in multiples of {self.align}")
+        if self.table is not None:
+            off = "" if self.table.error is None else f", {self.table.error:.0%} off in the median"
+            lines.append(f"latency by a table of {self.table.target} on {self.table.device}{off}")
         lines += [f"not in sparsity: {name}: {why}" for name, why in self.groups.left_out.items()]
         return lines + [f"counted without it: {name}: {why}" for name, why in self.groups.inexact.items()]
 
@@ -168,8 +195,9 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
     align = align_of(recipe)
-    control = build_control(config, groups, setup.total_steps, align.channels, model, inputs)
-    return Sparsifier(groups, control, align)
+    table = budget_table(config, model, inputs, align.channels)
+    control = build_control(config, groups, setup.total_steps, align.channels, model, inputs, table)
+    return Sparsifier(groups, control, align, table)
 
 
 def build_control(
@@ -179,13 +207,48 @@ def build_control(
     align: int,
     model: nn.Module,
     inputs: tuple[Tensor, ...],
+    table: LatencyTable | None = None,
 ) -> Control:
     """What steers the zeros of `groups`, as the recipe says. Raises ConfigError where the target can't be reached."""
     if config.selective is not None:
-        return SelectiveShrinking(groups, config.selective, total_steps, align=align)
+        return SelectiveShrinking(groups, config.selective, total_steps, align=align, table=table)
     if config.prune is not None:
-        return Pruning(groups, config.prune, total_steps, model, inputs, align=align)
+        return Pruning(groups, config.prune, total_steps, model, inputs, align=align, table=table)
     penalty = build_penalty(config, groups)
     if config.controller is not None:
-        return StrengthController(penalty, config.controller, total_steps, config.warmup, align=align)
+        return StrengthController(
+            penalty, config.controller, total_steps, config.warmup, align=align, table=table
+        )
     return StrengthSchedule(penalty, total_steps, config.warmup, config.schedule)
+
+
+def budget_table(
+    config: SparsityConfig, model: MultiTaskModel, inputs: tuple[Tensor, ...], align: int
+) -> LatencyTable | None:
+    """The table of the recipe's latency budget: the file that it names, else measured here or read from the cache.
+
+    Raises ConfigError where the file is of another target, device or precision than the budget asks for,
+    MissingDependencyError where the target cannot run here, MachineError where the machine is too busy.
+    """
+    budget = None if config.target is None else config.target.latency
+    if budget is None:
+        return None
+    if budget.target is None:
+        assert budget.table is not None
+        return LatencyTable.load(Path(budget.table))
+    target = load_target(budget.target)
+    if budget.table is not None:
+        table = LatencyTable.load(Path(budget.table))
+        check_target(table, budget.target, target)
+        return table
+    plain = contract(copy_model(model)).to("cpu").eval()
+    batch = target.latency.batch
+    examples = tuple(one.cpu().expand(batch, *one.shape[1:]).contiguous() for one in inputs)
+    return latency_table(
+        plain,
+        examples,
+        target,
+        budget.target,
+        align=align,
+        progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+    )

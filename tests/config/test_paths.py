@@ -19,7 +19,7 @@ EVERY = """
 extends: parts/base.yaml
 model: {encoder: {weights: weights/encoder.safetensors}}
 distillation: {teacher: "teachers/seed{seed}"}
-sparsity: {controller: {latency_reduction: 0.5, latency_table: table.json}}
+sparsity: {controller: {latency: {reduction: 0.5, table: table.json}}}
 targets: [onnxruntime-cpu, targets/mine.yaml]
 """
 
@@ -42,7 +42,7 @@ def test_each_path_begins_at_the_file_that_names_it(project: Path) -> None:
     assert recipe.distillation is not None and recipe.sparsity is not None
     assert recipe.distillation.teacher == str(project / "teachers" / "seed{seed}")
     assert recipe.sparsity.controller is not None
-    assert recipe.sparsity.controller.latency_table == str(project / "table.json")
+    assert recipe.sparsity.controller.latency.table == str(project / "table.json")
     assert recipe.targets == ("onnxruntime-cpu", str(project / "targets" / "mine.yaml"))
 
 

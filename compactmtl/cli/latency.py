@@ -1,0 +1,180 @@
+"""`compactmtl latency`: measure what each layer of a network takes on a target, for budgets in milliseconds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from compactmtl.cli.parser import add_trust
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compactmtl.sparsity import LatencyTable
+
+HELP = "measure what each layer of a network takes on a target, for latency budgets"
+EXAMPLE = """\
+compactmtl latency utkface/small data.root=/data --target onnxruntime-cpu
+compactmtl latency runs/faces --target onnxruntime-cpu-int8 --out faces-int8.json
+compactmtl latency mymodule:build --input 1x3x224x224 --target openvino"""
+MOST_LAYERS = 12
+DEFAULT_TARGET = "onnxruntime-cpu"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "subject",
+        metavar="RECIPE_RUN_OR_MODULE",
+        help="a recipe, a run folder, or package.module:function that returns an nn.Module",
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="values that override the recipe; of a run, where its data is",
+    )
+    parser.add_argument(
+        "--target", metavar="NAME", default=DEFAULT_TARGET, help=f"target (default: {DEFAULT_TARGET})"
+    )
+    parser.add_argument(
+        "--input",
+        metavar="1x3x224x224",
+        action="append",
+        default=[],
+        help="shape of an input of a module, batch first; once for each input",
+    )
+    parser.add_argument(
+        "--align",
+        type=int,
+        metavar="N",
+        help="multiple of channels that the target's kernels are written for (default: the target's)",
+    )
+    parser.add_argument(
+        "--cuts", type=int, default=12, metavar="N", help="random cuts of the network to time (default: 12)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the table as JSON")
+    add_trust(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, or read from the cache, and print."""
+    from pathlib import Path
+
+    from compactmtl.backends import get_backend, load_target
+    from compactmtl.errors import ConfigError
+    from compactmtl.latency import Settings, latency_table
+
+    if args.cuts < 1 or (args.align is not None and args.align < 1):
+        raise ConfigError("--cuts and --align are numbers of 1 or more", "leave them out for the defaults")
+    out = Path(args.out) if args.out else None
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder", "name the table's file")
+    target = load_target(args.target)
+    backend = get_backend(target.backend)
+    backend.require(target)
+    model, inputs = _subject(args, target.latency.batch)
+    table = latency_table(
+        model,
+        inputs,
+        target,
+        args.target,
+        align=args.align or backend.channel_step(target),
+        settings=Settings(cuts=args.cuts),
+        progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+    )
+    print("\n".join(_summary(table)))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        table.save(out)
+        print(f"table: {out}")
+    return 0
+
+
+def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The plain network that is named, and inputs of the target's batch size."""
+    from pathlib import Path
+
+    from compactmtl.artifacts.run_folder import is_run
+    from compactmtl.config import load_recipe
+    from compactmtl.config.trust import is_class_name
+    from compactmtl.data import load_dataset
+    from compactmtl.errors import ConfigError
+    from compactmtl.overparam import contract
+    from compactmtl.runs import Run
+    from compactmtl.runs.model import example_inputs, fresh_model
+    from compactmtl.tasks import build_tasks
+
+    if is_class_name(args.subject):
+        return _module(args.subject, args.input, args.overrides)
+    if args.input:
+        raise ConfigError("--input is for a module: a recipe and a run say their own size", "leave it out")
+    if is_run(Path(args.subject)):
+        opened = Run.open(args.subject, args.overrides)
+        return opened.load_plain().eval(), example_inputs(opened.recipe, batch)
+    recipe = load_recipe(args.subject, args.overrides)
+    tasks = build_tasks(recipe.tasks, load_dataset(recipe.data, "val", trust=args.trust).specs)
+    return contract(fresh_model(recipe, tasks)).eval(), example_inputs(recipe, batch)
+
+
+def _module(name: str, shapes: list[str], overrides: list[str]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """What a function that the user names on the command line returns; naming it there is the user's word."""
+    import torch
+    from torch import nn
+
+    from compactmtl.config.trust import import_class, trusting
+    from compactmtl.errors import ConfigError
+
+    if overrides:
+        raise ConfigError(
+            f"{overrides[0]}: values override a recipe, and {name} is a module", "leave them out"
+        )
+    if not shapes:
+        raise ConfigError(
+            f"{name}: the shape of its input is not known", "add --input 1x3x224x224, once for each input"
+        )
+    with trusting():
+        build = import_class(name, "the module to measure", callable, "callable")
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"{name} returned a {type(model).__name__}", "name a function that returns an nn.Module"
+        )
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for text in shapes:
+        try:
+            sizes = [int(size) for size in text.split("x")]
+        except ValueError as error:
+            raise ConfigError(f"--input {text}: expected 1x3x224x224", "give whole numbers") from error
+        if min(sizes) < 1:
+            raise ConfigError(f"--input {text}: every size is at least 1", "give whole numbers")
+        inputs.append(torch.randn(*sizes, generator=generator))
+    return model.eval(), tuple(inputs)
+
+
+def _summary(table: LatencyTable) -> list[str]:
+    """The table in lines for a terminal: the most expensive layers, and how much of the time is in none."""
+    full = {name: layer.full for name, layer in table.layers.items()}
+    whole = table.milliseconds(full)
+    costs = sorted(((layer.at(*full[name]), name) for name, layer in table.layers.items()), reverse=True)
+    lines = [
+        f"{table.target}, {table.precision}, batch {table.batch}, {table.device}: {whole:.3f} ms for the whole network",
+        *(
+            f"  {ms:8.4f} ms {ms / whole:6.1%}  {name} {_width(*full[name])}"
+            for ms, name in costs[:MOST_LAYERS]
+        ),
+    ]
+    if len(costs) > MOST_LAYERS:
+        lines.append(
+            f"  {sum(ms for ms, _ in costs[MOST_LAYERS:]):8.4f} ms in {len(costs) - MOST_LAYERS} other layers"
+        )
+    lines.append(f"  {table.rest_ms:8.4f} ms in no layer")
+    if table.error is not None:
+        lines.append(f"the measured networks are {table.error:.1%} off by the table, in the median")
+    return lines
+
+
+def _width(outputs: int, inputs: int | None) -> str:
+    return f"({outputs} channels, depthwise)" if inputs is None else f"({inputs} → {outputs} channels)"

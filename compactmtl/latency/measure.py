@@ -1,0 +1,261 @@
+"""Measure a network's latency table: the network and random cuts of it are timed, each layer's staircase is fitted."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from compactmtl.backends import get_backend
+from compactmtl.backends.machine import cpu_name, nvidia_gpus
+from compactmtl.backends.versions import package_version
+from compactmtl.config.target import Target
+from compactmtl.errors import ConfigError, MachineError
+from compactmtl.graph import ChannelGraph
+from compactmtl.graph.borrow import borrowed
+from compactmtl.latency.cuts import Cutter
+from compactmtl.latency.fit import Point, fit_layer
+from compactmtl.latency.observe import Observed, layer_of, observe
+from compactmtl.latency.store import Store
+from compactmtl.sparsity.latency import LatencyTable, Widths
+
+BUSY = 0.5  # variation of a network's runs above which the machine is too busy to measure on
+BUSY_CUTS = 0.5  # share of the networks that may be so
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a table is measured."""
+
+    cuts: int = 12  # random cuts that are timed beside the whole network
+    points: int = 8  # measurements of a layer in the cache with which no cuts are needed
+    seed: int = 0
+
+
+def latency_table(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    target: Target,
+    name: str,
+    *,
+    align: int = 16,
+    settings: Settings | None = None,
+    store: Store | None = None,
+    progress: Progress = lambda line: None,
+) -> LatencyTable:
+    """The table of a plain model on a target called `name`, from the cache where its layers are known.
+
+    Args:
+        model: any module that `torch.export` can trace, on the CPU. Its weights do not matter, and it is left as it was.
+        inputs: example inputs, batch first; the target's `latency.batch` is what a table is of.
+        align: the multiple of channels that the target's kernels are written for.
+        settings: how much is measured.
+        store: where measurements of layers are kept; by default the user's cache for this device, target and versions.
+
+    Raises:
+        ConfigError: where the network has no layers that could become narrower.
+        MachineError: where the machine is too busy to measure on; what was measured is in the cache.
+        MissingDependencyError: where the target cannot run here. Measure on its device, and hand the table in.
+    """
+    settings = settings or Settings()
+    backend = get_backend(target.backend)
+    backend.require(target)
+    graph = ChannelGraph.trace(model, inputs)
+    full = graph.widths(np.ones(graph.classes, dtype=bool))
+    if not full:
+        raise ConfigError("the network has no convolution or linear layer", "nothing can be timed by layer")
+    conditions = conditions_of(target, len(inputs[0]))
+    store = store or Store(conditions)
+    described = _described(model, inputs, full)
+    operators = [str(node.target) for node in graph.calls]  # what runs beside the layers takes time, too
+    key = _digest([described, operators, name, align, settings])
+    if (known := store.table(key)) is not None:
+        progress(f"{name}: the table of this network is in the cache")
+        return known
+    with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
+        path = Path(folder) / "model.onnx"
+        progress(f"timing the whole network on {name}")
+        whole = observe(model, inputs, full, target, path)
+        signatures = _signatures(described, path if path.exists() else None)
+        store.add(_points(whole, signatures))
+        observed = [whole]
+        missing = [layer for layer in full if len(store.points(signatures[layer])) < settings.points]
+        if missing:
+            observed += _cuts(model, inputs, full, target, path, signatures, store, align, settings, progress)
+    if sum(one.variation > BUSY for one in observed) > BUSY_CUTS * len(observed):
+        raise MachineError(
+            f"this machine is too busy to measure latency: the quartiles of a network's runs lie "
+            f"{np.median([one.variation for one in observed]):.0%} of their median apart",
+            "wait until it is idle and run the command again; what was measured is kept",
+        )
+    layers = {
+        layer: fit_layer(store.points(signatures[layer]), width, align) for layer, width in full.items()
+    }
+    scale, rest = _whole_from_steps(observed)
+    heads = getattr(model, "heads", None)
+    table = LatencyTable(
+        version=3,
+        target=name,
+        device=str(conditions["device"]),
+        backend=target.backend,
+        runtime=str(conditions["runtime"]),
+        precision=target.precision,
+        threads=target.threads,
+        batch=len(inputs[0]),
+        image=tuple(inputs[0].shape[1:]),
+        tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
+        rest_ms=rest + scale * float(np.median([one.before for one in observed])),
+        layers={layer: fit.scaled(scale) for layer, fit in layers.items()},
+    )
+    errors = [abs(table.milliseconds(one.widths) / one.wall - 1) for one in observed]
+    table = table.model_copy(update={"error": float(np.median(errors))})
+    store.keep_table(key, table)
+    return table
+
+
+def check_target(table: LatencyTable, name: str, target: Target) -> None:
+    """Raise ConfigError where a table that was handed in is of another backend, precision, batch or number of threads than
+    a target; and, where the target runs here, of another device or version of the runtime.
+    """
+    wanted: dict[str, object] = {
+        "precision": target.precision,
+        **({"backend": target.backend} if table.backend else {}),
+        **({"threads": target.threads} if table.threads is not None else {}),
+        **({"batch": target.latency.batch} if table.batch is not None else {}),
+    }
+    if table.version >= 3 and get_backend(target.backend).availability(target).available:
+        here = conditions_of(target, target.latency.batch)
+        wanted |= {"device": here["device"], "runtime": here["runtime"]}
+    for key, value in wanted.items():
+        if (found := getattr(table, key)) != value:
+            raise ConfigError(
+                f"the latency table is of {key} {found}, and target {name} has {value}",
+                f"measure one there: compactmtl latency RECIPE --target {name} --out TABLE.json",
+            )
+
+
+def conditions_of(target: Target, batch: int) -> dict[str, object]:
+    """What a measurement holds for: device, backend with its version and options, precision, threads, batch."""
+    backend = get_backend(target.backend)
+    versions = {name: package_version(name) for name in backend.packages}
+    runtime = next((version for version in versions.values() if version), None) or torch.__version__
+    own = target.model_dump(mode="json", include=set(target.own))
+    return {
+        "device": _device(target),
+        "backend": target.backend,
+        "runtime": runtime,
+        "options": own,
+        "precision": target.precision,
+        "quantization": target.int8.model_dump(mode="json") if target.precision == "int8" else {},
+        "threads": target.threads,
+        "batch": batch,
+    }
+
+
+def _device(target: Target) -> str:
+    if get_backend(target.backend).on_cpu(target):
+        return cpu_name()
+    gpus, _ = nvidia_gpus()
+    return gpus[0] if gpus else cpu_name()
+
+
+def _cuts(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    full: Widths,
+    target: Target,
+    path: Path,
+    signatures: Mapping[str, str],
+    store: Store,
+    align: int,
+    settings: Settings,
+    progress: Progress,
+) -> list[Observed]:
+    """Time random cuts of the network; each one's points are kept at once."""
+    progress("finding the channel groups")
+    cutter = Cutter(model, inputs, align)
+    plans, observed, start = cutter.plan(settings.cuts, settings.seed), [], time.perf_counter()
+    for number, kept in enumerate(plans, 1):
+        remaining = (time.perf_counter() - start) / max(number - 1, 1) * (len(plans) - number + 1)
+        eta = f", about {remaining:.0f} s to go" if number > 1 else ""
+        progress(f"timing cut {number} of {len(plans)}{eta}")
+        one = observe(cutter.cut(kept), inputs, full, target, path)
+        store.add(_points(one, signatures))
+        observed.append(one)
+    return observed
+
+
+def _points(observed: Observed, signatures: Mapping[str, str]) -> list[tuple[str, Point]]:
+    """The layers that are there, with their widths."""
+    return [
+        (signatures[layer], Point(outputs, inputs, observed.layers[layer]))
+        for layer, (outputs, inputs) in observed.widths.items()
+        if outputs and inputs != 0 and observed.layers[layer] > 0
+    ]
+
+
+def _whole_from_steps(observed: Sequence[Observed]) -> tuple[float, float]:
+    """How the time of a whole network follows from the sum of its steps: a factor, and milliseconds that are added.
+
+    A profiler adds its own time to every step, and a runtime takes some time for none.
+    """
+    walls: NDArray[np.float64] = np.array([one.wall for one in observed])
+    steps = np.array([one.steps for one in observed])
+    if len(observed) < 3 or steps.max() < 1.2 * steps.min():
+        return float(np.median(walls / steps)), 0.0
+    rows = np.stack([steps, np.ones_like(steps)], axis=1) / walls[:, None]
+    (factor, constant), _ = nnls(rows, np.ones_like(walls))
+    return float(factor), float(constant)
+
+
+def _described(model: nn.Module, inputs: tuple[Tensor, ...], full: Widths) -> dict[str, list[object]]:
+    """Each layer's module, the shape of its input and its widths."""
+    shapes: dict[str, list[int]] = {}
+    modules = dict(model.named_modules())
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], _output: object) -> None:
+            shapes.setdefault(name, list(args[0].shape))
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(note(name)) for name in full if name in modules]
+    try:
+        with borrowed(model):
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: [repr(modules.get(name)), shapes.get(name), width] for name, width in full.items()}
+
+
+def _signatures(described: Mapping[str, list[object]], path: Path | None) -> dict[str, str]:
+    """What decides a layer's latency: its module, its input's shape, its full widths, and what runs after it."""
+    followers = _followers(path, list(described)) if path is not None else {}
+    return {name: _digest([*facts, followers.get(name, ())]) for name, facts in described.items()}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:24]
+
+
+def _followers(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The operators of a model file between each layer and the next."""
+    found: dict[str, list[str]] = {}
+    current = ""
+    for node in onnx.load(str(path), load_external_data=False).graph.node:
+        current = layer_of(node.name, names) or current
+        found.setdefault(current, []).append(node.op_type)
+    return {name: tuple(operators) for name, operators in found.items()}

@@ -1,0 +1,131 @@
+"""One network timed on a target: what each of its layers takes, and all of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compactmtl.backends import Runner, get_backend
+from compactmtl.backends.base import LayerTime
+from compactmtl.backends.torch.runner import TorchRunner
+from compactmtl.config.target import Target
+from compactmtl.export.onnx import export_onnx
+from compactmtl.export.precision.apply import apply_precision
+from compactmtl.sparsity.latency import Widths
+from compactmtl.verify.latency import measure_latency
+
+SECONDS = 0.6  # of timing a network, about
+ROUNDS = (12, 100)  # of timing a network: at least, at most
+WARMUP = 3
+IMAGE = "image"
+# What may follow a layer's name in the name of the step that runs it: `conv+Relu`, `conv_nchwc`, `conv_quant`, `fc.Add`.
+_ENDS = ("", "+", "_", ".", "/")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Milliseconds of one network. Steps that no layer's name begins belong to the layer that ran before them."""
+
+    widths: dict[str, tuple[int, int | None]]
+    layers: dict[str, float]
+    before: float  # steps before the first layer, such as the change of an input's layout
+    wall: float  # the whole network, without a profiler
+    variation: float  # of the whole network's runs: the distance of the quartiles over the median
+
+    @property
+    def steps(self) -> float:
+        """The sum of all steps."""
+        return self.before + sum(self.layers.values())
+
+
+def observe(
+    model: nn.Module, inputs: tuple[Tensor, ...], full: Widths, target: Target, path: Path
+) -> Observed:
+    """Export a network to `path` in the target's precision, calibrated on noise, and time it.
+
+    `full` names the layers. Raises ExportError, ArtifactError or MissingDependencyError where the network does not run on
+    the target.
+    """
+    runner = _opened(model, inputs, target, path)
+    with runner:
+        arrays = {name: value.numpy() for name, value in zip(runner.input_names, inputs, strict=True)}
+        start = time.perf_counter()
+        runner.run(arrays)
+        once = max(time.perf_counter() - start, 1e-6)
+        repeats = int(np.clip(SECONDS / once / 2, *ROUNDS))
+        stats = measure_latency(
+            {"it": runner}, dict(zip(runner.input_names, inputs, strict=True)), warmup=WARMUP, repeats=repeats
+        ).stats["it"]
+        times = runner.layer_times(arrays, repeats)
+    layers, before = attribute(times, list(full))
+    return Observed(widths_of(model, full), layers, before, stats.median_ms, stats.variation)
+
+
+def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
+    names = [IMAGE] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
+    backend = get_backend(target.backend)
+    if target.backend == "torch":
+        backend.require(target)
+        return TorchRunner(model, names, threads=target.threads)
+    export_onnx(model, inputs, path, input_names=names, opset=target.onnx.opset)
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        {
+            name: torch.randn(value.shape, generator=generator).numpy()
+            if value.is_floating_point()
+            else value.numpy()
+            for name, value in zip(names, inputs, strict=True)
+        }
+        for _ in range(2)
+    ]
+    apply_precision(path, target, samples)
+    return backend.open(path, target)
+
+
+def attribute(times: Sequence[LayerTime], names: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Milliseconds of each layer, and of the steps before the first one.
+
+    A step belongs to the layer with the longest name that its own name begins with, otherwise to the layer of the step
+    before it: activations, sums, changes of layout, Q/DQ pairs.
+    """
+    layers = dict.fromkeys(names, 0.0)
+    before, current = 0.0, ""
+    for step in times:
+        current = layer_of(step.name, names) or current
+        if current:
+            layers[current] += step.milliseconds
+        else:
+            before += step.milliseconds
+    return layers, before
+
+
+def layer_of(step: str, names: Sequence[str]) -> str:
+    """The layer whose name a step's name begins with, the longest; empty where there is none."""
+    fitting = [name for name in names if step.startswith(name) and step[len(name) : len(name) + 1] in _ENDS]
+    return max(fitting, key=len, default="")
+
+
+def widths_of(
+    model: nn.Module, full: Mapping[str, tuple[int, int | None]]
+) -> dict[str, tuple[int, int | None]]:
+    """Outputs and inputs of the layers named in `full`; (0, 0) for a layer that surgery took away."""
+    modules = dict(model.named_modules())
+    found: dict[str, tuple[int, int | None]] = {}
+    for name, (_, inputs) in full.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() < 2:
+            found[name] = (0, None if inputs is None else 0)
+            continue
+        module = modules[name]
+        if isinstance(module, nn.Linear):
+            outputs, read = module.out_features, module.in_features
+        else:
+            outputs, read = int(module.out_channels), int(module.in_channels)
+        found[name] = (outputs, None if inputs is None else read)
+    return found

@@ -1,0 +1,94 @@
+"""Measurements of layers, kept in the user's cache: a second network of the same layers is not measured anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compactmtl.artifacts.files import write_text
+from compactmtl.data.cache import user_cache
+from compactmtl.errors import CompactError
+from compactmtl.latency.fit import Point
+from compactmtl.sparsity.latency import LatencyTable
+
+VERSION = 1
+MOST = 200  # points kept of a layer
+
+
+@dataclass
+class Store:
+    """Points by a layer's signature, of one device and one set of `conditions`: target, precision, threads, versions."""
+
+    conditions: Mapping[str, object]
+    folder: Path = field(default_factory=lambda: user_cache() / "latency")
+
+    def __post_init__(self) -> None:
+        self._points: dict[str, list[Point]] = {}
+        try:
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+            if document["version"] == VERSION and document["conditions"] == json.loads(self._conditions):
+                self._points = {
+                    signature: [
+                        Point(int(o), None if i is None else int(i), float(ms)) for o, i, ms in points
+                    ]
+                    for signature, points in document["layers"].items()
+                }
+        except (OSError, ValueError, KeyError, TypeError):
+            self._points = {}  # none yet, or damaged: measured again
+
+    @property
+    def _conditions(self) -> str:
+        return json.dumps(dict(self.conditions), sort_keys=True, default=str)
+
+    @property
+    def path(self) -> Path:
+        """The file of these conditions."""
+        digest = hashlib.sha256(self._conditions.encode()).hexdigest()[:20]
+        return self.folder / f"{digest}.json"
+
+    def table(self, key: str) -> LatencyTable | None:
+        """A network's table that was measured before: a resumed training and another seed choose by the same one."""
+        try:
+            return LatencyTable.load(self._table_path(key))
+        except (OSError, CompactError):  # none yet, or damaged: measured again
+            return None
+
+    def keep_table(self, key: str, table: LatencyTable) -> None:
+        """Keep a network's table; a folder that cannot be written is left alone."""
+        path = self._table_path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, table.model_dump_json() + "\n")
+        except (OSError, CompactError):
+            return
+
+    def _table_path(self, key: str) -> Path:
+        return self.path.with_suffix("") / f"{key}.json"
+
+    def points(self, signature: str) -> list[Point]:
+        """What is known of a layer."""
+        return list(self._points.get(signature, ()))
+
+    def add(self, points: Iterable[tuple[str, Point]]) -> None:
+        """Keep points by signature, the newest of each layer, and write them.
+
+        A folder that cannot be written is left alone: nothing but time is lost.
+        """
+        for signature, point in points:
+            self._points[signature] = [*self._points.get(signature, ()), point][-MOST:]
+        document = {
+            "version": VERSION,
+            "conditions": json.loads(self._conditions),
+            "layers": {
+                signature: [[p.outputs, p.inputs, p.ms] for p in known]
+                for signature, known in sorted(self._points.items())
+            },
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, json.dumps(document) + "\n")
+        except (OSError, CompactError):
+            return

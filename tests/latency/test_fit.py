@@ -1,0 +1,87 @@
+"""Staircases: a layer whose kernel takes channels in blocks is fitted with those blocks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compactmtl.latency.fit import Point, fit_layer, is_aligned
+
+
+def kernel(outputs: int, inputs: int | None, step: int = 16) -> float:
+    """Milliseconds of a made-up kernel: 2 µs, and blocks of channels; eight times as slow where counts are not whole blocks."""
+    rows = math.ceil(outputs / step) * step
+    columns = 9 if inputs is None else math.ceil(inputs / step) * step
+    ragged = outputs % step != 0 or (inputs or 0) % step != 0
+    return 2e-3 + (8 if ragged else 1) * rows * columns * 1e-6
+
+
+def points(full: tuple[int, int | None], step: int = 16, count: int = 24, noise: float = 0.0) -> list[Point]:
+    generator = np.random.default_rng(0)
+    found = []
+    for index in range(count):
+        sizes = [None if size is None else int(generator.integers(size // 8, size + 1)) for size in full]
+        if index % 2 == 0:
+            sizes = [None if size is None else max(round(size / step), 1) * step for size in sizes]
+        outputs, inputs = sizes
+        assert outputs is not None
+        factor = 1 + noise * float(generator.standard_normal())
+        found.append(Point(outputs, inputs, kernel(outputs, inputs, step) * factor))
+    return found
+
+
+@pytest.mark.parametrize("full", [(256, 128), (128, None)])
+def test_blocks_are_found_in_both_regimes(full: tuple[int, int | None]) -> None:
+    layer = fit_layer(points(full), full, align=16)
+    for outputs, inputs in ((64, 32), (128, 128), (33, 17), (100, 90), (16, 16)):
+        read = None if full[1] is None else inputs
+        expected = kernel(outputs, read)
+        assert layer.at(outputs, read) == pytest.approx(expected, rel=0.1)
+    assert layer.ragged.step == 16
+
+
+def test_noise_of_a_few_percent_stays_of_a_few_percent() -> None:
+    layer = fit_layer(points((256, 128), noise=0.05), (256, 128), align=16)
+    errors = [abs(layer.at(o, i) / kernel(o, i) - 1) for o in range(32, 256, 16) for i in range(16, 128, 16)]
+    assert float(np.median(errors)) < 0.05
+
+
+def test_a_layer_that_is_not_there_costs_nothing() -> None:
+    layer = fit_layer(points((64, 64)), (64, 64), align=16)
+    assert layer.at(0, 64) == 0 and layer.at(64, 0) == 0
+
+
+def test_few_points_share_one_fit() -> None:
+    found = [Point(16, 16, 0.01), Point(32, 32, 0.03), Point(20, 20, 0.02)]
+    layer = fit_layer(found, (32, 32), align=16)
+    assert layer.aligned == layer.ragged
+
+
+@given(
+    full=st.tuples(st.sampled_from([16, 48, 64]), st.sampled_from([None, 3, 32])),
+    times=st.lists(st.floats(1e-4, 10), min_size=1, max_size=8),
+)
+def test_no_width_costs_less_than_a_narrower_one(full: tuple[int, int | None], times: list[float]) -> None:
+    generator = np.random.default_rng(1)
+    found = [
+        Point(
+            int(generator.integers(1, full[0] + 1)),
+            None if full[1] is None else int(generator.integers(1, full[1] + 1)),
+            ms,
+        )
+        for ms in times
+    ]
+    layer = fit_layer(found, full, align=16)
+    costs = [layer.aligned.at(outputs, full[1]) for outputs in range(1, full[0] + 1)]
+    assert costs == sorted(costs) and min(costs) >= 0
+
+
+@pytest.mark.parametrize(
+    ("count", "full", "expected"), [(32, 64, True), (33, 64, False), (3, 3, True), (None, None, True)]
+)
+def test_the_full_width_counts_as_whole_blocks(count: int | None, full: int | None, expected: bool) -> None:
+    assert is_aligned(count, full, 16) == expected

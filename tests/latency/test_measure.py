@@ -1,0 +1,179 @@
+"""A table of a small network, on a made-up runtime whose kernels take channels in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compactmtl.backends import load_target
+from compactmtl.backends.base import LayerTime
+from compactmtl.config.target import Target
+from compactmtl.errors import ConfigError, MachineError
+from compactmtl.latency import Settings, Store, check_target, latency_table
+from compactmtl.latency import measure as module
+from compactmtl.latency.cuts import Cutter
+from compactmtl.latency.measure import conditions_of
+from compactmtl.latency.observe import Observed, attribute, layer_of, widths_of
+from compactmtl.sparsity.latency import LatencyTable
+
+TARGET = load_target("onnxruntime-cpu")
+QUICK = Settings(cuts=8, points=6)
+INPUT = (torch.zeros(1, 3, 8, 8),)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 48, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(48, 5),
+    ).eval()
+
+
+def kernel(outputs: int, inputs: int | None) -> float:
+    return 1e-3 + math.ceil(outputs / 16) * math.ceil((inputs or 1) / 16) * 4e-3
+
+
+def runtime(variation: float = 0.0, calls: list[int] | None = None) -> Callable[..., Observed]:
+    """What `observe` would find on a machine where a layer takes what `kernel` says, and the network 10 % and 5 µs more."""
+
+    def fake(model: nn.Module, inputs: Any, full: Mapping[str, Any], target: Target, path: Path) -> Observed:
+        widths = widths_of(model, full)
+        layers = {name: kernel(*width) for name, width in widths.items() if width[0]}
+        if calls is not None:
+            calls.append(1)
+        return Observed(widths, layers, 1e-3, 1.1 * (sum(layers.values()) + 1e-3) + 5e-3, variation)
+
+    return fake
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, store: Store, **options: Any) -> LatencyTable:
+    monkeypatch.setattr(module, "observe", runtime(**options))
+    return latency_table(network(), INPUT, TARGET, "onnxruntime-cpu", store=store, settings=QUICK)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(conditions_of(TARGET, 1), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LatencyTable]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield measured(patch, Store(conditions_of(TARGET, 1), tmp_path_factory.mktemp("store")))
+
+
+def test_a_table_foresees_networks_that_it_was_not_measured_on(table: LatencyTable) -> None:
+    for first, second in ((64, 48), (32, 16), (16, 48), (48, 32)):
+        widths = {"0": (first, 3), "2": (second, first), "6": (5, second)}
+        expected = 1.1 * (sum(kernel(*width) for width in widths.values()) + 1e-3) + 5e-3
+        assert table.milliseconds(widths) == pytest.approx(expected, rel=0.05)
+    assert table.error is not None and table.error < 0.05
+    assert (table.version, table.precision, table.batch, table.image) == (3, "fp32", 1, (3, 8, 8))
+
+
+def test_a_known_network_is_read_from_the_cache_and_a_kindred_one_is_timed_once(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    first = measured(monkeypatch, store)
+    calls: list[int] = []
+    assert measured(monkeypatch, store, calls=calls) == first and not calls
+    monkeypatch.setattr(module, "observe", runtime(calls=calls))
+    kindred = nn.Sequential(
+        *network()[:4], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5), nn.Softmax(1)
+    )
+    latency_table(kindred.eval(), INPUT, TARGET, "onnxruntime-cpu", store=store, settings=QUICK)
+    assert len(calls) == 1
+
+
+def test_a_busy_machine_is_said_and_what_was_measured_is_kept(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    with pytest.raises(MachineError, match="too busy"):
+        measured(monkeypatch, store, variation=0.9)
+    calls: list[int] = []
+    measured(monkeypatch, store, calls=calls)
+    assert len(calls) == 1  # the whole network alone
+
+
+def test_a_network_without_layers_has_no_table(store: Store) -> None:
+    with pytest.raises(ConfigError, match="no convolution or linear layer"):
+        latency_table(nn.ReLU(), INPUT, TARGET, "onnxruntime-cpu", store=store)
+
+
+def test_cuts_are_spread_over_the_widths_and_every_second_is_aligned() -> None:
+    cutter = Cutter(network(), INPUT, align=16)
+    plans = cutter.plan(6)
+    assert sorted(cutter.sizes) == [48, 64]
+    assert all(count % 16 == 0 or count in cutter.sizes for counts in plans[::2] for count in counts)
+    assert len({tuple(counts) for counts in plans}) == 6
+    cut = cutter.cut(plans[1])
+    assert cut[0].out_channels == plans[1][cutter.sizes.index(64)]
+    assert cutter.plan(6) == plans
+
+
+@pytest.mark.parametrize(
+    ("step", "layer"),
+    [
+        ("layer1.0.conv1+Relu_nchwc", "layer1.0.conv1"),
+        ("layer1.0.conv1_quant", "layer1.0.conv1"),
+        ("layer1.0.conv10", "layer1.0.conv10"),
+        ("layer1.0.conv100", ""),
+        ("fc.Add", "fc"),
+        ("ReorderInput_token_9", ""),
+    ],
+)
+def test_a_runtime_s_step_belongs_to_the_layer_it_is_named_after(step: str, layer: str) -> None:
+    assert layer_of(step, ["layer1.0.conv1", "layer1.0.conv10", "fc"]) == layer
+
+
+def test_steps_without_a_name_belong_to_the_layer_before() -> None:
+    names = [("Reorder", 1.0), ("a_nchwc", 2.0), ("Add_7", 3.0), ("b", 4.0), ("Resize", 5.0)]
+    times: Sequence[LayerTime] = [LayerTime(name=n, operator="", milliseconds=ms) for n, ms in names]
+    assert attribute(times, ["a", "b"]) == ({"a": 5.0, "b": 9.0}, 1.0)
+
+
+def test_a_table_of_other_conditions_is_refused(table: LatencyTable) -> None:
+    check_target(table, "onnxruntime-cpu", TARGET)
+    for change in (
+        {"precision": "int8"},
+        {"device": "another machine"},
+        {"runtime": "0.0.1"},
+        {"threads": 4},
+        {"batch": 8},
+        {"backend": "openvino"},
+    ):
+        (key,) = change
+        with pytest.raises(ConfigError, match=f"the latency table is of {key}"):
+            check_target(table.model_copy(update=change), "onnxruntime-cpu", TARGET)
+
+
+def test_a_table_survives_its_file(table: LatencyTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json") == table
+
+
+@pytest.mark.slow
+def test_a_real_runtime_is_timed(tmp_path: Path) -> None:
+    """Only that it works and is of a sensible size: this machine may be busy."""
+    store = Store(conditions_of(TARGET, 1), tmp_path)
+    try:
+        table = latency_table(
+            network(), INPUT, TARGET, "onnxruntime-cpu", store=store, settings=Settings(cuts=4, points=3)
+        )
+    except MachineError:
+        assert store.path.exists()
+        return
+    whole = table.milliseconds({name: layer.full for name, layer in table.layers.items()})
+    assert 0 < whole < 100 and np.isfinite(whole)

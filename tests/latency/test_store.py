@@ -1,0 +1,48 @@
+"""Measurements are kept by device and conditions, and damage costs nothing but time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compactmtl.latency import Point, Store
+from compactmtl.latency.store import MOST
+
+CONDITIONS = {"device": "a CPU", "precision": "fp32", "threads": 1}
+
+
+def test_what_was_added_is_read_again(tmp_path: Path) -> None:
+    Store(CONDITIONS, tmp_path).add([("conv", Point(16, 3, 0.5)), ("dw", Point(8, None, 0.1))])
+    again = Store(CONDITIONS, tmp_path)
+    assert again.points("conv") == [Point(16, 3, 0.5)] and again.points("dw") == [Point(8, None, 0.1)]
+    assert again.points("other") == []
+
+
+@pytest.mark.parametrize("change", [{"device": "another"}, {"precision": "int8"}, {"threads": 2}])
+def test_other_conditions_share_nothing(change: dict[str, object], tmp_path: Path) -> None:
+    Store(CONDITIONS, tmp_path).add([("conv", Point(16, 3, 0.5))])
+    assert Store({**CONDITIONS, **change}, tmp_path).points("conv") == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 9}', '{"version": 1, "conditions": {}, "layers": 3}']
+)
+def test_a_damaged_file_is_measured_again(text: str, tmp_path: Path) -> None:
+    store = Store(CONDITIONS, tmp_path)
+    store.path.write_text(text)
+    assert Store(CONDITIONS, tmp_path).points("conv") == []
+
+
+def test_the_newest_points_of_a_layer_are_kept(tmp_path: Path) -> None:
+    store = Store(CONDITIONS, tmp_path)
+    store.add([("conv", Point(1, 1, float(number))) for number in range(MOST + 5)])
+    assert [point.ms for point in store.points("conv")] == [float(number) for number in range(5, MOST + 5)]
+
+
+def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    store = Store(CONDITIONS, file / "below")
+    store.add([("conv", Point(1, 1, 1.0))])
+    assert store.points("conv") == [Point(1, 1, 1.0)] and store.table("any") is None
