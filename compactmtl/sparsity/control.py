@@ -17,6 +17,7 @@ from compactmtl.graph.space import Flags
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.questions import on_host
 
 
 class Control(ABC):
@@ -92,7 +93,8 @@ class Control(ABC):
 def silence(groups: ChannelGroups, flags: Sequence[Tensor]) -> None:
     """Set the gradients of the flagged groups, bool (n,) a family, to zero."""
     for family, dead in zip(groups.bound, flags, strict=True):
-        if bool(dead.any()):
+        # elsewhere asking costs more than a pass over the gradient
+        if not on_host(dead.device) or bool(dead.any()):
             for s in family.tensors:
                 if s.parameter.grad is not None:
                     s.zero_(s.parameter.grad, dead)
