@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.align is not None and args.align < 1:
         raise ConfigError(f"--align {args.align}: expected a positive number", "use 1, 8 or 16")
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.runs import Run, compact_run
-    from compactmtl.train.machine import find_device
 
     device = find_device(args.device, "--device")
 

@@ -56,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export to each target; a failure of one fails the command after all others are done."""
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
     from compactmtl.export.run import check_baseline
     from compactmtl.runs import Run
-    from compactmtl.train.machine import find_device
     from compactmtl.verify.gates import raise_failed
 
     device = find_device(args.device, "--device")

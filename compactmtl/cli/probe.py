@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.artifacts.files import write_text
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.cli.disk import check_writable
     from compactmtl.errors import ConfigError
     from compactmtl.report import plain
     from compactmtl.report.probes import group_name, probe_tables
     from compactmtl.runs import Run
     from compactmtl.runs.probe import Probe, Question, to_json
-    from compactmtl.train.machine import find_device
     from compactmtl.train.probe import probe_run
 
     device = find_device(args.device, "--device")

@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.artifacts.lock import writing
     from compactmtl.artifacts.run_folder import is_run
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.cli.disk import check_writable
     from compactmtl.report import collect, write_collected
     from compactmtl.report.reference import SINGLE, Single
     from compactmtl.report.samples import ValSplits
     from compactmtl.runs import Run
-    from compactmtl.train.machine import find_device
 
     device = find_device(args.device, "--device")
     runs = [Run.open(path, args.overrides) for path in args.runs]

@@ -89,10 +89,10 @@ class Predictor:
 
     @classmethod
     def _of_run(cls, path: Path, device: str) -> Predictor:
+        from compactmtl.backends.torch.device import find_device
         from compactmtl.backends.torch.runner import TorchRunner
         from compactmtl.data import preprocessing
         from compactmtl.runs.run import Run
-        from compactmtl.train.machine import find_device
 
         if not is_run(path):
             raise ArtifactError(

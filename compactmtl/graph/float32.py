@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
 # torch has two sets of switches, the older `allow_tf32` and the newer `fp32_precision`, and raises where one is read that
 # only the other has set. So both are set here, the older first, whose setters change the newer.
-_NEWER = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
+_TORCH: Any = torch.backends
+_NEWER = (_TORCH.cuda.matmul, _TORCH.cudnn.conv, _TORCH.cudnn.rnn)
 
 
 @contextmanager
 def float32_products(*, tf32: bool = False) -> Iterator[None]:
     """Products of float32 in full precision for a while or, with `tf32`, in TF32 where the GPU has it."""
-    cuda, cudnn, cpu = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    cuda, cudnn, cpu = _TORCH.cuda.matmul, _TORCH.cudnn, _TORCH.mkldnn.matmul
     newer = [one.fp32_precision for one in _NEWER]
     on_cpu = cpu.fp32_precision
     legacy: tuple[str, bool] | None = None

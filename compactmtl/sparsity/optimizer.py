@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from compactmtl.errors import ConfigError, TrainingError
+from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import GroupedTensor, Scratch
 from compactmtl.sparsity.prox import Metric
-from compactmtl.sparsity.questions import on_host
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
@@ -86,7 +86,9 @@ class OptimizerView:
             id(s.parameter): self.optimizer.state.get(s.parameter, {}).get("step") for s in self._tensors
         }
         there = {
-            key: step for key, step in counts.items() if isinstance(step, Tensor) and not on_host(step.device)
+            key: step
+            for key, step in counts.items()
+            if isinstance(step, Tensor) and not questions.on_host(step.device)
         }
         self._steps = {}
         if there:

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from compactmtl.errors import ArtifactError, TrainingError
+from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch, waves
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.prox import Metric
-from compactmtl.sparsity.questions import Asking, answered, answered_together, on_host, read
+from compactmtl.sparsity.questions import Asking, answered, answered_together, read
 
 TINY = 1e-30  # an element this small is set to zero
 FLUSH_EVERY = 4  # steps
@@ -60,7 +61,7 @@ class ProximalStep:
 
     @property
     def _on_host(self) -> bool:
-        return all(on_host(s.parameter.device) for family in self._families for s in family.tensors)
+        return all(questions.on_host(s.parameter.device) for family in self._families for s in family.tensors)
 
     @property
     def dead(self) -> list[Tensor]:

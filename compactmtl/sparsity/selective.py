@@ -18,12 +18,13 @@ from torch.optim import Optimizer
 from compactmtl.config.sparsity import SelectiveConfig
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity import questions
 from compactmtl.sparsity.control import Control, load_vectors, silence
 from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32, waves
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import prox_asking
-from compactmtl.sparsity.questions import Asking, answered, answered_together, on_host, read
+from compactmtl.sparsity.questions import Asking, answered, answered_together, read
 from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
@@ -161,7 +162,7 @@ class SelectiveShrinking(Control):
         if self._steps == time.final or (due and self._steps < time.final):
             self._choose()
         chosen = read([flags.any()[None] for flags in self._chosen])
-        one_by_one = all(on_host(flags.device) for flags in self._chosen)
+        one_by_one = all(questions.on_host(flags.device) for flags in self._chosen)
         for wave in waves(self._families):
             steps = [self._shrink(index, self._families[index]) for index in wave if chosen[index]]
             if one_by_one:

@@ -13,10 +13,10 @@ from torch import Tensor
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32, to_host
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.questions import on_host
 from compactmtl.sparsity.selection import CostFunction, limits_of, select
 
 
@@ -105,7 +105,7 @@ def magnitude(family: BoundFamily) -> Tensor:
     producers = family.only("producer") or family.tensors
     norms = add(s.squares(at_least_float32(s.parameter)) for s in producers).sqrt()
     positive = norms > 0
-    if not on_host(norms.device):  # without a wait
+    if not questions.on_host(norms.device):  # without a wait
         mean = norms.sum() / positive.sum()
         return torch.where(positive.any(), norms / mean, norms)
     return norms / norms[positive].mean() if bool(positive.any()) else norms

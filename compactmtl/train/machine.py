@@ -5,32 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from compactmtl.config import Recipe
-from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.graph.float32 import float32_products
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-CUBLAS_FIXED = (
-    ":4096:8"  # with it cuBLAS sums in one order. Source: NVIDIA's documentation of cuBLAS, sec. 2.1.4
-)
-
-
-def find_device(name: str, key: str = "train.device") -> torch.device:
-    """The torch device of a recipe, or of the option `key`. Raises ConfigError or MissingDependencyError."""
-    mend = f"{key} cpu" if key.startswith("-") else f"{key}=cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{key}: {name!r} is not a torch device", "use cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MissingDependencyError(
-            f"{key}: {name} was asked for and this machine has {torch.cuda.device_count()} CUDA devices",
-            f"add {mend}, or check the driver with `compactmtl doctor`",
-        )
-    return device
+CUBLAS_FIXED = ":4096:8"  # cuBLAS then sums in one order: its documentation, "Results Reproducibility"
 
 
 def pinned(recipe: Recipe) -> bool:
@@ -70,12 +53,13 @@ def _deterministic(recipe: Recipe) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     # memory that is written before it is read needs no filling, which would be a pass over all of it
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled

@@ -70,12 +70,13 @@ def seed_everything(seed: int) -> None:
 
 def _module(device: torch.device) -> Any:
     """torch's module of a kind of device, such as torch.cuda."""
-    return torch.get_device_module(device)
+    module: Any = torch.get_device_module(device)
+    return module
 
 
 def _numbered(device: torch.device) -> torch.device:
     """The device with its number: plain `cuda` is the current one."""
-    if device.index is not None or not _has_states(device):
+    if str(device) != device.type or not _has_states(device):
         return device
     return torch.device(device.type, _module(device).current_device())
 

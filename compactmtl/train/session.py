@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from compactmtl.backends.torch.device import find_device
 from compactmtl.balancing import Balancer, balancer
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
@@ -30,7 +31,7 @@ from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.balance import Balancing
-from compactmtl.train.machine import find_device, pinned
+from compactmtl.train.machine import pinned
 from compactmtl.train.optimizers import (
     build_optimizer,
     build_schedule,
