@@ -32,8 +32,10 @@ name = ctypes.create_string_buffer(256)
 call("cuDeviceGetName", name, 256, device)
 memory = ctypes.c_size_t()
 call("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+bus = ctypes.create_string_buffer(32)
+call("cuDeviceGetPCIBusId", bus, 32, device)
 capability = f"{ask('cuDeviceGetAttribute', 75, device)}.{ask('cuDeviceGetAttribute', 76, device)}"
-print(json.dumps({"name": name.value.decode(), "capability": capability, "memory": memory.value,
+print(json.dumps({"name": name.value.decode(), "bus": bus.value.decode(), "capability": capability, "memory": memory.value,
                   "driver": f"{version // 1000}.{version % 1000 // 10}"}))
 """
 PROBE_SECONDS = 60  # the first contact with a sleeping GPU takes seconds
@@ -41,12 +43,17 @@ PROBE_SECONDS = 60  # the first contact with a sleeping GPU takes seconds
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """The first visible GPU: its name, compute capability, bytes of memory, and the driver's CUDA version."""
+    """The first visible GPU: its name, compute capability, bytes of memory, the driver's CUDA version, and its place.
+
+    The driver itself reads CUDA_VISIBLE_DEVICES (numbers, UUIDs, MIG) and CUDA_DEVICE_ORDER. `bus` is the PCI bus id of the
+    board, by which NVML and nvidia-smi, which read neither, know the same one; empty where it is not known.
+    """
 
     name: str
     capability: str
     memory: int
     driver: str
+    bus: str = ""
 
 
 @cache

@@ -43,13 +43,13 @@ def random_head(
 ) -> nn.Module:
     """A copy of `head` with weights drawn anew; torch's generators are left alone.
 
-    The weights depend on task, number and seed alone: more dummies or tasks leave the others as they are. Raises
-    ConfigError for a layer that cannot draw its own weights.
+    The weights depend on task, number and seed alone: more dummies or tasks leave the others as they are. They are drawn
+    on the CPU, so that every device has the same. Raises ConfigError for a layer that cannot draw its own weights.
     """
-    copied = copy_model(head)
-    digest = hashlib.sha256(f"{seed}/{task}/{number}".encode()).digest()
     device = next((parameter.device for parameter in head.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    copied = copy_model(head).cpu()
+    digest = hashlib.sha256(f"{seed}/{task}/{number}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         for name, module in copied.named_modules():
             if not any(True for _ in module.parameters(recurse=False)):
@@ -66,7 +66,7 @@ def random_head(
                 module, _NormBase | nn.GroupNorm | nn.LayerNorm
             ):
                 _initialize(module, initialization)
-    return copied
+    return copied.to(device)
 
 
 def _initialize(module: nn.Module, initialization: Initialization) -> None:

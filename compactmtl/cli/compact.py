@@ -7,9 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_device, add_trust
 
 if TYPE_CHECKING:
+    import torch
+
     from compactmtl.runs import Run
 
 HELP = "remove the dead channels of a run's best model without changing its function"
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also evaluate the trained and the compact model on the val split",
     )
+    add_device(parser, "with --evaluate: run the models")
     add_trust(parser)
 
 
@@ -53,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.align is not None and args.align < 1:
         raise ConfigError(f"--align {args.align}: expected a positive number", "use 1, 8 or 16")
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.runs import Run, compact_run
+
+    device = find_device(args.device, "--device")
 
     opened = Run.open(args.run, args.overrides)
     if args.overrides and not args.evaluate:
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:
-        print(compare(opened))
+        print(compare(opened, device))
     print(f"compact model: {opened.path / 'compact'}")
     print(f"next: {command('export', opened.path, *args.overrides)}")
     return 0
@@ -111,16 +117,16 @@ def _channels(out_and_in: list[int]) -> str:
     return f"{inputs}→{outputs}"
 
 
-def compare(run: Run) -> str:
+def compare(run: Run, device: torch.device) -> str:
     """Metrics of the trained and the compact model on the val split, side by side."""
     from compactmtl.data import build_loader, load_dataset
     from compactmtl.train.tracking import format_metric
-    from compactmtl.verify.accuracy import evaluate, torch_runner
+    from compactmtl.verify.accuracy import evaluate_on
 
     data = run.recipe.data
     loader = build_loader(load_dataset(data, "val"), data, train=False, seed=run.recipe.seed)
-    trained = evaluate(torch_runner(run.load_plain(), "cpu"), loader, run.tasks)
-    compacted = evaluate(torch_runner(run.load_compact(), "cpu"), loader, run.tasks)
+    trained = evaluate_on(run.load_plain(), device, loader, run.tasks)
+    compacted = evaluate_on(run.load_compact(), device, loader, run.tasks)
     lines = ["val, trained and compact:"]
     for name, task in run.tasks.items():
         for metric, value in trained[name].items():

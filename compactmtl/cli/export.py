@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_device, add_trust
 
 if TYPE_CHECKING:
     from compactmtl.config import Target
@@ -50,11 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for targets that cannot run here: write the graph, inputs, expected outputs and commands, marked as not run",
     )
+    add_device(parser, "evaluate the torch models, which the artifacts are held against,")
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export to each target; a failure of one fails the command after all others are done."""
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.runs import Run
     from compactmtl.verify.gates import raise_failed
 
+    device = find_device(args.device, "--device")
     opened = Run.open(args.run, args.overrides)
     baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
     if baseline is not None:
@@ -77,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
     for name, target in targets.items():
         print(f"{opened.name} for {name}", file=sys.stderr)
         try:
-            if args.prepare and (missing := prepare_missing(opened, name, target, _progress)):
+            if args.prepare and (missing := prepare_missing(opened, name, target, _progress, device)):
                 prepared[name] = missing
                 continue
-            verification = export_run(opened, name, target, baseline, progress=_progress)
+            verification = export_run(opened, name, target, baseline, progress=_progress, device=device)
         except CompactError as error:
             if len(targets) == 1:
                 raise

@@ -158,6 +158,16 @@ def _converts(kind: Any, word: str) -> bool:
     return True
 
 
+def add_device(parser: argparse.ArgumentParser, runs: str) -> None:
+    """Declare --device, where the torch model runs; `runs` says what it does there."""
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        help=f"{runs} on this torch device, such as cuda:0 (default: cpu)",
+    )
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Declare --trust, the user's word for `compactmtl.config.trust`, which `main` gives on."""
     parser.add_argument(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compactmtl.artifacts.layout import PREDICTIONS
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_device, add_trust
 
 if TYPE_CHECKING:
     from compactmtl.export.predict import Prediction
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="TensorRT's lean runtime for an engine of an earlier version; needs --trust",
     )
+    add_device(parser, "of a run: run the model")
     add_trust(parser)
 
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.export.sheet import sheet
 
     values: dict[str, Any] = {}
-    with Predictor.open(args.source, lean_runtime=args.lean_runtime) as predictor:
+    with Predictor.open(args.source, lean_runtime=args.lean_runtime, device=args.device) as predictor:
         if predictor.doubt:
             print(f"warning: {args.source} cannot be trusted: {predictor.doubt}", file=sys.stderr)
         paths = [Path(image) for image in args.images]

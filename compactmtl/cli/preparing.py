@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
+
     from compactmtl.config.target import Target
     from compactmtl.export.prepare import Prepared
     from compactmtl.runs import Run
 
 
-def prepare_missing(run: Run, name: str, target: Target, progress: Callable[[str], None]) -> Prepared | None:
+def prepare_missing(
+    run: Run, name: str, target: Target, progress: Callable[[str], None], device: torch.device
+) -> Prepared | None:
     """Prepare the target where its backend can't run here; None where it can."""
     from compactmtl.backends import get_backend
     from compactmtl.export.prepare import prepare_run
 
     if get_backend(target.backend).availability(target).available:
         return None
-    prepared = prepare_run(run, name, target, progress=progress)
+    prepared = prepare_run(run, name, target, progress=progress, device=device)
     print("\n".join(summary(prepared)))
     print(f"prepared, not run: {run.path / 'export' / name}\n")
     return prepared

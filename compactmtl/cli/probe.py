@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_device, add_trust
 
 HELP = "fit new predictors on the frozen features of runs, to measure how general the features are"
 EXAMPLE = """\
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes for forest and knn (default: 1)")
     parser.add_argument("--again", action="store_true", help="probe again runs that already have results")
     parser.add_argument("--json", metavar="FILE", help="also write all results to this file")
+    add_device(parser, "run the encoder and the random heads")
     add_trust(parser)
 
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.artifacts.files import write_text
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.cli.disk import check_writable
     from compactmtl.errors import ConfigError
     from compactmtl.report import plain
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.runs.probe import Probe, Question, to_json
     from compactmtl.train.probe import probe_run
 
+    device = find_device(args.device, "--device")
     if args.samples is not None and args.samples < LEAST:
         raise ConfigError(
             f"--samples {args.samples}: expected {LEAST} or more", "leave it out to use all images"
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     groups: dict[str, list[Probe]] = {}
     for one in opened:
         print(f"{one.path} …", file=sys.stderr, flush=True)
-        probe = probe_run(one, question, jobs=args.jobs, again=args.again)
+        probe = probe_run(one, question, jobs=args.jobs, again=args.again, device=device)
         probes[str(one.path)] = probe
         groups.setdefault(group_name(one.path), []).append(probe)
     print("\n\n".join(plain(table) for table in probe_tables(groups)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_device, add_trust
 
 if TYPE_CHECKING:
     from compactmtl.report import Report
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     form.add_argument("--latex", action="store_true", help="print the table of recipes over seeds as LaTeX")
+    add_device(parser, "evaluate models that nothing measured")
     add_trust(parser)
 
 
@@ -46,11 +47,14 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.artifacts.lock import writing
     from compactmtl.artifacts.run_folder import is_run
+    from compactmtl.backends.torch.device import find_device
     from compactmtl.cli.disk import check_writable
     from compactmtl.report import collect, write_collected
     from compactmtl.report.reference import SINGLE, Single
+    from compactmtl.report.samples import ValSplits
     from compactmtl.runs import Run
 
+    device = find_device(args.device, "--device")
     runs = [Run.open(path, args.overrides) for path in args.runs]
     baseline: Run | Single | None = None
     if args.baseline is not None:
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(out)
     # locked from here on: a run that another process changes meanwhile would be reported wrongly
     with writing(out, "report") if is_run(out) else nullcontext():
-        report, samples = collect(runs, baseline)
+        report, samples = collect(runs, baseline, ValSplits(device))
         page = write_collected(report, samples, out)
     _print_table(report, as_markdown=args.markdown, as_latex=args.latex)
     for note in report.notes:

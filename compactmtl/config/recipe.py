@@ -205,6 +205,16 @@ class TrainConfig(Frozen):
         "off", description="Precision of the forward pass while training."
     )
     device: str = Field("cpu", description="torch device, such as `cpu` or `cuda:0`.")
+    deterministic: bool = Field(
+        True,
+        description="Bit-equal runs on a GPU: only deterministic kernels; an operator that has none is an error. The CPU "
+        "is bit-equal anyhow.",
+    )
+    tf32: bool = Field(
+        False,
+        description="Let NVIDIA GPUs multiply float32 in TF32 while training. It is faster, and a product is off by up to "
+        "1e-3.",
+    )
     channels_last: bool = Field(False, description="Use the NHWC memory layout while training.")
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads of torch. null: torch's default."

@@ -124,11 +124,14 @@ class Loader(DataLoader[Any]):
             yield batch
 
 
-def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> Loader:
+def build_loader(
+    dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int, pin: bool = False
+) -> Loader:
     """Batches of `config.batch_size` with `config.workers` processes; the same values for any number of workers.
 
     With train=True the samples are shuffled and augmented anew in each epoch (see EpochSampler); with train=False
-    they come in order, whole and unchanged.
+    they come in order, whole and unchanged. With `pin` they lie in page-locked memory, from which a GPU copies while the
+    host goes on.
 
     Raises ConfigError where workers have to be started anew and the data set cannot be handed to them.
     """
@@ -144,6 +147,7 @@ def build_loader(dataset: VisionDataset, config: DataConfig, *, train: bool, see
         num_workers=config.workers,
         collate_fn=_as_is,
         persistent_workers=config.workers > 0,
+        pin_memory=pin,
         generator=own,
     )
 

@@ -58,14 +58,19 @@ class Predictor:
         self.postprocess = dict(postprocess or {})  # what the model file has behind its outputs
 
     @classmethod
-    def open(cls, path: str | Path, *, lean_runtime: Path | None = None) -> Predictor:
+    def open(cls, path: str | Path, *, lean_runtime: Path | None = None, device: str = "cpu") -> Predictor:
         """Open a bundle's folder or a run's; of a run its compact model where there is one.
 
-        `lean_runtime` is for a bundle on TensorRT, as `Bundle.runner` takes it. Raises ArtifactError where the folder is
-        neither.
+        `lean_runtime` is for a bundle on TensorRT, as `Bundle.runner` takes it, and `device` for a run's torch model; a
+        bundle runs where its target says. Raises ArtifactError where the folder is neither.
         """
         path = Path(path)
         if (path / BUNDLE_FILE).is_file():
+            if device != "cpu":
+                raise ConfigError(
+                    f"{path} is a bundle, which runs where its target says, not on {device}",
+                    "leave --device out, or export the run for a target of that device",
+                )
             bundle = Bundle.open(path)
             onnx = bundle.info.target.onnx
             return cls(
@@ -80,10 +85,11 @@ class Predictor:
             raise ConfigError(
                 f"{path} is no bundle, which alone has an engine to run", "leave --lean-runtime out"
             )
-        return cls._of_run(path)
+        return cls._of_run(path, device)
 
     @classmethod
-    def _of_run(cls, path: Path) -> Predictor:
+    def _of_run(cls, path: Path, device: str) -> Predictor:
+        from compactmtl.backends.torch.device import find_device
         from compactmtl.backends.torch.runner import TorchRunner
         from compactmtl.data import preprocessing
         from compactmtl.runs.run import Run
@@ -95,6 +101,7 @@ class Predictor:
             )
         run = Run.open(path)
         model = run.load_compact() if run.has_compact else run.load_plain()
+        model = model.to(find_device(device, "--device"))
         tasks = run.tasks
         return cls(TorchRunner(model, ["image"], list(tasks)), tasks, preprocessing(run.recipe.data))
 

@@ -35,7 +35,7 @@ from compactmtl.export.bundle import write_bundle
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
 from compactmtl.runs import Run
-from compactmtl.verify.accuracy import evaluate, torch_runner
+from compactmtl.verify.accuracy import evaluate_on
 from compactmtl.verify.gates import parity_message
 from compactmtl.verify.parity import compare_outputs
 from compactmtl.verify.result import ParityResult, Record
@@ -82,11 +82,16 @@ def graph_failures(prepared: Prepared) -> list[str]:
 
 @exclusive("export")
 def prepare_run(
-    run: Run, target_name: str, target: Target, *, progress: Callable[[str], None] = lambda line: None
+    run: Run,
+    target_name: str,
+    target: Target,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+    device: torch.device | str = "cpu",
 ) -> Prepared:
     """Write run/export/<target_name>/ for a target whose backend can't run here.
 
-    Raises ConfigError where the backend can run, or where a verified bundle would be overwritten.
+    The torch model is evaluated on `device`. Raises ConfigError where the backend can run, or where a verified bundle would be overwritten.
     """
     availability = get_backend(target.backend).availability(target)
     if availability.available:
@@ -106,7 +111,7 @@ def prepare_run(
     with new_folder(run.path / EXPORT / target_name) as folder:
         path = folder / MODEL_FILE
         strings = provenance(run)
-        reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
+        reference = evaluate_on(model, device, data.loader, run.tasks, finite=True)
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
         record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)

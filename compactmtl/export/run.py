@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from compactmtl.artifacts.files import new_folder, sha256_file
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
 from compactmtl.artifacts.lock import exclusive
@@ -32,7 +34,7 @@ from compactmtl.export.processing import Interface
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
-from compactmtl.verify.accuracy import array_runner, evaluate, in_batches, torch_runner
+from compactmtl.verify.accuracy import array_runner, evaluate, evaluate_on, in_batches
 from compactmtl.verify.gates import check_gates, export_drops
 from compactmtl.verify.parity import check_parity
 from compactmtl.verify.result import (
@@ -55,13 +57,15 @@ def export_run(
     baseline: Run | None = None,
     *,
     progress: Progress = lambda line: None,
+    device: torch.device | str = "cpu",
 ) -> Verification:
     """Export a run for a target and verify the artifact; writes run/export/<target_name>/.
 
     What is exported is the run's compact model where there is one, else its contracted model. Its accuracy is
     measured on the artifact over the val split against the torch model, and against the dense `baseline` where
     one is given. Its latency is measured paired with the baseline's or, without one, with the run's own
-    contracted model before surgery. `progress` is told each step in a line.
+    contracted model before surgery. `progress` is told each step in a line. The torch models are evaluated on `device`;
+    the export, its parity and its latency are of the CPU's torch model and of the target's runtime.
 
     A gate that fails is in the result (`passed` False) and the bundle is kept, marked; the caller decides.
     A former bundle stays as it was where anything raises: ConfigError on a target or baseline that doesn't
@@ -87,8 +91,8 @@ def export_run(
     writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
     interface = writer.interface
     with new_folder(run.path / EXPORT / target_name) as folder:
-        reference = evaluate(torch_runner(model), data.loader, run.tasks, finite=True)
-        score = Scoring(run, target, interface, data, reference)
+        reference = evaluate_on(model, device, data.loader, run.tasks, finite=True)
+        score = Scoring(run, target, interface, data, reference, device=device)
         path = folder / MODEL_FILE
         strings = provenance(run)
         record = writer.write(model, path, metadata=strings, check=score.failed, progress=progress)
@@ -239,6 +243,7 @@ class Scoring:
     data: Validation
     reference: TaskMetrics
     opener: Callable[[Path, Target], Runner] | None = None  # the target's own backend where none is given
+    device: torch.device | str = "cpu"  # of the baseline's torch model
 
     def accuracy(self, runner: Runner, baseline: MultiTaskModel | None = None) -> AccuracyResult:
         """Of an opened artifact, with the dense baseline where there is one."""
@@ -252,7 +257,7 @@ class Scoring:
             by_batch={size: evaluate(in_batches(run, size), loader, tasks, finite=True) for size in sizes},
             baseline=None
             if baseline is None
-            else evaluate(torch_runner(baseline), loader, tasks, finite=True),
+            else evaluate_on(baseline, self.device, loader, tasks, finite=True),
         )
 
     def failed(self, path: Path) -> tuple[GateResult, ...]:

@@ -26,6 +26,7 @@ DIAGONAL = "M"  # name of the parameter that holds the diagonals, in every form 
 # A MAC of a thin convolution, or of the product with its copies, takes about this many times as long as one of the
 # whole convolution: measured on CPU cores with AVX-512 for 64 to 512 channels, forward and backward.
 DETOUR_COST = 1.3
+UNMEASURED_COST = 1.0  # on other devices, where nothing was measured: MACs alone decide
 
 _steps = [0]  # of all optimizers: fused ones change parameters without counting up their versions
 
@@ -67,11 +68,12 @@ class Price:
     product: int
     plain: int
     sequence: int | None  # none where the layer has no such form
+    detour: float = DETOUR_COST  # see there; of the layer's device
 
     @property
     def choice(self) -> Literal["contract", "sequence"]:
         """The cheaper evaluation while training."""
-        if self.sequence is None or self.product + self.plain / DETOUR_COST <= self.sequence:
+        if self.sequence is None or self.product + self.plain / self.detour <= self.sequence:
             return "contract"
         return "sequence"
 
@@ -157,7 +159,8 @@ class OverparamLayer(nn.Module, ABC):
                     output[1] if "w" in stage.axes else size[1],
                 )
                 sequence += batch * size[0] * size[1] * stage.weight.numel()
-        return Price(self.product_macs(), plain, sequence)
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        return Price(self.product_macs(), plain, sequence, DETOUR_COST if on_cpu else UNMEASURED_COST)
 
     def contracted(self, keep_factors_below: float | None = None) -> nn.Module:
         """The plain layer with exactly the weight that forward uses.

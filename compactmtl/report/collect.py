@@ -292,7 +292,7 @@ def _compact_metrics(run: Run, exports: Sequence[ExportView]) -> TaskMetrics | N
 def _evaluate(
     run: Run, name: str, form: Literal["trained", "compact"], splits: ValSplits, notes: list[str]
 ) -> tuple[TaskMetrics | None, str]:
-    from compactmtl.verify.accuracy import evaluate, torch_runner
+    from compactmtl.verify.accuracy import evaluate_on
 
     try:
         loader = splits.loader(run.recipe)
@@ -300,7 +300,7 @@ def _evaluate(
         notes.append(f"{name}: the {form} model was not evaluated: {error.message}")
         return None, "data missing"
     model = run.load_plain() if form == "trained" else run.load_compact()
-    return evaluate(torch_runner(model, "cpu"), loader, run.tasks), ""
+    return evaluate_on(model, splits.device, loader, run.tasks), ""
 
 
 def _cost(run: Run, model: nn.Module) -> Size:

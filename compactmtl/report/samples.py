@@ -18,6 +18,7 @@ from compactmtl.tasks.gain import judge
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import torch
     from torch import Tensor, nn
 
     from compactmtl.data.base import Batch, Preprocessing, VisionDataset
@@ -67,9 +68,10 @@ class SampleView:
 
 
 class ValSplits:
-    """Loads the val split of each recipe once, however many runs share it."""
+    """Loads the val split of each recipe once, however many runs share it. Models are evaluated on it on `device`."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self._datasets: dict[str, VisionDataset] = {}
 
     def dataset(self, recipe: Recipe) -> VisionDataset:

@@ -23,6 +23,7 @@ _PLACE = frozenset(
         "data.workers",
         "data.cache",
         "train.device",
+        "train.deterministic",
         "train.threads",
         "train.competition",
     }

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from compactmtl.config.sparsity import StrengthScheduleConfig
 from compactmtl.errors import ArtifactError, TrainingError
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity import questions
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
@@ -92,7 +93,8 @@ class Control(ABC):
 def silence(groups: ChannelGroups, flags: Sequence[Tensor]) -> None:
     """Set the gradients of the flagged groups, bool (n,) a family, to zero."""
     for family, dead in zip(groups.bound, flags, strict=True):
-        if bool(dead.any()):
+        # elsewhere asking costs more than a pass over the gradient
+        if not questions.on_host(dead.device) or bool(dead.any()):
             for s in family.tensors:
                 if s.parameter.grad is not None:
                     s.zero_(s.parameter.grad, dead)

@@ -130,7 +130,8 @@ class StrengthController(Control):
         self.penalty.strength = strength
         near = EXEMPT_RANGE * strength * self.config.every
         proximal.exempt = [
-            torch.from_numpy(~flags & (d <= near)) for d, flags in zip(distances, selected, strict=True)
+            torch.from_numpy(~flags & (d <= near)).to(dead.device)
+            for d, flags, dead in zip(distances, selected, proximal.dead, strict=True)
         ]
 
     def _selected(self, distances: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> list[Flags]:

@@ -8,8 +8,9 @@ Shape suffixes: n groups of a family, k slices of a tensor that one group holds,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from compactmtl.errors import ConfigError
 from compactmtl.graph.groups import GroupFamily, Role
+from compactmtl.sparsity import questions
 
 
 class GroupedTensor:
@@ -68,7 +70,10 @@ class GroupedTensor:
 
     def zero_(self, values: Tensor, groups: Tensor) -> None:
         """Set `values` (of the parameter's shape) to zero in the flagged `groups`, bool (n,)."""
-        values.index_fill_(self.dim, self._on(values)[0][groups].flatten(), 0)
+        if questions.on_host(values.device):
+            values.index_fill_(self.dim, self._on(values)[0][groups].flatten(), 0)
+        else:  # a pass over all of it, but nobody waits to learn how many groups there are
+            values.masked_fill_(self.spread(groups.to(values.device), False), 0)
 
     def _on(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if self._indices.device != like.device:
@@ -137,6 +142,30 @@ class BoundFamily:
     def only(self, *roles: Role) -> tuple[GroupedTensor, ...]:
         """The members in one of `roles`."""
         return tuple(s for s in self.tensors if s.role in roles)
+
+
+def waves(families: Sequence[BoundFamily]) -> list[list[int]]:
+    """The families by place, in groups that can be shrunk together; those of one tensor keep their order."""
+    last: dict[int, int] = {}  # tensor -> the wave that shrank it last
+    waves: list[list[int]] = []
+    for index, family in enumerate(families):
+        own = {id(s.parameter) for s in family.tensors}
+        wave = max((last[one] + 1 for one in own if one in last), default=0)
+        last.update(dict.fromkeys(own, wave))
+        waves += [[] for _ in range(wave + 1 - len(waves))]
+        waves[wave].append(index)
+    return waves
+
+
+def to_host(vectors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """Tensors (n,) of one type as arrays, by one read."""
+    if not vectors:
+        return []
+    device = vectors[0].device
+    if questions.on_host(device):
+        return [vector.cpu().numpy() for vector in vectors]
+    whole = torch.cat([vector.to(device) for vector in vectors]).cpu().numpy()
+    return np.split(whole, np.cumsum([len(vector) for vector in vectors])[:-1])
 
 
 def add(terms: Iterable[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from compactmtl.errors import ConfigError, SurgeryError
 from compactmtl.graph.groups import GroupFamily
-from compactmtl.sparsity.grouped_tensor import BoundFamily, bind
+from compactmtl.sparsity.grouped_tensor import BoundFamily, bind, to_host
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.removal import Measure, Removal
 from compactmtl.sparsity.selection import CostFunction, Keep
@@ -102,7 +102,7 @@ class ChannelGroups(Sequence[GroupFamily]):
     def alive(self) -> list[NDArray[np.bool_]]:
         """Which groups are not exactly zero, a bool array (n,) a family."""
         with torch.no_grad():
-            return [~family.zeros().cpu().numpy() for family in self.bound]
+            return to_host([~family.zeros() for family in self.bound])
 
     def after(
         self, kept: Mapping[tuple[str, int], NDArray[np.int64]], model: nn.Module
@@ -182,7 +182,7 @@ class ChannelGroups(Sequence[GroupFamily]):
 def zero_share(groups: ChannelGroups) -> float:
     """The paper's group sparsity: groups that are exactly zero / all groups."""
     with torch.no_grad():
-        return sum(int(family.zeros().sum()) for family in groups.bound) / max(groups.total, 1)
+        return sum(int((~flags).sum()) for flags in groups.alive()) / max(groups.total, 1)
 
 
 def split_parameter_groups(

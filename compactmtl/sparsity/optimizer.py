@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from compactmtl.errors import ConfigError, TrainingError
+from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import GroupedTensor, Scratch
 from compactmtl.sparsity.prox import Metric
 
@@ -40,7 +41,9 @@ class OptimizerView:
         self._position = {
             id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
         }
-        for s in tensors:
+        self._tensors = list(tensors)
+        self._steps: dict[int, float] = {}  # tensor -> the optimizer's steps, where `read_steps` read them
+        for s in self._tensors:
             if id(s.parameter) not in self._position or not s.parameter.requires_grad:
                 raise ConfigError(
                     f"{s.name} belongs to a channel group and does not train",
@@ -77,6 +80,22 @@ class OptimizerView:
         """Whether the optimizer has moved this tensor yet."""
         return self.kind == "sgd" or "exp_avg_sq" in self.optimizer.state.get(s.parameter, {})
 
+    def read_steps(self) -> None:
+        """Read how often each tensor was stepped, by one wait for all; `metric` goes by it until the next call."""
+        counts = {
+            id(s.parameter): self.optimizer.state.get(s.parameter, {}).get("step") for s in self._tensors
+        }
+        there = {
+            key: step
+            for key, step in counts.items()
+            if isinstance(step, Tensor) and not questions.on_host(step.device)
+        }
+        self._steps = {}
+        if there:
+            device = next(iter(there.values())).device
+            values = torch.stack([step.to(device) for step in there.values()]).tolist()
+            self._steps = dict(zip(there, values, strict=True))
+
     def metric(self, s: GroupedTensor, scratch: Scratch | None = None) -> Metric:
         """D with which the optimizer's last step divided: √v̂ + ε for Adam, bias-corrected; 1 for SGD.
 
@@ -91,7 +110,9 @@ class OptimizerView:
             )
         state, options = self.optimizer.state[s.parameter], self.options(s)
         second: Tensor = state["max_exp_avg_sq" if options["amsgrad"] else "exp_avg_sq"]
-        correction: float = (1 - float(options["betas"][1]) ** float(state["step"])) ** 0.5
+        step = self._steps.get(id(s.parameter))
+        steps = float(state["step"]) if step is None else step
+        correction: float = (1 - float(options["betas"][1]) ** steps) ** 0.5
         out = scratch.take(second) if scratch is not None else torch.empty_like(second)
         values = torch.sqrt(second, out=out).add_(float(options["eps"]) * correction)
         return Metric(values, 1 / correction, owned=True)  # the scale apart spares a pass over memory

@@ -18,6 +18,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.prox import Metric
+from compactmtl.sparsity.questions import Asking
 
 
 class Penalty(ABC):
@@ -84,6 +85,27 @@ class Penalty(ABC):
 
         `exempt` groups, bool (n,), are left alone. Returns whether each group is now zero, bool (n,).
         """
+
+    def asking(
+        self,
+        family: BoundFamily,
+        rate: float,
+        metric: Sequence[Metric] | None,
+        exempt: Tensor | None = None,
+        scratch: Scratch | None = None,
+    ) -> Asking[Tensor]:
+        """`shrink_` as a generator of its questions, see `compactmtl.sparsity.questions`.
+
+        A penalty that overrides it waits for a GPU once for all families together instead of once for each.
+        """
+        yield from ()
+        return self.shrink_(family, rate, metric, exempt, scratch)
+
+    @property
+    def asks(self) -> bool:
+        """Whether `asking` is of the same class as `shrink_`: a class that overrides only the latter means it."""
+        owner = next(one for one in type(self).__mro__ if {"asking", "shrink_"} & vars(one).keys())
+        return "asking" in vars(owner)
 
 
 def per_group(family: BoundFamily, value: float, exempt: Tensor | None) -> Tensor:

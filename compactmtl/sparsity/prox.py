@@ -23,6 +23,7 @@ from torch import Tensor
 
 from compactmtl.errors import TrainingError
 from compactmtl.sparsity.grouped_tensor import GroupedTensor, Scratch, add, at_least_float32
+from compactmtl.sparsity.questions import Asking, answered
 
 MAX_STEPS = 100  # metrics that span twelve decades take 6; a bound against an endless loop
 _LARGE = 1e18  # its square is finite in float32
@@ -49,7 +50,13 @@ def prox_(tensors: Sequence[GroupedTensor], thresholds: Tensor) -> Tensor:
 
     Returns whether each group is now zero, bool (n,). Raises TrainingError where a norm is not finite.
     """
-    norms = group_norms(tensors)
+    return answered(prox_asking(tensors, thresholds))
+
+
+def prox_asking(tensors: Sequence[GroupedTensor], thresholds: Tensor) -> Asking[Tensor]:
+    """`prox_`, which asks once."""
+    norms = _norms(tensors)
+    yield from _finite(norms, tensors)
     thresholds = thresholds.to(norms)
     # A zero group divides 0 by 0 below; it is replaced by the second where.
     scale = torch.where(norms <= thresholds, 0.0, 1 - thresholds / norms)
@@ -65,9 +72,13 @@ def scale_(tensors: Sequence[GroupedTensor], scale: Tensor) -> Tensor:
 
 def group_norms(tensors: Sequence[GroupedTensor]) -> Tensor:
     """The norm of each group over all its `tensors`, (n,). Raises TrainingError where one is not finite."""
-    norms = add(s.squares(at_least_float32(s.parameter)) for s in tensors).sqrt()
-    check_finite(norms, tensors)
+    norms = _norms(tensors)
+    answered(_finite(norms, tensors))
     return norms
+
+
+def _norms(tensors: Sequence[GroupedTensor]) -> Tensor:
+    return add(s.squares(at_least_float32(s.parameter)) for s in tensors).sqrt()
 
 
 def soft_threshold_(
@@ -95,21 +106,35 @@ def adaptive_prox_(
     `metric` holds D for each of `tensors`. Intermediate tensors lie in `scratch`, where there is one. Returns whether
     each group is now zero, bool (n,). Raises TrainingError where a value is not finite.
     """
+    return answered(adaptive_prox_asking(tensors, metric, thresholds, scratch))
+
+
+def adaptive_prox_asking(
+    tensors: Sequence[GroupedTensor],
+    metric: Sequence[Metric],
+    thresholds: Tensor,
+    scratch: Scratch | None = None,
+) -> Asking[Tensor]:
+    """`adaptive_prox_`, which asks twice and once for each of Newton's steps."""
     scratch = scratch or Scratch()
     z = [at_least_float32(s.parameter) for s in tensors]
+    total = add(s.squares(v) for s, v in zip(tensors, z, strict=True))
+    zero = torch.cat([(thresholds.to(total.device, kind) == 0) for kind in {v.dtype for v in z}]).any()
+    finite, some_zero = yield torch.stack([torch.isfinite(total).all(), zero])
+    if not finite:
+        raise _not_finite(tensors)
     tau = [
-        _tau(s, d, thresholds.to(v), d.values if d.owned else scratch.take(v))
+        _tau(s, d, thresholds.to(v), d.values if d.owned else scratch.take(v), some_zero)
         for s, d, v in zip(tensors, metric, z, strict=True)
     ]
-    total = add(s.squares(v) for s, v in zip(tensors, z, strict=True))
-    check_finite(total, tensors)
     work = [torch.mul(v, t, out=scratch.take(v)) for v, t in zip(z, tau, strict=True)]
     mean = add(s.sums(w.mul_(v)) for s, v, w in zip(tensors, z, work, strict=True)) / total
     theta = total.sqrt() - mean
     blank = total == 0
     dead = blank
     unsure = ~(theta > 0) & ~blank  # NaN too: D = 0 somewhere
-    if unsure.any():
+    (some_unsure,) = yield unsure.any()[None]
+    if some_unsure:
         # 0/0: an element at zero that nothing pulls
         pulls = (
             torch.div(v, t, out=w).nan_to_num_(nan=0.0).clamp_(-_LARGE, _LARGE)
@@ -120,7 +145,7 @@ def adaptive_prox_(
         dead = blank | (unsure & (pull <= 1))
         theta = torch.where(unsure, (pull - 1) * least, theta)
     beside = [scratch.take(v) for v in z]
-    theta = _solve(tensors, z, tau, (work, beside), torch.where(dead, 0.0, theta), dead)
+    theta = yield from _solve(tensors, z, tau, (work, beside), torch.where(dead, 0.0, theta), dead)
     theta = torch.where(blank, 1.0, theta)  # 0 stays 0, and 0/0 does not arise where t is 0
     for s, t in zip(tensors, tau, strict=True):
         reach = s.spread(theta.to(t), 1.0)
@@ -142,7 +167,20 @@ def firm_prox_(
     problem has one solution where rate·slope/knee < D for all of a group; where that fails, ρ is replaced by its
     tangent at ‖z‖. Returns whether each group is now zero, bool (n,).
     """
-    norms = group_norms(tensors)
+    return answered(firm_prox_asking(tensors, metric, rate, slopes, knees, scratch))
+
+
+def firm_prox_asking(
+    tensors: Sequence[GroupedTensor],
+    metric: Sequence[Metric] | None,
+    rate: float,
+    slopes: Tensor,
+    knees: Tensor,
+    scratch: Scratch | None = None,
+) -> Asking[Tensor]:
+    """`firm_prox_`, which asks once more than what it calls."""
+    norms = _norms(tensors)
+    yield from _finite(norms, tensors)
     slopes, knees = slopes.to(norms), knees.to(norms)
     curvature = rate * slopes / knees
     if metric is None:
@@ -171,14 +209,17 @@ def firm_prox_(
         # 0/0: D = 0 outside all groups, or where nothing bends
         s.parameter.mul_(ratio.nan_to_num_(nan=1.0))
         bent.append(Metric(less, d.scale, owned=True))
-    return adaptive_prox_(tensors, bent, thresholds, scratch)
+    return (yield from adaptive_prox_asking(tensors, bent, thresholds, scratch))
 
 
-def _tau(s: GroupedTensor, d: Metric, thresholds: Tensor, out: Tensor) -> Tensor:
-    """t/D in the parameter's shape, 0 where t is (where the factor θ/(θ + τ) is then 1), as outside all groups."""
+def _tau(s: GroupedTensor, d: Metric, thresholds: Tensor, out: Tensor, some_zero: bool) -> Tensor:
+    """t/D in the parameter's shape, 0 where t is (where the factor θ/(θ + τ) is then 1), as outside all groups.
+
+    `some_zero` says whether a threshold is 0.
+    """
     tau = torch.div(s.spread(thresholds / d.scale, 0.0), d.on(s), out=out)
     # 0/0 where D is 0 too: outside a group, or where nothing pulls
-    if s.partial or bool((thresholds == 0).any()):
+    if s.partial or some_zero:
         tau.nan_to_num_(nan=0.0, posinf=torch.inf)
     return tau
 
@@ -190,7 +231,7 @@ def _solve(
     work: tuple[Sequence[Tensor], Sequence[Tensor]],
     theta: Tensor,
     dead: Tensor,
-) -> Tensor:
+) -> Asking[Tensor]:
     """θ of each group (n,) from a lower bound; 0 for the dead. Both tensors of `work` are overwritten."""
     epsilon = torch.finfo(theta.dtype).eps
     tolerance = 4 * epsilon
@@ -207,7 +248,8 @@ def _solve(
         # θ is below the solution, so f ≥ 1 but for rounding.
         step = torch.where(dead | (f <= 1 + tolerance), 0.0, (f.sqrt() - 1) * f / half_slope)
         theta = theta + step
-        if bool((step <= enough * theta).all()):
+        (done,) = yield (step <= enough * theta).all()[None]
+        if done:
             return theta
     raise TrainingError(
         f"the proximal step found no solution for {tensors[0].name}",
@@ -215,11 +257,16 @@ def _solve(
     )
 
 
-def check_finite(norms: Tensor, tensors: Sequence[GroupedTensor]) -> None:
+def _finite(norms: Tensor, tensors: Sequence[GroupedTensor]) -> Asking[None]:
     """Raise TrainingError naming the tensors where the norm of a group is not finite."""
-    if not torch.isfinite(norms).all():
-        names = ", ".join(s.name for s in tensors)
-        raise TrainingError(
-            f"a channel group of {names} is not finite after the optimizer's step",
-            "lower the learning rate or clip the gradients",
-        )
+    (finite,) = yield torch.isfinite(norms).all()[None]
+    if not finite:
+        raise _not_finite(tensors)
+
+
+def _not_finite(tensors: Sequence[GroupedTensor]) -> TrainingError:
+    names = ", ".join(s.name for s in tensors)
+    return TrainingError(
+        f"a channel group of {names} is not finite after the optimizer's step",
+        "lower the learning rate or clip the gradients",
+    )

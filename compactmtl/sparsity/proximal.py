@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from compactmtl.errors import ArtifactError, TrainingError
-from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
+from compactmtl.sparsity import questions
+from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch, waves
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.prox import Metric
+from compactmtl.sparsity.questions import Asking, answered, answered_together, read
 
 TINY = 1e-30  # an element this small is set to zero
 FLUSH_EVERY = 4  # steps
@@ -37,6 +40,9 @@ class ProximalStep:
     Where Adam's second moment is near zero an element shrinks by orders of magnitude a step; every few steps elements
     below 1e-30 are set to zero, because arithmetic on subnormal numbers is slow.
 
+    On a GPU all families are shrunk together, so that the host waits a few times a step however many groups there are; the
+    intermediate tensors then take up to three times the memory of the grouped tensors in float32.
+
     Groups flagged in `exempt`, one bool tensor (n,) a family, are not shrunk (`spared` is its deprecated name).
     """
 
@@ -47,10 +53,15 @@ class ProximalStep:
         self._families = penalty.groups.bound
         self._view = OptimizerView(optimizer, [s for family in self._families for s in family.tensors])
         self._scratch = Scratch()
+        self._waves = waves(self._families)
         self._count = 0
         self.exempt: list[Tensor] | None = None
         with torch.no_grad():
             self._dead = [family.zeros() for family in self._families]
+
+    @property
+    def _on_host(self) -> bool:
+        return all(questions.on_host(s.parameter.device) for family in self._families for s in family.tensors)
 
     @property
     def dead(self) -> list[Tensor]:
@@ -78,14 +89,32 @@ class ProximalStep:
         if self.penalty.strength == 0 or not self.started:
             return
         self._count += 1
-        for index, family in enumerate(self._families):
-            dead = self._shrink(index, family)
-            if dead is None:
-                continue
-            self._bury(index, dead)
-            if self._count % FLUSH_EVERY == 0:
-                for s in family.tensors:
-                    s.parameter.masked_fill_(s.parameter.abs() < TINY, 0.0)
+        self._view.read_steps()
+        if self._on_host:
+            for index, family in enumerate(self._families):
+                self._scratch.clear()
+                answered(self._family_step(index, family))
+            return
+        for wave in self._waves:
+            self._scratch.clear()
+            answered_together([self._family_step(index, self._families[index]) for index in wave])
+
+    def _family_step(self, index: int, family: BoundFamily) -> Asking[None]:
+        rate, metric = self._metric(family)
+        if rate == 0:
+            return
+        exempt = None if self.exempt is None else self.exempt[index]
+        shrink = self.penalty.asking if self.penalty.asks else partial(Penalty.asking, self.penalty)
+        factor = self.penalty.factors[index]
+        dead = yield from shrink(family, rate * factor, metric, exempt, self._scratch)
+        fresh = dead & ~self._dead[index].to(dead.device)
+        (some_fresh,) = yield fresh.any()[None]
+        if some_fresh:
+            self._forget(index, fresh)
+        self._dead[index] = dead
+        if self._count % FLUSH_EVERY == 0:
+            for s in family.tensors:
+                s.parameter.masked_fill_(s.parameter.abs() < TINY, 0.0)
 
     @torch.no_grad()
     def hold(self, dead: list[Tensor] | None = None) -> None:
@@ -94,7 +123,14 @@ class ProximalStep:
             flags = self._dead[index] if dead is None else dead[index].to(self._dead[index].device)
             for s in family.tensors:
                 s.zero_(s.parameter, flags)
-            self._bury(index, self._dead[index] | flags)
+        if dead is None:
+            return  # none is newly dead
+        buried = [known | flags.to(known.device) for known, flags in zip(self._dead, dead, strict=True)]
+        fresh = [now & ~known for now, known in zip(buried, self._dead, strict=True)]
+        for index, some in enumerate(read([one.any()[None] for one in fresh])):
+            if some:
+                self._forget(index, fresh[index])
+        self._dead = buried
 
     @torch.no_grad()
     def distances(self) -> list[Tensor]:
@@ -103,6 +139,7 @@ class ProximalStep:
         To first order: its norm over the norm that a step takes off for λ = 1. Infinite where nothing pulls.
         """
         distances = []
+        self._view.read_steps()
         for factor, family in zip(self.penalty.factors, self._families, strict=True):
             self._scratch.clear()
             rate, metric = self._metric(family)
@@ -119,12 +156,9 @@ class ProximalStep:
             distances.append(torch.where(norms == 0, 0.0, norms / pulled))
         return distances
 
-    def _bury(self, index: int, dead: Tensor) -> None:
-        fresh = dead & ~self._dead[index].to(dead.device)
-        if fresh.any():
-            for s in self._families[index].tensors:
-                self._view.forget(s, fresh)
-        self._dead[index] = dead
+    def _forget(self, index: int, groups: Tensor) -> None:
+        for s in self._families[index].tensors:
+            self._view.forget(s, groups)
 
     def rebuilt(self) -> ProximalStep:
         """The proximal step of the same optimizer and penalty, whose groups or parameters were replaced."""
@@ -152,15 +186,6 @@ class ProximalStep:
     def started(self) -> bool:
         """Whether the optimizer has stepped: a loss scaler may skip the first steps of a run."""
         return any(self._view.stepped(s) for family in self._families for s in family.tensors)
-
-    def _shrink(self, index: int, family: BoundFamily) -> Tensor | None:
-        self._scratch.clear()
-        rate, metric = self._metric(family)
-        if rate == 0:
-            return None
-        exempt = None if self.exempt is None else self.exempt[index]
-        rate *= self.penalty.factors[index]
-        return self.penalty.shrink_(family, rate, metric, exempt, self._scratch)
 
     def _metric(self, family: BoundFamily) -> tuple[float, list[Metric] | None]:
         """The largest rate of a family's tensors, and the metric of the step in units of it (none: 1)."""

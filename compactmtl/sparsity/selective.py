@@ -18,12 +18,14 @@ from torch.optim import Optimizer
 from compactmtl.config.sparsity import SelectiveConfig
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity import questions
 from compactmtl.sparsity.control import Control, load_vectors, silence
-from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32
+from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32, waves
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
-from compactmtl.sparsity.prox import group_norms, prox_
+from compactmtl.sparsity.prox import prox_asking
+from compactmtl.sparsity.questions import Asking, answered, answered_together, read
 from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
@@ -161,9 +163,15 @@ class SelectiveShrinking(Control):
         due = (self._steps - time.start) % self.config.every == 0
         if self._steps == time.final or (due and self._steps < time.final):
             self._choose()
-        for index, family in enumerate(self._families):
-            if bool(self._chosen[index].any()):
-                self._shrink(index, family)
+        chosen = read([flags.any()[None] for flags in self._chosen])
+        one_by_one = all(questions.on_host(flags.device) for flags in self._chosen)
+        for wave in waves(self._families):
+            steps = [self._shrink(index, self._families[index]) for index in wave if chosen[index]]
+            if one_by_one:
+                for step in steps:
+                    answered(step)
+            else:
+                answered_together(steps)
 
     def foresee(self) -> list[Flags]:
         costs = (
@@ -217,18 +225,19 @@ class SelectiveShrinking(Control):
         root = self.config.importance == "fisher"
         return [np.sqrt(value) if root else value for value in as_values(self._importance)]
 
-    def _shrink(self, index: int, family: BoundFamily) -> None:
+    def _shrink(self, index: int, family: BoundFamily) -> Asking[None]:
         chosen, dead = self._chosen[index], self._dead[index]
         scored = self._scored[index]
-        norms = group_norms(scored)
+        norms = add(s.squares(at_least_float32(s.parameter)) for s in scored).sqrt()
         remaining = max(self.timetable.end - self._steps + 1, 1)
         thresholds = torch.clamp_min(norms / remaining, self.config.threshold)
-        gone = prox_(scored, torch.where(chosen, thresholds, 0.0)) & chosen
-        fresh = gone & ~dead
-        dead |= gone
+        gone = yield from prox_asking(scored, torch.where(chosen, thresholds, 0.0))
+        fresh = gone & chosen & ~dead
+        dead |= gone & chosen
+        (some_fresh,) = yield fresh.any()[None]
         for s in family.tensors:
             s.zero_(s.parameter, dead)
-            if self._view is not None and bool(fresh.any()):
+            if self._view is not None and some_fresh:
                 self._view.forget(s, fresh)
 
 

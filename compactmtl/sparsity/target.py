@@ -13,7 +13,8 @@ from torch import Tensor
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
-from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32
+from compactmtl.sparsity import questions
+from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32, to_host
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.selection import CostFunction, limits_of, select
@@ -117,16 +118,20 @@ class Target:
 
 def as_flags(groups: Sequence[torch.Tensor]) -> list[Flags]:
     """Bool tensors (n,) as arrays."""
-    return [flags.cpu().numpy() for flags in groups]
+    return to_host(groups)
 
 
 def as_values(groups: Sequence[torch.Tensor]) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
     """Number tensors (n,) as float64 arrays."""
-    return [values.double().cpu().numpy() for values in groups]
+    return to_host([values.double() for values in groups])
 
 
 def magnitude(family: BoundFamily) -> Tensor:
     """The norm of each group's filters over the mean of its family's, (n,): layers differ in scale."""
     producers = family.only("producer") or family.tensors
     norms = add(s.squares(at_least_float32(s.parameter)) for s in producers).sqrt()
-    return norms / norms[norms > 0].mean() if bool((norms > 0).any()) else norms
+    positive = norms > 0
+    if not questions.on_host(norms.device):  # without a wait
+        mean = norms.sum() / positive.sum()
+        return torch.where(positive.any(), norms / mean, norms)
+    return norms / norms[positive].mean() if bool(positive.any()) else norms

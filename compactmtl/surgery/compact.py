@@ -13,6 +13,7 @@ from compactmtl.errors import CompactError, SurgeryError
 from compactmtl.graph import ChannelGraph, cost
 from compactmtl.graph.borrow import trainable
 from compactmtl.graph.copies import copy_model
+from compactmtl.graph.float32 import float32_products
 from compactmtl.graph.inputs import copied
 from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import check_inputs, check_model, first_line
@@ -73,6 +74,18 @@ def compact(
         )
     if unreached not in CHOICES:
         raise SurgeryError(f"unreached is {unreached!r}", f"use one of {', '.join(CHOICES)}")
+    with float32_products():  # TF32 would fail the proof where a model is too large for float64
+        return _compact(model, example_inputs, align, tolerance, gather, unreached)
+
+
+def _compact(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any],
+    align: int,
+    tolerance: float | None,
+    gather: bool,
+    unreached: Unreached,
+) -> CompactResult:
     started = time.perf_counter()
     check_model(model)
     # A forward may write into its inputs: the caller's stay as they were.

@@ -88,7 +88,8 @@ def _instances(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     index[things] = inverse
     area = torch.bincount(inverse, minlength=len(unique))
     places = [
-        torch.bincount(inverse, axis.double() + 0.5, minlength=len(unique)) / area
+        # not bincount, which has no deterministic form on CUDA with weights
+        axis.new_zeros(len(unique), dtype=torch.float64).index_add_(0, inverse, axis.double() + 0.5) / area
         for axis in things.nonzero(as_tuple=True)[1:]
     ]
     return index, area, torch.stack(places, 1).float()

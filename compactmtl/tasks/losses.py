@@ -31,10 +31,11 @@ def cross_entropy(output: Tensor, target: Tensor, ignore_index: int | None, smoo
     """
     # torch skips -100 by default, which is no class and so skips nothing.
     ignore = -100 if ignore_index is None else ignore_index
-    # Its own mean would be 0/0 where every element is ignored.
+    # Its own mean would be 0/0 where every element is ignored. Its own sum over a map has no deterministic form on CUDA.
+    reduction = "sum" if output.device.type == "cpu" else "none"
     total = F.cross_entropy(
-        output.float(), target, ignore_index=ignore, reduction="sum", label_smoothing=smoothing
-    )
+        output.float(), target, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing
+    ).sum()
     return total / (target != ignore).sum().clamp(min=1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -11,14 +13,19 @@ from torch import nn
 
 from compactmtl.config import Recipe
 from compactmtl.errors import CompactError, ConfigError, MachineError, machine_fault
+from compactmtl.train.machine import CUBLAS, CUBLAS_FIXED
 
 # the messages of torch's functional norms where there is a single value to take statistics of
 _ONE_VALUE = ("Expected more than 1 value per channel", "Expected more than 1 spatial element")
 
+# torch's message of an operator under use_deterministic_algorithms
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+
 
 @contextmanager
 def explained(recipe: Recipe) -> Iterator[None]:
-    """Raise ConfigError for statistics of a single value and MachineError for memory and processes that ran out."""
+    """Raise ConfigError for statistics of a single value and operators that are not deterministic, and MachineError for
+    memory and processes that ran out."""
     try:
         yield
     except CompactError:
@@ -26,6 +33,8 @@ def explained(recipe: Recipe) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(_ONE_VALUE):
             raise _one_value(error, recipe) from error
+        if isinstance(error, RuntimeError) and (unordered := _without_order(error, recipe)):
+            raise unordered from error
         fault = machine_fault(error)
         if fault is None:
             raise
@@ -34,6 +43,21 @@ def explained(recipe: Recipe) -> Iterator[None]:
         raise MachineError(
             f"{fault.message} ({setting}, data.workers {recipe.data.workers})", fault.hint
         ) from error
+
+
+def _without_order(error: RuntimeError, recipe: Recipe) -> ConfigError | None:
+    """What torch says where train.deterministic meets an operator that sums in no fixed order; None for other errors."""
+    if found := _NOT_DETERMINISTIC.search(str(error)):
+        return ConfigError(
+            f"{found[1]} has no deterministic version on {recipe.train.device}, and train.deterministic asks for one",
+            "set train.deterministic=false: two runs then differ in the last digits",
+        )
+    if CUBLAS in str(error):
+        return ConfigError(
+            f"{CUBLAS} is {os.environ.get(CUBLAS)!r}, with which cuBLAS sums in no fixed order",
+            f"set it to {CUBLAS_FIXED} or unset it before Python starts; or set train.deterministic=false",
+        )
+    return None
 
 
 def _one_value(error: ValueError, recipe: Recipe) -> ConfigError:

@@ -33,7 +33,7 @@ from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
-from compactmtl.train.machine import torch_settings
+from compactmtl.train.machine import pinned, torch_settings
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
@@ -220,7 +220,10 @@ class Loop:
         if data.select_on == "val":
             return self.progress.best_metrics
         try:
-            loader = build_loader(load_dataset(data, "val"), data, train=False, seed=session.recipe.seed)
+            pin = pinned(session.recipe)
+            loader = build_loader(
+                load_dataset(data, "val"), data, train=False, seed=session.recipe.seed, pin=pin
+            )
         except DataError as error:
             self.tracker.say(f"the val split was not measured: {error.message}")
             return {}

@@ -13,6 +13,7 @@ from compactmtl.artifacts.lock import writing
 from compactmtl.balancing.universality import loss_gap
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.errors import ConfigError
+from compactmtl.graph.float32 import float32_products
 from compactmtl.models import LinearHead, MultiTaskModel
 from compactmtl.models.features import last_map
 from compactmtl.runs.checkpoint import checked_weights
@@ -25,19 +26,26 @@ from compactmtl.verify.probe import METRICS, Target, probe_features
 TARGETS: dict[str, Target] = {"class": "class", "scalar": "scalar"}  # kinds of target that can be probed
 
 
-def probe_run(run: Run, question: Question = STANDARD, *, jobs: int = 1, again: bool = False) -> Probe:
+def probe_run(
+    run: Run,
+    question: Question = STANDARD,
+    *,
+    jobs: int = 1,
+    again: bool = False,
+    device: torch.device | str = "cpu",
+) -> Probe:
     """Probe the encoder of the run's best checkpoint and write probe.json; one of the same question is read back.
 
     Predictors are fitted on the training split as it is without augmentation, and scored on val. Images pass the
     encoder in eval mode; a map is averaged. `jobs` is the number of processes that fit; with `again` nothing is read
-    back.
+    back. The encoder runs on `device`, and so do the random heads; the predictors are scikit-learn's.
 
     Raises ArtifactError where the run has no checkpoint, ConfigError where none of its tasks can be probed,
     MissingDependencyError without scikit-learn, HeldError where another process is writing into the run.
     """
     with writing(run.path, "probe"):  # before the work, so that it is not done for nothing
         pass
-    model = run.load_plain()
+    model = run.load_plain().to(device)
     asked = question.to_json(checked_weights(run.path / CHECKPOINTS / BEST))
     answer = None if again else read_answer(run.path / PROBE)
     if answer is not None and answer[0] == asked:
@@ -60,7 +68,8 @@ def probe_run(run: Run, question: Question = STANDARD, *, jobs: int = 1, again: 
         head = model.heads[name]
         gap = None
         if isinstance(head, LinearHead):
-            gap = loss_gap(head, task.loss, train, val, dummies=question.dummies, seed=seed)
+            on_device = [(one[0].to(device), one[1].to(device)) for one in (train, val)]
+            gap = loss_gap(head, task.loss, *on_device, dummies=question.dummies, seed=seed)
         results[name] = TaskProbe(METRICS[target], scores, gap)
     probe = Probe(
         results, skipped, {split: len(next(iter(features.values()))[0]) for split, features in splits.items()}
@@ -95,12 +104,13 @@ def _features(
     loader = build_loader(dataset, config, train=False, seed=seed)
     features: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
     targets: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
-    with evaluating(model), torch.no_grad():
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad(), float32_products():
         for batch in loader:
-            maps = model.encoder(batch["image"])
+            maps = model.encoder(batch["image"].to(device, non_blocking=True))
             for name, task in run.tasks.items():
                 last = last_map(maps[name] if isinstance(maps, dict) else maps)
-                features[name].append(last.float() if last.ndim == 2 else last.float().mean((2, 3)))
+                features[name].append((last.float() if last.ndim == 2 else last.float().mean((2, 3))).cpu())
                 targets[name].append(batch["targets"][task.target])
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     kept = order[: samples if samples is not None and split == "train" else None]

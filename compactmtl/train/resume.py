@@ -33,7 +33,7 @@ def save_last(session: Session, progress: Progress, folder: Path) -> None:
     state = {
         "session": session.state_dict(),
         "progress": asdict(progress),
-        "random": random_state(),
+        "random": random_state(session.device),
         "recipe_hash": recipe_hash(session.recipe),
     }
     save_checkpoint(folder, session.weights(), state)
@@ -53,4 +53,4 @@ def restore(session: Session, progress: Progress, folder: Path) -> None:
     session.load_state_dict(state["session"])
     for name, value in state["progress"].items():
         setattr(progress, name, value)
-    restore_random_state(state["random"])
+    restore_random_state(state["random"], session.device)

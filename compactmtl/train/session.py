@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from compactmtl.backends.torch.device import find_device
 from compactmtl.balancing import Balancer, balancer
 from compactmtl.config import Recipe
 from compactmtl.data import build_loader, load_dataset
@@ -30,7 +31,7 @@ from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.balance import Balancing
-from compactmtl.train.machine import find_device
+from compactmtl.train.machine import pinned
 from compactmtl.train.optimizers import (
     build_optimizer,
     build_schedule,
@@ -174,7 +175,9 @@ class Session:
         with self.autocast():
             outputs = model(image)
         return {
-            name: task.loss(outputs[name].float(), batch["targets"][task.target].to(self.device))
+            name: task.loss(
+                outputs[name].float(), batch["targets"][task.target].to(self.device, non_blocking=True)
+            )
             for name, task in self.tasks.items()
         }
 
@@ -366,6 +369,7 @@ def load_data(
         shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
     notes = label_lines(shown, {name: task.target for name, task in tasks.items()})
     notes = (*notes, *normalization_notes(recipe.model.encoder, config))
-    train_loader = build_loader(train_set, config, train=True, seed=recipe.seed)
-    select_loader = build_loader(select_set, config, train=False, seed=recipe.seed)
+    pin = pinned(recipe)
+    train_loader = build_loader(train_set, config, train=True, seed=recipe.seed, pin=pin)
+    select_loader = build_loader(select_set, config, train=False, seed=recipe.seed, pin=pin)
     return TrainingData(splits, specs, train_loader, select_loader, notes), tasks

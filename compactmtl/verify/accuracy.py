@@ -15,6 +15,7 @@ from compactmtl.backends.base import Runner
 from compactmtl.backends.batching import run_batched
 from compactmtl.data.base import Batch
 from compactmtl.errors import ArtifactError, DataError
+from compactmtl.graph.float32 import float32_products
 from compactmtl.tasks import Task
 from compactmtl.tasks.base import ReferenceMetrics
 from compactmtl.verify.result import TaskMetrics
@@ -29,13 +30,30 @@ def evaluate(
 
     `run` maps a batch of images to the raw outputs by task (see `torch_runner` and `array_runner`); outputs of other
     names are passed over. A task whose output held NaN, on one image or more, has NaN for every metric: an argmax over
-    NaN is a class, and its metrics would be numbers. With `finite` so has one whose output held infinity.
+    NaN is a class, and its metrics would be numbers. With `finite` so has one whose output held infinity. float32 is
+    multiplied in full precision on GPUs, too.
 
     Raises ArtifactError where `run` leaves a task out or gives an output of a wrong shape, DataError where the split is
     empty, lacks a target, or knows no element of one.
     """
-    with run.held() if isinstance(run, ModuleRun) else nullcontext():
+    with run.held() if isinstance(run, ModuleRun) else nullcontext(), float32_products():
         return _evaluate(run, loader, tasks, finite)
+
+
+def evaluate_on(
+    model: nn.Module,
+    device: torch.device | str,
+    loader: Iterable[Batch],
+    tasks: Mapping[str, Task],
+    *,
+    finite: bool = False,
+) -> TaskMetrics:
+    """`evaluate` of a module on `device`, which is then put back to where it was."""
+    before = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    try:
+        return evaluate(torch_runner(model.to(device), device), loader, tasks, finite=finite)
+    finally:
+        model.to(before)
 
 
 def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], finite: bool) -> TaskMetrics:
@@ -65,7 +83,7 @@ def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], fini
             if references is not None and task.scores_references:
                 cast(ReferenceMetrics, found).update(output, target, references)
             else:
-                found.update(output, target.to(output.device))
+                found.update(output, target.to(output.device, non_blocking=True))
     if empty:
         raise DataError(
             "the split to evaluate on is empty",

@@ -19,6 +19,7 @@ from compactmtl.backends.torch.runner import as_array, device_of, named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, GateError
 from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.float32 import float32_products
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, copied, map_tensors, tensors_in
 from compactmtl.verify.result import OutputParity, ParityResult
 
@@ -126,7 +127,7 @@ def reference_outputs(
 ) -> dict[str, NDArray[Any]]:
     """The module's outputs by name, in eval mode without gradients, on its own device; it is left as it was."""
     device = device_of(model)
-    with borrowed(model, weights=False):  # each case begins as the first did
+    with borrowed(model, weights=False), float32_products():  # each case begins as the first did
         placed = copied(map_tensors(lambda tensor: tensor.to(device), arguments))
         outputs = named_outputs(model(*placed), output_names)
     return {name: as_array(tensor) for name, tensor in outputs.items()}

@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from compactmtl.backends import get_backend
+from compactmtl.backends.driver import CudaDevice
 from compactmtl.backends.precision import PrecisionError, check_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
@@ -67,7 +68,8 @@ def test_provider_that_onnxruntime_drops_while_opening_is_an_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime opens on the CPU with a mere warning where a GPU provider can't be loaded."""
-    monkeypatch.setattr("compactmtl.backends.onnxruntime.entry.nvidia_gpus", lambda: (("a GPU",), ""))
+    gpu = CudaDevice("a GPU", "8.6", 8 << 30, "13.0")
+    monkeypatch.setattr("compactmtl.backends.onnxruntime.entry.cuda_device", lambda: (gpu, ""))
     monkeypatch.setattr(
         onnxruntime,
         "get_available_providers",
@@ -75,7 +77,8 @@ def test_provider_that_onnxruntime_drops_while_opening_is_an_error(
     )
     real = onnxruntime.InferenceSession
 
-    def falls_back(model: str, options: object, providers: list[str]) -> object:
+    def falls_back(model: str, options: object, providers: list[str], provider_options: object) -> object:
+        assert provider_options == [{"use_tf32": "0"}]  # float32 is float32
         assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"  # type: ignore[attr-defined]
         return real(model, providers=["CPUExecutionProvider"])
 
@@ -92,7 +95,7 @@ def test_missing_package_names_its_extra(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_gpu_provider_without_a_gpu_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compactmtl.backends.onnxruntime.entry.nvidia_gpus", lambda: ((), "no driver"))
+    monkeypatch.setattr("compactmtl.backends.onnxruntime.entry.cuda_device", lambda: (None, "no driver"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     found = BACKEND.availability(CUDA)
     assert not found.available

@@ -165,6 +165,13 @@ def test_torchs_global_random_state_is_left_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_a_gpus_batches_are_page_locked_where_asked() -> None:
+    data = config()
+    dataset = load_dataset(data, "train")
+    assert build_loader(dataset, data, train=True, seed=0, pin=True).pin_memory
+    assert not build_loader(dataset, data, train=True, seed=0).pin_memory
+
+
 def test_validation_is_whole_in_order_and_unchanged() -> None:
     data = config()
     dataset = load_dataset(data, "val")

@@ -308,6 +308,19 @@ def test_the_cheaper_evaluation_is_chosen_by_macs() -> None:
     assert DETOUR_COST * small.sequence < DETOUR_COST * small.product + small.plain
 
 
+def test_what_was_measured_on_a_cpu_does_not_steer_another_device() -> None:
+    layer = build_layer("svd", nn.Conv2d(16, 16, 3, padding=1), "full", 1)
+    shapes = [(1, 16, 1, width) for width in range(30, 60)]
+    on_cpu = [layer.price(shape) for shape in shapes]
+    elsewhere = [layer.to("meta").price(shape) for shape in shapes]
+    for one, other in zip(on_cpu, elsewhere, strict=True):
+        assert (one.product, one.plain, one.sequence) == (other.product, other.plain, other.sequence)
+        assert other.sequence is not None
+        cheaper = "contract" if other.product + other.plain <= other.sequence else "sequence"
+        assert other.choice == cheaper  # by MACs alone
+    assert [one.choice for one in on_cpu] != [other.choice for other in elsewhere]
+
+
 def test_what_a_stage_costs_follows_the_strides() -> None:
     plain = nn.Conv2d(4, 6, 3, padding=1, stride=2)
     layer = build_layer("svd", plain, 5, 1)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from compactmtl.backends.torch.device import find_device
 from compactmtl.balancing import balancer
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.overparam import overparameterize
-from compactmtl.train.machine import find_device, torch_settings
+from compactmtl.train.machine import torch_settings
 from compactmtl.train.optimizers import parameter_groups
 from compactmtl.train.session import build_session, total_steps
 

@@ -21,7 +21,7 @@ from compactmtl.overparam import overparameterize
 from compactmtl.overparam.convert import factorized_layers
 from compactmtl.overparam.svd import SvdLayer
 from compactmtl.tasks import TargetSpec, build_tasks
-from compactmtl.verify.accuracy import array_runner, evaluate, evaluating, torch_runner
+from compactmtl.verify.accuracy import array_runner, evaluate, evaluate_on, evaluating, torch_runner
 
 TASKS = build_tasks(
     {
@@ -243,3 +243,34 @@ def test_an_output_that_is_no_number_leaves_no_metric_of_its_task(value: float) 
 def test_a_class_that_is_masked_by_infinity_may_be_evaluated() -> None:
     found = evaluate(torch_runner(Broken(-math.inf)), batches(4), TASKS)
     assert all(math.isfinite(metric) for metric in found["seg"].values())
+
+
+class Moved(nn.Module):
+    """A network that notes where it is put, and which switches of float32 it is run under."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.places, self.tf32 = inner, list[str](), set[bool]()
+
+    def to(self, *args: Any, **kwargs: Any) -> Moved:
+        self.places.append(str(args[0]))
+        return self
+
+    def forward(self, image: Tensor) -> Any:
+        self.tf32.add(torch.backends.cudnn.allow_tf32)
+        return self.inner(image)
+
+
+def test_a_model_is_put_on_the_device_and_back_and_runs_without_tf32() -> None:
+    batch, net = split(), model()
+    expected = evaluate(torch_runner(net), [batch], TASKS)
+    moved = Moved(net)
+    before = torch.backends.cudnn.allow_tf32
+    found = evaluate_on(moved, torch.device("cpu", 0), [batch], TASKS)
+    np.testing.assert_equal(found, expected)
+    assert moved.places == ["cpu:0", "cpu"]
+    assert moved.tf32 == {False}
+    assert torch.backends.cudnn.allow_tf32 == before
+    with pytest.raises(ArtifactError):
+        evaluate_on(moved, "cpu", [batch], {**TASKS, "unknown": TASKS["age"]})
+    assert moved.places[-1] == "cpu"  # put back after an error, too

@@ -28,7 +28,8 @@ from compactmtl.backends.base import (
     read_options,
     run_failure,
 )
-from compactmtl.backends.machine import cpu_name, nvidia_gpus
+from compactmtl.backends.driver import cuda_device
+from compactmtl.backends.machine import cpu_name
 from compactmtl.backends.model_file import external_files
 from compactmtl.backends.precision import check_precision, file_precision, layer_precisions, lowest_precision
 from compactmtl.config.target import Target
@@ -114,8 +115,8 @@ class OnnxRuntimeBackend(Backend):
                 f"pip uninstall onnxruntime, then {hint}" if extra == "gpu" else hint,
             )
         if provider in (CUDA, TENSORRT):
-            gpus, reason = nvidia_gpus()
-            if not gpus:
+            gpu, reason = cuda_device()
+            if gpu is None:
                 return Availability(
                     False,
                     f"{provider} needs a GPU: {reason}",
@@ -195,7 +196,10 @@ def _session(
         state.InvalidArgument,
     )
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=[provider])
+        settings = [{"use_tf32": "0"} if provider == CUDA else {}]  # parity is promised for float32
+        session = onnxruntime.InferenceSession(
+            str(model), options, providers=[provider], provider_options=settings
+        )
     except broken as error:
         raise ArtifactError(
             f"{model} is not a model that ONNX Runtime can load: {_first_line(error)}", "export it again"
@@ -260,12 +264,12 @@ class OnnxRuntimeRunner(Runner):
         import onnxruntime
 
         provider = self.session.get_providers()[0]
-        gpus, _ = nvidia_gpus() if provider != CPU else ((), "")
+        gpu = None if provider == CPU else cuda_device()[0]
         return Description(
             backend=OnnxRuntimeBackend.name,
             version=onnxruntime.__version__,
             provider=provider,
-            device=gpus[0] if gpus else cpu_name(),
+            device=gpu.name if gpu else cpu_name(),
             precision=lowest_precision(self.layers) or self._target.precision,
             threads=self.session.get_session_options().intra_op_num_threads if provider == CPU else None,
             layers=self.layers,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.penalty import Penalty, per_group, root
-from compactmtl.sparsity.prox import Metric, adaptive_prox_, prox_
+from compactmtl.sparsity.prox import Metric, adaptive_prox_asking, prox_asking
+from compactmtl.sparsity.questions import Asking, answered
 
 
 class GroupLasso(Penalty):
@@ -30,7 +31,17 @@ class GroupLasso(Penalty):
         exempt: Tensor | None = None,
         scratch: Scratch | None = None,
     ) -> Tensor:
+        return answered(self.asking(family, rate, metric, exempt, scratch))
+
+    def asking(
+        self,
+        family: BoundFamily,
+        rate: float,
+        metric: Sequence[Metric] | None,
+        exempt: Tensor | None = None,
+        scratch: Scratch | None = None,
+    ) -> Asking[Tensor]:
         thresholds = per_group(family, rate * self.strength * math.sqrt(family.elements), exempt)
         if metric is None:
-            return prox_(family.tensors, thresholds)
-        return adaptive_prox_(family.tensors, metric, thresholds, scratch)
+            return (yield from prox_asking(family.tensors, thresholds))
+        return (yield from adaptive_prox_asking(family.tensors, metric, thresholds, scratch))

@@ -14,7 +14,8 @@ from compactmtl.errors import ConfigError
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty, per_group, root
-from compactmtl.sparsity.prox import Metric, firm_prox_
+from compactmtl.sparsity.prox import Metric, firm_prox_asking
+from compactmtl.sparsity.questions import Asking, answered
 
 
 class GroupMCP(Penalty):
@@ -56,7 +57,17 @@ class GroupMCP(Penalty):
         exempt: Tensor | None = None,
         scratch: Scratch | None = None,
     ) -> Tensor:
+        return answered(self.asking(family, rate, metric, exempt, scratch))
+
+    def asking(
+        self,
+        family: BoundFamily,
+        rate: float,
+        metric: Sequence[Metric] | None,
+        exempt: Tensor | None = None,
+        scratch: Scratch | None = None,
+    ) -> Asking[Tensor]:
         scale = math.sqrt(family.elements)
         slopes = per_group(family, self.strength * scale, exempt)
         knees = torch.full_like(slopes, self.knee * scale)
-        return firm_prox_(family.tensors, metric, rate, slopes, knees, scratch)
+        return (yield from firm_prox_asking(family.tensors, metric, rate, slopes, knees, scratch))

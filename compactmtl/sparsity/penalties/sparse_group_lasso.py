@@ -15,7 +15,8 @@ from compactmtl.errors import ConfigError
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty, checked, per_group, root
-from compactmtl.sparsity.prox import Metric, adaptive_prox_, prox_, soft_threshold_
+from compactmtl.sparsity.prox import Metric, adaptive_prox_asking, prox_asking, soft_threshold_
+from compactmtl.sparsity.questions import Asking, answered
 
 
 class SparseGroupLasso(Penalty):
@@ -59,9 +60,19 @@ class SparseGroupLasso(Penalty):
         exempt: Tensor | None = None,
         scratch: Scratch | None = None,
     ) -> Tensor:
+        return answered(self.asking(family, rate, metric, exempt, scratch))
+
+    def asking(
+        self,
+        family: BoundFamily,
+        rate: float,
+        metric: Sequence[Metric] | None,
+        exempt: Tensor | None = None,
+        scratch: Scratch | None = None,
+    ) -> Asking[Tensor]:
         single = per_group(family, rate * self.strength * self.l1, exempt)
         whole = per_group(family, rate * self.strength * self.l2 * math.sqrt(family.elements), exempt)
         soft_threshold_(family.tensors, metric, single)
         if metric is None:
-            return prox_(family.tensors, whole)
-        return adaptive_prox_(family.tensors, metric, whole, scratch)
+            return (yield from prox_asking(family.tensors, whole))
+        return (yield from adaptive_prox_asking(family.tensors, metric, whole, scratch))
