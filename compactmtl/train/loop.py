@@ -202,7 +202,7 @@ class Loop:
         return itertools.islice(loader, last - first)
 
     def _validate(self) -> TaskMetrics:
-        run, loader = torch_runner(self.session.model, self.session.device), self.session.select_loader
+        run, loader = torch_runner(self.session.deployed, self.session.device), self.session.select_loader
         numbers = itertools.count()
 
         def interruptible(image: Tensor) -> Mapping[str, Tensor]:
@@ -245,7 +245,7 @@ class Loop:
                 "metrics": metrics,
                 "recipe_hash": recipe_hash(session.recipe),
             }
-            save_best(self.path / CHECKPOINTS / BEST, session.weights(), summary)
+            save_best(self.path / CHECKPOINTS / BEST, session.weights(session.deployed), summary)
         start = time.perf_counter()
         session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start

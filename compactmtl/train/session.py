@@ -29,6 +29,7 @@ from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass
+from compactmtl.train.average import WeightAverage
 from compactmtl.train.balance import Balancing
 from compactmtl.train.machine import find_device
 from compactmtl.train.optimizers import (
@@ -239,9 +240,15 @@ class Session:
         for part in self.parts:
             part.rebind(model, kept)
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """The model's state_dict at its first size, with zeros for channels that were removed."""
-        state: Mapping[str, Tensor] = self.model.state_dict()
+    @property
+    def deployed(self) -> MultiTaskModel:
+        """What is validated and may become the best checkpoint: the average of the weights where there is one."""
+        average = self.part(WeightAverage)
+        return self.model if average is None else average.model
+
+    def weights(self, model: MultiTaskModel | None = None) -> Mapping[str, Tensor]:
+        """A state_dict at the network's first size, with zeros for channels that were removed: the model's, or `model`'s."""
+        state: Mapping[str, Tensor] = (model or self.model).state_dict()
         shrinker = self.part(Shrinker)
         return shrinker.whole(state) if shrinker else state
 
