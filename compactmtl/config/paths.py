@@ -19,13 +19,18 @@ _RECIPE = (
     "data.root",
     "model.encoder.weights",
     "distillation.teacher",
+    "distillation.features.teacher",
+    "distillation.features.encoder.weights",
     "sparsity.controller.latency_table",
     "sparsity.selective.latency_table",
     "sparsity.prune.latency_table",
 )
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")
-_NAMES = {"distillation.teacher": "self"}  # a word that is no path
+_NAMES = {
+    "distillation.teacher": "self",
+    "distillation.features.teacher": "self",
+}  # a word that is no path
 PACKAGE_PREFIX = "package:"  # of weights that an installed package holds
 
 

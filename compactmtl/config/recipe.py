@@ -288,6 +288,16 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _features_to_distill(self) -> Recipe:
+        features = self.distillation is not None and self.distillation.features is not None
+        if features and self.overparam is not None and self.overparam.per_task:
+            raise ValueError(
+                "distillation.features: features are not shared where overparam.per_task gives each task its own; "
+                "remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _plain_where_it_shrinks(self) -> Recipe:
         if self.sparsity is None:
             return self
@@ -296,7 +306,7 @@ class Recipe(Frozen):
         if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
             raise ValueError("sparsity.prune: Torch-Pruning needs plain layers; remove overparam")
         begin = self.sparsity.begin
-        own = self.distillation is not None and self.distillation.teacher == "self"
+        own = self.distillation is not None and self.distillation.own
         if self.sparsity.shrink_every and own and self.distillation and self.distillation.start > begin:
             raise ValueError(
                 f"distillation.start {self.distillation.start}: the teacher `self` must be copied before channels are "

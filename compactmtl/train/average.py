@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from timm.utils import ModelEmaV3
 
-
 from compactmtl.config.recipe import EmaConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ArtifactError
@@ -19,7 +18,6 @@ from compactmtl.models import MultiTaskModel
 from compactmtl.surgery.slice_plan import Kept, cut
 from compactmtl.train.part import Part, Setup, Training
 from compactmtl.train.sparse import Sparsifier
-
 
 POWER = (
     2 / 3

@@ -42,7 +42,6 @@ from compactmtl.train.optimizers import (
 from compactmtl.train.part import ForwardPass, Part, Position, Setup
 from compactmtl.train.parts import build_parts, find_part
 from compactmtl.train.random_state import seed_everything
-from compactmtl.train.regularize import Penalties
 from compactmtl.train.shrink import Shrinker
 from compactmtl.train.sparse import Sparsifier
 
@@ -182,9 +181,9 @@ class Session:
     @property
     def penalties(self) -> dict[str, Tensor]:
         """The penalties that the recipe asks for, as "penalty/NAME", with those of the last forward pass."""
-        part = self.part(Penalties)
+        names = [name for part in self.parts for name in part.penalties]
         values = self.latest.penalties if self.latest else {}
-        return {f"penalty/{name}": values.get(name, torch.zeros(())) for name in (part.names if part else ())}
+        return {f"penalty/{name}": values.get(name, torch.zeros(())) for name in names}
 
     def update(self, loss: Tensor) -> None:
         """One optimizer step on the last forward pass, whose balanced loss is `loss`."""
