@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 
 from compactmtl.config.recipe import EmaConfig
 from compactmtl.data.base import Batch
@@ -19,9 +19,8 @@ from compactmtl.surgery.slice_plan import Kept, cut
 from compactmtl.train.part import Part, Setup, Training
 from compactmtl.train.sparse import Sparsifier
 
-POWER = (
-    2 / 3
-)  # timm's default: after 300 steps the average is over about the last 45, after 3,000 the last 200
+# timm's default: after 300 steps the average is over about the last 45, after 3,000 over the last 200
+POWER = 2 / 3
 
 
 class WeightAverage(Part):

@@ -34,13 +34,14 @@ class Teacher:
 
     def __init__(self, network: nn.Module, shown: Statistics, known: Statistics | None = None) -> None:
         self.network = network.eval().requires_grad_(False)
-        self._scale, self._offset = _change(shown, known or shown)
+        self._change = _change(shown, known or shown)
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Any:
         """What the teacher's encoder gives for the recipe's images (B, 3, H, W)."""
-        if self._scale is not None and self._offset is not None:
-            image = image * self._scale.to(image) + self._offset.to(image)
+        if self._change is not None:
+            scale, offset = self._change
+            image = image * scale.to(image) + offset.to(image)
         network = self.network
         return network.encoder(image) if isinstance(network, MultiTaskModel) else network(image)
 
@@ -135,10 +136,10 @@ def _statistics_of_encoder(config: FeatureDistillationConfig) -> Statistics | No
     return (tuple(known.mean), tuple(known.std)) if known is not None else None
 
 
-def _change(shown: Statistics, known: Statistics) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def _change(shown: Statistics, known: Statistics) -> tuple[Tensor, Tensor] | None:
     """Scale and offset (3, 1, 1) that turn images normalized with `shown` into those of `known`; none where they agree."""
     if tuple(map(tuple, shown)) == tuple(map(tuple, known)):
-        return None, None
+        return None
     (mean, std), (own_mean, own_std) = (
         [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in one] for one in (shown, known)
     )
