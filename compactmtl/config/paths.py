@@ -19,6 +19,8 @@ _RECIPE = (
     "data.root",
     "model.encoder.weights",
     "distillation.teacher",
+    "distillation.features.teacher",
+    "distillation.features.encoder.weights",
     *(
         f"sparsity.{section}.{key}"
         for section in ("controller", "selective", "prune")
@@ -27,7 +29,10 @@ _RECIPE = (
 )
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")
-_NAMES = {"distillation.teacher": "self"}  # a word that is no path
+_NAMES = {
+    "distillation.teacher": "self",
+    "distillation.features.teacher": "self",
+}  # a word that is no path
 PACKAGE_PREFIX = "package:"  # of weights that an installed package holds
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
+from compactmtl.config.distillation import DistillationConfig as DistillationConfig
+from compactmtl.config.encoder import EncoderConfig as EncoderConfig
 from compactmtl.config.overparam import OverparamConfig
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen as Frozen
@@ -152,26 +154,6 @@ class TaskConfig(Frozen):
     options: dict[str, Scalar] = Field(default_factory=dict, description="Options of this kind of task.")
 
 
-class EncoderConfig(Frozen):
-    """The shared trunk, any timm model by name, or segnet."""
-
-    name: str = Field("resnet18", description="Any timm model by name, or `segnet`.")
-    pretrained: bool = Field(False, description="Download timm's pretrained weights by name.")
-    weights: str | None = Field(
-        None,
-        description="Path of a local `.safetensors` or `.pth` file with encoder weights, or `package:NAME` for weights "
-        "of an installed package: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2 (extra `pretrained`).",
-    )
-    output_stride: Literal[8, 16, 32] | None = Field(
-        None, description="Largest stride of the encoder. Later stages are dilated to keep it."
-    )
-    options: dict[str, Scalar | list[Scalar]] = Field(
-        default_factory=dict,
-        description="Keyword arguments of `timm.create_model`. `out_index` selects the feature map (the "
-        "last one by default). `segnet` has `width` and `unpool`.",
-    )
-
-
 class ModelConfig(Frozen):
     """One encoder; the heads belong to the tasks."""
 
@@ -192,6 +174,19 @@ class OptimizerConfig(Frozen):
     )
 
 
+class EmaConfig(Frozen):
+    """An exponential moving average of the weights."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.999, description="Share of the average that each step keeps, at most."
+    )
+    warmup: bool = Field(
+        True,
+        description="Let the decay rise with the steps t as 1 − (1 + t)^(−2/3), up to `decay`, so that short runs forget "
+        "their beginning.",
+    )
+
+
 class TrainConfig(Frozen):
     """The training loop."""
 
@@ -200,6 +195,10 @@ class TrainConfig(Frozen):
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="Learning rate over the steps of the run.")
     clip: Positive | None = Field(
         None, description="Largest norm of the gradient. Larger gradients are scaled down. null: no clipping."
+    )
+    ema: EmaConfig | None = Field(
+        None,
+        description="Validate, choose and deploy an average of the weights over the steps. null: the weights as they are.",
     )
     autocast: Literal["off", "bfloat16", "float16"] = Field(
         "off", description="Precision of the forward pass while training."
@@ -229,23 +228,6 @@ class TrainConfig(Frozen):
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many optimizer steps, for smoke runs. null: no limit."
-    )
-
-
-class DistillationConfig(Frozen):
-    """Each task also learns from a teacher's output for the same images."""
-
-    teacher: str = Field(
-        "self",
-        description="`self` is the model as it was at `start`. Otherwise the folder of a finished run; "
-        "`{seed}` in it stands for the recipe's seed.",
-    )
-    start: Share = Field(0.2, description="Share of all steps after which the teacher's loss is added.")
-    weight: Positive = Field(
-        1.0, description="Factor of the teacher's loss relative to the loss against the targets."
-    )
-    temperature: Positive = Field(
-        2.0, description="Temperature that softens the class probabilities of teacher and student."
     )
 
 
@@ -316,6 +298,16 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _features_to_distill(self) -> Recipe:
+        features = self.distillation is not None and self.distillation.features is not None
+        if features and self.overparam is not None and self.overparam.per_task:
+            raise ValueError(
+                "distillation.features: features are not shared where overparam.per_task gives each task its own; "
+                "remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _plain_where_it_shrinks(self) -> Recipe:
         if self.sparsity is None:
             return self
@@ -324,7 +316,7 @@ class Recipe(Frozen):
         if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
             raise ValueError("sparsity.prune: Torch-Pruning needs plain layers; remove overparam")
         begin = self.sparsity.begin
-        own = self.distillation is not None and self.distillation.teacher == "self"
+        own = self.distillation is not None and self.distillation.own
         if self.sparsity.shrink_every and own and self.distillation and self.distillation.start > begin:
             raise ValueError(
                 f"distillation.start {self.distillation.start}: the teacher `self` must be copied before channels are "

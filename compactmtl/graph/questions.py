@@ -27,6 +27,11 @@ class Questions:
         return self._state.traced.calls
 
     @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """The tensors that the model returns, each once."""
+        return self._state.traced.outputs
+
+    @property
     def barriers(self) -> Mapping[fx.Node, str]:
         """Calls that cannot be followed -> why."""
         return self._state.barriers

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from compactmtl.config.recipe import Recipe
+from compactmtl.config.recipe import EncoderConfig, Recipe
 from compactmtl.errors import ConfigError
-from compactmtl.models.encoder import build_encoder
+from compactmtl.models.encoder import BuiltEncoder, build_encoder
 from compactmtl.models.features import Needs, last_map
 from compactmtl.models.heads import NEEDS, build_head, dense_head, head_config
 from compactmtl.models.mtan import MTANHead, SharedAttention
@@ -77,13 +77,7 @@ def build_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool =
         MissingDependencyError: where pretrained weights cannot be downloaded.
     """
     configs = {name: head_config(task, recipe.tasks[name].head) for name, task in tasks.items()}
-    encoder = build_encoder(
-        recipe.model.encoder,
-        recipe.data.size,
-        dense=any(dense_head(config) for config in configs.values()),
-        needs=_needs([config.kind for config in configs.values()]),
-        initialize=initialize,
-    )
+    encoder = encoder_for(recipe, tasks, recipe.model.encoder, initialize=initialize)
     heads = {
         name: build_head(task, encoder.channels, configs[name], encoder.maps, expansion=encoder.expansion)
         for name, task in tasks.items()
@@ -91,6 +85,20 @@ def build_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool =
     if any(isinstance(head, MTANHead) for head in heads.values()):
         encoder.module.attention = SharedAttention(encoder.maps, encoder.expansion)
     return MultiTaskModel(encoder.module, heads).train()
+
+
+def encoder_for(
+    recipe: Recipe, tasks: Mapping[str, Task], config: EncoderConfig, *, initialize: bool = True
+) -> BuiltEncoder:
+    """The encoder `config` with the outputs that the heads of a recipe's tasks read. Raises as `build_encoder`."""
+    configs = [head_config(task, recipe.tasks[name].head) for name, task in tasks.items()]
+    return build_encoder(
+        config,
+        recipe.data.size,
+        dense=any(dense_head(one) for one in configs),
+        needs=_needs([one.kind for one in configs]),
+        initialize=initialize,
+    )
 
 
 def _needs(kinds: Sequence[str]) -> Needs:

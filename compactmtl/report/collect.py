@@ -30,7 +30,16 @@ from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
 from compactmtl.report.interface import interface
-from compactmtl.report.model import ExportView, MetricView, Provenance, Report, RunView, Size, Stage, TaskView
+from compactmtl.report.model import (
+    ExportView,
+    MetricView,
+    Provenance,
+    Report,
+    RunView,
+    Size,
+    Stage,
+    TaskView,
+)
 from compactmtl.report.parse import damaged, parse, read_json
 from compactmtl.report.read import Epoch, Surgery
 from compactmtl.report.reference import (
@@ -42,6 +51,7 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
+from compactmtl.report.teachers import teacher_views
 from compactmtl.tasks.gain import wrong_in_words
 from compactmtl.verify.result import TaskMetrics, Verification
 
@@ -180,6 +190,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
         targets=tuple(Path(target).stem for target in run.recipe.targets),
         budget=budget(run.recipe, surgery),
+        teachers=teacher_views(run, name, meta, notes),
     )
     if view.current_exports and not any(one.holds for one in view.current_exports):
         notes.append(f"{name}: no export held all of its gates, so no target is the headline")

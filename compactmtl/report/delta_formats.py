@@ -83,9 +83,7 @@ def grid(report: Report) -> Grid:
         columns.append(_column("", name, "", False, spreads, _counts))
     if any(row.faster for row in rows):
         columns.append(_speed_column(rows))
-    if report.sweep is not None:
-        spreads = [row.seconds for row in rows]
-        columns.append(_column("", "training", "s", False, spreads, lambda one: _plus_minus(one, 1, 0)))
+    columns += _training_columns(report, rows)
     return Grid(tuple(map(_label, rows)), tuple(columns), _caption(report), footnote(report))
 
 
@@ -188,6 +186,25 @@ def _delta_column(rows: Sequence[DeltaRow]) -> Column:
     return replace(column, cells=tuple(cells))
 
 
+def _training_columns(report: Report, rows: Sequence[DeltaRow]) -> list[Column]:
+    """Seconds of training in a sweep; where a run learned from another, epochs and seconds, alone and with the teacher's."""
+    taught = any(row.taught for row in rows)
+    wanted = [("seconds", "training", "s")] if report.sweep is not None or taught else []
+    if taught:
+        wanted = [
+            ("epochs", "epochs", ""),
+            ("all_epochs", "epochs with teacher", ""),
+            *wanted,
+            ("all_seconds", "training with teacher", "s"),
+        ]
+    return [
+        _column(
+            "", name, unit, False, [getattr(row, key) for row in rows], lambda one: _plus_minus(one, 1, 0)
+        )
+        for key, name, unit in wanted
+    ]
+
+
 def _speed_column(rows: Sequence[DeltaRow]) -> Column:
     """Times faster or slower than the dense model; green or red where every run's rounds say the same."""
     spreads = [row.faster for row in rows]
@@ -272,6 +289,10 @@ def _caption(report: Report) -> str:
         parts.append(
             f"speed: latency of {' or '.join(than)} over that of the export, the median over rounds of the ratio in one "
             "round; it counts as noise if its 10–90 % band contains 1"
+        )
+    if any(row.taught for row in table.rows):
+        parts.append(
+            "with teacher: a teacher's own training counts in full for every run that learned from it"
         )
     if report.single_task_runs:
         parts.append("sizes of the single-task networks are their sum")

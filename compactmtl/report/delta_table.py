@@ -157,7 +157,11 @@ def _row(group: Sequence[Pair], label: str, reference: Reference | None, *, is_b
         is_baseline=is_baseline,
         parameters=_size([stage.size for stage in stages], "parameters"),
         macs=_size([stage.size for stage in stages], "macs"),
-        seconds=_seconds(views),
+        seconds=_over([view.seconds for view in views]),
+        epochs=_over([len(view.epochs) for view in views]),
+        taught=any(view.teachers is None or view.teachers for view in views),
+        all_seconds=_over([view.all_seconds for view in views]),
+        all_epochs=_over([view.all_epochs for view in views]),
     )
     return row.model_copy(update=_speed(views, stages[0].key))
 
@@ -183,9 +187,10 @@ def _speed(views: Sequence[RunView], stage: StageKey) -> dict[str, Any]:
     }
 
 
-def _seconds(views: Sequence[RunView]) -> Spread | None:
-    known = [view.seconds for view in views if view.seconds is not None]
-    return Spread.of(known) if len(known) == len(views) else None
+def _over(values: Sequence[float | None]) -> Spread | None:
+    """Of a number that every run has."""
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if len(known) == len(values) else None
 
 
 def _size(sizes: Sequence[Size | None], quantity: str) -> Spread | None:

@@ -148,6 +148,14 @@ class Provenance(Frozen):
     commands: tuple[str, ...]
 
 
+class TeacherView(Frozen):
+    """A run that another learned from: the folder, and epochs and seconds of its own training."""
+
+    path: str
+    epochs: int
+    seconds: float
+
+
 class RunView(Frozen):
     """Everything the report says of one run."""
 
@@ -167,6 +175,21 @@ class RunView(Frozen):
     provenance: Provenance
     targets: tuple[str, ...] = ()  # that the recipe names, in its order
     budget: Budget | None = None  # none: the recipe asks for no sparsity
+    teachers: tuple[TeacherView, ...] | None = ()  # none: it has some, and what they cost is unknown
+
+    @property
+    def all_epochs(self) -> int | None:
+        """Epochs of its training and of its teachers'."""
+        if self.teachers is None:
+            return None
+        return len(self.epochs) + sum(one.epochs for one in self.teachers)
+
+    @property
+    def all_seconds(self) -> float | None:
+        """Seconds of its training and of its teachers', validation apart."""
+        if self.teachers is None or self.seconds is None:
+            return None
+        return self.seconds + sum(one.seconds for one in self.teachers)
 
     @property
     def trained(self) -> Stage:
@@ -294,6 +317,10 @@ class DeltaRow(Frozen):
     verdict: Verdict | Literal["mixed"] = "unknown"  # of `faster`: what every run's rounds say
     slowed: bool = False  # whether an export of lower precision is slower than its own float32 form
     seconds: Spread | None = None  # of training, validation apart
+    epochs: Spread | None = None  # none: of single-task networks
+    taught: bool = False  # whether a run of it learned from another run
+    all_seconds: Spread | None = None  # with the teachers' training; none: unknown
+    all_epochs: Spread | None = None
 
 
 class DeltaTable(Frozen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,8 +17,10 @@ from compactmtl.tasks import TargetSpec
 VERSION = 1
 
 
-def new_meta(resolved: Resolved, specs: Mapping[str, TargetSpec]) -> dict[str, Any]:
-    """The contents of meta.json: where a run comes from, and the targets' specifications of its data set."""
+def new_meta(
+    resolved: Resolved, specs: Mapping[str, TargetSpec], teachers: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The contents of meta.json: where a run comes from, its teachers, and the targets' specifications of its data set."""
     return {
         "version": VERSION,
         "recipe": resolved.name,
@@ -27,6 +29,7 @@ def new_meta(resolved: Resolved, specs: Mapping[str, TargetSpec]) -> dict[str, A
         "seed": resolved.recipe.seed,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
+        "teachers": list(teachers),
         "specs": specs_to_json(specs),
     }
 

@@ -26,6 +26,8 @@ class Balancing(Part):
 
     def before_backward(self, training: Training, current: ForwardPass) -> None:
         current.total = self.balancer.combine(current.losses)
+        if current.penalties:  # of parts before this one
+            current.total = current.total + torch.stack(list(current.penalties.values())).sum()
 
     def after_step(self, training: Training, batch: Batch) -> None:
         if self.balancer.relooks:

@@ -1,27 +1,32 @@
-"""Distillation: each task also learns from a teacher's outputs for the same pictures. Source: arXiv:1503.02531."""
+"""Distillation: each task learns from a teacher's outputs for the same pictures, the encoder from a teacher's features.
+
+Source of the outputs' loss: arXiv:1503.02531; of the features': see `compactmtl.train.mimic`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compactmtl.config.recipe import DistillationConfig
-from compactmtl.errors import ConfigError
-from compactmtl.graph.copies import copy_model
+from compactmtl.config.distillation import OWN, DistillationConfig, FeatureDistillationConfig
+from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.models import MultiTaskModel
-from compactmtl.runs.run import Run
+from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import Task
 from compactmtl.tasks.registry import all_classes
+from compactmtl.train.mimic import Mimicry, find_sources, shapes_of
 from compactmtl.train.part import ForwardPass, Part, Setup, Training
+from compactmtl.train.teacher import Teacher, check_tasks, earlier_self, encoder_teacher, run_teacher
+
+FEATURES = "features"  # the log's name of the features' loss
 
 
 class Distiller(Part):
-    """A teacher, and the term that it adds to each task's loss from step `start` on.
+    """Teachers, and the terms that they add from step `start` on: to each task's loss, and to the balanced total.
 
     A teacher `self` is the model as it was at that step.
     """
@@ -31,59 +36,100 @@ class Distiller(Part):
     def __init__(
         self,
         config: DistillationConfig,
-        tasks: Mapping[str, Task],
-        total_steps: int,
-        teacher: MultiTaskModel | None = None,
+        setup: Setup,
+        outputs: Teacher | None = None,
+        features: Teacher | None = None,
+        mimicry: Mimicry | None = None,
     ) -> None:
-        """Raises ConfigError for a task whose kind cannot be distilled, or that the teacher lacks."""
-        for name, task in tasks.items():
-            if task.distillation is None:
-                kinds = [kind for kind, one in all_classes().items() if one.distillation is not None]
-                raise ConfigError(
-                    f"distillation: task {name} is of kind {task.kind}, whose outputs cannot be distilled",
-                    f"kinds: {', '.join(kinds)}",
-                )
-            if teacher is not None and name not in teacher.heads:
-                raise ConfigError(
-                    f"distillation: the teacher has no task {name}",
-                    "name a run that was trained on all tasks",
-                )
-        self._config, self._tasks = config, tasks
-        self._start = round(config.start * total_steps)
-        self._own = config.teacher == "self"
-        self._teacher = teacher
+        """`outputs` and `features` are the teachers that are not the model itself; they may be one.
+
+        Raises ConfigError for a task whose kind cannot be distilled, or that the teacher of the outputs lacks.
+        """
+        if config.teacher is not None:
+            check_kinds(setup.tasks)
+        if outputs is not None:
+            check_tasks(outputs, setup.tasks)
+        self._config, self._tasks, self._data = config, setup.tasks, setup.recipe.data
+        self._inputs = setup.inputs
+        self._start = round(config.start * setup.total_steps)
+        self._others = {"outputs": outputs, "features": features}
+        self._own: Teacher | None = None
+        self._mimicry = mimicry
+        if mimicry is not None:
+            self.learned, self.penalties = mimicry.projections, (FEATURES,)
+
+    def _teacher(self, what: str, model: MultiTaskModel) -> Teacher:
+        other = self._others[what]
+        if other is not None:
+            return other
+        if self._own is None:
+            self._own = earlier_self(model, self._data)
+        return self._own
 
     def after_forward(self, training: Training, current: ForwardPass) -> None:
-        terms = self.losses(current.image, current.outputs, training.model, training.position.step)
-        for name, term in terms.items():
-            current.losses[name] = current.losses[name] + term
-
-    def losses(
-        self, image: Tensor, outputs: Mapping[str, Tensor], model: MultiTaskModel, step: int
-    ) -> dict[str, Tensor]:
-        """Each task's term times its weight; none before the step `start`. Steps count from 0."""
-        if step < self._start:
-            return {}
-        if self._teacher is None:
-            self._teacher = frozen(copy_model(model))
-        with torch.no_grad():
-            targets = self._teacher(image.detach())
+        if self._config.teacher is None or training.position.step < self._start:
+            return
+        teacher, image = self._teacher("outputs", training.model), current.image.detach()
+        features = teacher.features(image)
+        targets = teacher.outputs(current.outputs, features, (image.shape[-2], image.shape[-1]))
+        if self._mimicry is not None and self._teacher("features", training.model) is teacher:
+            current.taught = features
         temperature, weight = self._config.temperature, self._config.weight
-        return {
-            name: weight * distillation_loss(self._tasks[name], output, targets[name].float(), temperature)
-            for name, output in outputs.items()
-        }
+        for name, output in current.outputs.items():
+            term = distillation_loss(self._tasks[name], output, targets[name], temperature)
+            current.losses[name] = current.losses[name] + weight * term
+
+    def before_backward(self, training: Training, current: ForwardPass) -> None:
+        features = self._config.features
+        if self._mimicry is None or features is None or training.position.step < self._start:
+            return
+        taught = current.taught
+        if taught is None:
+            taught = self._teacher("features", training.model).features(current.image.detach())
+        current.penalties[FEATURES] = features.weight * self._mimicry.loss(current.features, taught)
+
+    def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
+        if self._mimicry is not None:
+            self._mimicry.rebind(model, kept, self._inputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights of a teacher that was this model; another's are on disk."""
-        return dict(self._teacher.state_dict()) if self._own and self._teacher is not None else {}
+        """The weights of a teacher that was this model, what others' weights were, and the projections."""
+        others = {what: one.fingerprint for what, one in self._others.items() if one is not None}
+        return {
+            "self": dict(self._own.network.state_dict()) if self._own is not None else {},
+            "teachers": others,
+            "projections": dict(self._mimicry.projections.state_dict()) if self._mimicry is not None else {},
+        }
 
     def load_state_dict(self, training: Training, state: Any) -> None:
-        """The inverse of `state_dict`; the training's model is still at its first size."""
-        if self._own and state:
-            self._teacher = copy_model(training.model)
-            self._teacher.load_state_dict(state)
-            frozen(self._teacher)
+        """The inverse of `state_dict`; the training's model is still at its first size.
+
+        Raises ArtifactError where a teacher has changed since.
+        """
+        own = state.get("self", state)  # earlier versions saved these weights alone
+        for what, known in state.get("teachers", {}).items():
+            teacher = self._others[what]
+            if teacher is None or teacher.fingerprint != known:
+                raise ArtifactError(
+                    f"distillation: the weights of the {what}' teacher are not those that this run began with",
+                    "put them back, or train again with --overwrite",
+                )
+        if own:
+            self._own = earlier_self(training.model, self._data)
+            self._own.network.load_state_dict(own)
+        if self._mimicry is not None:
+            self._mimicry.projections.load_state_dict(state["projections"])
+
+
+def check_kinds(tasks: Mapping[str, Task]) -> None:
+    """Raise ConfigError for a task whose outputs cannot be distilled."""
+    for name, task in tasks.items():
+        if task.distillation is None:
+            kinds = [kind for kind, one in all_classes().items() if one.distillation is not None]
+            raise ConfigError(
+                f"distillation: task {name} is of kind {task.kind}, whose outputs cannot be distilled",
+                f"kinds: {', '.join(kinds)}; or set distillation.teacher: null and learn from features",
+            )
 
 
 def distillation_loss(task: Task, output: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -108,25 +154,29 @@ def distillation_loss(task: Task, output: Tensor, target: Tensor, temperature: f
 def build_distiller(setup: Setup) -> Distiller | None:
     """The recipe's distillation, or None where it asks for none.
 
-    Raises ConfigError or ArtifactError where the teacher is not a finished run with the recipe's tasks.
+    Raises ConfigError or ArtifactError where a teacher is not a finished run with the recipe's tasks, or its features do
+    not match the network's.
     """
-    recipe, tasks, total_steps = setup.recipe, setup.tasks, setup.total_steps
-    config = recipe.distillation
+    config = setup.recipe.distillation
     if config is None:
         return None
-    if config.teacher == "self":
-        return Distiller(config, tasks, total_steps)
-    run = Run.open(Path(config.teacher.replace("{seed}", str(recipe.seed))))
-    if not run.finished:
-        raise ConfigError(f"distillation: the teacher {run.path} has not finished", "train it first")
-    if run.recipe.data.size != recipe.data.size:
-        raise ConfigError(
-            f"distillation: the teacher was trained on {list(run.recipe.data.size)} pixels, the recipe has {list(recipe.data.size)}",
-            "name a run of the same size",
-        )
-    return Distiller(config, tasks, total_steps, frozen(run.load_plain().to(setup.device)))
+    runs = {name: run_teacher(setup, name) for name in config.names if name != OWN}
+    outputs = runs.get(config.teacher or OWN)
+    if config.features is None:
+        return Distiller(config, setup, outputs)
+    name = config.features.teacher or config.teacher or OWN
+    features = encoder_teacher(setup, config.features) if config.features.encoder else runs.get(name)
+    return Distiller(config, setup, outputs, features, _mimicry(setup, config.features, features))
 
 
-def frozen(model: MultiTaskModel) -> MultiTaskModel:
-    """The model in eval mode, none of whose parameters trains."""
-    return model.eval().requires_grad_(False)
+def _mimicry(setup: Setup, config: FeatureDistillationConfig, teacher: Teacher | None) -> Mimicry:
+    """The features' loss; a teacher that is not there is the model itself."""
+    encoder, sparsity = setup.model.encoder, setup.recipe.sparsity
+    ours = shapes_of(encoder, setup.inputs)
+    theirs = ours if teacher is None else teacher.shapes(setup.inputs)
+    sources = find_sources(encoder, setup.inputs) if sparsity is not None and sparsity.shrink_every else None
+    with torch.random.fork_rng(devices=[]):  # the rest of the run draws what it would draw without
+        torch.manual_seed(setup.recipe.seed)
+        mimicry = Mimicry(config, ours, theirs, sources)
+    mimicry.projections.to(setup.device)
+    return mimicry

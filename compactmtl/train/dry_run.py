@@ -121,7 +121,9 @@ def dry_run(recipe: Recipe) -> DryRun:
         parameters=deployed.parameters,
         trained_parameters=sum(parameter.numel() for parameter in parameters),
         macs=deployed.macs,
-        weight_bytes=_bytes(session.model.state_dict().values()),
+        weight_bytes=sum(
+            _bytes(one.state_dict().values()) for one in {session.model, session.deployed}
+        ),  # and of their average
         gradient_bytes=_bytes(parameters),
         optimizer_bytes=sum(_bytes(v for v in values.values() if isinstance(v, Tensor)) for values in state),
         activation_bytes=activations,

@@ -28,6 +28,7 @@ from compactmtl.runs.checkpoint import save_best
 from compactmtl.runs.identity import recipe_hash
 from compactmtl.runs.meta import new_meta, specs_from_json, versions
 from compactmtl.runs.run import Run, check_same_recipe
+from compactmtl.runs.teachers import dump_teachers, teacher_costs
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.competition import competition
@@ -81,7 +82,11 @@ def train(
                 session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)
             else:
                 session, progress = build_session(recipe), Progress()
-                meta, data = new_meta(resolved, session.data.specs), dump_data(fingerprints(session))
+                teachers = dump_teachers(teacher_costs(recipe))
+                meta, data = (
+                    new_meta(resolved, session.data.specs, teachers),
+                    dump_data(fingerprints(session)),
+                )
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
             tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
@@ -202,7 +207,7 @@ class Loop:
         return itertools.islice(loader, last - first)
 
     def _validate(self) -> TaskMetrics:
-        run, loader = torch_runner(self.session.model, self.session.device), self.session.select_loader
+        run, loader = torch_runner(self.session.deployed, self.session.device), self.session.select_loader
         numbers = itertools.count()
 
         def interruptible(image: Tensor) -> Mapping[str, Tensor]:
@@ -248,7 +253,7 @@ class Loop:
                 "metrics": metrics,
                 "recipe_hash": recipe_hash(session.recipe),
             }
-            save_best(self.path / CHECKPOINTS / BEST, session.weights(), summary)
+            save_best(self.path / CHECKPOINTS / BEST, session.weights(session.deployed), summary)
         start = time.perf_counter()
         session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start

@@ -39,7 +39,7 @@ class ForwardPass:
 
     `features` are as the heads read them. `total`, a scalar, is what the backward pass follows; it is there once the
     losses are balanced. `penalties` are in it, beside the balanced losses. `head_parameters` are those of heads that a
-    part added to a task's own.
+    part added to a task's own. `taught` are a teacher's features, where a part has them already.
     """
 
     batch: Batch
@@ -51,6 +51,7 @@ class ForwardPass:
     total: Tensor | None = None
     penalties: dict[str, Tensor] = field(default_factory=dict)
     head_parameters: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+    taught: Any = None
 
 
 class Training(Protocol):
@@ -101,6 +102,7 @@ class Part:
 
     undecayed: frozenset[str] = frozenset()  # names of parameters that get no weight decay
     learned: nn.Module | None = None  # further parameters for the optimizer
+    penalties: tuple[str, ...] = ()  # names of what it puts into `ForwardPass.penalties`, for the log
 
     @property
     def eligible(self) -> bool:
@@ -118,7 +120,7 @@ class Part:
         """Add to the tasks' losses. Also called for passes that are not followed by a backward pass."""
 
     def before_backward(self, training: Training, current: ForwardPass) -> None:
-        """Add to `current.total`, or set it."""
+        """Add to `current.total`, or set it. What a part puts into `current.penalties` before that, the balancer adds."""
 
     def after_backward(self, training: Training, batch: Batch) -> None:
         """The gradients are there, without float16's scale and before they are clipped."""

@@ -24,7 +24,7 @@ PENALTIES = ("dgr", "input_gradient", "weight_gradient")  # keys of `regularizat
 
 
 class Penalties(Part):
-    """The penalties of a recipe's section `regularization`; `names` are those that the log has."""
+    """The penalties of a recipe's section `regularization`."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Penalties(Part):
         dgr: DummyGradientNorm | None,
         total_steps: int,
     ) -> None:
-        self.names = tuple(name for name in PENALTIES if getattr(config, name) is not None)
+        self.penalties = tuple(name for name in PENALTIES if getattr(config, name) is not None)
         self.dgr = dgr
         self._config, self._encoder, self._total_steps = config, encoder, total_steps
 
@@ -44,8 +44,9 @@ class Penalties(Part):
 
     def before_backward(self, training: Training, current: ForwardPass) -> None:
         assert current.total is not None
-        current.penalties.update(self.terms(current, current.total, training.position.step))
-        current.total = current.total + torch.stack(list(current.penalties.values())).sum()
+        terms = self.terms(current, current.total, training.position.step)
+        current.penalties.update(terms)
+        current.total = current.total + torch.stack(list(terms.values())).sum()
 
     def terms(self, current: ForwardPass, total: Tensor, step: int) -> dict[str, Tensor]:
         """Each penalty times its λ at optimizer step `step`, on a forward pass and its balanced loss."""

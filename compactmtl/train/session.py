@@ -30,6 +30,7 @@ from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass
+from compactmtl.train.average import WeightAverage
 from compactmtl.train.balance import Balancing
 from compactmtl.train.machine import pinned
 from compactmtl.train.optimizers import (
@@ -42,7 +43,6 @@ from compactmtl.train.optimizers import (
 from compactmtl.train.part import ForwardPass, Part, Position, Setup
 from compactmtl.train.parts import build_parts, find_part
 from compactmtl.train.random_state import seed_everything
-from compactmtl.train.regularize import Penalties
 from compactmtl.train.shrink import Shrinker
 from compactmtl.train.sparse import Sparsifier
 
@@ -184,9 +184,9 @@ class Session:
     @property
     def penalties(self) -> dict[str, Tensor]:
         """The penalties that the recipe asks for, as "penalty/NAME", with those of the last forward pass."""
-        part = self.part(Penalties)
+        names = [name for part in self.parts for name in part.penalties]
         values = self.latest.penalties if self.latest else {}
-        return {f"penalty/{name}": values.get(name, torch.zeros(())) for name in (part.names if part else ())}
+        return {f"penalty/{name}": values.get(name, torch.zeros(())) for name in names}
 
     def update(self, loss: Tensor) -> None:
         """One optimizer step on the last forward pass, whose balanced loss is `loss`."""
@@ -242,9 +242,15 @@ class Session:
         for part in self.parts:
             part.rebind(model, kept)
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """The model's state_dict at its first size, with zeros for channels that were removed."""
-        state: Mapping[str, Tensor] = self.model.state_dict()
+    @property
+    def deployed(self) -> MultiTaskModel:
+        """What is validated and may become the best checkpoint: the average of the weights where there is one."""
+        average = self.part(WeightAverage)
+        return self.model if average is None else average.model
+
+    def weights(self, model: MultiTaskModel | None = None) -> Mapping[str, Tensor]:
+        """A state_dict at the network's first size, with zeros for channels that were removed: the model's, or `model`'s."""
+        state: Mapping[str, Tensor] = (model or self.model).state_dict()
         shrinker = self.part(Shrinker)
         return shrinker.whole(state) if shrinker else state
 

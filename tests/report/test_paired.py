@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import cast
 
 import pytest
 
+from compactmtl.config.recipe import DistillationConfig
 from compactmtl.report import Report, delta_cells, latex, markdown, write_collected
 from compactmtl.report.delta_formats import grid
 from compactmtl.report.paired import paired_cells, sweep_report
@@ -150,6 +152,51 @@ def test_both_tables_are_written(report: Report, tmp_path: Path) -> None:
     page = write_collected(report, [], tmp_path).read_text()
     assert second.caption in page
     assert Report.model_validate_json((tmp_path / "report.json").read_text()) == report
+
+
+def taught_report(make_run: MakeRun, teachers: object) -> Report:
+    """A dense entry, and one whose runs learned from another run, with what their meta.json says of it."""
+    lesson = DistillationConfig(teacher="runs/teacher")
+    runs = {"plain": [cast(Run, make_run("plain/seed0", make_recipe(FACE_TASKS)))]}
+    recipe = make_recipe(FACE_TASKS).model_copy(update={"distillation": lesson})
+    taught = make_run("taught/seed0", recipe)
+    if teachers is not None:
+        meta = json.loads((taught.path / "meta.json").read_text())
+        (taught.path / "meta.json").write_text(json.dumps({**meta, "teachers": teachers}))
+    runs["taught"] = [cast(Run, taught)]
+    return sweep_report("faces/methods", runs, "plain", {}, TinySplits())
+
+
+def test_a_teachers_own_training_counts(make_run: MakeRun, tmp_path: Path) -> None:
+    teachers = [
+        {"path": "/runs/teacher", "epochs": 8, "seconds": 100.0},
+        {"path": "/runs/its-own", "epochs": 4, "seconds": 17.0},
+    ]
+    report = taught_report(make_run, teachers)
+    table = delta_cells(report)
+    shown = {
+        name.rpartition(" ")[0]: [row.cells[index].text for row in table.rows]
+        for index, name in enumerate(table.columns)
+    }
+    assert shown["epochs"] == ["12", "12"] and shown["epochs with teacher"] == ["12", "24"]
+    assert shown["training, s"] == ["43", "43"] and shown["training with teacher, s"] == ["43", "160"]
+    assert "counts in full" in table.caption
+    assert report.delta_table is not None
+    plain, taught = report.delta_table.rows
+    assert not plain.taught and taught.taught
+    page = write_collected(report, [], tmp_path).read_text()
+    assert "<code>/runs/teacher</code>: 8 epochs, 1 min 40 s more" in page
+
+
+def test_a_teacher_whose_cost_an_earlier_version_did_not_note_is_said(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    report = taught_report(make_run, None)
+    assert any("what its teacher's training cost is unknown" in note for note in report.notes)
+    assert report.delta_table is not None
+    taught = report.delta_table.rows[1]
+    assert taught.taught and taught.all_seconds is None and taught.seconds is not None
+    assert "its training's cost is unknown" in write_collected(report, [], tmp_path).read_text()
 
 
 def test_without_a_baseline_nothing_is_paired(make_run: MakeRun) -> None:

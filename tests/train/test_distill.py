@@ -10,17 +10,23 @@ import torch
 
 from compactmtl.config import Resolved
 from compactmtl.config.recipe import TaskConfig
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.train import train
-from compactmtl.train.distill import Distiller, distillation_loss
-from compactmtl.train.session import build_session
+from compactmtl.train.distill import Distiller, check_kinds, distillation_loss
+from compactmtl.train.session import Session, build_session
 
 Make = Callable[..., Resolved]
 
 
 def spec(kind: str, **options: object) -> TargetSpec:
     return TargetSpec(**{"kind": kind, **options})  # type: ignore[arg-type]
+
+
+def distiller_of(session: Session) -> Distiller:
+    part = session.part(Distiller)
+    assert part is not None
+    return part
 
 
 @pytest.mark.parametrize(
@@ -52,32 +58,42 @@ def test_agreement_costs_nothing_and_descent_leads_to_the_teacher(
 
 
 def test_a_teacher_that_is_the_model_counts_from_its_start_and_is_resumed(tiny: Make, tmp_path: Path) -> None:
-    recipe = tiny(more="\ndistillation: {start: 0.3, weight: 2.0}\n").recipe
+    recipe = tiny(
+        "tasks.segmentation.head.dropout=0", more="\ndistillation: {start: 0.3, weight: 2.0}\n"
+    ).recipe
     session = build_session(recipe)
-    distiller = session.part(Distiller)
-    assert distiller is not None
+    distiller = distiller_of(session)
     batch = next(iter(session.train_loader))
     _, total = session.forward(batch)
-    assert distiller.state_dict() == {}
+    assert distiller.state_dict()["self"] == {}
     session.update(total)
     session.position.step = 4  # of 12
     session.forward(batch)
     saved = distiller.state_dict()
-    assert saved.keys() == session.model.state_dict().keys()
+    assert saved["self"].keys() == session.model.state_dict().keys()
     torch.save(saved, tmp_path / "teacher.pt")
+    weights = {name: value.clone() for name, value in session.model.state_dict().items()}
     session.update(session.forward(batch)[1])
-    other = build_session(recipe)
-    resumed = other.part(Distiller)
-    assert resumed is not None
-    resumed.load_state_dict(other, torch.load(tmp_path / "teacher.pt", weights_only=True))
-    image = torch.randn(1, 3, 32, 48)
-    outputs = session.model.eval()(image)
-    mine, theirs = (one.losses(image, outputs, session.model, 5) for one in (distiller, resumed))
-    assert {name: v.item() for name, v in mine.items()} == {name: v.item() for name, v in theirs.items()}
+    loaded = torch.load(tmp_path / "teacher.pt", weights_only=True)
+    for state in (loaded, loaded["self"]):  # the second as earlier versions saved it
+        other = build_session(recipe)
+        distiller_of(other).load_state_dict(other, state)
+        other.model.load_state_dict(session.model.state_dict())
+        other.position.step = session.position.step
+        teacher = distiller_of(other)._own
+        assert teacher is not None
+        for name, value in teacher.network.state_dict().items():
+            assert torch.equal(value, weights[name]), name
+        session.model.eval()
+        other.model.eval()
+        mine, theirs = (one.forward_pass(batch).losses for one in (session, other))
+        assert {name: v.item() for name, v in mine.items()} == {name: v.item() for name, v in theirs.items()}
 
 
 @pytest.mark.slow
-def test_a_run_is_a_teacher(tiny: Make, tmp_path: Path, quiet: Callable[[], object]) -> None:
+def test_a_run_is_a_teacher_and_must_not_change_on_the_way(
+    tiny: Make, tmp_path: Path, quiet: Callable[[], object]
+) -> None:
     teacher = tmp_path / "teacher" / "seed0"
     train(tiny("train.epochs=1"), teacher, console=quiet())  # type: ignore[arg-type]
     taught = tiny(f"distillation.teacher={tmp_path}/teacher/seed{{seed}}", "distillation.start=0")
@@ -87,3 +103,22 @@ def test_a_run_is_a_teacher(tiny: Make, tmp_path: Path, quiet: Callable[[], obje
     assert float(session.forward(batch)[1].detach()) > float(plain.forward(batch)[1].detach())
     with pytest.raises(ConfigError, match="was trained on"):
         build_session(tiny(f"distillation.teacher={teacher}", "data.size=[48,48]").recipe)
+    run = train(
+        tiny(f"distillation.teacher={teacher}", "train.epochs=2", "train.max_steps=1"),
+        tmp_path / "taught",
+        console=quiet(),  # type: ignore[arg-type]
+    )
+    (cost,) = run.meta["teachers"]
+    assert (cost["path"], cost["epochs"]) == (str(teacher), 1) and cost["seconds"] > 0
+    state = distiller_of(session).state_dict()
+    train(tiny("train.epochs=1", "seed=1"), teacher, overwrite=True, console=quiet())  # type: ignore[arg-type]
+    other = build_session(taught.recipe)
+    with pytest.raises(ArtifactError, match="the outputs' teacher are not those that this run began with"):
+        distiller_of(other).load_state_dict(other, state)
+
+
+def test_a_kind_whose_outputs_cannot_be_distilled_is_named_with_what_can_be_done() -> None:
+    tasks = {"parts": build_task("parts", TaskConfig(kind="instances"), spec("instances", classes=("a",)))}
+    with pytest.raises(ConfigError, match="task parts is of kind instances") as caught:
+        check_kinds(tasks)
+    assert "distillation.teacher: null" in caught.value.hint
