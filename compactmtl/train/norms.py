@@ -53,7 +53,9 @@ class NormEstimates(Part):
                 norm.momentum = momentum
                 if count is not None and norm.num_batches_tracked is not None:
                     norm.num_batches_tracked.copy_(count)
-            model.train(modes[0][1])  # over-parameterized layers forget the weight that they kept for evaluation
+            model.train(
+                modes[0][1]
+            )  # over-parameterized layers forget the weight that they kept for evaluation
             for module, mode in modes:
                 module.training = mode
 
