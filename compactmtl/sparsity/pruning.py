@@ -123,7 +123,7 @@ def _pruner(
     config: PruneConfig, groups: ChannelGroups, model: nn.Module, example_inputs: Sequence[Tensor]
 ) -> Pruner:
     if config.method == "group_norm":
-        return GroupNorm(model, example_inputs, config.regularization)
+        return GroupNorm(model, example_inputs, groups, config.regularization)
     if config.method == "taylor":
         return Taylor(model, example_inputs, groups)
     return Magnitude()

@@ -27,7 +27,9 @@ Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 class TorchPruning(Pruner):
     """Ranks all groups by the importance that a pruner of the library gives them, over all layers, as the library does."""
 
-    def __init__(self, method: str, model: nn.Module, example_inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, method: str, model: nn.Module, example_inputs: Sequence[Tensor], groups: ChannelGroups
+    ) -> None:
         """Raises MissingDependencyError, naming the `method`, where torch_pruning is not installed."""
         try:
             import torch_pruning
@@ -38,6 +40,7 @@ class TorchPruning(Pruner):
             ) from error
         self._library: Any = torch_pruning
         self._model, self._inputs = model, tuple(example_inputs)
+        self._rows = _rows(groups)
         self._live: Any = None
         self._found: list[tuple[Any, int, dict[int, int], list[int]]] | None = None
 
@@ -47,7 +50,11 @@ class TorchPruning(Pruner):
         if self._live is None:
             modes = {module: module.training for module in self._model.modules()}
             heads = getattr(self._model, "heads", None)
-            ignored = [m for m in heads.modules() if isinstance(m, nn.Conv2d | nn.Linear)] if heads else []
+            ignored = [
+                module
+                for name, module in (heads.named_modules(prefix="heads") if heads else ())
+                if isinstance(module, nn.Conv2d | nn.Linear) and f"{name}.weight" not in self._rows
+            ]
             inputs = self._inputs[0] if len(self._inputs) == 1 else self._inputs
             with torch.enable_grad():
                 self._live = self.build(
@@ -70,7 +77,7 @@ class TorchPruning(Pruner):
     def importance(self, groups: ChannelGroups) -> list[Values]:
         """What the pruner makes of every group now. Raises ConfigError for a layer that it does not see."""
         worth = [np.full(family.size, np.nan) for family in groups]
-        for group, family, group_of, channels in self._groups(groups):
+        for group, family, group_of, channels in self._groups():
             values = self.live.estimate_importance(group)
             if values is None:
                 continue
@@ -85,17 +92,17 @@ class TorchPruning(Pruner):
                 )
         return worth
 
-    def _groups(self, groups: ChannelGroups) -> list[tuple[Any, int, dict[int, int], list[int]]]:
+    def _groups(self) -> list[tuple[Any, int, dict[int, int], list[int]]]:
         """The library's groups that begin in a layer of ours: the family, the group of each row, and the rows; found once."""
         if self._found is None:
-            rows, pruner = _rows(groups), self.live
+            pruner = self.live
             names = {id(module): name for name, module in self._model.named_modules()}
             self._found = []
             for group in pruner.DG.get_all_groups(
                 ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
             ):
                 dependency, channels = group[0]
-                place = rows.get(f"{names.get(id(dependency.target.module))}.weight")
+                place = self._rows.get(f"{names.get(id(dependency.target.module))}.weight")
                 if place is not None:
                     self._found.append((group, *place, [int(channel) for channel in channels]))
         return self._found
@@ -104,8 +111,14 @@ class TorchPruning(Pruner):
 class GroupNorm(TorchPruning):
     """GroupNormPruner: its regularization, then its group norms."""
 
-    def __init__(self, model: nn.Module, example_inputs: Sequence[Tensor], regularization: float) -> None:
-        super().__init__("group_norm", model, example_inputs)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Tensor],
+        groups: ChannelGroups,
+        regularization: float,
+    ) -> None:
+        super().__init__("group_norm", model, example_inputs, groups)
         self._regularization = regularization
 
     def build(self, library: Any, *args: Any, **options: Any) -> Any:
@@ -125,7 +138,7 @@ class Taylor(TorchPruning):
     """
 
     def __init__(self, model: nn.Module, example_inputs: Sequence[Tensor], groups: ChannelGroups) -> None:
-        super().__init__("taylor", model, example_inputs)
+        super().__init__("taylor", model, example_inputs, groups)
         self.learned = [torch.zeros(family.size, dtype=torch.float64) for family in groups]
 
     def build(self, library: Any, *args: Any, **options: Any) -> Any:

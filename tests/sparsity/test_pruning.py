@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 import pytest
 import torch
@@ -153,3 +154,39 @@ def test_taylor_keeps_what_the_loss_depends_on() -> None:
     control.observe()
     control.step()
     assert bool((model.encoder["inner"][0].weight[:12] == 0).all())  # type: ignore[index]
+
+
+class Headed(Net):
+    """A head with a hidden layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        hidden = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 2))
+        self.heads = nn.ModuleDict({"one": hidden})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["group_norm", "taylor"])
+@pytest.mark.parametrize("scope", ["encoder", "model"])
+def test_the_library_prunes_heads_where_the_scope_is_the_model(
+    method: str, scope: Literal["encoder", "model"]
+) -> None:
+    pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    model = Headed()
+    with torch.no_grad():
+        for parameter in model.heads["one"][0].parameters():  # type: ignore[index]
+            parameter[:10] *= 1e-3
+        model.heads["one"][2].weight[:, :10] *= 1e-3  # type: ignore[index]  # the least of all, in all its members
+    groups = channel_groups(model, IMAGE, scope=scope)
+    config = PruneConfig.model_validate(
+        {"method": method, "mac_reduction": 0.5, "min_channels": 2, "at": 0.05, "regularize": 0}
+    )
+    control = Pruning(groups, config, 20, model, (IMAGE,))
+    (model(IMAGE) ** 2).sum().backward()
+    control.observe()
+    control.step()
+    hidden = model.heads["one"][0].weight  # type: ignore[index]
+    pruned = bool((hidden.detach() == 0).all(1).any())
+    assert pruned == (scope == "model")
+    assert control.removed() >= 0.5
