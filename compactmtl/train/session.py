@@ -37,6 +37,7 @@ from compactmtl.train.optimizers import (
     build_schedule,
     parameter_groups,
     rate,
+    rate_scales,
     replace_parameters,
 )
 from compactmtl.train.part import ForwardPass, Part, Position, Setup
@@ -349,7 +350,9 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
         model,
         weighing,
         frozenset[str]().union(*(part.undecayed for part in parts)),
+        lr=recipe.train.optimizer.lr,
         factor_lr=recipe.train.optimizer.lr * (recipe.overparam.lr_scale if recipe.overparam else 1.0),
+        scales=rate_scales(recipe.train.optimizer, recipe.model.encoder, model),
         diagonals=find_part(parts, DiagonalPass) is None,
     )
     for part in parts:
