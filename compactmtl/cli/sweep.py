@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     name = "-".join(resolved.name.split("/")) + ("-smoke" if args.smoke else "")
     out = Path(args.out) if args.out else Path("runs") / name
     from compactmtl.artifacts.lock import writing
+    from compactmtl.report.selection import selection_cells
     from compactmtl.sweep import (
         collect_runs,
         exit_code,
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     if report is None:
         print("no run has finished, so that there is no table yet", file=sys.stderr)
         return exit_code(failed)
-    _print_tables(report, probed(runs))
+    _print_tables(report, (selection_cells(report, runs.finished), *probed(runs)))
     print(f"tables: {out}")
     for path, failure in failed.items():
         print(f"failed: {path}: {failure.reason}", file=sys.stderr)
@@ -143,7 +144,7 @@ def _check_alone(args: argparse.Namespace) -> None:
         raise ConfigError(f"--list takes no other words, found {' '.join(given)}", "leave one of the two out")
 
 
-def _print_tables(report: Report, probes: Sequence[Table]) -> None:
+def _print_tables(report: Report, others: Sequence[Table | None]) -> None:
     import sys
 
     from compactmtl.report import delta_cells, plain
@@ -151,7 +152,7 @@ def _print_tables(report: Report, probes: Sequence[Table]) -> None:
     from compactmtl.report.paired import paired_cells
     from compactmtl.report.table import rich_table
 
-    for table in (delta_cells(report), paired_cells(report), deployed_cells(report), *probes):
+    for table in (delta_cells(report), paired_cells(report), deployed_cells(report), *others):
         if table is None:
             continue
         if sys.stdout.isatty():

@@ -13,6 +13,7 @@ from compactmtl.report.model import Report
 from compactmtl.report.paired import paired_cells, sweep_report
 from compactmtl.report.probes import probe_tables
 from compactmtl.report.samples import ValSplits
+from compactmtl.report.selection import selection_cells
 from compactmtl.report.svg import drawn
 from compactmtl.report.table import Table
 from compactmtl.runs.probe import read_probe
@@ -79,6 +80,9 @@ def describe(report: Report, description: str, command: str, runs: SweepRuns) ->
     paired = paired_cells(report)
     if paired is not None:
         parts.append(markdown(paired))
+    selected = selection_cells(report, runs.finished)
+    if selected is not None:
+        parts.append(markdown(selected))
     timed = deployed_cells(report)
     if timed is not None:
         parts.append(markdown(timed))

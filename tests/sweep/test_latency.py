@@ -40,6 +40,7 @@ def test_they_are_in_the_table_and_measured_again_only_where_a_bundle_is_new(
     text = (out / "sweep.md").read_text()
     assert "| narrow, onnxruntime-cpu |" in text and "![Δm against latency on onnxruntime-cpu]" in text
     assert "Unfinished" not in text
+    assert "the best epoch on the holdout split" in text and "\n| narrow |" in text
     ElementTree.parse(out / "pareto-onnxruntime-cpu.svg")
     assert "narrow, onnxruntime-cpu" in capsys.readouterr().out
 
