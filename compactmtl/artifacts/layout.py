@@ -40,6 +40,7 @@ PREVIEW = "preview.png"
 
 # of a sweep, of `profile` and of `predict`
 SWEEP_TABLE, SWEEP = "sweep.md", "sweep.json"
+SWEEP_LATENCY = "latency.json"  # of all its exports, measured side by side
 PROFILE = "profile.json"
 PREDICTIONS = "predictions.json"
 

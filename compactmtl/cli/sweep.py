@@ -76,7 +76,16 @@ def run(args: argparse.Namespace) -> int:
     name = "-".join(resolved.name.split("/")) + ("-smoke" if args.smoke else "")
     out = Path(args.out) if args.out else Path("runs") / name
     from compactmtl.artifacts.lock import writing
-    from compactmtl.sweep import collect_runs, exit_code, plan_jobs, probed, run_sweep, write_table
+    from compactmtl.report.selection import selection_cells
+    from compactmtl.sweep import (
+        collect_runs,
+        exit_code,
+        plan_jobs,
+        probed,
+        run_sweep,
+        sweep_latencies,
+        write_table,
+    )
     from compactmtl.train import TrainingInterrupted
 
     jobs = plan_jobs(sweep, out, args.overrides, only=args.only, seeds=args.seeds, smoke=args.smoke)
@@ -98,18 +107,23 @@ def run(args: argparse.Namespace) -> int:
     words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
     words += ["--smoke"] if args.smoke else []
     against = {name: entry.against for name, entry in sweep.entries.items() if entry.against}
+    series = {name: entry.series for name, entry in sweep.entries.items() if entry.series}
     with writing(
-        out, "sweep tables", wait=60
+        out, "sweep tables", wait=600
     ):  # another shell of this sweep may have come to its end as well
-        report = write_table(
-            resolved.name, sweep.description, command("sweep", *words), runs, sweep.baseline, out, against
+        latencies = sweep_latencies(
+            sweep, runs, out, lambda line: print(line, file=sys.stderr), measure=interrupted is None
         )
+        report = write_table(
+            resolved.name, sweep.description, command("sweep", *words), runs, sweep.baseline, out, against,
+            latencies, sweep.targets, series,
+        )  # fmt: skip
     if interrupted is not None:
         raise interrupted
     if report is None:
         print("no run has finished, so that there is no table yet", file=sys.stderr)
         return exit_code(failed)
-    _print_tables(report, probed(runs))
+    _print_tables(report, (selection_cells(report, runs.finished), *probed(runs)))
     print(f"tables: {out}")
     for path, failure in failed.items():
         print(f"failed: {path}: {failure.reason}", file=sys.stderr)
@@ -130,14 +144,15 @@ def _check_alone(args: argparse.Namespace) -> None:
         raise ConfigError(f"--list takes no other words, found {' '.join(given)}", "leave one of the two out")
 
 
-def _print_tables(report: Report, probes: Sequence[Table]) -> None:
+def _print_tables(report: Report, others: Sequence[Table | None]) -> None:
     import sys
 
     from compactmtl.report import delta_cells, plain
+    from compactmtl.report.deployed import deployed_cells
     from compactmtl.report.paired import paired_cells
     from compactmtl.report.table import rich_table
 
-    for table in (delta_cells(report), paired_cells(report), *probes):
+    for table in (delta_cells(report), paired_cells(report), deployed_cells(report), *others):
         if table is None:
             continue
         if sys.stdout.isatty():

@@ -172,6 +172,21 @@ class OptimizerConfig(Frozen):
     betas: tuple[float, float] = Field(
         (0.9, 0.999), description="Decay rates of the moments of Adam and AdamW."
     )
+    encoder_scale: Positive = Field(
+        1.0,
+        description="Learning rate of the encoder as a share of `lr`; the heads keep `lr`. Below 1 for pretrained "
+        "encoders.",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Learning rate of each layer of the encoder as a share of the next layer's. The last layer has "
+        "`lr` times `encoder_scale`.",
+    )
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the encoder's parameters have rates of their own."""
+        return self.encoder_scale != 1 or self.layer_decay != 1
 
 
 class EmaConfig(Frozen):

@@ -18,6 +18,7 @@ PenaltyName = Annotated[
     str, one_of("sparsity/penalties", own_class=True), names_schema("sparsity/penalties", own_class=True)
 ]
 After = Annotated[float, Field(gt=0, le=1)]  # a share of all steps before which there are steps
+ImportanceSteps = Annotated[int, Field(ge=1)]
 # Options of the first penalties that also have keys of their own. Another penalty has `penalty_options` alone.
 SHORT_KEYS: Mapping[str, tuple[str, ...]] = {"sparse_group_lasso": ("l1", "l2"), "group_mcp": ("knee",)}
 Measure = Literal["macs", "parameters", "latency"]
@@ -142,7 +143,17 @@ class SelectiveConfig(ReductionConfig):
 
     start: Before = Field(0.2, description="Share of all steps after which shrinking begins.")
     end: After = Field(0.6, description="Share of all steps at which the target is reached.")
+    ramp: Literal["cubic", "linear", "cosine", "geometric"] = Field(
+        "cubic",
+        description="How the share that is due rises from 0 at `start` to 1 shortly before `end`: `cubic` is steep "
+        "first, `linear` even, `cosine` gentle at both ends; `geometric` removes an equal share of what is left at "
+        "every step. The gentle ones suit pretrained networks.",
+    )
     every: Annotated[int, Field(ge=1)] = Field(20, description="Steps between two rankings of the channels.")
+    importance_steps: ImportanceSteps = Field(
+        20,
+        description="Steps over which the importance is averaged, from the first step on, as an exponential mean.",
+    )
     threshold: AboveZero = Field(
         0.02, description="Norm by which the proximal step shrinks a selected group at each step."
     )
@@ -179,10 +190,10 @@ class ControllerConfig(ReductionConfig):
 class PruneConfig(ReductionConfig):
     """Baselines: remove channels once during training, then fine-tune with zeros that stay zero."""
 
-    method: Literal["magnitude", "group_norm"] = Field(
+    method: Literal["magnitude", "group_norm", "taylor"] = Field(
         "magnitude",
         description="`magnitude` removes the smallest l2 norms, each relative to its layer's mean. "
-        "`group_norm` is Torch-Pruning's GroupNorm pruner.",
+        "`group_norm` is Torch-Pruning's GroupNorm pruner. `taylor` is Torch-Pruning's group Taylor importance.",
     )
     at: Before = Field(
         0.5, description="Share of all steps after which the channels are removed, all at once."
@@ -191,6 +202,9 @@ class PruneConfig(ReductionConfig):
         0.35, description="Share of all steps after which the regularization of `group_norm` begins."
     )
     regularization: AboveZero = Field(1e-4, description="Coefficient of the regularization of `group_norm`.")
+    importance_steps: ImportanceSteps = Field(
+        20, description="Last steps before the removal over which the importance of `taylor` is averaged."
+    )
 
 
 class StrengthScheduleConfig(Frozen):
@@ -266,6 +280,12 @@ class SparsityConfig(Frozen):
         None,
         description="Remove dead channels from the network in training after every so many epochs. null: "
         "only at the end.",
+    )
+
+    norm_batches: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Training batches on which the running statistics of BatchNorm are estimated anew, from the "
+        "first removal on after every epoch and before its validation. null: they stay as training updates them.",
     )
 
     @model_validator(mode="after")

@@ -22,6 +22,11 @@ class EntryConfig(Frozen):
     against: str | None = Field(
         None, description="Entry that this one is compared with, seed by seed, in addition to the baseline."
     )
+    series: str | None = Field(
+        None,
+        description="Curve of the figures that this entry is a point of, such as a method at several sizes. null: "
+        "the entry alone.",
+    )
     runs: tuple[str, ...] = Field(
         (), description="Glob patterns of finished run folders, one per seed, instead of a recipe."
     )
@@ -53,7 +58,9 @@ class SweepConfig(Frozen):
         description="Probe every run with predictors fitted to this many training images. null: no probing.",
     )
     targets: tuple[str, ...] = Field(
-        (), description="Targets to which every run is exported and on which it is verified."
+        (),
+        description="Targets to which every run is exported and on which it is verified. The exports of all entries are "
+        "then timed side by side.",
     )
     entries: Annotated[dict[str, EntryConfig], Field(min_length=1)] = Field(
         description="The rows of the table by name."

@@ -85,6 +85,17 @@ def log_axis(values: Sequence[float], title: str) -> Axis:
     return Axis(low, high, tuple(10.0**power for power in powers if not power % every), title, log=True)
 
 
+def ratio_axis(values: Sequence[float], title: str) -> Axis:
+    """A logarithmic axis over positive `values` with ticks at 1, 2 and 5 times powers of ten, at least one."""
+    low, high = min(values) / 1.25, max(values) * 1.25
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    steps = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    if not any(low <= step <= high for step in steps):
+        high = next(step for step in steps if step > high)
+    ticks = [step for step in steps if low <= step <= high * (1 + ROUNDING)]
+    return Axis(low, high, tuple(ticks), title, log=True)
+
+
 def plot(
     x: Axis,
     y: Axis,

@@ -149,6 +149,14 @@ def difference(spread: Spread | None, info: MetricView | None, better: int, seed
     return Cell(f"{'+' if shown > 0 else ''}{text} ({better}/{seeds})", tone, noise)
 
 
+def value(spread: Spread | None, info: MetricView) -> Cell:
+    """A metric over seeds."""
+    if spread is None:
+        return MISSING
+    scale = 100.0 if info.share else 1.0
+    return Cell(_plus_minus(spread, scale, _decimals([scale * one for one in spread.values])))
+
+
 def _label(row: DeltaRow) -> str:
     runs = len(row.runs)
     parts = [row.label] + ([row.form] if row.form != "trained" else [])

@@ -8,7 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from compactmtl.artifacts.layout import EXPORT
-from compactmtl.report import bars, deployment, export_figures, figures
+from compactmtl.report import bars, deployed, deployment, export_figures, figures
 from compactmtl.report import format as fmt
 from compactmtl.report.accuracy_table import accuracy_table
 from compactmtl.report.model import ExportView, Report, RunView
@@ -66,6 +66,21 @@ def pareto(report: Report) -> Drawing | None:
         "exports that failed a gate are left out"
     )
     return Drawing(body, f"Δm against latency: {words}", caption)
+
+
+def deployed_figures(report: Report) -> list[Drawing]:
+    """Δm against latency of a sweep's entries, a drawing a target; none where nothing was timed side by side."""
+    drawings = []
+    for plane in deployed.planes(report):
+        words = "; ".join(one.words for curve in plane.curves.values() for one in curve)
+        caption = (
+            f"{plane.target}: Δm of the exported files against their latency, means over seeds; up and to the left is "
+            "better. A line joins the entries of one method"
+        )
+        drawings.append(
+            Drawing(figures.plane(plane), f"Δm against latency on {plane.target}: {words}", caption)
+        )
+    return drawings
 
 
 def run_page(run: RunView, number: int, report: Report) -> RunPage:

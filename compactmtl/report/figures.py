@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from compactmtl.report import format as fmt
 from compactmtl.report.charts import COLORS, Axis, Line, Mark, Points, axis, legend, log_axis, plot, staircase
+from compactmtl.report.deployed import Plane
 from compactmtl.report.model import TaskView
 from compactmtl.report.read import Competition, Epoch
 from compactmtl.verify.result import LatencyResult
@@ -41,6 +42,17 @@ def latency_distributions(latency: LatencyResult) -> Markup:
         areas = [(staircase([count / most for count in counts]), number)]
         parts.append(plot(shown, height, areas=areas, rule=one.median_ms, height=64))
     return Markup("").join(parts)
+
+
+def plane(shown: Plane) -> Markup:
+    """Δm over latency, a line and dots a series."""
+    lines, marks = [], []
+    for number, (name, curve) in enumerate(shown.curves.items()):
+        lines.append(Line(name, [(one.milliseconds, one.gain) for one in curve], number))
+        marks += [Mark(one.milliseconds, one.gain, number, title=one.words) for one in curve]
+    return legend([(name, number) for number, name in enumerate(shown.curves)]) + plot(
+        shown.x, shown.y, lines=lines, marks=marks, base=0.0, height=300
+    )
 
 
 def learning_curves(

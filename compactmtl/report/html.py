@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import compactmtl
-from compactmtl.report import delta_formats, deployment, gates, glossary, summary, table
+from compactmtl.report import delta_formats, deployed, deployment, gates, glossary, summary, table
 from compactmtl.report import format as fmt
-from compactmtl.report.drawings import RunPage, pareto, run_page
+from compactmtl.report.drawings import RunPage, deployed_figures, pareto, run_page
 from compactmtl.report.headline import headline_reason
 from compactmtl.report.model import Report, RunView, Stage, TaskView
 from compactmtl.report.noise import delta_noise
@@ -73,6 +73,8 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         paired=paired_cells(report),
         deployments=deployments,
         pareto=pareto(report),
+        deployed=deployed.deployed_cells(report),
+        deployed_figures=deployed_figures(report),
         samples=samples,
         labels=list(
             dict.fromkeys(label for one in samples for task in one.tasks for label in task.predictions)

@@ -286,6 +286,27 @@ class PairedRow(Frozen):
     against: str | None = None  # the entry that it is held against, where that is not the baseline
 
 
+class DeployedRow(Frozen):
+    """One entry of a sweep as it is deployed on one target, over the seeds whose exports were timed side by side.
+
+    `metrics` and Δm are of the exported file, Δm against the baseline as trained with the same seed. `speedup` is the
+    latency of the baseline's export on the same target over this one's, paired round by round.
+    """
+
+    label: str
+    target: str
+    series: str
+    precision: str
+    seeds: tuple[int, ...]
+    milliseconds: Spread
+    speedup: Spread | None  # none: of the baseline, or there is none
+    delta_m: Spread | None
+    better: int  # seeds at which Δm is above 0
+    delta_seeds: tuple[int, ...]
+    failed_gates: tuple[int, ...] = ()  # seeds at which a gate failed
+    is_baseline: bool = False
+
+
 class SweepView(Frozen):
     """What a sweep adds to a report: which entry is the baseline, paired differences, and runs that did not finish."""
 
@@ -293,6 +314,8 @@ class SweepView(Frozen):
     baseline: str | None
     paired: tuple[PairedRow, ...]
     missing: dict[str, tuple[int, ...]]  # entry -> seeds without a finished run
+    deployed: tuple[DeployedRow, ...] = ()
+    timed: str = ""  # on what the latencies of `deployed` were measured, and when
 
 
 class DeltaRow(Frozen):

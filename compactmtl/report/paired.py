@@ -73,7 +73,7 @@ def _paired(row: DeltaRow, base: DeltaRow, tasks: Mapping[str, Task]) -> PairedR
             metrics.setdefault(name, {})[metric] = Spread.of(differences)
             sign = 1 if info.higher_is_better else -1
             better[f"{name} {metric}"] = sum(sign * difference > 0 for difference in differences)
-    gains = _gains(pairs, shared)
+    gains = gains_of(pairs, shared)
     if gains is not None:
         better["Δm"] = sum(gain > 0 for gain in gains)
     return PairedRow(
@@ -94,7 +94,10 @@ def _at(row: DeltaRow, seed: int) -> TaskMetrics:
     }
 
 
-def _gains(pairs: Sequence[tuple[TaskMetrics, TaskMetrics]], tasks: Mapping[str, Task]) -> list[float] | None:
+def gains_of(
+    pairs: Sequence[tuple[TaskMetrics, TaskMetrics]], tasks: Mapping[str, Task]
+) -> list[float] | None:
+    """Δm of each pair of metrics, of the first against the second; None where it is not defined."""
     if not tasks:
         return None
     try:

@@ -6,9 +6,10 @@ biased, no λ is chosen, and the MACs left follow a schedule.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from compactmtl.sparsity.questions import Asking, answered, answered_together, r
 from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
-MEMORY = 0.95  # of the running importance: about the last 20 steps
+Ramp = Literal["cubic", "linear", "cosine", "geometric"]
 SETTLE = 0.1  # last share of the ramp, in which the choice is final and the last chosen groups go
 
 
@@ -41,10 +42,25 @@ class Timetable:
     final: int
     end: int
 
+    ramp: Ramp = "cubic"
+    reduction: float = 0.5  # the whole target, by which `geometric` is measured
+
     def share(self, step: int) -> float:
-        """The share of the target that is due at `step`: a cubic ramp, steep first."""
+        """The share of the target that is due at `step`.
+
+        `cubic` is the ramp of arXiv:1710.01878, steep first. `geometric` leaves the (1 − reduction)^progress of the
+        network, so that an equal share of what is left goes at every step.
+        """
         progress = min(max((step - self.start) / max(self.final - self.start, 1), 0.0), 1.0)
-        return 1.0 if step >= self.final else 1 - (1 - progress) ** 3
+        if step >= self.final:
+            return 1.0
+        if self.ramp == "linear":
+            return progress
+        if self.ramp == "cosine":
+            return (1 - math.cos(math.pi * progress)) / 2
+        if self.ramp == "geometric":
+            return (1 - (1 - self.reduction) ** progress) / self.reduction
+        return 1 - (1 - progress) ** 3
 
 
 class SelectiveShrinking(Control):
@@ -92,8 +108,10 @@ class SelectiveShrinking(Control):
                 "give a later end, an earlier start, or more epochs",
             )
         self.config = config
-        self.timetable = Timetable(start, max(end - max(round(SETTLE * (end - start)), 1), start), end)
         self.target = Target(groups, config, align, "sparsity.selective", table)
+        final = max(end - max(round(SETTLE * (end - start)), 1), start)
+        self.timetable = Timetable(start, final, end, config.ramp, self.target.reduction)
+        self._memory = 1 - 1 / config.importance_steps
         self._bind(groups)
         self._whole = marginal_costs(self.target.cost, groups.whole()) if config.cost_of == "whole" else None
         self._steps = 0
@@ -150,7 +168,7 @@ class SelectiveShrinking(Control):
                 s.sums(at_least_float32(s.parameter) * at_least_float32(_gradient(s))) for s in scored
             ).to(running)
             worth = worth.square() if self.config.importance == "fisher" else worth.abs()
-            blend = MEMORY * running + (1 - MEMORY) * worth
+            blend = self._memory * running + (1 - self._memory) * worth
             running.copy_(torch.where(torch.isfinite(worth), blend, running))
 
     @torch.no_grad()

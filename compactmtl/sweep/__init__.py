@@ -1,6 +1,7 @@
 """Tables over seeds: many trainings by one command that goes on where it stopped."""
 
 from compactmtl.sweep.jobs import Job, plan_jobs
+from compactmtl.sweep.latency import sweep_latencies
 from compactmtl.sweep.run import Failure, SweepRuns, collect_runs, exit_code, run_sweep
 from compactmtl.sweep.table import probed, write_table
 
@@ -13,5 +14,6 @@ __all__ = [
     "plan_jobs",
     "probed",
     "run_sweep",
+    "sweep_latencies",
     "write_table",
 ]

@@ -228,11 +228,17 @@ def finish(run: Run, sweep: SweepConfig, console: Console, failed: dict[str, Fai
 
 def _exported(run: Run, target: str) -> bool | None:
     """Whether the gates of the run's bundle for a target held; None where there is no whole bundle of this model."""
+    bundle = current_bundle(run, run.path / EXPORT / target)
+    return None if bundle is None or bundle.verification is None else bundle.verification.passed
+
+
+def current_bundle(run: Run, path: Path) -> Bundle | None:
+    """The verified bundle in a folder of a run; None where there is none, or it is damaged or of another model."""
     try:
-        bundle = Bundle.open(run.path / EXPORT / target)
+        bundle = Bundle.open(path)
         current = bundle.info.weights_sha256 in (None, sha256_file(run.deployed_weights))
-        return bundle.verification.passed if bundle.verification is not None and current else None
-    except CompactError:  # there is none, or it is damaged: export again
+        return bundle if bundle.verification is not None and current else None
+    except CompactError:  # export again
         return None
 
 

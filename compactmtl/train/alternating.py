@@ -17,8 +17,10 @@ from compactmtl.config import Recipe
 from compactmtl.config.recipe import ScheduleConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
+from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import factorized_layers
-from compactmtl.train.optimizers import build_optimizer, build_schedule
+from compactmtl.overparam.layer import DIAGONAL
+from compactmtl.train.optimizers import build_optimizer, build_schedule, rate_scales
 from compactmtl.train.part import Part, Setup, Training
 
 
@@ -41,7 +43,9 @@ class DiagonalPass(Part):
     name: ClassVar[str] = "diagonals"
     logs: ClassVar[str] = "diagonals"
 
-    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device, steps_per_epoch: int) -> None:
+    def __init__(
+        self, recipe: Recipe, model: MultiTaskModel, device: torch.device, steps_per_epoch: int
+    ) -> None:
         options = recipe.overparam
         assert options is not None
         self._config = options.alternating
@@ -78,8 +82,17 @@ class DiagonalPass(Part):
             }
             for task, rows in self.owners.items()
         }
+        scales = rate_scales(recipe.train.optimizer, recipe.model.encoder, model)
+        by_scale: dict[float, list[nn.Parameter]] = {} if self.diagonals else {1.0: []}
+        for rows in self._rows.values():
+            for name, row in rows.items():
+                by_scale.setdefault(scales.get(f"{name}.{DIAGONAL}", 1.0), []).append(row)
         self.optimizer = build_optimizer(
-            optimizer, [{"params": [row for rows in self._rows.values() for row in rows.values()]}]
+            optimizer,
+            [
+                {"params": rows, **({} if scale == 1 else {"lr": optimizer.lr * scale})}
+                for scale, rows in sorted(by_scale.items(), key=lambda one: one[0], reverse=True)
+            ],
         )
         self.schedule = build_schedule(
             ScheduleConfig(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from compactmtl.artifacts.run_folder import check_folder, create_folder, update_
 from compactmtl.artifacts.versions import resolve
 from compactmtl.config import Recipe, Resolved, dump_recipe, trusting
 from compactmtl.data import build_loader, load_dataset
-from compactmtl.data.base import Batch
 from compactmtl.errors import DataError, TrainingError
 from compactmtl.runs.checkpoint import save_best
 from compactmtl.runs.identity import recipe_hash
@@ -129,6 +128,7 @@ class Loop:
         while not self._done():
             try:
                 self._train_epoch()
+                session.before_validation()
                 metrics = self._validate()
             except _StopRequested:
                 raise self._stop() from None
@@ -161,7 +161,7 @@ class Loop:
         session.model.train()
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
         last = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
-        for batch in self._batches(position.epoch, position.batch, last):
+        for batch in session.batches(position.epoch, position.batch, last):
             losses, total = session.forward(batch)
             watch.note(position.step + 1, {**losses, **session.penalties, "total": total})
             session.update(total)
@@ -183,7 +183,7 @@ class Loop:
         first, images, start = diagonals.start(epoch), 0, time.perf_counter()
         watch = LossWatch(list(session.tasks), session.device, diagonals.sums)
         with diagonals.training():
-            for batch in self._batches(-epoch, first, diagonals.steps_per_epoch):
+            for batch in session.batches(-epoch, first, diagonals.steps_per_epoch):
                 watch.note(diagonals.place.step + 1, diagonals.update(session, batch))
                 images += len(batch["image"])
                 self.tracker.phase(epoch, "pass 1", diagonals.place.batch, diagonals.steps_per_epoch)
@@ -196,15 +196,6 @@ class Loop:
         progress.epoch_seconds += time.perf_counter() - start
         if self.interrupt.requested:
             raise _StopRequested
-
-    def _batches(self, order: int, first: int, last: int) -> Iterator[Batch]:
-        """Batches `first` to `last` (not included) of the data in the order of epoch number `order`."""
-        loader = self.session.train_loader
-        if first >= last:
-            return iter(())
-        loader.sampler.set_epoch(order)
-        loader.sampler.set_start(first)
-        return itertools.islice(loader, last - first)
 
     def _validate(self) -> TaskMetrics:
         run, loader = torch_runner(self.session.deployed, self.session.device), self.session.select_loader

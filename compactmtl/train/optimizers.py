@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from compactmtl.config.recipe import OptimizerConfig, ScheduleConfig
+from compactmtl.config.recipe import EncoderConfig, OptimizerConfig, ScheduleConfig
+from compactmtl.models import MultiTaskModel
+from compactmtl.models.layer_groups import layers_behind
 from compactmtl.overparam import factorized_layers
 from compactmtl.surgery.slice_plan import Kept, cut
 
@@ -62,35 +64,54 @@ def build_schedule(config: ScheduleConfig, optimizer: Optimizer, total: int) -> 
     return LambdaLR(optimizer, lambda step: rate(config, step, total))
 
 
+def rate_scales(config: OptimizerConfig, encoder: EncoderConfig, model: MultiTaskModel) -> dict[str, float]:
+    """Learning rates as shares of the recipe's, by name of the parameter, where they differ: the encoder's.
+
+    `encoder_scale` times `layer_decay` to the power of the layers behind. Source: arXiv:1801.06146, section 3.2
+    (discriminative fine-tuning); arXiv:2106.08254 (by block). Empty where the recipe asks for one rate.
+    """
+    if not config.uneven:
+        return {}
+    behind = layers_behind(encoder, model.encoder)
+    return {
+        f"encoder.{name}": config.encoder_scale * config.layer_decay**count for name, count in behind.items()
+    }
+
+
 def parameter_groups(
     model: nn.Module,
     weighing: nn.Module,
     undecayed: frozenset[str],
     *,
+    lr: float = 1.0,
     factor_lr: float | None = None,
+    scales: Mapping[str, float] | None = None,
     diagonals: bool = True,
 ) -> list[dict[str, Any]]:
     """The model's parameters with and without weight decay, factors at a rate of their own, and the balancer's.
 
     No decay on biases, norms and the factors' diagonals (they don't overfit, and decay fights BatchNorm's
-    scale) nor on those that `undecayed` names. The diagonals are left out where another pass trains them.
+    scale) nor on those that `undecayed` names. The diagonals are left out where another pass trains them. `scales` are
+    factors of `lr`, the rate of all, and of `factor_lr`, by name of the parameter.
     """
+    scales = scales or {}
     layers = factorized_layers(model).values()
-    scales = {id(layer.diagonals) for layer in layers}
+    own = {id(layer.diagonals) for layer in layers}
     factors = {id(one) for layer in layers for one in layer.factors().values()} if factor_lr else set()
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    kinds: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if id(parameter) in scales and not diagonals:
+        if id(parameter) in own and not diagonals:
             continue
-        decays = parameter.ndim > 1 and name not in undecayed and id(parameter) not in scales
-        kinds.setdefault((id(parameter) in factors, decays), []).append(parameter)
+        decays = parameter.ndim > 1 and name not in undecayed and id(parameter) not in own
+        kind = (id(parameter) in factors, decays, scales.get(name, 1.0))
+        kinds.setdefault(kind, []).append(parameter)
     groups: list[dict[str, Any]] = [
         {
             "params": parameters,
-            **({"lr": factor_lr} if factor else {}),
+            **({"lr": (factor_lr if factor and factor_lr else lr) * scale} if factor or scale != 1 else {}),
             **({} if decays else {"weight_decay": 0.0}),
         }
-        for (factor, decays), parameters in sorted(kinds.items(), reverse=True)
+        for (factor, decays, scale), parameters in sorted(kinds.items(), key=lambda one: one[0], reverse=True)
     ]
     weights = list(weighing.parameters())
     if weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -75,6 +75,12 @@ class Training(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """The recipe's mixed precision for forward passes."""
 
+    def batches(self, order: int, first: int, last: int) -> Iterator[Batch]:
+        """Training batches `first` to `last` (not included) of the data in the order of epoch number `order`."""
+
+    def image(self, batch: Batch) -> Tensor:
+        """A batch's images as the model takes them, (B, 3, H, W) on its device."""
+
     def forward_pass(self, batch: Batch) -> ForwardPass:
         """A forward pass with each task's loss; nothing is balanced."""
 
@@ -127,6 +133,9 @@ class Part:
 
     def after_step(self, training: Training, batch: Batch) -> None:
         """The weights have moved; not called where float16's scaler skipped the step for an overflow."""
+
+    def before_validation(self, training: Training, model: MultiTaskModel) -> None:
+        """An epoch's steps are done, and `model` is about to be validated. Once more where validation was interrupted."""
 
     def end_epoch(self, training: Training) -> None:
         """After the epoch's validation and before its checkpoint `last`."""

@@ -9,6 +9,7 @@ from compactmtl.train.alternating import build_diagonal_pass
 from compactmtl.train.average import build_average
 from compactmtl.train.balance import build_balancing
 from compactmtl.train.distill import build_distiller
+from compactmtl.train.norms import build_norm_estimates
 from compactmtl.train.part import Part, Setup
 from compactmtl.train.pseudo import build_pseudo_heads
 from compactmtl.train.regularize import build_penalties
@@ -27,6 +28,7 @@ ORDER: tuple[Callable[[Setup], Part | None], ...] = (
     build_sparsifier,  # reads the gradients; its proximal step directly follows the optimizer's
     build_balancing,  # combines losses that are complete; looks at them again when all weights have moved
     build_penalties,  # are added to the balanced total
+    build_norm_estimates,  # between an epoch's steps and its validation
     build_diagonal_pass,  # a pass of its own before the step's; here for its state and its report
     build_average,  # of the weights as all others leave them
 )

@@ -7,7 +7,8 @@ order of `compactmtl.train.parts`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ from compactmtl.train.optimizers import (
     build_schedule,
     parameter_groups,
     rate,
+    rate_scales,
     replace_parameters,
 )
 from compactmtl.train.part import ForwardPass, Part, Position, Setup
@@ -141,11 +143,24 @@ class Session:
         dtype = _DTYPES.get(name, torch.bfloat16)
         return torch.autocast(self.device.type, dtype=dtype, enabled=name != "off")
 
-    def forward_pass(self, batch: Batch) -> ForwardPass:
-        """A forward pass with each task's loss, in float32 whatever the outputs' precision; nothing is balanced."""
+    def batches(self, order: int, first: int, last: int) -> Iterator[Batch]:
+        """Training batches `first` to `last` (not included) of the data in the order of epoch number `order`."""
+        if first >= last:
+            return iter(())
+        self.train_loader.sampler.set_epoch(order)
+        self.train_loader.sampler.set_start(first)
+        return itertools.islice(self.train_loader, last - first)
+
+    def image(self, batch: Batch) -> Tensor:
+        """A batch's images as the model takes them, (B, 3, H, W) on its device."""
         image = batch["image"].to(self.device, non_blocking=True)
         if self.recipe.train.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
+        return image
+
+    def forward_pass(self, batch: Batch) -> ForwardPass:
+        """A forward pass with each task's loss, in float32 whatever the outputs' precision; nothing is balanced."""
+        image = self.image(batch)
         for part in self.parts:
             image = part.before_forward(image)
         with self.autocast():
@@ -229,6 +244,11 @@ class Session:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return bool(self.scaler.get_scale() >= before)
+
+    def before_validation(self) -> None:
+        """What parts do between an epoch's steps and its validation."""
+        for part in self.parts:
+            part.before_validation(self, self.model)
 
     def end_epoch(self) -> None:
         """What parts do between epochs; the model may be a smaller one afterwards."""
@@ -339,7 +359,9 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
         model,
         weighing,
         frozenset[str]().union(*(part.undecayed for part in parts)),
+        lr=recipe.train.optimizer.lr,
         factor_lr=recipe.train.optimizer.lr * (recipe.overparam.lr_scale if recipe.overparam else 1.0),
+        scales=rate_scales(recipe.train.optimizer, recipe.model.encoder, model),
         diagonals=find_part(parts, DiagonalPass) is None,
     )
     for part in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from compactmtl.config.sparsity import PruneConfig
-from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.graph import cost
 from compactmtl.sparsity import Pruning, channel_groups, zero_share
 from compactmtl.surgery import compact
@@ -56,10 +57,17 @@ def trained(method: str, reduction: float, steps: int = 12, **options: float) ->
     return model, control
 
 
-@pytest.mark.parametrize("method", ["magnitude", pytest.param("group_norm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "magnitude",
+        pytest.param("group_norm", marks=pytest.mark.slow),
+        pytest.param("taylor", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("reduction", [0.4, 0.9])
 def test_all_at_once_and_held(method: str, reduction: float) -> None:
-    if method == "group_norm":
+    if method != "magnitude":
         pytest.importorskip("torch_pruning")
     model, control = trained(method, reduction, 9)
     assert zero_share(control.groups) == 0
@@ -105,3 +113,74 @@ def test_groups_that_free_nothing_alone() -> None:
     groups = channel_groups(Net(), IMAGE, kind="input_channel")
     with pytest.raises(ConfigError, match="coupled groups"):
         Pruning(groups, PruneConfig(mac_reduction=0.3), 20, Net(), (IMAGE,))
+
+
+@pytest.mark.slow
+def test_taylor_is_averaged_over_the_last_steps_and_saved() -> None:
+    pytest.importorskip("torch_pruning")
+    early, late = trained("taylor", 0.4, 5)[1], trained("taylor", 0.4, 6)[1]
+    assert all(
+        not values.any()
+        for values in trained("taylor", 0.4, 6, importance_steps=3)[1].state_dict()["importance"]
+    )
+    before, after = early.state_dict()["importance"], late.state_dict()["importance"]
+    assert all(bool((b > a).all()) for a, b in zip(before, after, strict=True))
+    fresh = trained("taylor", 0.4, 0)[1]
+    fresh.load_state_dict(late.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict()["importance"], after, strict=True))
+    state = late.state_dict()
+    del state["importance"]
+    with pytest.raises(ArtifactError, match="other channel groups"):
+        fresh.load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_taylor_keeps_what_the_loss_depends_on() -> None:
+    """A channel of large weights that nothing learns from goes before small ones that matter."""
+    pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    model = Net()
+    outer, norm = model.encoder["outer"][0], model.encoder["inner"][1]  # type: ignore[index]
+    with torch.no_grad():
+        norm.weight[:12] = norm.bias[:12] = 0.0  # unread whatever comes in
+        model.encoder["inner"][0].weight[:12] *= 100  # type: ignore[index]
+        outer.weight[:, :12] *= 1e-3
+    control = Pruning(
+        channel_groups(model, IMAGE),
+        PruneConfig(method="taylor", mac_reduction=0.46, min_channels=2, at=0.05),
+        20, model, (IMAGE,),
+    )  # fmt: skip
+    (model(IMAGE) ** 2).sum().backward()
+    control.observe()
+    control.step()
+    assert bool((model.encoder["inner"][0].weight[:12] == 0).all())  # type: ignore[index]
+
+
+class Headed(Net):
+    """A head with a hidden layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        hidden = nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 2))
+        self.heads = nn.ModuleDict({"one": hidden})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["group_norm", "taylor"])
+@pytest.mark.parametrize("scope", ["encoder", "model"])
+def test_the_library_ranks_heads_where_the_scope_is_the_model(
+    method: str, scope: Literal["encoder", "model"]
+) -> None:
+    pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    model = Headed()
+    groups = channel_groups(model, IMAGE, scope=scope)
+    config = PruneConfig.model_validate(
+        {"method": method, "mac_reduction": 0.5, "min_channels": 2, "at": 0.05, "regularize": 0}
+    )
+    control = Pruning(groups, config, 20, model, (IMAGE,))
+    (model(IMAGE) ** 2).sum().backward()
+    control.observe()
+    control.step()
+    assert any("heads" in family.name for family in groups) == (scope == "model")
+    assert control.removed() >= 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from compactmtl.config.recipe import SelectiveConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
 from compactmtl.overparam import overparameterize
 from compactmtl.sparsity import SelectiveShrinking, channel_groups, split_parameter_groups, zero_share
+from compactmtl.sparsity.selective import Ramp, Timetable
 from compactmtl.sparsity.target import Target
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -279,3 +281,48 @@ def test_a_state_of_other_groups() -> None:
     state["dead"] = state["dead"][1:]
     with pytest.raises(ArtifactError, match="other channel groups"):
         training.control.load_state_dict(state)
+
+
+@pytest.mark.parametrize("ramp", ["cubic", "linear", "cosine", "geometric"])
+def test_every_ramp_rises_from_nothing_to_all(ramp: Ramp) -> None:
+    time = Timetable(10, 90, 100, ramp, reduction=0.75)
+    due = [time.share(step) for step in range(1, 101)]
+    assert due[:10] == [0] * 10 and due[89:] == [1] * 11
+    assert due == sorted(due) and len(set(due[9:90])) == 81
+
+
+def test_the_gentle_ramps_take_less_at_first() -> None:
+    early = {
+        ramp: Timetable(0, 90, 100, ramp, reduction=0.9).share(9)
+        for ramp in ("cubic", "geometric", "linear", "cosine")
+    }
+    assert list(early) == sorted(early, key=early.__getitem__, reverse=True)
+
+
+def test_a_geometric_ramp_removes_an_equal_share_of_what_is_left() -> None:
+    time = Timetable(0, 40, 50, "geometric", reduction=0.84)
+    left = [1 - 0.84 * time.share(step) for step in range(41)]
+    assert all(after / before == pytest.approx(0.16 ** (1 / 40)) for before, after in pairwise(left))
+
+
+def test_importance_is_averaged_over_the_steps_asked_for() -> None:
+    """Of two groups, the one with the larger mean stays more important although its last step was the smaller one."""
+    short, long = Training(importance_steps=1), Training(importance_steps=50)
+    for training in (short, long):
+        scale = training.model.encoder[1].weight  # type: ignore[index]
+        for step in range(10):
+            for parameter in training.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            assert scale.grad is not None
+            scale.grad[0], scale.grad[1] = (10.0, 1.0) if step < 9 else (0.0, 1.0)
+            training.control.observe()
+    family = next(i for i, f in enumerate(short.groups) if f.size == 16)
+    values = [training.control.state_dict()["importance"][family] for training in (short, long)]
+    assert values[0][0] < values[0][1]
+    assert values[1][0] > values[1][1]
+
+
+def test_the_defaults_average_as_before() -> None:
+    """Old recipes give the same numbers: 20 steps are exactly the factor 0.95."""
+    assert 1 - 1 / SelectiveConfig(mac_reduction=0.5).importance_steps == 0.95
+    assert SelectiveConfig(mac_reduction=0.5).ramp == "cubic"

@@ -1,0 +1,108 @@
+"""BatchNorm's statistics after a removal are those of the network that is left, and a resumed run has the same."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compactmtl.config import Resolved
+from compactmtl.train import TrainingInterrupted, train
+from compactmtl.train.norms import NormEstimates
+from compactmtl.train.session import Session, build_session
+
+Make = Callable[..., Resolved]
+
+SPARSE = """
+sparsity:
+  shrink_every: 1
+  norm_batches: 2
+  selective: {mac_reduction: 0.4, start: 0.1, end: 0.6, every: 1, min_channels: 4, ramp: geometric}
+"""
+PLAIN = ["tasks.segmentation.head.dropout=0.2", "train.epochs=4"]
+
+
+def trained(session: Session, epochs: int) -> Session:
+    for epoch in range(1, epochs + 1):
+        session.model.train()
+        for batch in session.batches(epoch, 0, session.steps_per_epoch):
+            _, total = session.forward(batch)
+            session.update(total)
+    return session
+
+
+def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.slow  # seconds
+def test_they_are_the_mean_over_the_batches_and_nothing_else_changes(tiny: Make) -> None:
+    session = trained(build_session(tiny(*PLAIN, more=SPARSE).recipe), 3)
+    first = norms(session.model)[0]
+    seen: list[torch.Tensor] = []
+    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    modes = {name: (module.training) for name, module in session.model.named_modules()}
+    random = torch.get_rng_state()
+    session.before_validation()
+    hook.remove()
+    assert len(seen) == 2
+    mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    var = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
+    torch.testing.assert_close(
+        first.running_mean, mean, rtol=1e-4, atol=1e-5
+    )  # float32 sums in another order
+    torch.testing.assert_close(first.running_var, var, rtol=1e-4, atol=1e-5)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert modes == {name: module.training for name, module in session.model.named_modules()}
+    assert all(norm.momentum == 0.1 for norm in norms(session.model))
+    after = session.model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and all(name.endswith(("running_mean", "running_var")) for name in changed)
+    session.before_validation()
+    assert all(torch.equal(value, session.model.state_dict()[name]) for name, value in after.items())
+
+
+@pytest.mark.slow  # seconds
+def test_before_the_first_removal_they_are_left_alone(tiny: Make) -> None:
+    session = build_session(tiny(*PLAIN, more=SPARSE).recipe)
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    session.before_validation()
+    assert session.part(NormEstimates) is not None
+    assert all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["step", "validation"])
+def test_a_resumed_run_is_bit_equal(
+    moment: str,
+    tiny: Make,
+    tmp_path: Path,
+    quiet: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved = tiny(*PLAIN, more=SPARSE)
+    run = train(resolved, tmp_path / "whole", console=quiet())  # type: ignore[arg-type]
+    calls, place, at = 0, ("update", 14), Session.update
+    if moment == "validation":  # directly after the statistics of the third epoch were estimated
+        place, at = ("before_validation", 3), Session.before_validation  # type: ignore[assignment]
+
+    def stop(self: Session, *args: torch.Tensor) -> None:
+        nonlocal calls
+        at(self, *args)
+        calls += 1
+        if calls == place[1]:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, place[0], stop)
+        with pytest.raises(TrainingInterrupted):
+            train(resolved, tmp_path / "parts", console=quiet())  # type: ignore[arg-type]
+    resumed = train(resolved, tmp_path / "parts", resume=True, console=quiet())  # type: ignore[arg-type]
+    for name, value in run.load_model("last").state_dict().items():
+        assert torch.equal(value, resumed.load_model("last").state_dict()[name]), name
+    assert resumed.best == run.best
