@@ -216,6 +216,11 @@ class TrainConfig(Frozen):
     clip: Positive | None = Field(
         None, description="Largest norm of the gradient. Larger gradients are scaled down. null: no clipping."
     )
+    mixup: Positive | None = Field(
+        None,
+        description="Mix each image of a batch with another one, by shares drawn from Beta(a, a) with this a. Only for "
+        "tasks of one value or vector per image. null: no mixing.",
+    )
     autocast: Literal["off", "bfloat16", "float16"] = Field(
         "off", description="Precision of the forward pass while training."
     )

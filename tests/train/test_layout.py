@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from compactmtl.train.session import Session, build_session, load_data
 
 Make = Callable[..., Resolved]
 Quiet = Callable[[], Console]
+Clock = Callable[[tuple[float, float]], list[int]]
 FASTER, SLOWER, A_LITTLE = (1.0, 0.5), (0.5, 1.0), (1.0, 0.95)
 
 
@@ -45,7 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[tuple[float, float]], list[int]]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """clock((NCHW, NHWC)) sets what a measurement gives; returns a list that grows by each measurement."""
 
     def set_to(seconds: tuple[float, float]) -> list[int]:
@@ -58,10 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[tuple[float, fl
         monkeypatch.setattr(layouts, "step_seconds", measured)
         return calls
 
-    yield set_to
-
-
-Clock = Callable[[tuple[float, float]], list[int]]
+    return set_to
 
 
 @pytest.mark.parametrize(("seconds", "last"), [(FASTER, True), (SLOWER, False), (A_LITTLE, False)])
