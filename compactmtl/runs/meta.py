@@ -15,10 +15,14 @@ from compactmtl.runs.identity import recipe_hash
 from compactmtl.tasks import TargetSpec
 
 VERSION = 1
+CHANNELS_LAST = "channels_last"  # key: whether the run trains in the NHWC layout
 
 
 def new_meta(
-    resolved: Resolved, specs: Mapping[str, TargetSpec], teachers: Sequence[Mapping[str, Any]] = ()
+    resolved: Resolved,
+    specs: Mapping[str, TargetSpec],
+    teachers: Sequence[Mapping[str, Any]] = (),
+    channels_last: bool = False,
 ) -> dict[str, Any]:
     """The contents of meta.json: where a run comes from, its teachers, and the targets' specifications of its data set."""
     return {
@@ -30,6 +34,7 @@ def new_meta(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "teachers": list(teachers),
+        CHANNELS_LAST: channels_last,
         "specs": specs_to_json(specs),
     }
 
