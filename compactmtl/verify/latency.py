@@ -5,9 +5,7 @@ Nothing is dropped: an outlier is a property of the machine that the user deploy
 
 from __future__ import annotations
 
-import gc
 import platform
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, map_tensors
 from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
+from compactmtl.verify.rounds import timed_rounds
 from compactmtl.verify.speed import speeds, variation
 
 
@@ -85,7 +84,8 @@ def measure_latency(
         subjects = {name: _subject(runnable, inputs, stack) for name, runnable in runnables.items()}
         load = load_average()
         settled = settle if len(names) > 1 else 0
-        samples, process = _rounds(subjects, warmup, repeats, settled)
+        calls = {name: subject.call for name, subject in subjects.items()}
+        samples, process = timed_rounds(calls, warmup, repeats, settled)
         described = {name: subject.describe() for name, subject in subjects.items()}
     batch = batch_size((inputs,))
     stats = {
@@ -165,40 +165,6 @@ def _module_subject(module: nn.Module, arguments: Arguments) -> _Subject:
 def _host() -> Description:
     """What is known of a plain callable: it ran in this Python on this machine."""
     return Description("callable", platform.python_version(), "unknown", cpu_name(), "unknown", None)
-
-
-def _rounds(
-    subjects: Mapping[str, _Subject], warmup: int, repeats: int, settle: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Milliseconds of wall and of processor time by name; round r begins with subject r modulo their number."""
-    names = list(subjects)
-    calls = {name: subject.call for name, subject in subjects.items()}
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    process: dict[str, list[float]] = {name: [] for name in names}
-    clock, processor = time.perf_counter_ns, time.process_time_ns
-    for _ in range(warmup):
-        for name in names:
-            calls[name]()
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        for index in range(repeats):
-            first = index % len(names)
-            for name in names[first:] + names[:first]:
-                call = calls[name]
-                for _ in range(settle):
-                    call()
-                busy = processor()
-                start = clock()
-                call()
-                stop = clock()
-                process[name].append((processor() - busy) / 1e6)
-                samples[name].append((stop - start) / 1e6)
-    finally:
-        if collecting:
-            gc.enable()
-    return samples, process
 
 
 def _stats(
