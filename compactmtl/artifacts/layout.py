@@ -29,6 +29,7 @@ SOURCE = "source.json"  # of compact models that were written without hashes.jso
 MODEL_FILE = "model.onnx"
 BUNDLE_FILE = "bundle.json"
 VERIFICATION_FILE = "verification.json"
+DEVICES = "devices"  # folder of a bundle: what device kits of it found, and the kits' manifests
 PREPARED_FILE = "prepared.json"  # of a target that is yet to be run on its own machine
 
 # of a report

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.backends.device import DeviceRuntime
+from compactmtl.backends.precision import check_precision
 from compactmtl.config.precision import Precision
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
@@ -103,6 +105,15 @@ class Availability:
     available: bool
     reason: str = ""
     hint: str = ""
+
+
+@dataclass(frozen=True)
+class DeviceKit:
+    """How a backend's models run on a machine that has the runtime alone: the code, its settings, what to install."""
+
+    runtime: type[DeviceRuntime]  # its module becomes part of kit.py
+    settings: Mapping[str, Any]  # as JSON
+    install: str  # what brings the runtime to a machine
 
 
 @dataclass(frozen=True)
@@ -279,6 +290,23 @@ class Backend(ABC):
         `model` is the graph's file name, `inputs` its inputs' shapes, `files` raw bytes of an example of each.
         """
         return {}
+
+    def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit | None:
+        """What a device kit of the target needs, for models with these inputs; None where the backend has no kit.
+
+        Raises ConfigError where the target leaves shapes open that the device must know.
+        """
+        return None
+
+    def check_device(self, facts: Mapping[str, Any], model: Path, target: Target) -> dict[str, int]:
+        """Hold the types in which a device ran a model file, as its kit's facts say, against the target's precision.
+
+        Returns the number of layers with weights by precision. Raises PrecisionError or ArtifactError where they are
+        others than the target asks for, or can't be told.
+        """
+        layers = {str(kind): int(count) for kind, count in dict(facts.get("layers") or {}).items()}
+        check_precision(layers, target.precision, f"{self.name} on the device")
+        return layers
 
 
 def run_failure(model: Path, runtime: str, reason: str) -> ArtifactError:

@@ -42,9 +42,10 @@ def summary(prepared: Prepared) -> Iterator[str]:
         yield f"command: {command}"
 
 
-def raise_missing(prepared: dict[str, Prepared]) -> None:
+def raise_missing(prepared: dict[str, Prepared], *, wanted: bool = False) -> None:
     """Raise MissingDependencyError naming what the prepared targets lack; return where there are none.
 
+    So too where that was `wanted`, as for a device kit: another machine is to run them.
     Raises GateError instead where a graph is wrong already on the CPU: no other machine will mend it.
     """
     from compactmtl.errors import GateError, MissingDependencyError
@@ -57,7 +58,7 @@ def raise_missing(prepared: dict[str, Prepared]) -> None:
             + "; ".join(f"{name}: {', '.join(failures)}" for name, failures in failed.items()),
             "change the model, or what the target keeps in float32, before you use the device",
         )
-    if prepared:
+    if prepared and not wanted:
         first = next(iter(prepared.values()))
         raise MissingDependencyError(
             f"prepared, not run: {', '.join(prepared)}: {first.reason}",

@@ -118,9 +118,7 @@ def _compare(
             tallies.setdefault(name, Tally(array.shape)).add(array, artifact[name])
     if not samples:
         raise ArtifactError("parity needs at least one sample", "give example inputs that hold one")
-    outputs = tuple(
-        as_parity(name, tally.result(), tolerance_of(name)) for name, tally in tallies.items()
-    )
+    outputs = tuple(as_parity(name, tally.result(), tolerance_of(name)) for name, tally in tallies.items())
     return ParityResult(outputs=outputs, samples=samples, passed=all(output.passed for output in outputs))
 
 

@@ -6,17 +6,26 @@ It was never run on hardware by this project; docs/tensorrt.md says what was che
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from compactmtl.backends.base import TENSOR_CORES_INT8, Availability, Backend, Shape
+from compactmtl.backends.base import TENSOR_CORES_INT8, Availability, Backend, DeviceKit, Shape
 from compactmtl.backends.driver import CudaDevice, cuda_device
 from compactmtl.backends.model_file import model_sha256
-from compactmtl.backends.tensorrt.build import build_engine, deserialize, make_logger, settings_sha256
+from compactmtl.backends.tensorrt.build import (
+    build_engine,
+    deserialize,
+    make_logger,
+    settings_sha256,
+    shape_range,
+)
 from compactmtl.backends.tensorrt.engine import Here, check_facts, engine_path, read_engine, write_engine
+from compactmtl.backends.tensorrt.kit import TensorRtOnDevice
 from compactmtl.backends.tensorrt.options import SECTION, TensorRTOptions, tensorrt_config
 from compactmtl.backends.tensorrt.trtexec import MAJORS, script, trtexec
+from compactmtl.backends.tensorrt.types import PRECISIONS, check_types, compute_types, engine_layers
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
 
@@ -32,6 +41,8 @@ class TensorRTBackend(Backend):
     name = "tensorrt"
     Options = TensorRTOptions
     packages = ("tensorrt",)
+    device_modules = ("tensorrt",)  # what the bindings may be imported as
+    device_install = "pip install tensorrt, or the TensorRT that JetPack brings"
 
     def default_step(self, target: Target) -> int:
         return TENSOR_CORES_INT8 if target.precision == "int8" else super().default_step(target)
@@ -78,6 +89,42 @@ class TensorRTBackend(Backend):
         layers = model.with_suffix(".layers.json")
         layers.write_text(built.layers_json, encoding="utf-8")
         return (*files, layers)
+
+    def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit:
+        options = tensorrt_config(target)
+        sizes = {
+            name: tuple(size if isinstance(size, int) else -1 for size in shape)
+            for name, shape in inputs.items()
+        }
+        ranges = {name: shape_range(name, shape, target) for name, shape in sizes.items()}
+        settings = {
+            "modules": list(self.device_modules),
+            "floor": FLOOR,
+            "install": self.device_install,
+            "profile": {name: one.model_dump(mode="json") for name, one in ranges.items() if one is not None},
+            **options.model_dump(
+                mode="json",
+                include={
+                    "optimization_level",
+                    "workspace_mib",
+                    "aux_streams",
+                    "tf32",
+                    "refit",
+                    "cuda_graph",
+                },
+            ),
+        }
+        return DeviceKit(TensorRtOnDevice, settings, self.device_install)
+
+    def check_device(self, facts: Mapping[str, Any], model: Path, target: Target) -> dict[str, int]:
+        expected = compute_types(model)
+        seen = check_types(
+            expected,
+            engine_layers(str(facts.get("inspector"))),
+            target.precision,
+            accept_unseen=tensorrt_config(target).unseen_types == "accept",
+        )
+        return dict(Counter(PRECISIONS.get(expected[node], expected[node]) for node in seen.confirmed))
 
     def open(self, model: Path, target: Target) -> TensorRTRunner:
         """Load the engine beside an ONNX file, or build one in memory where there is none.
