@@ -10,6 +10,7 @@ from compactmtl.artifacts.layout import CARD
 from compactmtl.errors import command
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
+from compactmtl.report.devices import device_table
 from compactmtl.report.headline import headline_reason
 from compactmtl.report.model import Report, RunView, Stage
 from compactmtl.report.summary import facts
@@ -84,6 +85,11 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     else:
         yield ""
         yield f"Latency: {fmt.NOT_RUN}."
+    if (measured := device_table(report)) is not None and is_subject:
+        yield ""
+        yield markdown(measured)
+        yield ""
+        yield f"On devices: {measured.caption}."
     yield from _interface(run)
     yield ""
     yield "## Limits"

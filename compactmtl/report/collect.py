@@ -29,6 +29,7 @@ from compactmtl.export.bundle import BundleInfo
 from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
+from compactmtl.report.devices import device_views, held_back_notes
 from compactmtl.report.interface import interface
 from compactmtl.report.model import ExportView, MetricView, Provenance, Report, RunView, Size, Stage, TaskView
 from compactmtl.report.parse import damaged, parse, read_json
@@ -163,6 +164,8 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
     )
     for export in exports:
         notes.extend(doubts(name, export))
+    devices = device_views(run.path)
+    notes.extend(held_back_notes(name, devices))
     view = RunView(
         name=name,
         path=str(run.path),
@@ -173,6 +176,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         surgery=surgery,
         exports=exports,
         prepared=prepared_views(run.path),
+        devices=devices,
         epochs=_epochs(log, run.path / LOG),
         best_epoch=end.get("best_epoch") if end else None,
         finished=end is not None,

@@ -98,16 +98,8 @@ def held_back(states: list[dict[str, Any]]) -> list[str] | None:
     before, after = first["clocks_mhz"], last["clocks_mhz"]
     if before and after and max(after) < CLOCK_FELL * max(before):
         reasons.append(f"the processor's clock fell from {max(before):.0f} to {max(after):.0f} MHz")
-    told = any(
-        (
-            last["throttle_counts"],
-            last["cooling"]["known"],
-            last.get("gpu_reasons") is not None,
-            pi,
-            before and after,
-        )
-    )
-    return reasons if told else None
+    told = last["throttle_counts"] or last["cooling"]["known"] or last.get("gpu_reasons") is not None or pi
+    return reasons if told or reasons else None
 
 
 def _all(root: Path, pattern: str) -> list[Path]:
