@@ -18,17 +18,13 @@ from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.export.artifact import ArtifactWriter, Validation, check_names, provenance
-from compactmtl.export.bundle import (
-    BundleInfo,
-    TensorRecord,
-    bundle_tasks,
-    write_bundle,
-    write_verification,
-)
+from compactmtl.export.bundle import bundle_tasks, write_bundle, write_verification
+from compactmtl.export.describe import input_record, output_records
 from compactmtl.export.maps import write_error_maps
-from compactmtl.export.onnx import Shape, model_tensors, tensor_dtypes
+from compactmtl.export.onnx import model_tensors, tensor_dtypes
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.processing import Interface
+from compactmtl.export.record import BundleInfo, Training
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
@@ -185,6 +181,7 @@ def bundle_info(
     inputs, outputs = model_tensors(path)
     dtypes = tensor_dtypes(path)
     files = [*model_files(path), *built]
+    images = preprocessing(run.recipe.data)
     return BundleInfo(
         run=run.name,
         compact=run.has_compact,
@@ -192,10 +189,12 @@ def bundle_info(
         target=get_backend(target.backend).portable(target),
         model=path.name,
         files={file.name: sha256_file(file) for file in files},
-        inputs=_records(inputs, dtypes),
-        outputs=_records(outputs, dtypes),
-        tasks=bundle_tasks(run.tasks, run.recipe.tasks),
-        preprocessing=preprocessing(run.recipe.data),
+        inputs=tuple(
+            input_record(name, shape, dtypes[name], images, baked=target.onnx.preprocess)
+            for name, shape in inputs.items()
+        ),
+        outputs=output_records(outputs, dtypes, run.tasks, target.onnx.postprocess),
+        training=Training(tasks=bundle_tasks(run.tasks, run.recipe.tasks), preprocessing=images),
         recipe_sha256=provenance["compactmtl.recipe_sha256"],
         plan_sha256=provenance.get("compactmtl.plan_sha256"),
         weights_sha256=provenance["compactmtl.weights_sha256"],
@@ -203,10 +202,6 @@ def bundle_info(
         created=_now(),
         precision=record,
     )
-
-
-def _records(tensors: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[TensorRecord, ...]:
-    return tuple(TensorRecord(name=name, shape=shape, dtype=dtypes[name]) for name, shape in tensors.items())
 
 
 @dataclass(frozen=True)
