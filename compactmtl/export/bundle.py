@@ -1,6 +1,7 @@
 """The bundle: a model file with all that is needed to run it and to know where it came from.
 
-    <bundle>/ model.onnx (· model.onnx.data) · bundle.json · verification.json · hashes.json
+    <bundle>/ model.onnx (· model.onnx.data) · bundle.json · bundle.schema.json · golden.png · golden.npz
+              · infer.py · show.py (· panoptic.py · runtime.py) · verification.json · hashes.json
 
 bundle.json lists the SHA-256 of each model file; verification.json names the SHA-256 of bundle.json; hashes.json lists
 that of every file.
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
-from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
+from compactmtl.artifacts.layout import BUNDLE_FILE, BUNDLE_SCHEMA, VERIFICATION_FILE
 from compactmtl.backends import Runner, all_backends, checked_target, get_backend
 from compactmtl.backends.model_file import external_files
 from compactmtl.backends.targets import machine_files
@@ -27,6 +28,7 @@ from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.older import upgraded
 from compactmtl.export.record import VERSION, BundleInfo, BundleTask
+from compactmtl.export.script import scripts, source
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.build import recorded_task
 from compactmtl.tasks.reading import Reading, readings_of
@@ -178,7 +180,10 @@ class Bundle:
 
 
 def write_bundle(folder: Path, info: BundleInfo) -> Bundle:
-    """Write bundle.json beside the model files that are in `folder` and open the bundle."""
+    """Write bundle.json, its schema and its programs beside the files that are in `folder`, and open the bundle."""
+    write_text(folder / BUNDLE_SCHEMA, source(BUNDLE_SCHEMA))
+    for name, text in scripts(info).items():
+        write_text(folder / name, text)
     write_text(folder / BUNDLE_FILE, info.text())
     return Bundle.open(folder)
 

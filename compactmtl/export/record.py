@@ -7,6 +7,7 @@ the same descriptions.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
@@ -119,44 +120,37 @@ class OutputRecord(TensorRecord):
     )
 
 
-class GoldenOutput(Frozen):
-    """How far an output may be from the stored one."""
+class GoldenTensor(Frozen):
+    """How an input or output is stored, and how far another may be from it."""
 
     step: Annotated[int, Field(ge=1)] = Field(
-        1, description="Of a map only every `step`-th row and column is stored, from the first on."
+        1, description="Only every `step`-th row and column is stored, from the first on."
     )
     tolerance: Annotated[float, Field(ge=0)] = Field(
-        description="Largest |difference| as a share of the stored output's range, or of class indices the share that may "
-        "differ."
+        description="Largest |difference| as a share of the largest stored |value|. Of whole numbers, such as class indices, "
+        "the share of them that may differ."
     )
 
 
 class Golden(Frozen):
-    """A made picture, and what the model gives for it: whoever gets the same has everything right."""
+    """A made picture, and what the model gives for it: a program that gets the same has everything right."""
 
     picture: FileName = Field(description="The picture: of another size and shape than the network's.")
     arrays: FileName = Field(
-        description="A numpy archive (.npz): each input as the model takes it and each output as it gives it, by name."
+        description="A numpy archive (.npz) by name: the input as the model takes it, each output as the model gives it."
     )
-    input_step: Annotated[int, Field(ge=1)] = Field(
-        1, description="Of an input only every `input_step`-th row and column is stored, from the first on."
-    )
-    input_tolerance: Annotated[float, Field(ge=0)] = Field(
-        description="Largest |difference| of an input from the stored one."
-    )
-    outputs: dict[str, GoldenOutput] = Field(description="By output.")
+    tensors: dict[str, GoldenTensor] = Field(description="By input or output.")
     values: dict[str, Any] = Field(
         description="By output the decoded value in a few figures, as `compactmtl predict` keeps it."
     )
-    made_by: str = Field(description="What ran the model: runtime with its version, or torch.")
+    made_by: str = Field(description="What ran the model: the runtime with its version, or torch.")
 
 
 class Runtime(Frozen):
     """What runs the model file."""
 
     name: str = Field(description="The backend, as the target names it.")
-    module: str = Field(description="The Python package that infer.py imports.")
-    install: str = Field(description="How it is installed.")
+    package: str = Field(description="What pip installs it from.")
     version: str = Field(
         "", description="The version that the bundle was made with; empty where it was not there."
     )
@@ -232,8 +226,19 @@ class BundleInfo(Frozen):
         return self.training.preprocessing
 
     def text(self) -> str:
-        """The file's content."""
-        return self.model_dump_json(indent=2, by_alias=True) + "\n"
+        """The file's content: lists of numbers and names on one line, and of `decode` only what its operation needs."""
+        values = self.model_dump(mode="json", by_alias=True)
+        for output in values["outputs"]:
+            rule = output["decode"] or {}
+            output["decode"] = {key: value for key, value in rule.items() if value is not None} or None
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        return _LIST.sub(lambda match: f"[{_BREAK.sub(', ', match[1])}]", text) + "\n"
+
+
+# A list of scalars as json.dumps breaks it into lines; a line break inside a text is escaped there.
+_SCALAR = r'(?:"(?:[^"\\]|\\.)*"|[-+.\w]+)'
+_LIST = re.compile(rf"\[\n\s+({_SCALAR}(?:,\n\s+{_SCALAR})*)\n\s+\]")
+_BREAK = re.compile(r",\n\s+")
 
 
 def schema_text() -> str:
