@@ -6,6 +6,7 @@ name is in its folder; `registry` finds it there.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -270,6 +271,18 @@ class Backend(ABC):
     def companions(self, model: Path) -> tuple[str, ...]:
         """Names of files beside a model that `open` reads with it, where they are; its external weights aside."""
         return ()
+
+    def wheel(self, target: Target) -> str:
+        """What pip installs to run a bundle for the target."""
+        return self.packages[0] if self.packages else ""
+
+    def in_bundle(self) -> str:
+        """The source of `open_model`, which a bundle's infer.py opens the model with: in_bundle.py beside the entry.
+
+        It imports numpy, the standard library and the runtime alone. Empty where there is none.
+        """
+        source = Path(inspect.getfile(type(self))).with_name("in_bundle.py")
+        return source.read_text(encoding="utf-8") if source.is_file() else ""
 
     @abstractmethod
     def open(self, model: Path, target: Target) -> Runner:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import get_backend, open_graph
+from compactmtl.backends.base import Arrays
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
@@ -32,6 +35,7 @@ from compactmtl.export.artifact import (
     provenance,
 )
 from compactmtl.export.bundle import write_bundle
+from compactmtl.export.golden import write_golden
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
 from compactmtl.runs import Run
@@ -110,9 +114,13 @@ def prepare_run(
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
         record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)
-        bundle = write_bundle(folder, bundle_info(writer, target_name, path, strings, record))
-        progress("running the graph on the CPU")
         wrapped = interface.wrap(model).eval()
+        info = bundle_info(writer, target_name, path, strings, record)
+        golden = write_golden(
+            folder, info, run.tasks, partial(_run_torch, wrapped), f"torch {torch.__version__}, float32"
+        )
+        bundle = write_bundle(folder, info.model_copy(update={"golden": golden}))
+        progress("running the graph on the CPU")
         graph, note = None, ""
         try:
             with open_graph(path, target) as runner:
@@ -143,6 +151,14 @@ def prepare_run(
         write_text(folder / PREPARED_FILE, prepared.model_dump_json(indent=2) + "\n")
         write_hashes(folder)
     return prepared
+
+
+def _run_torch(model: nn.Module, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """The model in float32 for arrays of its one input."""
+    (array,) = arrays.values()
+    with torch.no_grad():
+        outputs: dict[str, torch.Tensor] = model(torch.from_numpy(array))
+    return {name: output.numpy() for name, output in outputs.items()}
 
 
 def _raw(folder: Path, name: str, array: NDArray[Any]) -> RawTensor:

@@ -82,6 +82,9 @@ class OnnxRuntimeBackend(Backend):
     packages = ("onnxruntime", "onnxruntime-gpu")
     is_reference = True
 
+    def wheel(self, target: Target) -> str:
+        return self.packages[0 if _provider(target) == CPU else 1]
+
     def cases(self) -> Iterable[tuple[str, Target]]:
         for provider in (CPU, CUDA, TENSORRT):
             yield f"{self.name}, {provider}", Target(backend=self.name, provider=provider)
