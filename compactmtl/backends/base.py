@@ -106,6 +106,14 @@ class Availability:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What was built for a device that is not here: the new files, and what they are in words."""
+
+    files: tuple[Path, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
 class Phases:
     """One run by the GPU's own clock, in milliseconds: copy in, compute, copy out."""
 
@@ -255,6 +263,13 @@ class Backend(ABC):
     def build(self, model: Path, target: Target) -> tuple[Path, ...]:
         """Make beforehand what `open` would make of a model file, beside it; the new files. By default nothing."""
         return ()
+
+    def build_ahead(self, model: Path, target: Target) -> Ahead | None:
+        """Build beside a model file what `open` takes on a device that is not here; None where that needs the device.
+
+        Raises as `build`.
+        """
+        return None
 
     def companions(self, model: Path) -> tuple[str, ...]:
         """Names of files beside a model that `open` reads with it, where they are; its external weights aside."""

@@ -136,6 +136,7 @@ class PreparedView(Frozen):
 
     target: str
     reason: str
+    built: str = ""  # for the device that is missing, in words
 
 
 class Provenance(Frozen):
