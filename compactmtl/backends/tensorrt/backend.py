@@ -56,7 +56,9 @@ class EngineBackend(Backend):
     def settings_sha256(self, target: Target) -> str:
         """Hash of every key that changes the engine."""
         keys = self.config(target).model_dump_json(exclude=set(self.runtime_keys))
-        return hashlib.sha256(keys.encode() + f"{target.precision}|{target.latency.batch}".encode()).hexdigest()
+        return hashlib.sha256(
+            keys.encode() + f"{target.precision}|{target.latency.batch}".encode()
+        ).hexdigest()
 
     def availability(self, target: Target) -> Availability:
         """Names everything that is missing at once."""

@@ -18,7 +18,9 @@ LONGEST = 12  # lines of TensorRT's own that an error quotes
 FEW = 3  # nodes that a message names
 # What a machine without a driver adds to every other message, and what the parser repeats of itself.
 _NOISE = re.compile(r"catchCudaError|--- (Begin|End) node|While parsing node number|ModelImporter\.cpp:151")
-_QUANTIZED = "one pair of QuantizeLinear and DequantizeLinear belongs in front of each input of a matrix product"
+_QUANTIZED = (
+    "one pair of QuantizeLinear and DequantizeLinear belongs in front of each input of a matrix product"
+)
 # The first whose words are in the message says how to mend it.
 _MENDS: tuple[tuple[str, str], ...] = (
     (
@@ -51,7 +53,10 @@ _MENDS: tuple[tuple[str, str], ...] = (
         "its weights are cut off or missing: export the model again, and copy the files beside it with it",
     ),
     (r"parse the ONNX model", "the file is no ONNX model or is cut off: export it again"),
-    (r"isValidDims|add input to the network", "a dimension holds at most 2147483647: export at a smaller size"),
+    (
+        r"isValidDims|add input to the network",
+        "a dimension holds at most 2147483647: export at a smaller size",
+    ),
     (r"workspace limit", "raise or remove workspace_mib"),
     (
         r"no optimization profile",

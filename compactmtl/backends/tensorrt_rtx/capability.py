@@ -67,7 +67,8 @@ def check_capabilities(
     more = f" and {len(nodes) - FEW} more" if len(nodes) > FEW else ""
     if limit.since is None:
         raise ConfigError(
-            f"TensorRT-RTX has no {limit.what}: {model} has them at {', '.join(nodes[:FEW])}{more}", limit.mend
+            f"TensorRT-RTX has no {limit.what}: {model} has them at {', '.join(nodes[:FEW])}{more}",
+            limit.mend,
         )
     raise ConfigError(
         f"compute capability {', '.join(without)} has no {limit.what} in TensorRT-RTX:"

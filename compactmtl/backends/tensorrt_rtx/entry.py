@@ -92,7 +92,9 @@ class TensorRTRtxBackend(EngineBackend):
     def build_here(self, model: Path, target: Target) -> Built:
         """Build on this machine, whether or not it has a GPU. Raises MissingDependencyError without the package."""
         if failure := self.library.failure():
-            raise MissingDependencyError(f"backend {self.name} can't build here: {failure}", self.library.hint)
+            raise MissingDependencyError(
+                f"backend {self.name} can't build here: {failure}", self.library.hint
+            )
         return build_engine(model, self.job(target, None), None)
 
     def build_ahead(self, model: Path, target: Target) -> Ahead | None:
