@@ -210,6 +210,8 @@ class Backend(ABC):
         "bf16": "half",
         "int8": "qdq",
     }
+    # Operators that the runtime takes in no 16-bit type of that name: they stay in float32, and the record says so.
+    float_ops: ClassVar[Mapping[Precision, frozenset[str]]] = {}
     opens_files: ClassVar[bool] = True  # False: it runs live modules alone, and no target exports for it
     is_reference: ClassVar[bool] = False  # it runs every graph on this machine's CPU: `open_graph`
 

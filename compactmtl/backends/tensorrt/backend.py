@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +22,7 @@ from compactmtl.backends.tensorrt.engine import (
     write_engine,
 )
 from compactmtl.backends.tensorrt.options import EngineConfig
+from compactmtl.config.precision import Precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
 
@@ -32,6 +34,8 @@ class EngineBackend(Backend):
     """ONNX files as engines on the first visible GPU."""
 
     library: ClassVar[Library]
+    # The parser of ONNX files, which both libraries share, refuses these.
+    float_ops: ClassVar[Mapping[Precision, frozenset[str]]] = {"bf16": frozenset({"HardSwish", "Mish"})}
     # Settings that change the running of an engine and not the engine.
     runtime_keys: ClassVar[frozenset[str]] = frozenset({"cuda_graph"})
 

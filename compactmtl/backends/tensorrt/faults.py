@@ -42,7 +42,7 @@ _MENDS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"The current type = BF16|infer_type.*bf16",
-        "this operator does not take bfloat16: keep it in float32 with bf16.keep_ops",
+        "this operator does not take bfloat16: keep it in float32 with bf16.keep_nodes or bf16.keep_ops",
     ),
     (
         r"Plugin not found|No importer|UNSUPPORTED_NODE\b.*check|unsupported operator",

@@ -5,9 +5,9 @@ Its parser and builder run in this project's tests. Its engines were never run; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from compactmtl.backends.base import Ahead, Availability
 from compactmtl.backends.driver import CudaDevice
@@ -22,6 +22,7 @@ from compactmtl.backends.tensorrt_rtx.options import (
     TensorRTRtxOptions,
     rtx_config,
 )
+from compactmtl.config.precision import Precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError, MissingDependencyError
 
@@ -34,6 +35,10 @@ class TensorRTRtxBackend(EngineBackend):
 
     name = "tensorrt-rtx"
     Options = TensorRTRtxOptions
+    # The builder of no capability compiles the last one.
+    float_ops: ClassVar[Mapping[Precision, frozenset[str]]] = {
+        "bf16": EngineBackend.float_ops["bf16"] | {"ConvTranspose"}
+    }
     packages = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
     # The wheels of the bindings hold tensorrt_rtx_bindings; the package tensorrt_rtx takes its names from there.
     library = Library(
