@@ -118,6 +118,14 @@ class DeviceKit:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What was built for a device that is not here: the new files, and what they are in words."""
+
+    files: tuple[Path, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
 class Phases:
     """One run by the GPU's own clock, in milliseconds: copy in, compute, copy out."""
 
@@ -214,6 +222,8 @@ class Backend(ABC):
         "bf16": "half",
         "int8": "qdq",
     }
+    # Operators that the runtime takes in no 16-bit type of that name: they stay in float32, and the record says so.
+    float_ops: ClassVar[Mapping[Precision, frozenset[str]]] = {}
     opens_files: ClassVar[bool] = True  # False: it runs live modules alone, and no target exports for it
     is_reference: ClassVar[bool] = False  # it runs every graph on this machine's CPU: `open_graph`
 
@@ -267,6 +277,13 @@ class Backend(ABC):
     def build(self, model: Path, target: Target) -> tuple[Path, ...]:
         """Make beforehand what `open` would make of a model file, beside it; the new files. By default nothing."""
         return ()
+
+    def build_ahead(self, model: Path, target: Target) -> Ahead | None:
+        """Build beside a model file what `open` takes on a device that is not here; None where that needs the device.
+
+        Raises as `build`.
+        """
+        return None
 
     def companions(self, model: Path) -> tuple[str, ...]:
         """Names of files beside a model that `open` reads with it, where they are; its external weights aside."""

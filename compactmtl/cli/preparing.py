@@ -21,7 +21,7 @@ def prepare_missing(run: Run, name: str, target: Target, progress: Callable[[str
         return None
     prepared = prepare_run(run, name, target, progress=progress)
     print("\n".join(summary(prepared)))
-    print(f"prepared, not run: {run.path / 'export' / name}\n")
+    print(f"prepared, {prepared.status}: {run.path / 'export' / name}\n")
     return prepared
 
 
@@ -30,6 +30,8 @@ def summary(prepared: Prepared) -> Iterator[str]:
     from compactmtl.export.prepare import graph_failures
 
     yield f"not run here: {prepared.reason}"
+    if prepared.built:
+        yield f"built: {prepared.built}"
     if prepared.graph is None:
         yield f"graph: {prepared.graph_note}"
     else:
@@ -61,6 +63,6 @@ def raise_missing(prepared: dict[str, Prepared], *, wanted: bool = False) -> Non
     if prepared and not wanted:
         first = next(iter(prepared.values()))
         raise MissingDependencyError(
-            f"prepared, not run: {', '.join(prepared)}: {first.reason}",
+            f"prepared, {first.status}: {', '.join(prepared)}: {first.reason}",
             "copy the folder to a machine that has it and run its command there, or export there",
         )

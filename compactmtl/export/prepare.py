@@ -1,5 +1,7 @@
 """A bundle for a target that can't run here: the exact graph, its inputs and outputs, and the command; marked not run.
 
+Where the backend can build for a device that is not here, what it built is in the bundle too: built, not run.
+
 What is checked is the graph alone, on ONNX Runtime's CPU provider: that shows that precision pass and surgery kept the
 function, and nothing of the arithmetic, speed or memory of the device that it is meant for.
 """
@@ -59,7 +61,8 @@ class Prepared(Record):
 
     version: Literal[1] = 1
     target: str
-    status: Literal["not run"] = "not run"
+    status: Literal["not run", "built, not run"] = "not run"
+    built: str = ""  # what was built for the device, in words
     reason: str  # what is missing on the machine that prepared it
     hint: str
     bundle_sha256: str
@@ -114,8 +117,12 @@ def prepare_run(
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
         record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)
+        ahead = get_backend(target.backend).build_ahead(path, target)
+        if ahead is not None:
+            progress(f"built {ahead.files[0].name}")
+        files = () if ahead is None else ahead.files
         wrapped = interface.wrap(model).eval()
-        info = bundle_info(writer, target_name, path, strings, record)
+        info = bundle_info(writer, target_name, path, strings, record, files)
         golden = write_golden(
             folder, info, run.tasks, partial(_run_torch, wrapped), f"torch {torch.__version__}, float32"
         )
@@ -134,6 +141,8 @@ def prepare_run(
         inputs = {INPUT: _raw(folder, f"input.{INPUT}.bin", fed.numpy())}
         prepared = Prepared(
             target=target_name,
+            status="not run" if ahead is None else "built, not run",
+            built="" if ahead is None else ahead.summary,
             reason=availability.reason,
             hint=availability.hint,
             bundle_sha256=bundle.sha256,

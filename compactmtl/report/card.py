@@ -102,7 +102,8 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
             if not gate.passed:
                 yield f"- Failed gate on {export.target}: {gate.message}"
     for prepared in run.prepared:
-        yield f"- {prepared.target}: {fmt.NOT_RUN} ({prepared.reason})."
+        built = f" Built, and not run: {prepared.built}." if prepared.built else ""
+        yield f"- {prepared.target}: {fmt.NOT_RUN} ({prepared.reason}).{built}"
     for note in report.notes:
         if note.startswith(f"{run.name}:"):
             yield f"- {note.removeprefix(f'{run.name}: ')}"

@@ -137,6 +137,7 @@ class PreparedView(Frozen):
 
     target: str
     reason: str
+    built: str = ""  # for the device that is missing, in words
 
 
 class DeviceView(Frozen):

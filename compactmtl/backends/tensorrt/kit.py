@@ -55,7 +55,10 @@ class TensorRtOnDevice(DeviceRuntime):
         ):
             floor = ".".join(str(part) for part in self.settings["floor"])
             found.append(
-                (f"{module.__name__} {module.__version__} is too old", f"version {floor} or later is needed")
+                (
+                    f"{self.settings['label']} {module.__version__} is too old",
+                    f"version {floor} or later is needed",
+                )
             )
         return found
 
@@ -87,7 +90,7 @@ class TensorRtOnDevice(DeviceRuntime):
     def versions(self) -> dict[str, str]:
         device, _ = cuda_device()
         driver = {} if device is None else {"CUDA driver": device.driver}
-        return {str(self.trt.__name__): str(self.trt.__version__), **driver}
+        return {str(self.settings["label"]): str(self.trt.__version__), **driver}
 
     def device(self) -> str:
         device, reason = cuda_device()
@@ -120,7 +123,9 @@ class TensorRtOnDevice(DeviceRuntime):
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise KitError(
-                f"TensorRT can't load the engine of {path}:\n{self.said()}", f"remove {folder}", MISSING
+                f"{self.settings['label']} can't load the engine of {path}:\n{self.said()}",
+                f"remove {folder}",
+                MISSING,
             )
         return TensorRtModel(self, runtime, engine, seconds)
 
@@ -166,7 +171,7 @@ class TensorRtOnDevice(DeviceRuntime):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             lines = [f"    node {one.node_name()} ({one.node_operator()}): {one.desc()}" for one in errors]
             raise KitError(
-                f"{trt.__name__} {trt.__version__} can't parse {path}:\n" + "\n".join(lines),
+                f"{self.settings['label']} {trt.__version__} can't parse {path}:\n" + "\n".join(lines),
                 "an operator that is missing may be there in a later version, or at another onnx.opset of the target",
                 WRONG,
             )
@@ -178,16 +183,20 @@ class TensorRtOnDevice(DeviceRuntime):
                 profile.set_shape(name, tuple(shapes["min"]), tuple(shapes["opt"]), tuple(shapes["max"]))
             if config.add_optimization_profile(profile) < 0:
                 raise KitError(
-                    f"{trt.__name__} refuses the shapes {self.settings['profile']}", "mend tensorrt.shapes"
+                    f"{self.settings['label']} refuses the shapes {self.settings['profile']}",
+                    "mend tensorrt.shapes",
                 )
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise KitError(
-                f"{trt.__name__} {trt.__version__} can't build an engine of {path}:\n{self.said()}",
+                f"{self.settings['label']} {trt.__version__} can't build an engine of {path}:\n{self.said()}",
                 "a larger tensorrt.workspace_mib or a lower tensorrt.optimization_level of the target may help",
                 WRONG,
             )
-        return bytes(serialized)
+        data = bytes(serialized)
+        # In the order in which they need each other: the bindings don't keep a parser's network.
+        del serialized, config, parser, network, builder
+        return data
 
     def _configure(self, config: Any) -> None:
         trt, settings = self.trt, self.settings

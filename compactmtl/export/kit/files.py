@@ -14,8 +14,8 @@ from compactmtl.artifacts.layout import DEVICES, HASHES
 from compactmtl.config.precision import Precision
 from compactmtl.config.schema import Frozen
 from compactmtl.errors import ArtifactError
-from compactmtl.export.bundle import FileName, Sha256
 from compactmtl.export.kit.on_device import VERSION, digest
+from compactmtl.export.record import FileName, Sha256
 from compactmtl.verify.result import (
     AccuracyResult,
     GateResult,
