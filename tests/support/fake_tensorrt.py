@@ -211,17 +211,21 @@ def _fill(fake: Fake) -> None:
 
         def build_serialized_network(self, network: Any, config: Any) -> Any:
             fake.note("build")
-            config.progress_monitor.phase_start("Building engine", None, 2)
-            if fake.interrupts:
-                signal.raise_signal(signal.SIGINT)
-            going = config.progress_monitor.step_complete("Building engine", 0)
-            config.progress_monitor.phase_finish("Building engine")
-            if not going:
+            if config.progress_monitor is not None and not self._watched(config.progress_monitor):
                 return None
             if not fake.builds:
                 self.logger.log(trt.ILogger.ERROR, "no kernel fits")
                 return None
             return Path(network.file).read_bytes()
+
+        def _watched(self, monitor: Any) -> bool:
+            """Whether the build goes on."""
+            monitor.phase_start("Building engine", None, 2)
+            if fake.interrupts:
+                signal.raise_signal(signal.SIGINT)
+            going: bool = monitor.step_complete("Building engine", 0)
+            monitor.phase_finish("Building engine")
+            return going
 
     class Parser:
         def __init__(self, network: Any, logger: Any) -> None:
