@@ -1,9 +1,9 @@
-"""Hold every name and signature of TensorRT that this project uses against the bindings of three versions.
+"""Hold every name and signature of TensorRT that this project uses against the bindings of several versions.
 
-python -m tools.check_tensorrt_api [--stub FILE] [VERSION ...]
+python -m tools.check_tensorrt_api [--stub FILE] [--cache FOLDER] [VERSION ...]
 
-What is used is what tools/stubs/tensorrt names: mypy sees to it that the code uses nothing else. Each version's
-bindings wheel is installed into a temporary folder. TensorRT's own libraries aren't needed: an empty stand-in with the
+What is used is what tools/stubs/tensorrt names: mypy sees to it that the code uses nothing else. A comment in the stub says
+what only some versions have. Each version's bindings wheel is installed once into a folder of the cache. TensorRT's own libraries aren't needed: an empty stand-in with the
 few C functions that the bindings link is compiled (`cc`) and put beside them, so that the real Python classes load.
 Nothing of TensorRT runs; that a name is there says nothing about what it does.
 """
@@ -12,24 +12,33 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compactmtl.data.cache import user_cache
+
 STUB = Path(__file__).parent / "stubs" / "tensorrt" / "__init__.pyi"
-# The floor of the extra `tensorrt`, the last 10, and the last 11 that was looked at.
+PLAIN, RTX = "TensorRT", "TensorRT-RTX"
+# The floor of the extra `tensorrt`, which JetPack 6 has, that of DriveOS 7, others in between, the last 10 and the last 11
+# that were looked at; and TensorRT for RTX, whose version is written with its name.
 WHEELS = {
+    "10.3.0": "tensorrt-cu12-bindings",
+    "10.7.0": "tensorrt-cu12-bindings",
+    "10.10.0.31": "tensorrt-cu12-bindings",
     "10.12.0.36": "tensorrt-cu12-bindings",
-    "10.16.1.11": "tensorrt-cu13-bindings",
-    "11.4.0.106": "tensorrt-cu13-bindings",
+    "10.16.1.11": "tensorrt-cu12-bindings",
+    "11.4.0.106": "tensorrt-cu12-bindings",
+    "rtx-1.7.1.116": "tensorrt-rtx-cu13-bindings",
 }
+MODULES = {PLAIN: "tensorrt_bindings", RTX: "tensorrt_rtx_bindings"}
 LINKED = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
     "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
@@ -41,7 +50,8 @@ UNCHECKABLE = ("__buffer__",)  # no attribute before Python 3.12
 _DUMP = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import tensorrt_bindings as root
+import importlib
+root = importlib.import_module(sys.argv[3])
 found = {"__version__": {"kind": "value", "doc": "", "settable": False}}
 for path in json.loads(sys.argv[2]):
     owner, value = None, root
@@ -75,6 +85,15 @@ class Used:
     settable: bool = False
     parameters: tuple[tuple[str, str, bool], ...] = ()  # name, type, required
     returns: str = ""
+    since: tuple[int, ...] = ()  # the first version that has it
+    only: str = ""  # the library that has it, where that is one alone
+
+    def is_in(self, library: str, version: str) -> bool:
+        """Whether a version is said to have it. TensorRT-RTX, which is younger, has what all of TensorRT 10 has."""
+        if self.only:
+            return self.only == library
+        release = tuple(int(part) for part in version.split(".")[:2])
+        return library != PLAIN or release >= self.since
 
 
 @dataclass(frozen=True)
@@ -86,25 +105,41 @@ class Overload:
 
 
 def used_names(stub: str) -> list[Used]:
-    """Everything that the text of a stub names."""
-    return list(_members(ast.parse(stub).body, ""))
+    """Everything that the text of a stub names, with what its comments say of versions."""
+    return list(_members(ast.parse(stub).body, "", stub.splitlines()))
 
 
-def _members(body: list[ast.stmt], prefix: str) -> Iterator[Used]:
+def _members(body: list[ast.stmt], prefix: str, lines: list[str]) -> Iterator[Used]:
     for node in body:
-        if isinstance(node, ast.ClassDef):
-            yield Used(prefix + node.name, "class")
-            yield from _members(node.body, f"{prefix}{node.name}.")
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            yield Used(prefix + node.targets[0].id, "value")
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            kind = "property" if prefix else "value"
-            yield Used(prefix + node.target.id, kind, settable=bool(prefix))
-        elif isinstance(node, ast.FunctionDef):
-            if any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list):
-                yield Used(prefix + node.name, "property")
-            else:
-                yield _method(node, prefix)
+        inner = (
+            [] if not isinstance(node, ast.ClassDef) else _members(node.body, f"{prefix}{node.name}.", lines)
+        )
+        last = node.lineno if isinstance(node, ast.ClassDef) else node.end_lineno or node.lineno
+        _, _, comment = lines[last - 1].partition("  # ")
+        since = re.match(r"since (\d+)\.(\d+)", comment)
+        only = re.match(r"only (\S+)", comment)
+        for one in _own(node, prefix):
+            yield dataclasses.replace(
+                one,
+                since=tuple(map(int, since.groups())) if since else (),
+                only=only.group(1) if only else "",
+            )
+        yield from inner
+
+
+def _own(node: ast.stmt, prefix: str) -> Iterator[Used]:
+    if isinstance(node, ast.ClassDef):
+        yield Used(prefix + node.name, "class")
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        yield Used(prefix + node.targets[0].id, "value")
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        kind = "property" if prefix else "value"
+        yield Used(prefix + node.target.id, kind, settable=bool(prefix))
+    elif isinstance(node, ast.FunctionDef):
+        if any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list):
+            yield Used(prefix + node.name, "property")
+        else:
+            yield _method(node, prefix)
 
 
 def _method(node: ast.FunctionDef, prefix: str) -> Used:
@@ -211,27 +246,38 @@ def _same(ours: str, theirs: str) -> bool:
     return bool(words & set(accepted))
 
 
+def library_of(version: str) -> str:
+    """Which library a version of `WHEELS` is of."""
+    return RTX if version.startswith("rtx-") else PLAIN
+
+
 def install(version: str, folder: Path) -> None:
-    """Put the bindings of one version and stand-ins for the libraries that they link into `folder`."""
-    wheel = f"{WHEELS.get(version, 'tensorrt-cu13-bindings')}=={version}"
+    """Put the bindings of one version and stand-ins for the libraries that they link into `folder`, once."""
+    done = folder / "complete"
+    if done.exists():
+        return
+    library = library_of(version)
+    wheel = f"{WHEELS.get(version, 'tensorrt-cu12-bindings')}=={version.removeprefix('rtx-')}"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), wheel]
     subprocess.run([*command, "--disable-pip-version-check"], check=True)
-    package = folder / "tensorrt_bindings"
+    package = folder / MODULES[library]
     binary = next(package.glob("tensorrt*.so")).read_bytes()
     source = folder / "standin.c"
     source.write_text("\n".join(f"void *{name}(void) {{ return 0; }}" for name in LINKED))
-    library = folder / "standin.so"
+    standin = folder / "standin.so"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         sys.exit("a C compiler is needed to make the stand-in libraries: install gcc or clang")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    for name in set(re.findall(rb"libnv\w+\.so\.\d+", binary)):
-        shutil.copy(library, package / name.decode())
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(standin), str(source)], check=True)
+    for name in set(re.findall(rb"lib(?:nv|tensorrt)\w+\.so\.\d+", binary)):
+        shutil.copy(standin, package / name.decode())
+    done.touch()
 
 
-def dump(folder: Path, paths: list[str]) -> dict[str, Any]:
-    """What the bindings in `folder` say of these names, asked in a process of their own."""
-    command = [sys.executable, "-I", "-c", _DUMP, str(folder), json.dumps(paths)]
+def dump(folder: Path | None, paths: list[str], library: str = PLAIN) -> dict[str, Any]:
+    """What the bindings in `folder`, or those that are installed, say of these names, asked in a process of their own."""
+    first = "" if folder is None else str(folder)
+    command = [sys.executable, "-I", "-c", _DUMP, first, json.dumps(paths), MODULES[library]]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(answer.stdout)
     return found
@@ -244,20 +290,32 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("versions", nargs="*", help=f"default: {' '.join(WHEELS)}")
     parser.add_argument("--stub", type=Path, default=STUB, help="the stub that names what is used")
+    parser.add_argument(
+        "--cache", type=Path, help="folder that bindings are installed into and found again in"
+    )
     args = parser.parse_args(argv)
     used = used_names(args.stub.read_text(encoding="utf-8"))
     failed = False
+    cache = args.cache or user_cache() / "tensorrt-bindings"
     for version in args.versions or WHEELS:
-        with tempfile.TemporaryDirectory(prefix="tensorrt-bindings-") as folder:
-            install(version, Path(folder))
-            found = dump(Path(folder), [one.path for one in used])
-        wrong = faults(used, found["names"])
+        library = library_of(version)
+        install(version, cache / version)
+        found = dump(cache / version, [one.path for one in used], library)
+        asked = [one for one in used if one.is_in(library, found["version"])]
+        absent = [one for one in used if one not in asked]
+        wrong = faults(asked, found["names"])
+        wrong += [
+            f"{one.path} is there: the stub says it is not" for one in absent if one.path in found["names"]
+        ]
         failed = failed or bool(wrong)
-        checked = sum(one.path.rpartition(".")[2] not in UNCHECKABLE for one in used)
+        checked = sum(one.path.rpartition(".")[2] not in UNCHECKABLE for one in asked)
         verdict = f"{len(wrong)} faults" if wrong else "all there, with the signatures that are used"
-        print(f"TensorRT {found['version']}: {checked} names: {verdict}")
+        print(f"{library} {found['version']}: {checked} names: {verdict}")
         for line in wrong:
             print(f"  {line}")
+        for one in absent:
+            if not one.only:
+                print(f"  without {one.path}, as the stub says")
     for one in used:
         if one.path.rpartition(".")[2] in UNCHECKABLE:
             print(f"not checkable from Python: {one.path}")

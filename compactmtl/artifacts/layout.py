@@ -28,7 +28,11 @@ SOURCE = "source.json"  # of compact models that were written without hashes.jso
 # of a bundle, export/<target>/
 MODEL_FILE = "model.onnx"
 BUNDLE_FILE = "bundle.json"
+BUNDLE_SCHEMA = "bundle.schema.json"
+INFER_SCRIPT = "infer.py"  # runs the bundle without compactmtl
+GOLDEN_PICTURE, GOLDEN_ARRAYS = "golden.png", "golden.npz"  # a made picture, and what the model gives for it
 VERIFICATION_FILE = "verification.json"
+DEVICES = "devices"  # folder of a bundle: what device kits of it found, and the kits' manifests
 PREPARED_FILE = "prepared.json"  # of a target that is yet to be run on its own machine
 
 # of a report

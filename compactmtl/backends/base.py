@@ -6,6 +6,7 @@ name is in its folder; `registry` finds it there.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.backends.device import DeviceRuntime
+from compactmtl.backends.precision import check_precision
 from compactmtl.config.precision import Precision
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
@@ -103,6 +106,23 @@ class Availability:
     available: bool
     reason: str = ""
     hint: str = ""
+
+
+@dataclass(frozen=True)
+class DeviceKit:
+    """How a backend's models run on a machine that has the runtime alone: the code, its settings, what to install."""
+
+    runtime: type[DeviceRuntime]  # its module becomes part of kit.py
+    settings: Mapping[str, Any]  # as JSON
+    install: str  # what brings the runtime to a machine
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What was built for a device that is not here: the new files, and what they are in words."""
+
+    files: tuple[Path, ...]
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -202,6 +222,8 @@ class Backend(ABC):
         "bf16": "half",
         "int8": "qdq",
     }
+    # Operators that the runtime takes in no 16-bit type of that name: they stay in float32, and the record says so.
+    float_ops: ClassVar[Mapping[Precision, frozenset[str]]] = {}
     opens_files: ClassVar[bool] = True  # False: it runs live modules alone, and no target exports for it
     is_reference: ClassVar[bool] = False  # it runs every graph on this machine's CPU: `open_graph`
 
@@ -256,9 +278,28 @@ class Backend(ABC):
         """Make beforehand what `open` would make of a model file, beside it; the new files. By default nothing."""
         return ()
 
+    def build_ahead(self, model: Path, target: Target) -> Ahead | None:
+        """Build beside a model file what `open` takes on a device that is not here; None where that needs the device.
+
+        Raises as `build`.
+        """
+        return None
+
     def companions(self, model: Path) -> tuple[str, ...]:
         """Names of files beside a model that `open` reads with it, where they are; its external weights aside."""
         return ()
+
+    def wheel(self, target: Target) -> str:
+        """What pip installs to run a bundle for the target."""
+        return self.packages[0] if self.packages else ""
+
+    def in_bundle(self) -> str:
+        """The source of `open_model`, which a bundle's infer.py opens the model with: in_bundle.py beside the entry.
+
+        It imports numpy, the standard library and the runtime alone. Empty where there is none.
+        """
+        source = Path(inspect.getfile(type(self))).with_name("in_bundle.py")
+        return source.read_text(encoding="utf-8") if source.is_file() else ""
 
     @abstractmethod
     def open(self, model: Path, target: Target) -> Runner:
@@ -279,6 +320,23 @@ class Backend(ABC):
         `model` is the graph's file name, `inputs` its inputs' shapes, `files` raw bytes of an example of each.
         """
         return {}
+
+    def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit | None:
+        """What a device kit of the target needs, for models with these inputs; None where the backend has no kit.
+
+        Raises ConfigError where the target leaves shapes open that the device must know.
+        """
+        return None
+
+    def check_device(self, facts: Mapping[str, Any], model: Path, target: Target) -> dict[str, int]:
+        """Hold the types in which a device ran a model file, as its kit's facts say, against the target's precision.
+
+        Returns the number of layers with weights by precision. Raises PrecisionError or ArtifactError where they are
+        others than the target asks for, or can't be told.
+        """
+        layers = {str(kind): int(count) for kind, count in dict(facts.get("layers") or {}).items()}
+        check_precision(layers, target.precision, f"{self.name} on the device")
+        return layers
 
 
 def run_failure(model: Path, runtime: str, reason: str) -> ArtifactError:

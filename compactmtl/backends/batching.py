@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.backends.base import Arrays, Runner
+from compactmtl.backends.chunks import in_chunks
 
 
 def fixed_batch(runner: Runner) -> int | None:
@@ -27,16 +27,4 @@ def run_batched(runner: Runner, inputs: Arrays) -> dict[str, NDArray[Any]]:
     count = len(next(iter(inputs.values())))
     if batch is None or batch == count:
         return dict(runner.run(inputs))
-    chunks: list[dict[str, NDArray[Any]]] = []
-    for start in range(0, count, batch):
-        chunk = {name: array[start : start + batch] for name, array in inputs.items()}
-        short = batch - min(batch, count - start)
-        if short:
-            chunk = {name: _fill(array, short) for name, array in chunk.items()}
-        outputs = runner.run(chunk)
-        chunks.append({name: array[: batch - short] for name, array in outputs.items()})
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in runner.output_names}
-
-
-def _fill(array: NDArray[Any], count: int) -> NDArray[Any]:
-    return np.concatenate([array, np.repeat(array[-1:], count, axis=0)])
+    return in_chunks(runner.run, dict(inputs), batch)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 # Run in another interpreter: a driver that is broken, or of another version than its library, may crash a process.
 _PROBE = """
@@ -56,7 +56,7 @@ class CudaDevice:
     bus: str = ""
 
 
-@cache
+@lru_cache(maxsize=None)
 def cuda_device() -> tuple[CudaDevice | None, str]:
     """The first GPU or, where there is none, the reason. Never crashes, whatever the driver does."""
     command = [sys.executable, "-I", "-c", _PROBE]

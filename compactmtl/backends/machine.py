@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -27,7 +27,7 @@ FLAGS_OF_INTEREST = (
 )
 
 
-@cache
+@lru_cache(maxsize=None)
 def _cpuinfo() -> dict[str, str]:
     """The first processor's entry of /proc/cpuinfo; empty where the system has none."""
     try:
@@ -66,7 +66,7 @@ def load_average() -> float | None:
         return None
 
 
-@cache
+@lru_cache(maxsize=None)
 def nvidia_gpus() -> tuple[tuple[str, ...], str]:
     """Names of the NVIDIA GPUs with their driver and, where there are none, the reason.
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.kits import add_kit
 from compactmtl.cli.parser import add_device, add_trust
 
 if TYPE_CHECKING:
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from compactmtl.export.prepare import Prepared
     from compactmtl.runs import Run
     from compactmtl.tasks import Task
-    from compactmtl.verify import LatencyResult, Verification
+    from compactmtl.verify import AccuracyResult, GateResult, LatencyResult, ParityResult, Verification
 
 HELP = "export a run for its targets and verify each artifact: parity, accuracy, latency, gates"
 EXAMPLE = """\
 compactmtl export runs/scenes-compact --target onnxruntime-cpu --baseline runs/scenes-dense
 compactmtl export runs/scenes-compact --target all-available --baseline runs/scenes-dense
-compactmtl export runs/utkface-compact"""
+compactmtl export runs/utkface-compact
+compactmtl export runs/utkface-compact --target tensorrt-fp16 --kit-out kit.zip --kit-images 50"""
 ALL = "all-available"
 
 
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for targets that cannot run here: write the graph, inputs, expected outputs and commands, marked as not run",
     )
+    add_kit(parser)
     add_device(parser, "evaluate the torch models, which the artifacts are held against,")
     add_trust(parser)
 
@@ -57,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export to each target; a failure of one fails the command after all others are done."""
     from compactmtl.backends.torch.device import find_device
+    from compactmtl.cli.kits import kit_places, write_one
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
@@ -72,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     targets = _targets(args.target or opened.recipe.targets, f"the recipe of {opened.path} names no target")
     if args.prepare:
         _check_prepare(args, targets)
+    places = kit_places(args, opened, targets)
     uncompacted = _uncompacted(opened)
     print("".join(f"{line}\n" for line in uncompacted), end="", file=sys.stderr)
     verifications: dict[str, Verification] = {}
@@ -80,8 +85,11 @@ def run(args: argparse.Namespace) -> int:
     for name, target in targets.items():
         print(f"{opened.name} for {name}", file=sys.stderr)
         try:
-            if args.prepare and (missing := prepare_missing(opened, name, target, _progress, device)):
+            if (args.prepare or places) and (
+                missing := prepare_missing(opened, name, target, _progress, device)
+            ):
                 prepared[name] = missing
+                write_one(args, opened, name, baseline, places)
                 continue
             verification = export_run(opened, name, target, baseline, progress=_progress, device=device)
         except CompactError as error:
@@ -95,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the accuracy against a dense baseline (give --baseline RUN)")
         print(f"bundle: {opened.path / 'export' / name}\n")
+        write_one(args, opened, name, baseline, places)
     against = ("--baseline", baseline.path) if baseline else ()
     print(f"next: {command('report', opened.path, *against, *args.overrides)}")
     if verifications:
@@ -105,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     raise_failed(
         tuple(gate for several in gates.values() for gate in several), f"{opened.path} for {', '.join(gates)}"
     )
-    raise_missing(prepared)
+    raise_missing(prepared, wanted=bool(places))
     return 0
 
 
@@ -205,28 +214,37 @@ def _progress(line: str) -> None:
 def summary(verification: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
     """A verification in lines for a terminal."""
     yield f"accuracy on {verification.accuracy.samples} validation images:"
-    yield from _accuracy(verification, tasks)
-    worst = max(
-        verification.parity.outputs, key=lambda one: (one.max_relative / one.tolerance, one.max_relative)
-    )
-    bound = "not bounded" if math.isinf(worst.tolerance) else f"tolerance {worst.tolerance:.0e}"
-    yield (
-        f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
-        f" {bound}) over {verification.parity.samples} images"
-    )
+    yield from accuracy_lines(verification.accuracy, tasks)
+    yield parity_line(verification.parity)
     yield from latency_lines(verification.latency)
     yield f"size: {verification.megabytes:.2f} MB"
-    failed = [gate for gate in verification.gates if not gate.passed]
-    bounded = "" if any(gate.gate == "accuracy" for gate in verification.gates) else "; none is on accuracy"
-    yield f"gates: {len(verification.gates) - len(failed)} of {len(verification.gates)} hold{bounded}"
+    yield from gate_lines(verification.gates)
+
+
+def parity_line(parity: ParityResult) -> str:
+    """The output that is closest to its tolerance, or beyond it."""
+    worst = max(parity.outputs, key=lambda one: (one.max_relative / one.tolerance, one.max_relative))
+    bound = "not bounded" if math.isinf(worst.tolerance) else f"tolerance {worst.tolerance:.0e}"
+    return (
+        f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
+        f" {bound}) over {parity.samples} images"
+    )
+
+
+def gate_lines(gates: Sequence[GateResult]) -> Iterator[str]:
+    """How many gates hold, and each that does not."""
+    failed = [gate for gate in gates if not gate.passed]
+    bounded = "" if any(gate.gate == "accuracy" for gate in gates) else "; none is on accuracy"
+    yield f"gates: {len(gates) - len(failed)} of {len(gates)} hold{bounded}"
     yield from (f"  failed: {gate.message}" for gate in failed)
-    yield from (f"  warning: {gate.message}" for gate in verification.gates if gate.warning)
+    yield from (f"  warning: {gate.message}" for gate in gates if gate.warning)
 
 
-def latency_lines(latency: LatencyResult) -> Iterator[str]:
+def latency_lines(latency: LatencyResult, elsewhere: int | None = None) -> Iterator[str]:
     """Each model's latency, how much faster it is than what it is held against, and whether the machine was busy.
 
-    Ratios are medians over rounds of the ratio in the same round, with their 10–90 % band.
+    Ratios are medians over rounds of the ratio in the same round, with their 10–90 % band. `elsewhere` is the number of
+    processors of the machine where it was measured, if that is not this one.
     """
     from compactmtl.backends.machine import cpu_count
     from compactmtl.verify.speed import band_in_words, speeds, told
@@ -243,15 +261,16 @@ def latency_lines(latency: LatencyResult) -> Iterator[str]:
             f" n {len(stat.samples_ms)}) at batch {stat.batch}{threads}"
         )
         yield from (f"  {line}" for line in lines[name])
-    if latency.load_average is not None and latency.load_average > cpu_count():
+    processors = cpu_count() if elsewhere is None else elsewhere
+    if latency.load_average is not None and latency.load_average > processors:
         yield (
-            f"  the machine was busy (load {latency.load_average:.1f} on {cpu_count()} processors), so that these"
+            f"  the machine was busy (load {latency.load_average:.1f} on {processors} processors), so that these"
             " times are not reliable"
         )
 
 
-def _accuracy(verification: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
-    accuracy = verification.accuracy
+def accuracy_lines(accuracy: AccuracyResult, tasks: Mapping[str, Task]) -> Iterator[str]:
+    """Every metric of torch's model, the artifact and, where there is one, the baseline, as a table."""
     rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
     for task, metrics in accuracy.torch.items():
         for metric, value in metrics.items():

@@ -38,6 +38,7 @@ VERBS = (
     "train",
     "compact",
     "export",
+    "collect",
     "profile",
     "latency",
     "report",

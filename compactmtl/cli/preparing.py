@@ -25,7 +25,7 @@ def prepare_missing(
         return None
     prepared = prepare_run(run, name, target, progress=progress, device=device)
     print("\n".join(summary(prepared)))
-    print(f"prepared, not run: {run.path / 'export' / name}\n")
+    print(f"prepared, {prepared.status}: {run.path / 'export' / name}\n")
     return prepared
 
 
@@ -34,6 +34,8 @@ def summary(prepared: Prepared) -> Iterator[str]:
     from compactmtl.export.prepare import graph_failures
 
     yield f"not run here: {prepared.reason}"
+    if prepared.built:
+        yield f"built: {prepared.built}"
     if prepared.graph is None:
         yield f"graph: {prepared.graph_note}"
     else:
@@ -46,9 +48,10 @@ def summary(prepared: Prepared) -> Iterator[str]:
         yield f"command: {command}"
 
 
-def raise_missing(prepared: dict[str, Prepared]) -> None:
+def raise_missing(prepared: dict[str, Prepared], *, wanted: bool = False) -> None:
     """Raise MissingDependencyError naming what the prepared targets lack; return where there are none.
 
+    So too where that was `wanted`, as for a device kit: another machine is to run them.
     Raises GateError instead where a graph is wrong already on the CPU: no other machine will mend it.
     """
     from compactmtl.errors import GateError, MissingDependencyError
@@ -61,9 +64,9 @@ def raise_missing(prepared: dict[str, Prepared]) -> None:
             + "; ".join(f"{name}: {', '.join(failures)}" for name, failures in failed.items()),
             "change the model, or what the target keeps in float32, before you use the device",
         )
-    if prepared:
+    if prepared and not wanted:
         first = next(iter(prepared.values()))
         raise MissingDependencyError(
-            f"prepared, not run: {', '.join(prepared)}: {first.reason}",
+            f"prepared, {first.status}: {', '.join(prepared)}: {first.reason}",
             "copy the folder to a machine that has it and run its command there, or export there",
         )

@@ -1,6 +1,7 @@
 """The bundle: a model file with all that is needed to run it and to know where it came from.
 
-    <bundle>/ model.onnx (· model.onnx.data) · bundle.json · verification.json · hashes.json
+    <bundle>/ model.onnx (· model.onnx.data) · bundle.json · bundle.schema.json · golden.png · golden.npz
+              · infer.py · show.py (· panoptic.py · runtime.py) · verification.json · hashes.json
 
 bundle.json lists the SHA-256 of each model file; verification.json names the SHA-256 of bundle.json; hashes.json lists
 that of every file.
@@ -8,35 +9,33 @@ that of every file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
 from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
-from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
+from compactmtl.artifacts.layout import BUNDLE_FILE, BUNDLE_SCHEMA, VERIFICATION_FILE
 from compactmtl.backends import Runner, all_backends, checked_target, get_backend
 from compactmtl.backends.model_file import external_files
 from compactmtl.backends.targets import machine_files
-from compactmtl.config.recipe import Frozen, TaskConfig
+from compactmtl.config.recipe import TaskConfig
 from compactmtl.config.target import Target
-from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ArtifactError, ConfigError
-from compactmtl.export.precision.record import PrecisionRecord
-from compactmtl.tasks.base import TargetSpec, Task
+from compactmtl.export.older import upgraded
+from compactmtl.export.record import VERSION, BundleInfo, BundleTask
+from compactmtl.export.script import scripts, source
+from compactmtl.tasks.base import Task
 from compactmtl.tasks.build import recorded_task
 from compactmtl.tasks.reading import Reading, readings_of
 from compactmtl.verify.result import Verification
 
-VERSION = 1
-
-# A file of the bundle is a plain name: no folder, no way out of the bundle.
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+VERIFICATION_VERSION = 1  # of verification.json
+_Record = TypeVar("_Record")
 
 
 class BundleVersionError(ArtifactError):
@@ -45,47 +44,6 @@ class BundleVersionError(ArtifactError):
 
 class BundleHashError(ArtifactError):
     """A file of a bundle that isn't the one that was exported, or was verified."""
-
-
-class TensorRecord(Frozen):
-    """One input or output; a free dimension is its name."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-
-class BundleTask(Frozen):
-    """One output with what turns it into a prediction."""
-
-    kind: str
-    primary: str
-    dense: bool
-    channels: int
-    config: TaskConfig
-    spec: TargetSpec  # classes, unit, mean and standard deviation, ignored index
-
-
-class BundleInfo(Frozen):
-    """bundle.json."""
-
-    version: Literal[1] = 1
-    run: str
-    compact: bool  # whether channels were removed
-    target_name: str
-    target: Target
-    model: FileName
-    files: dict[FileName, Sha256]
-    inputs: tuple[TensorRecord, ...] = Field(min_length=1)
-    outputs: tuple[TensorRecord, ...] = Field(min_length=1)
-    tasks: dict[str, BundleTask]
-    preprocessing: Preprocessing
-    recipe_sha256: str
-    plan_sha256: str | None
-    weights_sha256: str | None = None  # of the checkpoint or compact model that was exported
-    versions: dict[str, str]
-    created: str
-    precision: PrecisionRecord | None = None  # what the precision pass did; none: float32
 
 
 @dataclass(frozen=True)
@@ -107,7 +65,7 @@ class Bundle:
             raise ArtifactError(
                 f"{path} is not a bundle: it has no {BUNDLE_FILE}", "give an export/<target> folder"
             )
-        info = _read(path / BUNDLE_FILE, BundleInfo)
+        info = read_info(path / BUNDLE_FILE)
         info = info.model_copy(update={"target": _checked(info.target, path / BUNDLE_FILE)})
         if info.model not in info.files:
             raise ArtifactError(
@@ -162,7 +120,7 @@ class Bundle:
     def verification(self) -> Verification | None:
         """What verification found; None where the bundle was never verified."""
         file = self.path / VERIFICATION_FILE
-        return _read(file, Verification) if file.exists() else None
+        return _read_verification(file) if file.exists() else None
 
     @property
     def doubt(self) -> str:
@@ -222,8 +180,11 @@ class Bundle:
 
 
 def write_bundle(folder: Path, info: BundleInfo) -> Bundle:
-    """Write bundle.json beside the model files that are in `folder` and open the bundle."""
-    write_text(folder / BUNDLE_FILE, info.model_dump_json(indent=2) + "\n")
+    """Write bundle.json, its schema and its programs beside the files that are in `folder`, and open the bundle."""
+    write_text(folder / BUNDLE_SCHEMA, source(BUNDLE_SCHEMA))
+    for name, text in scripts(info).items():
+        write_text(folder / name, text)
+    write_text(folder / BUNDLE_FILE, info.text())
     return Bundle.open(folder)
 
 
@@ -265,25 +226,46 @@ def _checked(target: Target, where: Path) -> Target:
     return checked
 
 
-_Record = TypeVar("_Record", BundleInfo, Verification)
+def read_info(path: Path) -> BundleInfo:
+    """A bundle.json of this or an older format. Raises BundleVersionError or ArtifactError."""
+    values = _content(path)
+    version = values.get("version") if isinstance(values, dict) else None
+    if version == 1:
+        return _validated(path, upgraded, values)
+    if version != VERSION:
+        raise _other_version(path, version, f"1 and {VERSION}")
+    return _validated(path, BundleInfo.model_validate, values)
 
 
-def _read(path: Path, kind: type[_Record]) -> _Record:
-    """A JSON file as a typed record. Raises BundleVersionError or ArtifactError."""
+def _read_verification(path: Path) -> Verification:
+    values = _content(path)
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != VERIFICATION_VERSION:
+        raise _other_version(path, version, str(VERIFICATION_VERSION))
+    return _validated(path, Verification.model_validate, values)
+
+
+def _content(path: Path) -> Any:
     import json
 
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing", _EXPORT_AGAIN) from error
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged: {error}", _EXPORT_AGAIN) from error
-    version = values.get("version") if isinstance(values, dict) else None
-    if version != VERSION:
-        raise BundleVersionError(
-            f"{path} is of format {version}, this version of compactmtl reads {VERSION}",
-            "use the version of compactmtl that wrote it, or export the run again",
-        )
+
+
+def _other_version(path: Path, version: object, known: str) -> BundleVersionError:
+    return BundleVersionError(
+        f"{path} is of format {version}, this version of compactmtl reads {known}",
+        "use the version of compactmtl that wrote it, or export the run again",
+    )
+
+
+def _validated(path: Path, validate: Callable[[Any], _Record], values: Any) -> _Record:
     try:
-        return kind.model_validate(values)
+        return validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

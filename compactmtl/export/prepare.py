@@ -1,5 +1,7 @@
 """A bundle for a target that can't run here: the exact graph, its inputs and outputs, and the command; marked not run.
 
+Where the backend can build for a device that is not here, what it built is in the bundle too: built, not run.
+
 What is checked is the graph alone, on ONNX Runtime's CPU provider: that shows that precision pass and surgery kept the
 function, and nothing of the arithmetic, speed or memory of the device that it is meant for.
 """
@@ -8,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import get_backend, open_graph
+from compactmtl.backends.base import Arrays
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
@@ -32,6 +37,7 @@ from compactmtl.export.artifact import (
     provenance,
 )
 from compactmtl.export.bundle import write_bundle
+from compactmtl.export.golden import write_golden
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import Scoring, bundle_info
 from compactmtl.runs import Run
@@ -55,7 +61,8 @@ class Prepared(Record):
 
     version: Literal[1] = 1
     target: str
-    status: Literal["not run"] = "not run"
+    status: Literal["not run", "built, not run"] = "not run"
+    built: str = ""  # what was built for the device, in words
     reason: str  # what is missing on the machine that prepared it
     hint: str
     bundle_sha256: str
@@ -115,9 +122,17 @@ def prepare_run(
         # The search for layers that int8 leaves in float has only the CPU to ask.
         scoring = Scoring(run, target, interface, data, reference, open_graph)
         record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)
-        bundle = write_bundle(folder, bundle_info(writer, target_name, path, strings, record))
-        progress("running the graph on the CPU")
+        ahead = get_backend(target.backend).build_ahead(path, target)
+        if ahead is not None:
+            progress(f"built {ahead.files[0].name}")
+        files = () if ahead is None else ahead.files
         wrapped = interface.wrap(model).eval()
+        info = bundle_info(writer, target_name, path, strings, record, files)
+        golden = write_golden(
+            folder, info, run.tasks, partial(_run_torch, wrapped), f"torch {torch.__version__}, float32"
+        )
+        bundle = write_bundle(folder, info.model_copy(update={"golden": golden}))
+        progress("running the graph on the CPU")
         graph, note = None, ""
         try:
             with open_graph(path, target) as runner:
@@ -131,6 +146,8 @@ def prepare_run(
         inputs = {INPUT: _raw(folder, f"input.{INPUT}.bin", fed.numpy())}
         prepared = Prepared(
             target=target_name,
+            status="not run" if ahead is None else "built, not run",
+            built="" if ahead is None else ahead.summary,
             reason=availability.reason,
             hint=availability.hint,
             bundle_sha256=bundle.sha256,
@@ -148,6 +165,14 @@ def prepare_run(
         write_text(folder / PREPARED_FILE, prepared.model_dump_json(indent=2) + "\n")
         write_hashes(folder)
     return prepared
+
+
+def _run_torch(model: nn.Module, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """The model in float32 for arrays of its one input."""
+    (array,) = arrays.values()
+    with torch.no_grad():
+        outputs: dict[str, torch.Tensor] = model(torch.from_numpy(array))
+    return {name: output.numpy() for name, output in outputs.items()}
 
 
 def _raw(folder: Path, name: str, array: NDArray[Any]) -> RawTensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,23 +15,21 @@ from compactmtl.artifacts.files import new_folder, sha256_file
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
+from compactmtl.backends.batching import run_batched
 from compactmtl.backends.model_file import model_files
-from compactmtl.backends.versions import package_versions
+from compactmtl.backends.versions import package_version, package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.export.artifact import ArtifactWriter, Validation, check_names, provenance
-from compactmtl.export.bundle import (
-    BundleInfo,
-    TensorRecord,
-    bundle_tasks,
-    write_bundle,
-    write_verification,
-)
+from compactmtl.export.bundle import bundle_tasks, write_bundle, write_verification
+from compactmtl.export.describe import input_record, output_records
+from compactmtl.export.golden import write_golden
 from compactmtl.export.maps import write_error_maps
-from compactmtl.export.onnx import Shape, model_tensors, tensor_dtypes
+from compactmtl.export.onnx import model_tensors, tensor_dtypes
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.processing import Interface
+from compactmtl.export.record import BundleInfo, Runtime, Training
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
@@ -98,9 +97,18 @@ def export_run(
         record = writer.write(model, path, metadata=strings, check=score.failed, progress=progress)
         if built := get_backend(target.backend).build(path, target):
             progress(f"built {built[0].name}")
-        bundle = write_bundle(folder, bundle_info(writer, target_name, path, strings, record, built))
+        info = bundle_info(writer, target_name, path, strings, record, built)
         with ExitStack() as stack:
-            runner = stack.enter_context(bundle.runner())
+            runner = stack.enter_context(get_backend(target.backend).open(path, info.target))
+            facts = runner.describe()
+            golden = write_golden(
+                folder,
+                info,
+                run.tasks,
+                partial(run_batched, runner),
+                f"{facts.backend} {facts.version}, {facts.provider}",
+            )
+            bundle = write_bundle(folder, info.model_copy(update={"golden": golden}))
             progress("comparing outputs with torch")
             parity = check_parity(interface.wrap(model), path, data.cases(target, interface), target=target)
             progress(f"measuring accuracy on {data.samples} validation images")
@@ -209,17 +217,23 @@ def bundle_info(
     inputs, outputs = model_tensors(path)
     dtypes = tensor_dtypes(path)
     files = [*model_files(path), *built]
+    images = preprocessing(run.recipe.data)
+    backend = get_backend(target.backend)
+    wheel = backend.wheel(target)
     return BundleInfo(
         run=run.name,
         compact=run.has_compact,
         target_name=target_name,
-        target=get_backend(target.backend).portable(target),
+        target=backend.portable(target),
         model=path.name,
+        runtime=Runtime(name=backend.name, package=wheel, version=package_version(wheel) or ""),
         files={file.name: sha256_file(file) for file in files},
-        inputs=_records(inputs, dtypes),
-        outputs=_records(outputs, dtypes),
-        tasks=bundle_tasks(run.tasks, run.recipe.tasks),
-        preprocessing=preprocessing(run.recipe.data),
+        inputs=tuple(
+            input_record(name, shape, dtypes[name], images, baked=target.onnx.preprocess)
+            for name, shape in inputs.items()
+        ),
+        outputs=output_records(outputs, dtypes, run.tasks, target.onnx.postprocess),
+        training=Training(tasks=bundle_tasks(run.tasks, run.recipe.tasks), preprocessing=images),
         recipe_sha256=provenance["compactmtl.recipe_sha256"],
         plan_sha256=provenance.get("compactmtl.plan_sha256"),
         weights_sha256=provenance["compactmtl.weights_sha256"],
@@ -227,10 +241,6 @@ def bundle_info(
         created=_now(),
         precision=record,
     )
-
-
-def _records(tensors: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[TensorRecord, ...]:
-    return tuple(TensorRecord(name=name, shape=shape, dtype=dtypes[name]) for name, shape in tensors.items())
 
 
 @dataclass(frozen=True)

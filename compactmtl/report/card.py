@@ -10,6 +10,7 @@ from compactmtl.artifacts.layout import CARD
 from compactmtl.errors import command
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
+from compactmtl.report.devices import device_table
 from compactmtl.report.headline import headline_reason
 from compactmtl.report.model import Report, RunView, Stage
 from compactmtl.report.summary import facts
@@ -84,6 +85,11 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     else:
         yield ""
         yield f"Latency: {fmt.NOT_RUN}."
+    if (measured := device_table(report)) is not None and is_subject:
+        yield ""
+        yield markdown(measured)
+        yield ""
+        yield f"On devices: {measured.caption}."
     yield from _interface(run)
     yield ""
     yield "## Limits"
@@ -96,7 +102,8 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
             if not gate.passed:
                 yield f"- Failed gate on {export.target}: {gate.message}"
     for prepared in run.prepared:
-        yield f"- {prepared.target}: {fmt.NOT_RUN} ({prepared.reason})."
+        built = f" Built, and not run: {prepared.built}." if prepared.built else ""
+        yield f"- {prepared.target}: {fmt.NOT_RUN} ({prepared.reason}).{built}"
     for note in report.notes:
         if note.startswith(f"{run.name}:"):
             yield f"- {note.removeprefix(f'{run.name}: ')}"

@@ -25,10 +25,12 @@ from compactmtl.artifacts.layout import (
     VERIFICATION_FILE,
 )
 from compactmtl.errors import ConfigError, DataError, command
-from compactmtl.export.bundle import BundleInfo
+from compactmtl.export.bundle import read_info
+from compactmtl.export.record import BundleInfo
 from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
+from compactmtl.report.devices import device_views, held_back_notes
 from compactmtl.report.interface import interface
 from compactmtl.report.model import (
     ExportView,
@@ -167,12 +169,14 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         ExportView(
             target=path.parent.name,
             verification=parse(Verification, path),
-            interface=interface(path.parent, parse(BundleInfo, path.with_name(BUNDLE_FILE)), run.tasks),
+            interface=interface(path.parent, read_info(path.with_name(BUNDLE_FILE))),
         )
         for path in sorted((run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"))
     )
     for export in exports:
         notes.extend(doubts(name, export))
+    devices = device_views(run.path)
+    notes.extend(held_back_notes(name, devices))
     view = RunView(
         name=name,
         path=str(run.path),
@@ -183,6 +187,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         surgery=surgery,
         exports=exports,
         prepared=prepared_views(run.path),
+        devices=devices,
         epochs=_epochs(log, run.path / LOG),
         best_epoch=end.get("best_epoch") if end else None,
         finished=end is not None,
@@ -273,7 +278,7 @@ def _trained_metrics(run: Run) -> TaskMetrics | None:
 
 
 def _bundle(run: Run, export: ExportView) -> BundleInfo:
-    return parse(BundleInfo, run.path / EXPORT / export.target / BUNDLE_FILE)
+    return read_info(run.path / EXPORT / export.target / BUNDLE_FILE)
 
 
 def _is_current(run: Run, export: ExportView) -> bool:

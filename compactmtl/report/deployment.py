@@ -39,11 +39,13 @@ def prepared_views(run: Path) -> tuple[PreparedView, ...]:
     for path in sorted((run / EXPORT).glob(f"*/{PREPARED_FILE}")):
         if path.with_name(VERIFICATION_FILE).exists():
             continue
+        built = ""
         try:
-            reason = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+            content = json.loads(path.read_text(encoding="utf-8"))
+            reason, built = str(content["reason"]), str(content.get("built", ""))
         except (ValueError, KeyError, TypeError):
             reason = f"{path} is damaged"
-        views.append(PreparedView(target=path.parent.name, reason=reason))
+        views.append(PreparedView(target=path.parent.name, reason=reason, built=built))
     return tuple(views)
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import compactmtl
-from compactmtl.report import delta_formats, deployed, deployment, gates, glossary, summary, table
+from compactmtl.report import delta_formats, deployed, deployment, devices, gates, glossary, summary, table
 from compactmtl.report import format as fmt
 from compactmtl.report.drawings import RunPage, deployed_figures, pareto, run_page
 from compactmtl.report.headline import headline_reason
@@ -56,13 +56,20 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
     )
     delta = delta_formats.grid(report) if delta_formats.shows_more(report) else None
     deployments = deployment.deployments(report)
+    measured = devices.device_table(report)
     subjects = report.subjects
     pages = [run_page(run, number, report) for number, run in enumerate(_subjects_first(report))]
     page = environment.get_template("page.html.j2").render(
         report=report,
         title=_title(report),
         version=compactmtl.__version__,
-        contents=_contents(report, pages, seeds=delta is not None, targets=deployments is not None),
+        contents=_contents(
+            report,
+            pages,
+            seeds=delta is not None,
+            targets=deployments is not None,
+            devices=measured is not None,
+        ),
         # Cards of one run; of several there is a row each, for any one of them would mislead.
         facts=summary.facts(subjects[0], report) if len(subjects) == 1 else (),
         overview=summary.summary_table(report) if len(subjects) > 1 else None,
@@ -72,6 +79,7 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         delta=delta,
         paired=paired_cells(report),
         deployments=deployments,
+        devices=measured,
         pareto=pareto(report),
         deployed=deployed.deployed_cells(report),
         deployed_figures=deployed_figures(report),
@@ -104,13 +112,17 @@ def _headlines(runs: Sequence[RunView]) -> list[tuple[str, str]]:
     return [(", ".join(some), reason) for reason, some in names.items()]
 
 
-def _contents(report: Report, pages: Sequence[RunPage], *, seeds: bool, targets: bool) -> list[Entry]:
+def _contents(
+    report: Report, pages: Sequence[RunPage], *, seeds: bool, targets: bool, devices: bool
+) -> list[Entry]:
     """The sections of the page in their order; every anchor is the id of a heading."""
     entries = [Entry("summary", "Summary")]
     if seeds:
         entries.append(Entry("seeds", "Recipes over their runs"))
     if targets:
         entries.append(Entry("deployments", "Deployment targets"))
+    if devices:
+        entries.append(Entry("devices", "Measured on devices"))
     entries += [Entry("comparison", "Comparison"), Entry("samples", "Samples")]
     for page in pages:
         anchor, run = page.anchor, page.view

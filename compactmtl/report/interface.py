@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,15 +9,7 @@ from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
 from compactmtl.config.schema import Frozen
 
 if TYPE_CHECKING:
-    from compactmtl.export.bundle import BundleInfo
-    from compactmtl.tasks import Task
-
-# What the bundle's settings put behind an output, in words.
-_BEHIND = {
-    "argmax": "class index, taken by argmax in the model file",
-    "softmax": "probability of each class, softmax in the model file",
-    "sigmoid": "probability, sigmoid in the model file",
-}
+    from compactmtl.export.record import BundleInfo, TensorRecord
 
 
 class BundleFile(Frozen):
@@ -72,22 +63,20 @@ class Interface(Frozen):
     outputs: tuple[Tensor, ...]
 
 
-def interface(folder: Path, info: BundleInfo, tasks: Mapping[str, Task]) -> Interface:
-    """What bundle.json says of the model file; `tasks` are the run's, which know what their outputs mean."""
+def interface(folder: Path, info: BundleInfo) -> Interface:
+    """What bundle.json says of the model file."""
     names = [*info.files, BUNDLE_FILE, VERIFICATION_FILE]
     baked = info.target.onnx.preprocess
     pre = info.preprocessing
-    form = InputFormat(
-        size=pre.size, mean=pre.mean, std=pre.std, baked=baked, layout="NHWC" if baked else "NCHW"
-    )
-    axes = "batch, height, width, color" if baked else "batch, color, height, width"
     return Interface(
         path=str(folder),
         model=info.model,
         files=tuple(BundleFile(name=name, bytes=_bytes(folder / name)) for name in names),
-        format=form,
+        format=InputFormat(
+            size=pre.size, mean=pre.mean, std=pre.std, baked=baked, layout="NHWC" if baked else "NCHW"
+        ),
         inputs=tuple(
-            Tensor(name=one.name, shape=one.shape, dtype=one.dtype, meaning=f"RGB image ({axes})")
+            Tensor(name=one.name, shape=one.shape, dtype=one.dtype, meaning=_axes("RGB image", one))
             for one in info.inputs
         ),
         outputs=tuple(
@@ -95,20 +84,17 @@ def interface(folder: Path, info: BundleInfo, tasks: Mapping[str, Task]) -> Inte
                 name=one.name,
                 shape=one.shape,
                 dtype=one.dtype,
-                meaning=_meaning(one.name, info, tasks),
-                unit=info.tasks[one.name].spec.unit if one.name in info.tasks else "",
-                classes=info.tasks[one.name].spec.classes if one.name in info.tasks else (),
+                meaning=one.meaning or "unknown: the bundle does not say",
+                unit=one.unit,
+                classes=one.classes,
             )
             for one in info.outputs
         ),
     )
 
 
-def _meaning(name: str, info: BundleInfo, tasks: Mapping[str, Task]) -> str:
-    after = info.target.onnx.postprocess.get(name)
-    if after is not None:
-        return _BEHIND[after]
-    return tasks[name].meaning if name in tasks else "unknown: the recipe has no task of this name"
+def _axes(what: str, tensor: TensorRecord) -> str:
+    return f"{what} ({', '.join(tensor.axes)})" if tensor.axes else what
 
 
 def _bytes(path: Path) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ConfigDict, computed_field, model_validator
 
 from compactmtl.config.recipe import Frozen as Strict
+from compactmtl.export.kit.files import DeviceRecord
 from compactmtl.report.budget import Budget
 from compactmtl.report.interface import Interface
 from compactmtl.report.read import Epoch, Surgery
@@ -136,6 +137,14 @@ class PreparedView(Frozen):
 
     target: str
     reason: str
+    built: str = ""  # for the device that is missing, in words
+
+
+class DeviceView(Frozen):
+    """What a device kit of one target found on a device."""
+
+    target: str
+    record: DeviceRecord
 
 
 class Provenance(Frozen):
@@ -168,6 +177,7 @@ class RunView(Frozen):
     surgery: Surgery | None
     exports: tuple[ExportView, ...]
     prepared: tuple[PreparedView, ...] = ()
+    devices: tuple[DeviceView, ...] = ()
     epochs: tuple[Epoch, ...]
     best_epoch: int | None
     finished: bool

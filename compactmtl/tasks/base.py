@@ -23,6 +23,7 @@ from compactmtl.config.validate import validate_options
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.tasks import pictures
 from compactmtl.tasks.common import nearest
+from compactmtl.tasks.decoding import Decoding, Values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,7 +114,10 @@ class Task(ABC):
     dense: ClassVar[bool]  # whether the output is a map
 
     # What a kind declares where the default does not fit it.
-    meaning: ClassVar[str] = "raw output of the head"  # what a value of it is, for those who deploy the model
+    # For those who deploy the model: what a number of its output is, in words and by kind, and what axis 1 counts.
+    meaning: ClassVar[str] = "raw output of the head"
+    values: ClassVar[Values] = "raw"
+    axis: ClassVar[str] = "channel"
     Options: ClassVar[type[Frozen]] = NoOptions
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {}  # an option that only these losses use
     least_classes: ClassVar[int] = 0  # that the target must name
@@ -212,7 +216,12 @@ class Task(ABC):
     def decode(self, output: Tensor) -> Tensor:
         """The head's raw output as a prediction in the target's own format and unit (of boundaries: probabilities)."""
 
-    # With numpy alone, to read the outputs of a deployed model.
+    # To read the outputs of a deployed model: as data, and with numpy alone.
+
+    @property
+    def decoding(self) -> Decoding:
+        """What `decode` does, as data for programs that have no compactmtl."""
+        return Decoding(op="none", how="as the program that made this kind of task says", gives=self.meaning)
 
     @abstractmethod
     def decode_array(self, output: Array) -> Array:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compactmtl.tasks.base import Array, Legend, MapTask, MetricInfo
+from compactmtl.tasks.decoding import Decoding
 from compactmtl.tasks.deviation import DeviationMetrics
 from compactmtl.tasks.summaries import known_range
 
@@ -22,6 +23,8 @@ class PositiveMapTask(MapTask):
 
     channels = 1
     primary = "abs_err"
+    values = "value"
+    axis = "value"
     uncertainty_scale = 0.5
 
     @property
@@ -57,6 +60,15 @@ class PositiveMapTask(MapTask):
     def decode(self, output: Tensor) -> Tensor:
         """The output is in the data's unit already."""
         return output
+
+    @property
+    def decoding(self) -> Decoding:
+        unit = f"in {self.spec.unit}" if self.spec.unit else "in the data's own unit"
+        return Decoding(
+            op="none",
+            how="take the numbers as they are: they are in the unit, no mean or deviation is left to apply",
+            gives=f"{self.kind} of each pixel, {unit}",
+        )
 
     def decode_array(self, output: Array) -> Array:
         return output

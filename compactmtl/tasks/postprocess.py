@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.tasks.decoding import Decoding, Values
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,6 +30,9 @@ class PostProcess:
     apply: Callable[[Tensor], Tensor]
     restore: Callable[[Tensor, int], Tensor]
     restore_array: Callable[[Array, int], Array]
+    values: Values  # what the numbers are behind it
+    meaning: str  # the same in words
+    decoding: Callable[[Decoding], Decoding]  # how the new output becomes the value, from how the raw one did
 
 
 def _one_hot(index: Tensor, channels: int) -> Tensor:
@@ -59,8 +64,50 @@ def _logit_array(shares: Array, channels: int) -> Array:
     return logits
 
 
+def _done(raw: Decoding) -> Decoding:
+    return Decoding(op="none", how="take the numbers as they are", gives=raw.gives)
+
+
+def _most_probable(raw: Decoding) -> Decoding:
+    return Decoding(
+        op="argmax", how="take the index of the largest probability along axis 1", gives=raw.gives
+    )
+
+
+def _likely(raw: Decoding) -> Decoding:
+    if raw.op == "sigmoid":
+        return _done(raw)
+    return Decoding(
+        op="threshold",
+        how="a label is there where its probability is above 0.5",
+        gives=raw.gives,
+        threshold=0.5,
+    )
+
+
 POSTPROCESS: Mapping[str, PostProcess] = {
-    "argmax": PostProcess(lambda output: output.argmax(dim=1), _one_hot, _one_hot_array),
-    "softmax": PostProcess(lambda output: output.softmax(dim=1), _logarithm, _logarithm_array),
-    "sigmoid": PostProcess(lambda output: output.sigmoid(), _logit, _logit_array),
+    "argmax": PostProcess(
+        lambda output: output.argmax(dim=1),
+        _one_hot,
+        _one_hot_array,
+        "class index",
+        "class index, taken by argmax in the model file",
+        _done,
+    ),
+    "softmax": PostProcess(
+        lambda output: output.softmax(dim=1),
+        _logarithm,
+        _logarithm_array,
+        "probabilities",
+        "probability of each class, softmax in the model file",
+        _most_probable,
+    ),
+    "sigmoid": PostProcess(
+        lambda output: output.sigmoid(),
+        _logit,
+        _logit_array,
+        "probabilities",
+        "probability, sigmoid in the model file",
+        _likely,
+    ),
 }

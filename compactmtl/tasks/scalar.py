@@ -31,6 +31,11 @@ class ScalarTask(ValueTask):
             "rmse": MetricInfo(higher_is_better=False, unit=unit, gain=False),
         }
 
+    @property
+    def in_unit(self) -> str:
+        """Its unit as a phrase, such as "in years"."""
+        return f"in {self.spec.unit}" if self.spec.unit else "in the data's own unit"
+
     def known(self, target: Tensor) -> Tensor:
         """Where a target counts: bool (B,)."""
         return target.isfinite()

@@ -5,10 +5,8 @@ Nothing is dropped: an outlier is a property of the machine that the user deploy
 
 from __future__ import annotations
 
-import gc
 import platform
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +25,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, map_tensors
 from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
+from compactmtl.verify.rounds import timed_rounds
 from compactmtl.verify.speed import speeds, variation
 
 
@@ -85,28 +84,44 @@ def measure_latency(
         subjects = {name: _subject(runnable, inputs, stack) for name, runnable in runnables.items()}
         load = load_average()
         settled = settle if len(names) > 1 else 0
-        samples, process = _rounds(subjects, warmup, repeats, settled)
+        calls = {name: subject.call for name, subject in subjects.items()}
+        samples, process = timed_rounds(calls, warmup, repeats, settled)
         described = {name: subject.describe() for name, subject in subjects.items()}
     batch = batch_size((inputs,))
     stats = {
-        name: _stats(
+        name: latency_stats(
             name,
             samples[name],
+            process[name],
             _own_batch(runnables[name], batch),
             described[name],
             subjects[name].includes_transfers,
-        ).model_copy(update={"process_ms": float(np.median(process[name]))})
+        )
         for name in names
     }
-    base = np.asarray(samples[reference], dtype=np.float64)
+    return latency_result(stats, reference, warmup=warmup, settle=settled, load_average=load)
+
+
+def latency_result(
+    stats: Mapping[str, LatencyStats],
+    reference: str,
+    *,
+    warmup: int,
+    settle: int,
+    load_average: float | None,
+) -> LatencyResult:
+    """Latencies that were taken in the same rounds, with their ratios to the reference's."""
+    base = np.asarray(stats[reference].samples_ms, dtype=np.float64)
     result = LatencyResult(
         reference=reference,
-        stats=stats,
-        speedup={name: stats[reference].median_ms / stats[name].median_ms for name in names},
-        paired_speedup={name: float(np.median(base / np.asarray(samples[name]))) for name in names},
+        stats=dict(stats),
+        speedup={name: stats[reference].median_ms / one.median_ms for name, one in stats.items()},
+        paired_speedup={
+            name: float(np.median(base / np.asarray(one.samples_ms))) for name, one in stats.items()
+        },
         warmup=warmup,
-        settle=settled,
-        load_average=load,
+        settle=settle,
+        load_average=load_average,
     )
     return result.model_copy(update={"speeds": speeds(result)})
 
@@ -167,43 +182,15 @@ def _host() -> Description:
     return Description("callable", platform.python_version(), "unknown", cpu_name(), "unknown", None)
 
 
-def _rounds(
-    subjects: Mapping[str, _Subject], warmup: int, repeats: int, settle: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Milliseconds of wall and of processor time by name; round r begins with subject r modulo their number."""
-    names = list(subjects)
-    calls = {name: subject.call for name, subject in subjects.items()}
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    process: dict[str, list[float]] = {name: [] for name in names}
-    clock, processor = time.perf_counter_ns, time.process_time_ns
-    for _ in range(warmup):
-        for name in names:
-            calls[name]()
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        for index in range(repeats):
-            first = index % len(names)
-            for name in names[first:] + names[:first]:
-                call = calls[name]
-                for _ in range(settle):
-                    call()
-                busy = processor()
-                start = clock()
-                call()
-                stop = clock()
-                process[name].append((processor() - busy) / 1e6)
-                samples[name].append((stop - start) / 1e6)
-    finally:
-        if collecting:
-            gc.enable()
-    return samples, process
-
-
-def _stats(
-    name: str, samples: list[float], batch: int, description: Description, includes_transfers: bool
+def latency_stats(
+    name: str,
+    samples: Sequence[float],
+    process: Sequence[float],
+    batch: int,
+    description: Description,
+    includes_transfers: bool,
 ) -> LatencyStats:
+    """One model's milliseconds of wall and of processor time, and on what they were taken."""
     times: NDArray[Any] = np.asarray(samples, dtype=np.float64)
     p90, p99 = np.percentile(times, [90, 99])
     return LatencyStats(
@@ -223,6 +210,7 @@ def _stats(
         threads=description.threads,
         includes_transfers=includes_transfers,
         layers=dict(description.layers),
+        process_ms=float(np.median(process)),
     )
 
 

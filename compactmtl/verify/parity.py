@@ -22,6 +22,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.float32 import float32_products
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, copied, map_tensors, tensors_in
 from compactmtl.verify.result import OutputParity, ParityResult
+from compactmtl.verify.tally import Differences, Tally
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]  # positional or keyword arguments of the model
 
@@ -105,7 +106,7 @@ def _compare(
     where: str,
     output_names: Sequence[str] | None = None,
 ) -> ParityResult:
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
     samples = 0
     for case in cases:
         arguments = as_arguments(model, case)
@@ -115,10 +116,10 @@ def _compare(
         check_structure(reference, artifact, where)
         check_finite(reference, artifact, where)
         for name, array in reference.items():
-            tallies.setdefault(name, _Tally(array.shape)).add(array, artifact[name])
+            tallies.setdefault(name, Tally(array.shape)).add(array, artifact[name])
     if not samples:
         raise ArtifactError("parity needs at least one sample", "give example inputs that hold one")
-    outputs = tuple(tally.result(name, tolerance_of(name)) for name, tally in tallies.items())
+    outputs = tuple(as_parity(name, tally.result(), tolerance_of(name)) for name, tally in tallies.items())
     return ParityResult(outputs=outputs, samples=samples, passed=all(output.passed for output in outputs))
 
 
@@ -182,79 +183,17 @@ def check_finite(
                 )
 
 
-def scale_of(low: float, high: float) -> float:
-    """What differences of outputs between `low` and `high` are a share of: the range.
-
-    A constant has none: its magnitude is the scale, and 1 where it is zero throughout. A range below 1 % of the
-    magnitude is too fine for float32, whose steps are 1e-7 of the value.
-    """
-    magnitude, span = max(abs(low), abs(high)), high - low
-    return max(span, magnitude / 100) if span else magnitude or 1.0
-
-
-def _parts(array: NDArray[Any]) -> NDArray[Any]:
-    """Real and imaginary parts side by side, in a last dimension of their own."""
-    return np.stack([array.real, array.imag], axis=-1)
-
-
-class _Tally:
-    """Differences, range, cosine and variation of one output, accumulated over all cases in float64."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.max_abs = 0.0
-        self.low, self.high = np.inf, -np.inf
-        self.dot = self.reference_square = self.artifact_square = 0.0
-        self.classes: list[int] = []  # of whole numbers and truth values: how many differ, of how many
-        # of each value the smallest and the largest over the samples of one shape, and how many samples
-        self.extremes: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[Any], int]] = {}
-
-    def add(self, reference: NDArray[Any], artifact: NDArray[Any]) -> None:
-        if np.iscomplexobj(reference):
-            reference, artifact = (_parts(array) for array in (reference, artifact))
-        if np.issubdtype(reference.dtype, np.integer) or reference.dtype == np.bool_:
-            differ, size = self.classes or (0, 0)
-            self.classes = [differ + int((reference != artifact).sum()), size + reference.size]
-        elif reference.ndim and reference.size:
-            self._vary(reference)
-        a, b = reference.astype(np.float64).ravel(), artifact.astype(np.float64).ravel()
-        self.max_abs = max(self.max_abs, float(np.abs(a - b).max(initial=0.0)))
-        self.low = min(self.low, float(a.min(initial=np.inf)))
-        self.high = max(self.high, float(a.max(initial=-np.inf)))
-        self.dot += float(a @ b)
-        self.reference_square += float(a @ a)
-        self.artifact_square += float(b @ b)
-
-    def _vary(self, reference: NDArray[Any]) -> None:
-        low, high, samples = reference.min(axis=0), reference.max(axis=0), len(reference)
-        if reference.shape[1:] in self.extremes:
-            former_low, former_high, former = self.extremes[reference.shape[1:]]
-            low, high = np.minimum(low, former_low), np.maximum(high, former_high)
-            samples += former
-        self.extremes[reference.shape[1:]] = (low, high, samples)
-
-    def _variation(self) -> float | None:
-        changes = [float((high - low).max()) for low, high, samples in self.extremes.values() if samples > 1]
-        return max(changes, default=None)
-
-    def result(self, name: str, tolerance: float) -> OutputParity:
-        scale = (
-            scale_of(self.low, self.high) if self.low <= self.high else 1.0
-        )  # an empty output has no range
-        norms = float(np.sqrt(self.reference_square) * np.sqrt(self.artifact_square))
-        both_zero = self.reference_square == self.artifact_square == 0.0
-        # A class is right or wrong: the share that differs counts, not by how many class numbers.
-        relative = self.classes[0] / max(self.classes[1], 1) if self.classes else self.max_abs / scale
-        variation = self._variation()
-        parity = OutputParity(
-            name=name,
-            shape=self.shape,
-            max_abs=self.max_abs,
-            max_relative=relative,
-            scale=scale,
-            cosine=self.dot / norms if norms else float(both_zero),
-            tolerance=tolerance,
-            passed=relative <= tolerance,
-            variation=None if variation is None else variation / scale,
-        )
-        return parity.model_copy(update={"passed": parity.passed and not parity.blind})
+def as_parity(name: str, found: Differences, tolerance: float) -> OutputParity:
+    """What was found of one output, held against a tolerance."""
+    parity = OutputParity(
+        name=name,
+        shape=found.shape,
+        max_abs=found.max_abs,
+        max_relative=found.max_relative,
+        scale=found.scale,
+        cosine=found.cosine,
+        tolerance=tolerance,
+        passed=found.max_relative <= tolerance,
+        variation=found.variation,
+    )
+    return parity.model_copy(update={"passed": parity.passed and not parity.blind})

@@ -26,8 +26,9 @@ from compactmtl.errors import (
     MissingDependencyError,
 )
 from compactmtl.export import Bundle
-from compactmtl.export.bundle import BundleHashError, BundleInfo, TensorRecord, write_bundle
+from compactmtl.export.bundle import BundleHashError, write_bundle
 from compactmtl.export.onnx import model_tensors
+from compactmtl.export.record import BundleInfo, InputRecord, OutputRecord, Training
 from compactmtl.verify import check_parity
 from compactmtl.verify.gates import raise_failed
 from compactmtl.verify.parity import NameMismatchError, NonFiniteError, ShapeMismatchError
@@ -51,10 +52,9 @@ def bundle_of(folder: Path, target: Target = TARGET) -> Bundle:
             target=target,
             model=MODEL_FILE,
             files={MODEL_FILE: sha256_file(path)},
-            inputs=tuple(TensorRecord(name=n, shape=s, dtype="float32") for n, s in inputs.items()),
-            outputs=tuple(TensorRecord(name=n, shape=s, dtype="float32") for n, s in outputs.items()),
-            tasks={},
-            preprocessing=Preprocessing(size=(1, 1)),
+            inputs=tuple(InputRecord(name=n, shape=s, dtype="float32") for n, s in inputs.items()),
+            outputs=tuple(OutputRecord(name=n, shape=s, dtype="float32") for n, s in outputs.items()),
+            training=Training(tasks={}, preprocessing=Preprocessing(size=(1, 1))),
             recipe_sha256="0" * 64,
             plan_sha256=None,
             versions={},

@@ -233,9 +233,9 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
         (lambda b: (b / "bundle.json").unlink(), ArtifactError, "is not a bundle"),
         (lambda b: (b / "bundle.json").write_text("{"), ArtifactError, "is damaged"),
         (
-            lambda b: edit(b / "bundle.json", lambda v: v.update(version=2)),
+            lambda b: edit(b / "bundle.json", lambda v: v.update(version=3)),
             BundleVersionError,
-            "is of format 2",
+            "is of format 3",
         ),
         (
             lambda b: edit(b / "bundle.json", lambda v: v.update(run="other")),
@@ -253,9 +253,9 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
             "not among its files",
         ),
         (
-            lambda b: edit(b / "bundle.json", lambda v: v.pop("preprocessing")),
+            lambda b: edit(b / "bundle.json", lambda v: v["training"].pop("preprocessing")),
             ArtifactError,
-            "preprocessing: Field required",
+            r"training\.preprocessing: Field required",
         ),
         (
             lambda b: edit(b / "verification.json", lambda v: v.pop("gates")),

@@ -9,14 +9,11 @@ from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
-from compactmtl.export.bundle import (
-    Bundle,
-    BundleInfo,
-    BundleTask,
-    TensorRecord,
-    write_bundle,
-)
+from compactmtl.export.bundle import Bundle, write_bundle
+from compactmtl.export.describe import input_record, output_records
+from compactmtl.export.record import BundleInfo, BundleTask, Training
 from compactmtl.tasks.base import TargetSpec
+from compactmtl.tasks.build import recorded_task
 from tests.support.conv_onnx import SIZE, write_conv
 
 LABELS = tuple("abcde")
@@ -42,6 +39,7 @@ def conv_bundle(folder: Path, target: Target) -> Bundle:
         )
         for name, (kind, primary, spec) in kinds.items()
     }
+    images = Preprocessing(size=(SIZE, SIZE))
     info = BundleInfo(
         run="by-hand",
         compact=False,
@@ -49,13 +47,14 @@ def conv_bundle(folder: Path, target: Target) -> Bundle:
         target=target,
         model=MODEL_FILE,
         files={MODEL_FILE: sha256_file(path)},
-        inputs=(TensorRecord(name="image", shape=("batch", 3, SIZE, SIZE), dtype="float32"),),
-        outputs=(
-            TensorRecord(name="logits", shape=("batch", 5), dtype="float32"),
-            TensorRecord(name="map", shape=("batch", 4, SIZE, SIZE), dtype="float32"),
+        inputs=(input_record("image", ("batch", 3, SIZE, SIZE), "float32", images, baked=False),),
+        outputs=output_records(
+            {"logits": ("batch", 5), "map": ("batch", 4, SIZE, SIZE)},
+            dict.fromkeys(kinds, "float32"),
+            {name: recorded_task(name, one.config, one.spec, one.channels) for name, one in tasks.items()},
+            {},
         ),
-        tasks=tasks,
-        preprocessing=Preprocessing(size=(SIZE, SIZE)),
+        training=Training(tasks=tasks, preprocessing=images),
         recipe_sha256="0" * 64,
         plan_sha256=None,
         versions={},

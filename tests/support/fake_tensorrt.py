@@ -12,6 +12,7 @@ import ctypes
 import importlib.machinery
 import inspect
 import json
+import signal
 import tempfile
 import types
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from compactmtl.backends.tensorrt.types import compute_types
 STUB = Path(__file__).resolve().parents[2] / "tools" / "stubs" / "tensorrt" / "__init__.pyi"
 GPU = CudaDevice("Fake GPU", "8.6", 8 << 30, "13.0")
 _DTYPES = {1: "FLOAT", 2: "UINT8", 7: "INT64", 10: "HALF"}
+_ENUM = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8"}
 _SHOWN = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int8": "INT8"}
 
 
@@ -60,6 +62,8 @@ class Fake:
         self.builds = True
         self.flags: set[str] = {"TF32"}  # on by default in the real one
         self.shown_types: Callable[[str, str], str] = lambda node, kind: kind
+        self.parsed_types: Callable[[str, str], str] = lambda node, kind: kind
+        self.interrupts = False  # a Ctrl-C comes while it builds
         self.profile: dict[str, tuple[Any, Any, Any]] = {}
         self.caches: list[bytes] = []
         self.config: Any = None
@@ -79,9 +83,8 @@ def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Fake:
     fake.module.__version__ = fake.version
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr("compactmtl.backends.tensorrt.entry.cuda_device", lambda: (GPU, ""))
-    monkeypatch.setattr("compactmtl.backends.tensorrt.entry._torch_failure", lambda device: "")
-    monkeypatch.setattr("compactmtl.backends.tensorrt.entry._tensorrt_failure", lambda: "")
+    monkeypatch.setattr("compactmtl.backends.tensorrt.backend.cuda_device", lambda: (GPU, ""))
+    monkeypatch.setattr("compactmtl.backends.tensorrt.backend.torch_failure", lambda device: "")
     monkeypatch.setattr("compactmtl.backends.cuda.CudaStream", HostStream)
     return fake
 
@@ -144,6 +147,20 @@ def _fill(fake: Fake) -> None:
             shape = tuple(d.dim_value or -1 for d in value.type.tensor_type.shape.dim)
             return types.SimpleNamespace(name=value.name, shape=shape)
 
+        @property
+        def num_layers(self) -> int:
+            return len(self.layers)
+
+        def get_layer(self, index: int) -> Any:
+            return self.layers[index]
+
+        @property
+        def layers(self) -> list[Any]:
+            return [
+                Layer(trt, node, fake.parsed_types(node, kind))
+                for node, kind in compute_types(Path(self.file)).items()
+            ]
+
     class Cache:
         def serialize(self) -> bytes:
             return b"times"
@@ -153,6 +170,8 @@ def _fill(fake: Fake) -> None:
             fake.profile[input] = (tuple(min), tuple(opt), tuple(max))
 
     class Config:
+        progress_monitor: Any = None
+
         def set_flag(self, flag: Any) -> None:
             fake.flags.add(flag.name)
 
@@ -192,10 +211,21 @@ def _fill(fake: Fake) -> None:
 
         def build_serialized_network(self, network: Any, config: Any) -> Any:
             fake.note("build")
+            if config.progress_monitor is not None and not self._watched(config.progress_monitor):
+                return None
             if not fake.builds:
                 self.logger.log(trt.ILogger.ERROR, "no kernel fits")
                 return None
             return Path(network.file).read_bytes()
+
+        def _watched(self, monitor: Any) -> bool:
+            """Whether the build goes on."""
+            monitor.phase_start("Building engine", None, 2)
+            if fake.interrupts:
+                signal.raise_signal(signal.SIGINT)
+            going: bool = monitor.step_complete("Building engine", 0)
+            monitor.phase_finish("Building engine")
+            return going
 
     class Parser:
         def __init__(self, network: Any, logger: Any) -> None:
@@ -324,11 +354,28 @@ def _fill(fake: Fake) -> None:
         Context: trt.IExecutionContext,
         CudaEngine: trt.ICudaEngine,
         Runtime: trt.Runtime,
+        Layer: trt.ILayer,
     }
     for behavior, spec in behaviors.items():
         _check_signatures(behavior, spec)
     trt.Builder, trt.OnnxParser, trt.Runtime = Builder, Parser, Runtime
     trt.init_libnvinfer_plugins = lambda logger, namespace: fake.note("plugins")
+
+
+class Layer:
+    """A matrix product as a parsed network has it, in one type."""
+
+    num_inputs = num_outputs = 1
+
+    def __init__(self, trt: Any, node: str, kind: str) -> None:
+        self.name, self.metadata, self.type = node, f"[ONNX Layer: {node}]", trt.LayerType.MATRIX_MULTIPLY
+        self.tensor = types.SimpleNamespace(name=f"{node}.out", dtype=trt.DataType[_ENUM[kind]])
+
+    def get_input(self, index: int) -> Any:
+        return types.SimpleNamespace(name="image", dtype=self.tensor.dtype)
+
+    def get_output(self, index: int) -> Any:
+        return self.tensor
 
 
 def _check_signatures(behavior: type, spec: type) -> None:

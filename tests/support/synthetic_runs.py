@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from compactmtl.config.recipe import Recipe
 from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
-from compactmtl.export.bundle import BundleInfo, TensorRecord, bundle_tasks
+from compactmtl.export.bundle import bundle_tasks
+from compactmtl.export.describe import input_record, output_records
+from compactmtl.export.record import BundleInfo, Training
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 from compactmtl.verify.result import (
     SINGLE,
@@ -367,23 +369,27 @@ def add_export(run: SyntheticRun, found: Verification) -> None:
         target=Target(backend="onnxruntime"),
         model="model.onnx",
         files={"model.onnx": "0" * 64},
-        inputs=(TensorRecord(name="image", shape=(1, 3, height, width), dtype="float32"),),
-        outputs=tuple(
-            TensorRecord(
-                name=name,
-                shape=(1, task.channels, height, width) if task.dense else (1, task.channels),
-                dtype="float32",
-            )
-            for name, task in run.tasks.items()
+        inputs=(
+            input_record("image", (1, 3, height, width), "float32", Preprocessing(size=SIZE), baked=False),
         ),
-        tasks=bundle_tasks(run.tasks, run.recipe.tasks),
-        preprocessing=Preprocessing(size=SIZE),
+        outputs=output_records(
+            {
+                name: (1, task.channels, height, width) if task.dense else (1, task.channels)
+                for name, task in run.tasks.items()
+            },
+            dict.fromkeys(run.tasks, "float32"),
+            run.tasks,
+            {},
+        ),
+        training=Training(
+            tasks=bundle_tasks(run.tasks, run.recipe.tasks), preprocessing=Preprocessing(size=SIZE)
+        ),
         recipe_sha256="0" * 64,
         plan_sha256=hashlib.sha256(b"{}").hexdigest() if compacted else None,
         versions={},
         created="2026-01-02T03:04:05+00:00",
     )
-    (folder / "bundle.json").write_text(info.model_dump_json())
+    (folder / "bundle.json").write_text(info.text())
 
 
 def write_pair(folder: Path) -> tuple[SyntheticRun, SyntheticRun]:

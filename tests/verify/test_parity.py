@@ -25,8 +25,9 @@ from compactmtl.verify.parity import (
     NonFiniteError,
     ParityError,
     ShapeMismatchError,
-    _Tally,
+    as_parity,
 )
+from compactmtl.verify.tally import Tally
 from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
 
 
@@ -151,34 +152,34 @@ def test_tally_does_not_depend_on_how_samples_are_cut_into_cases(
 ) -> None:
     a = np.asarray(values, dtype=np.float32)
     b = (a + noise * np.sin(np.arange(len(a)))).astype(np.float32)
-    whole, parts = _Tally(a.shape), _Tally(a.shape)
+    whole, parts = Tally(a.shape), Tally(a.shape)
     whole.add(a, b)
     for part in (slice(None, cut), slice(cut, None)):
         if a[part].size:
             parts.add(a[part], b[part])
-    one, other = whole.result("x", 1e-4), parts.result("x", 1e-4)
+    one, other = as_parity("x", whole.result(), 1e-4), as_parity("x", parts.result(), 1e-4)
     assert one.max_relative == other.max_relative
     assert one.cosine == pytest.approx(other.cosine, abs=1e-12)  # float64 sums in another order
 
 
 def test_constant_and_zero_references_have_a_scale() -> None:
-    constant = _Tally((2,))
+    constant = Tally((2,))
     constant.add(np.full(2, 4.0, np.float32), np.full(2, 5.0, np.float32))
-    assert constant.result("x", 1e-4).max_relative == 0.25  # of the magnitude 4
-    zero = _Tally((1,))
+    assert as_parity("x", constant.result(), 1e-4).max_relative == 0.25  # of the magnitude 4
+    zero = Tally((1,))
     zero.add(np.zeros(1, np.float32), np.zeros(1, np.float32))
-    result = zero.result("x", 1e-4)
+    result = as_parity("x", zero.result(), 1e-4)
     assert (result.max_relative, result.cosine, result.passed) == (0.0, 1.0, True)
 
 
 def test_a_range_finer_than_float32_resolves_is_measured_against_the_magnitude() -> None:
-    nearly_constant = _Tally((2,))
+    nearly_constant = Tally((2,))
     reference = np.array([3.6, 3.601], np.float32)
     nearly_constant.add(reference, np.nextafter(reference, np.float32(4)))  # one rounding step each
-    assert nearly_constant.result("x", 1e-4).passed
-    off = _Tally((2,))
+    assert as_parity("x", nearly_constant.result(), 1e-4).passed
+    off = Tally((2,))
     off.add(reference, reference + np.float32(1e-4))  # hundreds of steps: a real difference
-    assert not off.result("x", 1e-4).passed
+    assert not as_parity("x", off.result(), 1e-4).passed
 
 
 @pytest.mark.parametrize(
@@ -193,13 +194,13 @@ def test_a_range_finer_than_float32_resolves_is_measured_against_the_magnitude()
 def test_outputs_that_do_not_depend_on_the_input_prove_nothing(
     samples: list[list[float]], passed: bool
 ) -> None:
-    tally = _Tally((1, 2))
+    tally = Tally((1, 2))
     for sample in samples:
         array = np.array([sample], np.float32)
         tally.add(array, array)
-    found = tally.result("x", 1e-4)
+    found = as_parity("x", tally.result(), 1e-4)
     assert (found.max_relative, found.passed, found.blind) == (0.0, passed, not passed)
-    assert tally.result("x", math.inf).passed  # not a gate
+    assert as_parity("x", tally.result(), math.inf).passed  # not a gate
 
 
 def test_a_network_whose_encoder_died_does_not_pass(tmp_path: Path, image: torch.Tensor) -> None:
@@ -237,19 +238,19 @@ def test_truth_values_whole_numbers_and_nothing_have_a_verdict_over_several_samp
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.int64, np.uint8])
 def test_of_classes_and_truth_values_the_share_that_differs_counts(dtype: type) -> None:
-    tally = _Tally((2, 4))
+    tally = Tally((2, 4))
     for _ in range(2):
         reference: NDArray[Any] = np.array([[0, 1, 0, 1], [1, 1, 0, 0]]).astype(dtype)
         artifact = reference.copy()
         artifact[0, 0] = 1
         tally.add(reference, artifact)
-    found = tally.result("task", 0.1)
+    found = as_parity("task", tally.result(), 0.1)
     assert found.max_relative == 2 / 16 and not found.passed
-    assert tally.result("task", 0.2).passed
+    assert as_parity("task", tally.result(), 0.2).passed
 
 
 def test_complex_numbers_differ_in_either_part() -> None:
-    tally = _Tally((2, 2))
+    tally = Tally((2, 2))
     reference = np.asarray([[1 + 1j, 2], [3, 4j]], dtype=np.complex128)
     tally.add(reference, reference + 0.5j)
-    assert not tally.result("task", 1e-3).passed
+    assert not as_parity("task", tally.result(), 1e-3).passed

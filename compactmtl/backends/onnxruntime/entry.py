@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from compactmtl.backends.base import (
     Backend,
     BackendOptions,
     Description,
+    DeviceKit,
     LayerTime,
     Runner,
+    Shape,
     TensorInfo,
     read_options,
     run_failure,
@@ -31,7 +33,15 @@ from compactmtl.backends.base import (
 from compactmtl.backends.driver import cuda_device
 from compactmtl.backends.machine import cpu_name
 from compactmtl.backends.model_file import external_files
-from compactmtl.backends.precision import check_precision, file_precision, layer_precisions, lowest_precision
+from compactmtl.backends.onnxruntime.kit import OnnxRuntimeOnDevice
+from compactmtl.backends.precision import (
+    FLOAT_OPS,
+    INT8_OPS,
+    check_precision,
+    file_precision,
+    layer_precisions,
+    lowest_precision,
+)
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
 
@@ -72,6 +82,9 @@ class OnnxRuntimeBackend(Backend):
     Options = OnnxRuntimeOptions
     packages = ("onnxruntime", "onnxruntime-gpu")
     is_reference = True
+
+    def wheel(self, target: Target) -> str:
+        return self.packages[0 if _provider(target) == CPU else 1]
 
     def cases(self) -> Iterable[tuple[str, Target]]:
         for provider in (CPU, CUDA, TENSORRT):
@@ -123,6 +136,28 @@ class OnnxRuntimeBackend(Backend):
                     "run it on a machine with an NVIDIA GPU",
                 )
         return Availability(True)
+
+    def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit:
+        provider = _provider(target)
+        settings = {
+            "provider": provider,
+            "provider_options": {},
+            "threads": target.threads,
+            "config": _session_config(provider),
+            "float_layers": sorted(FLOAT_OPS),
+            "int8_layers": sorted(INT8_OPS),
+        }
+        install = f"pip install {'onnxruntime' if provider == CPU else 'onnxruntime-gpu'}"
+        return DeviceKit(OnnxRuntimeOnDevice, {**settings, "install": install}, install)
+
+    def check_device(self, facts: Mapping[str, Any], model: Path, target: Target) -> dict[str, int]:
+        if _provider(target) != TENSORRT:
+            return super().check_device(facts, model, target)
+        with tempfile.TemporaryDirectory(
+            prefix="compactmtl-"
+        ) as folder:  # as in `open`: what it was asked for
+            layers = _layers(model, Path(folder), target)
+        return super().check_device({"layers": layers}, model, target)
 
     def open(self, model: Path, target: Target) -> OnnxRuntimeRunner:
         """Open `model` on the target's provider with target.threads.
@@ -183,11 +218,8 @@ def _session(
     options.inter_op_num_threads = 1
     if exact:
         options.add_session_config_entry(*EXACT_INT8)
-    # Idle threads of one session would otherwise spin on and slow down whatever is measured next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if provider != CPU:
-        # Without it, nodes that the provider lacks run on the CPU and nothing says so.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for key, value in _session_config(provider).items():
+        options.add_session_config_entry(key, value)
     broken = (
         state.InvalidProtobuf,
         state.InvalidGraph,
@@ -220,6 +252,16 @@ def _session(
             "`compactmtl doctor` says what this machine lacks; or choose a CPU target",
         )
     return session
+
+
+def _session_config(provider: str) -> dict[str, str]:
+    """Entries of every session's configuration, here and on a device that has a kit."""
+    # Idle threads of one session would otherwise spin on and slow down whatever is measured next.
+    config = {"session.force_spinning_stop": "1"}
+    if provider != CPU:
+        # Without it, nodes that the provider lacks run on the CPU and nothing says so.
+        config["session.disable_cpu_ep_fallback"] = "1"
+    return config
 
 
 def _lowered(model: Path) -> bool:

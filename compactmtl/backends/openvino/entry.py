@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,16 @@ from compactmtl.backends.base import (
     Backend,
     BackendOptions,
     Description,
+    DeviceKit,
     LayerTime,
     Runner,
+    Shape,
     TensorInfo,
     read_options,
     run_failure,
 )
 from compactmtl.backends.model_file import external_files
+from compactmtl.backends.openvino.kit import OpenVinoOnDevice, executed_layers
 from compactmtl.backends.precision import check_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 # Int8 is in the model as Q/DQ pairs; what is left in float between them must not become bfloat16.
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 CAPABILITIES = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
-LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+LAYERS = ["Convolution", "Deconvolution", "FullyConnected", "MatMul"]
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _DTYPES = {
     "f32": "float32",
@@ -92,6 +94,18 @@ class OpenVinoBackend(Backend):
             )
         return Availability(True)
 
+    def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit:
+        settings = {
+            "device": _device(target),
+            "on_cpu": self.on_cpu(target),
+            "capability": CAPABILITIES[target.precision],
+            "options": _compile_options(target),
+            "layer_kinds": LAYERS,
+            "precisions": _PRECISIONS,
+        }
+        install = "pip install openvino"
+        return DeviceKit(OpenVinoOnDevice, {**settings, "install": install}, install)
+
     def open(self, model: Path, target: Target) -> OpenVinoRunner:
         """Open `model` on the target's device with target.threads and its precision pinned.
 
@@ -111,18 +125,22 @@ def _device(target: Target) -> str:
     return read_options(OpenVinoOptions, target).device
 
 
-def _compile(model: Path, target: Target, *, profile: bool = False) -> openvino.CompiledModel:
-    import openvino
-
-    device = _device(target)
-    options = {
+def _compile_options(target: Target) -> dict[str, Any]:
+    """What the model is compiled with, here and on a device that has a kit."""
+    options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": HINTS[target.precision],
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "PERF_COUNT": profile,
     }
-    if device == CPU:
+    if _device(target) == CPU:
         options["INFERENCE_NUM_THREADS"] = target.threads
+    return options
+
+
+def _compile(model: Path, target: Target, *, profile: bool = False) -> openvino.CompiledModel:
+    import openvino
+
+    device, options = _device(target), {**_compile_options(target), "PERF_COUNT": profile}
     core = openvino.Core()
     try:
         return core.compile_model(core.read_model(str(model)), device, options)
@@ -143,7 +161,7 @@ class OpenVinoRunner(Runner):
         self._model, self._target = model, target
         self.inputs = tuple(_info(port) for port in compiled.inputs)
         self.outputs = tuple(_info(port) for port in compiled.outputs)
-        self.layers = _layers(compiled)
+        self.layers = executed_layers(compiled, LAYERS, _PRECISIONS)
 
     @property
     def compiled(self) -> openvino.CompiledModel:
@@ -210,21 +228,6 @@ class OpenVinoRunner(Runner):
 def _info(port: Any) -> TensorInfo:
     shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
     return TensorInfo(port.get_any_name(), shape, _DTYPES.get(port.get_element_type().get_type_name()))
-
-
-def _layers(compiled: openvino.CompiledModel) -> dict[str, int]:
-    """How many layers with weights run in which precision, by OpenVINO's own account of its execution graph."""
-    counts: Counter[str] = Counter()
-    for node in compiled.get_runtime_model().get_ops():
-        facts = node.get_rt_info()
-        if _text(facts["layerType"]) in LAYERS:
-            precision = _text(facts["runtimePrecision"])
-            counts[_PRECISIONS.get(precision, precision)] += 1
-    return dict(counts)
-
-
-def _text(fact: Any) -> str:
-    return str(getattr(fact, "value", fact))
 
 
 def _reason(error: Exception) -> str:

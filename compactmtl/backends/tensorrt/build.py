@@ -1,291 +1,187 @@
-"""Build a TensorRT engine from an ONNX file: one path for 10.12 and later and for 11, strongly typed in both.
+"""Build an engine from an ONNX file: one path for TensorRT 10.3 and later, 11, and TensorRT for RTX.
 
-Precision is in the graph. Written against the bindings of 10.12, 10.16 and 11.4 (`tools/check_tensorrt_api.py`).
+Precision is in the graph: all networks are strongly typed. What was read off which version: docs/tensorrt.md.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-import time
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.backends.driver import CudaDevice
-from compactmtl.backends.model_file import external_files, model_sha256
-from compactmtl.backends.tensorrt.engine import EngineFacts, sha256
-from compactmtl.backends.tensorrt.options import AUTO, SECTION, ShapeRange, TensorRTConfig, tensorrt_config
+from compactmtl.backends.model_file import model_sha256
+from compactmtl.backends.tensorrt import timing_cache
+from compactmtl.backends.tensorrt.api import Library, TensorRT, log_of
+from compactmtl.backends.tensorrt.engine import EngineFacts, Hardware
+from compactmtl.backends.tensorrt.faults import located, mend, quoted
+from compactmtl.backends.tensorrt.network import NetworkLayer, check_network, network_layers
+from compactmtl.backends.tensorrt.options import EngineConfig
+from compactmtl.backends.tensorrt.parse import EngineBuildError, parse, read_graph
+from compactmtl.backends.tensorrt.shapes import add_profile, network_profile
 from compactmtl.backends.tensorrt.types import TypesSeen, check_types, compute_types, engine_layers
+from compactmtl.backends.tensorrt.watch import attach, watching
 from compactmtl.config import trust
-from compactmtl.config.target import Target
-from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.config.precision import Precision
+from compactmtl.errors import ConfigError
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# Settings that change the running of an engine and not the engine.
-RUNTIME_KEYS = frozenset({"timing_cache", "lean_runtime", "cuda_graph", "unseen_types"})
 MIB = 1 << 20
-LONGEST_LOG = 12  # lines of TensorRT's own that an error quotes
 
 
-class EngineBuildError(ArtifactError):
-    """A model that TensorRT can't parse, or build an engine of."""
+@dataclass(frozen=True)
+class Job:
+    """What one target asks of one library's builder."""
+
+    library: Library
+    section: str  # of the target, for messages
+    options: EngineConfig
+    precision: Precision
+    batch: int  # for which kernels are chosen
+    settings_sha256: str  # of every key that changes the engine
+    configure: Callable[[TensorRT, trt.IBuilderConfig], None]  # beyond what both libraries have
+    check: Callable[[Sequence[NetworkLayer], str], None] = lambda layers, model: None  # raises what can't be
+    hardware: Hardware = "exact"
+    version_compatible: bool = False
+    compute: tuple[str, ...] = ()  # capabilities that it is built for; none: this machine's GPU
+    accept_unseen: bool = False
+    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True)
 class Built:
-    """A serialized engine, its facts, and what its inspector says as JSON."""
+    """A serialized engine, its facts, and what its inspector says as JSON: nothing where no GPU could load it."""
 
     data: bytes
     facts: EngineFacts
-    layers_json: str
+    layers_json: str | None
 
 
-def make_logger() -> tuple[trt.ILogger, list[str]]:
-    """A logger and the list in which it keeps warnings and errors."""
-    import tensorrt as trt
+def build_engine(model: Path, job: Job, device: CudaDevice | None) -> Built:
+    """Parse, hold the network's types against the graph, build and, on a device, inspect.
 
-    kept: list[str] = []
-
-    class KeepingLogger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind11 wants it by name
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                kept.append(f"{severity.name.lower()}: {msg}")
-
-    return KeepingLogger(), kept
-
-
-def settings_sha256(target: Target) -> str:
-    """Hash of every key that changes the engine."""
-    return sha256(
-        tensorrt_config(target).model_dump_json(exclude=set(RUNTIME_KEYS)).encode()
-        + f"{target.precision}|{target.latency.batch}".encode()
-    )
-
-
-def build_engine(model: Path, target: Target, device: CudaDevice) -> Built:
-    """Parse, build and inspect.
-
-    Raises EngineBuildError with the parser's or builder's own words, ConfigError on shapes that don't fit the model,
-    PrecisionMismatchError where the engine's layers aren't of the types that the graph gives them.
+    Raises EngineBuildError with the parser's or builder's own words and the node, ConfigError on shapes that don't fit
+    the model or what the device can't compute, PrecisionMismatchError where the network's or the engine's layers aren't
+    of the types that the graph gives them, KeyboardInterrupt once the builder has stopped for it.
     """
-    import tensorrt as trt
-
-    options = tensorrt_config(target)
-    started = time.monotonic()
-    logger, log = make_logger()
-    trt.init_libnvinfer_plugins(logger, "")
-    builder = trt.Builder(logger)
-    # The flag's number differs between 10 and 11, where it is the only kind of network there is.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    external_files(model)  # raises where it would read what does not lie beside it
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(model)):
-        raise EngineBuildError(
-            f"TensorRT can't parse {model}:\n{_parser_errors(parser)}",
-            "an operator that is missing may be there in a later TensorRT or at another onnx.opset",
-        )
-    config = builder.create_builder_config()
-    _configure(config, options)
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    ranges = {tensor.name: shape_range(tensor.name, tuple(tensor.shape), target) for tensor in inputs}
-    profile = {name: shapes for name, shapes in ranges.items() if shapes is not None}
-    if profile:
-        _add_profile(builder, config, profile)
-    cache_file = _timing_cache_file(options, trt.__version__, device)
-    cache = None if cache_file is None else _attach_timing_cache(config, cache_file, log)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
-        raise EngineBuildError(
-            f"TensorRT {trt.__version__} can't build an engine of {model}:\n{_tail(log)}",
-            "a larger tensorrt.workspace_mib or a lower tensorrt.optimization_level may help",
-        )
-    data = bytes(serialized)
-    if cache is not None and cache_file is not None:
-        _store(cache_file, bytes(cache.serialize()))
-    layers_json, types = _inspect(data, model, target, logger, log)
+    api, label = job.library.load(), job.library.label
+    log = log_of(api)
+    with log.listen() as said:
+        api.init_libnvinfer_plugins(log.logger, "")
+        builder = api.Builder(log.logger)
+        network, parser = parse(api, label, builder, log.logger, said, model)
+        layers = network_layers(network)
+        parsed = check_network(compute_types(model), layers)
+        job.check(layers, str(model))
+        config = builder.create_builder_config()
+        configure(api, config, job.options)
+        job.configure(api, config)
+        profile = network_profile(network, job.options, job.batch, job.section)
+        add_profile(builder, config, profile, job.section)
+        file = job.timing_cache
+        cache = None if file is None else timing_cache.attach(config, file, said)
+        with watching() as watch:
+            monitor = attach(api, config, watch)
+            serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            text = quoted(said)
+            raise EngineBuildError(
+                f"{label} {api.__version__} can't build an engine of {model}:\n{text}{located(text, read_graph(model))}",
+                mend(text, f"a larger {job.section}.workspace_mib may help"),
+            )
+        data = bytes(serialized)
+        if cache is not None and file is not None:
+            timing_cache.store(file, bytes(cache.serialize()))
+        # In the order in which they need each other: the bindings don't keep a parser's network, or a monitor.
+        del serialized, cache, config, parser, network, builder, monitor
+        layers_json, types = (None, None) if device is None else _inspect(api, data, model, job, said)
     facts = EngineFacts(
-        tensorrt=trt.__version__,
-        gpu=device.name,
-        compute_capability=device.capability,
-        driver=device.driver,
-        hardware=options.hardware,
-        version_compatible=options.version_compatible,
-        precision=target.precision,
-        types=types.text,
+        tensorrt=api.__version__,
+        gpu="" if device is None else device.name,
+        compute_capability="" if device is None else device.capability,
+        driver="" if device is None else device.driver,
+        compute=job.compute,
+        hardware=job.hardware,
+        version_compatible=job.version_compatible,
+        precision=job.precision,
+        parsed_types=parsed,
+        types="not seen: no GPU loaded the engine" if types is None else types.text,
         profile=profile,
-        settings_sha256=settings_sha256(target),
+        settings_sha256=job.settings_sha256,
         onnx_sha256=model_sha256(model),
-        engine_sha256=sha256(data),
-        build_seconds=time.monotonic() - started,
+        engine_sha256=hashlib.sha256(data).hexdigest(),
+        build_seconds=watch.seconds,
+        build_peak_mib=watch.peak_mib,
     )
     return Built(data, facts, layers_json)
 
 
-def _configure(config: trt.IBuilderConfig, options: TensorRTConfig) -> None:
-    import tensorrt as trt
-
+def configure(api: TensorRT, config: trt.IBuilderConfig, options: EngineConfig) -> None:
+    """Set what both libraries have."""
     config.builder_optimization_level = options.optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the inspector shows names alone
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # without it the inspector shows names alone
     if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
     if options.aux_streams is not None:
         config.max_aux_streams = options.aux_streams
     if options.tf32:
-        config.set_flag(trt.BuilderFlag.TF32)
+        config.set_flag(api.BuilderFlag.TF32)
     else:
-        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and then float32 is not float32
+        config.clear_flag(api.BuilderFlag.TF32)  # on by default, and then float32 is not float32
     if options.refit:
-        config.set_flag(trt.BuilderFlag.REFIT)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        # Else the engine carries host code, and a file that is loaded could run it.
-        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
-    levels = {
-        "exact": trt.HardwareCompatibilityLevel.NONE,
-        "same_compute_capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
-        "ampere_plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
-    }
-    config.hardware_compatibility_level = levels[options.hardware]
+        config.set_flag(api.BuilderFlag.REFIT)
 
 
-def shape_range(name: str, shape: tuple[int, ...], target: Target) -> ShapeRange | None:
-    """The shapes of an input for the target, where -1 marks a free dimension; none where all are fixed.
-
-    Raises ConfigError where a dimension beside the batch is free and the target doesn't bound it.
-    """
-    if all(size >= 0 for size in shape):
-        return None
-    options = tensorrt_config(target)
-    if given := options.shapes.get(name):
-        fits = len(given.opt) == len(shape) and all(
-            size in (-1, low, high) for size, low, high in zip(shape, given.min, given.max, strict=True)
-        )
-        if not fits or any(
-            size >= 0 and low != high for size, low, high in zip(shape, given.min, given.max, strict=True)
-        ):
-            raise ConfigError(
-                f"tensorrt.shapes of {name} go from {given.min} to {given.max}, the model's input is {shape}",
-                "change only dimensions that are free, which are -1",
-            )
-        return given
-    if any(size < 0 for size in shape[1:]):
-        raise ConfigError(
-            f"input {name} has free dimensions {shape} beside the batch",
-            f"bound them in the target: tensorrt.shapes.{name}: {{min: […], opt: […], max: […]}}",
-        )
-    batch, rest = target.latency.batch, shape[1:]
-    return ShapeRange(min=(1, *rest), opt=(batch, *rest), max=(max(batch, options.max_batch), *rest))
-
-
-def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Mapping[str, ShapeRange]) -> None:
-    added = builder.create_optimization_profile()
-    for name, shapes in profile.items():
-        added.set_shape(name, shapes.min, shapes.opt, shapes.max)
-    if config.add_optimization_profile(added) < 0:
-        raise ConfigError(
-            f"TensorRT refuses the shapes {dict(profile)}", "mend tensorrt.shapes of the target"
-        )
-
-
-def _parser_errors(parser: trt.OnnxParser) -> str:
-    errors = (parser.get_error(index) for index in range(parser.num_errors))
-    return "\n".join(f"  node {one.node_name()} ({one.node_operator()}): {one.desc()}" for one in errors)
-
-
-def _tail(log: list[str]) -> str:
-    lines = log[-LONGEST_LOG:] or ["it gave no reason"]
-    return "\n".join(f"  {line}" for line in lines)
-
-
-def _timing_cache_file(options: TensorRTConfig, version: str, device: CudaDevice) -> Path | None:
-    if options.timing_cache is None:
-        return None
-    if options.timing_cache != AUTO:
-        return Path(options.timing_cache).expanduser()
-    from compactmtl.data.cache import user_cache
-
-    gpu = "".join(letter if letter.isalnum() else "-" for letter in device.name)
-    return user_cache() / SECTION / f"{version}-{gpu}.timing"
-
-
-def _attach_timing_cache(config: trt.IBuilderConfig, file: Path, log: list[str]) -> trt.ITimingCache | None:
-    """The file's cache or, where it has none that fits this GPU and version, an empty one."""
-    stored = file.read_bytes() if file.exists() else b""
-    cache = config.create_timing_cache(stored)
-    if cache is None or not config.set_timing_cache(cache, False):
-        log.append(f"warning: {file} is of another GPU or TensorRT: kernels are timed again")
-        cache = config.create_timing_cache(b"")
-        if cache is not None:
-            config.set_timing_cache(cache, False)
-    return cache
-
-
-def _store(file: Path, data: bytes) -> None:
-    """Replace a file at once: two builds may share it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(name).replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-
-
-def _inspect(
-    data: bytes, model: Path, target: Target, logger: trt.ILogger, log: list[str]
-) -> tuple[str, TypesSeen]:
-    engine = deserialize(data, target, logger, log, str(model))[1]
-    layers_json = inspect_engine(engine)
-    accept = tensorrt_config(target).unseen_types == "accept"
+def _inspect(api: TensorRT, data: bytes, model: Path, job: Job, said: list[str]) -> tuple[str, TypesSeen]:
+    engine = deserialize(api, data, said, str(model))[1]
+    layers_json = inspect_engine(api, engine)
     types = check_types(
-        compute_types(model), engine_layers(layers_json), target.precision, accept_unseen=accept
+        compute_types(model), engine_layers(layers_json), job.precision, accept_unseen=job.accept_unseen
     )
     return layers_json, types
 
 
-def inspect_engine(engine: trt.ICudaEngine) -> str:
+def inspect_engine(api: TensorRT, engine: trt.ICudaEngine) -> str:
     """Every layer of an engine as the inspector's JSON."""
-    import tensorrt as trt
-
-    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return engine.create_engine_inspector().get_engine_information(api.LayerInformationFormat.JSON)
 
 
 def deserialize(
-    data: bytes, target: Target, logger: trt.ILogger, log: list[str], where: str, *, lean: bool = False
+    api: TensorRT, data: bytes, said: list[str], where: str, *, lean: str | None = None
 ) -> tuple[tuple[trt.Runtime, ...], trt.ICudaEngine]:
     """Runtimes and the engine, which must not outlive them. Raises EngineBuildError with TensorRT's own words.
 
-    `lean`: through the target's lean runtime, which runs an engine of an earlier version. Raises UntrustedError without
-    the user's word for that library.
+    `lean`: file of a lean runtime, which runs an engine of an earlier version. Raises UntrustedError without the user's
+    word for that library.
     """
-    import tensorrt as trt
-
-    host = trt.Runtime(logger)
+    host = api.Runtime(log_of(api).logger)
     runtimes: tuple[trt.Runtime | None, ...] = (host,)
-    if lean:
-        lean_runtime = tensorrt_config(target).lean_runtime
-        if lean_runtime is None:
-            raise ConfigError(
-                f"{where} is of another TensorRT version and carries no runtime",
-                "give the lean runtime of the version that built it: tensorrt.lean_runtime",
-            )
-        file = trust.library(lean_runtime, "tensorrt.lean_runtime")
-        runtimes = (*runtimes, host.load_runtime(str(file)))
+    if lean is not None:
+        runtimes = (*runtimes, host.load_runtime(str(trust.library(lean, "tensorrt.lean_runtime"))))
     alive = tuple(runtime for runtime in runtimes if runtime is not None)
     engine = alive[-1].deserialize_cuda_engine(data) if len(alive) == len(runtimes) else None
     if engine is None:
         raise EngineBuildError(
-            f"TensorRT {trt.__version__} can't load the engine of {where}:\n{_tail(log)}", "build it again"
+            f"TensorRT {api.__version__} can't load the engine of {where}:\n{quoted(said)}", "build it again"
         )
     return alive, engine
+
+
+def hardware_level(api: TensorRT, name: str) -> trt.HardwareCompatibilityLevel:
+    """A level by the target's word. Raises ConfigError where this version lacks it."""
+    member = {
+        "exact": "NONE",
+        "same_compute_capability": "SAME_COMPUTE_CAPABILITY",
+        "ampere_plus": "AMPERE_PLUS",
+    }[name]
+    level: trt.HardwareCompatibilityLevel | None = getattr(api.HardwareCompatibilityLevel, member, None)
+    if level is None:
+        raise ConfigError(
+            f"tensorrt.hardware: TensorRT {api.__version__} does not know {name}, which came with 10.10",
+            "use exact or ampere_plus, or a later TensorRT",
+        )
+    return level

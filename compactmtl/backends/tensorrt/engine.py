@@ -45,20 +45,23 @@ class EngineModelError(EngineError):
 class EngineFacts(Frozen):
     """model.engine.json: what an engine was built with, on what and from what."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     tensorrt: str
-    gpu: str
+    gpu: str  # that it was built on; empty where there was none
     compute_capability: str
     driver: str
+    compute: tuple[str, ...] = ()  # capabilities that it was built for ahead of time; none: that of `gpu`
     hardware: Hardware
     version_compatible: bool
     precision: str
-    types: str  # what the inspector showed of the layers' types
+    parsed_types: str = ""  # what the parsed network showed of the layers' types; not in version 1
+    types: str  # what the inspector showed of them
     profile: dict[str, ShapeRange]
     settings_sha256: str
     onnx_sha256: str
     engine_sha256: str
     build_seconds: float
+    build_peak_mib: float | None = None  # host memory of the build at most, where the system tells
 
 
 def engine_path(model: Path) -> Path:
@@ -122,8 +125,7 @@ def check_facts(
         )
     if not _runs_on(facts, here):
         raise EngineGpuError(
-            f"{where} was built for {facts.gpu} (compute capability {facts.compute_capability},"
-            f" hardware: {facts.hardware}); this is {here.gpu} ({here.compute_capability})",
+            f"{where} was built for {_built_for(facts)}; this is {here.gpu} ({here.compute_capability})",
             _BUILD,
         )
     if onnx_sha256 is not None and facts.onnx_sha256 != onnx_sha256:
@@ -132,7 +134,15 @@ def check_facts(
         raise EngineModelError(f"{where} was built with other settings than the target's", _BUILD)
 
 
+def _built_for(facts: EngineFacts) -> str:
+    if facts.compute:
+        return f"compute capability {', '.join(facts.compute)}"
+    return f"{facts.gpu} (compute capability {facts.compute_capability}, hardware: {facts.hardware})"
+
+
 def _runs_on(facts: EngineFacts, here: Here) -> bool:
+    if facts.compute:
+        return here.compute_capability in facts.compute
     if facts.hardware == "exact":
         return (facts.gpu, facts.compute_capability) == (here.gpu, here.compute_capability)
     if facts.hardware == "same_compute_capability":

@@ -31,19 +31,14 @@ class ShapeRange(Frozen):
         return self
 
 
-class TensorRTConfig(Frozen):
-    """Building and running of a TensorRT engine; precision is not here, it is in the graph."""
+class EngineConfig(Frozen):
+    """Building and running of an engine, by either package; precision is not here, it is in the graph."""
 
     optimization_level: Annotated[int, Field(ge=0, le=5)] = Field(
         3, description="How long the builder searches for kernels. 5 is the longest."
     )
     workspace_mib: Size | None = Field(
         None, description="Largest scratch memory of a layer in MiB of device memory. null: no limit."
-    )
-    timing_cache: str | None = Field(
-        AUTO,
-        description="File of measured kernel times. `auto`: one per version and GPU in the user's cache. "
-        "null: none.",
     )
     max_batch: Size = Field(8, description="Largest batch size, where the model's batch is free.")
     shapes: dict[str, ShapeRange] = Field(
@@ -52,6 +47,23 @@ class TensorRTConfig(Frozen):
         "batch is free.",
     )
     tf32: bool = Field(False, description="Allow TF32, which rounds float32 products to 10 bits of mantissa.")
+    refit: bool = Field(False, description="Allow the weights to be exchanged later. This costs speed.")
+    aux_streams: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="CUDA streams in addition to the main one. null: TensorRT decides."
+    )
+    cuda_graph: bool = Field(
+        True, description="Record one run as a CUDA graph and replay it, which saves kernel launches."
+    )
+
+
+class TensorRTConfig(EngineConfig):
+    """Building and running of a TensorRT engine; precision is not here, it is in the graph."""
+
+    timing_cache: str | None = Field(
+        AUTO,
+        description="File of measured kernel times. `auto`: one per version and GPU in the user's cache. "
+        "null: none.",
+    )
     hardware: Literal["exact", "same_compute_capability", "ampere_plus"] = Field(
         "exact", description="GPUs on which the engine may run in addition to the one that built it."
     )
@@ -61,13 +73,6 @@ class TensorRTConfig(Frozen):
     )
     lean_runtime: str | None = Field(
         None, description="File of the lean runtime that runs an engine of an earlier version. null: none."
-    )
-    refit: bool = Field(False, description="Allow the weights to be exchanged later. This costs speed.")
-    aux_streams: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="CUDA streams in addition to the main one. null: TensorRT decides."
-    )
-    cuda_graph: bool = Field(
-        True, description="Record one run as a CUDA graph and replay it, which saves kernel launches."
     )
     unseen_types: Literal["refuse", "accept"] = Field(
         "refuse",

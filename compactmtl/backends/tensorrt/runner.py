@@ -20,6 +20,7 @@ from compactmtl.backends.base import (
     TensorInfo,
 )
 from compactmtl.backends.driver import CudaDevice
+from compactmtl.backends.tensorrt.api import TensorRT
 from compactmtl.backends.tensorrt.build import inspect_engine
 from compactmtl.backends.tensorrt.engine import EngineFacts
 from compactmtl.backends.tensorrt.types import PRECISIONS, EngineLayer, engine_layers
@@ -47,9 +48,10 @@ class Engine:
     """A deserialized engine with what must live as long as it does."""
 
     backend: str
+    section: str  # of the target, for messages
+    api: TensorRT
     engine: trt.ICudaEngine
     runtimes: tuple[trt.Runtime, ...]
-    logger: trt.ILogger
     facts: EngineFacts
     device: CudaDevice
 
@@ -112,13 +114,12 @@ class TensorRTRunner(Runner):
 
     def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
         """By TensorRT's own profiler, in a context of its own and without a CUDA graph."""
-        import tensorrt as trt
-
+        api = self.engine.api
         milliseconds: dict[str, list[float]] = {}
 
-        class LayerProfiler(trt.IProfiler):
+        class LayerProfiler(api.IProfiler):  # type: ignore[name-defined, misc]
             def __init__(self) -> None:
-                trt.IProfiler.__init__(self)  # pybind11 wants it by name
+                api.IProfiler.__init__(self)  # pybind11 wants it by name
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 milliseconds.setdefault(layer_name, []).append(ms)
@@ -131,7 +132,7 @@ class TensorRTRunner(Runner):
         for _ in range(PROFILE_WARMUP + repeats):
             bound.launch()
             self._stream.synchronize()  # times are reported when a run is done
-        layers = {layer.name: layer for layer in engine_layers(inspect_engine(self.engine.engine))}
+        layers = {layer.name: layer for layer in engine_layers(inspect_engine(api, self.engine.engine))}
         return tuple(
             _layer_time(name, times[PROFILE_WARMUP:], layers.get(name))
             for name, times in milliseconds.items()
@@ -175,11 +176,12 @@ class TensorRTRunner(Runner):
         return self._bound[key]
 
     def _bind_to(self, context: trt.IExecutionContext, shapes: dict[str, tuple[int, ...]]) -> _Bound:
+        section = self.engine.section
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise ArtifactError(
                     f"the engine doesn't take shape {shape} for input '{name}'",
-                    "widen the target's tensorrt.shapes or tensorrt.max_batch and build again",
+                    f"widen the target's {section}.shapes or {section}.max_batch and build again",
                 )
         if lacking := context.infer_shapes():
             raise ArtifactError(

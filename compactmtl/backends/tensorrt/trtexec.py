@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from compactmtl.artifacts.layout import PREPARED_FILE
-from compactmtl.backends.tensorrt.build import shape_range
 from compactmtl.backends.tensorrt.options import ShapeRange, tensorrt_config
+from compactmtl.backends.tensorrt.shapes import shape_range
 from compactmtl.config.target import Target
 
 Major = Literal[10, 11]
@@ -105,9 +105,10 @@ def _running(target: Target, major: Major, files: Mapping[str, str], name: str) 
 def free_inputs(target: Target, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, ShapeRange]:
     """Shapes of the inputs that have free dimensions."""
     ranges = {}
+    options = tensorrt_config(target)
     for key, shape in inputs.items():
         sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
-        if (one := shape_range(key, sizes, target)) is not None:
+        if (one := shape_range(key, sizes, options, target.latency.batch)) is not None:
             ranges[key] = one
     return ranges
 

@@ -135,7 +135,9 @@ def _multiplied(node: onnx.NodeProto, types: Mapping[str, int], makers: Mapping[
 
     made = [makers.get(name) for name in node.input[:2]]
     if all(maker is not None and maker.op_type == "DequantizeLinear" for maker in made):
-        return "int8"
+        stored = {types.get(maker.input[0], 0) for maker in made if maker is not None}
+        eights = {kind for kind in stored if onnx.TensorProto.DataType.Name(kind).startswith("FLOAT8")}
+        return "float8" if eights and eights == stored else "int8"
     kinds = [types[name] for name in (node.input[1], node.input[0]) if types.get(name)]
     if not kinds:
         return ""

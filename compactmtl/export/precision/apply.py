@@ -87,6 +87,11 @@ def _half(source: Path, path: Path, target: Target, feeds: Sequence[Feed]) -> Pr
         for name, operator in known.items()
         if name in config.keep_nodes or operator in config.keep_ops
     }
+    backend = get_backend(target.backend)
+    unknown = backend.float_ops.get(target.precision, frozenset())
+    for name, operator in known.items():
+        if operator in unknown:
+            reasons.setdefault(name, f"{backend.name} takes {operator} in no {target.precision}")
     lowered = lower(model, target.precision, reasons)
     save(model, path)
     return PrecisionRecord(

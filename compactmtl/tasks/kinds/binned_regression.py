@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from compactmtl.config.recipe import Frozen, Positive
 from compactmtl.tasks.base import Array
+from compactmtl.tasks.decoding import Decoding
 from compactmtl.tasks.numeric import softmax
 from compactmtl.tasks.scalar import ScalarTask
 
@@ -58,6 +59,8 @@ class BinnedRegressionTask(ScalarTask):
         "score (logit) of each bin from low to high; the value is the mean of the bins' values under "
         "the softmax"
     )
+    values = "logits"
+    axis = "bin"
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {"expectation_weight": ("cross_entropy_l1",)}
     distillation = "softmax"
 
@@ -101,7 +104,20 @@ class BinnedRegressionTask(ScalarTask):
         # no matrix product: autocast would round it to half precision
         return (output.float().softmax(1) * self.centers(output.device)).sum(1)
 
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(
+            op="expectation",
+            how="take the softmax along axis 1, multiply it by `centers` and add up",
+            gives=f"{self.name} {self.in_unit}",
+            centers=tuple(float(one) for one in self._centers()),
+        )
+
+    def _centers(self) -> Array:
+        """As `centers`, in numpy."""
+        return np.linspace(self.options.low, self.options.high, self.options.bins, dtype=np.float32)
+
     def decode_array(self, output: Array) -> Array:
-        centers = np.linspace(self.options.low, self.options.high, self.options.bins, dtype=np.float32)
+        centers = self._centers()
         expected: Array = (softmax(output.astype(np.float32), 1) * centers).sum(1)
         return expected

@@ -18,6 +18,7 @@ from compactmtl.errors import DataError
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import Array, Legend, MapTask, MetricInfo
 from compactmtl.tasks.common import nothing_valid
+from compactmtl.tasks.decoding import Decoding
 from compactmtl.tasks.numeric import sigmoid
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class BoundariesTask(MapTask):
     losses = ("weighted_bce",)
     primary = "ods_f"
     meaning = "logit of a boundary at each pixel; its sigmoid is the probability"
+    values = "logits"
+    axis = "value"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "ods_f": MetricInfo(higher_is_better=True, share=True),
         "precision": MetricInfo(higher_is_better=True, share=True, gain=False),
@@ -100,6 +103,14 @@ class BoundariesTask(MapTask):
     def decode(self, output: Tensor) -> Tensor:
         """The probability of a boundary, float32 (B, 1, H, W)."""
         return output.float().sigmoid()
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(
+            op="sigmoid",
+            how="take the sigmoid, 1 / (1 + exp(-x))",
+            gives="probability of a boundary at each pixel",
+        )
 
     def decode_array(self, output: Array) -> Array:
         return sigmoid(output.astype(np.float32))

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from compactmtl.config.recipe import Frozen
 from compactmtl.tasks.base import Array, MetricInfo, ValueTask
+from compactmtl.tasks.decoding import Decoding
 from compactmtl.tasks.numeric import softmax
 from compactmtl.tasks.summaries import class_text
 
@@ -35,6 +36,8 @@ class ClassificationTask(ValueTask):
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {"label_smoothing": ("cross_entropy",)}
     primary = "accuracy"
     meaning = "score (logit) of each class; the class with the largest score is the prediction"
+    values = "logits"
+    axis = "class"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "accuracy": MetricInfo(higher_is_better=True, share=True)
     }
@@ -65,6 +68,15 @@ class ClassificationTask(ValueTask):
     def decode(self, output: Tensor) -> Tensor:
         """Class index int64 (B,)."""
         return output.argmax(1)
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(
+            op="argmax",
+            how="take the index of the largest score along axis 1; the softmax of the scores along axis 1 is each class's "
+            "probability",
+            gives="index of the class of the picture, from 0",
+        )
 
     def decode_array(self, output: Array) -> Array:
         index: Array = output.argmax(1)

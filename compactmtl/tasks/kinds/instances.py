@@ -15,8 +15,10 @@ from compactmtl.config.recipe import Positive, Share
 from compactmtl.errors import ConfigError
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import Array, Legend, MapTask, MetricInfo
+from compactmtl.tasks.decoding import Decoding, InstanceDecoding
 from compactmtl.tasks.instance_decoding_numpy import (
     EXTRA_CHANNELS,
+    OFFSET_UNIT,
     STRIDE,
     DecodingOptions,
     decode_instances_numpy,
@@ -73,6 +75,7 @@ class InstancesTask(MapTask):
         "per cell of 4×4 pixels: logits of the background and of each class, logit of a center, "
         "offset (down, right) to the center in units of 16 pixels"
     )
+    values = "mixed"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "ap": MetricInfo(higher_is_better=True, share=True),
         "ap50": MetricInfo(higher_is_better=True, share=True),
@@ -147,6 +150,24 @@ class InstancesTask(MapTask):
         import torch
 
         return torch.stack([self.instances(one).target() for one in output])
+
+    @property
+    def decoding(self) -> Decoding:
+        options = self.options
+        return Decoding(
+            op="panoptic",
+            how="enlarge logits and offsets `cell` times, bilinearly; a pixel's class is the largest logit, 0 the background; "
+            "centers are the peaks of the center's sigmoid; a pixel that is no background belongs to the center nearest to "
+            "where its offset points; an instance has the class of most of its pixels",
+            gives="two maps: the number of each pixel's instance, from 1 (0 none, the best first), and its class index",
+            panoptic=InstanceDecoding(
+                cell=STRIDE,
+                offset_unit=OFFSET_UNIT,
+                threshold=options.threshold,
+                window=options.window,
+                limit=options.limit,
+            ),
+        )
 
     def decode_array(self, output: Array) -> Array:
         options = self.options

@@ -12,6 +12,7 @@ from compactmtl.config.recipe import Frozen, Share
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import Array, MetricInfo, ValueTask
 from compactmtl.tasks.common import nothing_valid
+from compactmtl.tasks.decoding import Decoding
 from compactmtl.tasks.numeric import sigmoid
 from compactmtl.tasks.summaries import labels_text
 
@@ -49,6 +50,8 @@ class MultilabelTask(ValueTask):
     option_losses: ClassVar[Mapping[str, Sequence[str]]] = {"gamma": ("focal",), "alpha": ("focal",)}
     primary = "mean_f1"
     meaning = "logit of each label; a label is predicted where it is above 0, its sigmoid is the probability"
+    values = "logits"
+    axis = "label"
     postprocess = ("sigmoid",)
     distillation = "sigmoid"
     mixup = "loss"
@@ -89,6 +92,15 @@ class MultilabelTask(ValueTask):
     def decode(self, output: Tensor) -> Tensor:
         """1 where a label is predicted, else 0: float32 (B, K)."""
         return (output > 0).float()
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(
+            op="threshold",
+            how="a label is there where its logit is above 0; the sigmoid of the logit is its probability",
+            gives="1 for each label that the picture has, else 0",
+            threshold=0.0,
+        )
 
     def decode_array(self, output: Array) -> Array:
         return (output > 0).astype(np.float32)

@@ -11,6 +11,7 @@ import numpy as np
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import Array, MapTask, MetricInfo
 from compactmtl.tasks.common import nothing_valid
+from compactmtl.tasks.decoding import Decoding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,8 @@ class NormalsTask(MapTask):
     losses = ("cosine",)
     primary = "mean_angle"
     meaning = "surface normal at each pixel (x right, y down, z forward), of any length; divide by its length"
+    values = "vector"
+    axis = "x, y, z"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "mean_angle": MetricInfo(higher_is_better=False, unit="°"),
         "median_angle": MetricInfo(higher_is_better=False, unit="°"),
@@ -60,6 +63,14 @@ class NormalsTask(MapTask):
         from torch.nn.functional import normalize
 
         return normalize(output, dim=1)
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(
+            op="unit_vector",
+            how="divide the three numbers along axis 1 by the root of the sum of their squares",
+            gives="unit vector at each pixel: x to the right, y down, z away from the camera",
+        )
 
     def decode_array(self, output: Array) -> Array:
         length = np.sqrt(np.square(output).sum(1, keepdims=True))

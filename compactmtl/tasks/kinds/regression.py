@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from compactmtl.config.recipe import Frozen, Positive
 from compactmtl.tasks.base import Array
+from compactmtl.tasks.decoding import Decoding
 from compactmtl.tasks.scalar import ScalarTask
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class RegressionTask(ScalarTask):
     Options = RegressionOptions
     channels = 1
     meaning = "the value itself"
+    values = "value"
+    axis = "value"
     losses = ("smooth_l1", "l1", "l2")
     head_bias = 0.0  # which the affine function behind the layer makes the training mean
     uncertainty_scale = 0.5
@@ -60,6 +63,14 @@ class RegressionTask(ScalarTask):
     def decode(self, output: Tensor) -> Tensor:
         """Value (B,) in the target's unit."""
         return output.squeeze(1)
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(
+            op="first",
+            how="take the one number of axis 1 as it is: it is in the unit, no mean or deviation is left to apply",
+            gives=f"{self.name} {self.in_unit}",
+        )
 
     def decode_array(self, output: Array) -> Array:
         return output[:, 0]

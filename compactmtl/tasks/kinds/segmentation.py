@@ -10,6 +10,7 @@ from pydantic import Field
 from compactmtl.config.recipe import Frozen
 from compactmtl.tasks import pictures
 from compactmtl.tasks.base import Array, Legend, MapTask, MetricInfo
+from compactmtl.tasks.decoding import Decoding
 from compactmtl.tasks.summaries import LEGEND_CLASSES, class_colors, class_shares
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class SegmentationTask(MapTask):
     }
     primary = "miou"
     meaning = "score (logit) of each class at each pixel; the class with the largest score is the prediction"
+    values = "logits"
+    axis = "class"
     metric_info: ClassVar[Mapping[str, MetricInfo]] = {
         "miou": MetricInfo(higher_is_better=True, share=True),
         "pixel_accuracy": MetricInfo(higher_is_better=True, share=True),
@@ -78,6 +81,15 @@ class SegmentationTask(MapTask):
         """Class index int64 (B, H, W)."""
         # argmax along a strided dimension takes four times as long on a CPU (torch 2.14)
         return output.max(1).indices
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(
+            op="argmax",
+            how="take the index of the largest score along axis 1; the softmax of the scores along axis 1 is each class's "
+            "probability",
+            gives="index of the class of each pixel, from 0",
+        )
 
     def decode_array(self, output: Array) -> Array:
         index: Array = output.argmax(1)

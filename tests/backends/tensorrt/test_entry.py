@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from compactmtl.backends import get_backend
-from compactmtl.backends.tensorrt.build import EngineBuildError, shape_range
 from compactmtl.backends.tensorrt.engine import (
     EngineDamagedError,
     EngineError,
@@ -23,7 +24,9 @@ from compactmtl.backends.tensorrt.engine import (
     facts_path,
 )
 from compactmtl.backends.tensorrt.options import ShapeRange, TensorRTConfig, tensorrt_config
+from compactmtl.backends.tensorrt.parse import EngineBuildError
 from compactmtl.backends.tensorrt.runner import TensorRTRunner
+from compactmtl.backends.tensorrt.shapes import shape_range
 from compactmtl.backends.tensorrt.types import PrecisionMismatchError
 from compactmtl.config import UntrustedError, trusting
 from compactmtl.config.target import LatencyConfig, OnnxConfig, Target
@@ -190,7 +193,7 @@ def edit_facts(model: Path, **changes: object) -> None:
         ({"onnx_sha256": "0" * 64}, EngineModelError, "from another model file"),
         ({"settings_sha256": "0" * 64}, EngineModelError, "with other settings"),
         ({"engine_sha256": "0" * 64}, EngineDamagedError, "its hash is off"),
-        ({"version": 2}, EngineDamagedError, "is damaged"),
+        ({"version": 3}, EngineDamagedError, "is damaged"),
     ],
 )
 def test_an_engine_from_elsewhere_is_refused_before_it_is_deserialized(
@@ -250,7 +253,7 @@ def test_a_graph_without_the_asked_precision_fails_the_build(fake: Fake, model: 
 def test_every_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(
-        "compactmtl.backends.tensorrt.entry.cuda_device", lambda: (None, "no NVIDIA driver: gone")
+        "compactmtl.backends.tensorrt.backend.cuda_device", lambda: (None, "no NVIDIA driver: gone")
     )
     monkeypatch.setattr(torch.version, "cuda", None)
     found = BACKEND.availability(TARGET)
@@ -262,28 +265,65 @@ def test_every_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch, model: Pa
     assert caught.value.exit_code == MISSING
 
 
-def test_a_tensorrt_below_the_floor_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from compactmtl.backends.tensorrt import entry as backend
+def test_a_tensorrt_below_the_floor_is_missing(fake: Fake) -> None:
+    fake.module.__version__ = "10.2.0.1"
+    assert "too old: 10.3 or later" in BACKEND.availability(TARGET).reason
+    fake.module.__version__ = "10.3.0"
+    assert BACKEND.availability(TARGET).available
 
-    real = backend._tensorrt_failure
-    fake = install(monkeypatch, tmp_path)
-    fake.module.__version__ = "10.9.0.34"
-    monkeypatch.setattr(backend, "_tensorrt_failure", real)
-    assert "too old: 10.12 or later" in BACKEND.availability(TARGET).reason
+
+def test_a_hardware_level_that_a_version_lacks_is_named(fake: Fake, model: Path) -> None:
+    fake.module.HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"])
+    with pytest.raises(ConfigError, match=r"tensorrt\.hardware.* does not know same_compute_capability"):
+        BACKEND.build(model, options(hardware="same_compute_capability"))
+    assert BACKEND.build(model, options(hardware="ampere_plus"))
+
+
+def test_an_interrupted_build_ends_as_one_and_later_ones_work(fake: Fake, model: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    fake.interrupts = True
+    with pytest.raises(KeyboardInterrupt):
+        BACKEND.build(model, TARGET)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not engine_path(model).exists()
+    fake.interrupts = False
+    assert BACKEND.build(model, TARGET)
+
+
+def test_a_network_that_is_parsed_in_another_type_fails_the_build(fake: Fake, model: Path) -> None:
+    fake.parsed_types = lambda node, kind: "float16" if node == "alpha" else kind
+    with pytest.raises(
+        PrecisionMismatchError, match="alpha is float32 in the graph and float16 in the parsed"
+    ):
+        BACKEND.build(model, TARGET)
+    assert "build" not in fake.calls
+
+
+def test_facts_of_the_first_version_are_read(fake: Fake, model: Path) -> None:
+    BACKEND.build(model, TARGET)
+    path = facts_path(engine_path(model))
+    old = json.loads(path.read_text())
+    for key in ("compute", "parsed_types", "build_peak_mib"):
+        del old[key]
+    path.write_text(json.dumps(old | {"version": 1}))
+    with BACKEND.open(model, TARGET) as runner:
+        assert runner.run({"image": image(2)})
 
 
 def test_shapes_of_free_dimensions() -> None:
-    target = options(max_batch=8)
-    assert shape_range("image", (2, 3, 4), target) is None
-    assert shape_range("image", (-1, 3), target) == ShapeRange(min=(1, 3), opt=(2, 3), max=(8, 3))
+    config = TensorRTConfig(max_batch=8)
+    assert shape_range("image", (2, 3, 4), config, 2) is None
+    assert shape_range("image", (-1, 3), config, 2) == ShapeRange(min=(1, 3), opt=(2, 3), max=(8, 3))
     with pytest.raises(ConfigError, match="free dimensions"):
-        shape_range("image", (-1, 3, -1), target)
-    bounded = options(shapes={"image": {"min": [1, 3, 4], "opt": [2, 3, 8], "max": [4, 3, 16]}})
-    assert shape_range("image", (-1, 3, -1), bounded) == tensorrt_config(bounded).shapes["image"]
+        shape_range("image", (-1, 3, -1), config, 2)
+    shapes = {"image": {"min": [1, 3, 4], "opt": [2, 3, 8], "max": [4, 3, 16]}}
+    bounded = TensorRTConfig.model_validate({"shapes": shapes})
+    assert shape_range("image", (-1, 3, -1), bounded, 2) == bounded.shapes["image"]
     with pytest.raises(ConfigError, match="change only dimensions that are free"):
-        shape_range("image", (-1, 3, 8), bounded)
+        shape_range("image", (-1, 3, 8), bounded, 2)
 
 
 def test_dynamic_target_is_the_default_profile() -> None:
     target = Target(backend="tensorrt", onnx=OnnxConfig(dynamic_batch=True))
-    assert shape_range("image", (-1, 3), target) == ShapeRange(min=(1, 3), opt=(1, 3), max=(8, 3))
+    found = shape_range("image", (-1, 3), tensorrt_config(target), target.latency.batch)
+    assert found == ShapeRange(min=(1, 3), opt=(1, 3), max=(8, 3))

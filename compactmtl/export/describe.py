@@ -1,0 +1,91 @@
+"""What a model file takes and gives, in the words of bundle.json, from its tensors and the run's tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compactmtl.data.base import Preprocessing
+from compactmtl.export.record import InputRecord, Normalize, OutputRecord, Resize, Shape
+from compactmtl.tasks.base import Task
+from compactmtl.tasks.pictures import palette
+from compactmtl.tasks.postprocess import POSTPROCESS
+
+# What `data.pixels` does, which every reader of pictures must do alike.
+PICTURE = (
+    "Decode to 8-bit RGB and turn the picture upright as its EXIF orientation says. Gray becomes three equal colors. "
+    "Transparency is left out, not blended with a background. Grayscale of 16 bits is divided by 257 and rounded. Palettes "
+    "and CMYK are converted as Pillow does it. A file of several pictures, or of 32 bits a value, is refused."
+)
+BAKED = "turns it to float32 (batch, color, height, width) and normalizes it as in training: do not normalize it before"
+
+
+def input_record(
+    name: str, shape: Shape, dtype: str, preprocessing: Preprocessing, *, baked: bool
+) -> InputRecord:
+    """The input that takes pictures; `baked`: the model takes values of 0 to 255 and normalizes them itself."""
+    axes = ("batch", "height", "width", "color") if baked else ("batch", "color", "height", "width")
+    rows, columns = (shape[axes.index(side)] if len(shape) == 4 else "" for side in ("height", "width"))
+    height, width = preprocessing.size
+    normalize = None if baked else Normalize(mean=preprocessing.mean, std=preprocessing.std)
+    return InputRecord(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        axes=axes,
+        meaning="RGB pictures of 0 to 255" if baked else "RGB pictures, normalized",
+        layout="NHWC" if baked else "NCHW",
+        picture=PICTURE,
+        resize=Resize(height=height, width=width, fixed=isinstance(rows, int) and isinstance(columns, int)),
+        normalize=normalize,
+        range=(0.0, 255.0) if normalize is None else _range(normalize),
+        in_model=BAKED if baked else "nothing",
+    )
+
+
+def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after: str | None) -> OutputRecord:
+    """One output; `task` is none where its meaning is unknown, `after` the function that the file has behind it."""
+    if task is None:
+        return OutputRecord(name=name, shape=shape, dtype=dtype)
+    process = None if after is None else POSTPROCESS[after]
+    axes = ("batch", task.axis, "height", "width") if task.dense else ("batch", task.axis)
+    if len(shape) < len(axes):  # argmax takes axis 1 away
+        axes = axes[:1] + axes[2:]
+    classes = task.spec.classes
+    return OutputRecord.model_validate(
+        {
+            "name": name,
+            "shape": shape,
+            "dtype": dtype,
+            "axes": axes,
+            "meaning": task.meaning if process is None else process.meaning,
+            "kind": task.kind,
+            "values": task.values if process is None else process.values,
+            "unit": task.spec.unit,
+            "classes": classes,
+            "colors": tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes))),
+            "map": task.dense,
+            "in_model": after,
+            "decode": task.decoding if process is None else process.decoding(task.decoding),
+        }
+    )
+
+
+def output_records(
+    shapes: Mapping[str, Shape],
+    dtypes: Mapping[str, str],
+    tasks: Mapping[str, Task],
+    after: Mapping[str, str],
+) -> tuple[OutputRecord, ...]:
+    """Every output in the file's order."""
+    return tuple(
+        output_record(name, shape, dtypes[name], tasks.get(name), after.get(name))
+        for name, shape in shapes.items()
+    )
+
+
+def _range(normalize: Normalize) -> tuple[float, float]:
+    """Least and greatest value after normalization."""
+    colors = list(zip(normalize.mean, normalize.std, strict=True))
+    least = min((0 - mean) / std for mean, std in colors)
+    greatest = max((255 * normalize.scale - mean) / std for mean, std in colors)
+    return round(least, 6), round(greatest, 6)

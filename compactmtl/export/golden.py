@@ -1,0 +1,128 @@
+"""The golden pair of a bundle: a made picture, and what the model gives for it.
+
+A program that was written after bundle.json has everything right where it gets the same. The picture is drawn, not from a
+data set, so that each mistake of preparing it shows: its colors differ by place (order of the colors), it has another shape
+than the network's input (stretched or cut), and stripes of a few pixels (filter and antialiasing).
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from compactmtl.artifacts.files import write_bytes
+from compactmtl.artifacts.layout import GOLDEN_ARRAYS, GOLDEN_PICTURE
+from compactmtl.config.target import Target
+from compactmtl.data.images import read_image
+from compactmtl.export.interface import feed, restore
+from compactmtl.export.record import BundleInfo, Golden, GoldenTensor, TensorRecord
+from compactmtl.tasks.base import Task
+
+Arrays = Mapping[str, NDArray[Any]]
+STORED = 48  # rows and columns at most that are kept of a map
+# Of a target whose parity has no bound, as int8: another processor may round each layer's values another way.
+UNBOUNDED = 0.1
+# Pixels whose two best classes are equal but for rounding may take either.
+TIES = 0.01
+INPUT = 1e-4  # of the largest value: a hundredth of what one level of the 8 bits makes
+
+
+def write_golden(
+    folder: Path,
+    info: BundleInfo,
+    tasks: Mapping[str, Task],
+    run: Callable[[Arrays], Arrays],
+    made_by: str,
+) -> Golden:
+    """Write the picture and the arrays into a bundle's folder; what bundle.json says of them.
+
+    `run` is the model: a batch of one in, all outputs back.
+    """
+    write_bytes(folder / GOLDEN_PICTURE, _png(draw(info.preprocessing.size)))
+    baked, after = info.target.onnx.preprocess, info.target.onnx.postprocess
+    picture = read_image(folder / GOLDEN_PICTURE, info.preprocessing.size)
+    fed = feed(picture, info.preprocessing, baked=baked)
+    arrays = {one.name: fed for one in info.inputs}
+    outputs = run(arrays)
+    tensors = {
+        one.name: GoldenTensor(step=_step(arrays[one.name], one), tolerance=INPUT) for one in info.inputs
+    }
+    values: dict[str, Any] = {}
+    for one in info.outputs:
+        output = outputs[one.name]
+        tensors[one.name] = GoldenTensor(
+            step=_step(output, one), tolerance=_tolerance(one.name, output, info.target)
+        )
+        if (task := tasks.get(one.name)) is not None:
+            raw = restore(output, after.get(one.name), task.channels)
+            probabilities = {} if after.get(one.name) == "argmax" else task.probabilities(raw[0])
+            values[one.name] = task.summary(task.read(raw)[0], probabilities)
+    records = {one.name: one for one in (*info.inputs, *info.outputs)}
+    stored = {
+        name: thinned(array, records[name], tensors[name].step)
+        for name, array in {**arrays, **outputs}.items()
+    }
+    write_bytes(folder / GOLDEN_ARRAYS, _npz(stored))
+    return Golden(
+        picture=GOLDEN_PICTURE, arrays=GOLDEN_ARRAYS, tensors=tensors, values=values, made_by=made_by
+    )
+
+
+def draw(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture for a network of `size` (height, width), uint8 (H, W, 3): larger, and of another shape."""
+    height, width = round(size[0] * 1.6) + 3, round(size[1] * 1.3) + 5
+    down, right = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    rows, columns = np.indices((height, width))
+    # Red grows to the right and green down, blue is the sky's: no two colors can change places unseen.
+    picture = np.stack([40 + 190 * right, 30 + 170 * down, 220 - 180 * down * right], -1)
+    stripes = (right > 0.55) & (down < 0.45)
+    picture[stripes & (columns % 3 == 0)] = (250, 250, 245)
+    picture[stripes & (rows % 4 == 0)] = (12, 10, 14)
+    disc = (down - 0.62) ** 2 + ((right - 0.3) * 1.2) ** 2 < 0.05
+    picture[disc] = (205, 60, 45)
+    picture[disc & (down < 0.6) & (abs(right - 0.3) < 0.03)] = (255, 255, 255)
+    roof = (down > 0.55 + abs(right - 0.75) * 0.8) & (down < 0.75)
+    picture[roof] = (30, 110, 60)
+    picture[(down > 0.85) & ((columns // 5 + rows // 5) % 2 == 0)] = (20, 25, 60)
+    return picture.round().astype(np.uint8)
+
+
+def thinned(array: NDArray[Any], record: TensorRecord, step: int) -> NDArray[Any]:
+    """Every `step`-th row and column of one input or output."""
+    sides = [slice(None, None, step if axis in ("height", "width") else 1) for axis in record.axes]
+    return np.ascontiguousarray(array[tuple(sides)])
+
+
+def _step(array: NDArray[Any], record: TensorRecord) -> int:
+    sides = [
+        size for size, axis in zip(array.shape, record.axes, strict=False) if axis in ("height", "width")
+    ]
+    return -(-max(sides, default=1) // STORED)
+
+
+def _tolerance(name: str, output: NDArray[Any], target: Target) -> float:
+    tolerance = min(target.tolerance(name), UNBOUNDED)
+    return max(tolerance, TIES) if output.dtype.kind in "iu" else tolerance
+
+
+def _npz(arrays: Arrays) -> bytes:
+    """A numpy archive. `np.savez` would take some names, such as "file", for its own arguments."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

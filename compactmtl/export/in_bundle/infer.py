@@ -1,0 +1,114 @@
+"""Run this bundle: `python infer.py IMAGE... [--out FOLDER]`, or `--check`. bundle.json says what is done here."""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+try:
+    import numpy as np
+    from PIL import Image
+
+    from compactmtl.backends.onnxruntime.in_bundle import open_model
+    from compactmtl.export.in_bundle.panoptic import panoptic
+    from compactmtl.export.in_bundle.show import save_map, words
+except ImportError as error:
+    sys.exit(f"error: {error}: pip install numpy pillow onnxruntime")
+
+HERE = Path(__file__).resolve().parent
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's, of 8 bits or less
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation to Pillow's Transpose
+
+
+def read(path):
+    """A picture file as RGB of 8 bits, upright, by the rules of `picture` in bundle.json."""
+    with path.open("rb") as file, Image.open(file) as image:
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise ValueError("it holds several pictures, save one of them alone")
+        image.load()
+        deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+        if image.mode not in MODES and not deep:
+            raise ValueError(f"its pixels, of mode {image.mode}, have no known range, save it as RGB")
+        turn = TURNS.get(image.getexif().get(0x0112, 1))
+        image.info.pop("transparency", None)
+        if deep:
+            image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        rgb = image.convert("RGB")
+    return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
+
+
+def prepare(image, want):
+    """A picture as the model's input: stretched to its size, normalized unless the model does that."""
+    size = want["resize"]["width"], want["resize"]["height"]
+    values = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    if rule := want["normalize"]:
+        values = (values * np.float32(rule["scale"]) - np.float32(rule["mean"])) / np.float32(rule["std"])
+    values = values.transpose(2, 0, 1) if want["layout"] == "NCHW" else values
+    batch = want["shape"][0] if isinstance(want["shape"][0], int) else 1
+    return np.ascontiguousarray(np.stack([values] * batch), want["dtype"])
+
+
+def decode(x, rule):
+    """The value that one picture's output stands for, by `decode` of the output."""
+    return {
+        "none": lambda: x,
+        "first": lambda: x[0],
+        "argmax": lambda: x.argmax(0),
+        "threshold": lambda: (x > rule["threshold"]).astype(np.float32),
+        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+        "expectation": lambda: np.average(rule["centers"], weights=np.exp(x - x.max())),
+        "unit_vector": lambda: x / np.maximum(np.sqrt((x * x).sum(0)), 1e-12),
+        "panoptic": lambda: panoptic(x, rule["panoptic"]),
+    }[rule["op"]]()
+
+
+def check(info, arrays):
+    """Hold the golden picture's input and outputs against what is stored; 1 where one is off, else 0."""
+    stored, wrong = np.load(HERE / info["golden"]["arrays"]), 0
+    for one in info["inputs"] + info["outputs"]:
+        rule, there = info["golden"]["tensors"][one["name"]], stored[one["name"]]
+        step = [slice(None, None, rule["step"] if side in ("height", "width") else 1) for side in one["axes"]]
+        off = np.abs(arrays[one["name"]][:1][tuple(step)].astype(np.float64) - there)
+        share = (off > 0).mean() if there.dtype.kind in "iu" else off.max() / max(np.abs(there).max(), 1e-9)
+        print(f"{one['name']}: off by {share:.1e}, at most {rule['tolerance']:.1e} is right")
+        wrong |= not share <= rule["tolerance"]
+    return wrong
+
+
+def main():
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", nargs="*", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for maps; by default they lie beside each picture")
+    parser.add_argument("--check", action="store_true", help="hold the golden picture against what is stored")
+    args = parser.parse_args()
+    places = {(args.out or path.parent) / path.stem for path in args.images}
+    if not args.check and len(places) < max(1, len(args.images)):
+        parser.error("give --check, or pictures that do not write the same files")
+    info = json.loads((HERE / "bundle.json").read_text("utf-8"))
+    for name, expected in info["files"].items():
+        if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != expected:
+            sys.exit(f"error: {HERE / name} is not the file that bundle.json tells of: its hash differs")
+    try:
+        run, (want,) = open_model(HERE / info["model"], info["target"]), info["inputs"]
+    except Exception as error:  # each runtime has its own
+        sys.exit(f"error: {HERE / info['model']} cannot be opened here: {error}")
+    for path in [HERE / info["golden"]["picture"]] if args.check else args.images:
+        try:
+            image = read(path)
+        except Exception as error:  # decoders raise many kinds
+            sys.exit(f"error: {path} cannot be read as a picture: {error}")
+        fed = prepare(image, want)
+        outputs = run({want["name"]: fed})
+        if args.check:
+            return check(info, {want["name"]: fed, **outputs})
+        for one in info["outputs"]:
+            x = outputs[one["name"]][0]
+            value = decode(x.astype(np.float32) if x.dtype.kind == "f" else x, one["decode"])
+            print(f"{path}: {one['name']} {words(one, x, value)}")
+            save_map(one, value, image.size, (args.out or path.parent) / f"{path.stem}.{one['name']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Write a device kit: a bundle's models with what to feed them, what torch answers, and kit.py."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compactmtl.artifacts.files import new_folder, sha256_file
+from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
+from compactmtl.artifacts.lock import exclusive
+from compactmtl.backends import get_backend
+from compactmtl.backends.base import DeviceKit
+from compactmtl.backends.model_file import model_files
+from compactmtl.data import build_loader, load_dataset
+from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.export.artifact import INPUT, ArtifactWriter, Chosen, Validation
+from compactmtl.export.bundle import Bundle
+from compactmtl.export.kit.files import KitImages, KitModel, Manifest, Plan, keep_manifest
+from compactmtl.export.kit.on_device import IMAGES, INPUTS, MANIFEST, REFERENCES, RESULTS, SCRIPT, array_key
+from compactmtl.export.kit.script import script
+from compactmtl.export.timing import COMPACT, DENSE
+from compactmtl.graph.inputs import as_arguments
+from compactmtl.models import MultiTaskModel
+from compactmtl.runs import Run
+from compactmtl.verify.accuracy import evaluate, torch_runner
+from compactmtl.verify.parity import reference_outputs
+from compactmtl.verify.result import SINGLE
+
+README = "README.txt"
+MODELS = "models"
+ZIP = ".zip"
+
+
+@dataclass(frozen=True)
+class WrittenKit:
+    """A kit that was written."""
+
+    path: Path
+    megabytes: float
+    images: int
+    install: str  # what brings the runtime to the device
+
+
+@exclusive("export")
+def write_kit(
+    run: Run,
+    target_name: str,
+    path: Path,
+    baseline: Run | None = None,
+    *,
+    images: int = 0,
+    progress: Callable[[str], None] = lambda line: None,
+) -> WrittenKit:
+    """Write a kit of the run's bundle for a target as a folder or, where `path` ends in .zip, one file.
+
+    It holds the bundle's model and, to be timed beside it, the models that `export_run` times: the dense one, of
+    `baseline` where one is given, and float32 forms of lower precisions. `images` is how many images of the val split
+    are packed; their targets stay here.
+
+    Raises ArtifactError where there is no such bundle or it is not of the run's model, ConfigError where the backend
+    has no kit or `path` holds something else.
+    """
+    bundle = Bundle.open(run.path / EXPORT / target_name)
+    target, info = bundle.info.target, bundle.info
+    if info.weights_sha256 not in (None, sha256_file(run.deployed_weights)):
+        raise ArtifactError(
+            f"{bundle.path} is of an earlier model of {run.path}",
+            "export the run again: compactmtl export RUN --target NAME",
+        )
+    backend = get_backend(target.backend)
+    device = backend.device_kit(target, {tensor.name: tensor.shape for tensor in info.inputs})
+    if device is None:
+        raise ConfigError(f"backend {backend.name} has no device kit", "choose a target of another backend")
+    _check_place(path)
+    data = Validation.load(run, target)
+    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
+    model = run.load_compact() if run.has_compact else run.load_plain()
+    subject = COMPACT if run.has_compact else "model"
+    dense = (baseline or run).load_plain() if run.has_compact or baseline is not None else None
+    with _folder(path) as folder:
+        progress("writing the kit's models")
+        models = _write_models(folder, writer, {DENSE: dense, subject: model}, bundle)
+        wrapped = writer.interface.wrap(model)
+        cases = data.cases(target, writer.interface)
+        outputs = _write_cases(folder, wrapped, cases)
+        packed = None
+        if images:
+            progress("packing images of the val split")
+            packed = _write_images(folder, writer, images, model, None if baseline is None else dense)
+        (folder / SCRIPT).write_text(script(device.runtime, device.install), encoding="utf-8")
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        tolerances = {name: target.tolerance(name) for name in outputs}
+        manifest = Manifest(
+            run=run.name,
+            target_name=target_name,
+            bundle_sha256=bundle.sha256,
+            subject=subject,
+            reference=DENSE if dense is not None else subject,
+            models=models,
+            runtime=dict(device.settings),
+            inputs=(INPUT,),
+            outputs=outputs,
+            tolerances={name: None if math.isinf(one) else one for name, one in tolerances.items()},
+            cases=len(cases),
+            latency=Plan(
+                warmup=target.latency.warmup, repeats=target.latency.repeats, settle=target.latency.settle
+            ),
+            images=packed,
+            files={file.relative_to(folder).as_posix(): sha256_file(file) for file in files},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        content = (manifest.model_dump_json(indent=1) + "\n").encode()
+        (folder / MANIFEST).write_bytes(content)
+        (folder / README).write_text(_readme(manifest, device), encoding="utf-8")
+        megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    keep_manifest(bundle.path, content)
+    return WrittenKit(path, megabytes, packed.count if packed else 0, device.install)
+
+
+def _check_place(path: Path) -> None:
+    """Raise ConfigError where writing the kit would replace anything but a kit."""
+    if path.suffix == ZIP:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder", "name a file, or a folder whose name has no .zip")
+    elif path.exists() and not (path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))):
+        raise ConfigError(f"{path} exists and is no kit", "choose another --kit-out")
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` or, where that ends in .zip, that file; nothing where anything raises."""
+    if path.suffix != ZIP:
+        with new_folder(path) as folder:
+            yield folder
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="compactmtl-kit-") as scratch:
+        folder = Path(scratch)
+        yield folder
+        partial = path.with_name(f".{path.name}.tmp")
+        try:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as packed:
+                for file in sorted(folder.rglob("*")):
+                    if file.is_file():
+                        packed.write(file, Path(path.stem) / file.relative_to(folder))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _write_models(
+    folder: Path, writer: ArtifactWriter, models: Mapping[str, MultiTaskModel | None], bundle: Bundle
+) -> dict[str, KitModel]:
+    """The bundle's model file as it is, and what it is timed beside; those of lower precision in float32 too."""
+    target = writer.target
+    written: dict[str, KitModel] = {}
+
+    def place(name: str) -> Path:
+        path = folder / MODELS / name.replace(" ", "-") / MODEL_FILE
+        path.parent.mkdir(parents=True)
+        return path
+
+    for name, model in models.items():
+        if model is None:
+            continue
+        path = place(name)
+        if name == DENSE:
+            writer.write(model, path)
+        else:
+            for file in model_files(bundle.model_path):
+                shutil.copyfile(file, path.parent / file.name)
+        written[name] = KitModel(file=path.relative_to(folder).as_posix(), precision=target.precision)
+    if target.precision != "fp32":
+        for name, model in models.items():
+            if model is not None:
+                path = place(name + SINGLE)
+                writer.at("fp32").write(model, path)
+                written[name + SINGLE] = KitModel(file=path.relative_to(folder).as_posix(), precision="fp32")
+    return written
+
+
+def _write_cases(folder: Path, model: torch.nn.Module, cases: list[Any]) -> tuple[str, ...]:
+    """Inputs and the torch model's outputs of every case; the outputs' names."""
+    inputs: dict[str, NDArray[Any]] = {}
+    references: dict[str, NDArray[Any]] = {}
+    names: tuple[str, ...] = ()
+    for index, case in enumerate(cases):
+        inputs[array_key(index, INPUT)] = case.numpy()
+        outputs = reference_outputs(model, as_arguments(model, case))
+        names = tuple(outputs)
+        references |= {array_key(index, name): array for name, array in outputs.items()}
+    _save(folder / INPUTS, inputs)
+    _save(folder / REFERENCES, references)
+    return names
+
+
+def _write_images(
+    folder: Path, writer: ArtifactWriter, count: int, model: MultiTaskModel, dense: MultiTaskModel | None
+) -> KitImages:
+    """The first images of the val split as the file takes them, and the torch models' metrics on them."""
+    run = writer.run
+    config = run.recipe.data
+    dataset = load_dataset(config, "val")
+    count = min(count, len(dataset))
+    loader = build_loader(Chosen(dataset, range(count)), config, train=False, seed=run.recipe.seed)
+    fed = np.concatenate([writer.interface.feed(batch["image"]).numpy() for batch in loader])
+    _save(folder / IMAGES, {INPUT: fed})
+    return KitImages(
+        count=count,
+        batch=writer.target.latency.batch,
+        sha256=hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest(),
+        torch=evaluate(torch_runner(model), loader, run.tasks, finite=True),
+        baseline=None if dense is None else evaluate(torch_runner(dense), loader, run.tasks, finite=True),
+    )
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+
+
+def _readme(manifest: Manifest, device: DeviceKit) -> str:
+    images = "It holds no images of the data set but those that outputs are compared on."
+    if manifest.images is not None:
+        images = f"{IMAGES} holds {manifest.images.count} images of the data set's val split, without their targets."
+    return f"""Device kit of {manifest.run} for {manifest.target_name}
+
+On the device, with Python 3.8 or later, numpy and the runtime ({device.install}):
+
+    python {SCRIPT}
+
+It writes {RESULTS}. Take that file (and the .outputs.npz beside it, if there is one) back, and run
+
+    compactmtl collect RUN {RESULTS}
+
+{images}
+The first images of the val split are in {INPUTS}. They are part of your data: its licence and your duties towards the people in
+it go with the kit, and with the outputs. Pass the kit on only to whom you may pass on the data.
+"""
+
+
+def default_place(run: Run, target_name: str) -> Path:
+    """Where a kit is written if nothing else is asked for: kits/<target> of the run."""
+    return run.path / "kits" / target_name

@@ -1,0 +1,82 @@
+"""The programs of a bundle, which run it without compactmtl: infer.py and what it imports, put together from real modules.
+
+Their sources are `in_bundle`, and the `in_bundle.py` of a backend. A bundle gets what its outputs and its runtime need.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Set
+from importlib import resources
+
+from compactmtl.artifacts.layout import INFER_SCRIPT
+from compactmtl.backends import get_backend
+from compactmtl.export.record import BundleInfo
+
+MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more lies beside it.
+SHOW, PANOPTIC, RUNTIME = "show", "panoptic", "runtime"
+_OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
+_HOME = "compactmtl.export.in_bundle"
+
+
+def scripts(info: BundleInfo) -> dict[str, str]:
+    """The programs by file name; none where the backend says no way to open a model without compactmtl.
+
+    Each imports the standard library, numpy, Pillow, the bundle's runtime and each other alone.
+    """
+    backend = get_backend(info.target.backend)
+    part = backend.in_bundle()
+    if (
+        not part
+        or info.runtime is None
+        or info.golden is None
+        or any(one.decode is None for one in info.outputs)
+    ):
+        return {}
+    operations = {one.decode.op for one in info.outputs if one.decode is not None}
+    text = _with_operations(source("infer.py"), operations)
+    text = text.replace(
+        "pip install numpy pillow onnxruntime", f"pip install numpy pillow {info.runtime.package}"
+    )
+    text = text.replace(f"    from {_HOME}.{SHOW} import", f"    from {SHOW} import")
+    text = text.replace("import Image\n\n", "import Image\n")
+    files = {f"{SHOW}.py": source(f"{SHOW}.py")}
+    if PANOPTIC in operations:
+        files[f"{PANOPTIC}.py"] = source(f"{PANOPTIC}.py")
+    whole = _with_runtime(text, part)
+    if len(whole.splitlines()) > MOST_LINES:
+        whole = _open_model_from(text, f"    from {RUNTIME} import open_model\n")
+        files[f"{RUNTIME}.py"] = part
+    return {INFER_SCRIPT: whole, **files}
+
+
+def source(name: str) -> str:
+    """A file of `in_bundle`."""
+    return (resources.files("compactmtl.export") / "in_bundle" / name).read_text(encoding="utf-8")
+
+
+def _with_operations(text: str, operations: Set[str]) -> str:
+    """infer.py with those operations of `decode` alone that the bundle's outputs need."""
+    text = _OPERATION.sub(lambda match: match[0] if match[1] in operations else "", text)
+    line = f"    from {_HOME}.{PANOPTIC} import {PANOPTIC}\n"
+    text = text.replace(line, f"    from {PANOPTIC} import {PANOPTIC}\n" if PANOPTIC in operations else "")
+    return text
+
+
+def _with_runtime(text: str, part: str) -> str:
+    """infer.py with the runtime's import among its imports and `open_model` before `check`."""
+    tree = ast.parse(part)
+    lines = part.splitlines(keepends=True)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    known = ast.parse(text)
+    there = {ast.unparse(node) for node in ast.walk(known) if isinstance(node, ast.Import | ast.ImportFrom)}
+    new = [ast.unparse(node) for node in imports if ast.unparse(node) not in there]
+    body = "".join(lines[imports[-1].end_lineno :]).strip("\n")
+    text = _open_model_from(text, "".join(f"    {line}\n" for line in new))
+    return text.replace("\n\n\ndef check(", f"\n\n\n{body}\n\n\ndef check(")
+
+
+def _open_model_from(text: str, imports: str) -> str:
+    """infer.py with `imports` in place of the import of ONNX Runtime's part."""
+    return re.sub(r"    from compactmtl\.backends\.\w+\.in_bundle import open_model\n", imports, text)
