@@ -23,6 +23,7 @@ from compactmtl.backends.base import (
     BackendOptions,
     Description,
     LayerTime,
+    Link,
     Runner,
     TensorInfo,
     read_options,
@@ -30,6 +31,9 @@ from compactmtl.backends.base import (
 )
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.backends.model_file import external_files
+from compactmtl.backends.onnxruntime import plugin
+from compactmtl.backends.onnxruntime.links import links
+from compactmtl.backends.onnxruntime.plugin import PLUGINS, RTX
 from compactmtl.backends.precision import check_precision, file_precision, layer_precisions, lowest_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, MissingDependencyError
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"  # its engines are no ONNX graph: nothing of them can be written
+TENSORRT = "TensorrtExecutionProvider"
+# Their engines are no ONNX graph: nothing of them can be written.
+COMPILED = (TENSORRT, RTX)
 OPTIMIZED = "optimized.onnx"
 KERNEL_TIME = "_kernel_time"  # how ONNX Runtime ends a node's name in its profile
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
@@ -69,18 +75,18 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     Options = OnnxRuntimeOptions
-    packages = ("onnxruntime", "onnxruntime-gpu")
+    packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx-cu13")
     is_reference = True
 
     def cases(self) -> Iterable[tuple[str, Target]]:
-        for provider in (CPU, CUDA, TENSORRT):
+        for provider in (CPU, CUDA, TENSORRT, RTX):
             yield f"{self.name}, {provider}", Target(backend=self.name, provider=provider)
 
     def on_cpu(self, target: Target) -> bool:
         return _provider(target) == CPU
 
     def default_step(self, target: Target) -> int:
-        if target.precision == "int8" and _provider(target).startswith("Tensorrt"):
+        if target.precision == "int8" and _provider(target) in COMPILED:
             return TENSOR_CORES_INT8
         return super().default_step(target)
 
@@ -106,6 +112,8 @@ class OnnxRuntimeBackend(Backend):
             return Availability(
                 False, f"ONNX Runtime knows no provider {provider!r}", f"did you mean {near[0]}?"
             )
+        if provider in PLUGINS:
+            return plugin.availability(provider)
         if provider not in offered:
             return Availability(
                 False,
@@ -122,6 +130,9 @@ class OnnxRuntimeBackend(Backend):
                     "run it on a machine with an NVIDIA GPU",
                 )
         return Availability(True)
+
+    def links(self) -> Iterable[Link]:
+        return links()
 
     def open(self, model: Path, target: Target) -> OnnxRuntimeRunner:
         """Open `model` on the target's provider with target.threads.
@@ -156,7 +167,7 @@ def _layers(model: Path, folder: Path, target: Target) -> dict[str, int]:
 
     written = folder / OPTIMIZED
     graph = onnx.load(written if written.exists() else model, load_external_data=False).graph
-    return layer_precisions(graph, rewritten=_provider(target) != TENSORRT)
+    return layer_precisions(graph, rewritten=_provider(target) not in COMPILED)
 
 
 def _session(
@@ -175,7 +186,7 @@ def _session(
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
-    elif provider != TENSORRT and (target.precision != "fp32" or _lowered(model)):
+    elif provider not in COMPILED and (target.precision != "fp32" or _lowered(model)):
         options.optimized_model_filepath = str(folder / OPTIMIZED)
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = target.threads
@@ -195,7 +206,11 @@ def _session(
         state.InvalidArgument,
     )
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=[provider])
+        if provider in PLUGINS:
+            options.add_provider_for_devices(plugin.devices(provider), {})
+            session = onnxruntime.InferenceSession(str(model), options)
+        else:
+            session = onnxruntime.InferenceSession(str(model), options, providers=[provider])
     except broken as error:
         raise ArtifactError(
             f"{model} is not a model that ONNX Runtime can load: {_first_line(error)}", "export it again"
