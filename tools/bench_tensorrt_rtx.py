@@ -1,7 +1,7 @@
 """Every recipe's network through NVIDIA's own parser and builder: TensorRT for RTX, in each precision and capability.
 
     python -m tools.bench_tensorrt_rtx run --out rtx.jsonl         # goes on where it stopped
-    python -m tools.bench_tensorrt_rtx run --networks utkface/small --forms dense
+    python -m tools.bench_tensorrt_rtx run --networks utkface/small zoo:resnet18 --forms dense
     python -m tools.bench_tensorrt_rtx table rtx.jsonl             # Markdown for docs/results/tensorrt-rtx.md
 
 Networks are the recipes', at the recipes' size, with random weights and with norms that know noise; recipes of one and the
@@ -37,24 +37,24 @@ from compactmtl.data import load_dataset
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export import export_onnx
 from compactmtl.export.precision import apply_precision
-from compactmtl.models import MultiTaskModel
 from compactmtl.runs.model import example_inputs, fresh_model, plain_form
 from compactmtl.tasks import build_tasks
 from tools.latency_table import narrowed
 from tools.rtx_table import read, table
-from tools.surgery_zoo import calibrate, limited
+from tools.surgery_zoo import ZOO, build, calibrate, limited
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 CAPABILITIES = (7.5, 8.0, 8.6, 8.9, 12.0)
 FORMS = ("dense", "compact")
 INPUT = "image"
+ZOO_PREFIX = "zoo:"
 # Few, of noise: what the graph looks like does not depend on them.
 QUICK = ("int8.search=0", "int8.samples=2", "fp16.samples=2")
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network by the first recipe that has it, and all of those that do."""
+    """A network by the first recipe that has it, and all of those that do; `zoo:NAME` is one of `tools.surgery_zoo`."""
 
     name: str
     recipes: tuple[str, ...]
@@ -97,23 +97,27 @@ def small_data(recipe: Recipe) -> Iterator[list[str]]:
         yield [f"data.root={root}"]
 
 
-def build_network(name: str) -> tuple[MultiTaskModel, tuple[Tensor, ...]]:
-    """A recipe's network in the form that it deploys, with random weights, and an image of noise at its size."""
-    recipe = load_recipe(name)
-    with small_data(recipe) as overrides:
-        specs = load_dataset(load_recipe(name, overrides).data, "val").specs
+def build_network(name: str, overrides: Sequence[str] = ()) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A recipe's network in the form that it deploys, or one of the zoo, with random weights; and an image of noise.
+
+    `overrides` change the recipe, such as its size.
+    """
+    if name.startswith(ZOO_PREFIX):
+        torch.manual_seed(0)
+        model, image = build(name.removeprefix(ZOO_PREFIX))
+        calibrate(model, image)
+        return model.eval(), image
+    recipe = load_recipe(name, overrides)
+    with small_data(recipe) as elsewhere:
+        specs = load_dataset(load_recipe(name, (*overrides, *elsewhere)).data, "val").specs
     torch.manual_seed(0)
     inputs = example_inputs(recipe)
-    model = fresh_model(recipe, build_tasks(recipe.tasks, specs), initialize=False)
-    small = (torch.randn(2, 3, *inputs[0].shape[2:]),)
-    settle(model, small[0])
-    return plain_form(recipe, model).eval(), inputs
-
-
-def settle(model: nn.Module, images: Tensor) -> None:
-    """Norms take the statistics of noise, so that values stay within what a precision holds."""
-    calibrate(model, (images[:1],)) if max(images.shape[2:]) <= 256 else None
-    model.eval()
+    network = fresh_model(recipe, build_tasks(recipe.tasks, specs), initialize=False)
+    if (
+        max(inputs[0].shape[2:]) <= 256
+    ):  # norms take the statistics of noise, as after training; it takes memory
+        calibrate(network, inputs)
+    return plain_form(recipe, network).eval(), inputs
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Path:
@@ -185,7 +189,6 @@ def rows_of(
     if not wanted:
         return
     row = {"network": network.name, "recipes": list(network.recipes), "form": form}
-    model: nn.Module
     model, inputs = build_network(network.name)
     if form == "compact":
         model = narrowed(model, inputs, 0.5, align=8)
@@ -240,8 +243,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(required=True, dest="verb")
     runner = verbs.add_parser("run")
     runner.add_argument("--out", type=Path, default=Path("rtx.jsonl"))
-    known = networks()
-    runner.add_argument("--networks", nargs="*", metavar="RECIPE", help="those of these recipes (default: all)")
+    known = [*networks(), *(Network(ZOO_PREFIX + name, ()) for name in ZOO)]
+    runner.add_argument(
+        "--networks",
+        nargs="*",
+        metavar="RECIPE",
+        help="those of these recipes, and zoo:NAME (default: all recipes)",
+    )
     runner.add_argument("--forms", nargs="*", default=list(FORMS), choices=FORMS)
     runner.add_argument("--precisions", nargs="*", default=list(PRECISIONS), choices=PRECISIONS)
     runner.add_argument("--limit", type=int, default=1200, help="seconds for one network in one form")
@@ -253,10 +261,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.verb == "table":
         print(table(given.file))
         return
+    names = {one: {one.name, *one.recipes} for one in known}
     asked = {name for one in known for name in one.recipes} if given.networks is None else set(given.networks)
-    if unknown := asked - {name for one in known for name in one.recipes}:
-        parser.error(f"no recipe is called {', '.join(sorted(unknown))}; `compactmtl recipes list` shows them")
-    chosen = [one for one in known if asked & set(one.recipes)]
+    if unknown := asked - set().union(*names.values()):
+        parser.error(
+            f"no recipe is called {', '.join(sorted(unknown))}; `compactmtl recipes list` shows them"
+        )
+    chosen = [one for one in known if asked & names[one]]
     run(given.out, chosen, given.forms, given.precisions, given.limit)
 
 

@@ -27,8 +27,8 @@ def table(path: Path) -> str:
     whole = version["networks"] * 2 * PER_NETWORK
     share = (
         "All builds of the bench are in it."
-        if len(rows) >= whole
-        else (f"**Partial**: {len(rows)} of {whole} builds were made.")
+        if (made := sum(bool(row["recipes"]) for row in rows)) >= whole
+        else f"**Partial**: {made} of {whole} builds were made."
     )
     lines = [
         f"TensorRT-RTX {version['tensorrt_rtx']}, torch {version['torch']}, {version['processor']}. {share}",

@@ -118,6 +118,20 @@ class DeviceKit:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A library of NVIDIA's that an installed package needs: `version` as it asks for it, such as 10 or 13.0."""
+
+    package: str  # with its own version
+    library: str
+    version: str
+
+    @property
+    def major(self) -> str:
+        """The part that has to be the same within a process."""
+        return self.version.split(".")[0]
+
+
+@dataclass(frozen=True)
 class Ahead:
     """What was built for a device that is not here: the new files, and what they are in words."""
 
@@ -240,6 +254,10 @@ class Backend(ABC):
         if target.precision in self.precisions:
             return ""
         return f"precision {target.precision}: backend {self.name} takes {', '.join(self.precisions)}"
+
+    def links(self) -> Iterable[Link]:
+        """What of NVIDIA's libraries the installed packages of this backend need; loads none of them."""
+        return ()
 
     def require(self, target: Target) -> None:
         """Raise where the backend can't run `target` here.

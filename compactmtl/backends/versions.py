@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 
 import compactmtl
+from compactmtl.backends.fit import package_version
 from compactmtl.backends.registry import all_backends
 
 # What every installation has; without one of them the package can't work.
 CORE = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript")
-
-
-def package_version(name: str) -> str | None:
-    """Version of an installed distribution, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def package_versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.backends.versions import CORE, package_versions
     from compactmtl.errors import MISSING, OK
 
-    for line in (*_packages(), "", *_machine(), "", *_backends(), "", *_folders()):
+    for line in (*_packages(), "", *_machine(), "", *_backends(), "", *_fit(), "", *_folders()):
         print(line)
     missing = [name for name in CORE if name not in package_versions()]
     return MISSING if missing else OK
@@ -71,9 +71,25 @@ def _backends() -> Iterator[str]:
     ):  # what others are checked against first
         for label, target in backend.cases():
             found = backend.availability(target)
-            yield f"  {label:<42} {'yes' if found.available else f'no: {found.reason}'}"
+            yield f"  {label:<44} {'yes' if found.available else f'no: {found.reason}'}"
             if found.hint:
-                yield f"  {'':<42} to fix it: {found.hint}"
+                yield f"  {'':<44} to fix it: {found.hint}"
+
+
+def _fit() -> Iterator[str]:
+    from compactmtl.backends import all_backends
+    from compactmtl.backends.driver import cuda_device
+    from compactmtl.backends.fit import clashes, told
+
+    yield "NVIDIA libraries"
+    links = [link for backend in all_backends() for link in backend.links()]
+    device, reason = cuda_device()
+    yield f"  driver: {f'CUDA {device.driver}' if device is not None else f'none ({reason})'}"
+    yield from (f"  {line}" for line in told(links))
+    found = list(clashes(links, None if device is None else device.driver))
+    yield from (f"  do not fit: {line}" for line in found)
+    if not found:
+        yield "  these fit each other" if links else "  no package needs one"
 
 
 def _folders() -> Iterator[str]:

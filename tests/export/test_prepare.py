@@ -24,7 +24,7 @@ from compactmtl.verify.parity import compare_outputs
 from compactmtl.verify.result import OutputParity, ParityResult
 from tests.support.fake_tensorrt import install
 
-NO_GPU = "compactmtl.backends.tensorrt.entry.cuda_device"
+NO_GPU = "compactmtl.backends.tensorrt.backend.cuda_device"
 FAST = ("latency.warmup=1", "latency.repeats=3", "int8.samples=4", "fp16.samples=4")
 
 

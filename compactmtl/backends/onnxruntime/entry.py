@@ -24,6 +24,7 @@ from compactmtl.backends.base import (
     Description,
     DeviceKit,
     LayerTime,
+    Link,
     Runner,
     Shape,
     TensorInfo,
@@ -33,7 +34,10 @@ from compactmtl.backends.base import (
 from compactmtl.backends.driver import cuda_device
 from compactmtl.backends.machine import cpu_name
 from compactmtl.backends.model_file import external_files
+from compactmtl.backends.onnxruntime import plugin
 from compactmtl.backends.onnxruntime.kit import OnnxRuntimeOnDevice
+from compactmtl.backends.onnxruntime.links import links
+from compactmtl.backends.onnxruntime.plugin import PLUGINS, RTX
 from compactmtl.backends.precision import (
     FLOAT_OPS,
     INT8_OPS,
@@ -50,7 +54,9 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"  # its engines are no ONNX graph: nothing of them can be written
+TENSORRT = "TensorrtExecutionProvider"
+# Their engines are no ONNX graph: nothing of them can be written.
+COMPILED = (TENSORRT, RTX)
 OPTIMIZED = "optimized.onnx"
 KERNEL_TIME = "_kernel_time"  # how ONNX Runtime ends a node's name in its profile
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
@@ -80,21 +86,21 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     Options = OnnxRuntimeOptions
-    packages = ("onnxruntime", "onnxruntime-gpu")
+    packages = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx-cu13")
     is_reference = True
 
     def wheel(self, target: Target) -> str:
         return self.packages[0 if _provider(target) == CPU else 1]
 
     def cases(self) -> Iterable[tuple[str, Target]]:
-        for provider in (CPU, CUDA, TENSORRT):
+        for provider in (CPU, CUDA, TENSORRT, RTX):
             yield f"{self.name}, {provider}", Target(backend=self.name, provider=provider)
 
     def on_cpu(self, target: Target) -> bool:
         return _provider(target) == CPU
 
     def default_step(self, target: Target) -> int:
-        if target.precision == "int8" and _provider(target).startswith("Tensorrt"):
+        if target.precision == "int8" and _provider(target) in COMPILED:
             return TENSOR_CORES_INT8
         return super().default_step(target)
 
@@ -120,6 +126,8 @@ class OnnxRuntimeBackend(Backend):
             return Availability(
                 False, f"ONNX Runtime knows no provider {provider!r}", f"did you mean {near[0]}?"
             )
+        if provider in PLUGINS:
+            return plugin.availability(provider)
         if provider not in offered:
             return Availability(
                 False,
@@ -137,8 +145,10 @@ class OnnxRuntimeBackend(Backend):
                 )
         return Availability(True)
 
-    def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit:
+    def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit | None:
         provider = _provider(target)
+        if provider in PLUGINS:  # the kit's one file registers no provider of another package
+            return None
         settings = {
             "provider": provider,
             "provider_options": {},
@@ -158,6 +168,9 @@ class OnnxRuntimeBackend(Backend):
         ) as folder:  # as in `open`: what it was asked for
             layers = _layers(model, Path(folder), target)
         return super().check_device({"layers": layers}, model, target)
+
+    def links(self) -> Iterable[Link]:
+        return links()
 
     def open(self, model: Path, target: Target) -> OnnxRuntimeRunner:
         """Open `model` on the target's provider with target.threads.
@@ -192,7 +205,7 @@ def _layers(model: Path, folder: Path, target: Target) -> dict[str, int]:
 
     written = folder / OPTIMIZED
     graph = onnx.load(written if written.exists() else model, load_external_data=False).graph
-    return layer_precisions(graph, rewritten=_provider(target) != TENSORRT)
+    return layer_precisions(graph, rewritten=_provider(target) not in COMPILED)
 
 
 def _session(
@@ -211,7 +224,7 @@ def _session(
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
-    elif provider != TENSORRT and (target.precision != "fp32" or _lowered(model)):
+    elif provider not in COMPILED and (target.precision != "fp32" or _lowered(model)):
         options.optimized_model_filepath = str(folder / OPTIMIZED)
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = target.threads
@@ -228,10 +241,14 @@ def _session(
         state.InvalidArgument,
     )
     try:
-        settings = [{"use_tf32": "0"} if provider == CUDA else {}]  # parity is promised for float32
-        session = onnxruntime.InferenceSession(
-            str(model), options, providers=[provider], provider_options=settings
-        )
+        if provider in PLUGINS:
+            options.add_provider_for_devices(plugin.devices(provider), {})
+            session = onnxruntime.InferenceSession(str(model), options)
+        else:
+            settings = [{"use_tf32": "0"} if provider == CUDA else {}]  # parity is promised for float32
+            session = onnxruntime.InferenceSession(
+                str(model), options, providers=[provider], provider_options=settings
+            )
     except broken as error:
         raise ArtifactError(
             f"{model} is not a model that ONNX Runtime can load: {_first_line(error)}", "export it again"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compactmtl.backends.base import TENSOR_CORES_INT8, Availability, Backend, DeviceKit, Shape
+from compactmtl.backends.base import TENSOR_CORES_INT8, Availability, Backend, DeviceKit, Link, Shape
 from compactmtl.backends.driver import CudaDevice, cuda_device
+from compactmtl.backends.fit import package_version
 from compactmtl.backends.model_file import model_sha256
 from compactmtl.backends.tensorrt.api import Library, log_of
 from compactmtl.backends.tensorrt.build import Built, Job, build_engine, deserialize
@@ -65,6 +67,20 @@ class EngineBackend(Backend):
 
     def companions(self, model: Path) -> tuple[str, ...]:
         return (engine_path(model).name,)
+
+    def links(self) -> Iterable[Link]:
+        """By the names of installed distributions, such as tensorrt-cu13-libs: its version, and CUDA's major."""
+        stem = self.library.extra
+        names = [
+            stem,
+            *(f"{stem}-cu{major}{part}" for major in (12, 13) for part in ("", "-bindings", "-libs")),
+        ]
+        for name in names:
+            if (version := package_version(name)) is None:
+                continue
+            yield Link(f"{name} {version}", self.library.label, version)
+            if (cuda := re.search(r"-cu(\d+)", name)) is not None:
+                yield Link(f"{name} {version}", "CUDA", cuda.group(1))
 
     def settings_sha256(self, target: Target) -> str:
         """Hash of every key that changes the engine."""

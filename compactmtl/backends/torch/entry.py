@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from compactmtl.backends.base import Availability, Backend, Runner
+from compactmtl.backends.base import Availability, Backend, Link, Runner
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
 
@@ -25,6 +26,14 @@ class TorchBackend(Backend):
             reason = str(error).splitlines()[0] if str(error) else "no reason given"
             return Availability(False, f"{type(error).__name__}: {reason}")
         return Availability(True)
+
+    def links(self) -> Iterable[Link]:
+        try:
+            import torch
+        except Exception:  # as above; there is nothing to say of it then
+            return ()
+        cuda = torch.version.cuda
+        return () if cuda is None else (Link(f"torch {torch.__version__}", "CUDA", cuda),)
 
     def open(self, model: Path, target: Target) -> Runner:
         raise ArtifactError(

@@ -1,0 +1,135 @@
+"""What is exported is built by NVIDIA's own builder: every recipe's network, networks from elsewhere, and what surgery left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compactmtl.backends.tensorrt.api import log_of
+from compactmtl.backends.tensorrt.network import NetworkLayer, network_layers
+from compactmtl.backends.tensorrt.parse import parse
+from compactmtl.backends.tensorrt_rtx.capability import lacking
+from compactmtl.config import load_recipe
+from compactmtl.config.target import Target
+from compactmtl.errors import ConfigError
+from compactmtl.surgery import compact
+from tests.support.rtx import ALL, build, rtx
+from tools.bench_tensorrt_rtx import PRECISIONS, build_network, export, networks, target_of
+from tools.surgery_zoo import NotMasked, mask
+
+pytestmark = pytest.mark.slow
+LONGEST = 128  # pixels of a picture's side here: the graph is that of the recipe's own size
+ONLY_75 = {"7.5"}
+# One of each kind of thing that networks elsewhere are made of.
+FOREIGN = (
+    "resnet18",
+    "mobilenetv3_small_100",  # HardSwish, squeeze-and-excitation
+    "efficientnet_b0",
+    "densenet121",
+    "ghostnet_100",
+    "hrnet_w18_small",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "convnext_atto",  # LayerNorm
+    "poolformer_s12",  # GroupNorm
+    "tv:shufflenet_v2_x0_5",  # channel shuffle
+    "tv:deeplabv3_resnet50",
+)
+
+
+def layers_of(path: Path) -> tuple[NetworkLayer, ...]:
+    api = rtx().library.load()
+    log = log_of(api)
+    with log.listen() as said:
+        builder = api.Builder(log.logger)
+        network, parser = parse(api, "TensorRT-RTX", builder, log.logger, said, path)
+        found = network_layers(network)
+        del network, parser
+    return found
+
+
+def check_all(path: Path, target: Target) -> None:
+    """Every capability that the network's types allow gets an engine, and only Turing lacks any; it is told so."""
+    every = [f"{one:.1f}" for one in ALL]
+    without = {one for _, lack, _ in lacking(layers_of(path), every) for one in lack}
+    assert without <= ONLY_75
+    able = [float(one) for one in every if one not in without]
+    built = build(path, for_capabilities(target, able))
+    assert len(built.data) > 10_000
+    if without:
+        with pytest.raises(ConfigError, match=r"compute capability 7\.5 has no"):
+            build(path, for_capabilities(target, [7.5]))
+
+
+def for_capabilities(target: Target, able: list[float]) -> Target:
+    options = rtx().config(target).model_copy(update={"compute": tuple(able)})
+    return target.with_own({"tensorrt_rtx": options.model_dump(mode="json")})
+
+
+def check_precisions(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path, *overrides: str) -> None:
+    for precision in PRECISIONS:
+        target = target_of(precision, None, overrides)
+        (folder / precision).mkdir()
+        check_all(export(model, inputs, target, folder / precision / "model.onnx"), target)
+
+
+def smaller(size: tuple[int, int]) -> list[str]:
+    while max(size) > LONGEST:
+        size = (size[0] // 2, size[1] // 2)
+    return [f"data.size=[{size[0]},{size[1]}]"]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [one.name for one in networks()])
+def test_every_recipe_in_every_precision_for_every_capability(name: str, tmp_path: Path) -> None:
+    model, inputs = build_network(name, smaller(load_recipe(name).data.size))
+    check_precisions(model, inputs, tmp_path)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_networks_from_elsewhere(name: str, tmp_path: Path) -> None:
+    model, inputs = build_network(f"zoo:{name}")
+    check_precisions(model, inputs, tmp_path)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("resnet18", "A"), ("densenet121", "A"), ("convnext_atto", "C"), ("vit_tiny_patch16_224", "C")],
+)
+def test_what_surgery_leaves_gathers_and_widened_norms_among_it(
+    name: str, pattern: str, tmp_path: Path
+) -> None:
+    model, inputs = build_network(f"zoo:{name}")
+    try:
+        mask(model, inputs, pattern, 0)
+    except NotMasked as reason:
+        pytest.fail(str(reason))
+    small = compact(model, inputs, gather=True).model
+    before, after = (sum(p.numel() for p in one.parameters()) for one in (model, small))
+    assert after < before
+    check_precisions(small.eval(), inputs, tmp_path)
+
+
+def test_free_batch_and_size_with_a_profile(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(16, 4, 1),
+    ).eval()
+    shapes = "{image: {min: [1, 3, 16, 16], opt: [2, 3, 32, 48], max: [4, 3, 64, 96]}}"
+    check_precisions(
+        model,
+        (torch.randn(2, 3, 32, 48),),
+        tmp_path,
+        "onnx.dynamic_batch=true",
+        "onnx.dynamic_size=true",
+        f"tensorrt_rtx.shapes={shapes}",
+    )
