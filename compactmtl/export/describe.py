@@ -16,6 +16,7 @@ PICTURE = (
     "Transparency is left out, not blended with a background. Grayscale of 16 bits is divided by 257 and rounded. Palettes "
     "and CMYK are converted as Pillow does it. A file of several pictures, or of 32 bits a value, is refused."
 )
+BY_CLASS = ("class", "label")  # names of axis 1 whose entries are the target's classes
 BAKED = "turns it to float32 (batch, color, height, width) and normalizes it as in training: do not normalize it before"
 
 
@@ -50,7 +51,10 @@ def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after:
     axes = ("batch", task.axis, "height", "width") if task.dense else ("batch", task.axis)
     if len(shape) < len(axes):  # argmax takes axis 1 away
         axes = axes[:1] + axes[2:]
-    classes = task.spec.classes
+    decoding = task.decoding if process is None else process.decoding(task.decoding)
+    # A target may have classes of which the output does not speak, as boundaries between them.
+    by_class = task.axis in BY_CLASS or decoding.panoptic is not None
+    classes = task.spec.classes if by_class else ()
     return OutputRecord.model_validate(
         {
             "name": name,
@@ -65,7 +69,7 @@ def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after:
             "colors": tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes))),
             "map": task.dense,
             "in_model": after,
-            "decode": task.decoding if process is None else process.decoding(task.decoding),
+            "decode": decoding,
         }
     )
 

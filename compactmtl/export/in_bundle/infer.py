@@ -88,6 +88,8 @@ def main():
         parser.error("give --check, or pictures that do not write the same files")
     info = json.loads((HERE / "bundle.json").read_text("utf-8"))
     for name, expected in info["files"].items():
+        if not (HERE / name).is_file():
+            sys.exit(f"error: {HERE / name} is missing")
         if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != expected:
             sys.exit(f"error: {HERE / name} is not the file that bundle.json tells of: its hash differs")
     try:

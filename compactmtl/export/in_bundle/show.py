@@ -17,9 +17,10 @@ def words(one, x, value):
         kinds = [classes[value[1][value[0] == number][0]] for number in range(1, value[0].max() + 1)]
         counts = sorted(((kinds.count(kind), kind) for kind in dict.fromkeys(kinds)), key=lambda two: -two[0])
         return ", ".join(f"{count} {kind}" for count, kind in counts[:MOST]) or "nothing"
-    if classes and one["map"]:
+    index = op == "argmax" or one["values"] == "class index"
+    if classes and one["map"] and index:
         return _largest(classes, np.bincount(value.ravel(), minlength=len(classes)) / value.size)
-    if classes and one["values"] == "class index":
+    if classes and op != "argmax" and index:
         return classes[int(value)]
     if classes and op == "threshold":
         share = x if one["values"] == "probabilities" else 1 / (1 + np.exp(-x))
@@ -60,7 +61,7 @@ def picture(one, value):
         colors = np.array([*map(_rgb, one["colors"]), BACKGROUND, (255, 255, 255)], np.uint8)
         there = np.where(edge, len(colors) - 1, kinds)
         return Image.fromarray(colors[np.where(numbers > 0, there, len(colors) - 2)])
-    if one["classes"] and len(one["classes"]) <= 256:
+    if value.dtype.kind in "iu" and len(one["classes"]) <= 256:
         image = Image.fromarray(value.astype(np.uint8))
         image.putpalette([level for color in one["colors"] for level in _rgb(color)])
         return image

@@ -1,0 +1,180 @@
+"""A bundle's own infer.py, where there is only numpy, Pillow and the runtime, says what `compactmtl predict` says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compactmtl.cli.main import main
+from compactmtl.export import Bundle, Predictor
+from tests.support.clean_python import run_clean, write_packages
+from tests.support.layouts.ccp import write_ccp
+from tests.support.layouts.coco import write_coco
+from tests.support.layouts.folder import write_folder
+from tests.support.layouts.utkface import write_utkface
+
+OWN = """\
+data: {name: folder, root: ROOT, size: [32, 48], batch_size: 4, options: {val: 0.3}}
+tasks:
+  segmentation: {kind: segmentation, head: {kind: fcn, width: 8}}
+  edges: {kind: boundaries, target: segmentation, head: {kind: fcn, width: 8}}
+  depth: {kind: depth, head: {kind: fcn, width: 8}}
+  normals: {kind: normals, head: {kind: fcn, width: 8}}
+  weather: {kind: classification}
+  things: {kind: multilabel}
+  height: {kind: regression}
+  size: {kind: binned_regression, target: height, options: {low: 100, high: 200}}
+model: {encoder: {name: test_resnet}}
+"""
+
+
+def faces(root: Path) -> list[str]:
+    write_utkface(root)
+    return ["utkface/small", f"data.root={root}"]
+
+
+def rooms(root: Path) -> list[str]:
+    return ["scenes/dense", "data.size=[64,96]", "data.options.train=8", "data.options.val=4"]
+
+
+def clothing(root: Path) -> list[str]:
+    write_ccp(root)
+    return ["ccp/small", f"data.root={root}"]
+
+
+def things(root: Path) -> list[str]:
+    write_coco(root)
+    small = [
+        "data.size=[64,80]",
+        "model.encoder.options.channels=[8,16,24,32]",
+        "tasks.instances.head.width=24",
+    ]
+    # so low that the untrained network finds some
+    return ["coco/overfit", f"data.root={root}", *small, "tasks.instances.options.threshold=0.001"]
+
+
+def own(root: Path) -> list[str]:
+    write_folder(root, size=(32, 48))
+    recipe = root / "own.yaml"
+    recipe.write_text(OWN.replace("ROOT", str(root)))
+    return [str(recipe)]
+
+
+RECIPES: dict[str, Callable[[Path], list[str]]] = {
+    "faces": faces,
+    "rooms": rooms,
+    "clothing": clothing,
+    "instances": things,
+    "own folder": own,
+}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_packages(tmp_path_factory.mktemp("clean") / "packages", ["numpy", "pillow", "onnxruntime"])
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a run of two steps, alone in a folder."""
+    root = tmp_path_factory.mktemp("run")
+    words = RECIPES[request.param](root / "data") if (root / "data").mkdir() is None else []
+    assert main(["train", *words, "--smoke", "--out", str(root), "--name", "run"]) == 0
+    target = root / "quick.yaml"
+    target.write_text("extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 3, settle: 0}\n")
+    assert main(["export", str(root / "run"), "--target", str(target)]) in (
+        0,
+        4,
+    )  # 4: latency on a busy machine
+    alone = tmp_path_factory.mktemp("device") / "my bundle"
+    shutil.copytree(root / "run" / "export" / "quick", alone)
+    return alone
+
+
+def write_photos(folder: Path) -> list[Path]:
+    """Pictures as users have them: large, small, gray, see-through, turned, of 16 bits."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (12, 17, 4), np.uint8)
+    large = Image.fromarray(coarse).resize((301, 205), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    large.convert("RGB").save(folder / "photo.jpg", exif=turned)
+    large.save(folder / "see through.png")
+    large.convert("L").save(folder / "gray.png")
+    Image.fromarray(coarse[..., 0].astype(np.uint16) * 200).save(folder / "deep.png")
+    Image.fromarray(coarse[..., :3]).save(folder / "small.bmp")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_infer_says_what_predict_says(bundle: Path, packages: Path, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    found = run_clean(packages, bundle / "infer.py", *photos, "--out", tmp_path / "out")
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    with Predictor.open(bundle) as predictor:
+        outputs = {one.name: one for one in Bundle.open(bundle).info.outputs}
+        for photo in photos:
+            for one in predictor.predict(predictor.read(photo)):
+                (line,) = [line for line in lines if line.startswith(f"{photo}: {one.task} ")]
+                said = line.removeprefix(f"{photo}: {one.task} ")
+                if outputs[one.task].map:
+                    same_map(
+                        tmp_path / "out" / f"{photo.stem}.{one.task}", one.value, outputs[one.task], photo
+                    )
+                else:
+                    same_value(said, one, outputs[one.task].unit)
+
+
+def same_map(path: Path, value: Any, output: Any, photo: Path) -> None:
+    written = np.load(f"{path}.npy")
+    assert written.shape == value.shape
+    if written.dtype.kind in "iu":
+        # Two logits that are equal but for rounding may change places.
+        assert (written != value).mean() < 1e-3
+    else:
+        np.testing.assert_allclose(written, value, atol=1e-4 * max(np.abs(value).max(), 1))
+    with Image.open(f"{path}.png") as picture, Image.open(photo) as image:
+        turned = image.getexif().get(0x0112) == 6
+        assert picture.size == (image.size[::-1] if turned else image.size)
+        if picture.mode == "P":  # its indices are the classes
+            assert len(picture.getpalette() or []) >= 3 * len(output.classes)
+            small = picture.resize(value.shape[::-1], Image.Resampling.NEAREST)
+            assert (np.asarray(small) == value).mean() > 0.8 or min(picture.size) < min(value.shape)
+
+
+def same_value(said: str, one: Any, unit: str) -> None:
+    if one.probabilities:
+        shares = {
+            name: float(share) / 100
+            for name, share in re.findall(r"([^,]+?) (\d+)%", said.replace(", ", ","))
+        }
+        there = one.caption.split(", ") if one.caption != "none" else []
+        assert set(there) <= set(shares) or said == "none"
+        assert all(abs(one.probabilities[name] - share) < 0.0051 for name, share in shares.items())
+    else:
+        number, found_unit = said.split(" ", 1)
+        assert float(number) == pytest.approx(float(one.value), rel=1e-4)
+        assert found_unit == unit
+
+
+@pytest.mark.slow
+def test_the_golden_picture_comes_out_right(bundle: Path, packages: Path) -> None:
+    found = run_clean(packages, "infer.py", "--check", cwd=bundle)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert len((bundle / "infer.py").read_text().splitlines()) <= 120
+
+
+@pytest.mark.slow
+def test_nothing_of_this_package_is_there(packages: Path) -> None:
+    for name in ("compactmtl", "torch", "pydantic", "onnx"):
+        assert run_clean(packages, "-c", f"import {name}").returncode == 1
