@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tools.latency_table import narrowed
 from torch import Tensor, nn
 
 from compactmtl.backends import get_backend, load_target
@@ -39,7 +40,6 @@ from compactmtl.export import export_onnx
 from compactmtl.export.precision import apply_precision
 from compactmtl.runs.model import example_inputs, fresh_model, plain_form
 from compactmtl.tasks import build_tasks
-from tools.latency_table import narrowed
 from tools.rtx_table import read, table
 from tools.surgery_zoo import ZOO, build, calibrate, limited
 

@@ -175,7 +175,9 @@ class ErrorMap(Record):
 class GateResult(Record):
     """One bound and whether it held."""
 
-    gate: Literal["parity", "accuracy", "latency", "not_slower", "size", "types"]  # types: of a device's own layers
+    gate: Literal[
+        "parity", "accuracy", "latency", "not_slower", "size", "types"
+    ]  # types: of a device's own layers
     subject: str  # task, task.metric or model
     against: str = ""  # what an accuracy or a speed was held against, such as torch or the baseline
     bound: float
