@@ -131,11 +131,14 @@ class ReductionConfig(Frozen):
         """The number given: the share to remove, or a latency budget's own limit."""
         return float(getattr(self.latency or self, self.key.rpartition(".")[2]))
 
-    def reduction_of(self, total: float) -> float:
-        """The share to remove of a model that costs `total` in the measure's unit; below 0 where a budget is above that."""
+    def reduction_of(self, total: float, whole_ms: float | None = None) -> float:
+        """The share to remove of a model that costs `total` in the measure's unit; below 0 where a budget is above that.
+
+        `whole_ms` is what a speedup or a share of the latency is of, `total` where it is not known apart.
+        """
         if self.latency is None:
             return self.amount
-        return 1 - self.latency.milliseconds(total) / total
+        return 1 - self.latency.milliseconds(total if whole_ms is None else whole_ms) / total
 
 
 class SelectiveConfig(ReductionConfig):

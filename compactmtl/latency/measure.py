@@ -116,6 +116,7 @@ def latency_table(
         batch=len(inputs[0]),
         image=tuple(inputs[0].shape[1:]),
         tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
+        whole_ms=whole.wall,
         rest_ms=rest + scale * float(np.median([one.before for one in observed])),
         layers={layer: fit.scaled(scale) for layer, fit in layers.items()},
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from compactmtl.artifacts.files import write_text
 from compactmtl.data.cache import user_cache
-from compactmtl.errors import CompactError
+from compactmtl.errors import CompactError, CompactWarning
 from compactmtl.latency.fit import Point
 from compactmtl.sparsity.latency import LatencyTable
 
@@ -57,13 +58,42 @@ class Store:
             return None
 
     def keep_table(self, key: str, table: LatencyTable) -> None:
-        """Keep a network's table; a folder that cannot be written is left alone."""
-        path = self._table_path(key)
+        """Keep a network's table."""
+        self._write(self._table_path(key), table.model_dump_json())
+
+    def milliseconds(self, key: str) -> float | None:
+        """What a network took that was timed before."""
+        try:
+            return float(self._networks().get(key, "none"))
+        except (TypeError, ValueError):
+            return None
+
+    def keep_milliseconds(self, key: str, ms: float) -> None:
+        """Keep what a network took."""
+        self._write(self._networks_path, json.dumps({**self._networks(), key: ms}))
+
+    def _networks(self) -> dict[str, object]:
+        try:
+            return dict(json.loads(self._networks_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    @property
+    def _networks_path(self) -> Path:
+        return self.path.with_suffix("") / "networks.json"
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file of the cache. Where that fails a CompactWarning says what follows."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, table.model_dump_json() + "\n")
-        except (OSError, CompactError):
-            return
+            write_text(path, text + "\n")
+        except (OSError, CompactError) as error:
+            warnings.warn(
+                f"latency measurements cannot be kept in {self.folder} ({error}): a resumed run measures again and may choose"
+                " other channels; name a table with latency.table, or set XDG_CACHE_HOME to a folder that can be written",
+                CompactWarning,
+                stacklevel=3,
+            )
 
     def _table_path(self, key: str) -> Path:
         return self.path.with_suffix("") / f"{key}.json"
@@ -73,10 +103,7 @@ class Store:
         return list(self._points.get(signature, ()))
 
     def add(self, points: Iterable[tuple[str, Point]]) -> None:
-        """Keep points by signature, the newest of each layer, and write them.
-
-        A folder that cannot be written is left alone: nothing but time is lost.
-        """
+        """Keep points by signature, the newest of each layer, and write them."""
         for signature, point in points:
             self._points[signature] = [*self._points.get(signature, ()), point][-MOST:]
         document = {
@@ -87,8 +114,4 @@ class Store:
                 for signature, known in sorted(self._points.items())
             },
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, json.dumps(document) + "\n")
-        except (OSError, CompactError):
-            return
+        self._write(self.path, json.dumps(document))

@@ -39,6 +39,10 @@ class LayerLatency(BaseModel):
             raise ValueError("ms holds a negative latency")
         return self
 
+    def scaled(self, factor: float) -> LayerLatency:
+        """The same with all milliseconds times a factor."""
+        return self.model_copy(update={"ms": tuple(tuple(factor * ms for ms in row) for row in self.ms)})
+
     @property
     def full(self) -> tuple[int, int | None]:
         """Output and input channels of the layer that was measured."""
@@ -139,6 +143,7 @@ class LatencyTable(BaseModel):
     tasks: tuple[str, ...] | None = None
     rest_ms: float = Field(0.0, ge=0)
     layers: dict[str, LayerLatency | StaircaseLatency] = Field(min_length=1)
+    whole_ms: float | None = None  # of the whole network as it was timed; none: by the sum of its layers
     error: float | None = None  # median relative error over the measured networks; none: not known
 
     @model_validator(mode="after")
@@ -200,6 +205,11 @@ class LatencyTable(BaseModel):
                     f" the network with {(outputs, inputs)}",
                     mend,
                 )
+
+    def scaled(self, factor: float) -> LatencyTable:
+        """The same with the milliseconds of all layers, and of none, times a factor; `whole_ms` stays."""
+        layers = {name: layer.scaled(factor) for name, layer in self.layers.items()}
+        return self.model_copy(update={"rest_ms": factor * self.rest_ms, "layers": layers})
 
     def milliseconds(self, widths: Widths) -> float:
         """The network's latency with layers of these widths (outputs, inputs)."""

@@ -47,7 +47,7 @@ class Target:
         self._sizes = [family.size for family in groups]
         self.bind(groups)
         self.total = self.cost(groups.whole())
-        self.reduction = config.reduction_of(self.total)
+        self.reduction = config.reduction_of(self.total, None if table is None else table.whole_ms)
         self._check_reachable(section)
 
     def _check_reachable(self, section: str) -> None:

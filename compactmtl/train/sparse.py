@@ -19,7 +19,7 @@ from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.space import Flags
-from compactmtl.latency import check_target, latency_table
+from compactmtl.latency import calibrated, check_target, latency_table
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import contract
 from compactmtl.sparsity import (
@@ -195,7 +195,7 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
     align = align_of(recipe)
-    table = budget_table(config, model, inputs, align.channels)
+    table = budget_table(config, groups, model, inputs, align.channels)
     control = build_control(config, groups, setup.total_steps, align.channels, model, inputs, table)
     return Sparsifier(groups, control, align, table)
 
@@ -223,15 +223,20 @@ def build_control(
 
 
 def budget_table(
-    config: SparsityConfig, model: MultiTaskModel, inputs: tuple[Tensor, ...], align: int
+    config: SparsityConfig,
+    groups: ChannelGroups,
+    model: MultiTaskModel,
+    inputs: tuple[Tensor, ...],
+    align: int,
 ) -> LatencyTable | None:
     """The table of the recipe's latency budget: the file that it names, else measured here or read from the cache.
 
     Raises ConfigError where the file is of another target, device or precision than the budget asks for,
     MissingDependencyError where the target cannot run here, MachineError where the machine is too busy.
     """
-    budget = None if config.target is None else config.target.latency
-    if budget is None:
+    section = config.target
+    budget = None if section is None else section.latency
+    if section is None or budget is None:
         return None
     if budget.target is None:
         assert budget.table is not None
@@ -241,14 +246,15 @@ def budget_table(
         table = LatencyTable.load(Path(budget.table))
         check_target(table, budget.target, target)
         return table
-    plain = contract(copy_model(model)).to("cpu").eval()
+
+    def say(line: str) -> None:
+        print(f"  {line} …", file=sys.stderr, flush=True)
+
     batch = target.latency.batch
     examples = tuple(one.cpu().expand(batch, *one.shape[1:]).contiguous() for one in inputs)
-    return latency_table(
-        plain,
-        examples,
-        target,
-        budget.target,
-        align=align,
-        progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+    plain = contract(copy_model(model)).to("cpu").eval()
+    table = latency_table(plain, examples, target, budget.target, align=align, progress=say)
+    name = next(name for name in ("controller", "selective", "prune") if getattr(config, name) is not None)
+    return calibrated(
+        table, groups, section, align, model, examples, target, section=f"sparsity.{name}", progress=say
     )

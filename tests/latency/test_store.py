@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from compactmtl.errors import CompactWarning
 from compactmtl.latency import Point, Store
 from compactmtl.latency.store import MOST
 
@@ -40,9 +41,21 @@ def test_the_newest_points_of_a_layer_are_kept(tmp_path: Path) -> None:
     assert [point.ms for point in store.points("conv")] == [float(number) for number in range(5, MOST + 5)]
 
 
-def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said_and_measuring_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     store = Store(CONDITIONS, file / "below")
-    store.add([("conv", Point(1, 1, 1.0))])
+    with pytest.warns(CompactWarning, match="cannot be kept"):
+        store.add([("conv", Point(1, 1, 1.0))])
     assert store.points("conv") == [Point(1, 1, 1.0)] and store.table("any") is None
+
+
+def test_what_a_network_took_is_kept(tmp_path: Path) -> None:
+    Store(CONDITIONS, tmp_path).keep_milliseconds("one", 1.5)
+    Store(CONDITIONS, tmp_path).keep_milliseconds("two", 2.5)
+    again = Store(CONDITIONS, tmp_path)
+    assert (again.milliseconds("one"), again.milliseconds("two"), again.milliseconds("three")) == (
+        1.5,
+        2.5,
+        None,
+    )

@@ -1,0 +1,73 @@
+"""A table that is wrong where a budget leads is set right there, by timing that network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
+from compactmtl.latency.calibrate import agree, cut_to
+from compactmtl.sparsity import channel_groups
+from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.target import Target
+
+INPUT = (torch.zeros(1, 3, 8, 8),)
+
+
+def table(whole_ms: float | None = None) -> LatencyTable:
+    each = Regime(step=1, constant=0, outputs=1e-3, inputs=0, both=0)
+    layer = StaircaseLatency(full=(64, 3), align=1, aligned=each, ragged=each)
+    return LatencyTable(
+        version=3, target="mine", image=(3, 8, 8), tasks=(), whole_ms=whole_ms, layers={"0": layer}
+    )
+
+
+def ms(one: LatencyTable, width: int) -> float:
+    return one.milliseconds({"0": (width, 3)})
+
+
+def test_the_choice_of_the_table_comes_to_be_within_the_budget() -> None:
+    """The network takes 30 % more than the table says; 30 ms/1000 are asked for."""
+    widths = []
+
+    def choose(current: LatencyTable) -> tuple[int, float]:
+        width = max(width for width in range(1, 65) if ms(current, width) <= 0.030)
+        widths.append(width)
+        return width, ms(current, width)
+
+    found = agree(table(), choose, lambda width: 1.3e-3 * width)
+    assert ms(found, 23) == pytest.approx(1.3e-3 * 23, rel=0.02)
+    assert widths == [30, 23]
+
+
+def test_what_cannot_be_measured_leaves_the_table_as_it_is() -> None:
+    assert agree(table(), lambda one: (1, 1.0), lambda choice: None) == table()
+
+
+def test_a_speedup_is_of_the_network_as_it_was_timed() -> None:
+    """Where the table is scaled near the budget, the whole network still takes what it took."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Conv2d(64, 4, 1))
+    each = Regime(step=1, constant=0, outputs=0, inputs=1e-3, both=0)
+    one = table(whole_ms=0.128)
+    last = StaircaseLatency(full=(4, 64), align=1, aligned=each, ragged=each)
+    one = one.model_copy(update={"layers": {**one.layers, "2": last}})
+    config = SelectiveConfig(latency=LatencyBudget(target="mine", speedup=2), min_channels=1)
+    groups = channel_groups(model, INPUT)
+    for factor in (1.0, 1.25):
+        aim = Target(groups, config, 1, "sparsity.selective", one.scaled(factor))
+        keep = [~flags for flags in aim.by_magnitude()]
+        assert aim.cost(keep) <= 0.064
+        assert int(keep[0].sum()) == int(32 / factor)
+
+
+def test_a_cut_has_the_groups_that_are_kept_and_leaves_the_model_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    groups = channel_groups(model, INPUT)
+    (keep,) = groups.whole()
+    keep[[1, 5]] = False
+    small = cut_to(groups, [keep], model, INPUT)
+    assert small[0].out_channels == 6 and model[0].out_channels == 8
+    assert torch.equal(small[0].weight, model[0].weight[torch.from_numpy(keep)])
