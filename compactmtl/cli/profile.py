@@ -23,7 +23,8 @@ HELP = "compare runs, bundles and model files by latency, throughput, memory, la
 EXAMPLE = """\
 compactmtl profile runs/scenes-dense runs/scenes-compact
 compactmtl profile runs/scenes-compact/export/onnxruntime-cpu other.onnx --batches 1 8 --out profile
-compactmtl profile dense.onnx small.onnx --shape image=1x3x224x224"""
+compactmtl profile dense.onnx small.onnx --shape image=1x3x224x224
+compactmtl profile runs/scenes-compact --update --baseline runs/scenes-dense"""
 MOST_LAYERS = 8
 DEFAULT_TARGET = "onnxruntime-cpu"
 
@@ -82,6 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"write {PROFILE}, and all times in the format of `trtexec --exportTimes`",
     )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="time the bundles of one exported run again, without exporting: the latency in its verification and the gates"
+        " on it are new (--target: that bundle alone)",
+    )
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="with --update: the dense run that it was exported with"
+    )
     add_trust(parser)
 
 
@@ -95,6 +105,10 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.errors import ConfigError
     from compactmtl.verify.profile import Options, profile
 
+    if args.update:
+        return _update(args)
+    if args.baseline:
+        raise ConfigError("--baseline is for --update", "name the dense run first: profile DENSE RUN")
     if args.batch < 1 or min(args.batches) < 1:
         raise ConfigError("a batch needs at least one sample", "give --batch and --batches of 1 or more")
     if args.repeats < 1 or min(args.warmup, args.settle) < 0:
@@ -129,6 +143,48 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         _write(result, Path(args.out))
         print(f"profile: {Path(args.out) / PROFILE}")
+    return 0
+
+
+def _update(args: argparse.Namespace) -> int:
+    """Time the bundles of a run again; a gate that fails now fails the command after all others are done."""
+    from pathlib import Path
+
+    from compactmtl.artifacts.layout import EXPORT
+    from compactmtl.artifacts.run_folder import is_run
+    from compactmtl.cli.export import summary as lines_of
+    from compactmtl.errors import ConfigError, command
+    from compactmtl.export.remeasure import remeasure_run
+    from compactmtl.export.run import check_baseline
+    from compactmtl.runs import Run
+    from compactmtl.verify.gates import raise_failed
+
+    if len(args.subjects) != 1 or not is_run(Path(args.subjects[0])):
+        raise ConfigError("--update takes one run", "name one run folder that was exported")
+    opened = Run.open(args.subjects[0], args.overrides)
+    baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
+    if baseline is not None:
+        check_baseline(opened, baseline)
+    folder = opened.path / EXPORT
+    known = (
+        sorted(one.name for one in folder.iterdir() if (one / BUNDLE_FILE).is_file())
+        if folder.is_dir()
+        else []
+    )
+    names = known if args.target is None else [args.target]
+    if not names:
+        raise ConfigError(f"{opened.path} has no bundle", f"export it: {command('export', opened.path)}")
+    gates = []
+    for name in names:
+        print(f"{opened.name} for {name}", file=sys.stderr)
+        verification = remeasure_run(
+            opened, name, baseline, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
+        )
+        print("\n".join(lines_of(verification, opened.tasks)))
+        gates += list(verification.gates)
+    against = ("--baseline", baseline.path) if baseline else ()
+    print(f"next: {command('report', opened.path, *against, *args.overrides)}")
+    raise_failed(tuple(gates), opened.name)
     return 0
 
 
