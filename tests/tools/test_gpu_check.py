@@ -80,11 +80,12 @@ def test_the_file_is_whole_after_each_check_and_a_second_call_goes_on(
 ) -> None:
     out = tmp_path / "out.json"
     seen: list[int] = []
-    monkeypatch.setattr(
-        gpu_check,
-        "write_text",
-        lambda path, text: (seen.append(len(json.loads(text)["checks"])), path.write_text(text)),
-    )
+
+    def noting(path: Path, text: str) -> None:
+        seen.append(len(json.loads(text)["checks"]))
+        path.write_text(text)
+
+    monkeypatch.setattr(gpu_check, "write_text", noting)
     names = ["training", "deterministic", "memory", "nccl"]
     run_all(names, setting, out, again=False, budget=60)
     assert seen == [1, 2, 3, 4]
@@ -278,10 +279,19 @@ def test_a_check_fails_where_its_bound_does_not_hold(
 @pytest.mark.slow
 def test_a_runtime_that_this_version_lacks_is_named(setting: Setting) -> None:
     pytest.importorskip("timm")
-    from tools.gpu_checks.latency import runtime_latency
+    from compactmtl.backends import get_backend
+    from tools.gpu_checks.latency import runtime_latency, runtime_target
 
     with pytest.raises(MissingDependencyError, match="no backend abacus"):
         runtime_latency(setting, "abacus", "", "fp32")
+    for check in CHECKS.values():
+        if check.call.endswith("runtime_latency"):
+            try:
+                target = runtime_target(*check.arguments)
+            except MissingDependencyError:
+                continue
+            get_backend(target.backend).availability(target)  # its keys are read
+            assert target.precision == check.arguments[2]
 
 
 @pytest.mark.slow

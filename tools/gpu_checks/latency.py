@@ -112,7 +112,7 @@ def _graph(model: nn.Module, image: Tensor) -> Callable[[], Tensor]:
     with torch.cuda.graph(graph):
         output = model(image)
 
-    def replay() -> Tensor:
+    def replay() -> Any:
         graph.replay()
         return output
 
@@ -151,15 +151,19 @@ def _figures(result: LatencyResult) -> Mapping[str, Any]:
     }
 
 
-def runtime_latency(setting: Setting, backend: str, provider: str, precision: str) -> dict[str, Any]:
-    """A runtime: parity of the compact network with torch's on the CPU, and latency."""
+def runtime_target(backend: str, provider: str, precision: str) -> Target:
+    """The target of a runtime's check. Raises MissingDependencyError for a backend of a later version."""
     if backend not in {one.name for one in all_backends()}:
         raise MissingDependencyError(f"this version has no backend {backend}", "use a later version")
-    target = Target(backend=backend, precision=precision)  # type: ignore[arg-type]
+    target = Target(backend=backend, precision=precision)
+    return target.with_own({"provider": provider}) if provider else target
+
+
+def runtime_latency(setting: Setting, backend: str, provider: str, precision: str) -> dict[str, Any]:
+    """A runtime: parity of the compact network with torch's on the CPU, and latency."""
+    target = runtime_target(backend, provider, precision)
     if setting.tiny:  # the same road through the runtime that every machine has
         target = Target(backend="onnxruntime")
-    elif provider:
-        target = target.with_own({backend: {"provider": provider}})
     found = get_backend(target.backend).availability(target)
     if not found.available:
         raise MissingDependencyError(found.reason, found.hint)
