@@ -129,8 +129,7 @@ def run_check(check: Check, setting: Setting, limit: float) -> Row:
     """Run a check in a process of its own, for at most `limit` seconds; whatever it does, a row comes back."""
     result = setting.folder / f"{check.name}.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tools.gpu_check", "--child", check.name, "--result", str(result)]
-    command += ["--device", setting.device, "--folder", str(setting.folder)] + ["--rehearse"] * setting.tiny
+    command = child_command(check, setting, result)
     log = setting.folder / f"{check.name}.log"
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
@@ -157,6 +156,16 @@ def run_check(check: Check, setting: Setting, limit: float) -> Row:
         return Row(check.name, "crashed", seconds, f"{ended}: {said[-1] if said else 'no output'}")
     found = json.loads(result.read_text(encoding="utf-8"))
     return Row(check.name, found["status"], seconds, found["reason"], found["measured"])
+
+
+def child_command(check: Check, setting: Setting, result: Path) -> list[str]:
+    """What runs a check in a process of its own."""
+    command = [sys.executable, "-m", "tools.gpu_check", "--child", check.name, "--result", str(result)]
+    return (
+        command
+        + ["--device", setting.device, "--folder", str(setting.folder)]
+        + ["--rehearse"] * setting.tiny
+    )
 
 
 def _environment() -> dict[str, str]:

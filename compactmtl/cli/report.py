@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.cli.disk import check_writable
     from compactmtl.report import collect, write_collected
     from compactmtl.report.reference import SINGLE, Single
-    from compactmtl.report.samples import ValSplits
     from compactmtl.runs import Run
 
     device = find_device(args.device, "--device")
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(out)
     # locked from here on: a run that another process changes meanwhile would be reported wrongly
     with writing(out, "report") if is_run(out) else nullcontext():
-        report, samples = collect(runs, baseline, ValSplits(device))
+        report, samples = collect(runs, baseline, device=device)
         page = write_collected(report, samples, out)
     _print_table(report, as_markdown=args.markdown, as_latex=args.latex)
     for note in report.notes:

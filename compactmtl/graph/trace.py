@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -152,6 +153,23 @@ def check_runs(model: nn.Module, arguments: Arguments) -> None:
         register_dataclasses(outputs)
 
 
+@contextmanager
+def _operators_as_deployed() -> Iterator[None]:
+    """Without torch's deterministic algorithms for a while.
+
+    With them, bilinear resizing and some padding off the CPU are written out in indexing, of which no channel can be removed.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+
+
 def trace(
     model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, training: Sequence[str] = ()
 ) -> Traced:
@@ -164,7 +182,7 @@ def trace(
     check_runs(model, arguments)  # a failure of its own is to be told from one of the tracer
     try:
         # The tracer runs on copies of the parameters without values.
-        with borrowed(model), warnings.catch_warnings():
+        with borrowed(model), warnings.catch_warnings(), _operators_as_deployed():
             free_late_buffers(model)
             for name in training:
                 model.get_submodule(name).training = True

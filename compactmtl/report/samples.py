@@ -70,8 +70,8 @@ class SampleView:
 class ValSplits:
     """Loads the val split of each recipe once, however many runs share it. Models are evaluated on it on `device`."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = device
+    def __init__(self) -> None:
+        self.device: torch.device | str = "cpu"
         self._datasets: dict[str, VisionDataset] = {}
 
     def dataset(self, recipe: Recipe) -> VisionDataset:

@@ -21,6 +21,7 @@ from compactmtl.report.samples import SampleView, ValSplits, predict_samples
 from compactmtl.report.table import markdown
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from compactmtl.report.reference import Single
@@ -42,10 +43,14 @@ def write_report(runs: Sequence[Run], baseline: Run | Single | None, out: Path) 
 
 
 def collect(
-    runs: Sequence[Run], baseline: Run | Single | None, splits: ValSplits | None = None
+    runs: Sequence[Run],
+    baseline: Run | Single | None,
+    splits: ValSplits | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Report, list[SampleView]]:
-    """The report's data and its pictures, which are only in the page."""
+    """The report's data and its pictures, which are only in the page. Models are evaluated on `device`."""
     splits = splits or ValSplits()
+    splits.device = device
     report = build_report(runs, baseline, splits)
     try:
         against = None if isinstance(baseline, str) else baseline

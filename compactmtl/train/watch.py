@@ -55,6 +55,13 @@ def describe(name: str) -> str:
 
 def check_weights(model: nn.Module, step: int) -> None:
     """Raise NotFiniteError naming the first parameter or buffer that is not finite."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    if not state:
+        return
+    flags = [torch.isfinite(value).all() for value in state.values()]
+    finite = torch.stack(
+        [flag.to(flags[0].device) for flag in flags]
+    ).tolist()  # one wait for a GPU, not one a tensor
+    for name, flag in zip(state, finite, strict=True):
+        if not flag:
             raise NotFiniteError(f"the tensor {name} is not finite after step {step}")

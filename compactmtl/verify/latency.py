@@ -22,6 +22,7 @@ from compactmtl.backends.machine import cpu_name, load_average
 from compactmtl.backends.torch.runner import TorchRunner, device_of, synchronizer
 from compactmtl.errors import ConfigError
 from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.float32 import float32_products
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, map_tensors
 from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
@@ -152,6 +153,8 @@ def _subject(runnable: Runnable, inputs: LatencyInputs, stack: ExitStack) -> _Su
             raise ConfigError("a module can't be timed without inputs", "give the inputs it takes")
         arguments = as_arguments(runnable, inputs)
         stack.enter_context(borrowed(runnable))
+        if device_of(runnable).type != "cpu":
+            stack.enter_context(float32_products())  # what is called fp32 is not timed in TF32
         return _module_subject(runnable, arguments)
     if inputs is None:
         return _Subject(runnable, _host, includes_transfers=True)

@@ -18,7 +18,7 @@ def switches() -> list[object]:
         backends.cudnn.allow_tf32,
         torch.get_float32_matmul_precision(),
         *(
-            one.fp32_precision  # type: ignore[attr-defined]
+            one.fp32_precision
             for one in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)  # type: ignore[attr-defined]
         ),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -229,3 +230,34 @@ def test_buffers_that_a_forward_makes_are_written_into_no_other_tensor() -> None
     assert model.grid is None and set(model._buffers) == {"grid", "mean"}
     assert "register_buffer" not in vars(model)
     torch.testing.assert_close(value, model(x))
+
+
+class Resized(nn.Module):
+    """Bilinear resizing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_a_trace_is_of_the_operators_that_are_deployed(
+    warn_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, deterministic resizing is a graph of indexing, through which channels cannot be followed."""
+    seen: list[bool] = []
+    export = torch.export.export
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", noting)
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        traced = trace(Resized(), (torch.zeros(1, 2, 3, 3),))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [False]
+    assert any("upsample_bilinear2d" in str(node.target) for node in traced.module.graph.nodes)

@@ -26,7 +26,7 @@ class Allowed:
 ALLOWED = (
     Allowed(
         "tests/gpu/",
-        r"(tensorrt|CUDAExecutionProvider|TensorrtExecutionProvider): .+",
+        r"(tensorrt|CUDA|CUDAExecutionProvider|TensorrtExecutionProvider): .+",
         "the machine has no NVIDIA GPU",
     ),
     Allowed(

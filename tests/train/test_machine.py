@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,23 +18,25 @@ from compactmtl.train.machine import CUBLAS, CUBLAS_FIXED, pinned, torch_setting
 Make = Callable[..., Resolved]
 
 
+def cudnn_flags() -> tuple[bool, bool]:
+    return torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+
+
 def test_a_gpu_runs_deterministic_kernels_alone(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CUBLAS, raising=False)
-    memory = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     with torch_settings(tiny("train.device=cuda").recipe):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
-        assert torch.backends.cudnn.deterministic
-        assert not torch.backends.cudnn.benchmark
+        assert cudnn_flags() == (True, False)
         assert os.environ[CUBLAS] == CUBLAS_FIXED
-        assert not memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+        assert not memory.fill_uninitialized_memory
     assert not torch.are_deterministic_algorithms_enabled()
-    assert memory.fill_uninitialized_memory == filled  # type: ignore[attr-defined]
+    assert memory.fill_uninitialized_memory == filled
     with torch_settings(tiny("train.device=cuda:1", "train.deterministic=false").recipe):
         assert not torch.are_deterministic_algorithms_enabled()
-        assert not torch.backends.cudnn.deterministic
-        assert torch.backends.cudnn.benchmark
+        assert cudnn_flags() == (False, True)
     with torch_settings(tiny().recipe):  # a CPU needs no switch
         assert not torch.are_deterministic_algorithms_enabled()
 

@@ -17,6 +17,7 @@ from compactmtl.overparam import overparameterize
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.optimizers import parameter_groups
 from compactmtl.train.session import build_session, total_steps
+from tests.support.host_reads import HostReads
 
 Make = Callable[..., Resolved]
 
@@ -92,3 +93,20 @@ def test_settings_of_torch_are_put_back(tiny: Make) -> None:
 def test_features_of_each_task_cannot_be_compared(tiny: Make) -> None:
     with pytest.raises(ConfigError, match="per_task gives each task its own"):
         tiny("balancing={name: mgda, at: features}", more="\noverparam: {per_task: true}\n")
+
+
+@pytest.mark.slow
+def test_a_sparse_step_seldom_reads_a_value(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each read waits for all that is queued: neither the forward pass nor the balancer nor clipping needs one."""
+    recipe = tiny("train.clip=1.0", more="\nsparsity: {strength: 0.05, warmup: 0.0}\n").recipe
+    session = build_session(recipe)
+    monkeypatch.setattr("compactmtl.sparsity.questions.on_host", lambda device: False)
+    session.model.train()
+    for batch in session.train_loader:
+        with HostReads() as reads:
+            _, total = session.forward(batch)
+        assert reads.places == []
+        with HostReads() as reads:
+            session.update(total)
+        # step counts, and what the proximal step asks of all families at once (tests/sparsity/test_questions.py)
+        assert 0 < reads.count <= 12, reads.places

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import timm
@@ -57,7 +58,15 @@ def torch_latency(setting: Setting, precision: str) -> dict[str, Any]:
     with torch.no_grad(), float32_products():
         placed = {name: model.to(device, dtype) for name, model in models.items()}
         expected = {name: model(given) for name, model in placed.items()}
-        for way, build in (("eager", _eager), ("compiled", _compiled), ("graph", _graph)):
+        compiler = (
+            "eager" if setting.tiny else "inductor"
+        )  # a rehearsal traces, and waits for no C++ compiler
+        ways: dict[str, Callable[[nn.Module, Tensor], Callable[[], Tensor]]] = {
+            "eager": _eager,
+            "compiled": partial(_compiled, compiler=compiler),
+            "graph": _graph,
+        }
+        for way, build in ways.items():
             try:
                 calls = {name: build(model, given) for name, model in placed.items()}
                 outputs = {name: call() for name, call in calls.items()}
@@ -78,9 +87,9 @@ def _eager(model: nn.Module, image: Tensor) -> Callable[[], Tensor]:
     return lambda: model(image)
 
 
-def _compiled(model: nn.Module, image: Tensor) -> Callable[[], Tensor]:
+def _compiled(model: nn.Module, image: Tensor, compiler: str) -> Callable[[], Tensor]:
     try:
-        compiled = torch.compile(model, dynamic=False)
+        compiled = torch.compile(model, dynamic=False, backend=compiler)
         compiled(image)
     except Exception as error:  # Triton, a compiler of C++ or a header is missing: each raises its own
         raise MissingDependencyError(
@@ -103,7 +112,7 @@ def _graph(model: nn.Module, image: Tensor) -> Callable[[], Tensor]:
     with torch.cuda.graph(graph):
         output = model(image)
 
-    def replay() -> Tensor:
+    def replay() -> Any:
         graph.replay()
         return output
 
@@ -142,15 +151,19 @@ def _figures(result: LatencyResult) -> Mapping[str, Any]:
     }
 
 
-def runtime_latency(setting: Setting, backend: str, provider: str, precision: str) -> dict[str, Any]:
-    """A runtime: parity of the compact network with torch's on the CPU, and latency."""
+def runtime_target(backend: str, provider: str, precision: str) -> Target:
+    """The target of a runtime's check. Raises MissingDependencyError for a backend of a later version."""
     if backend not in {one.name for one in all_backends()}:
         raise MissingDependencyError(f"this version has no backend {backend}", "use a later version")
-    target = Target(backend=backend, precision=precision)  # type: ignore[arg-type]
+    target = Target(backend=backend, precision=precision)
+    return target.with_own({"provider": provider}) if provider else target
+
+
+def runtime_latency(setting: Setting, backend: str, provider: str, precision: str) -> dict[str, Any]:
+    """A runtime: parity of the compact network with torch's on the CPU, and latency."""
+    target = runtime_target(backend, provider, precision)
     if setting.tiny:  # the same road through the runtime that every machine has
         target = Target(backend="onnxruntime")
-    elif provider:
-        target = target.with_own({backend: {"provider": provider}})
     found = get_backend(target.backend).availability(target)
     if not found.available:
         raise MissingDependencyError(found.reason, found.hint)

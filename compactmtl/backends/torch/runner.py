@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from compactmtl.backends.machine import cpu_name
 from compactmtl.backends.torch.entry import TorchBackend
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.float32 import float32_products
 
 
 def named_outputs(outputs: object, names: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -104,7 +106,9 @@ class TorchRunner(Runner):
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         arguments = [torch.as_tensor(inputs[name], device=self.device) for name in self.input_names]
-        with borrowed(self.module, weights=False):
+        # float32 stays float32: cuDNN would convolve in TF32
+        exact = nullcontext() if self.device.type == "cpu" else float32_products()
+        with borrowed(self.module, weights=False), exact:
             tensors = named_outputs(self.module(*arguments), self._renamed)
             arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
         if not self.outputs:
