@@ -95,7 +95,9 @@ def test_a_required_key_has_no_default_and_a_section_shows_what_it_changes() -> 
 
 @pytest.mark.parametrize("section", [TrainConfig, OverparamConfig, Int8Config, LatencyConfig, OnnxConfig])
 def test_every_default_reads_back_as_itself(section: type[BaseModel]) -> None:
-    words = [f"{key.name}={key.default}" for key in keys(section) if not key.section]
+    off = tuple(f"{key.name}." for key in keys(section) if key.section and key.default == "null")
+    shown = [key for key in keys(section) if not key.section and not key.name.startswith(off)]
+    words = [f"{key.name}={key.default}" for key in shown]  # a key of a section that is off would turn it on
     assert len(words) > 4
     node = apply_overrides(Node({}, Place(None)), words)
     assert validate(section, node, "a section") == section()

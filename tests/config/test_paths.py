@@ -53,6 +53,32 @@ def test_a_path_on_the_command_line_begins_at_the_working_folder(project: Path) 
     assert recipe.distillation.teacher == "self"
 
 
+def test_teachers_of_features_are_paths_too(project: Path) -> None:
+    mine = (project / "mine.yaml").read_text()
+    for section, expected in (
+        ("teacher: teachers/wide", {"teacher": str(project / "teachers" / "wide")}),
+        ("teacher: self", {"teacher": "self"}),
+        ("encoder: {weights: weights/wide.pth}", {"weights": str(project / "weights" / "wide.pth")}),
+        (
+            'encoder: {weights: "package:efficientnet-lite0"}',
+            {"weights": "package:efficientnet-lite0"},
+        ),
+    ):
+        lesson = f"distillation: {{teacher: null, features: {{{section}}}}}"
+        (project / "taught.yaml").write_text(
+            mine.replace('distillation: {teacher: "teachers/seed{seed}"}', lesson)
+        )
+        distillation = load_recipe(project / "taught.yaml").distillation
+        assert distillation is not None and distillation.features is not None
+        features = distillation.features
+        found = (
+            {"teacher": features.teacher}
+            if features.encoder is None
+            else {"weights": features.encoder.weights}
+        )
+        assert found == expected
+
+
 @pytest.mark.parametrize("root", ["/data/faces", "~/faces"])
 def test_a_path_that_begins_nowhere_else_stays(project: Path, root: str) -> None:
     assert load_recipe(project / "mine.yaml", [f"data.root={root}"]).data.root == root
