@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compactmtl.config.load import Resolved, resolve_recipe
+from compactmtl.config.paths import PACKAGE_PREFIX
 
 OVERLAY = "_smoke"
 SELECTIVE = (
     "_smoke-selective"  # after it, where a recipe shrinks selectively: from the first step to the last
 )
+PACKAGED = "_smoke-packaged"  # after it, where the encoder's weights are those of a package
 STEPS = ("train.epochs=1", "train.max_steps=2")  # as the overlay says
 
 
@@ -25,11 +27,12 @@ def resolve_smoke(
 
     With `two_steps` it takes two steps whatever the overrides say. Raises as `resolve_recipe`.
     """
-    sparsity = resolve_recipe(name_or_path, overrides, tasks=tasks).recipe.sparsity
-    selective = sparsity is not None and sparsity.selective is not None
+    recipe = resolve_recipe(name_or_path, overrides, tasks=tasks).recipe
+    selective = recipe.sparsity is not None and recipe.sparsity.selective is not None
+    packaged = (recipe.model.encoder.weights or "").startswith(PACKAGE_PREFIX)
     return resolve_recipe(
         name_or_path,
         [*overrides, *(STEPS if two_steps else ())],
-        overlays=[OVERLAY, *([SELECTIVE] if selective else [])],
+        overlays=[OVERLAY, *([SELECTIVE] if selective else []), *([PACKAGED] if packaged else [])],
         tasks=tasks,
     )

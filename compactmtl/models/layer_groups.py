@@ -56,16 +56,16 @@ def _as_timm_says(config: EncoderConfig, names: Iterable[str]) -> dict[str, int]
     joined = {path.replace(".", "_"): path for path, _ in network.named_modules() if "." in path}
     found = {}
     for name in names:
-        prefix = next((one for one in _prefixes(_in_whole(name, layers, joined)) if one in layers), None)
-        if prefix is None:
+        known = next((one for one in _prefixes(_in_whole(name, layers, joined)) if one in layers), None)
+        if known is None:
             return None
-        found[name] = layers[prefix]
+        found[name] = layers[known]
     return found
 
 
 def _whole(config: EncoderConfig) -> Any:
     """timm's whole network, of which the encoder may be a part. No random number of the caller's is used up."""
-    options = {key: value for key, value in config.options.items() if key != "out_index"}
+    options: dict[str, Any] = {key: value for key, value in config.options.items() if key != "out_index"}
     with torch.random.fork_rng(devices=[]):
         return timm.create_model(config.name, **{**options, "num_classes": 0})
 

@@ -59,7 +59,7 @@ class Layout:
 
     def apply(self, model: MultiTaskModel) -> MultiTaskModel:
         """Put a model's weights into this layout, in place."""
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload, no-any-return]
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
     def notes(self) -> tuple[str, ...]:
         """A line for the user where the layout was measured; else none."""

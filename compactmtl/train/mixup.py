@@ -22,7 +22,7 @@ class Mixup(Part):
         self._share, self._order = 1.0, torch.empty(0, dtype=torch.int64)
 
     def before_forward(self, image: Tensor) -> Tensor:
-        self._share = float(self._shares.sample())  # type: ignore[no-untyped-call]
+        self._share = float(self._shares.sample())
         self._order = torch.randperm(len(image)).to(image.device)
         return image.mul(self._share).add_(image[self._order], alpha=1 - self._share)
 

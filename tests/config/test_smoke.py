@@ -37,6 +37,13 @@ def test_selective_shrinking_begins_and_ends_within_the_two_steps(recipe: Path) 
     assert (sparsity.selective.start, sparsity.selective.end) == (0, 1)
 
 
+def test_weights_of_a_package_are_left_out_and_those_of_a_file_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for weights, left in (("package:efficientnet-lite0", None), ("/some.safetensors", "/some.safetensors")):
+        path.write_text(RECIPE.replace("test_resnet", f"test_resnet, weights: '{weights}'"))
+        assert resolve_smoke(path).recipe.model.encoder.weights == left
+
+
 def test_an_override_wins_but_where_two_steps_are_asked_for(recipe: Path) -> None:
     assert resolve_smoke(recipe, ["train.max_steps=5"]).recipe.train.max_steps == 5
     assert resolve_smoke(recipe, ["train.max_steps=5"], two_steps=True).recipe.train.max_steps == 2
