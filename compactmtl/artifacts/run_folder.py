@@ -109,7 +109,7 @@ def create_folder(
     path.mkdir(parents=True, exist_ok=True)
     if overwrite:
         _set_aside(path)
-    write_text(path / META, json.dumps(dict(meta), indent=2) + "\n")
+    update_meta(path, meta)
     if data is not None:
         write_text(path / DATA, data)
     update_recipe(path, recipe)
@@ -124,6 +124,11 @@ def _set_aside(path: Path) -> None:
     children = [child for child in path.iterdir() if child.name not in (LOCK, REPLACED)]
     for child in sorted(children, key=lambda child: child.name != META):
         child.rename(aside / child.name)
+
+
+def update_meta(path: Path, meta: Mapping[str, Any]) -> None:
+    """Write meta.json."""
+    write_text(path / META, json.dumps(dict(meta), indent=2) + "\n")
 
 
 def update_recipe(path: Path, recipe: str) -> None:

@@ -110,6 +110,7 @@ def describe(result: DryRun) -> str:
     lines = [
         ("samples", samples),
         *(("data", line) for line in result.data),
+        *(("layout", line) for line in result.layout),
         ("input", _shape(result.input)),
         *((f"output {name}", _shape(shape)) for name, shape in result.outputs.items()),
         *((f"loss {name}", f"{value:.4g}") for name, value in result.losses.items()),

@@ -216,11 +216,20 @@ class TrainConfig(Frozen):
     clip: Positive | None = Field(
         None, description="Largest norm of the gradient. Larger gradients are scaled down. null: no clipping."
     )
+    mixup: Positive | None = Field(
+        None,
+        description="Mix each image of a batch with another one, by shares drawn from Beta(a, a) with this a. Only for "
+        "tasks of one value or vector per image. null: no mixing.",
+    )
     autocast: Literal["off", "bfloat16", "float16"] = Field(
         "off", description="Precision of the forward pass while training."
     )
     device: str = Field("cpu", description="torch device, such as `cpu` or `cuda:0`.")
-    channels_last: bool = Field(False, description="Use the NHWC memory layout while training.")
+    channels_last: bool | Literal["auto"] = Field(
+        "auto",
+        description="Use the NHWC memory layout while training. `auto` takes what is clearly faster for this network on "
+        "this machine, timed once before the first such run of 200 steps or more; a shorter one takes NCHW.",
+    )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads of torch. null: torch's default."
     )

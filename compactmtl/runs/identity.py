@@ -28,6 +28,8 @@ _PLACE = frozenset(
     }
 )
 
+_LAYOUT = "train.channels_last"
+
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 over all that decides a run's result; the data's place, workers and device do not.
@@ -61,6 +63,9 @@ def check_recipe_hash(state: Mapping[str, Any], recipe: Recipe, folder: Path) ->
 def deciding(recipe: Recipe, defaults: bool = True) -> dict[str, Any]:
     """Every value that decides a run's result, by dotted key; without `defaults` only those that differ from it."""
     flat = dict(_flatten(recipe.model_dump(mode="json", exclude_defaults=not defaults), ""))
+    # The default was false before it was auto: a run of then is no other run now. Only true is told apart.
+    if flat.get(_LAYOUT) is not True:
+        flat.pop(_LAYOUT, None)
     return {key: value for key, value in flat.items() if key not in _PLACE}
 
 

@@ -15,9 +15,12 @@ from compactmtl.runs.identity import recipe_hash
 from compactmtl.tasks import TargetSpec
 
 VERSION = 1
+CHANNELS_LAST = "channels_last"  # key: whether the run trains in the NHWC layout
 
 
-def new_meta(resolved: Resolved, specs: Mapping[str, TargetSpec]) -> dict[str, Any]:
+def new_meta(
+    resolved: Resolved, specs: Mapping[str, TargetSpec], channels_last: bool = False
+) -> dict[str, Any]:
     """The contents of meta.json: where a run comes from, and the targets' specifications of its data set."""
     return {
         "version": VERSION,
@@ -27,6 +30,7 @@ def new_meta(resolved: Resolved, specs: Mapping[str, TargetSpec]) -> dict[str, A
         "seed": resolved.recipe.seed,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
+        CHANNELS_LAST: channels_last,
         "specs": specs_to_json(specs),
     }
 

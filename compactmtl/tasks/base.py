@@ -126,6 +126,9 @@ class Task(ABC):
     # What a student is compared with a teacher in: class probabilities over the channels, a probability for each
     # channel, or predictions in the target's own format by the task's own loss; none: it cannot be distilled.
     distillation: ClassVar[Literal["softmax", "sigmoid", "prediction"] | None] = "prediction"
+    # How two mixed images are scored: the loss against each target, in their shares, or the loss against the mean of the
+    # targets; none: a mixed image has no target.
+    mixup: ClassVar[Literal["loss", "target"] | None] = None
     # Of the loss in uncertainty weighting: 1/2 where the loss is of a Gaussian likelihood, of a real quantity.
     uncertainty_scale: ClassVar[float] = 1.0
     scores_references: ClassVar[bool] = (

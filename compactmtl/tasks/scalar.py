@@ -21,6 +21,7 @@ class ScalarTask(ValueTask):
 
     target_kind = "scalar"
     primary = "mae"
+    mixup = "target"
 
     @property
     def metric_info(self) -> Mapping[str, MetricInfo]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
 from compactmtl.runs.model import example_inputs, plain_form
 from compactmtl.train.faults import explained
+from compactmtl.train.layout import choose
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
@@ -57,6 +59,7 @@ class DryRun:
     diagonal_steps: int = 0
     remaining: Foreseen | None = None  # of a sparse recipe with a target, about
     notes: tuple[str, ...] = ()  # on its channel groups
+    layout: tuple[str, ...] = ()  # a line on the memory layout, where it was measured
 
     @property
     def left(self) -> Foreseen | None:
@@ -94,7 +97,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        session = build_session(recipe)
+        session = build_session(recipe, layout=partial(choose, recipe, keep=False))
         plain = plain_form(recipe, session.model)
         (image,) = example_inputs(recipe)
         deployed = cost(plain, (image.to(session.device),))
@@ -116,6 +119,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     return DryRun(
         samples=session.samples,
         data=session.data.notes,
+        layout=session.layout.notes(),
         input=shape,
         outputs={name: tuple(output.shape) for name, output in outputs.items()},
         parameters=deployed.parameters,

@@ -9,7 +9,8 @@ import itertools
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,20 +19,21 @@ from torch import Tensor
 from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LAST
 from compactmtl.artifacts.lock import writing
-from compactmtl.artifacts.run_folder import check_folder, create_folder, update_recipe
+from compactmtl.artifacts.run_folder import check_folder, create_folder, update_meta, update_recipe
 from compactmtl.artifacts.versions import resolve
 from compactmtl.config import Recipe, Resolved, dump_recipe, trusting
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.errors import DataError, TrainingError
 from compactmtl.runs.checkpoint import save_best
 from compactmtl.runs.identity import recipe_hash
-from compactmtl.runs.meta import new_meta, specs_from_json, versions
+from compactmtl.runs.meta import CHANNELS_LAST, new_meta, specs_from_json, versions
 from compactmtl.runs.run import Run, check_same_recipe
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
+from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, restore, save_last
@@ -79,8 +81,9 @@ def train(
             if resume:
                 session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)
             else:
-                session, progress = build_session(recipe), Progress()
-                meta, data = new_meta(resolved, session.data.specs), dump_data(fingerprints(session))
+                session = build_session(recipe, layout=partial(choose, recipe))
+                progress, data = Progress(), dump_data(fingerprints(session))
+                meta = new_meta(resolved, session.data.specs, session.layout.channels_last)
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
             tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
@@ -90,13 +93,24 @@ def train(
 
 def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progress, list[str]]:
     """Session and progress where the run's last checkpoint left them, and how the data set has changed since."""
-    session, progress = build_session(recipe, specs_from_json(run.meta["specs"])), Progress()
+    layout = _layout_of(run, recipe)
+    session = build_session(recipe, specs_from_json(run.meta["specs"]), lambda model, steps: layout)
+    progress = Progress()
     splits = fingerprints(session)
     changed = check_data(splits, session, run, accept=accept)
     restore(session, progress, run.path / CHECKPOINTS / LAST)
+    update_meta(run.path, {**run.meta, CHANNELS_LAST: layout.channels_last})
     update_recipe(run.path, dump_recipe(recipe))
     write_text(run.path / DATA, dump_data(splits))
     return session, progress, changed
+
+
+def _layout_of(run: Run, recipe: Recipe) -> Layout:
+    """The memory layout in which a run goes on: what the recipe says now, else the one that it was trained in."""
+    if recipe.train.channels_last != "auto":
+        return stated(recipe)
+    before = run.recipe.train.channels_last
+    return Layout(bool(run.meta.get(CHANNELS_LAST, False)) if before == "auto" else before, "run")
 
 
 @dataclass
@@ -113,8 +127,8 @@ class Loop:
         """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
         session, progress, tracker = self.session, self.progress, self.tracker
         if resumed is None:
-            tracker.start(versions())
-            for line in session.data.notes:
+            tracker.start(versions(), asdict(session.layout))
+            for line in (*session.data.notes, *session.layout.notes()):
                 tracker.say(line)
             if session.sparsifier:
                 tracker.groups(session.sparsifier.notes())

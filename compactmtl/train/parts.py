@@ -8,6 +8,7 @@ from typing import TypeVar
 from compactmtl.train.alternating import build_diagonal_pass
 from compactmtl.train.balance import build_balancing
 from compactmtl.train.distill import build_distiller
+from compactmtl.train.mixup import build_mixup
 from compactmtl.train.norms import build_norm_estimates
 from compactmtl.train.part import Part, Setup
 from compactmtl.train.pseudo import build_pseudo_heads
@@ -20,6 +21,7 @@ P = TypeVar("P", bound=Part)
 
 # Every hook of a step, and the loading of states, goes through this list from top to bottom.
 ORDER: tuple[Callable[[Setup], Part | None], ...] = (
+    build_mixup,  # mixes the images before all that looks at them, and scores the task's own head
     build_pseudo_heads,  # a task's loss is the mean over its heads ...
     build_distiller,  # ... and the teacher's term is added to that; its teacher is loaded at the network's first size,
     build_shrinker,  # then removed channels go again, and what follows loads the state of the smaller network

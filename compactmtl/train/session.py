@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.balance import Balancing
+from compactmtl.train.layout import Layout, stated
 from compactmtl.train.machine import find_device
 from compactmtl.train.optimizers import (
     build_optimizer,
@@ -79,6 +80,7 @@ class Session:
     scaler: torch.amp.GradScaler
     parts: tuple[Part, ...]
     device: torch.device
+    layout: Layout
     position: Position = field(default_factory=Position)
     latest: ForwardPass | None = None  # of `forward`, for `update`
 
@@ -152,10 +154,7 @@ class Session:
 
     def image(self, batch: Batch) -> Tensor:
         """A batch's images as the model takes them, (B, 3, H, W) on its device."""
-        image = batch["image"].to(self.device, non_blocking=True)
-        if self.recipe.train.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        return image
+        return self.layout.lay(batch["image"].to(self.device, non_blocking=True))
 
     def forward_pass(self, batch: Batch) -> ForwardPass:
         """A forward pass with each task's loss, in float32 whatever the outputs' precision; nothing is balanced."""
@@ -312,10 +311,15 @@ def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None) -> Session:
+def build_session(
+    recipe: Recipe,
+    specs: Mapping[str, TargetSpec] | None = None,
+    layout: Callable[[MultiTaskModel, int], Layout] | None = None,
+) -> Session:
     """Data, model, parts and optimizer of a recipe, seeded.
 
-    `specs` are the targets' of a run that goes on, by default what the data set says.
+    `specs` are the targets' of a run that goes on, by default what the data set says. `layout` decides on the memory layout
+    from the model and the number of steps; by default it is what the recipe says, and NCHW where that says `auto`.
 
     Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
     """
@@ -327,12 +331,12 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
         )  # raises now what it would raise after an epoch
     seed_everything(recipe.seed)
     model = fresh_model(recipe, tasks).to(device)
-    if recipe.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    steps = total_steps(recipe, len(data.train))
+    chosen = stated(recipe) if layout is None else layout(model, steps)
+    model = chosen.apply(model)
     weighing = balancer(
         recipe.balancing.name, tasks, at=recipe.balancing.at, options=recipe.balancing.options
     ).to(device)
-    steps = total_steps(recipe, len(data.train))
     (image,) = example_inputs(recipe)
     parts = build_parts(
         Setup(
@@ -371,6 +375,7 @@ def build_session(recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None)
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.autocast == "float16"),
         parts=parts,
         device=device,
+        layout=chosen,
     )
 
 

@@ -92,8 +92,8 @@ class Tracker:
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def start(self, versions: Mapping[str, str]) -> None:
-        self.log.append("start", **versions)
+    def start(self, versions: Mapping[str, str], layout: Mapping[str, Any]) -> None:
+        self.log.append("start", **versions, layout=dict(layout))
 
     def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
         """Log that training goes on in `epoch` after `step` steps, on data that changed in what `changed` says."""

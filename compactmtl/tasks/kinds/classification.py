@@ -40,6 +40,7 @@ class ClassificationTask(ValueTask):
     }
     postprocess = ("argmax", "softmax")
     distillation = "softmax"
+    mixup = "loss"
 
     @property
     def channels(self) -> int:

@@ -51,6 +51,7 @@ class MultilabelTask(ValueTask):
     meaning = "logit of each label; a label is predicted where it is above 0, its sigmoid is the probability"
     postprocess = ("sigmoid",)
     distillation = "sigmoid"
+    mixup = "loss"
 
     @property
     def channels(self) -> int:
