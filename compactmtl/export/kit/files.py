@@ -14,7 +14,7 @@ from compactmtl.artifacts.layout import DEVICES, HASHES
 from compactmtl.config.precision import Precision
 from compactmtl.config.schema import Frozen
 from compactmtl.errors import ArtifactError
-from compactmtl.export.kit.on_device import VERSION, digest
+from compactmtl.export.kit.on_device import digest
 from compactmtl.export.record import FileName, Sha256
 from compactmtl.verify.result import (
     AccuracyResult,
@@ -59,7 +59,7 @@ class Plan(Frozen):
 class Manifest(Record):
     """kit.json: what a kit holds, and of which bundle it is."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     run: str
     target_name: str
     bundle_sha256: Sha256
