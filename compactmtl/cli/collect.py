@@ -73,7 +73,7 @@ def _summary(record: DeviceRecord, tasks: dict[str, Task]) -> Iterator[str]:
         yield f"accuracy on {record.accuracy.samples} validation images:"
         yield from accuracy_lines(record.accuracy, tasks)
     yield parity_line(record.parity)
-    yield from latency_lines(record.latency, elsewhere=record.machine.get("processors"))
+    yield from latency_lines(record.latency, elsewhere=record.machine.processors)
     for name, phases in record.phases.items():
         yield (
             f"  {name} by the GPU's clock: copy in {phases.copy_in_ms:.3f}, compute {phases.compute_ms:.3f},"

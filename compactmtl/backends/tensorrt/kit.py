@@ -101,7 +101,7 @@ class TensorRtOnDevice(DeviceRuntime):
         if self._logger is None:
             trt, kept = self.trt, self._log
 
-            class KeepingLogger(trt.ILogger):  # type: ignore[misc]
+            class KeepingLogger(trt.ILogger):  # type: ignore[name-defined, misc]
                 def __init__(self) -> None:
                     trt.ILogger.__init__(self)  # pybind11 wants it by name
 

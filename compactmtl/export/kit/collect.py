@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def collect_results(
     not_run = {"accuracy": "the kit holds no images (--kit-images N)"}
     if manifest.images is not None:
         progress(f"measuring accuracy on {manifest.images.count} validation images")
-        accuracy, not_run = _accuracy(path, run, results, manifest, target), {}
+        accuracy, not_run = _accuracy(path, run, results, manifest, bundle), {}
     gates = (
         types,
         *check_gates(
@@ -131,9 +132,9 @@ def collect_results(
         latency=latency,
         phases={name: _phases(runs) for name, runs in results.latency.phases_ms.items()},
         build_seconds={
-            name: float(facts["build_seconds"])
+            name: facts.build_seconds
             for name, facts in results.models.items()
-            if facts.get("build_seconds") is not None
+            if facts.build_seconds is not None
         },
         megabytes=bundle.megabytes,
         gates=gates,
@@ -196,7 +197,7 @@ def _types(bundle: Bundle, results: Results, manifest: Manifest) -> tuple[GateRe
     facts = results.models[manifest.subject]
     layers: dict[str, int] = {}
     try:
-        layers = get_backend(target.backend).check_device(facts, bundle.model_path, target)
+        layers = get_backend(target.backend).check_device(facts.model_dump(), bundle.model_path, target)
     except (PrecisionError, ArtifactError) as error:
         passed, message = False, error.message
     else:
@@ -227,11 +228,11 @@ def _latency(
         description = Description(
             backend=runtime,
             version=version,
-            provider=str(told.get("provider", "")),
+            provider=told.provider,
             device=results.device,
             precision=one.precision,
-            threads=told.get("threads"),
-            layers=dict(layers if name == manifest.subject else told.get("layers") or {}),
+            threads=told.threads,
+            layers=dict(layers if name == manifest.subject else told.layers or {}),
         )
         stats[name] = latency_stats(
             name,
@@ -255,10 +256,10 @@ def _phases(runs: tuple[tuple[float, float, float], ...]) -> PhaseTimes:
     return PhaseTimes(copy_in_ms=copy_in, compute_ms=compute, copy_out_ms=copy_out, samples=runs)
 
 
-def _accuracy(path: Path, run: Run, results: Results, manifest: Manifest, target: Target) -> AccuracyResult:
+def _accuracy(path: Path, run: Run, results: Results, manifest: Manifest, bundle: Bundle) -> AccuracyResult:
     """The tasks' metrics of the outputs that the device gave for the packed images."""
     assert results.images is not None and manifest.images is not None
-    outputs = _outputs(path, results, manifest)
+    outputs = _outputs(path, results, manifest, bundle)
     config = run.recipe.data
     dataset = load_dataset(config, "val")
     count = min(manifest.images.count, len(dataset))
@@ -272,7 +273,9 @@ def _accuracy(path: Path, run: Run, results: Results, manifest: Manifest, target
         start, position = position, position + len(images)
         return {name: torch.from_numpy(array[start:position]) for name, array in outputs.items()}
 
-    artifact = evaluate(interface_of(run, target).runner(recorded), loader, run.tasks, finite=True)
+    artifact = evaluate(
+        interface_of(run, bundle.info.target).runner(recorded), loader, run.tasks, finite=True
+    )
     if fed.hexdigest() != manifest.images.sha256:
         raise DataError(
             f"the first {manifest.images.count} images of the val split are not those that the kit was packed with",
@@ -286,7 +289,7 @@ def _accuracy(path: Path, run: Run, results: Results, manifest: Manifest, target
     )
 
 
-def _outputs(path: Path, results: Results, manifest: Manifest) -> dict[str, NDArray[Any]]:
+def _outputs(path: Path, results: Results, manifest: Manifest, bundle: Bundle) -> dict[str, NDArray[Any]]:
     """The outputs file beside the results. Raises ArtifactError where it is missing, another, or incomplete."""
     assert results.images is not None and manifest.images is not None
     file = path.with_name(results.images.file)
@@ -296,13 +299,18 @@ def _outputs(path: Path, results: Results, manifest: Manifest) -> dict[str, NDAr
         )
     if sha256_file(file) != results.images.sha256:
         raise ArtifactError(f"{file} is not the file that kit.py wrote with {path.name}", _MEND)
-    with np.load(file, allow_pickle=False) as arrays:
-        outputs = {name: arrays[name] for name in arrays.files}
-    lengths = {len(array) for array in outputs.values()}
-    if set(outputs) != set(manifest.outputs) or lengths != {manifest.images.count}:
-        raise ArtifactError(
-            f"{file} holds {sorted(lengths)} answers of {', '.join(outputs)}, expected {manifest.images.count} of "
-            + ", ".join(manifest.outputs),
-            _MEND,
-        )
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            outputs = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ArtifactError(f"{file} can't be read: {error}", _MEND) from error
+    count = manifest.images.count
+    expected = {tensor.name: (count, tensor.dtype) for tensor in bundle.info.outputs}
+    found = {name: (len(array) if array.ndim else 0, array.dtype.name) for name, array in outputs.items()}
+    if found != expected:
+        raise ArtifactError(f"{file} holds {_listed(found)}, expected {_listed(expected)}", _MEND)
     return outputs
+
+
+def _listed(arrays: Mapping[str, tuple[int, str]]) -> str:
+    return ", ".join(f"{count} {kind} of '{name}'" for name, (count, kind) in arrays.items()) or "nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,7 +14,7 @@ from compactmtl.artifacts.layout import DEVICES, HASHES
 from compactmtl.config.precision import Precision
 from compactmtl.config.schema import Frozen
 from compactmtl.errors import ArtifactError
-from compactmtl.export.kit.on_device import VERSION, digest
+from compactmtl.export.kit.on_device import digest
 from compactmtl.export.record import FileName, Sha256
 from compactmtl.verify.result import (
     AccuracyResult,
@@ -59,7 +59,7 @@ class Plan(Frozen):
 class Manifest(Record):
     """kit.json: what a kit holds, and of which bundle it is."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     run: str
     target_name: str
     bundle_sha256: Sha256
@@ -106,8 +106,27 @@ class LatencyFacts(Frozen):
     settle: int
     samples_ms: dict[str, tuple[Milliseconds, ...]]
     process_ms: dict[str, tuple[float, ...]]
-    phases_ms: dict[str, tuple[tuple[float, float, float], ...]]
+    phases_ms: dict[str, Annotated[tuple[tuple[float, float, float], ...], Field(min_length=1)]]
     load_average: float | None
+
+
+class ModelFacts(BaseModel):
+    """How one model really ran, by the runtime's own account; beyond these what its backend reads."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    provider: str
+    threads: int | None = None
+    layers: dict[str, int] | None = None
+    build_seconds: float | None = None
+
+
+class MachineFacts(BaseModel):
+    """What the device says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    processors: int | None = None
 
 
 class Answers(Frozen):
@@ -126,9 +145,9 @@ class Results(Frozen):
     files: dict[str, str]
     name: str = Field(min_length=1)
     device: str
-    machine: dict[str, Any]
-    versions: dict[str, str]
-    models: dict[str, dict[str, Any]]
+    machine: MachineFacts
+    versions: dict[str, str] = Field(min_length=1)  # the runtime's first
+    models: dict[str, ModelFacts]
     parity: ParityFacts
     latency: LatencyFacts
     states: tuple[dict[str, Any], ...]
@@ -158,7 +177,7 @@ class DeviceRecord(Record):
     passed: bool
     not_run: dict[str, str]  # what was not measured, and why
     held_back: tuple[str, ...] | None  # why the device ran below its speed; none: it doesn't tell
-    machine: dict[str, Any]
+    machine: MachineFacts
     states: tuple[dict[str, Any], ...]
     versions: dict[str, str]
     measured: str
@@ -200,7 +219,7 @@ def find_manifest(exports: Path, kit: str) -> tuple[Path, Manifest] | None:
     for folder in sorted(exports.glob(f"*/{DEVICES}")):
         path = folder / _manifest_name(kit)
         if path.is_file() and sha256_file(path) == kit:
-            return folder.parent, Manifest.model_validate_json(_checked(path))
+            return folder.parent, _read(Manifest, path, _AGAIN)
     return None
 
 
@@ -222,7 +241,9 @@ def read_records(bundle: Path) -> tuple[DeviceRecord, ...]:
     hashes = read_hashes(bundle / DEVICES, _AGAIN)
     listed = set() if hashes is None else set(hashes.files)
     return tuple(
-        _record(path) for path in paths if path.name in listed and not path.name.startswith(KIT_PREFIX)
+        _read(DeviceRecord, path, "collect the device's results again")
+        for path in paths
+        if path.name in listed and not path.name.startswith(KIT_PREFIX)
     )
 
 
@@ -235,15 +256,17 @@ def device_slug(name: str) -> str:
     return f"device-{plain}".strip("-") if reserved else plain
 
 
-def _record(path: Path) -> DeviceRecord:
+_Kind = TypeVar("_Kind", Manifest, DeviceRecord)
+
+
+def _read(kind: type[_Kind], path: Path, mend: str) -> _Kind:
+    """A file of the folder as a typed record. Raises ArtifactError."""
     try:
-        return DeviceRecord.model_validate_json(_checked(path))
+        return kind.model_validate_json(_checked(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"{path}: {where}: {first['msg']}", "collect the device's results again"
-        ) from error
+        raise ArtifactError(f"{path}: {where}: {first['msg']}", mend) from error
 
 
 def _checked(path: Path) -> bytes:

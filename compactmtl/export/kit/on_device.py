@@ -184,7 +184,7 @@ def answer(model: DeviceModel, folder: Path, manifest: dict[str, Any], out: Path
     path = out.with_suffix(".outputs.npz")
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
-        np.savez_compressed(file, **outputs)
+        np.savez_compressed(file, **outputs)  # type: ignore[arg-type]
     partial.replace(path)
     return {
         "file": path.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import sys
 from collections.abc import Iterator
 
@@ -80,7 +81,7 @@ def test_every_name_in_it_is_defined_in_it(source: str) -> None:
     stored = {
         node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
-    known = stored | set(dir(__builtins__)) | set(__builtins__ if isinstance(__builtins__, dict) else ())
+    known = stored | set(dir(builtins))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             known.add(node.name)
