@@ -37,7 +37,8 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         if self.baked:
-            image = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+            # Cast first: TensorRT takes uint8 for an input and a cast, and transposes none.
+            image = image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
         outputs: Mapping[str, Tensor] = self.model(image)
         return {name: self._after(name, output) for name, output in outputs.items()}
 

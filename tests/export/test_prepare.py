@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 
 from compactmtl.backends import load_target, open_graph
+from compactmtl.backends.tensorrt.engine import EngineFacts
 from compactmtl.cli.main import main
 from compactmtl.cli.preparing import raise_missing, summary
 from compactmtl.config.target import Target
-from compactmtl.errors import MISSING, ConfigError, GateError, MissingDependencyError
+from compactmtl.errors import MISSING, USAGE, ConfigError, GateError, MissingDependencyError
 from compactmtl.export import Bundle
 from compactmtl.export.artifact import Validation
 from compactmtl.export.prepare import Prepared, prepare_run
 from compactmtl.export.run import export_run
+from compactmtl.report.deployment import prepared_views
 from compactmtl.train import Run
 from compactmtl.verify.parity import compare_outputs
 from compactmtl.verify.result import OutputParity, ParityResult
 from tests.support.fake_tensorrt import install
+from tests.support.rtx import rtx
 
 NO_GPU = "compactmtl.backends.tensorrt.backend.cuda_device"
 FAST = ("latency.warmup=1", "latency.repeats=3", "int8.samples=4", "fp16.samples=4")
@@ -139,3 +142,40 @@ def test_one_command_builds_verifies_and_reloads_an_engine(
     with bundle.runner() as runner:
         assert set(runner.output_names) == set(run.tasks)
     assert "build" not in fake.calls
+
+
+@pytest.mark.slow  # exports a model
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_target_whose_builder_needs_no_gpu_is_built_and_not_run(
+    run: Run, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rtx()
+    name = f"tensorrt-rtx-{precision}"
+    target = run.path / f"{name}.yaml"
+    interface = "onnx: {dynamic_batch: true, preprocess: true, postprocess: {segmentation: argmax}}\n"
+    target.write_text(f"extends: {name}\n{interface}int8: {{search: 0, samples: 4}}\nfp16: {{samples: 4}}\n")
+    assert main(["export", str(run.path), "--target", str(target), "--prepare"]) == MISSING
+    said = capsys.readouterr()
+    assert "prepared, built, not run" in said.out and "prepared, built, not run" in said.err
+    found = prepared(run, name)
+    assert found.status == "built, not run"
+    assert "compute capability 8.0, 8.6, 8.9, 12.0" in found.built and found.built in said.out
+    bundle = Bundle.open(run.path / "export" / name)
+    assert bundle.doubt == "it was never verified"
+    assert {"model.onnx", "model.engine", "model.engine.json"} <= set(bundle.info.files)
+    facts = EngineFacts.model_validate_json((bundle.path / "model.engine.json").read_text())
+    assert facts.precision == precision and facts.profile["image"].max[0] == 8
+    (view,) = prepared_views(run.path)
+    assert (view.target, view.built) == (name, found.built)
+
+
+@pytest.mark.slow  # exports a model
+def test_a_capability_without_the_precision_stops_the_preparation(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rtx()
+    target = run.path / "turing.yaml"
+    target.write_text("extends: tensorrt-rtx-bf16\ntensorrt_rtx: {compute: [7.5, 8.9]}\n")
+    assert main(["export", str(run.path), "--target", str(target), "--prepare"]) == USAGE
+    assert "compute capability 7.5 has no bfloat16" in capsys.readouterr().err
+    assert not (run.path / "export" / "turing").exists()

@@ -15,7 +15,9 @@ from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
+@pytest.mark.parametrize(
+    "provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"]
+)
 def test_provider_runs_and_agrees(tmp_path: Path, provider: str) -> None:
     target = Target(backend="onnxruntime", provider=provider)
     found = get_backend("onnxruntime").availability(target)

@@ -10,9 +10,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-# gpu and tensorrt need hardware that the tested versions were not recorded on.
+# gpu, tensorrt and onnxruntime-tensorrt-rtx need hardware that the tested versions were not recorded on.
 TESTED = PROJECT["dependencies"] + [
-    word for extra in ("cpu", "openvino", "baselines", "datasets", "docs", "dev") for word in EXTRAS[extra]
+    word
+    for extra in ("cpu", "openvino", "baselines", "datasets", "docs", "tensorrt-rtx", "dev")
+    for word in EXTRAS[extra]
 ]
 
 
@@ -36,7 +38,7 @@ def test_every_lower_bound_has_its_reason_beside_it() -> None:
 
 def test_the_core_asks_for_neither_onnxruntime() -> None:
     core = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    assert not core & {"onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"}
+    assert not core & {"onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-libs"}
 
 
 def test_plain_make_shows_every_target_with_its_help() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,18 @@ def build_unasked(model: Path, chosen: Target) -> Built:
     return build_engine(model, Job(**{**vars(job), "check": lambda layers, model: None}), None)
 
 
-def save(path: Path, nodes: list[onnx.NodeProto], inputs: Any, *weights: onnx.TensorProto) -> Path:
-    """Write a graph whose output is `y`; `inputs` is the shape of `x`, or several shapes by name."""
-    shapes = inputs if isinstance(inputs, dict) else {"x": inputs}
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    shape: Sequence[int | str],
+    *weights: onnx.TensorProto,
+    kind: int = TensorProto.FLOAT,
+) -> Path:
+    """Write a graph from `x`, of a shape and a type, to `y`."""
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("x", kind, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         list(weights),
     )

@@ -26,8 +26,13 @@ class Allowed:
 ALLOWED = (
     Allowed(
         "tests/gpu/",
-        r"(tensorrt|CUDA|CUDAExecutionProvider|TensorrtExecutionProvider): .+",
+        r"(tensorrt|tensorrt-rtx|CUDA|CUDAExecutionProvider|TensorrtExecutionProvider|NvTensorRTRTXExecutionProvider): .+",
         "the machine has no NVIDIA GPU",
+    ),
+    Allowed(
+        "tests/",
+        r"no wheels of TensorRT for RTX for \w+ on (?!x86_64|AMD64)\w+",
+        "NVIDIA publishes them for Linux and Windows on x86-64 alone",
     ),
     Allowed(
         "tests/backends/test_openvino.py::",

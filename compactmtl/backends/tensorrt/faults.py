@@ -36,6 +36,10 @@ _MENDS: tuple[tuple[str, str], ...] = (
         f"{_QUANTIZED}: int8.layout: inputs",
     ),
     (
+        r"has type UInt8|does not support UINT8",
+        "TensorRT takes uint8 for an input and for a cast alone: cast it before all else",
+    ),
+    (
         r"same type|same input types|first input has type",
         "a strongly typed network casts nothing by itself: cast one of the inputs, or keep the node in float32 with"
         " fp16.keep_nodes or bf16.keep_nodes",

@@ -54,6 +54,14 @@ def quantized_bias(path: Path) -> Path:
     return save(path, nodes, IMAGE, weight("w", (8, 3, 3, 3)), scale, bias)
 
 
+def transposed_bytes(path: Path) -> Path:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], name="turn", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["turned"], ["y"], name="back", to=TensorProto.FLOAT),
+    ]
+    return save(path, nodes, IMAGE, kind=TensorProto.UINT8)
+
+
 def types_clash(path: Path) -> Path:
     nodes = [
         helper.make_node("Cast", ["x"], ["half"], name="cast", to=TensorProto.FLOAT16),
@@ -105,6 +113,7 @@ def cut_off(path: Path) -> Path:
         (quantized_on_one_side, r"encoder\.conv \(Conv\)", "in front of each input.*int8.layout: inputs"),
         (asymmetric, r"x\.quantize \(QuantizeLinear\)", "int8.symmetric: true"),
         (quantized_bias, r"bias\.dequantize \(DequantizeLinear\)", "biases in float"),
+        (transposed_bytes, r"turn \(Transpose\)", "cast it before all else"),
         (types_clash, r"head\.add \(Add\)", "cast one of the inputs"),
         (weights_clash, r"encoder\.conv \(Conv\)", "cast one of the inputs"),
         (free_size, "input x", r"tensorrt_rtx\.shapes\.x: \{min"),

@@ -14,7 +14,10 @@ from compactmtl.backends.tensorrt.parse import parse
 from compactmtl.backends.tensorrt_rtx.capability import lacking
 from compactmtl.config import load_recipe
 from compactmtl.config.target import Target
+from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ConfigError
+from compactmtl.export import export_onnx
+from compactmtl.export.processing import Deployed
 from compactmtl.surgery import compact
 from tests.support.rtx import ALL, build, rtx
 from tools.bench_tensorrt_rtx import PRECISIONS, build_network, export, networks, target_of
@@ -133,3 +136,22 @@ def test_free_batch_and_size_with_a_profile(tmp_path: Path) -> None:
         "onnx.dynamic_size=true",
         f"tensorrt_rtx.shapes={shapes}",
     )
+
+
+def test_pixels_in_and_classes_out(tmp_path: Path) -> None:
+    """Normalization and argmax inside the file. The builder transposes no bytes: they have to be cast first."""
+
+    class Segments(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, image: Tensor) -> dict[str, Tensor]:
+            return {"segmentation": self.conv(image)}
+
+    deployed = Deployed(Segments(), Preprocessing(size=(16, 24)), {"segmentation": "argmax"}).eval()
+    pixels = torch.zeros(2, 16, 24, 3, dtype=torch.uint8)
+    path = export_onnx(
+        deployed, (pixels,), tmp_path / "model.onnx", input_names=["image"], dynamic_batch=True
+    )
+    check_all(path, target_of("fp32"))
