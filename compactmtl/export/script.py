@@ -10,11 +10,12 @@ import re
 from collections.abc import Set
 from importlib import resources
 
-from compactmtl.artifacts.layout import INFER_SCRIPT
+from compactmtl.artifacts.layout import BUNDLE_SCHEMA, INFER_SCRIPT
 from compactmtl.backends import get_backend
 from compactmtl.export.record import BundleInfo
 
 MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more lies beside it.
+SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
 SHOW, PANOPTIC, RUNTIME = "show", "panoptic", "runtime"
 _OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
 _HOME = "compactmtl.export.in_bundle"
