@@ -36,10 +36,8 @@ def scripts(info: BundleInfo) -> dict[str, str]:
     ):
         return {}
     operations = {one.decode.op for one in info.outputs if one.decode is not None}
-    text = _with_operations(source("infer.py"), operations)
-    text = text.replace(
-        "pip install numpy pillow onnxruntime", f"pip install numpy pillow {info.runtime.package}"
-    )
+    text = _with_operations(source(INFER_SCRIPT), operations)
+    text = text.replace('and the runtime")', f'{info.runtime.package}")')
     text = text.replace(f"    from {_HOME}.{SHOW} import", f"    from {SHOW} import")
     text = text.replace("import Image\n\n", "import Image\n")
     files = {f"{SHOW}.py": source(f"{SHOW}.py")}
