@@ -22,6 +22,7 @@ from compactmtl.config.recipe import Recipe
 from compactmtl.config.sweep import SweepConfig
 from compactmtl.config.target import Target
 from compactmtl.errors import EXIT_CODES
+from tools.reference_bundle import bundle_page
 from tools.reference_lists import lists
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,7 @@ def pages() -> dict[str, Callable[[], str]]:
             "A sweep is a YAML file that lists recipes to train over several seeds. `compactmtl sweep` trains them.",
             list(keys(SweepConfig)),
         ),
+        "bundle.md": bundle_page,
         "cli.md": _cli_page,
         "python.md": _python_page,
         "lists.md": lambda: "\n".join(lists()),

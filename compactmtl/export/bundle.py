@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from compactmtl.artifacts.files import sha256_file, write_text
 from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
-from compactmtl.artifacts.layout import BUNDLE_FILE, BUNDLE_SCHEMA, VERIFICATION_FILE
+from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
 from compactmtl.backends import Runner, all_backends, checked_target, get_backend
 from compactmtl.backends.model_file import external_files
 from compactmtl.backends.targets import machine_files
@@ -28,7 +28,7 @@ from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.older import upgraded
 from compactmtl.export.record import VERSION, BundleInfo, BundleTask
-from compactmtl.export.script import scripts, source
+from compactmtl.export.script import SCHEMA, scripts, source
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.build import recorded_task
 from compactmtl.tasks.reading import Reading, readings_of
@@ -181,7 +181,7 @@ class Bundle:
 
 def write_bundle(folder: Path, info: BundleInfo) -> Bundle:
     """Write bundle.json, its schema and its programs beside the files that are in `folder`, and open the bundle."""
-    write_text(folder / BUNDLE_SCHEMA, source(BUNDLE_SCHEMA))
+    write_text(folder / SCHEMA, source(SCHEMA))
     for name, text in scripts(info).items():
         write_text(folder / name, text)
     write_text(folder / BUNDLE_FILE, info.text())

@@ -159,10 +159,10 @@ class Runtime(Frozen):
 class BundleTask(Frozen):
     """What compactmtl keeps of a task."""
 
-    kind: str
-    primary: str
-    dense: bool
-    channels: int
+    kind: str = Field(description="Kind of task.")
+    primary: str = Field(description="The metric that a one-line summary shows.")
+    dense: bool = Field(description="Whether the output is a map.")
+    channels: int = Field(description="Width of the head's last layer.")
     config: Annotated[TaskConfig, WithJsonSchema({"type": "object"})] = Field(
         description="The recipe's section."
     )

@@ -10,11 +10,12 @@ import re
 from collections.abc import Set
 from importlib import resources
 
-from compactmtl.artifacts.layout import INFER_SCRIPT
+from compactmtl.artifacts.layout import BUNDLE_SCHEMA, INFER_SCRIPT
 from compactmtl.backends import get_backend
 from compactmtl.export.record import BundleInfo
 
 MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more lies beside it.
+SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
 SHOW, PANOPTIC, RUNTIME = "show", "panoptic", "runtime"
 _OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
 _HOME = "compactmtl.export.in_bundle"
@@ -35,10 +36,8 @@ def scripts(info: BundleInfo) -> dict[str, str]:
     ):
         return {}
     operations = {one.decode.op for one in info.outputs if one.decode is not None}
-    text = _with_operations(source("infer.py"), operations)
-    text = text.replace(
-        "pip install numpy pillow onnxruntime", f"pip install numpy pillow {info.runtime.package}"
-    )
+    text = _with_operations(source(INFER_SCRIPT), operations)
+    text = text.replace('and the runtime")', f'{info.runtime.package}")')
     text = text.replace(f"    from {_HOME}.{SHOW} import", f"    from {SHOW} import")
     text = text.replace("import Image\n\n", "import Image\n")
     files = {f"{SHOW}.py": source(f"{SHOW}.py")}

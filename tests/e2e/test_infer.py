@@ -21,7 +21,7 @@ from tests.support.layouts.folder import write_folder
 from tests.support.layouts.utkface import write_utkface
 
 OWN = """\
-data: {name: folder, root: ROOT, size: [32, 48], batch_size: 4, options: {val: 0.3}}
+data: {name: folder, root: ROOT, size: [32, 48], batch_size: 4}
 tasks:
   segmentation: {kind: segmentation, head: {kind: fcn, width: 8}}
   edges: {kind: boundaries, target: segmentation, head: {kind: fcn, width: 8}}
@@ -61,7 +61,7 @@ def things(root: Path) -> list[str]:
 
 
 def own(root: Path) -> list[str]:
-    write_folder(root, size=(32, 48))
+    write_folder(root, size=(32, 48), split=True)
     recipe = root / "own.yaml"
     recipe.write_text(OWN.replace("ROOT", str(root)))
     return [str(recipe)]
@@ -85,8 +85,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a run of two steps, alone in a folder."""
     root = tmp_path_factory.mktemp("run")
-    words = RECIPES[request.param](root / "data") if (root / "data").mkdir() is None else []
-    assert main(["train", *words, "--smoke", "--out", str(root), "--name", "run"]) == 0
+    (root / "data").mkdir()
+    assert (
+        main(
+            ["train", *RECIPES[request.param](root / "data"), "--smoke", "--out", str(root), "--name", "run"]
+        )
+        == 0
+    )
     target = root / "quick.yaml"
     target.write_text("extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 3, settle: 0}\n")
     assert main(["export", str(root / "run"), "--target", str(target)]) in (
@@ -177,4 +182,4 @@ def test_the_golden_picture_comes_out_right(bundle: Path, packages: Path) -> Non
 @pytest.mark.slow
 def test_nothing_of_this_package_is_there(packages: Path) -> None:
     for name in ("compactmtl", "torch", "pydantic", "onnx"):
-        assert run_clean(packages, "-c", f"import {name}").returncode == 1
+        assert run_clean(packages, "-c", f"import {name}", cwd=packages).returncode == 1

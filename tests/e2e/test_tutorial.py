@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ def run_line(line: str) -> Mapping[str, object]:
     from compactmtl.cli.main import main
 
     program, *words = shlex.split(line)
+    if program == "python" and len(words) > 1:
+        subprocess.run([sys.executable, *words], check=True)
+        return {}
     if program == "python":
         return run_script(Path(*words))
     if program == "cp":

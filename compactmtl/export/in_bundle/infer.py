@@ -14,7 +14,7 @@ try:
     from compactmtl.export.in_bundle.panoptic import panoptic
     from compactmtl.export.in_bundle.show import save_map, words
 except ImportError as error:
-    sys.exit(f"error: {error}: pip install numpy pillow onnxruntime")
+    sys.exit(f"error: {error}: pip install numpy pillow and the runtime")
 
 HERE = Path(__file__).resolve().parent
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's, of 8 bits or less
