@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tools.latency_table import narrowed
 from torch import Tensor, nn
 
 from compactmtl.backends import get_backend, load_target
@@ -38,6 +37,7 @@ from compactmtl.data import load_dataset
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.export import export_onnx
 from compactmtl.export.precision import apply_precision
+from compactmtl.latency import Cutter
 from compactmtl.runs.model import example_inputs, fresh_model, plain_form
 from compactmtl.tasks import build_tasks
 from tools.rtx_table import read, table
@@ -191,7 +191,8 @@ def rows_of(
     row = {"network": network.name, "recipes": list(network.recipes), "form": form}
     model, inputs = build_network(network.name)
     if form == "compact":
-        model = narrowed(model, inputs, 0.5, align=8)
+        cutter = Cutter(model, inputs, align=8)
+        model = cutter.cut([max(size // 2 // 8, 1) * 8 if size >= 8 else size for size in cutter.sizes])
     with tempfile.TemporaryDirectory(prefix="compactmtl-rtx-") as folder:
         for precision in dict.fromkeys(one for one, _ in wanted):
             path, failure = Path(folder) / precision / "model.onnx", ""
@@ -213,7 +214,8 @@ def run(
     out: Path, chosen: Sequence[Network], forms: Sequence[str], precisions: Sequence[str], limit: int
 ) -> None:
     """Build what the file does not hold yet, one line at a time."""
-    own, done = version(), set()
+    own = version()
+    done: set[tuple[str, ...]] = set()
     if out.exists() and out.stat().st_size:
         found, rows = read(out)
         if found != own:

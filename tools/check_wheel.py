@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parents[1]
 # Beside Python, what the package reads at run time.
 SUFFIXES = {".py", ".json", ".typed", ".yaml", ".j2", ".css", ".js", ".pyi"}
-LARGEST = 1_000_000  # bytes; a wheel of code and recipes is far smaller, one with weights or data is not
+LARGEST = 1_500_000  # bytes; a wheel of code and recipes is far smaller, one with weights or data is not
 
 
 def build(folder: Path) -> Path:

@@ -32,8 +32,9 @@ from typing import Any
 
 from compactmtl.artifacts.files import write_text
 from compactmtl.backends.driver import cuda_device
+from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_count, cpu_name, nvidia_gpus
-from compactmtl.backends.versions import package_version, package_versions
+from compactmtl.backends.versions import package_versions
 from compactmtl.errors import CompactError, ConfigError
 from tools.gpu_checks import CHECKS, Check, Outcome, Setting
 

@@ -91,4 +91,4 @@ def _type(value: Any) -> str:
         return f"list: {count}{_type(items)}"
     if isinstance(value.get("additionalProperties"), dict):
         return f"by name: {_type(value['additionalProperties'])}"
-    return _WORDS.get(kind, kind)
+    return str(_WORDS.get(kind, kind))

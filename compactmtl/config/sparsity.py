@@ -45,7 +45,7 @@ class LatencyBudget(Frozen):
     reduction: Reduction | None = Field(None, description="Share of the original model's latency to remove.")
     table: str | None = Field(
         None,
-        description="JSON file of layer latencies that `compactmtl latency` wrote, such as one measured on another "
+        description="JSON file of layer latencies, as the verb `latency` writes it, such as one measured on another "
         "device. null: measure here.",
     )
 

@@ -24,7 +24,9 @@ def input_record(
     name: str, shape: Shape, dtype: str, preprocessing: Preprocessing, *, baked: bool
 ) -> InputRecord:
     """The input that takes pictures; `baked`: the model takes values of 0 to 255 and normalizes them itself."""
-    axes = ("batch", "height", "width", "color") if baked else ("batch", "color", "height", "width")
+    axes: tuple[str, ...] = (
+        ("batch", "height", "width", "color") if baked else ("batch", "color", "height", "width")
+    )
     rows, columns = (shape[axes.index(side)] if len(shape) == 4 else "" for side in ("height", "width"))
     height, width = preprocessing.size
     normalize = None if baked else Normalize(mean=preprocessing.mean, std=preprocessing.std)
@@ -48,7 +50,7 @@ def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after:
     if task is None:
         return OutputRecord(name=name, shape=shape, dtype=dtype)
     process = None if after is None else POSTPROCESS[after]
-    axes = ("batch", task.axis, "height", "width") if task.dense else ("batch", task.axis)
+    axes: tuple[str, ...] = ("batch", task.axis, "height", "width") if task.dense else ("batch", task.axis)
     if len(shape) < len(axes):  # argmax takes axis 1 away
         axes = axes[:1] + axes[2:]
     decoding = task.decoding if process is None else process.decoding(task.decoding)

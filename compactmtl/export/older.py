@@ -58,7 +58,16 @@ def upgraded(values: dict[str, Any]) -> BundleInfo:
         if not is_class_name(one.kind)
     }
     outputs = {one.name: one for one in old.outputs}
-    kept = ("run", "compact", "target_name", "target", "model", "files", "recipe_sha256", "plan_sha256")
+    kept: tuple[str, ...] = (
+        "run",
+        "compact",
+        "target_name",
+        "target",
+        "model",
+        "files",
+        "recipe_sha256",
+        "plan_sha256",
+    )
     kept += ("weights_sha256", "versions", "created", "precision")
     return BundleInfo(
         inputs=tuple(

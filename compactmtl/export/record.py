@@ -116,7 +116,7 @@ class OutputRecord(TensorRecord):
     )
     decode: Decoding | None = Field(
         None,
-        description="How its numbers become the value. null: bundle.json of an older version does not say.",
+        description="How its numbers become the value. null: a bundle of an older version does not say.",
     )
 
 
@@ -141,7 +141,7 @@ class Golden(Frozen):
     )
     tensors: dict[str, GoldenTensor] = Field(description="By input or output.")
     values: dict[str, Any] = Field(
-        description="By output the decoded value in a few figures, as `compactmtl predict` keeps it."
+        description="By output the decoded value in a few figures, as the verb `predict` keeps it."
     )
     made_by: str = Field(description="What ran the model: the runtime with its version, or torch.")
 

@@ -16,8 +16,9 @@ from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.batching import run_batched
+from compactmtl.backends.fit import package_version
 from compactmtl.backends.model_file import model_files
-from compactmtl.backends.versions import package_version, package_versions
+from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.config.target import Target
 from compactmtl.graph.copies import copy_model
@@ -89,7 +90,7 @@ def calibrated(
             return known
         small = cut_to(groups, keep, model, inputs)
         with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
-            found = observe(small, inputs, {}, target, Path(folder) / "model.onnx")
+            found = observe(small, inputs, {}, target, Path(folder) / MODEL_FILE)
         if found.variation > BUSY:
             progress("the machine is too busy to check the table")
             return None

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
+from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.backends import get_backend
+from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
-from compactmtl.backends.versions import package_version
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError, MachineError
 from compactmtl.graph import ChannelGraph
@@ -85,7 +86,7 @@ def latency_table(
         progress(f"{name}: the table of this network is in the cache")
         return known
     with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
-        path = Path(folder) / "model.onnx"
+        path = Path(folder) / MODEL_FILE
         progress(f"timing the whole network on {name}")
         whole = observe(model, inputs, full, target, path)
         signatures = _signatures(described, path if path.exists() else None)

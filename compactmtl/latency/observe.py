@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.base import LayerTime
-from compactmtl.backends.torch.runner import TorchRunner
 from compactmtl.config.target import Target
 from compactmtl.export.onnx import export_onnx
 from compactmtl.export.precision.apply import apply_precision
@@ -70,9 +69,6 @@ def observe(
 def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
     names = [IMAGE] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
     backend = get_backend(target.backend)
-    if target.backend == "torch":
-        backend.require(target)
-        return TorchRunner(model, names, threads=target.threads)
     export_onnx(model, inputs, path, input_names=names, opset=target.onnx.opset)
     generator = torch.Generator().manual_seed(0)
     samples = [

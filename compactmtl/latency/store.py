@@ -64,8 +64,8 @@ class Store:
     def milliseconds(self, key: str) -> float | None:
         """What a network took that was timed before."""
         try:
-            return float(self._networks().get(key, "none"))
-        except (TypeError, ValueError):
+            return float(str(self._networks()[key]))
+        except (KeyError, ValueError):
             return None
 
     def keep_milliseconds(self, key: str, ms: float) -> None:

@@ -59,7 +59,7 @@ class Timetable:
         if self.ramp == "cosine":
             return (1 - math.cos(math.pi * progress)) / 2
         if self.ramp == "geometric":
-            return (1 - (1 - self.reduction) ** progress) / self.reduction
+            return float((1 - (1 - self.reduction) ** progress) / self.reduction)
         return 1 - (1 - progress) ** 3
 
 

@@ -237,7 +237,7 @@ def test_doctor_survives_a_missing_torch(
 ) -> None:
     from compactmtl.backends import versions
 
-    real = versions.package_version
+    real = fit.package_version
     monkeypatch.setattr(versions, "package_version", lambda name: None if name == "torch" else real(name))
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["doctor"]) == MISSING

@@ -42,6 +42,7 @@ def test_each_path_begins_at_the_file_that_names_it(project: Path) -> None:
     assert recipe.distillation is not None and recipe.sparsity is not None
     assert recipe.distillation.teacher == str(project / "teachers" / "seed{seed}")
     assert recipe.sparsity.controller is not None
+    assert recipe.sparsity.controller.latency is not None
     assert recipe.sparsity.controller.latency.table == str(project / "table.json")
     assert recipe.targets == ("onnxruntime-cpu", str(project / "targets" / "mine.yaml"))
 

@@ -34,7 +34,17 @@ from compactmtl.tasks.registry import task_kinds
 from tests.support.bundles import conv_bundle
 from tests.support.task_kinds import usual_task
 
-ALLOWED = {"numpy", "PIL", "onnxruntime", "openvino", "tensorrt", "show", "panoptic", "runtime"}
+ALLOWED = {
+    "numpy",
+    "PIL",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx_bindings",
+    "show",
+    "panoptic",
+    "runtime",
+}
 BEHIND = [(kind, after) for kind in task_kinds() for after in (None, *usual_task(kind).postprocess)]
 
 

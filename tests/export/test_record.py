@@ -101,7 +101,7 @@ def test_a_mean_stands_there_only_where_the_program_has_to_apply_it() -> None:
     assert plain.normalize is not None and plain.normalize.mean == images.mean
     assert plain.range == (-2, 2)
     baked = input_record("image", ("batch", "height", "width", 3), "uint8", images, baked=True)
-    assert baked.normalize is None and baked.range == (0, 255)
+    assert baked.range == (0, 255) and baked.normalize is None
     assert "0.5" not in baked.model_dump_json()
     assert baked.resize is not None and not baked.resize.fixed
     assert plain.resize is not None and plain.resize.fixed and plain.resize.width == 12

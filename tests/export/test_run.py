@@ -253,7 +253,7 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
             "not among its files",
         ),
         (
-            lambda b: edit(b / "bundle.json", lambda v: v["training"].pop("preprocessing")),
+            lambda b: edit(b / "bundle.json", lambda v: v["training"].pop("preprocessing")),  # type: ignore[attr-defined]
             ArtifactError,
             r"training\.preprocessing: Field required",
         ),

@@ -69,5 +69,8 @@ def test_a_cut_has_the_groups_that_are_kept_and_leaves_the_model_alone() -> None
     (keep,) = groups.whole()
     keep[[1, 5]] = False
     small = cut_to(groups, [keep], model, INPUT)
-    assert small[0].out_channels == 6 and model[0].out_channels == 8
-    assert torch.equal(small[0].weight, model[0].weight[torch.from_numpy(keep)])
+    assert isinstance(small, nn.Sequential)
+    cut, whole = small[0], model[0]
+    assert isinstance(cut, nn.Conv2d) and isinstance(whole, nn.Conv2d)
+    assert cut.out_channels == 6 and whole.out_channels == 8
+    assert torch.equal(cut.weight, whole.weight[torch.from_numpy(keep)])

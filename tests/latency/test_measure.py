@@ -119,6 +119,7 @@ def test_cuts_are_spread_over_the_widths_and_every_second_is_aligned() -> None:
     assert all(count % 16 == 0 or count in cutter.sizes for counts in plans[::2] for count in counts)
     assert len({tuple(counts) for counts in plans}) == 6
     cut = cutter.cut(plans[1])
+    assert isinstance(cut, nn.Sequential)
     assert cut[0].out_channels == plans[1][cutter.sizes.index(64)]
     assert cutter.plan(6) == plans
 

@@ -309,7 +309,7 @@ def test_importance_is_averaged_over_the_steps_asked_for() -> None:
     """Of two groups, the one with the larger mean stays more important although its last step was the smaller one."""
     short, long = Training(importance_steps=1), Training(importance_steps=50)
     for training in (short, long):
-        scale = training.model.encoder[1].weight  # type: ignore[index]
+        scale = training.model.encoder[1].weight  # type: ignore[index, union-attr]
         for step in range(10):
             for parameter in training.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)

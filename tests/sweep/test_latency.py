@@ -10,6 +10,7 @@ import pytest
 
 from compactmtl.cli.main import main
 from compactmtl.sweep import latency as latency_module
+from compactmtl.verify.latency import measure_latency
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.yaml"
 SWEEP = f"""
@@ -45,7 +46,7 @@ def test_they_are_in_the_table_and_measured_again_only_where_a_bundle_is_new(
     assert "narrow, onnxruntime-cpu" in capsys.readouterr().out
 
     calls: list[int] = []
-    real = latency_module.measure_latency
+    real = measure_latency
     monkeypatch.setattr(latency_module, "measure_latency", lambda *a, **k: calls.append(1) or real(*a, **k))  # type: ignore[func-returns-value]
     assert main([*command, "--table"]) == 0
     assert not calls and json.loads((out / "latency.json").read_text())["seeds"]["0"] == measured

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -113,7 +113,11 @@ class Log:
             self._listeners[:] = [one for one in self._listeners if one is not lines]
 
 
-@cache
 def log_of(api: TensorRT) -> Log:
     """The one log of a module."""
-    return Log(api)
+    return _log_of(cast("Hashable", api))
+
+
+@cache
+def _log_of(api: Hashable) -> Log:
+    return Log(cast("TensorRT", api))

@@ -47,6 +47,12 @@ class TensorRTRtxBackend(EngineBackend):
 
     device_install = "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
 
+    def in_bundle(self) -> str:
+        """TensorRT's part with the names of this library."""
+        source = Path(__file__).parents[1] / "tensorrt" / "in_bundle.py"
+        text = source.read_text(encoding="utf-8").replace('target["tensorrt"]', f'target["{SECTION}"]')
+        return text.replace("import tensorrt\n", "import tensorrt_rtx_bindings as tensorrt\n")
+
     def config(self, target: Target) -> TensorRTRtxConfig:
         return rtx_config(target)
 

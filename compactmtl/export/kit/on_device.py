@@ -258,7 +258,7 @@ def summary(results: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     for name, facts in results["models"].items():
         layers = facts.get("layers")
         if layers is None:
-            told = "types are in the engine inspector's answer, which `compactmtl collect` reads"
+            told = "types are in the engine inspector's answer, which the verb `collect` reads"
         else:
             told = ", ".join(f"{count} layers in {kind}" for kind, count in layers.items()) or "no layer told"
         lines.append(f"types of {name}: {told}; asked for {manifest['models'][name]['precision']}")

@@ -273,7 +273,7 @@ def test_a_tensorrt_below_the_floor_is_missing(fake: Fake) -> None:
 
 
 def test_a_hardware_level_that_a_version_lacks_is_named(fake: Fake, model: Path) -> None:
-    fake.module.HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"])
+    fake.module.HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"])  # type: ignore[misc]
     with pytest.raises(ConfigError, match=r"tensorrt\.hardware.* does not know same_compute_capability"):
         BACKEND.build(model, options(hardware="same_compute_capability"))
     assert BACKEND.build(model, options(hardware="ampere_plus"))

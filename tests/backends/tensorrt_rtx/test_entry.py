@@ -117,7 +117,7 @@ def test_an_interrupt_stops_the_real_builder(model: Path, monkeypatch: pytest.Mo
     stopped = len(steps)
     monkeypatch.setattr(watch.Watch, "step", step)
     assert build(model, target()).data
-    monkeypatch.setattr(watch.Watch, "step", lambda self, *a: steps.append("all") or step(self, *a))
+    monkeypatch.setattr(watch.Watch, "step", lambda self, *a: steps.append("all") or step(self, *a))  # type: ignore[func-returns-value]
     build(model, target())
     assert stopped < steps.count("all")
 
