@@ -235,7 +235,7 @@ def test_doctor_finds_a_file_in_place_of_the_cache(
 def test_doctor_survives_a_missing_torch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from compactmtl.backends import versions
+    from compactmtl.backends import fit, versions
 
     real = fit.package_version
     monkeypatch.setattr(versions, "package_version", lambda name: None if name == "torch" else real(name))
