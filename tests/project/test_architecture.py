@@ -25,7 +25,7 @@ FILE = r"\.?[\w-]+\.(jsonl|json|yaml|md|npz|txt|onnx|onnx\.data|pt|html|safetens
 # Of torch, pydantic and the shell; an extra; and examples of what the reader chooses.
 FOREIGN = {
     "torch.export", "weights_only=True", 'Field(description="…")', "CI=true", "dev",
-    "last-000012", "package.module:Class", "v<version>", "sources.checkpoint", "site/", "case<number>.<tensor>", "pareto-<target>.svg",
+    "last-000012", "package.module:Class", "v<version>", "sources.checkpoint", "site/", "case<number>.<tensor>", "pareto-<target>.svg", "results.outputs.npz",
 }  # fmt: skip
 
 

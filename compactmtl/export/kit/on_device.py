@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -347,5 +348,6 @@ def main(kind: type[DeviceRuntime], folder: Path, argv: list[str] | None = None)
         return DAMAGED
     print("\n".join(summary(results, manifest)))
     beside = f" and {results['images']['file']}" if results["images"] else ""
-    print(f"wrote {args.out}{beside}: take it back, and run there: compactmtl collect RUN {args.out}")
+    there = shlex.join(["compactmtl", "collect", "RUN", str(args.out)])
+    print(f"wrote {args.out}{beside}: take it back, and run there: {there}")
     return 0
