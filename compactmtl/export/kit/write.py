@@ -25,7 +25,7 @@ from compactmtl.backends import get_backend
 from compactmtl.backends.base import DeviceKit
 from compactmtl.backends.model_file import model_files
 from compactmtl.data import build_loader, load_dataset
-from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.errors import ArtifactError, ConfigError, command
 from compactmtl.export.artifact import INPUT, ArtifactWriter, Chosen, Validation
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.kit.files import KitImages, KitModel, Manifest, Plan, keep_manifest
@@ -244,7 +244,7 @@ On the device, with Python 3.8 or later, numpy and the runtime ({device.install}
 
 It writes {RESULTS}. Take that file (and the .outputs.npz beside it, if there is one) back, and run
 
-    compactmtl collect RUN {RESULTS}
+    {command("collect", "RUN", RESULTS)}
 
 {images}
 The first images of the val split are in {INPUTS}. They are part of your data: its licence and your duties towards the people in
