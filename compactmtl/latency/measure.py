@@ -21,7 +21,7 @@ from compactmtl.backends import get_backend
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.config.target import Target
-from compactmtl.errors import ConfigError, MachineError
+from compactmtl.errors import ConfigError, MachineError, command
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
 from compactmtl.latency.cuts import Cutter
@@ -144,7 +144,7 @@ def check_target(table: LatencyTable, name: str, target: Target) -> None:
         if (found := getattr(table, key)) != value:
             raise ConfigError(
                 f"the latency table is of {key} {found}, and target {name} has {value}",
-                f"measure one there: compactmtl latency RECIPE --target {name} --out TABLE.json",
+                "measure one there: " + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
             )
 
 
