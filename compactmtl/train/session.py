@@ -247,7 +247,7 @@ class Session:
     def before_validation(self) -> None:
         """What parts do between an epoch's steps and its validation."""
         for part in self.parts:
-            part.before_validation(self, self.model)
+            part.before_validation(self, self.deployed)
 
     def end_epoch(self) -> None:
         """What parts do between epochs; the model may be a smaller one afterwards."""

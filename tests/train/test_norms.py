@@ -76,16 +76,31 @@ def test_before_the_first_removal_they_are_left_alone(tiny: Make) -> None:
     assert all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())
 
 
+@pytest.mark.slow  # seconds
+def test_of_averaged_weights_it_is_the_average_that_is_estimated(tiny: Make) -> None:
+    session = trained(build_session(tiny(*PLAIN, "train.ema={decay: 0.9}", more=SPARSE).recipe), 3)
+    live = {name: value.clone() for name, value in session.model.state_dict().items()}
+    before = {name: value.clone() for name, value in session.deployed.state_dict().items()}
+    assert session.deployed is not session.model
+    session.before_validation()
+    after = session.deployed.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and all(name.endswith(("running_mean", "running_var")) for name in changed)
+    assert all(torch.equal(value, live[name]) for name, value in session.model.state_dict().items())
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("train.ema={decay: 0.9}",)])
 @pytest.mark.parametrize("moment", ["step", "validation"])
 def test_a_resumed_run_is_bit_equal(
     moment: str,
+    more: tuple[str, ...],
     tiny: Make,
     tmp_path: Path,
     quiet: Callable[[], object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    resolved = tiny(*PLAIN, more=SPARSE)
+    resolved = tiny(*PLAIN, *more, more=SPARSE)
     run = train(resolved, tmp_path / "whole", console=quiet())  # type: ignore[arg-type]
     calls, place, at = 0, ("update", 14), Session.update
     if moment == "validation":  # directly after the statistics of the third epoch were estimated
