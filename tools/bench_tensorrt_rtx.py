@@ -107,12 +107,13 @@ def build_network(name: str, overrides: Sequence[str] = ()) -> tuple[nn.Module, 
         model, image = build(name.removeprefix(ZOO_PREFIX))
         calibrate(model, image)
         return model.eval(), image
+    overrides = (*overrides, "model.encoder.pretrained=false", "model.encoder.weights=null")
     recipe = load_recipe(name, overrides)
     with small_data(recipe) as elsewhere:
         specs = load_dataset(load_recipe(name, (*overrides, *elsewhere)).data, "val").specs
     torch.manual_seed(0)
     inputs = example_inputs(recipe)
-    network = fresh_model(recipe, build_tasks(recipe.tasks, specs), initialize=False)
+    network = fresh_model(recipe, build_tasks(recipe.tasks, specs))
     if (
         max(inputs[0].shape[2:]) <= 256
     ):  # norms take the statistics of noise, as after training; it takes memory
