@@ -12,19 +12,19 @@ import numpy as np
 PER_NETWORK = 20  # precisions times capabilities
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The version that a file is of, and its rows. A last line that was cut off is left out."""
+def read(path: Path) -> tuple[dict[str, Any], int, list[dict[str, Any]]]:
+    """The version that a file is of, how many networks there are, and its rows. A last line that was cut off is left out."""
     lines = path.read_text().splitlines(keepends=True)
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     if not found or "version" not in found[0]:
         raise SystemExit(f"{path}: does not say which version it is of; begin a new file with --out")
-    return found[0]["version"], found[1:]
+    return found[0]["version"], found[0]["networks"], found[1:]
 
 
 def table(path: Path) -> str:
     """Markdown: counts by precision and capability, each network's figures, and why builds were refused or failed."""
-    version, rows = read(path)
-    whole = version["networks"] * 2 * PER_NETWORK
+    version, networks, rows = read(path)
+    whole = networks * 2 * PER_NETWORK
     share = (
         "All builds of the bench are in it."
         if (made := sum(bool(row["recipes"]) for row in rows)) >= whole
