@@ -222,7 +222,9 @@ def run(
     # Written anew: a recipe that came since adds a network, and a last line may have been cut off.
     lines = [{"version": own, "networks": len(networks())}, *kept]
     out.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = {(r["network"], r["form"], r["precision"], str(r["capability"])) for r in kept}
+    done: set[tuple[str, ...]] = {
+        (r["network"], r["form"], r["precision"], str(r["capability"])) for r in kept
+    }
     for form in forms:
         for network in chosen:
             try:
