@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 PER_NETWORK = 20  # precisions times capabilities
 
 
@@ -66,34 +64,34 @@ def _counts(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _networks(rows: list[dict[str, Any]]) -> list[str]:
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
     lines = [
-        "| network (first recipe that has it) | recipes | form | precision | accepted for | seconds | MB | host MiB |",
-        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: |",
+        "Seconds of a build and MB of the engine, smallest and largest over the capabilities that accept it, and which do"
+        " not:",
+        "",
+        f"| network (first recipe that has it) | recipes | form | {' | '.join(precisions)} |",
+        "| --- | ---: | --- |" + " --- |" * len(precisions),
     ]
-    keys = dict.fromkeys((row["network"], row["form"], row["precision"]) for row in rows)
-    for network, form, precision in sorted(keys):
-        own = [
-            row
-            for row in rows
-            if (row["network"], row["form"], row["precision"]) == (network, form, precision)
-        ]
-        built = [row for row in own if row["outcome"] == "accepted"]
-        names = ", ".join(f"{round(row['capability'] * 10)}" for row in built) or "none"
-        cells = [_range(built, key) for key in ("build_seconds", "megabytes", "peak_mib")]
-        lines.append(
-            f"| {network} | {len(own[0]['recipes'])} | {form} | {precision} | {names} | {' | '.join(cells)} |"
-        )
+    for network, form in sorted(dict.fromkeys((row["network"], row["form"]) for row in rows)):
+        own = [row for row in rows if (row["network"], row["form"]) == (network, form)]
+        cells = [_cell([row for row in own if row["precision"] == precision]) for precision in precisions]
+        lines.append(f"| {network} | {len(own[0]['recipes'])} | {form} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(rows: list[dict[str, Any]]) -> str:
+    built = [row for row in rows if row["outcome"] == "accepted"]
+    if not built:
+        return "none" if rows else "–"
+    figures = f"{_range(built, 'build_seconds')} s, {_range(built, 'megabytes')} MB"
+    without = [str(row["capability"]) for row in rows if row["outcome"] != "accepted"]
+    return f"{figures}, not {', '.join(without)}" if without else figures
 
 
 def _range(rows: list[dict[str, Any]], key: str) -> str:
     """Smallest and largest, one number where they are shown alike."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    if not values:
-        return "–"
-    shown = [
-        f"{value:.0f}" if key == "peak_mib" else f"{value:.1f}" for value in (np.min(values), np.max(values))
-    ]
+    values = [row[key] for row in rows]
+    shown = [f"{value:.1f}" for value in (min(values), max(values))]
     return shown[0] if shown[0] == shown[1] else "–".join(shown)
 
 

@@ -30,7 +30,7 @@ def test_counts_reasons_and_figures(tmp_path: Path) -> None:
     shown = table(write(tmp_path / "rows.jsonl", *rows))
     assert "**Partial**: 2 of 40 builds" in shown
     assert "| fp32 | 0 / 1 / 0 | 1 / 0 / 0 |" in shown
-    assert "| demo | 1 | dense | fp32 | 89 | 1.2 | 3.0 | – |" in shown
+    assert "| demo | 1 | dense | 1.2 s, 3.0 MB, not 7.5 |" in shown
     assert "| refused | compute capability 7.5 has no float32 matrix products | 1 |" in shown
 
 
