@@ -107,12 +107,13 @@ def build_network(name: str, overrides: Sequence[str] = ()) -> tuple[nn.Module, 
         model, image = build(name.removeprefix(ZOO_PREFIX))
         calibrate(model, image)
         return model.eval(), image
+    overrides = (*overrides, "model.encoder.pretrained=false", "model.encoder.weights=null")
     recipe = load_recipe(name, overrides)
     with small_data(recipe) as elsewhere:
         specs = load_dataset(load_recipe(name, (*overrides, *elsewhere)).data, "val").specs
     torch.manual_seed(0)
     inputs = example_inputs(recipe)
-    network = fresh_model(recipe, build_tasks(recipe.tasks, specs), initialize=False)
+    network = fresh_model(recipe, build_tasks(recipe.tasks, specs))
     if (
         max(inputs[0].shape[2:]) <= 256
     ):  # norms take the statistics of noise, as after training; it takes memory
@@ -172,7 +173,6 @@ def version() -> dict[str, Any]:
         "tensorrt_rtx": library.library.load().__version__,
         "torch": metadata.version("torch"),
         "processor": cpu_name(),
-        "networks": len(networks()),
     }
 
 
@@ -214,16 +214,17 @@ def run(
     out: Path, chosen: Sequence[Network], forms: Sequence[str], precisions: Sequence[str], limit: int
 ) -> None:
     """Build what the file does not hold yet, one line at a time."""
-    own = version()
-    done: set[tuple[str, ...]] = set()
+    own, kept = version(), list[dict[str, Any]]()
     if out.exists() and out.stat().st_size:
-        found, rows = read(out)
+        found, _, kept = read(out)
         if found != own:
             raise SystemExit(f"{out}: was begun with {found}, this is {own}; begin a new file with --out")
-        done = {(r["network"], r["form"], r["precision"], str(r["capability"])) for r in rows}
-        out.write_text("".join(line for line in out.read_text().splitlines(True) if line.endswith("\n")))
-    else:
-        out.write_text(json.dumps({"version": own}) + "\n")
+    # Written anew: a recipe that came since adds a network, and a last line may have been cut off.
+    lines = [{"version": own, "networks": len(networks())}, *kept]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done: set[tuple[str, ...]] = {
+        (r["network"], r["form"], r["precision"], str(r["capability"])) for r in kept
+    }
     for form in forms:
         for network in chosen:
             try:

@@ -7,24 +7,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 PER_NETWORK = 20  # precisions times capabilities
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The version that a file is of, and its rows. A last line that was cut off is left out."""
+def read(path: Path) -> tuple[dict[str, Any], int, list[dict[str, Any]]]:
+    """The version that a file is of, how many networks there are, and its rows. A last line that was cut off is left out."""
     lines = path.read_text().splitlines(keepends=True)
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     if not found or "version" not in found[0]:
         raise SystemExit(f"{path}: does not say which version it is of; begin a new file with --out")
-    return found[0]["version"], found[1:]
+    return found[0]["version"], found[0]["networks"], found[1:]
 
 
 def table(path: Path) -> str:
     """Markdown: counts by precision and capability, each network's figures, and why builds were refused or failed."""
-    version, rows = read(path)
-    whole = version["networks"] * 2 * PER_NETWORK
+    version, networks, rows = read(path)
+    whole = networks * 2 * PER_NETWORK
     share = (
         "All builds of the bench are in it."
         if (made := sum(bool(row["recipes"]) for row in rows)) >= whole
@@ -66,34 +64,34 @@ def _counts(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _networks(rows: list[dict[str, Any]]) -> list[str]:
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
     lines = [
-        "| network (first recipe that has it) | recipes | form | precision | accepted for | seconds | MB | host MiB |",
-        "| --- | ---: | --- | --- | --- | ---: | ---: | ---: |",
+        "Seconds of a build and MB of the engine, smallest and largest over the capabilities that accept it, and which do"
+        " not:",
+        "",
+        f"| network (first recipe that has it) | recipes | form | {' | '.join(precisions)} |",
+        "| --- | ---: | --- |" + " --- |" * len(precisions),
     ]
-    keys = dict.fromkeys((row["network"], row["form"], row["precision"]) for row in rows)
-    for network, form, precision in sorted(keys):
-        own = [
-            row
-            for row in rows
-            if (row["network"], row["form"], row["precision"]) == (network, form, precision)
-        ]
-        built = [row for row in own if row["outcome"] == "accepted"]
-        names = ", ".join(f"{round(row['capability'] * 10)}" for row in built) or "none"
-        cells = [_range(built, key) for key in ("build_seconds", "megabytes", "peak_mib")]
-        lines.append(
-            f"| {network} | {len(own[0]['recipes'])} | {form} | {precision} | {names} | {' | '.join(cells)} |"
-        )
+    for network, form in sorted(dict.fromkeys((row["network"], row["form"]) for row in rows)):
+        own = [row for row in rows if (row["network"], row["form"]) == (network, form)]
+        cells = [_cell([row for row in own if row["precision"] == precision]) for precision in precisions]
+        lines.append(f"| {network} | {len(own[0]['recipes'])} | {form} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(rows: list[dict[str, Any]]) -> str:
+    built = [row for row in rows if row["outcome"] == "accepted"]
+    if not built:
+        return "none" if rows else "–"
+    figures = f"{_range(built, 'build_seconds')} s, {_range(built, 'megabytes')} MB"
+    without = [str(row["capability"]) for row in rows if row["outcome"] != "accepted"]
+    return f"{figures}, not {', '.join(without)}" if without else figures
 
 
 def _range(rows: list[dict[str, Any]], key: str) -> str:
     """Smallest and largest, one number where they are shown alike."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    if not values:
-        return "–"
-    shown = [
-        f"{value:.0f}" if key == "peak_mib" else f"{value:.1f}" for value in (np.min(values), np.max(values))
-    ]
+    values = [row[key] for row in rows]
+    shown = [f"{value:.1f}" for value in (min(values), max(values))]
     return shown[0] if shown[0] == shown[1] else "–".join(shown)
 
 

@@ -13,42 +13,18 @@ from compactmtl.config import list_recipes, list_sweeps, resolve_recipe, resolve
 from compactmtl.sweep import plan_jobs
 from compactmtl.train.session import build_session
 from compactmtl.verify.result import Verification
+from tests.support.recipe_parts import covering, graph_parts
 
 SWEEPS = [entry.name for entry in list_sweeps() if "sparsity" in entry.name]
 RECIPES = [entry.name for entry in list_recipes()]
 
 
 def parts_of(name: str) -> set[str]:
-    """What a recipe's exported file is made of: encoder, heads, kinds of tasks, and the data that it is scored on."""
-    recipe = resolve_recipe(name).recipe
-    encoder = recipe.model.encoder.model_dump_json(include={"name", "output_stride", "options"})
-    heads = {
-        f"{recipe.model.encoder.name} {task.kind} {task.head and task.head.model_dump(exclude={'width', 'depth'})}"
-        for task in recipe.tasks.values()
-    }
-    factorized = {f"{recipe.model.encoder.name} factorized"} if recipe.overparam else set()
-    return {f"data {recipe.data.name}", encoder} | heads | factorized
+    """What a recipe's exported file is made of, and the data that it is scored on."""
+    return {f"data {resolve_recipe(name).recipe.data.name}"} | graph_parts(name)
 
 
-def chosen_for_export() -> frozenset[str]:
-    """Recipes whose parts together are those of all: an export takes most of a test's time."""
-    missing = set().union(*map(parts_of, RECIPES))
-    chosen = []
-    while missing:
-        # of equals a sparse one: its compact network has odd widths
-        best = max(
-            RECIPES,
-            key=lambda name: (
-                len(parts_of(name) & missing),
-                resolve_recipe(name).recipe.sparsity is not None,
-            ),
-        )
-        chosen.append(best)
-        missing -= parts_of(best)
-    return frozenset(chosen)
-
-
-EXPORTED = chosen_for_export()
+EXPORTED = covering(RECIPES, parts_of)
 GENERATED = {"scenes": ["data.options.train=8", "data.options.val=4"]}
 LONGEST = 200  # pixels of a picture's side here: the graph is that of the recipe's own size
 

@@ -29,6 +29,7 @@ PRODUCTS: dict[str, tuple[str, list[int], tuple[int, ...], dict[str, Any]]] = {
     "depthwise convolution": ("Conv", [1, WIDTH, 8, 8], (WIDTH, 1, 3, 3), {"group": WIDTH}),
     "transposed convolution": ("ConvTranspose", [1, WIDTH, 8, 8], (WIDTH, WIDTH, 2, 2), {"strides": [2, 2]}),
     "matrix product": ("MatMul", [1, WIDTH, WIDTH], (1, WIDTH, WIDTH), {}),
+    "matrix product of two ranks": ("MatMul", [2, 4, WIDTH], (WIDTH, WIDTH), {}),
     "gemm": ("Gemm", [4, WIDTH], (WIDTH, WIDTH), {}),
     "einsum": ("Einsum", [4, WIDTH], (WIDTH, WIDTH), {"equation": "ij,jk->ik"}),
 }

@@ -69,13 +69,19 @@ def _layer(layer: trt.ILayer, makers: Mapping[str, trt.ILayer]) -> NetworkLayer:
     reads = _name(given[0].dtype)
     # A third input is a bias. A convolution with constant weights has them outside of its inputs.
     factors = [makers.get(tensor.name) for tensor in given[:2]]
-    quantized = [_quantized(one) for one in factors]
+    quantized = [_quantized(one, makers) for one in factors]
     alike = len(factors) == 2 and quantized[0] and quantized[0] == quantized[1]
     return NetworkLayer(kind, node, types, reads, quantized[0] if alike else reads)
 
 
-def _quantized(layer: trt.ILayer | None) -> str:
-    """The type that a dequantizing layer reads; empty for any other."""
+def _quantized(layer: trt.ILayer | None, makers: Mapping[str, trt.ILayer]) -> str:
+    """The type that a dequantizing layer reads; empty for any other.
+
+    The parser puts a layer that only changes the shape behind it, where it multiplies tensors of different ranks.
+    """
+    while layer is not None and layer.type.name == "SHUFFLE":
+        tensor = layer.get_input(0)
+        layer = None if tensor is None else makers.get(tensor.name)
     if layer is None or layer.type.name != "DEQUANTIZE":
         return ""
     tensor = layer.get_input(0)
