@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
-    from compactmtl.export.run import check_baseline
+    from compactmtl.export.run import budget_of, check_baseline
     from compactmtl.runs import Run
     from compactmtl.verify.gates import raise_failed
 
@@ -102,6 +102,11 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(summary(verification, opened.tasks)))
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the accuracy against a dense baseline (give --baseline RUN)")
+        if baseline is not None and (budget := budget_of(opened, name)) is not None and budget.ms is None:
+            print(
+                f"not checked: the recipe's latency budget, {budget.limit}, is against the run's own network before surgery"
+                " (export without --baseline)"
+            )
         print(f"bundle: {opened.path / 'export' / name}\n")
         write_one(args, opened, name, baseline, places)
     against = ("--baseline", baseline.path) if baseline else ()

@@ -15,17 +15,14 @@ from compactmtl.config.lookup import PACKAGE, SUFFIXES, Kind
 from compactmtl.config.yaml import Node, Place, shown
 from compactmtl.errors import ConfigError
 
+_REDUCTIONS = ("controller", "selective", "prune")  # sections of sparsity that take a reduction target
 _RECIPE = (
     "data.root",
     "model.encoder.weights",
     "distillation.teacher",
     "distillation.features.teacher",
     "distillation.features.encoder.weights",
-    *(
-        f"sparsity.{section}.{key}"
-        for section in ("controller", "selective", "prune")
-        for key in ("latency_table", "latency.table")
-    ),
+    *(f"sparsity.{section}.{key}" for section in _REDUCTIONS for key in ("latency_table", "latency.table")),
 )
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")
@@ -46,6 +43,8 @@ def anchor(kind: Kind, node: Node) -> Node:
     if kind == "recipe":
         for key in _RECIPE:
             node = _at(node, key.split("."), _path(key))
+        for section in _REDUCTIONS:
+            node = _at(node, ["sparsity", section, "latency", "target"], _file("latency.target"))
         return _at(node, ["targets"], _each(_file("targets")))
     if kind == "sweep":
         node = _at(node, ["recipe"], _file("recipe"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -59,6 +60,11 @@ class LatencyBudget(Frozen):
         if self.target is None and self.table is None:
             raise ValueError("a latency budget needs a target, such as onnxruntime-cpu, or a table")
         return self
+
+    @property
+    def target_name(self) -> str:
+        """The target as an export names it: of a file its stem; empty where the table alone says what it is of."""
+        return "" if self.target is None else Path(self.target).stem
 
     @property
     def limit(self) -> str:

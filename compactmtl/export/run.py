@@ -19,6 +19,7 @@ from compactmtl.backends.batching import run_batched
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.model_file import model_files
 from compactmtl.backends.versions import package_versions
+from compactmtl.config.sparsity import LatencyBudget
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
 from compactmtl.errors import ConfigError, MissingDependencyError
@@ -74,7 +75,7 @@ def export_run(
     """
     _check_target(target_name, target)
     check_names(run, target)
-    target = with_budget(run, target_name, target)
+    target = with_budget(run, target_name, target, baseline)
     if baseline is not None:
         check_baseline(run, baseline)
     model = run.load_compact() if run.has_compact else run.load_plain()
@@ -146,20 +147,26 @@ def export_run(
     return verification
 
 
-def with_budget(run: Run, name: str, target: Target) -> Target:
-    """The target with the recipe's latency budget as a gate, where the budget is for the target of this name.
-
-    Milliseconds bound the median, a speedup or a share the ratio to the dense model. The stricter of two bounds holds.
-    """
+def budget_of(run: Run, name: str) -> LatencyBudget | None:
+    """The recipe's latency budget, where it is for the target of this name (of a file: its stem)."""
     section = None if run.recipe.sparsity is None else run.recipe.sparsity.target
     budget = None if section is None else section.latency
-    if budget is None or budget.target != name:
+    return budget if budget is not None and budget.target_name == name else None
+
+
+def with_budget(run: Run, name: str, target: Target, baseline: Run | None = None) -> Target:
+    """The target with the recipe's latency budget as a gate, where it is for this target; the stricter of two bounds.
+
+    Milliseconds bound the median. A speedup or a share is of the run's own network before surgery: beside another
+    `baseline` that is not measured, and no gate is set.
+    """
+    budget, bounds = budget_of(run, name), target.latency
+    if budget is None:
         return target
-    bounds = target.latency
     if budget.ms is not None:
         ms = budget.ms if bounds.max_ms is None else min(budget.ms, bounds.max_ms)
         bounds = bounds.model_copy(update={"max_ms": ms})
-    else:
+    elif baseline is None:
         ratio = max(1 / budget.milliseconds(1.0), bounds.min_speedup or 0.0)
         bounds = bounds.model_copy(update={"min_speedup": ratio})
     return target.model_copy(update={"latency": bounds})

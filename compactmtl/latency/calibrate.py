@@ -17,6 +17,7 @@ from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.config.target import Target
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.space import Flags
+from compactmtl.latency.cuts import revive
 from compactmtl.latency.measure import BUSY, conditions_of
 from compactmtl.latency.observe import observe
 from compactmtl.latency.store import Store
@@ -94,8 +95,7 @@ def calibrated(
         if found.variation > BUSY:
             progress("the machine is too busy to check the table")
             return None
-        cache.keep_milliseconds(key, found.wall)
-        return found.wall
+        return cache.keep_milliseconds(key, found.wall)
 
     return agree(table, choose, measure, progress)
 
@@ -105,6 +105,7 @@ def cut_to(
 ) -> nn.Module:
     """A plain copy of a model with only the groups in `keep`; the model is left as it was."""
     copied = copy_model(model)
+    revive(copied)
     for family, flags in zip(groups.in_model(copied).bound, keep, strict=True):
         gone = torch.from_numpy(~np.asarray(flags))
         for part in family.tensors:

@@ -24,11 +24,7 @@ class Cutter:
         Raises ConfigError where the network has no channel that could go, SurgeryError where it cannot be traced.
         """
         self._model, self._inputs, self._align = copy.deepcopy(model).eval(), inputs, align
-        for parameter in self._model.parameters():
-            if (
-                not parameter.any()
-            ):  # the last norm of a residual block may start at zero: its block would go whole
-                torch.nn.init.ones_(parameter)
+        revive(self._model)
         self._groups = channel_groups(self._model, inputs, scope="model")
 
     @property
@@ -70,3 +66,12 @@ class Cutter:
         if aligned and size >= self._align:
             count = max(round(count / self._align), 1) * self._align
         return min(count, size)
+
+
+def revive(model: nn.Module) -> None:
+    """Set parameters that are all zero to one, in place: the last norm of a residual block may start at zero, and surgery
+    would take its whole block.
+    """
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.ones_(parameter)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -86,20 +86,20 @@ def latency_table(
         progress(f"{name}: the table of this network is in the cache")
         return known
     with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
-        path = Path(folder) / MODEL_FILE
+        bench = _Bench(inputs, full, target, Path(folder) / MODEL_FILE, store)
         progress(f"timing the whole network on {name}")
-        whole = observe(model, inputs, full, target, path)
-        signatures = _signatures(described, path if path.exists() else None)
-        store.add(_points(whole, signatures))
+        whole = observe(model, inputs, full, target, bench.path)
+        signatures = bench.describe(described, whole)
         observed = [whole]
-        missing = [layer for layer in full if len(store.points(signatures[layer])) < settings.points]
-        if missing:
-            observed += _cuts(model, inputs, full, target, path, signatures, store, align, settings, progress)
-    if sum(one.variation > BUSY for one in observed) > BUSY_CUTS * len(observed):
+        if any(len(store.points(one)) < settings.points for one in signatures.values()):
+            progress("finding the channel groups")
+            observed += bench.cuts(Cutter(model, inputs, align), settings, progress)
+    busy = [one.variation for one in observed if one.variation > BUSY]
+    if len(busy) > BUSY_CUTS * len(observed) or not all(map(store.points, signatures.values())):
         raise MachineError(
-            f"this machine is too busy to measure latency: the quartiles of a network's runs lie "
-            f"{np.median([one.variation for one in observed]):.0%} of their median apart",
-            "wait until it is idle and run the command again; what was measured is kept",
+            f"this machine is too busy to measure latency: of {len(busy)} of {len(observed)} networks the quartiles of the"
+            f" runs lie more than {BUSY:.0%} of their median apart",
+            "wait until it is idle and run the command again; what was measured between is kept",
         )
     layers = {
         layer: fit_layer(store.points(signatures[layer]), width, align) for layer, width in full.items()
@@ -123,8 +123,7 @@ def latency_table(
     )
     errors = [abs(table.milliseconds(one.widths) / one.wall - 1) for one in observed]
     table = table.model_copy(update={"error": float(np.median(errors))})
-    store.keep_table(key, table)
-    return table
+    return store.keep_table(key, table)
 
 
 def check_target(table: LatencyTable, name: str, target: Target) -> None:
@@ -173,30 +172,49 @@ def _device(target: Target) -> str:
     return gpus[0] if gpus else cpu_name()
 
 
-def _cuts(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    full: Widths,
-    target: Target,
-    path: Path,
-    signatures: Mapping[str, str],
-    store: Store,
-    align: int,
-    settings: Settings,
-    progress: Progress,
-) -> list[Observed]:
-    """Time random cuts of the network; each one's points are kept at once."""
-    progress("finding the channel groups")
-    cutter = Cutter(model, inputs, align)
-    plans, observed, start = cutter.plan(settings.cuts, settings.seed), [], time.perf_counter()
-    for number, kept in enumerate(plans, 1):
-        remaining = (time.perf_counter() - start) / max(number - 1, 1) * (len(plans) - number + 1)
-        eta = f", about {remaining:.0f} s to go" if number > 1 else ""
-        progress(f"timing cut {number} of {len(plans)}{eta}")
-        one = observe(cutter.cut(kept), inputs, full, target, path)
-        store.add(_points(one, signatures))
-        observed.append(one)
-    return observed
+@dataclass
+class _Bench:
+    """Times networks of one shape on a target, and keeps what it finds of their layers."""
+
+    inputs: tuple[Tensor, ...]
+    full: Widths
+    target: Target
+    path: Path  # of the model file in hand
+    store: Store
+    signatures: dict[str, str] = field(default_factory=dict)
+
+    def describe(self, described: Mapping[str, list[object]], whole: Observed) -> dict[str, str]:
+        """The signatures of the layers, from the whole network's file. A layer's full width is kept once: the same
+        layers in many networks do not stand for widths that nobody measured.
+        """
+        self.signatures = _signatures(described, self.path if self.path.exists() else None)
+        known = {
+            signature
+            for name, signature in self.signatures.items()
+            if any((point.outputs, point.inputs) == self.full[name] for point in self.store.points(signature))
+        }
+        self._keep(whole, known)
+        return self.signatures
+
+    def cuts(self, cutter: Cutter, settings: Settings, progress: Progress) -> list[Observed]:
+        """Time random cuts of the network; the points of each are kept at once."""
+        plans, observed, start = cutter.plan(settings.cuts, settings.seed), [], time.perf_counter()
+        for number, kept in enumerate(plans, 1):
+            remaining = (time.perf_counter() - start) / max(number - 1, 1) * (len(plans) - number + 1)
+            eta = f", about {remaining:.0f} s to go" if number > 1 else ""
+            progress(f"timing cut {number} of {len(plans)}{eta}")
+            one = observe(cutter.cut(kept), self.inputs, self.full, self.target, self.path)
+            self._keep(one)
+            observed.append(one)
+        return observed
+
+    def _keep(self, observed: Observed, known: Collection[str] = ()) -> None:
+        """Keep the points of a network whose layers are not `known`; none of one that was timed while the machine was
+        busy, or later tables would be made of them.
+        """
+        if observed.variation <= BUSY:
+            points = _points(observed, self.signatures)
+            self.store.add((signature, point) for signature, point in points if signature not in known)
 
 
 def _points(observed: Observed, signatures: Mapping[str, str]) -> list[tuple[str, Point]]:

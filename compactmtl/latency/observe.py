@@ -48,7 +48,7 @@ def observe(
 ) -> Observed:
     """Export a network to `path` in the target's precision, calibrated on noise, and time it.
 
-    `full` names the layers. Raises ExportError, ArtifactError or MissingDependencyError where the network does not run on
+    `full` names the layers; where it is empty the network is timed as a whole alone. Raises ExportError, ArtifactError or MissingDependencyError where the network does not run on
     the target.
     """
     runner = _opened(model, inputs, target, path)
@@ -61,7 +61,7 @@ def observe(
         stats = measure_latency(
             {"it": runner}, dict(zip(runner.input_names, inputs, strict=True)), warmup=WARMUP, repeats=repeats
         ).stats["it"]
-        times = runner.layer_times(arrays, repeats)
+        times = runner.layer_times(arrays, repeats) if full else ()
     layers, before = attribute(times, list(full))
     return Observed(widths_of(model, full), layers, before, stats.median_ms, stats.variation)
 

@@ -57,9 +57,14 @@ class Store:
         except (OSError, CompactError):  # none yet, or damaged: measured again
             return None
 
-    def keep_table(self, key: str, table: LatencyTable) -> None:
-        """Keep a network's table."""
+    def keep_table(self, key: str, table: LatencyTable) -> LatencyTable:
+        """Keep a network's table, and return it. Where another process was first, its table is everyone's: trainings that
+        began with it are resumed with it.
+        """
+        if (known := self.table(key)) is not None:
+            return known
         self._write(self._table_path(key), table.model_dump_json())
+        return table
 
     def milliseconds(self, key: str) -> float | None:
         """What a network took that was timed before."""
@@ -68,9 +73,12 @@ class Store:
         except (KeyError, ValueError):
             return None
 
-    def keep_milliseconds(self, key: str, ms: float) -> None:
-        """Keep what a network took."""
+    def keep_milliseconds(self, key: str, ms: float) -> float:
+        """Keep what a network took, and return it; as for tables the first measurement is everyone's."""
+        if (known := self.milliseconds(key)) is not None:
+            return known
         self._write(self._networks_path, json.dumps({**self._networks(), key: ms}))
+        return ms
 
     def _networks(self) -> dict[str, object]:
         try:

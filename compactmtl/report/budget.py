@@ -56,5 +56,5 @@ def budget(recipe: Recipe, surgery: Surgery | None) -> Budget | None:
         measure=section.measure,
         asked=section.amount,
         reached=reached,
-        target="" if section.latency is None else section.latency.target or "",
+        target="" if section.latency is None else section.latency.target_name,
     )

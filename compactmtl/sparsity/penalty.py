@@ -18,7 +18,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.prox import Metric
-from compactmtl.sparsity.questions import Asking
+from compactmtl.sparsity.questions import Asking, answered
 
 
 class Penalty(ABC):
@@ -106,6 +106,30 @@ class Penalty(ABC):
         """Whether `asking` is of the same class as `shrink_`: a class that overrides only the latter means it."""
         owner = next(one for one in type(self).__mro__ if {"asking", "shrink_"} & vars(one).keys())
         return "asking" in vars(owner)
+
+
+class AskingPenalty(Penalty):
+    """A penalty whose proximal operator is written as `asking`: `shrink_` answers its questions one by one."""
+
+    def shrink_(
+        self,
+        family: BoundFamily,
+        rate: float,
+        metric: Sequence[Metric] | None,
+        exempt: Tensor | None = None,
+        scratch: Scratch | None = None,
+    ) -> Tensor:
+        return answered(self.asking(family, rate, metric, exempt, scratch))
+
+    @abstractmethod
+    def asking(
+        self,
+        family: BoundFamily,
+        rate: float,
+        metric: Sequence[Metric] | None,
+        exempt: Tensor | None = None,
+        scratch: Scratch | None = None,
+    ) -> Asking[Tensor]: ...
 
 
 def per_group(family: BoundFamily, value: float, exempt: Tensor | None) -> Tensor:

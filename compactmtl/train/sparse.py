@@ -35,6 +35,7 @@ from compactmtl.sparsity import (
 )
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.train.part import Part, Setup, Training
+from compactmtl.train.random_state import random_state, restore_random_state
 
 Report = dict[str, Any]
 
@@ -195,7 +196,11 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
     align = align_of(recipe)
+    before = random_state(
+        setup.device
+    )  # what is measured here or read from the cache must not move what is drawn after it
     table = budget_table(config, groups, model, inputs, align.channels)
+    restore_random_state(before)
     control = build_control(config, groups, setup.total_steps, align.channels, model, inputs, table)
     return Sparsifier(groups, control, align, table)
 

@@ -19,7 +19,7 @@ EVERY = """
 extends: parts/base.yaml
 model: {encoder: {weights: weights/encoder.safetensors}}
 distillation: {teacher: "teachers/seed{seed}"}
-sparsity: {controller: {latency: {reduction: 0.5, table: table.json}}}
+sparsity: {controller: {latency: {target: targets/mine.yaml, reduction: 0.5, table: table.json}}}
 targets: [onnxruntime-cpu, targets/mine.yaml]
 """
 
@@ -44,6 +44,7 @@ def test_each_path_begins_at_the_file_that_names_it(project: Path) -> None:
     assert recipe.sparsity.controller is not None
     assert recipe.sparsity.controller.latency is not None
     assert recipe.sparsity.controller.latency.table == str(project / "table.json")
+    assert recipe.sparsity.controller.latency.target == str(project / "targets" / "mine.yaml")
     assert recipe.targets == ("onnxruntime-cpu", str(project / "targets" / "mine.yaml"))
 
 

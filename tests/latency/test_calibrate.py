@@ -74,3 +74,27 @@ def test_a_cut_has_the_groups_that_are_kept_and_leaves_the_model_alone() -> None
     assert isinstance(cut, nn.Conv2d) and isinstance(whole, nn.Conv2d)
     assert cut.out_channels == 6 and whole.out_channels == 8
     assert torch.equal(cut.weight, whole.weight[torch.from_numpy(keep)])
+
+
+def test_a_block_that_starts_at_zero_is_in_the_cut() -> None:
+    """As the last norm of a residual block: the whole network's time is what the table says, not that of its shortcut."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+            self.conv, self.back = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+            self.last = nn.Conv2d(8, 2, 1)
+            nn.init.zeros_(self.norm.weight)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            x = self.first(image)
+            result: torch.Tensor = self.last(x + self.norm(self.back(self.conv(x).relu())))
+            return result
+
+    model = Block().eval()
+    groups = channel_groups(model, INPUT)
+    small = cut_to(groups, groups.whole(), model, INPUT)
+    conv = small.get_submodule("conv")
+    assert isinstance(conv, nn.Conv2d) and conv.out_channels == 16
+    assert not model.norm.weight.any()

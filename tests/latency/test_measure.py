@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,14 +98,47 @@ def test_a_known_network_is_read_from_the_cache_and_a_kindred_one_is_timed_once(
     assert len(calls) == 1
 
 
-def test_a_busy_machine_is_said_and_what_was_measured_is_kept(
+def test_a_busy_machine_is_said_and_what_was_timed_meanwhile_makes_no_table(
     monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    with pytest.raises(MachineError, match="too busy"):
+    with pytest.raises(MachineError, match="of 9 of 9 networks"):
         measured(monkeypatch, store, variation=0.9)
+    assert not store.path.exists()
     calls: list[int] = []
     measured(monkeypatch, store, calls=calls)
-    assert len(calls) == 1  # the whole network alone
+    assert len(calls) == 9  # the whole network and all cuts
+
+
+def test_what_was_timed_between_is_kept(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """The machine is idle for the whole network and two cuts."""
+    calls: list[int] = []
+    quiet, busy = runtime(calls=calls), runtime(0.9, calls)
+    monkeypatch.setattr(module, "observe", lambda *words: (quiet if len(calls) < 3 else busy)(*words))
+    with pytest.raises(MachineError, match="of 6 of 9 networks"):
+        latency_table(network(), INPUT, TARGET, "onnxruntime-cpu", store=store, settings=QUICK)
+    points = Store(store.conditions, store.folder)._points
+    assert {len(own) for own in points.values()} == {3}
+
+
+def test_the_full_width_of_layers_in_many_networks_stands_for_no_other(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    """As where several commands were interrupted after the whole network."""
+    calls: list[int] = []
+    monkeypatch.setattr(module, "observe", runtime(calls=calls))
+    monkeypatch.setattr(module._Bench, "cuts", lambda *words: [])
+    for _ in range(2 * QUICK.points):
+        latency_table(network(), INPUT, TARGET, "onnxruntime-cpu", store=store, settings=QUICK)
+        shutil.rmtree(store.path.with_suffix(""))
+    assert {len(own) for own in store._points.values()} == {1}
+
+
+def test_the_first_table_is_everyone_s(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """Of two trainings that begin at once, both are resumed with the table that they began with."""
+    first = measured(monkeypatch, store)
+    assert store.keep_table("one", first) == first
+    assert store.keep_table("one", first.scaled(2)) == first
+    assert (store.keep_milliseconds("net", 1.0), store.keep_milliseconds("net", 2.0)) == (1.0, 1.0)
 
 
 def test_a_network_without_layers_has_no_table(store: Store) -> None:

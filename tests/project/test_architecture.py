@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = ("architecture.md", "contributing.md", "reference/files.md")
 TOP_LEVEL = ("compactmtl/", "tests/", "tools/", "docs/", "recipes/", "export/")
-FILE = r"\.?[\w-]+(?:\.\w+)?\.(jsonl|json|yaml|md|npz|txt|onnx|onnx\.data|pt|html|safetensors|version|lock|py)"
+FILE = (
+    r"\.?[\w-]+(?:\.\w+)?\.(jsonl|json|yaml|md|npz|txt|onnx|onnx\.data|pt|html|safetensors|version|lock|py)"
+)
 # Of torch, pydantic and the shell; an extra; and examples of what the reader chooses.
 FOREIGN = {
     "torch.export", "weights_only=True", 'Field(description="…")', "CI=true", "dev",

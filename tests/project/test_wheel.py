@@ -47,7 +47,13 @@ def test_an_installed_package_finds_its_bundled_copies(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "extra", ["tests/test_x.py", "compactmtl/_bundled/data/face.jpg", "compactmtl/weights.safetensors"]
+    "extra",
+    [
+        "tests/test_x.py",
+        "compactmtl/_bundled/data/face.jpg",
+        "compactmtl/weights.safetensors",
+        "compactmtl/faces.json",
+    ],
 )
 def test_what_does_not_belong_is_caught(wheel: Path, tmp_path: Path, extra: str) -> None:
     copy = tmp_path / wheel.name
@@ -55,3 +61,16 @@ def test_what_does_not_belong_is_caught(wheel: Path, tmp_path: Path, extra: str)
     with zipfile.ZipFile(copy, "a") as archive:
         archive.writestr(extra, "x")
     assert any(extra in fault for fault in faults(copy))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "count"), [(50_000, 1), (30_000, 40)])
+def test_weights_in_a_file_of_another_kind_are_too_large(
+    wheel: Path, tmp_path: Path, size: int, count: int
+) -> None:
+    copy = tmp_path / wheel.name
+    copy.write_bytes(wheel.read_bytes())
+    with zipfile.ZipFile(copy, "a") as archive:
+        for number in range(count):
+            archive.writestr(f"compactmtl/weights{number}.py", os.urandom(size))
+    assert any("more than" in fault for fault in faults(copy))

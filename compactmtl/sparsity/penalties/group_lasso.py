@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
-from compactmtl.sparsity.penalty import Penalty, per_group, root
+from compactmtl.sparsity.penalty import AskingPenalty, per_group, root
 from compactmtl.sparsity.prox import Metric, adaptive_prox_asking, prox_asking
-from compactmtl.sparsity.questions import Asking, answered
+from compactmtl.sparsity.questions import Asking
 
 
-class GroupLasso(Penalty):
+class GroupLasso(AskingPenalty):
     """λ Σ √d‖w_g‖."""
 
     def of(self, family: BoundFamily) -> Tensor:
@@ -22,16 +22,6 @@ class GroupLasso(Penalty):
 
     def pull(self, family: BoundFamily, norms: Tensor) -> Tensor:
         return torch.full_like(norms, math.sqrt(family.elements))
-
-    def shrink_(
-        self,
-        family: BoundFamily,
-        rate: float,
-        metric: Sequence[Metric] | None,
-        exempt: Tensor | None = None,
-        scratch: Scratch | None = None,
-    ) -> Tensor:
-        return answered(self.asking(family, rate, metric, exempt, scratch))
 
     def asking(
         self,

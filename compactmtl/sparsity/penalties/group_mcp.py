@@ -13,12 +13,12 @@ from compactmtl.config.sparsity import AboveZero
 from compactmtl.errors import ConfigError
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch
 from compactmtl.sparsity.groups import ChannelGroups
-from compactmtl.sparsity.penalty import Penalty, per_group, root
+from compactmtl.sparsity.penalty import AskingPenalty, per_group, root
 from compactmtl.sparsity.prox import Metric, firm_prox_asking
-from compactmtl.sparsity.questions import Asking, answered
+from compactmtl.sparsity.questions import Asking
 
 
-class GroupMCP(Penalty):
+class GroupMCP(AskingPenalty):
     """λ Σ √d (r − r²/2κ) for the norm r of a group up to its knee κ, and constant beyond: large groups are not biased.
 
     κ = knee·√d, so `knee` is the root mean square of a group's elements at which its pull ends. The γ of the
@@ -48,16 +48,6 @@ class GroupMCP(Penalty):
     def pull(self, family: BoundFamily, norms: Tensor) -> Tensor:
         scale = math.sqrt(family.elements)
         return scale * torch.clamp_min(1 - norms / (self.knee * scale), 0.0)
-
-    def shrink_(
-        self,
-        family: BoundFamily,
-        rate: float,
-        metric: Sequence[Metric] | None,
-        exempt: Tensor | None = None,
-        scratch: Scratch | None = None,
-    ) -> Tensor:
-        return answered(self.asking(family, rate, metric, exempt, scratch))
 
     def asking(
         self,

@@ -14,12 +14,12 @@ from compactmtl.config.sparsity import NonNegative
 from compactmtl.errors import ConfigError
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
-from compactmtl.sparsity.penalty import Penalty, checked, per_group, root
+from compactmtl.sparsity.penalty import AskingPenalty, checked, per_group, root
 from compactmtl.sparsity.prox import Metric, adaptive_prox_asking, prox_asking, soft_threshold_
-from compactmtl.sparsity.questions import Asking, answered
+from compactmtl.sparsity.questions import Asking
 
 
-class SparseGroupLasso(Penalty):
+class SparseGroupLasso(AskingPenalty):
     """λ Σ (l1·‖w_g‖₁ + l2·√d‖w_g‖): single elements, and whole groups, each part scaled by itself."""
 
     class Options(Frozen):
@@ -51,16 +51,6 @@ class SparseGroupLasso(Penalty):
     def pull(self, family: BoundFamily, norms: Tensor) -> Tensor:
         # at most: a group whose elements are all alike has the largest l1 norm
         return torch.full_like(norms, (self.l1 + self.l2) * math.sqrt(family.elements))
-
-    def shrink_(
-        self,
-        family: BoundFamily,
-        rate: float,
-        metric: Sequence[Metric] | None,
-        exempt: Tensor | None = None,
-        scratch: Scratch | None = None,
-    ) -> Tensor:
-        return answered(self.asking(family, rate, metric, exempt, scratch))
 
     def asking(
         self,

@@ -1,0 +1,144 @@
+"""Training to a latency budget, on a made-up runtime whose kernels take channels in blocks."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from compactmtl.config import Resolved
+from compactmtl.config.target import Target
+from compactmtl.errors import ConfigError
+from compactmtl.latency import calibrate, measure
+from compactmtl.latency.observe import Observed, widths_of
+from compactmtl.runs import compact_run
+from compactmtl.train import TrainingInterrupted, dry_run, train
+from compactmtl.train.session import Session
+
+Make = Callable[..., Resolved]
+BUDGET = """
+sparsity:
+  scope: model
+  shrink_every: 1
+  selective:
+    latency: {target: onnxruntime-cpu, LIMIT}
+    start: 0.1
+    end: 0.6
+    every: 1
+    threshold: 0.5
+    min_channels: 2
+surgery: {align: 4}
+"""
+
+
+def cost(model: nn.Module) -> float:
+    """Milliseconds: 10 µs, and 1 µs for each block of four outputs and four inputs of a layer."""
+    blocks = 0
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            outputs, inputs = layer.weight.shape[:2]
+            blocks += math.ceil(outputs / 4) * math.ceil(inputs / 4)
+    return 1e-2 + 1e-3 * blocks
+
+
+def layers(widths: Mapping[str, tuple[int, int | None]]) -> dict[str, float]:
+    return {
+        name: 1e-3 * math.ceil(outputs / 4) * math.ceil((inputs or 1) / 4)
+        for name, (outputs, inputs) in widths.items()
+        if outputs
+    }
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """The made-up runtime in place of the target's, with a cache of its own; one number a network that was timed."""
+    found: list[int] = []
+
+    def fake(model: nn.Module, inputs: Any, full: Any, target: Target, path: Path) -> Observed:
+        torch.rand(3)  # a real measurement may draw, too
+        found.append(1)
+        widths = widths_of(model, full)
+        return Observed(widths, layers(widths), 1e-2, cost(model), 0.0)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(measure, "observe", fake)
+    monkeypatch.setattr(calibrate, "observe", fake)
+    return found
+
+
+def recipe(tiny: Make, limit: str, *overrides: str) -> Resolved:
+    return tiny("tasks.segmentation.head.dropout=0", *overrides, more=BUDGET.replace("LIMIT", limit))
+
+
+@pytest.mark.slow
+def test_the_network_that_is_left_is_within_the_budget(
+    tiny: Make, calls: list[int], tmp_path: Path, quiet: Callable[[], Console]
+) -> None:
+    resolved = recipe(tiny, "reduction: 0.4")
+    foreseen = dry_run(resolved.recipe).remaining
+    assert (
+        foreseen is not None and foreseen.milliseconds is not None and foreseen.whole_milliseconds is not None
+    )
+    run = train(resolved, tmp_path / "run", console=quiet())
+    whole, small = cost(run.load_plain()), cost(compact_run(run).model)
+    budget = 0.6 * whole
+    assert 0.85 * budget <= small <= budget
+    assert foreseen.milliseconds == pytest.approx(small, rel=0.15)
+
+
+@pytest.mark.slow
+def test_what_is_measured_moves_no_random_number_and_a_resumed_run_is_bit_equal(
+    tiny: Make,
+    calls: list[int],
+    tmp_path: Path,
+    quiet: Callable[[], Console],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved = recipe(tiny, "speedup: 1.5")
+    run = train(resolved, tmp_path / "measured", console=quiet())
+    assert calls
+    calls.clear()
+    known = train(resolved, tmp_path / "known", console=quiet())
+    assert not calls  # another run of the recipe reads the cache
+    steps, update = 0, Session.update
+
+    def stop(self: Session, *words: Any) -> None:
+        nonlocal steps
+        update(self, *words)
+        steps += 1
+        if steps == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "update", stop)
+        with pytest.raises(TrainingInterrupted):
+            train(resolved, tmp_path / "parts", console=quiet())
+    resumed = train(resolved, tmp_path / "parts", resume=True, console=quiet())
+    expected = run.load_model("last").state_dict()
+    for other in (known, resumed):
+        for name, value in other.load_model("last").state_dict().items():
+            assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("ms: 1000", r"latency\.ms 1000: the original model takes .* nothing to remove"),
+        ("ms: 0.001", r"latency\.ms 0\.001 cannot be reached: .* ms is the least"),
+        ("speedup: 1000", r"latency\.speedup 1000 cannot be reached"),
+    ],
+)
+@pytest.mark.slow
+def test_a_budget_that_says_nothing_or_cannot_be_met_ends_before_training(
+    limit: str, message: str, tiny: Make, calls: list[int], tmp_path: Path, quiet: Callable[[], Console]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(recipe(tiny, limit), tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
