@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ from scipy.optimize import nnls
 from compactmtl.sparsity.latency import Regime, StaircaseLatency, features
 
 STEPS = (1, 4, 8, 16, 32, 64)  # channels that kernels take at a time
-LEAST_POINTS = 4  # as many as a regime has coefficients: fewer share the fit of all
+ALIGNS = (4, 8, 16, 32)  # multiples of channels for which runtimes choose another kernel
+KNEES = (1 / 8, 1 / 4, 1 / 2)  # shares of a layer's weights from which on they may leave a cache
+LEAST_POINTS = 5  # as many as a regime has terms: fewer share the fit of all
+FOLDS = 8  # of the points, held out in turn to judge a form
 FLOOR_MS = 1e-3  # what a clock of microseconds can tell apart
 
 
@@ -26,23 +30,31 @@ class Point:
 
 
 def fit_layer(points: Sequence[Point], full: tuple[int, int | None], align: int) -> StaircaseLatency:
-    """The staircase of a layer of `full` width (outputs, inputs).
+    """The staircase of a layer of `full` width (outputs, inputs); nothing for a layer without points.
 
-    Milliseconds are a sum, without negative terms, of a constant, a term per step of the outputs, one per step of the inputs
-    and one per product of both. The size of a step is what predicts held-out points best. Counts that are multiples of
-    `align`, or the full width, are fitted apart from others: runtimes choose another kernel for those.
+    Milliseconds are a sum, without negative terms, of a constant, a term per step of the outputs, one per step of the inputs,
+    one per product of both and one for what that is beyond a knee. Counts that are multiples of a number, or the full width,
+    are fitted apart from others, because runtimes choose another kernel for those. Step, knee and that number (`align` where
+    others are no better) are those that predict held-out points best.
     """
-    aligned = [
-        p for p in points if is_aligned(p.outputs, full[0], align) and is_aligned(p.inputs, full[1], align)
-    ]
-    ragged = [p for p in points if p not in aligned]
-    whole = _regime(points)
-    return StaircaseLatency(
-        full=full,
-        align=align,
-        aligned=_regime(aligned) if len(aligned) >= LEAST_POINTS else whole,
-        ragged=_regime(ragged) if len(ragged) >= LEAST_POINTS else whole,
-    )
+    if not points:
+        nothing = Regime(step=1)
+        return StaircaseLatency(full=full, align=align, aligned=nothing, ragged=nothing)
+    whole, score = _regime(points, full)
+    best = StaircaseLatency(full=full, align=align, aligned=whole, ragged=whole)
+    for number in dict.fromkeys((align, *ALIGNS)):
+        even = [
+            is_aligned(p.outputs, full[0], number) and is_aligned(p.inputs, full[1], number) for p in points
+        ]
+        parts = [[p for p, flag in zip(points, even, strict=True) if flag is kind] for kind in (True, False)]
+        if min(map(len, parts)) < LEAST_POINTS:
+            continue
+        (aligned, first), (ragged, second) = (_regime(part, full) for part in parts)
+        found = (first * len(parts[0]) + second * len(parts[1])) / len(points)
+        if found < score * (1 - 1e-6):
+            score = found
+            best = StaircaseLatency(full=full, align=number, aligned=aligned, ragged=ragged)
+    return best
 
 
 def is_aligned(count: int | None, full: int | None, align: int) -> bool:
@@ -50,30 +62,44 @@ def is_aligned(count: int | None, full: int | None, align: int) -> bool:
     return count is None or count == full or count % align == 0
 
 
-def _regime(points: Sequence[Point]) -> Regime:
-    """The best of all steps by leaving out one point at a time; the smallest step where several are as good."""
+def _regime(points: Sequence[Point], full: tuple[int, int | None]) -> tuple[Regime, float]:
+    """The form that predicts held-out points best, fitted to all, with its mean relative error on them."""
+    knees = [math.inf, *(share * full[0] * full[1] for share in KNEES if full[1] is not None)]
     best: tuple[float, Regime] | None = None
     for step in STEPS:
-        errors = []
-        for index in range(len(points)) if len(points) > LEAST_POINTS else ():
-            rest = [*points[:index], *points[index + 1 :]]
-            predicted = _solve(rest, step).at(points[index].outputs, points[index].inputs)
-            errors.append(abs(predicted - points[index].ms) / max(points[index].ms, FLOOR_MS))
-        score = float(np.mean(errors)) if errors else float(step)
-        if best is None or score < best[0] * (1 - 1e-6):
-            best = score, _solve(points, step)
+        for knee in knees:
+            score = _held_out(points, step, knee)
+            if best is None or score < best[0] * (1 - 1e-6):
+                best = score, _solve(points, step, knee)
     assert best is not None
-    return best[1]
+    return best[1], best[0]
 
 
-def _solve(points: Sequence[Point], step: int) -> Regime:
+def _held_out(points: Sequence[Point], step: int, knee: float) -> float:
+    """The mean relative error on points that are held out in turn."""
+    count = min(FOLDS, len(points))
+    if count < 2:
+        return math.inf
+    errors = []
+    for fold in range(count):
+        form = _solve([p for index, p in enumerate(points) if index % count != fold], step, knee)
+        errors += [
+            abs(form.at(p.outputs, p.inputs) - p.ms) / max(p.ms, FLOOR_MS) for p in points[fold::count]
+        ]
+    return float(np.mean(errors))
+
+
+def _solve(points: Sequence[Point], step: int, knee: float) -> Regime:
     """Least squares of relative errors."""
     rows: NDArray[np.float64] = np.array(
-        [features(p.outputs, p.inputs, step) for p in points], dtype=np.float64
+        [features(p.outputs, p.inputs, step, knee) for p in points], dtype=np.float64
     )
     measured = np.array([p.ms for p in points], dtype=np.float64)
     weights = 1 / np.maximum(measured, FLOOR_MS)
     scale = np.maximum(np.abs(rows).max(axis=0), 1e-12)  # products are large: one scale for all columns
     solution, _ = nnls(rows / scale * weights[:, None], measured * weights)
-    constant, outputs, inputs, both = (float(one) for one in solution / scale)
-    return Regime(step=step, constant=constant, outputs=outputs, inputs=inputs, both=both)
+    constant, outputs, inputs, both, beyond = (float(one) for one in solution / scale)
+    terms = {"constant": constant, "outputs": outputs, "inputs": inputs, "both": both}
+    if math.isinf(knee) or not beyond:
+        return Regime(step=step, **terms)
+    return Regime(step=step, **terms, knee=knee, beyond=beyond)

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
@@ -91,11 +89,12 @@ def latency_table(
         whole = observe(model, inputs, full, target, bench.path)
         signatures = bench.describe(described, whole)
         observed = [whole]
-        if any(len(store.points(one)) < settings.points for one in signatures.values()):
+        seen = [signatures[layer] for layer, ms in whole.layers.items() if ms > 0]
+        if any(len(store.points(one)) < settings.points for one in seen):
             progress("finding the channel groups")
             observed += bench.cuts(Cutter(model, inputs, align), settings, progress)
     busy = [one.variation for one in observed if one.variation > BUSY]
-    if len(busy) > BUSY_CUTS * len(observed) or not all(map(store.points, signatures.values())):
+    if len(busy) > BUSY_CUTS * len(observed):
         raise MachineError(
             f"this machine is too busy to measure latency: of {len(busy)} of {len(observed)} networks the quartiles of the"
             f" runs lie more than {BUSY:.0%} of their median apart",
@@ -104,7 +103,6 @@ def latency_table(
     layers = {
         layer: fit_layer(store.points(signatures[layer]), width, align) for layer, width in full.items()
     }
-    scale, rest = _whole_from_steps(observed)
     heads = getattr(model, "heads", None)
     table = LatencyTable(
         version=3,
@@ -118,8 +116,8 @@ def latency_table(
         image=tuple(inputs[0].shape[1:]),
         tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
         whole_ms=whole.wall,
-        rest_ms=rest + scale * float(np.median([one.before for one in observed])),
-        layers={layer: fit.scaled(scale) for layer, fit in layers.items()},
+        rest_ms=float(np.median([one.before for one in observed])),
+        layers=layers,
     )
     errors = [abs(table.milliseconds(one.widths) / one.wall - 1) for one in observed]
     table = table.model_copy(update={"error": float(np.median(errors))})
@@ -224,20 +222,6 @@ def _points(observed: Observed, signatures: Mapping[str, str]) -> list[tuple[str
         for layer, (outputs, inputs) in observed.widths.items()
         if outputs and inputs != 0 and observed.layers[layer] > 0
     ]
-
-
-def _whole_from_steps(observed: Sequence[Observed]) -> tuple[float, float]:
-    """How the time of a whole network follows from the sum of its steps: a factor, and milliseconds that are added.
-
-    A profiler adds its own time to every step, and a runtime takes some time for none.
-    """
-    walls: NDArray[np.float64] = np.array([one.wall for one in observed])
-    steps = np.array([one.steps for one in observed])
-    if len(observed) < 3 or steps.max() < 1.2 * steps.min():
-        return float(np.median(walls / steps)), 0.0
-    rows = np.stack([steps, np.ones_like(steps)], axis=1) / walls[:, None]
-    (factor, constant), _ = nnls(rows, np.ones_like(walls))
-    return float(factor), float(constant)
 
 
 def _described(model: nn.Module, inputs: tuple[Tensor, ...], full: Widths) -> dict[str, list[object]]:

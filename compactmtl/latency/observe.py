@@ -33,14 +33,11 @@ class Observed:
 
     widths: dict[str, tuple[int, int | None]]
     layers: dict[str, float]
-    before: float  # steps before the first layer, such as the change of an input's layout
-    wall: float  # the whole network, without a profiler
+    before: (
+        float  # steps before the first layer, such as the change of an input's layout, and what is in no step
+    )
+    wall: float  # the whole network, without a profiler; the sum of both
     variation: float  # of the whole network's runs: the distance of the quartiles over the median
-
-    @property
-    def steps(self) -> float:
-        """The sum of all steps."""
-        return self.before + sum(self.layers.values())
 
 
 def observe(
@@ -62,7 +59,7 @@ def observe(
             {"it": runner}, dict(zip(runner.input_names, inputs, strict=True)), warmup=WARMUP, repeats=repeats
         ).stats["it"]
         times = runner.layer_times(arrays, repeats) if full else ()
-    layers, before = attribute(times, list(full))
+    layers, before = attribute(times, list(full), stats.median_ms)
     return Observed(widths_of(model, full), layers, before, stats.median_ms, stats.variation)
 
 
@@ -84,21 +81,26 @@ def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: 
     return backend.open(path, target)
 
 
-def attribute(times: Sequence[LayerTime], names: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Milliseconds of each layer, and of the steps before the first one.
+def attribute(
+    times: Sequence[LayerTime], names: Sequence[str], wall: float
+) -> tuple[dict[str, float], float]:
+    """Milliseconds of each layer, and of what is no layer's, of a network that takes `wall` without a profiler.
 
     A step belongs to the layer with the longest name that its own name begins with, otherwise to the layer of the step
-    before it: activations, sums, changes of layout, Q/DQ pairs.
+    before it: activations, sums, changes of layout, Q/DQ pairs. Where the steps add up to more than `wall`, what the profiler
+    added is taken off each; where to less, the rest is no layer's.
     """
+    overhead = max(sum(step.milliseconds for step in times) - wall, 0.0) / max(len(times), 1)
+    own = [max(step.milliseconds - overhead, 0.0) for step in times]
+    if sum(own) > wall:  # short steps were cut off at 0
+        own = [ms * wall / sum(own) for ms in own]
     layers = dict.fromkeys(names, 0.0)
-    before, current = 0.0, ""
-    for step in times:
+    current = ""
+    for step, ms in zip(times, own, strict=True):
         current = layer_of(step.name, names) or current
         if current:
-            layers[current] += step.milliseconds
-        else:
-            before += step.milliseconds
-    return layers, before
+            layers[current] += ms
+    return layers, wall - sum(layers.values())
 
 
 def layer_of(step: str, names: Sequence[str]) -> str:

@@ -58,11 +58,16 @@ class LayerLatency(BaseModel):
         return float(np.interp(outputs, self.outputs, columns))
 
 
-def features(outputs: int, inputs: int | None, step: int) -> tuple[float, float, float, float]:
-    """What a layer's latency is a sum of: a constant, its steps of outputs and of inputs, and their product."""
+Features = tuple[float, float, float, float, float]
+
+
+def features(outputs: int, inputs: int | None, step: int, knee: float = math.inf) -> Features:
+    """What a layer's latency is a sum of: a constant, its steps of outputs and of inputs, their product, and what that is
+    above `knee`, from where on the weights leave a cache.
+    """
     rows = float(math.ceil(outputs / step) * step)
     columns = 0.0 if inputs is None else float(math.ceil(inputs / step) * step)
-    return 1.0, rows, columns, rows * columns
+    return 1.0, rows, columns, rows * columns, max(rows * columns - knee, 0.0)
 
 
 class Regime(BaseModel):
@@ -71,20 +76,23 @@ class Regime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     step: int = Field(ge=1)
-    constant: float = Field(ge=0)
-    outputs: float = Field(ge=0)
-    inputs: float = Field(ge=0)
-    both: float = Field(ge=0)
+    constant: float = Field(0.0, ge=0)
+    outputs: float = Field(0.0, ge=0)
+    inputs: float = Field(0.0, ge=0)
+    both: float = Field(0.0, ge=0)
+    knee: float | None = Field(None, ge=0)  # none: there is no term beyond one
+    beyond: float = Field(0.0, ge=0)
 
     def scaled(self, factor: float) -> Regime:
         """The same with all milliseconds times a factor."""
-        terms = {name: factor * getattr(self, name) for name in ("constant", "outputs", "inputs", "both")}
-        return self.model_copy(update=terms)
+        terms = ("constant", "outputs", "inputs", "both", "beyond")
+        return self.model_copy(update={name: factor * getattr(self, name) for name in terms})
 
     def at(self, outputs: int, inputs: int | None) -> float:
         """Milliseconds at these widths."""
-        factors = (self.constant, self.outputs, self.inputs, self.both)
-        return sum(f * x for f, x in zip(factors, features(outputs, inputs, self.step), strict=True))
+        factors = (self.constant, self.outputs, self.inputs, self.both, self.beyond)
+        found = features(outputs, inputs, self.step, math.inf if self.knee is None else self.knee)
+        return sum(f * x for f, x in zip(factors, found, strict=True))
 
 
 class StaircaseLatency(BaseModel):

@@ -41,7 +41,30 @@ def test_blocks_are_found_in_both_regimes(full: tuple[int, int | None]) -> None:
         read = None if full[1] is None else inputs
         expected = kernel(outputs, read)
         assert layer.at(outputs, read) == pytest.approx(expected, rel=0.1)
-    assert layer.ragged.step == 16
+    assert layer.ragged.step == 16 and layer.align == 16
+
+
+def test_the_multiple_that_a_kernel_is_written_for_is_found() -> None:
+    """A target says 16; the runtime's kernel takes multiples of 4."""
+    found = points((128, None), step=4, count=40)
+    layer = fit_layer(found, (128, None), align=16)
+    assert layer.align == 4
+    assert layer.at(36, None) == pytest.approx(kernel(36, None, 4), rel=0.1)
+    assert layer.at(37, None) == pytest.approx(kernel(37, None, 4), rel=0.1)
+
+
+def test_weights_that_leave_a_cache_cost_more() -> None:
+    """From a quarter of the layer's weights on each takes three times as long."""
+
+    def ms(outputs: int, inputs: int) -> float:
+        product = outputs * inputs
+        return 1e-3 + 1e-6 * product + 2e-6 * max(product - 128 * 128, 0)
+
+    generator = np.random.default_rng(0)
+    widths = [(int(o), int(i)) for o, i in generator.integers(32, 257, (40, 2))]
+    layer = fit_layer([Point(o, i, ms(o, i)) for o, i in widths], (256, 256), align=16)
+    for outputs, inputs in ((64, 64), (200, 250), (256, 256)):
+        assert layer.at(outputs, inputs) == pytest.approx(ms(outputs, inputs), rel=0.05)
 
 
 def test_noise_of_a_few_percent_stays_of_a_few_percent() -> None:

@@ -17,7 +17,7 @@ from compactmtl.backends import load_target
 from compactmtl.backends.base import LayerTime
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError, MachineError
-from compactmtl.latency import Settings, Store, check_target, latency_table
+from compactmtl.latency import Settings, Store, check_target, fit_layer, latency_table
 from compactmtl.latency import measure as module
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.measure import conditions_of
@@ -26,6 +26,7 @@ from compactmtl.sparsity.latency import LatencyTable
 
 TARGET = load_target("onnxruntime-cpu")
 QUICK = Settings(cuts=8, points=6)
+REST = 5e-3
 INPUT = (torch.zeros(1, 3, 8, 8),)
 
 
@@ -47,14 +48,14 @@ def kernel(outputs: int, inputs: int | None) -> float:
 
 
 def runtime(variation: float = 0.0, calls: list[int] | None = None) -> Callable[..., Observed]:
-    """What `observe` would find on a machine where a layer takes what `kernel` says, and the network 10 % and 5 µs more."""
+    """What `observe` would find on a machine where a layer takes what `kernel` says, and the network 5 µs more."""
 
     def fake(model: nn.Module, inputs: Any, full: Mapping[str, Any], target: Target, path: Path) -> Observed:
         widths = widths_of(model, full)
         layers = {name: kernel(*width) for name, width in widths.items() if width[0]}
         if calls is not None:
             calls.append(1)
-        return Observed(widths, layers, 1e-3, 1.1 * (sum(layers.values()) + 1e-3) + 5e-3, variation)
+        return Observed(widths, layers, REST, sum(layers.values()) + REST, variation)
 
     return fake
 
@@ -78,7 +79,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LatencyTable]:
 def test_a_table_foresees_networks_that_it_was_not_measured_on(table: LatencyTable) -> None:
     for first, second in ((64, 48), (32, 16), (16, 48), (48, 32)):
         widths = {"0": (first, 3), "2": (second, first), "6": (5, second)}
-        expected = 1.1 * (sum(kernel(*width) for width in widths.values()) + 1e-3) + 5e-3
+        expected = sum(kernel(*width) for width in widths.values()) + REST
         assert table.milliseconds(widths) == pytest.approx(expected, rel=0.05)
     assert table.error is not None and table.error < 0.05
     assert (table.version, table.precision, table.batch, table.image) == (3, "fp32", 1, (3, 8, 8))
@@ -173,10 +174,31 @@ def test_a_runtime_s_step_belongs_to_the_layer_it_is_named_after(step: str, laye
     assert layer_of(step, ["layer1.0.conv1", "layer1.0.conv10", "fc"]) == layer
 
 
-def test_steps_without_a_name_belong_to_the_layer_before() -> None:
-    names = [("Reorder", 1.0), ("a_nchwc", 2.0), ("Add_7", 3.0), ("b", 4.0), ("Resize", 5.0)]
-    times: Sequence[LayerTime] = [LayerTime(name=n, operator="", milliseconds=ms) for n, ms in names]
-    assert attribute(times, ["a", "b"]) == ({"a": 5.0, "b": 9.0}, 1.0)
+STEPS = [("Reorder", 1.0), ("a_nchwc", 2.0), ("Add_7", 3.0), ("b", 4.0), ("Resize", 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("wall", "layers", "rest"),
+    [
+        (15.0, {"a": 5.0, "b": 9.0}, 1.0),
+        (17.5, {"a": 5.0, "b": 9.0}, 3.5),  # what no step shows is no layer's
+        (12.5, {"a": 4.0, "b": 8.0}, 0.5),  # the profiler added half a millisecond to each step
+        (0.75, {}, 0.0),  # and more than the shortest steps take
+    ],
+)
+def test_steps_without_a_name_belong_to_the_layer_before_and_all_add_up_to_the_network(
+    wall: float, layers: dict[str, float], rest: float
+) -> None:
+    times: Sequence[LayerTime] = [LayerTime(name=n, operator="", milliseconds=ms) for n, ms in STEPS]
+    found, others = attribute(times, ["a", "b"], wall)
+    assert sum(found.values()) + others == pytest.approx(wall)
+    if wall > 1:
+        assert (found, others) == (pytest.approx(layers), pytest.approx(rest))
+
+
+def test_a_layer_that_the_runtime_names_otherwise_costs_nothing_of_its_own() -> None:
+    """Its time is the layer's before it; no more is measured for it."""
+    assert fit_layer([], (10, 64), align=16).at(10, 64) == 0
 
 
 def test_a_table_of_other_conditions_is_refused(table: LatencyTable) -> None:

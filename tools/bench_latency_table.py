@@ -1,0 +1,80 @@
+"""How well a latency table predicts networks that it was not measured on, beside how well a second timing of them does.
+
+    python -m tools.bench_latency_table resnet18 --size 64 --targets onnxruntime-cpu onnxruntime-cpu-int8 openvino
+
+For each target one line of Markdown: how long the table takes from nothing and from the cache, and of `--cuts` random cuts
+of the network the relative error of the predicted time, median and 90th percentile, with the same of the first of two
+timings against the second. Nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+from compactmtl.backends import get_backend, load_target
+from compactmtl.latency import Cutter, Store, latency_table
+from compactmtl.latency.measure import conditions_of
+from compactmtl.latency.observe import observe
+
+HEADER = """\
+| network | target | table, s | from the cache, s | whole, ms | table's error, median / 90 % | a second timing's |
+| --- | --- | ---: | ---: | ---: | ---: | ---: |"""
+
+
+def row(name: str, size: int, target_name: str, cuts: int) -> str:
+    """One line of the table."""
+    model = timm.create_model(name, num_classes=10).eval()
+    target = load_target(target_name)
+    inputs = (torch.randn(target.latency.batch, 3, size, size),)
+    align = get_backend(target.backend).channel_step(target)
+    with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
+        store, path = Store(conditions_of(target, len(inputs[0])), Path(folder)), Path(folder) / "cut.onnx"
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            table = latency_table(model, inputs, target, target_name, align=align, store=store)
+            seconds.append(time.perf_counter() - start)
+        full = {layer: one.full for layer, one in table.layers.items()}
+        cutter = Cutter(model, inputs, align)
+        table_errors, timing_errors = [], []
+        for kept in cutter.plan(cuts, seed=1):
+            cut = cutter.cut(kept)
+            first, second = (observe(cut, inputs, full, target, path) for _ in range(2))
+            measured = (first.wall + second.wall) / 2
+            table_errors.append(abs(table.milliseconds(first.widths) / measured - 1))
+            timing_errors.append(abs(first.wall / second.wall - 1))
+    spread = " | ".join(
+        f"{np.median(errors):.1%} / {np.percentile(errors, 90):.1%}"
+        for errors in (table_errors, timing_errors)
+    )
+    whole = table.whole_ms or 0.0
+    return f"| {name}, {size}×{size} | `{target_name}` | {seconds[0]:.0f} | {seconds[1]:.1f} | {whole:.2f} | {spread} |"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", help="a network of timm")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--targets", nargs="+", default=["onnxruntime-cpu"])
+    parser.add_argument("--cuts", type=int, default=10)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    print(HEADER, flush=True)
+    for target in given.targets:
+        print(row(given.network, given.size, target, given.cuts), flush=True)
+
+
+if __name__ == "__main__":
+    main()
