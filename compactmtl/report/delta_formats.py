@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from compactmtl.report import format as fmt
-from compactmtl.report.model import DeltaRow, MetricView, Report, Spread
+from compactmtl.report.model import MetricView, Report
 from compactmtl.report.noise import ONE_SEED
+from compactmtl.report.rows import DeltaRow, Spread
 from compactmtl.report.table import Cell, Row, Table, Tone, footnote
 
 MISSING = Cell("—", "missing")

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compactmtl.report.model import DeltaRow, DeltaTable, RunView, Size, Spread, StageKey, shown_stages
+from compactmtl.report.model import RunView, Size, StageKey, shown_stages
 from compactmtl.report.reference import settings
+from compactmtl.report.rows import DeltaRow, DeltaTable, Spread
 from compactmtl.verify.speed import artifact_speed, slowdowns
 
 if TYPE_CHECKING:

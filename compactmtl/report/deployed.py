@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from compactmtl.report import delta_formats
 from compactmtl.report import format as fmt
 from compactmtl.report.charts import Axis, axis, ratio_axis
-from compactmtl.report.model import DeployedRow, ExportView, Report, RunView, Spread
+from compactmtl.report.model import ExportView, Report, RunView
 from compactmtl.report.paired import gains_of
+from compactmtl.report.rows import DeployedRow, Spread
 from compactmtl.report.table import Cell, Row, Table, footnote
 from compactmtl.verify.result import LatencyResult
 from compactmtl.verify.speed import compare

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from compactmtl.report.model import DeltaRow, Report, RunView, Spread
+from compactmtl.report.model import Report, RunView
+from compactmtl.report.rows import DeltaRow, Spread
 from compactmtl.verify.result import Speed
 
 ONE_SEED = "1 seed"

@@ -11,7 +11,8 @@ from compactmtl.errors import ConfigError
 from compactmtl.report import delta_formats
 from compactmtl.report.collect import build_report
 from compactmtl.report.delta_table import Entries
-from compactmtl.report.model import DeltaRow, PairedRow, Report, Spread, SweepView
+from compactmtl.report.model import Report
+from compactmtl.report.rows import DeltaRow, PairedRow, Spread, SweepView
 from compactmtl.report.table import Row, Table, footnote
 from compactmtl.tasks import Task, delta_m
 from compactmtl.verify.result import TaskMetrics

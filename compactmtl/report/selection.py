@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from compactmtl.report import delta_formats
-from compactmtl.report.model import Report, Spread
+from compactmtl.report.model import Report
 from compactmtl.report.paired import gains_of
+from compactmtl.report.rows import Spread
 from compactmtl.report.table import Cell, Row, Table, footnote
 
 if TYPE_CHECKING:

@@ -20,21 +20,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from compactmtl.backends.torch.device import find_device
 from compactmtl.balancing import Balancer, balancer
 from compactmtl.config import Recipe
-from compactmtl.data import build_loader, load_dataset
-from compactmtl.data.base import Batch, VisionDataset
-from compactmtl.data.labels import label_lines
+from compactmtl.data.base import Batch
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel
-from compactmtl.models.packaged import normalization_notes
 from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.surgery.slice_plan import Kept
-from compactmtl.tasks import TargetSpec, Task, build_tasks, delta_m
+from compactmtl.tasks import TargetSpec, Task, delta_m
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.average import WeightAverage
 from compactmtl.train.balance import Balancing
 from compactmtl.train.layout import Layout, stated
-from compactmtl.train.machine import pinned
 from compactmtl.train.optimizers import (
     build_optimizer,
     build_schedule,
@@ -48,24 +44,11 @@ from compactmtl.train.parts import build_parts, find_part
 from compactmtl.train.random_state import seed_everything
 from compactmtl.train.shrink import Shrinker
 from compactmtl.train.sparse import Sparsifier
+from compactmtl.train.training_data import TrainingData, load_data
 
 P = TypeVar("P", bound=Part)
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run trains and selects on.
-
-    `splits` are those two data sets by name. `notes` are for the user: the labels that are known, and what is skipped.
-    """
-
-    splits: dict[str, VisionDataset]
-    specs: Mapping[str, TargetSpec]
-    train: Loader
-    select: Loader
-    notes: tuple[str, ...]
 
 
 @dataclass
@@ -386,23 +369,3 @@ def build_session(
         device=device,
         layout=chosen,
     )
-
-
-def load_data(
-    recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None
-) -> tuple[TrainingData, dict[str, Task]]:
-    """A recipe's data, and its tasks of the data set's `specs` or those given."""
-    config = recipe.data
-    train_set, select_set = load_dataset(config, "train"), load_dataset(config, config.select_on)
-    specs = train_set.specs if specs is None else specs
-    tasks = build_tasks(recipe.tasks, specs)
-    splits: dict[str, VisionDataset] = {"train": train_set, config.select_on: select_set}
-    shown = dict(splits)
-    if "val" not in shown:  # the run ends with its metrics there
-        shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
-    notes = label_lines(shown, {name: task.target for name, task in tasks.items()})
-    notes = (*notes, *normalization_notes(recipe.model.encoder, config))
-    pin = pinned(recipe)
-    train_loader = build_loader(train_set, config, train=True, seed=recipe.seed, pin=pin)
-    select_loader = build_loader(select_set, config, train=False, seed=recipe.seed, pin=pin)
-    return TrainingData(splits, specs, train_loader, select_loader, notes), tasks

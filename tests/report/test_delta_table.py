@@ -14,8 +14,8 @@ import pytest
 from compactmtl.errors import ConfigError
 from compactmtl.report import Report, build_report, delta_cells, latex, markdown, plain, write_collected
 from compactmtl.report.delta_formats import grid, shows_more
-from compactmtl.report.model import DeltaRow, Spread
 from compactmtl.report.reference import Single
+from compactmtl.report.rows import DeltaRow, Spread
 from compactmtl.train import Run
 from tests.support.synthetic_runs import BEST, FACE_TASKS, SyntheticRun, make_recipe
 from tests.support.tiny_val import TinySplits

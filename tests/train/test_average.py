@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from compactmtl.errors import ArtifactError
 from compactmtl.overparam import contract
 from compactmtl.runs import compact_run
 from compactmtl.runs.checkpoint import load_state
-from compactmtl.train import Run, TrainingInterrupted, train
+from compactmtl.train import Run, train
 from compactmtl.train.average import WeightAverage
 from compactmtl.train.session import Session, build_session
 from compactmtl.verify.accuracy import evaluate, torch_runner
+from tests.support.interrupting import trained_in_two_parts
 
 Make = Callable[..., Resolved]
 
@@ -208,20 +208,8 @@ def test_a_resumed_run_has_the_same_average(
 ) -> None:
     resolved = tiny("train.ema={decay: 0.9}", "train.epochs=4", more=more)
     run = train(resolved, tmp_path / "whole", console=quiet())  # type: ignore[arg-type]
-    calls, update = 0, Session.update
-
-    def stop(self: Session, loss: Tensor) -> None:
-        nonlocal calls
-        update(self, loss)
-        calls += 1
-        if calls == 14:  # in the last epoch, after channels went
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Session, "update", stop)
-    with pytest.raises(TrainingInterrupted):
-        train(resolved, tmp_path / "parts", console=quiet())  # type: ignore[arg-type]
-    monkeypatch.undo()
-    resumed = train(resolved, tmp_path / "parts", resume=True, console=quiet())  # type: ignore[arg-type]
+    # in the last epoch, after channels went
+    resumed = trained_in_two_parts(resolved, tmp_path / "parts", quiet(), 14)  # type: ignore[arg-type]
     assert Run.open(tmp_path / "parts").best == run.best
     mine, theirs = (load_state(one.path / "checkpoints" / "last") for one in (run, resumed))
     assert mine is not None and theirs is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from compactmtl.errors import ConfigError
 from compactmtl.latency import calibrate, measure
 from compactmtl.latency.observe import Observed, widths_of
 from compactmtl.runs import compact_run
-from compactmtl.train import TrainingInterrupted, dry_run, train
-from compactmtl.train.session import Session
+from compactmtl.train import dry_run, train
+from tests.support.interrupting import trained_in_two_parts
 
 Make = Callable[..., Resolved]
 BUDGET = """
@@ -99,7 +98,6 @@ def test_what_is_measured_moves_no_random_number_and_a_resumed_run_is_bit_equal(
     calls: list[int],
     tmp_path: Path,
     quiet: Callable[[], Console],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resolved = recipe(tiny, "speedup: 1.5")
     run = train(resolved, tmp_path / "measured", console=quiet())
@@ -107,20 +105,7 @@ def test_what_is_measured_moves_no_random_number_and_a_resumed_run_is_bit_equal(
     calls.clear()
     known = train(resolved, tmp_path / "known", console=quiet())
     assert not calls  # another run of the recipe reads the cache
-    steps, update = 0, Session.update
-
-    def stop(self: Session, *words: Any) -> None:
-        nonlocal steps
-        update(self, *words)
-        steps += 1
-        if steps == 6:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Session, "update", stop)
-        with pytest.raises(TrainingInterrupted):
-            train(resolved, tmp_path / "parts", console=quiet())
-    resumed = train(resolved, tmp_path / "parts", resume=True, console=quiet())
+    resumed = trained_in_two_parts(resolved, tmp_path / "parts", quiet(), 6)
     expected = run.load_model("last").state_dict()
     for other in (known, resumed):
         for name, value in other.load_model("last").state_dict().items():

@@ -20,7 +20,8 @@ from compactmtl.train import Run, TrainingInterrupted, train
 from compactmtl.train import layout as layouts
 from compactmtl.train.layout import FEWEST_STEPS, Layout, choose, step_seconds
 from compactmtl.train.random_state import random_state
-from compactmtl.train.session import Session, build_session, load_data
+from compactmtl.train.session import Session, build_session
+from compactmtl.train.training_data import load_data
 
 Make = Callable[..., Resolved]
 Quiet = Callable[[], Console]

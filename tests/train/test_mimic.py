@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,12 @@ from compactmtl.config import Resolved
 from compactmtl.config.distillation import FeatureDistillationConfig
 from compactmtl.errors import ConfigError
 from compactmtl.runs.checkpoint import load_state
-from compactmtl.train import Run, TrainingInterrupted, train
+from compactmtl.train import Run, train
 from compactmtl.train.distill import Distiller
 from compactmtl.train.mimic import Mimicry, Projection, relative_error, turned
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.teacher import Teacher
+from tests.support.interrupting import trained_in_two_parts
 
 Make = Callable[..., Resolved]
 
@@ -293,20 +293,8 @@ def test_a_resumed_run_is_bit_equal_and_projections_are_in_last_alone(
 ) -> None:
     resolved = tiny("train.epochs=4", "train.ema={}", more=more + encoder(weights))
     run = train(resolved, tmp_path / "whole", console=quiet())  # type: ignore[arg-type]
-    calls, update = 0, Session.update
-
-    def stop(self: Session, loss: Tensor) -> None:
-        nonlocal calls
-        update(self, loss)
-        calls += 1
-        if calls == 14:  # in the last epoch, after channels went
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Session, "update", stop)
-    with pytest.raises(TrainingInterrupted):
-        train(resolved, tmp_path / "parts", console=quiet())  # type: ignore[arg-type]
-    monkeypatch.undo()
-    resumed = train(resolved, tmp_path / "parts", resume=True, console=quiet())  # type: ignore[arg-type]
+    # in the last epoch, after channels went
+    resumed = trained_in_two_parts(resolved, tmp_path / "parts", quiet(), 14)  # type: ignore[arg-type]
     kinds: tuple[Literal["last", "best"], ...] = ("last", "best")
     for kind in kinds:
         other = resumed.load_model(kind).state_dict()

@@ -1,0 +1,49 @@
+"""The data that a recipe trains and selects on, with the tasks that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compactmtl.config import Recipe
+from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.base import VisionDataset
+from compactmtl.data.labels import label_lines
+from compactmtl.data.loader import Loader
+from compactmtl.models.packaged import normalization_notes
+from compactmtl.tasks import TargetSpec, Task, build_tasks
+from compactmtl.train.machine import pinned
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains and selects on.
+
+    `splits` are those two data sets by name. `notes` are for the user: the labels that are known, and what is skipped.
+    """
+
+    splits: dict[str, VisionDataset]
+    specs: Mapping[str, TargetSpec]
+    train: Loader
+    select: Loader
+    notes: tuple[str, ...]
+
+
+def load_data(
+    recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None
+) -> tuple[TrainingData, dict[str, Task]]:
+    """A recipe's data, and its tasks of the data set's `specs` or those given."""
+    config = recipe.data
+    train_set, select_set = load_dataset(config, "train"), load_dataset(config, config.select_on)
+    specs = train_set.specs if specs is None else specs
+    tasks = build_tasks(recipe.tasks, specs)
+    splits: dict[str, VisionDataset] = {"train": train_set, config.select_on: select_set}
+    shown = dict(splits)
+    if "val" not in shown:  # the run ends with its metrics there
+        shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
+    notes = label_lines(shown, {name: task.target for name, task in tasks.items()})
+    notes = (*notes, *normalization_notes(recipe.model.encoder, config))
+    pin = pinned(recipe)
+    train_loader = build_loader(train_set, config, train=True, seed=recipe.seed, pin=pin)
+    select_loader = build_loader(select_set, config, train=False, seed=recipe.seed, pin=pin)
+    return TrainingData(splits, specs, train_loader, select_loader, notes), tasks
