@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from compactmtl.sparsity.latency import Regime, StaircaseLatency, features
 
@@ -96,9 +96,15 @@ def _solve(points: Sequence[Point], step: int, knee: float) -> Regime:
     )
     measured = np.array([p.ms for p in points], dtype=np.float64)
     weights = 1 / np.maximum(measured, FLOOR_MS)
-    scale = np.maximum(np.abs(rows).max(axis=0), 1e-12)  # products are large: one scale for all columns
-    solution, _ = nnls(rows / scale * weights[:, None], measured * weights)
-    constant, outputs, inputs, both, beyond = (float(one) for one in solution / scale)
+    scale = np.abs(rows).max(axis=0)  # products are large: one scale for all columns
+    there = scale > 0  # a term that is 0 at every point cannot be told
+    system = rows[:, there] / scale[there] * weights[:, None]
+    solution = np.zeros(len(scale))
+    # bounded and not `nnls`, which does not end where terms are the same at every point, as for a layer of one width
+    solution[there] = (
+        lsq_linear(system, measured * weights, bounds=(0, np.inf), method="bvls").x / scale[there]
+    )
+    constant, outputs, inputs, both, beyond = (max(float(one), 0.0) for one in solution)
     terms = {"constant": constant, "outputs": outputs, "inputs": inputs, "both": both}
     if math.isinf(knee) or not beyond:
         return Regime(step=step, **terms)

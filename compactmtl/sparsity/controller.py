@@ -25,7 +25,6 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
-from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.target import Target, as_flags, as_values
 
 WIDEST = 100.0  # the largest factor between a layer's λ and the mean, either way
@@ -199,7 +198,7 @@ def cost_factors(target: Target) -> list[float]:
     """
     groups, measure = target.groups, target.config.measure
     if measure == "latency" and groups.direct:
-        costs = marginal_costs(target.cost, groups.whole())
+        costs = target.channel_costs(groups.whole())
     elif measure == "parameters":
         costs = [family.parameters_per_channel for family in groups]
     else:

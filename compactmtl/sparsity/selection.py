@@ -57,6 +57,26 @@ def marginal_costs(cost: CostFunction, keep: Sequence[Flags]) -> list[float]:
     return costs
 
 
+def mean_costs(cost: CostFunction, keep: Sequence[Flags], limits: Sequence[Limits]) -> list[float]:
+    """What a channel of each family takes away on the average, from `keep` down to the least that stays.
+
+    For a cost that falls in steps: one channel less may take nothing away, or even cost more. 0 where none may go.
+    """
+    now = cost(keep)
+    costs = []
+    for index, (flags, limit) in enumerate(zip(keep, limits, strict=True)):
+        alive = np.flatnonzero(flags)
+        removable = len(alive) - limit.least
+        if removable <= 0:
+            costs.append(0.0)
+            continue
+        less = list(keep)
+        less[index] = flags.copy()
+        less[index][alive[limit.least :]] = False
+        costs.append((now - cost(less)) / removable)
+    return costs
+
+
 def select(
     importance: Sequence[NDArray[np.float64]],
     dead: Sequence[Flags],

@@ -27,7 +27,6 @@ from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import prox_asking
 from compactmtl.sparsity.questions import Asking, answered, answered_together, read
-from compactmtl.sparsity.selection import marginal_costs
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
 Ramp = Literal["cubic", "linear", "cosine", "geometric"]
@@ -113,7 +112,7 @@ class SelectiveShrinking(Control):
         self.timetable = Timetable(start, final, end, config.ramp, self.target.reduction)
         self._memory = 1 - 1 / config.importance_steps
         self._bind(groups)
-        self._whole = marginal_costs(self.target.cost, groups.whole()) if config.cost_of == "whole" else None
+        self._whole = self.target.channel_costs(groups.whole()) if config.cost_of == "whole" else None
         self._steps = 0
         self._view: OptimizerView | None = None
         self._importance = [
@@ -192,9 +191,7 @@ class SelectiveShrinking(Control):
                 answered_together(steps)
 
     def foresee(self) -> list[Flags]:
-        costs = (
-            self._whole if self._whole is not None else marginal_costs(self.target.cost, self.groups.whole())
-        )
+        costs = self._whole if self._whole is not None else self.target.channel_costs(self.groups.whole())
         return self.target.by_magnitude(self._weighed(costs))
 
     def removed(self) -> float:
@@ -227,7 +224,7 @@ class SelectiveShrinking(Control):
 
     def _choose(self) -> None:
         remaining = [~flags for flags in as_flags(self._chosen)]
-        costs = self._whole if self._whole is not None else marginal_costs(self.target.cost, remaining)
+        costs = self._whole if self._whole is not None else self.target.channel_costs(remaining)
         chosen = self.target.choose(
             self._worth(), as_flags(self._dead), self._weighed(costs), self.timetable.share(self._steps)
         )

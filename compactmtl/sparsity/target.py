@@ -17,7 +17,7 @@ from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32, to_host
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.selection import CostFunction, limits_of, select
+from compactmtl.sparsity.selection import CostFunction, limits_of, marginal_costs, mean_costs, select
 
 
 class Target:
@@ -88,6 +88,12 @@ class Target:
     def removed(self, keep: Sequence[Flags]) -> float:
         """The share of the cost that is gone with only the groups in `keep`."""
         return 1 - self.cost(keep) / self.total
+
+    def channel_costs(self, keep: Sequence[Flags]) -> list[float]:
+        """What a channel of each family costs with only `keep`: of latency, which falls in steps, on the average."""
+        if self.config.measure == "latency":
+            return mean_costs(self.cost, keep, self.limits)
+        return marginal_costs(self.cost, keep)
 
     def choose(
         self,

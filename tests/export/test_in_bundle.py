@@ -326,15 +326,18 @@ def test_every_map_has_a_picture(kind: str) -> None:
 def test_words_name_classes_shares_and_units() -> None:
     task = replace(usual_task("regression"), name="age")
     record = output_record("age", (1, 1), "float32", task, None).model_dump(mode="json")
-    assert show.words(record, np.float32([31.25]), np.float32(31.25)) == "31.25 years"
+    assert show.words(record, np.array([31.25], np.float32), np.float32(31.25)) == "31.25 years"
     record = output_record("it", (1, 3), "float32", usual_task("classification"), None).model_dump(
         mode="json"
     )
-    assert show.words(record, np.float32([0, 20, 0]), np.int64(1)) == "wall 100%"
+    assert show.words(record, np.array([0, 20, 0], np.float32), np.int64(1)) == "wall 100%"
     record = output_record("it", (1,), "int64", usual_task("classification"), "argmax").model_dump(
         mode="json"
     )
     assert show.words(record, np.int64(2), np.int64(2)) == "lamp"
     record = output_record("it", (1, 3), "float32", usual_task("multilabel"), None).model_dump(mode="json")
-    assert show.words(record, np.float32([20, -1, -2]), np.float32([1, 0, 0])) == "floor 100%"
-    assert show.words(record, np.float32([-3, -1, -2]), np.float32([0, 0, 0])) == "none"
+    assert (
+        show.words(record, np.array([20, -1, -2], np.float32), np.array([1, 0, 0], np.float32))
+        == "floor 100%"
+    )
+    assert show.words(record, np.array([-3, -1, -2], np.float32), np.array([0, 0, 0], np.float32)) == "none"

@@ -78,6 +78,16 @@ def test_a_layer_that_is_not_there_costs_nothing() -> None:
     assert layer.at(0, 64) == 0 and layer.at(64, 0) == 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 13])
+@pytest.mark.parametrize("full", [(16, 3), (32, None), (5, 48)])
+def test_a_layer_that_was_seen_at_one_width_alone_costs_what_it_cost_there(
+    full: tuple[int, int | None], count: int
+) -> None:
+    """As where nothing of it can be removed: all terms are the same at every point."""
+    layer = fit_layer([Point(*full, 1e-3)] * count, full, align=16)
+    assert layer.at(*full) == pytest.approx(1e-3)
+
+
 def test_few_points_share_one_fit() -> None:
     found = [Point(16, 16, 0.01), Point(32, 32, 0.03), Point(20, 20, 0.02)]
     layer = fit_layer(found, (32, 32), align=16)

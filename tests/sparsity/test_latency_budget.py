@@ -64,6 +64,30 @@ def test_what_buys_no_time_is_kept() -> None:
     assert sorted(int(flags.sum()) for flags in keep)[0] >= 16
 
 
+def test_a_channel_costs_its_share_of_the_steps() -> None:
+    """One channel less takes nothing away: a choice by that would never remove any."""
+    aim = target(ms=0.15)
+    first, second = aim.channel_costs(aim.groups.whole())
+    # down to 16 of 64 channels: 40 to 10 µs of its own, and of the reader's 160 to 40 or 40 to 10
+    assert first == pytest.approx((0.030 + 0.120) / 48)
+    assert second == pytest.approx((0.120 + 0.030) / 48)
+
+
+def test_a_kernel_that_is_slower_for_odd_counts_stops_no_choice() -> None:
+    """One channel less makes the layer slower, as a runtime's kernel for blocks is not taken any more."""
+    slow = Regime(step=1, both=1e-3)
+    table = TABLE.model_copy(
+        update={
+            "layers": {name: one.model_copy(update={"ragged": slow}) for name, one in TABLE.layers.items()}
+        }
+    )
+    config = SelectiveConfig(latency=LatencyBudget(target="mine", ms=0.15), min_channels=1)
+    aim = Target(channel_groups(network(), INPUT), config, 16, "sparsity.selective", table)
+    assert min(aim.channel_costs(aim.groups.whole())) > 0
+    keep = [~flags for flags in aim.by_magnitude(aim.channel_costs(aim.groups.whole()))]
+    assert aim.cost(keep) <= 0.15
+
+
 def test_a_budget_above_the_whole_network_asks_for_nothing() -> None:
     with pytest.raises(
         ConfigError, match=r"latency.ms 0.3: the original model takes 0.25 ms, .* nothing to remove"

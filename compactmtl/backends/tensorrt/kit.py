@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compactmtl.backends.device import MISSING, WRONG, DeviceModel, DeviceRuntime, KitError
+from compactmtl.backends.device import DAMAGED, MISSING, WRONG, DeviceModel, DeviceRuntime, KitError
 from compactmtl.backends.driver import cuda_device
 from compactmtl.backends.tensorrt.kit_cuda import Cuda
 
@@ -29,6 +29,9 @@ TENSOR_TYPES = {
     "BOOL": "bool",
 }
 LOG_LINES = 12  # of TensorRT's own that an error quotes
+
+
+MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 
 
 class TensorRtOnDevice(DeviceRuntime):
@@ -66,6 +69,14 @@ class TensorRtOnDevice(DeviceRuntime):
         """The first of the settings' modules that can be imported, or why none can."""
         failures = []
         for name in self.settings["modules"]:
+            if (
+                name not in MODULES
+            ):  # a kit's settings are data: they choose among these and name no other code
+                raise KitError(
+                    f"the kit's settings name the module {name}, which is none of {', '.join(MODULES)}",
+                    "kit.json was changed: take the kit again from the machine that exported it",
+                    DAMAGED,
+                )
             try:
                 return importlib.import_module(name), ""
             except (ImportError, OSError) as error:

@@ -23,9 +23,10 @@ class Cuda:
     """The first GPU's primary context, which TensorRT uses too, with one stream."""
 
     def __init__(self, library: Any = None) -> None:
-        name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
         try:
-            self.library = ctypes.CDLL(name) if library is None else library
+            if library is None:
+                library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+            self.library = library
         except OSError as error:
             raise KitError(f"no NVIDIA driver: {error}", "install the GPU's driver", MISSING) from error
         self.call("cuInit", ctypes.c_uint(0))

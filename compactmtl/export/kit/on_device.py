@@ -92,12 +92,12 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
 
 def load_cases(folder: Path, manifest: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Inputs and the torch model's outputs of every case, by name."""
-    with np.load(folder / INPUTS) as arrays:
+    with np.load(folder / INPUTS, allow_pickle=False) as arrays:
         inputs = [
             {name: arrays[array_key(case, name)] for name in manifest["inputs"]}
             for case in range(manifest["cases"])
         ]
-    with np.load(folder / REFERENCES) as arrays:
+    with np.load(folder / REFERENCES, allow_pickle=False) as arrays:
         references = [
             {name: arrays[array_key(case, name)] for name in manifest["outputs"]}
             for case in range(manifest["cases"])
@@ -179,7 +179,7 @@ def split(model: DeviceModel, arrays: dict[str, Any]) -> list[list[float]] | Non
 
 def answer(model: DeviceModel, folder: Path, manifest: dict[str, Any], out: Path) -> dict[str, Any]:
     """Write the model's outputs for the packed images beside the results; what the results say of that file."""
-    with np.load(folder / IMAGES) as images:
+    with np.load(folder / IMAGES, allow_pickle=False) as images:
         arrays = {name: images[name] for name in manifest["inputs"]}
     outputs = in_chunks(model.run, arrays, int(manifest["images"]["batch"]))
     path = out.with_suffix(".outputs.npz")

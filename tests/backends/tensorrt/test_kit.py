@@ -6,6 +6,7 @@ TensorRT for RTX's real parser and builder build an engine by the same code.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +156,22 @@ def test_a_version_that_is_too_old_and_a_module_that_is_not_there_are_named(
     ((what, mend),) = runtime.missing()
     assert what == "TensorRT 10.2.0.19 is too old"
     assert "10.3" in mend
-    runtime.settings["modules"] = ["no_such_tensorrt"]
+    runtime.settings["modules"] = ["tensorrt_rtx"]
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     ((what, mend),) = runtime.missing()
-    assert "no_such_tensorrt can't be imported" in what
+    assert "tensorrt_rtx can't be imported" in what
     assert "JetPack" in mend
     monkeypatch.setattr("compactmtl.backends.tensorrt.kit.cuda_device", lambda: (None, "no NVIDIA GPU"))
     runtime._cuda = None
     assert next(one for one, _ in runtime.missing()) == "no NVIDIA GPU"
+
+
+def test_a_kit_s_settings_name_no_other_code(fake: Fake, driver: FakeDriver) -> None:
+    runtime = runtime_of(driver)
+    runtime.settings["modules"] = ["antigravity"]
+    with pytest.raises(KitError, match="name the module antigravity, which is none of tensorrt"):
+        runtime.missing()
+    assert "antigravity" not in sys.modules
 
 
 def test_a_gpu_whose_memory_is_full_is_an_error_of_the_machine(
