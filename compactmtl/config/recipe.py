@@ -56,6 +56,13 @@ class AugmentConfig(Frozen):
         return self.model_copy(update={"color": 0.0}) != AugmentConfig()
 
 
+def normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel where a recipe gives none: those of ImageNet."""
+    if channels == 3:
+        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return (0.449,) * channels, (0.226,) * channels
+
+
 class DataConfig(Frozen):
     """The data set, the input size and the batches."""
 
@@ -65,6 +72,17 @@ class DataConfig(Frozen):
     )
     root: str | None = Field(None, description="Folder of the data set. Generated data sets need none.")
     size: tuple[int, int] = Field(description="Height and width of the network's input in pixels.")
+    resize: Literal["stretch", "letterbox", "crop"] = Field(
+        "stretch",
+        description="How an image of another shape gets `size`: `stretch` scales each side on its own; `letterbox` keeps "
+        "the shape and pads, and padding counts in no loss and no metric of maps; `crop` keeps the shape and cuts off "
+        "what is over at two sides.",
+    )
+    channels: Annotated[int, Field(ge=1)] = Field(
+        3,
+        description="Channels of an image: 1 gray, 3 RGB, 4 RGBA; any other number is that of bands in `.tif` and `.npy` "
+        "files.",
+    )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images per optimizer step.")
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Processes that load data. With 0 the training process loads it itself."
@@ -86,13 +104,15 @@ class DataConfig(Frozen):
         "val", description="Split whose score selects the best epoch."
     )
     augment: AugmentConfig = Field(AugmentConfig(), description="Random transforms of the training split.")
-    mean: tuple[float, float, float] = Field(
-        (0.485, 0.456, 0.406),
-        description="Subtracted from RGB values in [0, 1]. The default is ImageNet's, which most pretrained encoders "
-        "expect.",
+    mean: tuple[float, ...] = Field(
+        default_factory=lambda given: normalization(given.get("channels", 3))[0],
+        description="Subtracted from values in [0, 1], one for each channel. The default is ImageNet's, which most "
+        "pretrained encoders expect; of other than 3 channels its average over red, green and blue, 0.449.",
     )
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="Divisor of RGB values in [0, 1] after `mean` is subtracted."
+    std: tuple[Positive, ...] = Field(
+        default_factory=lambda given: normalization(given.get("channels", 3))[1],
+        description="Divisor of values in [0, 1] after `mean` is subtracted, one for each channel. The default is "
+        "ImageNet's; of other than 3 channels its average, 0.226.",
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Options of this data set. `compactmtl data check NAME` lists them."
@@ -102,6 +122,11 @@ class DataConfig(Frozen):
     def _holdout(self) -> DataConfig:
         if min(self.size) < 1:
             raise ValueError(f"size needs positive height and width, found {list(self.size)}")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{key} needs one value for each of the {self.channels} channels, found {len(values)}"
+                )
         if self.select_on == "holdout" and self.holdout == 0:
             raise ValueError("select_on: holdout needs holdout > 0")
         return self
