@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compactmtl.artifacts.files import write_bytes
-from compactmtl.artifacts.layout import GOLDEN_ARRAYS, GOLDEN_PICTURE
+from compactmtl.artifacts.layout import GOLDEN_ARRAYS, GOLDEN_BANDS, GOLDEN_PICTURE
 from compactmtl.config.target import Target
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.export.interface import feed, restore
 from compactmtl.export.record import BundleInfo, Golden, GoldenTensor, TensorRecord
 from compactmtl.tasks.base import Task
@@ -45,9 +45,11 @@ def write_golden(
 
     `run` is the model: a batch of one in, all outputs back.
     """
-    write_bytes(folder / GOLDEN_PICTURE, _png(draw(info.preprocessing.size)))
+    fit = info.preprocessing.fit
+    name = _write_picture(folder, draw(fit.size), fit.channels)
     baked, after = info.target.onnx.preprocess, info.target.onnx.postprocess
-    picture = read_image(folder / GOLDEN_PICTURE, info.preprocessing.size)
+    picture, read = read_picture(folder / name, fit)
+    there = fit.placement(read.size).visible
     fed = feed(picture, info.preprocessing, baked=baked)
     arrays = {one.name: fed for one in info.inputs}
     outputs = run(arrays)
@@ -63,16 +65,15 @@ def write_golden(
         if (task := tasks.get(one.name)) is not None:
             raw = restore(output, after.get(one.name), task.channels)
             probabilities = {} if after.get(one.name) == "argmax" else task.probabilities(raw[0])
-            values[one.name] = task.summary(task.read(raw)[0], probabilities)
+            value = task.read(raw)[0]
+            values[one.name] = task.summary(value[(..., *there)] if task.dense else value, probabilities)
     records = {one.name: one for one in (*info.inputs, *info.outputs)}
     stored = {
         name: thinned(array, records[name], tensors[name].step)
         for name, array in {**arrays, **outputs}.items()
     }
     write_bytes(folder / GOLDEN_ARRAYS, _npz(stored))
-    return Golden(
-        picture=GOLDEN_PICTURE, arrays=GOLDEN_ARRAYS, tensors=tensors, values=values, made_by=made_by
-    )
+    return Golden(picture=name, arrays=GOLDEN_ARRAYS, tensors=tensors, values=values, made_by=made_by)
 
 
 def draw(size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -92,6 +93,24 @@ def draw(size: tuple[int, int]) -> NDArray[np.uint8]:
     picture[roof] = (30, 110, 60)
     picture[(down > 0.85) & ((columns // 5 + rows // 5) % 2 == 0)] = (20, 25, 60)
     return picture.round().astype(np.uint8)
+
+
+def _write_picture(folder: Path, picture: NDArray[np.uint8], channels: int) -> str:
+    """The picture with so many channels as a file of the bundle; its name."""
+    if channels in (1, 3):  # gray is read from colors, which is a way to go wrong too
+        write_bytes(folder / GOLDEN_PICTURE, _png(picture))
+        return GOLDEN_PICTURE
+    # The further bands are others upside down: no two can change places unseen.
+    bands = np.stack(
+        [np.roll(picture, 3 * (n // 3), 0)[:: 1 - 2 * (n // 3 % 2), :, n % 3] for n in range(channels)], -1
+    )
+    if channels == 4:
+        write_bytes(folder / GOLDEN_PICTURE, _png(bands))
+        return GOLDEN_PICTURE
+    buffer = io.BytesIO()
+    np.save(buffer, bands)
+    write_bytes(folder / GOLDEN_BANDS, buffer.getvalue())
+    return GOLDEN_BANDS
 
 
 def thinned(array: NDArray[Any], record: TensorRecord, step: int) -> NDArray[Any]:

@@ -54,6 +54,11 @@ class Placement:
         """Whether the image fills the picture and nothing of it is cut off."""
         return self.scaled == self.size
 
+    @property
+    def visible(self) -> tuple[slice, slice]:
+        """The part of the picture that shows the image: all of it but the padding."""
+        return self._windows()[0]
+
     def put(self, values: NDArray[Any], fill: Any) -> NDArray[Any]:
         """(..., *scaled) on the picture, (..., *size); `fill` is what padding holds, and may be an array (C, 1, 1)."""
         if self.whole:
@@ -66,17 +71,17 @@ class Placement:
 
     def take(self, values: NDArray[Any], unknown: Any) -> NDArray[Any]:
         """The way back: what (..., *size) says of the image, (..., *scaled); `unknown` where it was cut off."""
-        if self.whole:
-            return values
-        image = np.empty((*values.shape[:-2], *self.scaled), values.dtype)
-        image[...] = unknown
-        there, own = self._windows()
-        image[(..., *own)] = values[(..., *there)]
-        return image
+        return self._uncut(values[(..., *self.visible)], unknown)
 
     def back(self, values: NDArray[Any], unknown: Any) -> NDArray[Any]:
-        """A map (..., *size) at the image's own size, (..., *image): each pixel takes the nearest one."""
-        return nearest(self.take(values, unknown), self.image)
+        """The visible part of a map at the image's own size, (..., *image): each pixel takes the nearest one."""
+        return nearest(self._uncut(values, unknown), self.image)
+
+    def _uncut(self, values: NDArray[Any], unknown: Any) -> NDArray[Any]:
+        image = np.empty((*values.shape[:-2], *self.scaled), values.dtype)
+        image[...] = unknown
+        image[(..., *self._windows()[1])] = values
+        return image
 
     def inside(self) -> NDArray[np.uint8]:
         """Which pixels of the picture show the image: 1 or, of padding, 0; uint8 (*size)."""

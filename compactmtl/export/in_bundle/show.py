@@ -37,13 +37,11 @@ def _largest(classes, share):
     return ", ".join(f"{classes[i]} {share[i]:.0%}" for i in best)
 
 
-def save_map(one, value, size, path):
-    """Write a map as `path`.npy, as it is, and as `path`.png, stretched to `size`, that of the picture; else nothing."""
-    if not one["map"]:
-        return
+def save_map(one, value, path):
+    """Write a map of the picture's size as `path`.npy, as it is, and as `path`.png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(f"{path}.npy", value)
-    picture(one, value).resize(size, Image.Resampling.NEAREST).save(f"{path}.png")
+    picture(one, value).save(f"{path}.png")
 
 
 def picture(one, value):
