@@ -43,6 +43,12 @@ class InputFormat(Frozen):
     baked: bool
     layout: Literal["NCHW", "NHWC"]
     resize: Literal["stretch", "letterbox", "crop"] = "stretch"
+    colors: Literal["gray", "RGB", "RGBA", "bands"] = "RGB"
+
+    @property
+    def kind(self) -> str:
+        """What an image is, in words, such as RGB or `5-band`."""
+        return f"{len(self.mean)}-band" if self.colors == "bands" else self.colors
 
     @property
     def values(self) -> str:
@@ -80,6 +86,7 @@ def interface(folder: Path, info: BundleInfo) -> Interface:
             baked=baked,
             layout="NHWC" if baked else "NCHW",
             resize=pre.resize,
+            colors=info.inputs[0].colors,
         ),
         inputs=tuple(
             Tensor(
