@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 BACKGROUND = (232, 232, 232)  # of a picture of instances
+NO_CLASS = (24, 24, 27)
 MOST = 6  # classes that are named, the likeliest or largest
 
 
@@ -61,7 +62,10 @@ def picture(one, value):
         return Image.fromarray(colors[np.where(numbers > 0, there, len(colors) - 2)])
     if value.dtype.kind in "iu" and len(one["classes"]) <= 256:
         image = Image.fromarray(value.astype(np.uint8))
-        image.putpalette([level for color in one["colors"] for level in _rgb(color)])
+        # What is no class, as where a picture was cut off, is near black.
+        colors = [_rgb(color) for color in one["colors"]]
+        colors += [NO_CLASS] * (256 - len(colors) if value.max() >= len(colors) else 0)
+        image.putpalette([level for color in colors for level in color])
         return image
     if op == "unit_vector":
         shares = value.transpose(1, 2, 0) * (0.5, -0.5, -0.5) + 0.5
