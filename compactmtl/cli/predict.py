@@ -53,16 +53,23 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from compactmtl.artifacts.files import write_text
+    from compactmtl.config.paths import HERE
     from compactmtl.export import Predictor
     from compactmtl.export.sheet import sheet
 
     if args.maps and args.out is None:
         raise ConfigError("--maps needs a folder to write to", "give --out DIR too")
+    images = [word for word in args.images if not word.startswith(tuple(f"{key}=" for key in HERE))]
+    if len(images) < len(args.images):
+        ignored = " ".join(word for word in args.images if word not in images)
+        print(f"note: {ignored} has no effect: predict reads no data set", file=sys.stderr)
+    if not images:
+        raise ConfigError("no image is named", "name image files after the run or bundle")
     values: dict[str, Any] = {}
     with Predictor.open(args.source, lean_runtime=args.lean_runtime, device=args.device) as predictor:
         if predictor.doubt:
             print(f"warning: {args.source} cannot be trusted: {predictor.doubt}", file=sys.stderr)
-        paths = [Path(image) for image in args.images]
+        paths = [Path(image) for image in images]
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
         for path, name in zip(paths, picture_names(paths), strict=True):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from compactmtl.data.check import check_dataset
     from compactmtl.data.datasets import load_dataset
-    from compactmtl.data.images import denormalize, normalize, read_image
+    from compactmtl.data.images import denormalize, normalize, read_image, read_picture
     from compactmtl.data.loader import EpochSampler, Loader, build_loader
     from compactmtl.data.registry import DATASETS
 
@@ -41,6 +41,7 @@ _HOME = {
     "normalize": "images",
     "preprocessing": "base",
     "read_image": "images",
+    "read_picture": "images",
 }
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "normalize",
     "preprocessing",
     "read_image",
+    "read_picture",
 ]
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from compactmtl.config.recipe import AugmentConfig, DataConfig
-from compactmtl.data import Preprocessing, build_loader, load_dataset
+from compactmtl.data import Preprocessing, build_loader, image_fit, load_dataset
 from compactmtl.data.coco import CocoDataset
 from compactmtl.data.jitter import jitter
 from compactmtl.data.transforms import Draw, augment
 from compactmtl.errors import ConfigError, DataError
+from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.instance_decoding import Instances
 from compactmtl.tasks.instance_scoring import InstanceMetrics
 from compactmtl.tasks.placement import Placement
@@ -232,3 +233,27 @@ def test_instances_of_a_letterbox_are_scored_at_the_images_own_size(tmp_path: Pa
         scores[how] = metrics.compute()["ap50"]
     assert scores["stretch"] > 0.9 and scores["letterbox"] > 0.9  # resampling costs thin edges
     assert scores["crop"] < scores["letterbox"]  # what was cut off is missed
+
+
+class Heeding(Own):
+    """A data set that does."""
+
+    specs = {"it": TargetSpec("mask", classes=("a", "b"))}  # noqa: RUF012
+    resizes = ("letterbox",)
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.fit = image_fit(config)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        mask = np.ones((4, 8), np.uint8)
+        image = torch.from_numpy(self.fit.picture(np.full((1, 4, 8), 9, np.uint8)))
+        labels = torch.from_numpy(self.fit.map(mask, 255)).long()
+        return {"image": image, "targets": {"it": labels}, "own_size": (4, 8)}
+
+
+def test_a_class_that_letterboxes_has_its_padding_ignored() -> None:
+    fields = {"resize": "letterbox", "channels": 1, "size": (8, 8)}
+    dataset = load_dataset("tests.data.test_resize:Heeding", "train", trust=True, **fields)
+    assert dataset.specs["it"].ignore_index == 255
+    sample = dataset[0]
+    assert sample["inside"].sum() == 32 and (sample["targets"]["it"] == 255).sum() == 32
