@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.backends import align_of, get_backend
@@ -68,7 +68,9 @@ def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = la
     for task in run.tasks:
         progress(f"taking out {task}")
         others = copy.deepcopy(models[WHOLE]).keep_tasks([name for name in run.tasks if name != task])
-        models[task] = compact(others, inputs, align=align).model
+        small = compact(others, inputs, align=align).model
+        assert isinstance(small, MultiTaskModel)
+        models[task] = small
     latency = _latency(run, target, models, inputs[0], progress)
     sizes = {name: cost(model, inputs) for name, model in models.items()}
     times = {name: latency.stats[name].median_ms for name in models}
@@ -93,7 +95,7 @@ def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = la
 def _latency(
     run: Run,
     target: Target,
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, MultiTaskModel],
     images: Tensor,
     progress: Callable[[str], None],
 ) -> LatencyResult:
@@ -104,7 +106,6 @@ def _latency(
         runners = {}
         for index, (name, model) in enumerate(models.items()):
             path = folder / str(index) / MODEL_FILE
-            assert isinstance(model, MultiTaskModel)
             writer.write(model, path)
             runners[name] = stack.enter_context(get_backend(target.backend).open(path, target))
         progress(f"measuring latency, {target.latency.repeats} rounds")

@@ -88,7 +88,7 @@ class Run:
         if not set(chosen) <= set(self.trained_tasks):
             raise ArtifactError(
                 f"{self.path / META} names the subset {chosen}, the recipe has {list(self.trained_tasks)}",
-                "make the subset again: `compactmtl compact RUN --tasks …`",
+                "make the subset again: `compactmtl compact RUN --tasks TASK`",
             )
         return {name: task for name, task in self.trained_tasks.items() if name in chosen}
 

@@ -94,11 +94,10 @@ def _write(run: Run, path: Path, chosen: Sequence[str]) -> None:
     weights = checked_weights(source)
     everything, kept = run.tasks, {name: run.tasks[name] for name in chosen}
     summary = _restricted(load_summary(source), everything, kept)
-    summary["score"] = mean_score(summary["metrics"], kept)
     events = [_restricted(event, everything, kept) for event in run.log()]
-    for event in events:
-        if "score" in event and isinstance(event.get("val"), dict):
-            event["score"] = mean_score(event["val"], kept)
+    for event, metrics in [(summary, summary["metrics"]), *((event, event.get("val")) for event in events)]:
+        if "score" in event and metrics:
+            event["score"] = mean_score(metrics, kept)
     if path.exists():
         with writing(path, "its replacing"):  # whoever writes into it goes first
             pass
