@@ -196,8 +196,8 @@ def _read(config: DataConfig, options: Options, folder: Path, normals: str, fram
     elif normals == "depth":
         whole = metres(units, units.shape, options.units_per_metre, options.max_depth)[0]
         # At the file's own resolution: the fit needs neighbors that lie close on the surface.
-        normals = normals_from_depth(whole, read_camera(folder, units.shape))
-        arrays["normals"] = fit.map(normals, 0, picture.size)
+        derived = normals_from_depth(whole, read_camera(folder, units.shape))
+        arrays["normals"] = fit.map(derived, 0, picture.size)
     return arrays
 
 

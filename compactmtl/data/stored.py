@@ -84,7 +84,7 @@ class StoredDataset(ABC):
         fill: bool = True,
     ) -> None:
         self.split: str = split
-        self.specs = fitted_specs(specs, config)
+        self.specs: Mapping[str, TargetSpec] = fitted_specs(specs, config)
         self._count = count
         self._size, self._resize = config.size, config.resize
         layouts = {"image": Layout((config.channels, *config.size), "uint8")}
