@@ -83,6 +83,11 @@ class DataConfig(Frozen):
         description="Channels of an image: 1 gray, 3 RGB, 4 RGBA; any other number is that of bands in `.tif` and `.npy` "
         "files.",
     )
+    range: tuple[float, float] | None = Field(
+        None,
+        description="Values of a file that become 0 and 255, of files with more than 8 bits a value; what lies beyond is "
+        "clipped. null: 0 and 65535 for 16 bits, and other numbers, such as floating-point ones, are refused.",
+    )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images per optimizer step.")
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Processes that load data. With 0 the training process loads it itself."
@@ -122,6 +127,8 @@ class DataConfig(Frozen):
     def _holdout(self) -> DataConfig:
         if min(self.size) < 1:
             raise ValueError(f"size needs positive height and width, found {list(self.size)}")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range needs low < high, found {list(self.range)}")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ValueError(

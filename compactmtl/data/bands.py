@@ -1,7 +1,7 @@
 """An image file of any number of channels as uint8: what Pillow reads by `pixels`, TIFF of many bands, and .npy arrays.
 
 Bands of 8 bits stay as they are, those of 16 bits are value / 257, rounded; numbers of other types say no range and are
-refused. A .npy file is (H, W), (H, W, bands) or (bands, H, W); where it could be either, the bands come last.
+refused, unless `limits` give one. A .npy file is (H, W), (H, W, bands) or (bands, H, W); where it could be either, the bands come last.
 """
 
 from __future__ import annotations
@@ -32,9 +32,15 @@ _PAGES = "CIQ"  # letters by which tifffile calls a first axis of pictures that 
 
 
 def read_pixels(
-    path: Path, channels: int = 3, *, upright: bool = True
+    path: Path,
+    channels: int = 3,
+    *,
+    upright: bool = True,
+    limits: tuple[float, float] | None = None,
 ) -> tuple[NDArray[np.uint8], ImageInfo]:
     """The file as uint8 (channels, H, W), upright unless told otherwise, and what maps of it must fit.
+
+    `limits` are the values that become 0 and 255, of files of more than 8 bits.
 
     Raises DataError, naming the file, where it is missing, damaged, of another number of channels, or of numbers without
     a range; MissingDependencyError where a TIFF needs a package that is not installed.
@@ -45,7 +51,7 @@ def read_pixels(
     elif suffix in TIFF_SUFFIXES and (channels not in MODES or not _pillow_reads(path)) and _is_tiff(path):
         values, said = _tiff(path, channels)
     elif channels in MODES:
-        picture, info = read_picture_file(path, channels, upright=upright)
+        picture, info = read_picture_file(path, channels, upright=upright, limits=limits)
         pixels = np.asarray(picture, np.uint8)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         return np.ascontiguousarray(pixels), info
@@ -54,12 +60,13 @@ def read_pixels(
             f"{path}: no file of {channels} channels, which data.channels says",
             "such images are .tif or .npy; pictures of other formats have 1, 3 or 4 channels",
         )
-    if values.dtype == np.uint16:
-        values = to_8_bits(values)
+    known = limits is not None and values.dtype.kind in "iuf"
+    if values.dtype != np.uint8 and (known or values.dtype == np.uint16):
+        values = to_8_bits(values, limits)
     if values.dtype != np.uint8:
         raise DataError(
             f"{path}: numbers of type {values.dtype}, of which no range of brightness is known",
-            "scale them to 0 to 65535 and save them as uint16, or to 0 to 255 as uint8",
+            "say the values that become black and white in data.range, or save them as uint8 or uint16",
         )
     if upright and said is not None:
         values = turned(values, said)

@@ -50,6 +50,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     resize: Resize = "stretch"
+    range: tuple[float, float] | None = None  # values of more than 8 bits that become 0 and 255
 
     @property
     def channels(self) -> int:
@@ -60,12 +61,12 @@ class Preprocessing:
     def fit(self) -> Fit:
         """How an image gets the network's size. Padding has the mean's value, so that it is about 0 to the network."""
         fill = tuple(min(max(int(255 * value + 0.5), 0), 255) for value in self.mean)
-        return Fit(self.size, self.resize, self.channels, fill)
+        return Fit(self.size, self.resize, self.channels, fill, self.range)
 
 
 def preprocessing(config: DataConfig) -> Preprocessing:
     """How an image becomes the network's input, for training and for deployment."""
-    return Preprocessing(size=config.size, mean=config.mean, std=config.std, resize=config.resize)
+    return Preprocessing(config.size, config.mean, config.std, config.resize, config.range)
 
 
 def image_fit(config: DataConfig) -> Fit:

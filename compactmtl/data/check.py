@@ -176,7 +176,7 @@ def _distributions(dataset: VisionDataset, *, own: bool) -> tuple[dict[str, str]
     if own and brightest < _DARK:
         notes.append(
             f"no pixel of the {len(looked_at)} images looked at is above {brightest} of 255; 16-bit images are read as "
-            "value / 257, so numbers of fewer bits have to be scaled up to 65535 first"
+            "value / 257: where they have fewer bits, say their range in data.range"
         )
     for name, spec in dataset.specs.items() if samples else ():
         values = np.stack([targets[name].numpy() for targets in samples])

@@ -17,12 +17,17 @@ PADDED = 255  # what a mask without an ignore index of its own holds where nothi
 
 @dataclass(frozen=True)
 class Fit:
-    """To `size` (height, width) and `channels`, as `how` says; `fill` is what the padding of a letterbox holds, by channel."""
+    """To `size` (height, width) and `channels`, as `how` says.
+
+    `fill` is what the padding of a letterbox holds, by channel. `range` are the values of a file of more than 8 bits that
+    become 0 and 255 (`pixels.to_8_bits`).
+    """
 
     size: Size
     how: Resize = "stretch"
     channels: int = 3
     fill: tuple[int, ...] = (0, 0, 0)
+    range: tuple[float, float] | None = None
 
     def placement(self, image: Size) -> Placement:
         """Where an image of this (height, width) lies on the network's picture."""

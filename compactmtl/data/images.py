@@ -32,7 +32,8 @@ def read_picture(
 ) -> tuple[NDArray[np.uint8], ImageInfo]:
     """As `read_image`, and what maps of the image must fit. Without `upright` the pixels stay as they are stored."""
     fit = None if size is None else fit_to(size)
-    pixels, picture = read_pixels(Path(path), 3 if fit is None else fit.channels, upright=upright)
+    channels, limits = (3, None) if fit is None else (fit.channels, fit.range)
+    pixels, picture = read_pixels(Path(path), channels, upright=upright, limits=limits)
     return (pixels if fit is None else fit.picture(pixels)), picture
 
 

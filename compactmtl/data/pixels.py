@@ -5,7 +5,8 @@
 - one channel (gray): colors as Pillow weighs them, 0.299 red + 0.587 green + 0.114 blue.
 - four channels (RGBA): a file without transparency is refused, since nothing says what its fourth channel would be.
 - 16-bit grayscale: value / 257, rounded, so that 0 to 65535 become 0 to 255; no range is guessed from the pixels.
-- other modes (32-bit numbers, Lab, HSV) and files of several pictures say no one range or picture: DataError.
+- with limits, as `data.range` gives them: these two become 0 and 255, in numbers of 16 and 32 bits.
+- other modes (32-bit numbers without limits, Lab, HSV) and files of several pictures say no one range or picture: DataError.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ def opened(path: Path, missing: str, folder: str = "name an image file in it") -
 
 
 def read_picture_file(
-    path: Path, channels: int = 3, *, upright: bool = True
+    path: Path,
+    channels: int = 3,
+    *,
+    upright: bool = True,
+    limits: tuple[float, float] | None = None,
 ) -> tuple[Image.Image, ImageInfo]:
     """The file as an image of mode L, RGB or RGBA (1, 3 or 4 channels), turned as its EXIF says unless `upright` is false.
 
@@ -86,7 +91,7 @@ def read_picture_file(
     with opened(path, "check the path") as image:
         one_picture(image, path)
         said, left = load(image)
-        picture = _converted(image, path, channels)
+        picture = _converted(image, path, channels, limits)
     if upright and left != 1:
         picture = Image.fromarray(turned(np.asarray(picture), left))
     return picture, ImageInfo(path, (picture.height, picture.width), said)
@@ -141,12 +146,21 @@ def one_picture(image: Image.Image, path: Path) -> None:
         )
 
 
-def to_8_bits(values: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.uint8]:
-    """Numbers of 16 bits as 8: value / 257, rounded half up."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def to_8_bits(values: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """Numbers as 8 bits, rounded half up: value / 257 of 16 bits; with `limits` these two become 0 and 255.
+
+    What lies beyond is clipped, and what is not a number becomes 0.
+    """
+    if limits is None:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    low, high = limits
+    share = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)
+    return np.floor(share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _converted(image: Image.Image, path: Path, channels: int) -> Image.Image:
+def _converted(
+    image: Image.Image, path: Path, channels: int, limits: tuple[float, float] | None
+) -> Image.Image:
     mode = MODES[channels]
     if mode == "RGBA":
         return _rgba(image, path)
@@ -158,10 +172,12 @@ def _converted(image: Image.Image, path: Path, channels: int) -> Image.Image:
             image.convert("RGB").convert(mode) if image.mode not in ("1", "L", "LA") else image.convert(mode)
         )
     if image.mode in _SIXTEEN or (image.mode == "I" and image.format in _SIXTEEN_IN_I):
-        return Image.fromarray(to_8_bits(np.asarray(image))).convert(mode)
+        return Image.fromarray(to_8_bits(np.asarray(image), limits)).convert(mode)
+    if limits is not None and image.mode in ("I", "F"):
+        return Image.fromarray(to_8_bits(np.asarray(image), limits)).convert(mode)
     raise DataError(
         f"{path}: pixels of Pillow's mode {image.mode!r} ({image.format}), of which no range of brightness is known",
-        "save it as RGB, or as grayscale of 8 or 16 bits",
+        "save it as RGB, or as grayscale of 8 or 16 bits; of 32 bits say its range in data.range",
     )
 
 

@@ -11,7 +11,10 @@ from compactmtl.tasks.pictures import palette
 from compactmtl.tasks.postprocess import POSTPROCESS
 
 # What `data.pixels` and `data.bands` do, which every reader of pictures must do alike.
-_DEEP = "Values of 16 bits are divided by 257 and rounded. A file of several pictures, or of 32 bits a value, is refused."
+_DEEP = (
+    "Values of 16 bits are divided by 257 and rounded, and files of 32 bits a value are refused, unless `values` gives their "
+    "range. A file of several pictures is refused."
+)
 _UPRIGHT = "and turn the picture upright as its EXIF orientation says."
 _ARRAYS = "A .npy file is an array (height, width, channels) or (channels, height, width) of uint8 or uint16."
 PICTURE = {
@@ -51,6 +54,7 @@ def input_record(
             "layout": "NHWC" if baked else "NCHW",
             "channels": preprocessing.channels,
             "colors": colors,
+            "values": preprocessing.range,
             "picture": PICTURE[colors],
             "resize": Resize(
                 height=height,

@@ -94,6 +94,12 @@ class InputRecord(TensorRecord):
         "RGB",
         description="What the channels are, in their order. `bands`: those of the files, in theirs.",
     )
+    values: tuple[float, float] | None = Field(
+        None,
+        description="Values of a picture of more than 8 bits that become 0 and 255: round((value - low) / (high - low) * "
+        "255), halves up, clipped to 0 to 255; what is not a number becomes 0. null: 0 and 65535 for 16 bits, and other "
+        "numbers are refused.",
+    )
     picture: str = Field("", description="What becomes of each kind of picture file, in sentences.")
     resize: Resize | None = Field(None, description="How a picture gets the network's size.")
     normalize: Normalize | None = Field(
@@ -194,7 +200,7 @@ class Training(Frozen):
 
     tasks: dict[str, BundleTask] = Field(description="By task.")
     preprocessing: Annotated[Preprocessing, WithJsonSchema({"type": "object"})] = Field(
-        description="How the images of training were made: `size`, `mean`, `std`, `resize`. What a program has to do is in `inputs`."
+        description="How the images of training were made: `size`, `mean`, `std`, `resize`, `range`. What a program has to do is in `inputs`."
     )
 
 

@@ -97,7 +97,7 @@ def run_teacher(setup: Setup, name: str) -> Teacher:
             f"distillation: the teacher was trained on {list(run.recipe.data.size)} pixels, the recipe has {list(recipe.data.size)}",
             "name a run of the same size",
         )
-    for key in ("resize", "channels"):
+    for key in ("resize", "channels", "range"):
         theirs, ours = getattr(run.recipe.data, key), getattr(recipe.data, key)
         if theirs != ours:
             raise ConfigError(

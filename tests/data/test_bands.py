@@ -22,11 +22,11 @@ BANDS = RNG.integers(0, 256, (6, 9, 5), np.uint8)
 KINDS = {1: "gray", 3: "RGB", 4: "RGBA"}
 
 
-def read(path: Path, channels: int) -> np.ndarray:
+def read(path: Path, channels: int, limits: tuple[float, float] | None = None) -> np.ndarray:
     """As (H, W, channels); the program of a bundle has to read the same."""
-    pixels, info = read_pixels(path, channels)
+    pixels, info = read_pixels(path, channels, limits=limits)
     assert pixels.dtype == np.uint8 and pixels.shape == (channels, *info.size)
-    want = {"colors": KINDS.get(channels, "bands"), "channels": channels}
+    want = {"colors": KINDS.get(channels, "bands"), "channels": channels, "values": limits}
     np.testing.assert_array_equal(program.read(path, want).transpose(2, 0, 1), pixels)
     return pixels.transpose(1, 2, 0)
 
@@ -36,7 +36,7 @@ def refused(path: Path, channels: int, match: str) -> None:
         read_pixels(path, channels)
     assert path.name in caught.value.message and caught.value.hint
     with pytest.raises((OSError, ValueError)):
-        program.read(path, {"colors": KINDS.get(channels, "bands"), "channels": channels})
+        program.read(path, {"colors": KINDS.get(channels, "bands"), "channels": channels, "values": None})
 
 
 def save(path: Path, values: np.ndarray, **options: Any) -> Path:
@@ -115,6 +115,24 @@ def test_what_says_no_range_or_is_no_image_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "object.npy", 1, "not a whole")
 
 
+def test_a_range_says_what_becomes_black_and_white(tmp_path: Path) -> None:
+    deep = np.array([[0, 7000, 7001, 8000, 9000, 65535]], np.uint16)
+    expected = [0, 0, 0, 128, 255, 255]  # 7001 is 0.1275 of a step
+    for name in ("deep.png", "deep.tif", "deep.npy"):
+        path = save(tmp_path / name, deep)
+        assert read(path, 1, (7000, 9000)).ravel().tolist() == expected, name
+    real = np.array([[-1.0, 0.0, 0.25, 0.5, 1.0, np.nan, np.inf, -np.inf]], np.float32)
+    expected = [0, 0, 128, 255, 255, 0, 255, 0]
+    for name in ("real.tif", "real.npy"):
+        assert read(save(tmp_path / name, real), 1, (0.0, 0.5)).ravel().tolist() == expected, name
+    five = read(save(tmp_path / "five.npy", np.repeat(real[..., None], 5, -1)), 5, (0.0, 0.5))
+    assert (five == np.array(expected)[:, None]).all()
+    signed = np.array([[-40, 0, 40]], np.int16)  # degrees
+    assert read(save(tmp_path / "signed.npy", signed), 1, (-40, 40)).ravel().tolist() == [0, 128, 255]
+    shown = save(tmp_path / "shown.png", COLORS[..., 0])  # 8 bits stay
+    np.testing.assert_array_equal(read(shown, 1, (7000, 9000))[..., 0], COLORS[..., 0])
+
+
 @pytest.mark.parametrize("how", ["stretch", "letterbox", "crop"])
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
 def test_a_bundles_program_prepares_the_same_input(tmp_path: Path, channels: int, how: Any) -> None:
@@ -125,7 +143,7 @@ def test_a_bundles_program_prepares_the_same_input(tmp_path: Path, channels: int
     expected, _ = read_picture(path, fit)
     resize = {"height": 8, "width": 7, "how": how, "fill": list(fit.fill) if how == "letterbox" else None}
     want = {
-        "colors": KINDS.get(channels, "bands"), "channels": channels, "resize": resize, "normalize": None,
+        "colors": KINDS.get(channels, "bands"), "channels": channels, "values": None, "resize": resize, "normalize": None,
         "layout": "NCHW", "shape": (1, channels, 8, 7), "dtype": "uint8",
     }  # fmt: skip
     np.testing.assert_array_equal(program.prepare(program.read(path, want), want)[0], expected)

@@ -26,7 +26,7 @@ from compactmtl.errors import DataError
 from compactmtl.export.bundle import Bundle, write_bundle
 from compactmtl.export.describe import output_record
 from compactmtl.export.golden import write_golden
-from compactmtl.export.in_bundle import infer, show
+from compactmtl.export.in_bundle import infer, picture, show
 from compactmtl.export.record import BundleInfo, Runtime
 from compactmtl.export.script import MOST_LINES, scripts
 from compactmtl.tasks.postprocess import POSTPROCESS
@@ -47,7 +47,7 @@ ALLOWED = {
     "panoptic",
     "runtime",
 }
-RGB = {"colors": "RGB", "channels": 3}
+RGB = {"colors": "RGB", "channels": 3, "values": None}
 BEHIND = [(kind, after) for kind in task_kinds() for after in (None, *usual_task(kind).postprocess)]
 
 
@@ -144,10 +144,10 @@ def test_a_picture_is_read_as_the_package_reads_it(tmp_path: Path) -> None:
         except DataError:
             refused += 1
             with pytest.raises((OSError, ValueError)):
-                infer.read(path, RGB)
+                picture.read(path, RGB)
             continue
         read += 1
-        np.testing.assert_array_equal(infer.read(path, RGB).transpose(2, 0, 1), expected, str(path))
+        np.testing.assert_array_equal(picture.read(path, RGB).transpose(2, 0, 1), expected, str(path))
     assert read > 50 and refused >= 6
 
 

@@ -20,11 +20,13 @@ def read(path, want):
     elif want["colors"] == "bands":
         raise ValueError(f"pictures of {want['channels']} channels are .tif or .npy")
     else:
-        values, turn = read_pillow(path, KINDS[want["colors"]])
+        values, turn = read_pillow(path, KINDS[want["colors"]], want["values"])
     if values.ndim != 3 or values.shape[-1] != want["channels"]:
         raise ValueError(f"it is of shape {values.shape}, the model takes {want['channels']} channels")
-    if values.dtype == np.uint16:
-        values = eight_bits(values)
+    if values.dtype == np.uint16 or (
+        want["values"] and values.dtype.kind in "iuf" and values.dtype != np.uint8
+    ):
+        values = eight_bits(values, want["values"])
     if values.dtype != np.uint8:
         raise ValueError(
             f"its numbers, of type {values.dtype}, have no known range, save it as uint8 or uint16"
@@ -43,7 +45,7 @@ def pillow_reads(path):
         return False
 
 
-def read_pillow(path, mode):
+def read_pillow(path, mode, limits):
     """The numbers of a picture file, and how it still has to be turned."""
     with path.open("rb") as file, Image.open(file) as image:
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
@@ -56,11 +58,12 @@ def read_pillow(path, mode):
                 raise ValueError("it has no fourth channel, save it as RGBA")
             return np.asarray(image if image.mode == "RGBX" else image.convert("RGBA")), turn
         deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+        deep = deep or (limits and image.mode in ("I", "F"))
         if image.mode not in MODES and not deep:
             raise ValueError(f"its pixels, of mode {image.mode}, have no known range, save it as RGB")
         image.info.pop("transparency", None)
         if deep:
-            image = Image.fromarray(eight_bits(np.asarray(image)))
+            image = Image.fromarray(eight_bits(np.asarray(image), limits))
         gray = image.mode in ("1", "L", "LA")
         values = np.asarray((image if gray else image.convert("RGB")).convert(mode))
     return values.reshape(*values.shape[:2], -1), turn
@@ -81,9 +84,13 @@ def read_tiff(path, channels):
     return (values[..., None] if values.ndim == 2 else values), turn if turn in range(1, 9) else 1
 
 
-def eight_bits(values):
-    """Numbers of 16 bits as 8."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def eight_bits(values, limits):
+    """Numbers of more than 8 bits as 8, by `values` of the input: null is 0 to 65535."""
+    if limits is None:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    low, high = limits
+    share = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)
+    return np.floor(share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def place(size, want):
