@@ -136,7 +136,7 @@ def _plural(words: str) -> str:
 
 def _default(field: FieldInfo) -> str | None:
     """A field's default as YAML; of a section the values that differ from its keys' own defaults."""
-    value = field.get_default(call_default_factory=True, validated_data={})
+    value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return None
     if isinstance(value, BaseModel):

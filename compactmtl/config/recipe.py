@@ -56,11 +56,8 @@ class AugmentConfig(Frozen):
         return self.model_copy(update={"color": 0.0}) != AugmentConfig()
 
 
-def normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel where a recipe gives none: those of ImageNet."""
-    if channels == 3:
-        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return (0.449,) * channels, (0.226,) * channels
+# Mean and standard deviation of each channel where a recipe gives none and there are not three: ImageNet's, averaged.
+_AVERAGE = {"mean": 0.449, "std": 0.226}
 
 
 class DataConfig(Frozen):
@@ -110,12 +107,12 @@ class DataConfig(Frozen):
     )
     augment: AugmentConfig = Field(AugmentConfig(), description="Random transforms of the training split.")
     mean: tuple[float, ...] = Field(
-        default_factory=lambda given: normalization(given.get("channels", 3))[0],
+        (0.485, 0.456, 0.406),
         description="Subtracted from values in [0, 1], one for each channel. The default is ImageNet's, which most "
         "pretrained encoders expect; of other than 3 channels its average over red, green and blue, 0.449.",
     )
     std: tuple[Positive, ...] = Field(
-        default_factory=lambda given: normalization(given.get("channels", 3))[1],
+        (0.229, 0.224, 0.225),
         description="Divisor of values in [0, 1] after `mean` is subtracted, one for each channel. The default is "
         "ImageNet's; of other than 3 channels its average, 0.226.",
     )
@@ -129,8 +126,11 @@ class DataConfig(Frozen):
             raise ValueError(f"size needs positive height and width, found {list(self.size)}")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range needs low < high, found {list(self.range)}")
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels:
+        for key, average in _AVERAGE.items():
+            if self.channels != 3 and key not in self.model_fields_set:
+                # The default follows the channels. A factory would too, but then no value would count as the default.
+                object.__setattr__(self, key, (average,) * self.channels)
+            if len(values := getattr(self, key)) != self.channels:
                 raise ValueError(
                     f"{key} needs one value for each of the {self.channels} channels, found {len(values)}"
                 )

@@ -257,3 +257,11 @@ def test_a_class_that_letterboxes_has_its_padding_ignored() -> None:
     assert dataset.specs["it"].ignore_index == 255
     sample = dataset[0]
     assert sample["inside"].sum() == 32 and (sample["targets"]["it"] == 255).sum() == 32
+
+
+def test_a_recipe_without_these_keys_is_the_run_that_it_was() -> None:
+    """Defaults decide no hash, so that runs of earlier versions are resumed."""
+    fields = DataConfig(name="scenes", size=(8, 8)).model_dump(exclude_defaults=True)
+    assert fields == {"name": "scenes", "size": (8, 8)}
+    gray = DataConfig(name="scenes", size=(8, 8), channels=1)
+    assert DataConfig.model_validate_json(gray.model_dump_json(), strict=True) == gray
