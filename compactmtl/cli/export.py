@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from compactmtl.errors import CompactError
     from compactmtl.export.prepare import Prepared
     from compactmtl.runs import Run
-    from compactmtl.tasks import Task
     from compactmtl.verify import AccuracyResult, GateResult, LatencyResult, ParityResult, Verification
+    from compactmtl.verify.gates import Scored
 
 HELP = "export a run for its targets and verify each artifact: parity, accuracy, latency, gates"
 EXAMPLE = """\
@@ -216,10 +216,11 @@ def _progress(line: str) -> None:
     print(f"  {line} …", file=sys.stderr, flush=True)
 
 
-def summary(verification: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
+def summary(verification: Verification, tasks: Mapping[str, Scored]) -> Iterator[str]:
     """A verification in lines for a terminal."""
-    yield f"accuracy on {verification.accuracy.samples} validation images:"
-    yield from accuracy_lines(verification.accuracy, tasks)
+    if verification.accuracy.samples:
+        yield f"accuracy on {verification.accuracy.samples} validation images:"
+        yield from accuracy_lines(verification.accuracy, tasks)
     yield parity_line(verification.parity)
     yield from latency_lines(verification.latency)
     yield f"size: {verification.megabytes:.2f} MB"
@@ -274,7 +275,7 @@ def latency_lines(latency: LatencyResult, elsewhere: int | None = None) -> Itera
         )
 
 
-def accuracy_lines(accuracy: AccuracyResult, tasks: Mapping[str, Task]) -> Iterator[str]:
+def accuracy_lines(accuracy: AccuracyResult, tasks: Mapping[str, Scored]) -> Iterator[str]:
     """Every metric of torch's model, the artifact and, where there is one, the baseline, as a table."""
     rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
     for task, metrics in accuracy.torch.items():

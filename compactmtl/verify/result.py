@@ -64,11 +64,13 @@ class ParityResult(Record):
 class AccuracyResult(Record):
     """The tasks' own metrics over the val split; `baseline` is the dense run where one was given."""
 
-    samples: int
+    samples: int  # 0: nothing was measured, of a module whose user gave no metric
     torch: TaskMetrics
     artifact: TaskMetrics
     baseline: TaskMetrics | None = None
     by_batch: dict[int, TaskMetrics] = Field(default_factory=dict)  # the artifact's, where its batch is free
+    # Of metrics that no kind of task defines: whether more is better, by task and metric.
+    higher_is_better: dict[str, dict[str, bool]] = Field(default_factory=dict)
 
 
 class LatencyStats(Record):
