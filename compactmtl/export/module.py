@@ -46,7 +46,7 @@ from compactmtl.graph.borrow import borrowed, trainable
 from compactmtl.graph.inputs import Arguments, as_arguments, copied, map_tensors, tensors_in
 from compactmtl.surgery.plan import Plan
 from compactmtl.verify.gates import export_drops
-from compactmtl.verify.result import AccuracyResult, GateResult
+from compactmtl.verify.result import AccuracyResult, GateResult, TaskMetrics
 
 SCORED_BATCHES = (1, 3)  # sizes beside the user's own at which a file with a free batch is scored
 
@@ -156,7 +156,6 @@ class ExportedModule(Exported):
         self.compact = plan is not None
         self.subject = COMPACT if plan is not None else "model"
         self.models = {DENSE: baseline, self.subject: model}
-        self._baseline = baseline
         arguments = as_arguments(model, example_inputs)
         found = checked_outputs(model, arguments, output_names)
         if baseline is not None:
@@ -194,6 +193,7 @@ class ExportedModule(Exported):
         self.deployed = self.writer.wrapped(model)
         self.provenance = provenance_of(self.name, model, plan)
         self._evaluation: OwnEvaluation | None = None
+        self._dense: TaskMetrics | None = None  # of the baseline
         self.metrics = {}
         if evaluate is not None:
             with borrowed(model):
@@ -202,6 +202,9 @@ class ExportedModule(Exported):
             progress("evaluating the torch model")
             self._reference = self._evaluation.of_torch(model, "the torch model")
             self.metrics = self._evaluation.metrics
+            if baseline is not None:
+                progress("evaluating the baseline")
+                self._dense = self._evaluation.of_torch(baseline, "the baseline")
 
     def _fed(self, arguments: Arguments) -> Arguments:
         """Arguments of the model as the file takes them."""
@@ -229,12 +232,7 @@ class ExportedModule(Exported):
     def accuracy(self, runner: Runner) -> AccuracyResult:
         if self._evaluation is None:
             return AccuracyResult(samples=0, torch={}, artifact={})
-        found = self._artifact(runner)
-        if self._baseline is None:
-            return found
-        return found.model_copy(
-            update={"baseline": self._evaluation.of_torch(self._baseline, "the baseline")}
-        )
+        return self._artifact(runner).model_copy(update={"baseline": self._dense})
 
     def _artifact(self, runner: Runner) -> AccuracyResult:
         """The user's metrics of an opened file, beside the torch model's."""

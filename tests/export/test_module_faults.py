@@ -90,7 +90,7 @@ def test_int8_without_calibration(tmp_path: Path) -> None:
         ([torch.zeros(2, 3, 8, 8)], "input 'image' has shape (2, 3, 8, 8), the example's has (2, 3, 16, 24)"),
         ([torch.zeros(2, 3, *SIZE, dtype=torch.uint8)], "input 'image' is torch.uint8"),
         ([{"pixels": torch.zeros(2, 3, *SIZE)}], "has pixels, and not image"),
-        ([{"image": "a.png"}], "nested in another way"),
+        ([{"image": "a.png"}], "holds 0 tensors for 1 inputs: image"),
         ([3], "calibration batch 0 is a int"),
         ([images(2), images(2)[:, :1]], "calibration batch 1"),
     ],
@@ -125,12 +125,13 @@ def test_metrics_of_no_use(tmp_path: Path, answer: Any, says: str) -> None:
     assert says in scored(tmp_path, answer)
 
 
+@pytest.mark.slow  # exports
 def test_other_metrics_for_another_model(tmp_path: Path) -> None:
     assert "evaluate gives b for the exported file, and a for the torch model" in scored(
         tmp_path, {"a": 1.0}, {"b": 1.0}
     )
     assert "more of 'a' is worse" in scored(tmp_path, {"a": 1.0}, {"a": (1.0, False)})
-    message = scored(tmp_path, {"a": 1.0}, {"a": 1.0}, {"a": math.nan}, baseline=scene())
+    message = scored(tmp_path, {"a": 1.0}, {"a": math.nan}, baseline=scene())
     assert "evaluate gives nan for 'a' of the baseline" in message
 
 
@@ -153,7 +154,10 @@ def test_a_baseline_of_other_outputs(tmp_path: Path) -> None:
         (FLOAT.model_copy(update={"accuracy": AccuracyConfig(compact_drop=0.1)}), "accuracy.compact_drop"),
         (FLOAT.model_copy(update={"parity": ParityConfig(tasks={"dept": 0.1})}), "no output"),
         (FLOAT.model_copy(update={"onnx": OnnxConfig(preprocess=True)}), "images="),
-        (FLOAT.model_copy(update={"onnx": OnnxConfig(postprocess={"scores": "argmax"})}), "outputs={'scores'"),
+        (
+            FLOAT.model_copy(update={"onnx": OnnxConfig(postprocess={"scores": "argmax"})}),
+            "outputs={'scores'",
+        ),
         (Target(backend="torch"), "runs no exported file"),
     ],
 )
@@ -166,7 +170,10 @@ def test_targets_that_ask_for_what_is_not_there(tmp_path: Path, target: Target, 
     [
         ({"dept": {"kind": "depth"}}, "outputs names 'dept'"),
         ({"depth": {"king": "depth"}}, "outputs.depth.king"),
-        ({"depth": {"kind": "normals"}}, "reads (batch, 3, height, width), and the model gives (2, 1, 16, 24)"),
+        (
+            {"depth": {"kind": "normals"}},
+            "reads (batch, 3, height, width), and the model gives (2, 1, 16, 24)",
+        ),
         ({"scores": {"kind": "classification", "classes": ["a", "b"]}}, "reads (batch, 2)"),
         ({"scores": {"classes": ["a", "b"]}}, "belong to a kind"),
         ({"depth": {"kind": "depth", "meaning": "far"}}, "leave meaning or kind out"),
@@ -183,6 +190,7 @@ def test_pictures_for_a_model_that_takes_none(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow  # exports
 def test_a_loader_is_read_no_further_than_needed(tmp_path: Path) -> None:
     read = []
 
