@@ -75,7 +75,7 @@ def test_a_model_that_fails_or_gives_no_tensor(tmp_path: Path) -> None:
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     model = scene()
     with torch.no_grad():
-        model.depth.bias.fill_(math.nan)
+        model.depth.weight.fill_(math.nan)
     assert "output 'depth' holds NaN" in refused(tmp_path, model)
 
 
