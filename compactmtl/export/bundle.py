@@ -32,7 +32,7 @@ from compactmtl.export.script import SCHEMA, scripts, source
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.build import recorded_task
 from compactmtl.tasks.reading import Reading, readings_of
-from compactmtl.verify.result import Verification
+from compactmtl.verify.result import JUDGING, Verification
 
 VERIFICATION_VERSION = 1  # of verification.json
 _Record = TypeVar("_Record")
@@ -128,8 +128,10 @@ class Bundle:
         if self.verification is None:
             return "it was never verified"
         failed = [gate.message for gate in self.verification.gates if not gate.passed]
-        if not self.verification.gates:
-            return "nothing judges it: no gate is on its outputs, and nothing measured its accuracy"
+        if not any(gate.gate in JUDGING for gate in self.verification.gates):
+            failed.append(
+                "no gate is on its outputs: nothing measured its accuracy, and the target sets no parity.tolerance"
+            )
         if failed or not self.verification.passed:
             return "its verification failed: " + "; ".join(failed)
         return ""

@@ -32,18 +32,20 @@ from compactmtl.export.module_inputs import (
     checked_outputs,
     feed_of,
     has_batches,
+    names_of_tensors,
+    positional,
     resized,
 )
 from compactmtl.export.module_metrics import Evaluate, OwnEvaluation
 from compactmtl.export.module_outputs import array_input, config_of, described, records
-from compactmtl.export.onnx import tensor_names
+from compactmtl.export.onnx_file import OnnxModel
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.record import BundleInfo, Golden, InputRecord, OutputRecord, Shape, Training
 from compactmtl.export.timing import COMPACT, DENSE
 from compactmtl.export.verified import Exported, check_target, write_verified
 from compactmtl.export.writer import Progress
 from compactmtl.graph.borrow import borrowed, trainable
-from compactmtl.graph.inputs import Arguments, as_arguments, copied, map_tensors, tensors_in
+from compactmtl.graph.inputs import Arguments, copied, map_tensors, tensors_in
 from compactmtl.surgery.plan import Plan
 from compactmtl.verify.gates import export_drops
 from compactmtl.verify.result import AccuracyResult, GateResult, TaskMetrics
@@ -53,14 +55,15 @@ SCORED_BATCHES = (1, 3)  # sizes beside the user's own at which a file with a fr
 
 @trainable
 def export_bundle(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     example_inputs: Any,
     folder: str | Path,
     *,
     target: str | Path | Target,
+    target_name: str | None = None,
     evaluate: Evaluate | None = None,
     calibration: Iterable[Any] | None = None,
-    baseline: nn.Module | None = None,
+    baseline: nn.Module | str | Path | None = None,
     images: Preprocessing | Mapping[str, Any] | None = None,
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     output_names: Sequence[str] | None = None,
@@ -72,11 +75,13 @@ def export_bundle(
     """Export a module for a target, verify the file on the target's runtime, and write all of it as a bundle.
 
     Args:
-        model: any module in eval mode. It is left as it was.
+        model: any module in eval mode, which is left as it was; or the path of a float32 ONNX file, which keeps its graph
+            and free dimensions and is held against itself on ONNX Runtime.
         example_inputs: a tensor, positional arguments, or a mapping of keyword arguments, batch first, as for
             `export_onnx`. Give several samples as the model sees them in use: outputs are compared on them.
         folder: where the bundle is written. A bundle that is there is replaced once the new one is whole.
         target: a name (see `compactmtl targets list`), a file, or a `Target`. Its gates apply.
+        target_name: what the bundle calls it, by default the target's own name.
         evaluate: `evaluate(predict)` gives {metric: value} or, where less is better, {metric: (value, False)}. It calls
             `predict` as it would call the model. It scores the torch model, the file (at batches of 1 and 3 too where the
             batch is free), the baseline and, for int8, each candidate of the search; so it has to use the same data each
@@ -107,18 +112,19 @@ def export_bundle(
         MissingDependencyError: where the target can't run here.
         ParityError: where the file's outputs are not the model's, or hold NaN.
     """
-    chosen, target_name = _target(target, latency_ms)
+    chosen, known = _target(target, latency_ms)
+    target_name = target_name or known
     check_target(target_name, chosen)
     path = Path(folder)
     check_place(path)
     one = ExportedModule(
-        model,
+        OnnxModel(model) if isinstance(model, str | Path) else model,
         example_inputs,
         chosen,
         target_name,
         evaluate=evaluate,
         calibration=calibration,
-        baseline=baseline,
+        baseline=OnnxModel(baseline) if isinstance(baseline, str | Path) else baseline,
         images=images,
         outputs=outputs or {},
         output_names=output_names,
@@ -151,12 +157,14 @@ class ExportedModule(Exported):
         name: str | None,
         progress: Progress,
     ) -> None:
+        if isinstance(model, OnnxModel):
+            target = model.fitted(target)
         self.model, self.target, self.target_name = model, target, target_name
-        self.name = name or type(model).__name__
+        self.name = name or (model.path.stem if isinstance(model, OnnxModel) else type(model).__name__)
         self.compact = plan is not None
         self.subject = COMPACT if plan is not None else "model"
         self.models = {DENSE: baseline, self.subject: model}
-        arguments = as_arguments(model, example_inputs)
+        arguments = positional(model, example_inputs)
         found = checked_outputs(model, arguments, output_names)
         if baseline is not None:
             check_baseline(baseline, arguments, output_names, found)
@@ -173,7 +181,7 @@ class ExportedModule(Exported):
         self._batched = has_batches(arguments, found)
         arguments = map_tensors(lambda one: one.detach().cpu(), arguments)
         batch = target.latency.batch if self._batched else None
-        names = tensor_names(model, arguments)
+        names = names_of_tensors(model, arguments)
         samples = {"fp16": target.fp16.samples, "int8": target.int8.samples}.get(target.precision, 0)
         if (
             samples
@@ -182,7 +190,7 @@ class ExportedModule(Exported):
         ):
             raise ConfigError(
                 f"target '{target_name}' is of precision {target.precision}, which is calibrated on data, and none was given",
-                f"give calibration=, such as the loader of training: {samples} samples of it are read",
+                f"give calibration=, such as the loader of training, of which {samples} samples are read; of an ONNX file: --calibration PATH",
             )
         self._calibration = calibration_batches(model, calibration, arguments, samples, batch)
         self._example = arguments
@@ -197,7 +205,7 @@ class ExportedModule(Exported):
         self.metrics = {}
         if evaluate is not None:
             with borrowed(model):
-                like = model(*copied(as_arguments(model, example_inputs)))
+                like = model(*copied(positional(model, example_inputs)))
             self._evaluation = OwnEvaluation(evaluate, model, tuple(found), like, output_names)
             progress("evaluating the torch model")
             self._reference = self._evaluation.of_torch(model, "the torch model")

@@ -18,6 +18,7 @@ from compactmtl.config.target import Target
 from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ConfigError
 from compactmtl.export.module_inputs import checked_outputs
+from compactmtl.export.onnx_file import OnnxModel, write_file
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
@@ -51,7 +52,11 @@ class ModuleWriter:
         check: Check | None = None,
         progress: Progress = lambda line: None,
     ) -> PrecisionRecord | None:
-        """Write a module to `path`, as `Writer.write`."""
+        """Write a module or ONNX file to `path`, as `Writer.write`."""
+        if isinstance(model, OnnxModel):
+            return write_file(
+                model, path, self.target, self.feeds, metadata=metadata, check=check, progress=progress
+            )
         return write_module(
             self.wrapped(model),
             self.inputs,
@@ -154,7 +159,7 @@ def provenance_of(name: str, model: nn.Module, plan: Plan | None) -> dict[str, s
     """Strings kept in the ONNX file: which model, weights and plan it came from, with which versions."""
     return {
         "compactmtl.model": name,
-        "compactmtl.weights_sha256": _weights_hash(model),
+        "compactmtl.weights_sha256": model.sha256 if isinstance(model, OnnxModel) else _weights_hash(model),
         **({} if plan is None else {"compactmtl.plan_sha256": _plan_hash(plan)}),
         **{f"version.{package}": version for package, version in package_versions().items()},
     }

@@ -13,12 +13,23 @@ from compactmtl.backends.torch.runner import named_outputs
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, CompactError, ConfigError
 from compactmtl.export.onnx import forward_names, tensor_names
+from compactmtl.export.onnx_file import OnnxModel
 from compactmtl.export.precision.ranges import Feed
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import Arguments, as_arguments, copied, map_tensors, tensors_in
 
 COMPARED = 8  # real samples on which outputs are compared, as of a run
 REPEATABLE = 1e-5  # of the largest value: sums in another order differ by 1e-6, dropout by far more
+
+
+def argument_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Names of a model's arguments: of a file its inputs, else the parameters of forward."""
+    return model.input_names if isinstance(model, OnnxModel) else forward_names(model, count)
+
+
+def names_of_tensors(model: nn.Module, arguments: Arguments) -> tuple[str, ...]:
+    """Names of the tensors in a model's arguments."""
+    return model.input_names if isinstance(model, OnnxModel) else tensor_names(model, arguments)
 
 
 def checked_outputs(
@@ -79,7 +90,7 @@ def _check_devices(model: nn.Module, arguments: Arguments, who: str) -> None:
             "move it to one: model.to(device)",
         )
     home = next(iter(devices), torch.device("cpu"))
-    for name, tensor in zip(tensor_names(model, arguments), tensors_in(arguments), strict=True):
+    for name, tensor in zip(names_of_tensors(model, arguments), tensors_in(arguments), strict=True):
         if tensor.device != home:
             raise ConfigError(
                 f"{who} is on {home}, its example input '{name}' on {tensor.device}",
@@ -149,7 +160,7 @@ def calibration_batches(
 
 def _fitting(model: nn.Module, item: Any, example: Arguments, where: str, batched: bool) -> Arguments:
     """One batch as arguments on the CPU. Raises ConfigError where it is none that the module takes."""
-    names = forward_names(model, len(example))
+    names = argument_names(model, len(example))
     if isinstance(item, Tensor):
         arguments: tuple[Any, ...] = (item,)
     elif isinstance(item, Mapping):
@@ -186,7 +197,7 @@ def _fitting(model: nn.Module, item: Any, example: Arguments, where: str, batche
 def _check_tensors(
     model: nn.Module, arguments: Arguments, example: Arguments, where: str, batched: bool
 ) -> None:
-    names, start = tensor_names(model, example), 1 if batched else 0
+    names, start = names_of_tensors(model, example), 1 if batched else 0
     found = tensors_in(arguments)
     if len(found) != len(names):
         raise ConfigError(
@@ -279,8 +290,20 @@ def arguments_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """What a call of the module gives as positional arguments."""
     if not kwargs:
         return as_arguments(model, args)
-    named = dict(zip(forward_names(model, len(args)), args, strict=True))
-    return as_arguments(model, {**named, **kwargs})
+    named = dict(zip(argument_names(model, len(args))[: len(args)], args, strict=True))
+    return positional(model, {**named, **kwargs})
+
+
+def positional(model: nn.Module, given: Any) -> Arguments:
+    """Example inputs as positional arguments. Raises SurgeryError, and ConfigError where a file has no such input."""
+    if not (isinstance(model, OnnxModel) and isinstance(given, Mapping)):
+        return as_arguments(model, given)
+    if set(given) != set(model.input_names):
+        raise ConfigError(
+            f"{model.path} takes {', '.join(model.input_names)}, found {', '.join(map(str, given))}",
+            "name every input as the file does",
+        )
+    return tuple(given[name] for name in model.input_names)
 
 
 def _first_line(error: Exception) -> str:

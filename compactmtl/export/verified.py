@@ -38,7 +38,7 @@ from compactmtl.export.record import (
 )
 from compactmtl.export.timing import measure_artifact
 from compactmtl.export.writer import Progress, Writer
-from compactmtl.verify.gates import Scored, check_gates
+from compactmtl.verify.gates import Scored, check_gates, verified
 from compactmtl.verify.parity import check_parity
 from compactmtl.verify.result import AccuracyResult, Verification
 
@@ -110,10 +110,11 @@ def write_verified(folder: Path, one: Exported, progress: Progress) -> Verificat
         made_by = f"{facts.backend} {facts.version}, {facts.provider}"
         golden = one.golden(folder, info, partial(run_batched, runner), made_by)
         bundle = write_bundle(folder, info.model_copy(update={"golden": golden}))
-        progress("comparing outputs with torch")
+        progress("comparing outputs")
         deployed, names = one.deployed, one.output_names
         parity = check_parity(deployed, path, one.cases(), target=target, output_names=names)
-        progress("measuring accuracy")
+        if one.metrics:
+            progress("measuring accuracy")
         accuracy = one.accuracy(runner)
         progress(f"measuring latency, {target.latency.repeats} rounds")
         latency, measured = measure_artifact(one.writer, one.models, path, runner)
@@ -135,7 +136,7 @@ def write_verified(folder: Path, one: Exported, progress: Progress) -> Verificat
         latency=latency,
         megabytes=bundle.megabytes,
         gates=gates,
-        passed=bool(gates) and all(gate.passed for gate in gates),
+        passed=verified(gates),
         versions=package_versions(),
         created=now(),
         measured=measured,

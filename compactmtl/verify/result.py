@@ -16,6 +16,8 @@ TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
 CONSTANT = 1e-2  # of the range: what changes by less than this either way is no function of the image
 
 
+JUDGING = ("parity", "accuracy")  # kinds of gates that look at what a model gives
+
 SINGLE = " fp32"  # follows an artifact's name for its float32 form, timed beside one of lower precision
 
 
@@ -154,6 +156,7 @@ class SubjectProfile(Measured):
     path: str
     sha256: str
     target: str
+    note: str = ""  # what a reader of its figures has to know
 
 
 class Profile(Record):

@@ -165,7 +165,7 @@ def test_the_artifact_that_scores_worse_fails_its_gate(tmp_path: Path) -> None:
 def test_int8_without_a_metric_is_judged_by_nothing(tmp_path: Path) -> None:
     quiet = INT8.model_copy(update={"latency": INT8.latency.model_copy(update={"not_slower": ()})})
     bundle = export_bundle(scene(), images(2), tmp_path / "b", target=quiet, calibration=loader())
-    assert "nothing judges it" in bundle.doubt
+    assert "no gate is on its outputs" in bundle.doubt
     bounded = quiet.model_copy(update={"parity": ParityConfig(tolerance=0.2)})
     assert export_bundle(scene(), images(2), tmp_path / "b", target=bounded, calibration=loader()).doubt == ""
 
