@@ -15,6 +15,7 @@ from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import as_arguments
+from compactmtl.loops.averages import masked
 from compactmtl.loops.controls import budget_table, build_control
 from compactmtl.loops.removed import Removed, cut_model
 from compactmtl.loops.settings import check, in_own_words, plain_module, plain_optimizer, section_of
@@ -167,6 +168,16 @@ class Shrinking:
         return self._steps
 
     @property
+    def epochs(self) -> int:
+        """Epochs that were counted."""
+        return self._epochs
+
+    @property
+    def pending(self) -> bool:
+        """Whether there was a backward pass or a step of the optimizer since the last `step()`."""
+        return self._watch.pending
+
+    @property
     def reached(self) -> bool:
         """Whether the budget has been reached, so that from now on models compare. Of a λ: whether the prox has begun."""
         return self._steering.reached
@@ -278,13 +289,14 @@ class Shrinking:
                 "build Shrinking with the arguments of the start",
             )
         plan = Plan.from_json(state["removed"], "the state's plan")
-        if not self._removed.plan.empty and plan != self._removed.plan:
+        table = None if self.table is None else self.table.model_dump_json()
+        if not self._removed.plan.empty and (plan != self._removed.plan or table != state["table"]):
             raise ArtifactError(
-                "other channels than the state's were already removed from this network",
+                "channels were already removed from this network, and not as the state says",
                 "load the state into a Shrinking of a model that is newly built",
             )
         with in_own_words(), self._states.paused():
-            if state["table"] is not None and state["table"] != _json(self.table):
+            if state["table"] is not None and state["table"] != table:
                 # the choice goes by the table of the start, wherever the run goes on
                 self._steering = self._build(self.config, LatencyTable.model_validate_json(state["table"]))
                 self._watch.steering = self._steering
@@ -326,13 +338,9 @@ class Shrinking:
         with in_own_words(), self._states.paused():
             chosen = self._network if average is None else masked(average.module, self._network)
             if self._first is not None:
-                state = self._removed.whole(chosen.state_dict())
-                self._first.load_state_dict(state)
-                chosen = self._first
-            inputs = self._inputs
-            if self._first is not None:
-                chosen = chosen.to(next(self._network.parameters()).device)
-            result = compact(chosen, inputs, align=self.align, gather=gather)
+                self._first.load_state_dict(self._removed.whole(chosen.state_dict()))
+                chosen = self._first.to(next(self._network.parameters()).device)
+            result = compact(chosen, self._inputs, align=self.align, gather=gather)
         self._states.close()
         self._watch.close()
         self._finished = True
@@ -345,27 +353,8 @@ class Shrinking:
             )
 
 
-@torch.no_grad()
-def masked(average: nn.Module, model: nn.Module) -> nn.Module:
-    """A copy of an average of weights, with zeros wherever the model has them."""
-    copied = copy_model(average)
-    mask(copied, model)
-    return copied
-
-
-@torch.no_grad()
-def mask(average: nn.Module, model: nn.Module) -> None:
-    """Set to zero in an average of weights, in place, what is exactly zero in the model: surgery then removes the same."""
-    for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
-        mine.masked_fill_((theirs == 0).to(mine.device), 0.0)
-
-
 def _align_of(target: str | None) -> int:
     if target is None:
         return 1
     loaded = load_target(target)
     return get_backend(loaded.backend).channel_step(loaded)
-
-
-def _json(table: LatencyTable | None) -> str | None:
-    return None if table is None else table.model_dump_json()

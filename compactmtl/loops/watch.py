@@ -50,6 +50,11 @@ class Watch:
             handle.remove()
         self._handles = self._hooks = []
 
+    @property
+    def pending(self) -> bool:
+        """Whether there was a backward pass or a step of the optimizer since `stepped` was asked."""
+        return self._backward or self._stepped > 0
+
     def observe(self) -> None:
         """Look at the gradients now, and not again before the step."""
         if not self._backward:
