@@ -124,6 +124,12 @@ class Shrinking:
         self._inputs = as_arguments(self._network, example_inputs)
         self._averages = [averages] if isinstance(averages, AveragedModel) else list(averages)
         check(self._network, self._optimizer, self._inputs, total_steps)
+        for index, average in enumerate(self._averages):
+            if signature(average.module) != signature(self._network):
+                raise ConfigError(
+                    f"average {index} is of another network: names or shapes differ",
+                    "build it from this model, as AveragedModel(model), before channels are removed",
+                )
         self.align = align if align is not None else _align_of(target)
         # the network at its first size, for the compact model at the end
         self._first = None if self.config.shrink_every is None else copy_model(self._network).to("cpu")

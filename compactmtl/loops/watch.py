@@ -103,8 +103,9 @@ class Watch:
         self._observed = True
 
     def _before_step(
-        self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        _unscale(optimizer)
         # args are those of the unbound method: the optimizer comes first
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -122,6 +123,22 @@ class Watch:
             return (args[0], observed, *args[2:]), kwargs
         return args, {**kwargs, "closure": observed}
 
-    def _after_step(self, *_: Any) -> None:
-        self._stepped += 1
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._observed = False
+        found = getattr(optimizer, "found_inf", None)
+        # a scaler lets a fused optimizer skip a step within itself
+        if found is None or not float(found):
+            self._stepped += 1
+
+
+@torch.no_grad()
+def _unscale(optimizer: Optimizer) -> None:
+    """Take a loss scaler's factor off the gradients, which a fused optimizer would do within its step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.div_(scale.to(parameter.grad.device))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
