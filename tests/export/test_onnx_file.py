@@ -84,12 +84,17 @@ def test_files_that_are_no_use(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such file"):
         OnnxModel(tmp_path / "none.onnx")
     half = onnx.load(file)
-    one = half.graph.initializer[0]
-    one.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(one).astype(np.float16), one.name))
+    one = half.graph.initializer[1]  # a bias, which is no input's type
+    kept = onnx.numpy_helper.to_array(one).astype(np.float16)
+    one.CopyFrom(onnx.numpy_helper.from_array(kept, "half"))
+    half.graph.node.insert(0, helper.make_node("Cast", ["half"], ["zeta.bias"], to=TensorProto.FLOAT))
+    onnx.save(half, tmp_path / "half.onnx")
+    with pytest.raises(ConfigError, match="is a model in fp16"):
+        OnnxModel(tmp_path / "half.onnx")
     fine = OnnxModel(file)
     with pytest.raises(ArtifactError, match="takes 1 inputs, image; 2 given"):
         fine(torch.zeros(1, 6), torch.zeros(1, 6))
-    with pytest.raises(ConfigError, match="onnx.preprocess, and .* is taken as it is"):
+    with pytest.raises(ConfigError, match=r"onnx\.preprocess, and .* is taken as it is"):
         fine.fitted(INT8.model_copy(update={"onnx": OnnxConfig(preprocess=True)}))
 
 
