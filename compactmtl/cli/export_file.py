@@ -115,7 +115,8 @@ def export_file(args: argparse.Namespace, targets: Mapping[str, Target]) -> int:
         if args.calibration is None:
             print("note: outputs were compared on made-up inputs alone; --calibration PATH gives real ones")
         print(f"bundle: {bundle.path}\n")
-    print(f"next: {command('report', *(one.path for one in bundles))}")
+    first, *more = (one.path for one in bundles)
+    print(f"next: {command('report', first, *more)}")
     for bundle in bundles:
         bundle.require()
     return 0
