@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for targets that cannot run here: write the graph, inputs, expected outputs and commands, marked as not run",
     )
-    add_tasks(parser)
+    add_tasks(parser, "; of an ONNX file: the bundle's folder (default: FILE-TARGET beside it)")
     add_kit(parser)
     add_file_options(parser)
     add_device(parser, "evaluate the torch models, which the artifacts are held against,")

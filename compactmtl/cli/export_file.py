@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 ONNX = ".onnx"
 # Options that speak of one kind of model alone.
-OF_FILES = ("calibration", "shape", "mean", "std", "evaluate", "tolerance", "latency_ms", "out")
-OF_RUNS = ("kit", "kit_out", "kit_images", "prepare", "overrides")
+OF_FILES = ("calibration", "shape", "mean", "std", "evaluate", "tolerance", "latency_ms")
+OF_RUNS = ("kit", "kit_out", "kit_images", "prepare", "tasks", "overrides")
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +52,6 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         help="largest difference from the float32 file as a share of an output's range, as a gate (int8 has none by default)",
     )
     files.add_argument("--latency-ms", metavar="MS", type=float, help="largest median latency, as a gate")
-    files.add_argument(
-        "--out", metavar="DIR", help="the bundle's folder (default: FILE-TARGET beside the file)"
-    )
 
 
 def is_file(args: argparse.Namespace) -> bool:
@@ -118,7 +115,8 @@ def export_file(args: argparse.Namespace, targets: Mapping[str, Target]) -> int:
         if args.calibration is None:
             print("note: outputs were compared on made-up inputs alone; --calibration PATH gives real ones")
         print(f"bundle: {bundle.path}\n")
-    print(f"next: {command('report', *(one.path for one in bundles))}")
+    first, *more = (one.path for one in bundles)
+    print(f"next: {command('report', first, *more)}")
     for bundle in bundles:
         bundle.require()
     return 0

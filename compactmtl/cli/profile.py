@@ -271,6 +271,7 @@ def _lowered(
     path: Path, target: Target, batch: int, shapes: dict[str, tuple[int, ...]], folder: Path
 ) -> tuple[Path, str]:
     """The file in the target's precision, calibrated on made-up inputs, and what to know of it."""
+    from compactmtl.errors import command
     from compactmtl.export.module_inputs import feed_of
     from compactmtl.export.onnx_file import OnnxModel, write_file
 
@@ -279,8 +280,8 @@ def _lowered(
     feed = feed_of(model.noise(batch, own), model.input_names)
     write_file(model, folder / MODEL_FILE, target, [feed])
     note = (
-        f"brought to {target.precision} with made-up inputs: its latency counts, its outputs mean nothing;"
-        f" `compactmtl export {path} --target … --calibration …` writes one that counts"
+        f"brought to {target.precision} with made-up inputs: its latency counts, its outputs mean nothing; with data of"
+        f" yours: {command('export', path, '--target', 'NAME', '--calibration', 'DATA')}"
     )
     return folder / MODEL_FILE, note
 
