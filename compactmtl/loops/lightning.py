@@ -19,10 +19,10 @@ except ImportError as error:
     ) from error
 
 
-class ShrinkingCallback(pl.Callback):
+class LightningShrinking(pl.Callback):
     """`compactmtl.loops.Shrinking` as a callback, for automatic optimization with one optimizer on one device.
 
-        shrinking = ShrinkingCallback(image, module="net", mac_reduction=0.7)
+        shrinking = LightningShrinking(image, module="net", mac_reduction=0.7)
         pl.Trainer(max_epochs=20, callbacks=[shrinking]).fit(lightning_module, loader)
         result = shrinking.finish()
 
@@ -40,7 +40,7 @@ class ShrinkingCallback(pl.Callback):
             arguments: those of `Shrinking`: a budget and options. `total_steps` is by default what the Trainer
                 estimates.
         """
-        self._guest = Guest(example_inputs, module, arguments, "callbacks=[ShrinkingCallback(…)]")
+        self._guest = Guest(example_inputs, module, arguments, "callbacks=[LightningShrinking(…)]")
 
     @property
     def shrinking(self) -> Any:

@@ -130,7 +130,7 @@ def cut_model(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) 
     last = any(_channels_last(parameter) for parameter in before.values())
     slice_in_place(model, plan)
     if last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     kept = kept_indices(plan)
     after = dict(model.named_parameters())
     for name, parameter in before.items():

@@ -12,7 +12,13 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
-from compactmtl.config.sparsity import ControllerConfig, PruneConfig, SelectiveConfig, SparsityConfig
+from compactmtl.config.sparsity import (
+    ControllerConfig,
+    PruneConfig,
+    ReductionConfig,
+    SelectiveConfig,
+    SparsityConfig,
+)
 from compactmtl.config.validate import validate_options
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.inputs import tensors_in
@@ -26,7 +32,11 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "group_norm": ("prune", {"method": "group_norm"}),
     "taylor": ("prune", {"method": "taylor"}),
 }
-_SECTIONS = {"selective": SelectiveConfig, "controller": ControllerConfig, "prune": PruneConfig}
+_SECTIONS: Mapping[str, type[ReductionConfig]] = {
+    "selective": SelectiveConfig,
+    "controller": ControllerConfig,
+    "prune": PruneConfig,
+}
 BUDGETS = ("mac_reduction", "parameter_reduction", "latency_ms", "speedup")
 
 

@@ -7,8 +7,6 @@ import io
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.loops.guest import Guest
@@ -22,10 +20,10 @@ except ImportError as error:
     ) from error
 
 
-class ShrinkingCallback(TrainerCallback, ExportableState):
+class TransformersShrinking(TrainerCallback, ExportableState):
     """`compactmtl.loops.Shrinking` as a callback, for training on one device.
 
-        shrinking = ShrinkingCallback({"pixel_values": image}, mac_reduction=0.3)
+        shrinking = TransformersShrinking({"pixel_values": image}, mac_reduction=0.3)
         Trainer(model, arguments, train_dataset=data, callbacks=[shrinking]).train()
         result = shrinking.finish()
 
@@ -41,7 +39,9 @@ class ShrinkingCallback(TrainerCallback, ExportableState):
             module: where in the model the network is; empty: the model itself.
             arguments: those of `Shrinking`: a budget and options. `total_steps` is by default what the Trainer counts.
         """
-        self._guest = Guest(example_inputs, module, arguments, "Trainer(…, callbacks=[ShrinkingCallback(…)])")
+        self._guest = Guest(
+            example_inputs, module, arguments, "Trainer(…, callbacks=[TransformersShrinking(…)])"
+        )
 
     @property
     def shrinking(self) -> Any:
@@ -58,7 +58,7 @@ class ShrinkingCallback(TrainerCallback, ExportableState):
         if args.restore_callback_states_from_checkpoint:
             raise ConfigError(
                 "restore_callback_states_from_checkpoint builds callbacks anew, without their example inputs",
-                "leave it out: ShrinkingCallback reads its state from the checkpoint itself",
+                "leave it out: TransformersShrinking reads its state from the checkpoint itself",
             )
         if args.parallel_mode.value not in ("not_parallel", "not_distributed"):
             raise ConfigError(
@@ -66,19 +66,14 @@ class ShrinkingCallback(TrainerCallback, ExportableState):
             )
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        optimizer: Optimizer,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Model and optimizer have the state of a checkpoint by now, where the training goes on."""
-        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("state")
+        states: Any = state.stateful_callbacks  # by the class's name
+        saved = states.get(type(self).__name__, {}).get("attributes", {}).get("state")
         if saved:
             self._guest.load_state_dict(_decoded(saved))
-        self._guest.start(model, optimizer, lambda: state.max_steps)
+        self._guest.start(kwargs["model"], kwargs["optimizer"], lambda: state.max_steps)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -42,7 +42,8 @@ class Watch:
             for part in family.tensors:
                 self._parts.setdefault(id(part.parameter), []).append((index, part))
         for parts in self._parts.values():
-            self._hooks.append(parts[0][1].parameter.register_post_accumulate_grad_hook(self._after_backward))
+            parameter: Any = parts[0][1].parameter
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._after_backward))
         self.stepping_done()
 
     def close(self) -> None:

@@ -33,8 +33,9 @@ class WholeStates:
 
     def of(self, model: nn.Module) -> None:
         """A network that is cut as the plan says: the one in training, or an average of it."""
-        self._handles.append(model.register_state_dict_post_hook(_Saved(self, model)))
-        self._handles.append(model.register_load_state_dict_pre_hook(_Loaded(self, model)))
+        untyped: Any = model
+        self._handles.append(untyped.register_state_dict_post_hook(_Saved(self, model)))
+        self._handles.append(untyped.register_load_state_dict_pre_hook(_Loaded(self, model)))
 
     def of_optimizer(self, optimizer: Optimizer, model: nn.Module) -> None:
         """The optimizer of the network in training."""

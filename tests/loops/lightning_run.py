@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from compactmtl.loops.lightning import ShrinkingCallback
+from compactmtl.loops.lightning import LightningShrinking
 from tests.loops.nets import EPOCHS, SIZE, STEPS, adam, example, loss_of, two_heads
 
 BATCH = 8
@@ -56,9 +56,9 @@ class Kill(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def callback(**more: Any) -> ShrinkingCallback:
+def callback(**more: Any) -> LightningShrinking:
     settings: dict[str, Any] = {"mac_reduction": 0.5, "min_channels": 2, "every": 2, "start": 0.1, "end": 0.6}
-    return ShrinkingCallback(example(), **{"module": "net", "shrink_every": 1, **settings, **more})
+    return LightningShrinking(example(), **{"module": "net", "shrink_every": 1, **settings, **more})
 
 
 def trainer(*callbacks: pl.Callback, **more: Any) -> pl.Trainer:

@@ -53,6 +53,10 @@ def loss_of(outputs: dict[str, Tensor], image: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs["shape"], classes) + depth
 
 
+def backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
 def adam(model: nn.Module, lr: float = 1e-2) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=lr)
 

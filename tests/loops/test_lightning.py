@@ -13,10 +13,8 @@ from torch import nn
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.loops import Shrinking
 from tests.loops.killed import FINAL, assert_equal, process
-from tests.loops.nets import EPOCHS, STEPS, adam, example, loss_of, two_heads
-
-pytest.importorskip("lightning")
 from tests.loops.lightning_run import Module, callback, loader, trainer
+from tests.loops.nets import EPOCHS, STEPS, adam, backward, example, loss_of, two_heads
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,7 +31,7 @@ def test_a_killed_training_goes_on_bit_equal(tmp_path: Path) -> None:
     assert process(RUN, parts, "--kill", 33).returncode == -signal.SIGKILL  # in the last of six epochs
     assert not (parts / FINAL).exists()
     checkpoint = torch.load(parts / "last.ckpt", weights_only=True)
-    assert json.loads(checkpoint["callbacks"]["ShrinkingCallback"]["removed"])["slices"]  # channels had gone
+    assert json.loads(checkpoint["callbacks"]["LightningShrinking"]["removed"])["slices"]  # channels had gone
     assert checkpoint["state_dict"].keys() == Module().state_dict().keys()
     wide = [value.shape for value in Module().state_dict().values()]
     assert [value.shape for value in checkpoint["state_dict"].values()] == wide
@@ -63,7 +61,7 @@ def test_it_is_the_plain_loop() -> None:
     for _ in range(EPOCHS):
         for image in loader():
             optimizer.zero_grad()
-            loss_of(model(image), image).backward()
+            backward(loss_of(model(image), image))
             plain.observe()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from compactmtl.errors import ArtifactError, CompactError, ConfigError, TrainingError
 from compactmtl.loops import Shrinking
-from tests.loops.nets import TwoHeads, adam, example, loss_of, two_heads
+from tests.loops.nets import TwoHeads, adam, backward, example, loss_of, two_heads
 
 
 def shrinking_of(model: nn.Module, optimizer: Any = None, **more: Any) -> Shrinking:
@@ -33,7 +33,7 @@ def said(error: CompactError) -> str:
 
 def one_step(shrinking: Shrinking) -> None:
     image = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    loss_of(shrinking.model(image), image).backward()
+    backward(loss_of(shrinking.model(image), image))
     shrinking.optimizer.step()
     shrinking.step()
     shrinking.optimizer.zero_grad()
@@ -57,7 +57,7 @@ def test_a_step_of_the_optimizer_before_backward() -> None:
 def test_two_steps_of_the_optimizer_for_one() -> None:
     shrinking = shrinking_of(two_heads())
     image = torch.randn(4, 3, 16, 16, dtype=torch.float64)
-    loss_of(shrinking.model(image), image).backward()
+    backward(loss_of(shrinking.model(image), image))
     shrinking.optimizer.step()
     shrinking.optimizer.step()
     with pytest.raises(TrainingError, match="stepped 2 times") as caught:

@@ -22,6 +22,7 @@ from compactmtl.tasks import build_tasks
 from compactmtl.train.optimizers import rate
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Sparsifier
+from tests.loops.nets import backward
 
 pytestmark = pytest.mark.slow  # seconds
 
@@ -103,8 +104,9 @@ def by_hand(recipe: Recipe, arguments: dict[str, Any]) -> tuple[nn.Module, Compa
         shrunk = channel_groups(model, image).parameter_names
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name not in shrunk]
     others = [p for p in model.parameters() if all(p is not one for one in decayed)]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+        groups,
         lr=recipe.train.optimizer.lr,
         betas=recipe.train.optimizer.betas,
         weight_decay=recipe.train.optimizer.weight_decay,
@@ -125,7 +127,7 @@ def by_hand(recipe: Recipe, arguments: dict[str, Any]) -> tuple[nn.Module, Compa
         model.train()
         for batch in loader:
             optimizer.zero_grad()
-            loss(batch).backward()
+            backward(loss(batch))
             shrinking.observe()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -149,9 +151,11 @@ def test_the_same_zeros_and_weights(way: str, tmp_path: Path) -> None:
         torch.testing.assert_close(parameters[name], value, rtol=0, atol=1e-9)
         zeros += int((value == 0).sum())
     assert zeros or "shrinking" in way
-    for name, value in theirs.named_buffers():
-        torch.testing.assert_close(dict(ours.named_buffers())[name], value, rtol=0, atol=1e-9)
+    buffers = dict(ours.named_buffers())
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(buffers[name], buffer, rtol=0, atol=1e-9)
     assert found.plan == expected.plan and found.plan.slices
     assert found.report.mac_reduction == expected.report.mac_reduction > 0
-    for name, value in expected.model.state_dict().items():
-        torch.testing.assert_close(found.model.state_dict()[name], value, rtol=0, atol=1e-9)
+    compacted = found.model.state_dict()
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(compacted[name], tensor, rtol=0, atol=1e-9)

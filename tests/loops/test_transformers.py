@@ -13,8 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.loops import Shrinking
 from tests.loops.killed import FINAL, assert_equal, process
-
-pytest.importorskip("transformers")
 from tests.loops.transformers_run import SIZE, callback, segformer, trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:transformers.*")]

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from compactmtl.loops.transformers import ShrinkingCallback
+from compactmtl.loops.transformers import TransformersShrinking
 
 SIZE, BATCH, STEPS_PER_EPOCH = 32, 4, 5
 
@@ -41,7 +41,7 @@ class Rooms(Dataset[dict[str, Tensor]]):
 def segformer(seed: int = 0) -> nn.Module:
     """Two stages, drawn anew; without dropout, which draws other numbers where there are fewer channels."""
     config = SegformerConfig(
-        num_labels=2,
+        num_labels=2,  # type: ignore[call-arg]
         num_encoder_blocks=2,
         hidden_sizes=[8, 16],
         depths=[1, 1],
@@ -60,10 +60,10 @@ def segformer(seed: int = 0) -> nn.Module:
     return model
 
 
-def callback(**more: Any) -> ShrinkingCallback:
+def callback(**more: Any) -> TransformersShrinking:
     settings: dict[str, Any] = {"mac_reduction": 0.3, "min_channels": 2, "every": 2, "start": 0.1, "end": 0.5}
     image = torch.zeros(1, 3, SIZE, SIZE)
-    return ShrinkingCallback({"pixel_values": image}, **{"shrink_every": 1, **settings, **more})
+    return TransformersShrinking({"pixel_values": image}, **{"shrink_every": 1, **settings, **more})
 
 
 class Kill(TrainerCallback):
