@@ -128,7 +128,9 @@ _RESIZED = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "s
 def _kind(run: RunView) -> str:
     """What images the network takes: RGB, where no bundle says otherwise."""
     export = run.shown_export or next(iter(run.exports), None)
-    return "RGB" if export is None or export.interface is None else export.interface.format.kind
+    if export is None or export.interface is None or export.interface.format is None:
+        return "RGB"
+    return export.interface.format.kind
 
 
 def _interface(run: RunView) -> Iterator[str]:
@@ -137,16 +139,17 @@ def _interface(run: RunView) -> Iterator[str]:
     if export is None or export.interface is None:
         return
     interface = export.interface
-    height, width = interface.format.size
     yield ""
     yield "## Input and outputs"
     yield ""
     yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, 'IMAGE')}` runs it on one image."
-    yield ""
-    yield (
-        f"Input: {interface.format.kind}, {interface.format.layout}, {_RESIZED[interface.format.resize]} {height}×{width} "
-        f"(height × width) by a bilinear filter with antialiasing. Values: {interface.format.values}."
-    )
+    if interface.format is not None:
+        height, width = interface.format.size
+        yield ""
+        yield (
+            f"Input: {interface.format.kind}, {interface.format.layout}, {_RESIZED[interface.format.resize]} "
+            f"{height}×{width} (height × width) by a bilinear filter with antialiasing. Values: {interface.format.values}."
+        )
     yield ""
     rows = tuple(
         Row(

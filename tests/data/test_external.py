@@ -183,7 +183,10 @@ def test_a_sample_that_does_not_fit_is_named(old: str, new: str, match: str, pla
 
 def test_what_the_constructor_does_wrong_is_told(place: Path) -> None:
     code = (place / "mydata.py").read_text()
-    write(place, code.replace("self.fit, self.specs = image_fit(config),", "self.fit, self.spec = image_fit(config),"))
+    write(
+        place,
+        code.replace("self.fit, self.specs = image_fit(config),", "self.fit, self.spec = image_fit(config),"),
+    )
     with pytest.raises(ConfigError, match="no `specs`"):
         load_dataset(config(place), "train")
     write(place, code.replace("config.root", "config.roof"))

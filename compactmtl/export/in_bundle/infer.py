@@ -81,9 +81,8 @@ def main():
             size, rule = image.shape[:2], want["resize"]
             value = visible(value, size, rule) if one["map"] else value
             print(f"{path}: {one['name']} {words(one, x, value)}")
-            if one["map"]:
-                value = back(value, size, rule, one["unknown"])
-                save_map(one, value, (args.out or path.parent) / f"{path.stem}.{one['name']}")
+            value = back(value, size, rule, one["unknown"]) if one["map"] else value
+            save_map(one, value, (args.out or path.parent) / f"{path.stem}.{one['name']}")
 
 
 if __name__ == "__main__":

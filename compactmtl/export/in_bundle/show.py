@@ -29,6 +29,8 @@ def words(one, x, value):
     if classes and op == "argmax":
         powers = np.exp(x - x.max())
         return _largest(classes, x if one["values"] == "probabilities" else powers / powers.sum())
+    if not value.size:
+        return "empty"
     low, high = f"{value.min():.6g}", f"{value.max():.6g}"
     return f"{low} {one['unit']}".rstrip() if value.size == 1 else f"{low} to {high} {one['unit']}".rstrip()
 
@@ -39,10 +41,17 @@ def _largest(classes, share):
 
 
 def save_map(one, value, path):
-    """Write a map of the picture's size as `path`.npy, as it is, and as `path`.png."""
+    """Write a map of the picture's size as `path`.npy, as it is, and as `path`.png.
+
+    Of what else has axes and no kind, the .npy alone; of values nothing.
+    """
+    raw = one["values"] == "raw" and value.ndim > 0
+    if not one["map"] and not raw:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(f"{path}.npy", value)
-    picture(one, value).save(f"{path}.png")
+    if one["map"]:
+        picture(one, value).save(f"{path}.png")
 
 
 def picture(one, value):
