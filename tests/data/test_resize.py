@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from compactmtl.config.recipe import AugmentConfig, DataConfig
 from compactmtl.data import Preprocessing, build_loader, image_fit, load_dataset
 from compactmtl.data.coco import CocoDataset
+from compactmtl.data.files import FileDataset
 from compactmtl.data.jitter import jitter
 from compactmtl.data.transforms import Draw, augment
 from compactmtl.errors import ConfigError, DataError
@@ -26,7 +28,7 @@ from tests.support.layouts.celebamask import write_celebamask
 from tests.support.layouts.cityscapes import write_cityscapes
 from tests.support.layouts.coco import write_coco
 from tests.support.layouts.folder import write_folder
-from tests.support.layouts.nyuv2 import write_nyuv2
+from tests.support.layouts.nyuv2 import write_nyuv2, write_nyuv2_png
 from tests.support.layouts.rgbd import write_rgbd
 from tests.support.layouts.utkface import write_utkface
 
@@ -265,3 +267,21 @@ def test_a_recipe_without_these_keys_is_the_run_that_it_was() -> None:
     assert fields == {"name": "scenes", "size": (8, 8)}
     gray = DataConfig(name="scenes", size=(8, 8), channels=1)
     assert DataConfig.model_validate_json(gray.model_dump_json(), strict=True) == gray
+
+
+@pytest.mark.parametrize("how", ["camvid", "ccp", "celebamask", "cityscapes", "folder", "nyuv2 png", "rgbd"])
+def test_a_map_of_another_size_is_named_with_its_image(tmp_path: Path, how: str) -> None:
+    name, _, form = how.partition(" ")
+    (write_nyuv2_png if form else WRITERS[name])(tmp_path)
+    dataset = load_dataset(name, "train", root=tmp_path, size=(24, 32), cache="none")
+    assert isinstance(dataset, FileDataset)
+    sources = dataset.sources(0)
+    maps = [path for path in sources.files if path.suffix == ".png" and str(path) != dataset.identifier(0)]
+    for path in maps:
+        with Image.open(path) as picture:
+            values = np.asarray(picture)
+        Image.fromarray(np.ascontiguousarray(values[:, : values.shape[1] // 2])).save(path)
+    with pytest.raises(DataError, match="pixels") as caught:
+        dataset[0]
+    assert dataset.identifier(0) in caught.value.message
+    assert any(str(path) in caught.value.message for path in maps)

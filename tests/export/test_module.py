@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from compactmtl.config.target import OnnxConfig, ParityConfig
@@ -236,3 +237,33 @@ def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
     export_bundle(model, images(2), tmp_path / "b", target=FLOAT, evaluate=scorer(model))
     assert not model.training
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+class Gray(nn.Module):
+    """A class a pixel of gray pictures (B, 1, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"area": self.layer(image)}
+
+
+def test_gray_letterboxed_pictures_of_any_module(tmp_path: Path) -> None:
+    bundle = export_bundle(
+        Gray().eval(),
+        torch.randn(1, 1, *SIZE),
+        tmp_path / "b",
+        target=FLOAT,
+        images={"mean": [0.4], "std": [0.2], "resize": "letterbox"},
+        outputs={"area": {"kind": "segmentation", "classes": ["a", "b", "c"]}},
+    )
+    (taken,) = bundle.info.inputs
+    assert (taken.colors, taken.channels) == ("gray", 1)
+    assert taken.resize is not None and (taken.resize.how, taken.resize.fill) == ("letterbox", (102,))
+    Image.new("L", (70, 20), 90).save(tmp_path / "wide.png")
+    with Predictor.open(bundle.path) as predictor:
+        photo = predictor.photo(tmp_path / "wide.png")
+        (one,) = predictor.predict(photo)
+        assert one.on(photo).shape == (20, 70)

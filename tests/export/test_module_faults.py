@@ -208,3 +208,9 @@ def test_a_loader_is_read_no_further_than_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ConfigError, ArtifactError, DataError])
 def test_these_are_faults_of_the_user(error: type[CompactError]) -> None:
     assert error.exit_code == 2
+
+
+def test_pictures_need_a_value_a_channel_and_a_known_way_to_their_size(tmp_path: Path) -> None:
+    said = refused(tmp_path, scene(), images={"mean": [0.5], "std": [0.5]})
+    assert "mean of 1 values" in said and "3 channels" in said
+    assert "resize 'fill'" in refused(tmp_path, scene(), images={"resize": "fill"})
