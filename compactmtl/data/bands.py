@@ -28,6 +28,9 @@ ARRAY_SUFFIX = ".npy"
 TIFF_SUFFIXES = (".tif", ".tiff")
 BAND_SUFFIXES = (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
 _TIFF_HEADS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_BITS = 258  # TIFF's tag of the bits of each channel
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+_PNG_COLORS = (b"\x02", b"\x04", b"\x06")  # RGB, gray with alpha, RGBA
 _PAGES = "CIQ"  # letters by which tifffile calls a first axis of pictures that lie one behind another
 
 
@@ -48,9 +51,14 @@ def read_pixels(
     suffix = path.suffix.lower()
     if suffix == ARRAY_SUFFIX:
         values, said = _array(path, channels), None
-    elif suffix in TIFF_SUFFIXES and (channels not in MODES or not _pillow_reads(path)) and _is_tiff(path):
+    elif suffix in TIFF_SUFFIXES and _is_tiff(path) and _needs_tifffile(path, channels, limits):
         values, said = _tiff(path, channels)
     elif channels in MODES:
+        if limits is not None and _deep_png(path):
+            raise DataError(
+                f"{path}: holds colors of 16 bits, of which Pillow keeps the upper 8, so data.range cannot be heeded",
+                "save it as .tif or .npy, or leave data.range out",
+            )
         picture, info = read_picture_file(path, channels, upright=upright, limits=limits)
         pixels = np.asarray(picture, np.uint8)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -74,15 +82,28 @@ def read_pixels(
     return pixels, ImageInfo(path, (pixels.shape[-2], pixels.shape[-1]), said)
 
 
-def _pillow_reads(path: Path) -> bool:
-    """Whether Pillow knows the file's kind of pixels; what else is wrong with it is said when it is read."""
-    try:
-        with Image.open(path):
-            return True
-    except UnidentifiedImageError:
-        return False
-    except Exception:  # such as a missing file, or one that is cut short
+def _needs_tifffile(path: Path, channels: int, limits: tuple[float, float] | None) -> bool:
+    """Whether Pillow does not read such a TIFF, or would not give all bits of its colors, which a range is of."""
+    if channels not in MODES:
         return True
+    try:
+        with Image.open(path) as image:
+            bits = getattr(image, "tag_v2", {}).get(_BITS, (8,))
+            return limits is not None and len(bits) > 1 and max(bits) > 8
+    except UnidentifiedImageError:
+        return True
+    except Exception:  # such as one that is cut short: what is wrong is said when it is read
+        return False
+
+
+def _deep_png(path: Path) -> bool:
+    """Whether a PNG has colors of 16 bits: Pillow gives 8 of them, and says nothing."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError:
+        return False
+    return head[:8] == _PNG_HEAD and head[24:25] == b"\x10" and head[25:26] in _PNG_COLORS
 
 
 def _is_tiff(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,28 @@ def test_a_range_says_what_becomes_black_and_white(tmp_path: Path) -> None:
     assert read(save(tmp_path / "signed.npy", signed), 1, (-40, 40)).ravel().tolist() == [0, 128, 255]
     shown = save(tmp_path / "shown.png", COLORS[..., 0])  # 8 bits stay
     np.testing.assert_array_equal(read(shown, 1, (7000, 9000))[..., 0], COLORS[..., 0])
+
+
+def test_a_range_is_of_all_bits_of_colors(tmp_path: Path) -> None:
+    deep = COLORS[..., :3].astype(np.uint16) * 30
+    expected = np.floor(deep / 7650 * 255 + 0.5)
+    path = save(tmp_path / "deep.tif", deep, photometric="rgb")
+    np.testing.assert_array_equal(read(path, 3, (0, 7650)), expected)
+    assert read(path, 3).max() <= 30  # without a range as Pillow gives it
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, content in (
+        (b"IHDR", struct.pack(">IIBBBBB", 9, 6, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""),
+    ):  # fmt: skip
+        png += (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+    (tmp_path / "deep.png").write_bytes(png)
+    assert read(tmp_path / "deep.png", 3).max() <= 30
+    with pytest.raises(DataError, match=r"deep\.png: holds colors of 16 bits"):
+        read_pixels(tmp_path / "deep.png", 3, limits=(0, 7650))
+    with pytest.raises(ValueError, match="upper 8"):
+        program.read(tmp_path / "deep.png", {"colors": "RGB", "channels": 3, "values": (0, 7650)})
 
 
 @pytest.mark.parametrize("how", ["stretch", "letterbox", "crop"])

@@ -15,11 +15,14 @@ def read(path, want):
         values = values[..., None] if values.ndim == 2 else values
         if values.ndim == 3 and values.shape[-1] != want["channels"] == len(values):
             values = values.transpose(1, 2, 0)
-    elif suffix in (".tif", ".tiff") and (want["colors"] == "bands" or not pillow_reads(path)):
+    elif suffix in (".tif", ".tiff") and (want["colors"] == "bands" or needs_tifffile(path, want["values"])):
         values, turn = read_tiff(path, want["channels"])
     elif want["colors"] == "bands":
         raise ValueError(f"pictures of {want['channels']} channels are .tif or .npy")
     else:
+        head = path.read_bytes()[:26]
+        if want["values"] and head[1:4] == b"PNG" and head[24] == 16 and head[25] in (2, 4, 6):
+            raise ValueError("Pillow keeps the upper 8 of its 16 bits, save it as .tif or .npy")
         values, turn = read_pillow(path, KINDS[want["colors"]], want["values"])
     if values.ndim != 3 or values.shape[-1] != want["channels"]:
         raise ValueError(f"it is of shape {values.shape}, the model takes {want['channels']} channels")
@@ -36,13 +39,14 @@ def read(path, want):
     return values[:, ::-1] if turn in (2, 3, 6, 7) else values
 
 
-def pillow_reads(path):
-    """Whether Pillow knows the file's kind of pixels."""
+def needs_tifffile(path, limits):
+    """Whether Pillow does not read such a TIFF, or would not give all bits of its colors, which `values` is of."""
     try:
-        with Image.open(path):
-            return True
+        with Image.open(path) as image:
+            bits = getattr(image, "tag_v2", {}).get(258, (8,))
+            return limits is not None and len(bits) > 1 and max(bits) > 8
     except UnidentifiedImageError:
-        return False
+        return True
 
 
 def read_pillow(path, mode, limits):
