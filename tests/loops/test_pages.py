@@ -39,6 +39,7 @@ def write_rooms(path: Path, count: int = 24, size: int = 64) -> None:
     torch.save(rooms, path)
 
 
+@pytest.mark.timeout(900)  # half a minute alone
 @pytest.mark.parametrize("page", PAGES)
 def test_the_example_ends_in_a_verified_bundle(page: str, tmp_path: Path) -> None:
     write_rooms(tmp_path / "rooms.pt")
@@ -50,13 +51,13 @@ def test_the_example_ends_in_a_verified_bundle(page: str, tmp_path: Path) -> Non
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "bundle" / "verification.json").read_text())
     assert found["passed"]
-    assert any(gate["name"].startswith("latency") for gate in found["gates"])
+    assert any(gate["gate"].startswith("latency") for gate in found["gates"])
 
 
 def test_the_loop_is_as_short_as_it_is_said_to_be() -> None:

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:
 RUN = "tests.loops.transformers_run"
 
 
+@pytest.mark.timeout(900)  # three processes, half a minute alone
 def test_a_killed_training_goes_on_bit_equal(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert (done := process(RUN, whole)).returncode == 0, done.stderr
