@@ -17,7 +17,7 @@ SUFFIXES = {".py", ".typed", ".yaml", ".j2", ".css", ".js", ".pyi"}
 NAMES = {"compactmtl/export/in_bundle/bundle.schema.json"}  # other files that it reads
 # Bytes: a wheel of code and recipes is smaller, one with weights or data is not, however many modules there are.
 LARGEST_FILE = 40_000  # unpacked
-LARGEST_MEAN = 1_800  # packed, over all files
+LARGEST_MEAN = 2_000  # packed, over all files
 
 
 def build(folder: Path) -> Path:

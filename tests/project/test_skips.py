@@ -28,6 +28,8 @@ def outcomes(folder: Path, ci: str) -> str:
     for name, text in SKIPS.items():
         (folder / f"test_{name}.py").write_text(text, encoding="utf-8")
     (folder / "test_runs.py").write_text(RUNS, encoding="utf-8")
+    settings = folder / "pytest.ini"  # none of the project's
+    settings.write_text("[pytest]\n", encoding="utf-8")
     command = [
         sys.executable,
         "-m",
@@ -39,7 +41,7 @@ def outcomes(folder: Path, ci: str) -> str:
         "-p",
         "no:cacheprovider",
     ]
-    command += ["-c", os.devnull, "--rootdir", str(folder), "--continue-on-collection-errors", str(folder)]
+    command += ["-c", str(settings), "--rootdir", str(folder), "--continue-on-collection-errors", str(folder)]
     env = {**os.environ, "CI": ci, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env).stdout
 
