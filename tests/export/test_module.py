@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.config.target import OnnxConfig, ParityConfig
-from compactmtl.errors import ArtifactError, ConfigError, GateError
+from compactmtl.errors import ArtifactError, ConfigError, GateError, MissingDependencyError
 from compactmtl.export import Bundle, Predictor, export_bundle
 from compactmtl.surgery import compact
 from tests.support.own_module import FLOAT, INT8, SIZE, images, loader, scene, scorer
@@ -236,3 +237,18 @@ def test_the_module_is_left_as_it_was(tmp_path: Path) -> None:
     export_bundle(model, images(2), tmp_path / "b", target=FLOAT, evaluate=scorer(model))
     assert not model.training
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+@pytest.mark.slow  # exports
+def test_a_target_that_cannot_run_here_is_prepared(tmp_path: Path) -> None:
+    model = Pair().eval()
+    given = (torch.randn(4, 6), torch.randn(4, 3))
+    with pytest.raises(MissingDependencyError, match="can't run here"):
+        export_bundle(model, given, tmp_path / "b", target="tensorrt-fp32")
+    bundle = export_bundle(model, given, tmp_path / "b", target="tensorrt-fp32", prepare=True)
+    assert bundle.doubt == "it was never verified"
+    prepared = json.loads((bundle.path / "prepared.json").read_text())
+    assert set(prepared["inputs"]) == {"left", "right"} and prepared["commands"]
+    assert prepared["graph"]["passed"] is True  # on the CPU
+    with pytest.raises(ConfigError, match="can run here"):
+        export_bundle(model, given, tmp_path / "c", target=FLOAT, prepare=True)
