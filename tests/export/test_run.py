@@ -83,7 +83,7 @@ def test_bundle_says_what_it_is(bundle: Bundle, compacted: Run) -> None:
     assert info.inputs[0].shape == (2, 3, 16, 24)
     assert [output.name for output in info.outputs] == ["segmentation", "depth"]
     assert info.tasks["depth"].spec.unit == "m"
-    assert info.preprocessing.size == (16, 24)
+    assert info.preprocessing is not None and info.preprocessing.size == (16, 24)
     assert info.plan_sha256 == sha256_file(compacted.path / "compact" / "plan.json")
     assert info.weights_sha256 == sha256_file(compacted.path / "compact" / "weights.safetensors")
     kept = read_metadata(bundle.model_path)
