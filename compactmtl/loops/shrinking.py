@@ -154,7 +154,7 @@ class Shrinking:
             table = budget_table(config, groups, model, inputs, self.align)
             torch.set_rng_state(before)
         control = build_control(config, groups, self.total_steps, self.align, model, inputs, table)
-        steering = Steering(groups, control, self.align, table)
+        steering = Steering(groups, control, self.align if self.align > 1 else None, table)
         steering.attach(self._optimizer)
         return steering
 
