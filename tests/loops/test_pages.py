@@ -21,7 +21,8 @@ PAGES = ["own-loop", "own-loop-lightning", "own-loop-transformers"]
 def example(page: str) -> str:
     """The longest block of Python of a page."""
     text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
-    return max(re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL), key=len)
+    blocks: list[str] = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return max(blocks, key=len)
 
 
 def write_rooms(path: Path, count: int = 24, size: int = 64) -> None:
