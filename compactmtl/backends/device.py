@@ -46,6 +46,15 @@ class DeviceModel:
         """Milliseconds of copy in, compute and copy out of one run by the GPU's own clock; None where it has none."""
         return None
 
+    def layer_times(self, arrays: dict[str, np.ndarray[Any, Any]], repeats: int) -> list[tuple[str, float]]:
+        """Name and milliseconds of every step in the order of execution, medians over runs, by the runtime's own profile.
+
+        Raises KitError where it has none.
+        """
+        raise KitError(
+            "this runtime has no profile of layers", "measure a table with another backend", MISSING
+        )
+
     def close(self) -> None:
         """Free what it holds."""
 

@@ -30,7 +30,7 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         " a folder of such, or a folder of pictures (with --mean and --std)",
     )
     files.add_argument(
-        "--mean", metavar="R,G,B", help="of pictures: what is subtracted from values of 0 to 1"
+        "--mean", metavar="R,G,B", help="of pictures: what is subtracted from each channel's values of 0 to 1"
     )
     files.add_argument("--std", metavar="R,G,B", help="of pictures: what values are divided by after that")
     files.add_argument(
@@ -136,26 +136,30 @@ def _images(args: argparse.Namespace, model: OnnxModel) -> Preprocessing | None:
     sizes = [text for text in args.shape if text.startswith(f"{info.name}=")]
     if sizes:
         shape = dict([_shape(sizes[0], model)])[info.name]
-    if more or len(shape) != 4 or shape[1] != 3 or None in shape[2:]:
+    if more or len(shape) != 4 or None in shape[1:]:
         raise ConfigError(
             f"--mean is of pictures, and {model.path} takes {', '.join(f'{one.name} {one.shape}' for one in model.infos)}",
-            "leave it out, or fix the size of one input (batch, 3, height, width) by --shape",
+            "leave it out, or fix the size of one input (batch, channels, height, width) by --shape",
         )
     height, width = shape[2:]
     assert height is not None and width is not None
-    return Preprocessing(
-        size=(height, width), mean=_three("--mean", args.mean), std=_three("--std", args.std)
-    )
+    mean, std = _channels("--mean", args.mean, shape[1]), _channels("--std", args.std, shape[1])
+    return Preprocessing(size=(height, width), mean=mean, std=std)
 
 
-def _three(option: str, text: str) -> tuple[float, float, float]:
+def _channels(option: str, text: str, count: int | None) -> tuple[float, ...]:
+    """A number for each channel of the file's pictures."""
     from compactmtl.errors import ConfigError
 
     try:
-        red, green, blue = (float(one) for one in text.split(","))
+        values = tuple(float(one) for one in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"{option} {text}: expected three numbers", "write 0.485,0.456,0.406") from error
-    return red, green, blue
+        raise ConfigError(f"{option} {text}: expected numbers", "write 0.485,0.456,0.406") from error
+    if len(values) != count:
+        raise ConfigError(
+            f"{option} {text}: {len(values)} numbers for {count} channels", "give one a channel"
+        )
+    return values
 
 
 def _shape(text: str, model: OnnxModel) -> tuple[str, tuple[int, ...]]:

@@ -11,13 +11,17 @@ from compactmtl.cli.parser import add_trust
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from compactmtl.config.target import Target
+    from compactmtl.latency import Settings
     from compactmtl.sparsity import LatencyTable
 
 HELP = "measure what each layer of a network takes on a target, for latency budgets"
 EXAMPLE = """\
 compactmtl latency utkface/small data.root=/data --target onnxruntime-cpu
 compactmtl latency runs/faces --target onnxruntime-cpu-int8 --out faces-int8.json
-compactmtl latency mymodule:build --input 1x3x224x224 --target openvino"""
+compactmtl latency mymodule:build --input 1x3x224x224 --target openvino
+compactmtl latency runs/faces --target tensorrt-fp16 --kit table-kit.zip
+compactmtl latency --from results.json --out faces-jetson.json"""
 MOST_LAYERS = 12
 DEFAULT_TARGET = "onnxruntime-cpu"
 
@@ -27,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "subject",
         metavar="RECIPE_RUN_OR_MODULE",
+        nargs="?",
         help="a recipe, a run folder, or package.module:function that returns an nn.Module",
     )
     parser.add_argument(
@@ -55,41 +60,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cuts", type=int, default=12, metavar="N", help="random cuts of the network to time (default: 12)"
     )
     parser.add_argument("--out", metavar="FILE", help="write the table as JSON")
+    parser.add_argument(
+        "--kit",
+        metavar="PATH",
+        help="time nothing here: write a kit, a folder or a file that ends in .zip, that times the network and its cuts on a"
+        " machine which has only the runtime",
+    )
+    parser.add_argument(
+        "--from",
+        dest="results",
+        metavar="FILE",
+        help="make the table from the results.json that such a kit wrote on its device",
+    )
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, or read from the cache, and print."""
+    """Measure, read from the cache or from a kit's results, and print; or write a kit."""
     from pathlib import Path
 
     from compactmtl.backends import get_backend, load_target
     from compactmtl.errors import ConfigError
     from compactmtl.latency import Settings, latency_table
+    from compactmtl.latency.kit import table_from_results
 
     if args.cuts < 1 or (args.align is not None and args.align < 1):
         raise ConfigError("--cuts and --align are numbers of 1 or more", "leave them out for the defaults")
     out = Path(args.out) if args.out else None
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out} is a folder", "name the table's file")
-    target = load_target(args.target)
-    backend = get_backend(target.backend)
-    backend.require(target)
-    model, inputs = _subject(args, target.latency.batch)
-    table = latency_table(
-        model,
-        inputs,
-        target,
-        args.target,
-        align=args.align or backend.channel_step(target),
-        settings=Settings(cuts=args.cuts),
-        progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
-    )
+    if args.results is not None:
+        if args.subject or args.overrides or args.kit:
+            raise ConfigError(
+                "--from reads a kit's results, which know their network", "leave everything but --out out"
+            )
+        table = table_from_results(Path(args.results))
+    elif not args.subject:
+        raise ConfigError("no network is named", "name a recipe, a run or a module; or --from results.json")
+    else:
+        target = load_target(args.target)
+        backend = get_backend(target.backend)
+        settings, align = Settings(cuts=args.cuts), args.align or backend.channel_step(target)
+        if args.kit is not None:
+            return _kit(args, target, align, settings)
+        backend.require(target)
+        model, inputs = _subject(args, target.latency.batch)
+        table = latency_table(
+            model, inputs, target, args.target, align=align, settings=settings, progress=_progress
+        )
     print("\n".join(_summary(table)))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         table.save(out)
         print(f"table: {out}")
     return 0
+
+
+def _kit(args: argparse.Namespace, target: Target, align: int, settings: Settings) -> int:
+    """Write a kit of the network and its cuts, and say how to use it."""
+    from pathlib import Path
+
+    from compactmtl.errors import ConfigError, command
+    from compactmtl.export.kit.on_device import RESULTS, SCRIPT
+    from compactmtl.latency.kit import write_table_kit
+
+    if args.out is not None:
+        raise ConfigError(
+            "--out is of a table, and a kit's is made when its results are back", "leave --out out"
+        )
+    model, inputs = _subject(args, target.latency.batch)
+    kit = write_table_kit(
+        model,
+        inputs,
+        target,
+        args.target,
+        Path(args.kit),
+        align=align,
+        settings=settings,
+        progress=_progress,
+    )
+    print(f"kit: {kit.path} ({kit.megabytes:.1f} MB)")
+    print(f"  on the device, with numpy and the runtime ({kit.install}): python {SCRIPT}")
+    print(f"  then here: {command('latency', '--from', RESULTS, '--out', 'TABLE.json')}")
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(f"  {line} …", file=sys.stderr, flush=True)
 
 
 def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -40,6 +40,7 @@ from compactmtl.export.module_metrics import Evaluate, OwnEvaluation
 from compactmtl.export.module_outputs import array_input, config_of, described, records
 from compactmtl.export.onnx_file import OnnxModel
 from compactmtl.export.precision.apply import Check
+from compactmtl.export.prepare import write_prepared
 from compactmtl.export.record import BundleInfo, Golden, InputRecord, OutputRecord, Shape, Training
 from compactmtl.export.timing import COMPACT, DENSE
 from compactmtl.export.verified import Exported, check_target, write_verified
@@ -70,6 +71,7 @@ def export_bundle(
     latency_ms: float | None = None,
     plan: Plan | None = None,
     name: str | None = None,
+    prepare: bool = False,
     progress: Progress = lambda line: None,
 ) -> Bundle:
     """Export a module for a target, verify the file on the target's runtime, and write all of it as a bundle.
@@ -98,6 +100,8 @@ def export_bundle(
         latency_ms: largest median latency in ms, as a gate; the stricter of this and the target's.
         plan: the surgery's plan, of a compact model (`CompactResult.plan`).
         name: of the model, by default its class's.
+        prepare: for a target that can't run here: the graph, an engine where the backend can build one, inputs, expected
+            outputs and commands, marked as not run. The graph is checked on the CPU, and the bundle has no verification.
         progress: is told each step in a line.
 
     Returns the bundle. Where a gate fails it is kept and marked: `bundle.verification.passed` is False, and
@@ -109,12 +113,14 @@ def export_bundle(
             between model and baseline, a metric without a direction whose name is an error's.
         DataError: where a metric of the torch model or the baseline is no number.
         ArtifactError: where the model fails, or its outputs differ from run to run.
-        MissingDependencyError: where the target can't run here.
+        MissingDependencyError: where the target can't run here, without `prepare`.
         ParityError: where the file's outputs are not the model's, or hold NaN.
     """
     chosen, known = _target(target, latency_ms)
     target_name = target_name or known
-    check_target(target_name, chosen)
+    check_target(target_name, chosen, available=not prepare)
+    if prepare and get_backend(chosen.backend).availability(chosen).available:
+        raise ConfigError(f"target '{target_name}' can run here", "export without prepare")
     path = Path(folder)
     check_place(path)
     one = ExportedModule(
@@ -133,7 +139,10 @@ def export_bundle(
         progress=progress,
     )
     with new_folder(path) as fresh:
-        write_verified(fresh, one, progress)
+        if prepare:
+            write_prepared(fresh, one, progress)
+        else:
+            write_verified(fresh, one, progress)
     return Bundle.open(path)
 
 

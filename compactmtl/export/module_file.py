@@ -133,10 +133,9 @@ def preprocessing_of(
             raise ConfigError(
                 f"images= has resize {given['resize']!r}", f"give one of {', '.join(get_args(Resize))}"
             )
-        values: dict[str, Any] = {
-            key: tuple(one) if isinstance(one, list) else one for key, one in given.items()
-        }
-        given = Preprocessing(**{"size": size, **values})
+        values: dict[str, Any] = {"size": size}
+        values |= {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()}
+        given = Preprocessing(**values)
     for key, numbers in (("mean", given.mean), ("std", given.std)):
         if len(numbers) != channels:
             raise ConfigError(

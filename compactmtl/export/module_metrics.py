@@ -132,6 +132,8 @@ class OwnEvaluation:
                 run_batched(runner, {name: one[start : start + step] for name, one in arrays.items()})
                 for start in range(0, count, step)
             ]
+            if len(parts) == 1:  # also of outputs that have no batch
+                return dict(restore({name: torch.from_numpy(one) for name, one in parts[0].items()}))
             outputs = {name: torch.cat([torch.from_numpy(one[name]) for one in parts]) for name in parts[0]}
             return dict(restore(outputs))
 

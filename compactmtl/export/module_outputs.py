@@ -111,4 +111,6 @@ def raw_output(name: str, shape: Shape, dtype: str, said: OutputWords) -> Output
 
 def array_input(name: str, shape: Shape, dtype: str) -> InputRecord:
     """An input of which nothing is known but its type."""
-    return InputRecord(name=name, shape=shape, dtype=dtype, meaning=ARRAY, colors=None, in_model="nothing")
+    return InputRecord(
+        name=name, shape=shape, dtype=dtype, meaning=ARRAY, channels=None, colors=None, in_model="nothing"
+    )

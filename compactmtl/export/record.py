@@ -89,7 +89,9 @@ class InputRecord(TensorRecord):
     layout: Literal["NCHW", "NHWC"] | None = Field(
         None, description="Order of the axes: N batch, C color, H height, W width."
     )
-    channels: Annotated[int, Field(ge=1)] = Field(3, description="Channels of a picture.")
+    channels: Annotated[int, Field(ge=1)] | None = Field(
+        3, description="Channels of a picture. null: it is no picture."
+    )
     colors: Literal["gray", "RGB", "RGBA", "bands"] | None = Field(
         "RGB",
         description="What the channels are, in their order. `bands`: those of the files, in theirs. null: it is no picture.",

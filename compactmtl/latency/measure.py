@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -100,28 +101,46 @@ def latency_table(
             f" runs lie more than {BUSY:.0%} of their median apart",
             "wait until it is idle and run the command again; what was measured between is kept",
         )
-    layers = {
-        layer: fit_layer(store.points(signatures[layer]), width, align) for layer, width in full.items()
+    facts = {
+        "target": name,
+        "device": str(conditions["device"]),
+        "runtime": str(conditions["runtime"]),
+        **network_facts(model, inputs, target),
     }
+    table = fitted(facts, observed, {one: store.points(signatures[one]) for one in full}, full, align)
+    return store.keep_table(key, table)
+
+
+def network_facts(model: nn.Module, inputs: tuple[Tensor, ...], target: Target) -> dict[str, Any]:
+    """What a table says of the network and the target that it is of."""
     heads = getattr(model, "heads", None)
+    return {
+        "backend": target.backend,
+        "precision": target.precision,
+        "threads": target.threads,
+        "batch": len(inputs[0]),
+        "image": tuple(inputs[0].shape[1:]),
+        "tasks": tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
+    }
+
+
+def fitted(
+    facts: Mapping[str, Any],
+    observed: Sequence[Observed],
+    points: Mapping[str, Sequence[Point]],
+    full: Widths,
+    align: int,
+) -> LatencyTable:
+    """The table of networks that were timed, the whole one first, by what is known of each layer."""
     table = LatencyTable(
         version=3,
-        target=name,
-        device=str(conditions["device"]),
-        backend=target.backend,
-        runtime=str(conditions["runtime"]),
-        precision=target.precision,
-        threads=target.threads,
-        batch=len(inputs[0]),
-        image=tuple(inputs[0].shape[1:]),
-        tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
-        whole_ms=whole.wall,
+        **facts,
+        whole_ms=observed[0].wall,
         rest_ms=float(np.median([one.before for one in observed])),
-        layers=layers,
+        layers={layer: fit_layer(points[layer], width, align) for layer, width in full.items()},
     )
     errors = [abs(table.milliseconds(one.widths) / one.wall - 1) for one in observed]
-    table = table.model_copy(update={"error": float(np.median(errors))})
-    return store.keep_table(key, table)
+    return table.model_copy(update={"error": float(np.median(errors))})
 
 
 def check_target(table: LatencyTable, name: str, target: Target) -> None:
@@ -134,7 +153,12 @@ def check_target(table: LatencyTable, name: str, target: Target) -> None:
         **({"threads": target.threads} if table.threads is not None else {}),
         **({"batch": target.latency.batch} if table.batch is not None else {}),
     }
-    if table.version >= 3 and get_backend(target.backend).availability(target).available:
+    # One from a kit is of a device elsewhere, on purpose.
+    if (
+        table.version >= 3
+        and table.kit is None
+        and get_backend(target.backend).availability(target).available
+    ):
         here = conditions_of(target, target.latency.batch)
         wanted |= {"device": here["device"], "runtime": here["runtime"]}
     for key, value in wanted.items():
@@ -211,11 +235,18 @@ class _Bench:
         busy, or later tables would be made of them.
         """
         if observed.variation <= BUSY:
-            points = _points(observed, self.signatures)
+            points = points_of(observed, self.signatures)
             self.store.add((signature, point) for signature, point in points if signature not in known)
 
 
-def _points(observed: Observed, signatures: Mapping[str, str]) -> list[tuple[str, Point]]:
+def layer_signatures(
+    model: nn.Module, inputs: tuple[Tensor, ...], full: Widths, path: Path
+) -> dict[str, str]:
+    """What decides each layer's latency, of a network and its model file: layers of one signature share their points."""
+    return _signatures(_described(model, inputs, full), path)
+
+
+def points_of(observed: Observed, signatures: Mapping[str, str]) -> list[tuple[str, Point]]:
     """The layers that are there, with their widths."""
     return [
         (signatures[layer], Point(outputs, inputs, observed.layers[layer]))

@@ -6,9 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compactmtl.backends import Runner, get_backend
@@ -67,8 +69,14 @@ def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: 
     names = [IMAGE] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
     backend = get_backend(target.backend)
     export_onnx(model, inputs, path, input_names=names, opset=target.onnx.opset)
+    apply_precision(path, target, noise_feeds(names, inputs))
+    return backend.open(path, target)
+
+
+def noise_feeds(names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[dict[str, NDArray[Any]]]:
+    """Two batches of noise to calibrate on: only shapes are timed."""
     generator = torch.Generator().manual_seed(0)
-    samples = [
+    return [
         {
             name: torch.randn(value.shape, generator=generator).numpy()
             if value.is_floating_point()
@@ -77,8 +85,6 @@ def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: 
         }
         for _ in range(2)
     ]
-    apply_precision(path, target, samples)
-    return backend.open(path, target)
 
 
 def attribute(

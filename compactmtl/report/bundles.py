@@ -84,15 +84,15 @@ def bundle_report(bundles: Sequence[Bundle]) -> Report:
 
 def _name(bundle: Bundle, others: Sequence[Bundle]) -> str:
     """The model's name; with the target and the folder as far as they tell it from others'."""
-    info = bundle.info
-    for name in (
-        lambda one: str(one.info.run),
-        lambda one: f"{one.info.run}, {one.info.target_name}",
-        lambda one: f"{one.info.run}, {one.path}",
-    ):
-        if sum(name(one) == name(bundle) for one in others) == 1:
-            return name(bundle)
-    raise ConfigError(f"{bundle.path} is named twice", f"name the bundle of {info.run} once")
+    for depth in range(1, 4):
+        names = [_names(one)[:depth] for one in others]
+        if names.count(mine := _names(bundle)[:depth]) == 1:
+            return ", ".join(mine)
+    raise ConfigError(f"{bundle.path} is named twice", f"name the bundle of {bundle.info.run} once")
+
+
+def _names(bundle: Bundle) -> tuple[str, str, str]:
+    return bundle.info.run, bundle.info.target_name, str(bundle.path)
 
 
 def _view(bundle: Bundle, found: Verification, name: str) -> RunView:

@@ -153,6 +153,9 @@ class LatencyTable(BaseModel):
     layers: dict[str, LayerLatency | StaircaseLatency] = Field(min_length=1)
     whole_ms: float | None = None  # of the whole network as it was timed; none: by the sum of its layers
     error: float | None = None  # median relative error over the measured networks; none: not known
+    kit: str | None = (
+        None  # hash of the device kit that measured it elsewhere; none: it was measured by compactmtl
+    )
 
     @model_validator(mode="after")
     def _of_a_network(self) -> LatencyTable:

@@ -157,7 +157,9 @@ def write_photos(folder: Path, channels: int) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_infer_says_what_predict_says(bundle: Path, packages: Path, tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "photos", Bundle.open(bundle).info.inputs[0].channels)
+    channels = Bundle.open(bundle).info.inputs[0].channels
+    assert channels is not None
+    photos = write_photos(tmp_path / "photos", channels)
     found = run_clean(packages, bundle / "infer.py", *photos, "--out", tmp_path / "out")
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()

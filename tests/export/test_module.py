@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from compactmtl.config.target import OnnxConfig, ParityConfig
-from compactmtl.errors import ArtifactError, ConfigError, GateError
+from compactmtl.errors import ArtifactError, ConfigError, GateError, MissingDependencyError
 from compactmtl.export import Bundle, Predictor, export_bundle
+from compactmtl.report import write_bundle_report
 from compactmtl.surgery import compact
 from tests.support.own_module import FLOAT, INT8, SIZE, images, loader, scene, scorer
 
@@ -79,6 +81,17 @@ def test_what_nobody_described_is_said_to_be_raw(arrays: Bundle) -> None:
     assert arrays.info.inputs[0].colors is None and arrays.info.preprocessing is None
     with pytest.raises(ArtifactError, match="takes arrays"):
         Predictor.open(arrays.path)
+
+
+def test_a_page_of_the_bundle_alone(arrays: Bundle, tmp_path: Path) -> None:
+    page = write_bundle_report([arrays], tmp_path).read_text()
+    assert "held: parity, accuracy vs PyTorch" in page and "scores, accuracy" in page
+    assert "did not say what it means" in page and "val split" not in page
+    report = json.loads((tmp_path / "report.json").read_text())
+    directions = {task["name"]: task["metrics"] for task in report["tasks"]}
+    assert directions["depth"]["abs_err"]["higher_is_better"] is False
+    with pytest.raises(ConfigError, match="is named twice"):
+        write_bundle_report([arrays, arrays], tmp_path)
 
 
 @pytest.mark.slow  # exports
@@ -223,6 +236,32 @@ def test_several_inputs_a_free_batch_and_named_outputs(tmp_path: Path) -> None:
     assert set(accuracy.artifact) == {"total", "model"} and set(accuracy.by_batch) == {1, 3}
 
 
+class Mean(nn.Module):
+    """An output that has no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, table: Tensor) -> dict[str, Tensor]:
+        found = self.layer(table)
+        return {"rows": found, "mean": found.mean()}
+
+
+@pytest.mark.slow  # exports
+def test_an_output_without_a_batch(tmp_path: Path) -> None:
+    rows = torch.randn(3, 4)
+
+    def evaluate(count: int) -> Any:
+        return lambda predict: {"mean": float(predict(rows[:count])["mean"]) + 5}
+
+    model = Mean().eval()
+    assert export_bundle(model, rows, tmp_path / "b", target=FLOAT, evaluate=evaluate(3)).doubt == ""
+    with pytest.raises(ArtifactError, match=r"output 'mean' of shape .* can't be put together"):
+        export_bundle(model, rows, tmp_path / "c", target=FLOAT, evaluate=evaluate(2))
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is no bundle"):
@@ -267,3 +306,18 @@ def test_gray_letterboxed_pictures_of_any_module(tmp_path: Path) -> None:
         photo = predictor.photo(tmp_path / "wide.png")
         (one,) = predictor.predict(photo)
         assert one.on(photo).shape == (20, 70)
+
+
+@pytest.mark.slow  # exports
+def test_a_target_that_cannot_run_here_is_prepared(tmp_path: Path) -> None:
+    model = Pair().eval()
+    given = (torch.randn(4, 6), torch.randn(4, 3))
+    with pytest.raises(MissingDependencyError, match="can't run here"):
+        export_bundle(model, given, tmp_path / "b", target="tensorrt-fp32")
+    bundle = export_bundle(model, given, tmp_path / "b", target="tensorrt-fp32", prepare=True)
+    assert bundle.doubt == "it was never verified"
+    prepared = json.loads((bundle.path / "prepared.json").read_text())
+    assert set(prepared["inputs"]) == {"left", "right"} and prepared["commands"]
+    assert prepared["graph"]["passed"] is True  # on the CPU
+    with pytest.raises(ConfigError, match="can run here"):
+        export_bundle(model, given, tmp_path / "c", target=FLOAT, prepare=True)

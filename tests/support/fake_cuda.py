@@ -75,6 +75,17 @@ class FakeDriver:
 
     _cuMemcpyHtoDAsync_v2 = _cuMemcpyDtoHAsync_v2 = _copy
 
+    def _cuMemcpyHtoD_v2(self, target: Any, source: Any, size: Any) -> None:
+        assert size.value <= len(self.memory[target.value])
+        ctypes.memmove(target.value, source.value, size.value)
+
+    def _cuMemcpyDtoH_v2(self, target: Any, source: Any, size: Any) -> None:
+        assert size.value <= len(self.memory[source.value])
+        ctypes.memmove(target.value, source.value, size.value)
+
+    def _cuCtxSynchronize(self) -> None:
+        assert self.capturing is None
+
     def _cuStreamSynchronize(self, stream: Any) -> None:
         assert self.capturing is None, "a stream that is captured may not be waited for"
 

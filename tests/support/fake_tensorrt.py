@@ -69,6 +69,7 @@ class Fake:
         self.config: Any = None
         self.scratch = tempfile.mkdtemp(prefix="fake-engine-")
         self.accepts_cache = True
+        self.stream = HostStream.handle  # on which engines are to run
         _fill(self)
 
     def note(self, call: str) -> None:
@@ -278,7 +279,7 @@ def _fill(fake: Fake) -> None:
             return True
 
         def execute_async_v3(self, stream_handle: int) -> bool:
-            assert stream_handle == HostStream.handle
+            assert stream_handle == fake.stream
             fake.note("execute")
             feeds = {one.name: self._view(one) for one in self.session.get_inputs()}
             for out, value in zip(self.session.get_outputs(), self.session.run(None, feeds), strict=True):

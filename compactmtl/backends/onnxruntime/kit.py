@@ -13,6 +13,8 @@ from compactmtl.backends.device import MISSING, DeviceModel, DeviceRuntime, KitE
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 
 CPU_PROVIDER = "CPUExecutionProvider"
+STEP_ENDS = "_kernel_time"  # how ONNX Runtime ends a node's name in its profile
+PROFILED_FIRST = 5  # runs that a profile of layers does not count
 PROFILED = {
     "float": "fp32",
     "float16": "fp16",
@@ -97,7 +99,7 @@ class OnnxRuntimeModel(DeviceModel):
     def __init__(
         self, runtime: OnnxRuntimeOnDevice, path: Path, example: dict[str, np.ndarray[Any, Any]]
     ) -> None:
-        self.runtime = runtime
+        self.runtime, self.path = runtime, path
         self.layers = profiled_layers(runtime, path, example)
         self.session = runtime.session(path)
         self.input_names = tuple(node.name for node in self.session.get_inputs())
@@ -111,18 +113,38 @@ class OnnxRuntimeModel(DeviceModel):
         threads = None if self.runtime.on_gpu else self.session.get_session_options().intra_op_num_threads
         return {"provider": self.session.get_providers()[0], "threads": threads, "layers": self.layers}
 
+    def layer_times(self, arrays: dict[str, np.ndarray[Any, Any]], repeats: int) -> list[tuple[str, float]]:
+        times: dict[str, list[float]] = {}
+        names: dict[str, str] = {}
+        for event in profiled(self.runtime, self.path, arrays, PROFILED_FIRST + repeats):
+            name, facts = str(event["name"]), event.get("args", {})
+            if event.get("cat") != "Node" or not name.endswith(STEP_ENDS):
+                continue
+            names[facts["node_index"]] = name[: -len(STEP_ENDS)]
+            times.setdefault(facts["node_index"], []).append(event["dur"] / 1e3)
+        return [(names[index], float(np.median(ms[PROFILED_FIRST:]))) for index, ms in times.items()]
+
     def close(self) -> None:
         self.session = None
+
+
+def profiled(
+    runtime: OnnxRuntimeOnDevice, path: Path, arrays: dict[str, np.ndarray[Any, Any]], runs: int
+) -> list[dict[str, Any]]:
+    """What ONNX Runtime writes of some runs that it profiles itself."""
+    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
+        session = runtime.session(path, profile=str(Path(folder) / "profile"))
+        for _ in range(runs):
+            session.run(None, arrays)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def profiled_layers(
     runtime: OnnxRuntimeOnDevice, path: Path, example: dict[str, np.ndarray[Any, Any]]
 ) -> dict[str, int]:
     """How many layers with weights ran in which precision, in one run that ONNX Runtime profiled itself."""
-    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
-        session = runtime.session(path, profile=str(Path(folder) / "profile"))
-        session.run(None, example)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    events = profiled(runtime, path, example, 1)
     float_layers, int8_layers = set(runtime.settings["float_layers"]), set(runtime.settings["int8_layers"])
     kinds: dict[str, str] = {}
     for event in events:

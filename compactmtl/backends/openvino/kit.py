@@ -9,6 +9,8 @@ import numpy as np
 
 from compactmtl.backends.device import MISSING, DeviceModel, DeviceRuntime, KitError
 
+PROFILED_FIRST = 5  # runs that a profile of layers does not count
+
 
 class OpenVinoOnDevice(DeviceRuntime):
     """Models compiled for the target's device."""
@@ -61,14 +63,14 @@ class OpenVinoOnDevice(DeviceRuntime):
                 "where an operator is missing, take a later openvino; else export the kit again",
                 MISSING,
             ) from error
-        return OpenVinoModel(self, compiled)
+        return OpenVinoModel(self, compiled, path)
 
 
 class OpenVinoModel(DeviceModel):
     """A compiled model with one request."""
 
-    def __init__(self, runtime: OpenVinoOnDevice, compiled: Any) -> None:
-        self.runtime, self.compiled = runtime, compiled
+    def __init__(self, runtime: OpenVinoOnDevice, compiled: Any, path: Path) -> None:
+        self.runtime, self.compiled, self.path = runtime, compiled, path
         self.request = compiled.create_infer_request()
         self.input_names = tuple(port.get_any_name() for port in compiled.inputs)
         self.output_names = tuple(port.get_any_name() for port in compiled.outputs)
@@ -90,6 +92,21 @@ class OpenVinoModel(DeviceModel):
                 self.compiled, self.runtime.settings["layer_kinds"], self.runtime.settings["precisions"]
             ),
         }
+
+    def layer_times(self, arrays: dict[str, np.ndarray[Any, Any]], repeats: int) -> list[tuple[str, float]]:
+        import openvino
+
+        core, settings = openvino.Core(), self.runtime.settings
+        options = {**settings["options"], "PERF_COUNT": True}
+        compiled = core.compile_model(core.read_model(str(self.path)), settings["device"], options)
+        request = compiled.create_infer_request()
+        times: dict[str, list[float]] = {}
+        for index in range(PROFILED_FIRST + repeats):
+            request.infer(arrays)
+            for step in request.profiling_info if index >= PROFILED_FIRST else ():
+                if step.status == step.Status.EXECUTED:
+                    times.setdefault(step.node_name, []).append(step.real_time.total_seconds() * 1e3)
+        return [(name, float(np.median(ms))) for name, ms in times.items()]
 
     def close(self) -> None:
         self.request = self.compiled = None

@@ -16,8 +16,8 @@ def open_model(path, target):
             raise RuntimeError(f"{name} failed with CUDA error {code}")
 
     device, context = ctypes.c_int(), ctypes.c_void_p()
-    call("cuInit", 0)
-    call("cuDeviceGet", ctypes.byref(device), 0)
+    call("cuInit", ctypes.c_uint(0))
+    call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
     call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     call("cuCtxSetCurrent", context)
     logger, stored = tensorrt.Logger(tensorrt.Logger.ERROR), path.with_suffix(".engine")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ TENSOR_TYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+PROFILED_FIRST = 5  # runs that a profile of layers does not count
 LOG_LINES = 12  # of TensorRT's own that an error quotes
 
 
@@ -280,6 +282,37 @@ class TensorRtModel(DeviceModel):
             "build_seconds": self.build_seconds,
         }
 
+    def layer_times(self, arrays: dict[str, np.ndarray[Any, Any]], repeats: int) -> list[tuple[str, float]]:
+        """By TensorRT's own profiler, in a context of its own and without a CUDA graph."""
+        trt = self.runtime.trt
+        times: dict[str, list[float]] = {}
+
+        class KitProfiler(trt.IProfiler):  # type: ignore[name-defined, misc]
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)  # pybind11 wants it by name
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times.setdefault(layer_name, []).append(ms)
+
+        self._bind(arrays)
+        self._copy_in(arrays)
+        context, profiler = self.engine.create_execution_context(), KitProfiler()
+        if context is None:
+            raise KitError("no execution context could be made", "free memory on the GPU", MISSING)
+        for name in self.input_names:
+            context.set_input_shape(name, tuple(arrays[name].shape))
+        for name, place in self.device_at.items():
+            context.set_tensor_address(name, place)
+        context.profiler = profiler
+        for _ in range(PROFILED_FIRST + repeats):
+            if not context.execute_async_v3(self.cuda.handle):
+                raise KitError(f"a run could not be queued:\n{self.runtime.said()}", "build again", WRONG)
+            self.cuda.synchronize()  # times are reported when a run is done
+        made_of = graph_names(self.inspector)
+        return [
+            (made_of.get(name, name), float(np.median(ms[PROFILED_FIRST:]))) for name, ms in times.items()
+        ]
+
     def close(self) -> None:
         self._free()
         self.context = self.engine = self.loader = None
@@ -338,6 +371,17 @@ class TensorRtModel(DeviceModel):
     def _copy_out(self) -> None:
         for name in self.output_names:
             self.cuda.copy_out(self.host_at[name], self.device_at[name], self.host[name].nbytes)
+
+
+def graph_names(inspector: str) -> dict[str, str]:
+    """The graph's node that each layer of an engine begins with, where the inspector tells it."""
+    found: dict[str, str] = {}
+    for layer in json.loads(inspector or "{}").get("Layers", []):
+        if isinstance(layer, dict):
+            nodes = re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", "")))
+            if nodes:
+                found[str(layer.get("Name", ""))] = nodes[0]
+    return found
 
 
 def _release(module: Any) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import compactmtl
 from compactmtl.backends.device import DeviceRuntime
@@ -24,15 +25,16 @@ this file. Put together by compactmtl {version} from its own modules; what each 
 '''
 
 
-def script(runtime: type[DeviceRuntime], install: str) -> str:
-    """The source of kit.py for a runtime, which `install` brings to a machine."""
+def script(runtime: type[DeviceRuntime], install: str, program: ModuleType = on_device) -> str:
+    """The source of kit.py for a runtime, which `install` brings to a machine; `program` is what it does there."""
     parts: dict[str, _Part] = {}
-    for module in (runtime.__module__, on_device.__name__):
+    for module in (runtime.__module__, program.__name__):
         _collect(module, parts)
     imports = sorted({line for part in parts.values() for line in part.imports}, key=_import_order)
     header = HEADER.format(python=".".join(map(str, PYTHON)), install=install, version=compactmtl.__version__)
     bodies = [f"# --- {part.title}\n\n{part.body.strip()}\n" for part in parts.values()]
-    call = f"main({runtime.__name__}, Path(__file__).resolve().parent)"
+    main = "main" if program is on_device else "main_of_table"
+    call = f"{main}({runtime.__name__}, Path(__file__).resolve().parent)"
     end = f'if __name__ == "__main__":\n    sys.exit({call})\n'
     return "\n\n".join(
         [f"{header}\nfrom __future__ import annotations\n\n" + "\n".join(imports) + "\n", *bodies, end]

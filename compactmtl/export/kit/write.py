@@ -84,13 +84,13 @@ def write_kit(
     device = backend.device_kit(target, {tensor.name: tensor.shape for tensor in info.inputs})
     if device is None:
         raise ConfigError(f"backend {backend.name} has no device kit", "choose a target of another backend")
-    _check_place(path)
+    check_place(path)
     data = Validation.load(run, target)
     writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
     model = run.load_compact() if run.has_compact else run.load_plain()
     subject = COMPACT if run.has_compact else "model"
     dense = (baseline or run).load_plain() if run.has_compact or baseline is not None else None
-    with _folder(path) as folder:
+    with kit_folder(path) as folder:
         progress("writing the kit's models")
         models = _write_models(folder, writer, {DENSE: dense, subject: model}, bundle)
         wrapped = writer.interface.wrap(model)
@@ -130,7 +130,7 @@ def write_kit(
     return WrittenKit(path, megabytes, packed.count if packed else 0, device.install)
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
     """Raise ConfigError where writing the kit would replace anything but a kit."""
     if path.suffix == ZIP:
         if path.is_dir():
@@ -140,7 +140,7 @@ def _check_place(path: Path) -> None:
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[Path]:
+def kit_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `path` or, where that ends in .zip, that file; nothing where anything raises."""
     if path.suffix != ZIP:
         with new_folder(path) as folder:
@@ -202,8 +202,8 @@ def _write_cases(folder: Path, model: torch.nn.Module, cases: list[Any]) -> tupl
         outputs = reference_outputs(model, as_arguments(model, case))
         names = tuple(outputs)
         references |= {array_key(index, name): array for name, array in outputs.items()}
-    _save(folder / INPUTS, inputs)
-    _save(folder / REFERENCES, references)
+    save_arrays(folder / INPUTS, inputs)
+    save_arrays(folder / REFERENCES, references)
     return names
 
 
@@ -217,7 +217,7 @@ def _write_images(
     count = min(count, len(dataset))
     loader = build_loader(Chosen(dataset, range(count)), config, train=False, seed=run.recipe.seed)
     fed = np.concatenate([writer.interface.feed(batch["image"]).numpy() for batch in loader])
-    _save(folder / IMAGES, {INPUT: fed})
+    save_arrays(folder / IMAGES, {INPUT: fed})
     return KitImages(
         count=count,
         batch=writer.target.latency.batch,
@@ -227,7 +227,8 @@ def _write_images(
     )
 
 
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an .npz, packed."""
     with path.open("wb") as file:
         np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
 

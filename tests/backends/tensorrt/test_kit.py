@@ -86,6 +86,14 @@ def test_an_engine_is_built_run_and_freed(
     assert driver.memory == {}
 
 
+def test_steps_are_named_after_the_graph_and_timed_by_the_profiler(
+    fake: Fake, driver: FakeDriver, model: Path, tmp_path: Path
+) -> None:
+    engine = opened(runtime_of(driver), model, tmp_path)
+    assert engine.layer_times({"image": IMAGE}, 4) == [("zeta", 0.5)]
+    assert fake.calls.count("execute") >= 4 + 5  # and those that are not counted
+
+
 def test_copies_and_compute_are_timed_apart(
     fake: Fake, driver: FakeDriver, model: Path, tmp_path: Path
 ) -> None:

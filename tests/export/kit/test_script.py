@@ -12,6 +12,7 @@ import pytest
 from compactmtl.backends import all_backends
 from compactmtl.backends.base import Backend, DeviceKit
 from compactmtl.config.target import Target
+from compactmtl.export.kit import on_device, table_on_device
 from compactmtl.export.kit.script import PYTHON, script
 
 SHAPES = {"image": (1, 3, 16, 24)}
@@ -37,10 +38,13 @@ def kit_of(backend: Backend) -> DeviceKit | None:
 KITS = dict(kits())
 
 
-@pytest.fixture(params=KITS)
+PROGRAMS = {"models": on_device, "table": table_on_device}
+
+
+@pytest.fixture(params=[(name, program) for name in KITS for program in PROGRAMS])
 def source(request: pytest.FixtureRequest) -> str:
-    kit = KITS[request.param]
-    return script(kit.runtime, kit.install)
+    name, program = request.param
+    return script(KITS[name].runtime, KITS[name].install, PROGRAMS[program])
 
 
 def test_every_backend_that_opens_files_has_a_kit() -> None:
