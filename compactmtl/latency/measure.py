@@ -24,9 +24,10 @@ from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
-from compactmtl.latency.observe import Observed, layer_of, observe
+from compactmtl.latency.observe import Observed, observe
 from compactmtl.latency.store import Store
 from compactmtl.sparsity.latency import LatencyTable, Widths
+from compactmtl.verify.steps import layer_of
 
 BUSY = 0.5  # variation of a network's runs above which the machine is too busy to measure on
 BUSY_CUTS = 0.5  # share of the networks that may be so

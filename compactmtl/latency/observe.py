@@ -17,14 +17,13 @@ from compactmtl.config.target import Target
 from compactmtl.export.onnx import export_onnx
 from compactmtl.export.precision.apply import apply_precision
 from compactmtl.sparsity.latency import Widths
-from compactmtl.verify.latency import measure_latency
+from compactmtl.verify.latency import measure_latency, undisturbed
+from compactmtl.verify.steps import layer_of
 
 SECONDS = 0.6  # of timing a network, about
 ROUNDS = (12, 100)  # of timing a network: at least, at most
 WARMUP = 3
 IMAGE = "image"
-# What may follow a layer's name in the name of the step that runs it: `conv+Relu`, `conv_nchwc`, `conv_quant`, `fc.Add`.
-_ENDS = ("", "+", "_", ".", "/")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Observed:
     before: (
         float  # steps before the first layer, such as the change of an input's layout, and what is in no step
     )
-    wall: float  # the whole network, without a profiler; the sum of both
+    wall: float  # the whole network on idle cores, without a profiler; the sum of both
     variation: float  # of the whole network's runs: the distance of the quartiles over the median
 
 
@@ -59,8 +58,9 @@ def observe(
             {"it": runner}, dict(zip(runner.input_names, inputs, strict=True)), warmup=WARMUP, repeats=repeats
         ).stats["it"]
         times = runner.layer_times(arrays, repeats) if full else ()
-    layers, before = attribute(times, list(full), stats.median_ms)
-    return Observed(widths_of(model, full), layers, before, stats.median_ms, stats.variation)
+    wall, spread = undisturbed(stats)
+    layers, before = attribute(times, list(full), wall)
+    return Observed(widths_of(model, full), layers, before, wall, spread)
 
 
 def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
@@ -101,12 +101,6 @@ def attribute(
         if current:
             layers[current] += ms
     return layers, wall - sum(layers.values())
-
-
-def layer_of(step: str, names: Sequence[str]) -> str:
-    """The layer whose name a step's name begins with, the longest; empty where there is none."""
-    fitting = [name for name in names if step.startswith(name) and step[len(name) : len(name) + 1] in _ENDS]
-    return max(fitting, key=len, default="")
 
 
 def widths_of(

@@ -214,7 +214,18 @@ def latency_stats(
         includes_transfers=includes_transfers,
         layers=dict(description.layers),
         process_ms=float(np.median(process)),
+        process_variation=variation(process),
     )
+
+
+def undisturbed(stats: LatencyStats) -> tuple[float, float]:
+    """The median latency as it is on idle cores, and how much it varies.
+
+    A model that runs in one thread takes its processor time there. Other programs stretch its wall-clock time alone.
+    """
+    if stats.threads == 1 and stats.process_ms and stats.process_variation is not None:
+        return stats.process_ms, stats.process_variation
+    return stats.median_ms, stats.variation
 
 
 def _own_batch(runnable: Runnable, batch: int) -> int:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from compactmtl.backends import Runner
+from compactmtl.backends import Runner, get_backend
+from compactmtl.backends.base import LayerTime
 from compactmtl.backends.batching import fixed_batch
 from compactmtl.backends.memory import peak_memory
 from compactmtl.backends.model_file import model_files, model_sha256
@@ -22,7 +23,9 @@ from compactmtl.backends.noise import noise_for
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
+from compactmtl.verify.call import call_time
 from compactmtl.verify.energy import energy_per_run
+from compactmtl.verify.graph_work import graph_work
 from compactmtl.verify.latency import Fed, measure_latency
 from compactmtl.verify.result import LatencyStats, Measured, PhaseTimes, Profile, SubjectProfile
 
@@ -156,12 +159,28 @@ def _measured(
             parts[name] = measure()
         except CompactError as error:
             not_run[name] = error.message
+    if times := parts.get("layers"):
+        parts |= _work(subject, fed, times, not_run)
     return Measured(
         megabytes=sum(file.stat().st_size for file in model_files(subject.path)) / 1e6,
         throughput=throughput,
         not_run=not_run,
         **parts,
     )
+
+
+def _work(subject: Subject, fed: Fed, times: Sequence[LayerTime], not_run: dict[str, str]) -> dict[str, Any]:
+    """What the timed layers compute and, where the host's clock tells, what the call alone takes."""
+    target, backend = subject.target, get_backend(subject.target.backend)
+    found: dict[str, Any] = {}
+    try:
+        step = backend.channel_step(target)
+        found["work"] = graph_work(subject.path, fed.arrays, times, target.precision, step)
+        if backend.on_cpu(target):
+            found["call_ms"] = call_time(fed.runner, fed.arrays, target)
+    except CompactError as error:
+        not_run["work"] = error.message
+    return found
 
 
 def _phases(fed: Fed) -> PhaseTimes:

@@ -21,8 +21,9 @@ from compactmtl.latency import Settings, Store, check_target, fit_layer, latency
 from compactmtl.latency import measure as module
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.measure import conditions_of
-from compactmtl.latency.observe import Observed, attribute, layer_of, widths_of
+from compactmtl.latency.observe import Observed, attribute, widths_of
 from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.verify.steps import layer_of
 
 TARGET = load_target("onnxruntime-cpu")
 QUICK = Settings(cuts=8, points=6)
