@@ -326,6 +326,10 @@ class Backend(ABC):
         A precision that it would replace by another one is such a case: PrecisionError.
         """
 
+    def open_module(self, module: Any, input_names: Sequence[str], target: Target) -> Runner:
+        """Run a live torch module for `target`; only where `opens_files` is False."""
+        raise NotImplementedError(f"backend {self.name} opens files")
+
     def open_graph(self, model: Path, target: Target) -> Runner:
         """Open a graph that is meant for another device on this machine's CPU; only where `is_reference`."""
         raise NotImplementedError(f"backend {self.name} is no reference")

@@ -19,7 +19,7 @@ from compactmtl.backends import get_backend
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.config.target import Target
-from compactmtl.errors import ConfigError, MachineError, command
+from compactmtl.errors import ArtifactError, ConfigError, MachineError, MissingDependencyError, command
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
 from compactmtl.latency.cuts import Cutter
@@ -66,6 +66,7 @@ def latency_table(
 
     Raises:
         ConfigError: where the network has no layers that could become narrower.
+        ArtifactError: where the target's runtime tells no layer's time.
         MachineError: where the machine is too busy to measure on; what was measured is in the cache.
         MissingDependencyError: where the target cannot run here. Measure on its device, and hand the table in.
     """
@@ -91,6 +92,11 @@ def latency_table(
         signatures = bench.describe(described, whole)
         observed = [whole]
         seen = [signatures[layer] for layer, ms in whole.layers.items() if ms > 0]
+        if not seen:
+            raise ArtifactError(
+                f"the runtime's profile on {name} names none of the network's layers",
+                "choose another target; with a module of your own, check that its layers are modules",
+            )
         if any(len(store.points(one)) < settings.points for one in seen):
             progress("finding the channel groups")
             observed += bench.cuts(Cutter(model, inputs, align), settings, progress)
@@ -144,6 +150,21 @@ def check_target(table: LatencyTable, name: str, target: Target) -> None:
                 f"the latency table is of {key} {found}, and target {name} has {value}",
                 "measure one there: " + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
             )
+
+
+def require(target: Target, name: str) -> None:
+    """Raise MissingDependencyError where a target can't run here, saying how its table is had from its device.
+
+    ConfigError where it can nowhere.
+    """
+    try:
+        get_backend(target.backend).require(target)
+    except MissingDependencyError as error:
+        raise MissingDependencyError(
+            f"the latency budget is for {name}, which can't run here: {error.message}",
+            f"{error.hint}\nor measure on its device and name the table in the budget (latency.table): "
+            + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
+        ) from error
 
 
 def conditions_of(target: Target, batch: int) -> dict[str, object]:

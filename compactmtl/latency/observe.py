@@ -42,12 +42,11 @@ class Observed:
 def observe(
     model: nn.Module, inputs: tuple[Tensor, ...], full: Widths, target: Target, path: Path
 ) -> Observed:
-    """Export a network to `path` in the target's precision, calibrated on noise, and time it.
+    """Open a network on the target, see `opened`, and time it.
 
-    `full` names the layers; where it is empty the network is timed as a whole alone. Raises ExportError, ArtifactError or MissingDependencyError where the network does not run on
-    the target.
+    `full` names the layers; where it is empty the network is timed as a whole alone. Raises as `opened`.
     """
-    runner = _opened(model, inputs, target, path)
+    runner = opened(model, inputs, target, path)
     with runner:
         arrays = {name: value.numpy() for name, value in zip(runner.input_names, inputs, strict=True)}
         start = time.perf_counter()
@@ -63,9 +62,15 @@ def observe(
     return Observed(widths_of(model, full), layers, before, wall, spread)
 
 
-def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
+def opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
+    """A network as a target runs it: exported to `path` in its precision, calibrated on noise, or live on the backend torch.
+
+    Raises ExportError, ArtifactError or MissingDependencyError where it does not run there.
+    """
     names = [IMAGE] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
     backend = get_backend(target.backend)
+    if not backend.opens_files:
+        return backend.open_module(model, names, target)
     export_onnx(model, inputs, path, input_names=names, opset=target.onnx.opset)
     generator = torch.Generator().manual_seed(0)
     samples = [

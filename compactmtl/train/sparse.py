@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.backends import Align, align_of, load_target
+from compactmtl.backends import Align, align_of, get_backend, load_target
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.space import Flags
-from compactmtl.latency import calibrated, check_target, latency_table
+from compactmtl.latency import PairedClock, calibrated, check_target, latency_table, require
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import contract
 from compactmtl.sparsity import (
@@ -33,6 +33,8 @@ from compactmtl.sparsity import (
     build_penalty,
     channel_groups,
 )
+from compactmtl.sparsity.staircase import family_steps
+from compactmtl.sparsity.target import steps_in_words
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.train.part import Part, Setup, Training
 from compactmtl.train.random_state import random_state, restore_random_state
@@ -68,9 +70,11 @@ class Sparsifier(Part):
         control: Control,
         align: Align | None = None,
         table: LatencyTable | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self.groups = groups
         self.table = table
+        self._model = model
         self.control = control
         self.align = align
         self.undecayed = control.shrunk
@@ -83,6 +87,21 @@ class Sparsifier(Part):
                 self._costs[measure] = groups.cost(measure)(whole)
             except ConfigError:  # a model that can't be traced: groups without what they free
                 continue
+
+    def measure_by(self, clock: PairedClock, device: torch.device) -> None:
+        """Hold choices to a latency budget against what `clock` measures of what they leave."""
+        target = self.control.target
+        assert target is not None  # a budget is a target's
+
+        def timed(keep: Sequence[Flags]) -> float | None:
+            assert self._model is not None
+            before = random_state(device)  # a measurement must not move what is drawn after it
+            try:
+                return clock(keep, self.groups, self._model)
+            finally:
+                restore_random_state(before, device)
+
+        target.truth.clock = timed
 
     def attach(self, optimizer: Optimizer) -> None:
         """Read learning rates and clear moments of dead groups in `optimizer`; once, before the first step."""
@@ -142,12 +161,14 @@ class Sparsifier(Part):
         return [~flags for flags in self.groups.alive()]
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
+        self._model = model
         self.groups, survivors = self.groups.after(kept, model)
         self.control.shrink_to(self.groups, [torch.from_numpy(index) for index in survivors])
 
     def report(self) -> Report:
         """For the log: share of zero groups of all at first (whole, and by layer), λ, and the shares of the model's MACs
-        and parameters that surgery can remove, or has removed (none: not known).
+        and parameters that surgery can remove, or has removed (none: not known); of a latency budget what was measured of
+        the choices so far.
 
         A zero in one layer frees a channel only where all that reads it, or all that writes it, is zero.
         """
@@ -156,7 +177,11 @@ class Sparsifier(Part):
         removable: dict[str, float | None] = {"macs": None, "parameters": None}
         for measure, whole in self._costs.items():
             removable[measure] = 1 - self.groups.cost(measure)(alive) / whole  # type: ignore[arg-type]
+        target = self.control.target
+        checks = [] if target is None else target.truth.checks
+        measured = {"latency": [asdict(one) for one in checks]} if self.table is not None else {}
         return {
+            **measured,
             "groups_zero": sum(zeros) / max(sum(self._sizes), 1),
             "strength": self.control.strength,
             "macs_removable": removable["macs"],
@@ -199,17 +224,29 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
     before = random_state(
         setup.device
     )  # what is measured here or read from the cache must not move what is drawn after it
-    table = budget_table(config, groups, model, inputs, align.channels)
+    budget = latency_budget(
+        config, groups, model, inputs, align.channels, auto=recipe.surgery.align == "auto"
+    )
     restore_random_state(before)
-    control = build_control(config, groups, setup.total_steps, align.channels, model, inputs, table)
-    return Sparsifier(groups, control, align, table)
+    if budget is None:
+        control = build_control(config, groups, setup.total_steps, align.channels, model, inputs)
+        return Sparsifier(groups, control, align)
+    control = build_control(config, groups, setup.total_steps, budget.steps, model, inputs, budget.table)
+    if recipe.surgery.align == "auto":
+        align = Align(
+            min(budget.steps), f"{steps_in_words(budget.steps)}, surgery.align: auto, of the latency table"
+        )
+    sparsifier = Sparsifier(groups, control, align, budget.table, model)
+    if budget.clock is not None:
+        sparsifier.measure_by(budget.clock, setup.device)
+    return sparsifier
 
 
 def build_control(
     config: SparsityConfig,
     groups: ChannelGroups,
     total_steps: int,
-    align: int,
+    align: int | Sequence[int],
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     table: LatencyTable | None = None,
@@ -227,39 +264,71 @@ def build_control(
     return StrengthSchedule(penalty, total_steps, config.warmup, config.schedule)
 
 
-def budget_table(
+@dataclass(frozen=True)
+class MeasuredBudget:
+    """What a latency budget is followed by: a table, the multiple of each family's counts, and what measures choices."""
+
+    table: LatencyTable
+    steps: tuple[int, ...]
+    clock: PairedClock | None  # none: the budget's target does not run here
+
+
+def latency_budget(
     config: SparsityConfig,
     groups: ChannelGroups,
     model: MultiTaskModel,
     inputs: tuple[Tensor, ...],
     align: int,
-) -> LatencyTable | None:
-    """The table of the recipe's latency budget: the file that it names, else measured here or read from the cache.
+    *,
+    auto: bool,
+) -> MeasuredBudget | None:
+    """The recipe's latency budget: by the file that it names, else measured here or read from the cache.
 
-    Raises ConfigError where the file is of another target, device or precision than the budget asks for,
-    MissingDependencyError where the target cannot run here, MachineError where the machine is too busy.
+    Counts are multiples of `align` or, where it is `auto`, of the steps of the table. Raises ConfigError where the file is
+    of another target, device or precision than the budget asks for, MissingDependencyError where the target cannot run
+    here and no file is named, MachineError where the machine is too busy.
     """
     section = config.target
     budget = None if section is None else section.latency
     if section is None or budget is None:
         return None
-    if budget.target is None:
-        assert budget.table is not None
-        return LatencyTable.load(Path(budget.table))
-    target = load_target(budget.target)
-    if budget.table is not None:
-        table = LatencyTable.load(Path(budget.table))
-        check_target(table, budget.target, target)
-        return table
 
     def say(line: str) -> None:
         print(f"  {line} …", file=sys.stderr, flush=True)
 
+    def steps_of(table: LatencyTable) -> tuple[int, ...]:
+        return tuple(family_steps(groups, table, align) if auto else [align] * len(groups))
+
+    if budget.target is None:
+        assert budget.table is not None
+        table = LatencyTable.load(Path(budget.table))
+        return MeasuredBudget(table, steps_of(table), None)
+    target = load_target(budget.target)
     batch = target.latency.batch
     examples = tuple(one.cpu().expand(batch, *one.shape[1:]).contiguous() for one in inputs)
     plain = contract(copy_model(model)).to("cpu").eval()
-    table = latency_table(plain, examples, target, budget.target, align=align, progress=say)
-    name = next(name for name in ("controller", "selective", "prune") if getattr(config, name) is not None)
-    return calibrated(
-        table, groups, section, align, model, examples, target, section=f"sparsity.{name}", progress=say
-    )
+    if budget.table is not None:
+        table = LatencyTable.load(Path(budget.table))
+        check_target(table, budget.target, target)
+        if not get_backend(target.backend).availability(target).available:
+            say(f"{budget.target} does not run here: the table decides, and nothing is measured")
+            return MeasuredBudget(table, steps_of(table), None)
+    else:
+        require(target, budget.target)
+        table = latency_table(plain, examples, target, budget.target, align=align, progress=say)
+        name = next(
+            name for name in ("controller", "selective", "prune") if getattr(config, name) is not None
+        )
+        table = calibrated(
+            table,
+            groups,
+            section,
+            steps_of(table),
+            model,
+            examples,
+            target,
+            section=f"sparsity.{name}",
+            progress=say,
+        )
+    clock = PairedClock(table, budget, plain, examples, target, progress=say)
+    return MeasuredBudget(table, steps_of(table), clock)
