@@ -8,9 +8,10 @@ from typing import Any
 
 from compactmtl.graph.space import Flags
 
-ROUNDS = 4  # measurements of a final choice
+ROUNDS = 5  # measurements of a final choice
 LEAST, MOST = 0.94, 0.99  # shares of the budget between which a measured choice is taken
 CENTER = 0.965  # the share that a choice aims at: a second measurement differs by some percent
+FURTHER = 1.1  # how much more a choice is asked for that took as long as the one before
 MILESTONES = (0.6, 0.85)  # shares of the reduction at which a choice on the way is measured
 
 Clock = Callable[
@@ -71,12 +72,12 @@ class Truth:
             measured = self.measure(keep, cost(keep))
             if measured is None:
                 return gone
-            known = any(
-                measured == ms for ms, _ in tried
-            )  # the steps between two choices are larger than the band
+            again = any(measured == ms for ms, _ in tried)  # a step of which the table knows nothing
             tried.append((measured, gone))
-            if LEAST * budget <= measured <= MOST * budget or known:
+            if LEAST * budget <= measured <= MOST * budget or (again and measured <= budget):
                 break
+            if again:
+                self.factor *= FURTHER
         if not tried:
             return choose()
         within = [one for one in tried if one[0] <= budget]
