@@ -40,6 +40,7 @@ VERBS = (
     "export",
     "collect",
     "profile",
+    "tasks",
     "latency",
     "report",
     "predict",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -47,6 +47,14 @@ class MultiTaskModel(nn.Module):
         features = self.encoder(image)
         size = (image.shape[-2], image.shape[-1])
         return {name: self.run_head(name, features, size) for name in self.heads}
+
+    def keep_tasks(self, names: Iterable[str]) -> MultiTaskModel:
+        """Take the heads of all other tasks out, and their encoders where each task has its own; in place."""
+        for name in set(self.heads) - set(names):
+            del self.heads[name]
+            if isinstance(self.encoder, TaskEncoders):
+                del self.encoder[name]
+        return self
 
     def run_head(self, name: str, features: Any, size: tuple[int, int]) -> Tensor:
         """The output of one task for what `encoder(image)` gave on images of `size` = (H, W)."""
