@@ -50,9 +50,9 @@ def lines(found: Explanation) -> Iterator[str]:
     yield in_words(found)
     for part in found.parts:
         yield f"  {part.milliseconds:+8.4f} ms {_share(part.milliseconds, found.gap)}  {part.what}"
-        if part.layers:
-            shown = list(part.layers.items())[:MOST_LAYERS]
-            more = f", {len(part.layers) - len(shown)} more" if len(part.layers) > len(shown) else ""
+        if layers := {name: ms for name, ms in part.layers.items() if ms}:
+            shown = list(layers.items())[:MOST_LAYERS]
+            more = f", {len(layers) - len(shown)} more" if len(layers) > len(shown) else ""
             yield f"{'':22}in " + ", ".join(f"{name} {ms:+.4f}" for name, ms in shown) + more
         if part.advice and part.milliseconds > 0.05 * abs(found.gap):
             yield f"{'':22}what helps: {part.advice}"

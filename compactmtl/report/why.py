@@ -34,8 +34,8 @@ def why_not_faster(verification: Verification) -> Why | None:
         return None
 
     def row(label: str, ms: float, layers: dict[str, float], advice: str = "") -> Row:
-        shown = list(layers.items())[:MOST_LAYERS]
-        more = len(layers) - len(shown)
+        timed = [(layer, part) for layer, part in layers.items() if part]
+        shown, more = timed[:MOST_LAYERS], max(len(timed) - MOST_LAYERS, 0)
         text = ", ".join(f"{layer} {part:+.3f}" for layer, part in shown) + (f", {more} more" if more else "")
         share = f"{100 * ms / found.gap:.0f} %" if found.gap else "—"
         return Row(label, (Cell(f"{ms:+.3f} ms"), Cell(share), Cell(text or "—"), Cell(advice or "—")))

@@ -180,8 +180,12 @@ def _timed(name: str, wall: float, measured: Measured | None) -> _Timed:
             f"{name} has no convolution and no linear layer", "there are no MACs to compare time with"
         )
     # A profiler takes time of its own at every step; what the steps are longer than the model without it is that.
-    inside = max(wall - (measured.call_ms or 0.0), 0.0)
-    overhead = max(sum(step.milliseconds for step in times) - inside, 0.0) / len(times)
+    # Where the call and the steps are longer than the model together, both give way.
+    total = sum(step.milliseconds for step in times)
+    call = measured.call_ms or 0.0
+    call *= min(1.0, wall / (call + total)) if call else 0.0
+    inside = wall - call
+    overhead = max(total - inside, 0.0) / len(times)
     own = [max(step.milliseconds - overhead, 0.0) for step in times]
     if sum(own) > inside:  # short steps were cut off at 0
         own = [ms * inside / sum(own) for ms in own]
@@ -194,7 +198,6 @@ def _timed(name: str, wall: float, measured: Measured | None) -> _Timed:
             steps = others.setdefault("work" if kind == "kernel" else kind, {})
             place = f"{step.operator} after {layer}" if layer else f"{step.operator} before all layers"
             steps[place] = steps.get(place, 0.0) + ms
-    call = min(measured.call_ms or 0.0, wall)
     return _Timed(
         work=work,
         layers={layer.name: layer for layer in work.layers},
@@ -296,7 +299,7 @@ class _Parts:
                     key=key,
                     what=what,
                     milliseconds=total,
-                    layers={layer: layers[layer] for layer in order if layer and layers[layer]},
+                    layers={layer: layers[layer] for layer in order if layer},
                     advice=advice if total > 0 else "",
                 )
             )

@@ -146,6 +146,14 @@ def test_layers_at_the_floor_are_found() -> None:
     assert part(found, "floor").layers == {"a": pytest.approx(0.375), "b": pytest.approx(0.375)}
 
 
+def test_a_call_that_is_longer_than_the_model_leaves_time_to_its_layers() -> None:
+    """As of a network that is little but a call, where two clockings differ."""
+    dense, small = model({"a": (64, 64, 0.02)}, call=0.1), model({"a": (32, 64, 0.01)}, call=0.1)
+    found = explained(dense, small, rest=-0.05)
+    assert part(found, "call").milliseconds > 0 and part(found, "uneven").layers.keys() == {"a"}
+    assert found.remainder == pytest.approx(0)
+
+
 def test_a_layer_that_waits_for_memory_is_found() -> None:
     """Its products are few for its bytes: the time falls as the bytes do."""
     same: dict[str, Layer] = {"wide": (512, 512, 1.0), "tiny": (4, 1, 1e-3)}
