@@ -26,6 +26,7 @@ from compactmtl.verify.latency import measure_latency, undisturbed
 SECONDS = 3.0  # of timing both networks, about
 ROUNDS = (20, 100)
 SETTLE = 3
+TRIES = 3  # timings of one network on a busy machine
 DENSE, SMALL = "dense", "small"
 
 Progress = Callable[[str], None]
@@ -63,8 +64,11 @@ class PairedClock:
         key = self._key(small)
         if (known := self._store.milliseconds(key)) is not None:
             return known
-        whole, own, spread = self._timed(small)
-        if spread > BUSY:
+        for _ in range(TRIES):
+            whole, own, spread = self._timed(small)
+            if spread <= BUSY:
+                break
+        else:
             self._progress("the machine is too busy to measure what is left; the table decides")
             return None
         absolute = self._budget.ms is not None
