@@ -72,6 +72,7 @@ def measured(
     latency = found.latency
     name, artifact = subject_latency(latency)
     dense = latency.stats[latency.reference]
+    (whole, _), (own, _) = undisturbed(dense, artifact)
     try:
         why = explain(latency, found.measured, name, latency.reference)
         unexplained: float | None = why.remainder / why.gap if why.gap else None
@@ -81,8 +82,8 @@ def measured(
         "recipe": recipe,
         "target": target,
         "share": share,
-        "dense_ms": undisturbed(dense)[0],
-        "artifact_ms": undisturbed(artifact)[0],
+        "dense_ms": whole,
+        "artifact_ms": own,
         "dense_wall_ms": dense.median_ms,
         "artifact_wall_ms": artifact.median_ms,
         "macs_left": macs_left,

@@ -95,7 +95,7 @@ class LayerTime(Frozen):
 
     name: str
     operator: str
-    milliseconds: float  # median over the runs
+    milliseconds: float  # a quantile over the runs, by default the median
     precision: str = ""  # of what it writes, where the runtime tells
 
 
@@ -196,8 +196,10 @@ class Runner(ABC):
     @abstractmethod
     def describe(self) -> Description: ...
 
-    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+    def layer_times(self, inputs: Arrays, repeats: int = 20, quantile: float = 0.5) -> tuple[LayerTime, ...]:
         """Time of every step in the order of execution, in an instance of its own that only profiles.
+
+        `quantile` of the runs: where other programs disturb most of them a low one tells what a step takes.
 
         Raises ArtifactError where the backend has no profile of layers.
         """

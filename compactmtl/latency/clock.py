@@ -100,7 +100,7 @@ class PairedClock:
                     repeats=int(np.clip(SECONDS / once, *ROUNDS)),
                     settle=SETTLE,
                 ).stats
-        (whole, one), (own, other) = (undisturbed(stats[name]) for name in (DENSE, SMALL))
+        (whole, one), (own, other) = undisturbed(stats[DENSE], stats[SMALL])
         return whole, own, max(one, other)
 
     def _key(self, small: nn.Module) -> str:

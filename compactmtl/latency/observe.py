@@ -17,7 +17,7 @@ from compactmtl.config.target import Target
 from compactmtl.export.onnx import export_onnx
 from compactmtl.export.precision.apply import apply_precision
 from compactmtl.sparsity.latency import Widths
-from compactmtl.verify.latency import measure_latency, undisturbed
+from compactmtl.verify.latency import LOW, is_disturbed, measure_latency, undisturbed
 from compactmtl.verify.steps import layer_of
 
 SECONDS = 0.6  # of timing a network, about
@@ -56,8 +56,9 @@ def observe(
         stats = measure_latency(
             {"it": runner}, dict(zip(runner.input_names, inputs, strict=True)), warmup=WARMUP, repeats=repeats
         ).stats["it"]
-        times = runner.layer_times(arrays, repeats) if full else ()
-    wall, spread = undisturbed(stats)
+        quantile = LOW if is_disturbed(stats) else 0.5
+        times = runner.layer_times(arrays, repeats, quantile) if full else ()
+    ((wall, spread),) = undisturbed(stats)
     layers, before = attribute(times, list(full), wall)
     return Observed(widths_of(model, full), layers, before, wall, spread)
 

@@ -95,8 +95,7 @@ def explain(latency: LatencyResult, measured: Mapping[str, Measured], name: str,
     Raises KeyError for a name without a latency, ArtifactError where the profile of a model's layers is missing.
     """
     stats = [latency.stats[one] for one in (name, against)]
-    busy = any(one.median_ms > (1 + UNSURE) * undisturbed(one)[0] for one in stats)
-    walls = [undisturbed(one)[0] if busy else one.median_ms for one in stats]
+    walls = [ms for ms, _ in undisturbed(*stats)]
     mine, theirs = (
         _timed(one, wall, measured.get(one)) for one, wall in zip((name, against), walls, strict=True)
     )
@@ -133,7 +132,7 @@ def explain(latency: LatencyResult, measured: Mapping[str, Measured], name: str,
         gap=mine.wall - by_macs,
         parts=parts.sorted(),
         remainder=mine.remainder - ratio * theirs.remainder,
-        clock="processor" if busy else "wall",
+        clock="processor" if walls != [one.median_ms for one in stats] else "wall",
         profiler_us=(1e3 * mine.overhead, 1e3 * theirs.overhead),
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from compactmtl.errors import CompactError, ConfigError
 from compactmtl.verify.call import call_time
 from compactmtl.verify.energy import energy_per_run
 from compactmtl.verify.graph_work import graph_work
-from compactmtl.verify.latency import Fed, measure_latency
+from compactmtl.verify.latency import LOW, Fed, is_disturbed, measure_latency
 from compactmtl.verify.result import LatencyStats, Measured, PhaseTimes, Profile, SubjectProfile
 
 PHASE_RUNS = 50
@@ -52,6 +52,7 @@ class Options:
     repeats: int = 100
     settle: int = 3  # runs of a model before each clocked one
     layer_repeats: int = 20
+    layer_quantile: float = 0.5  # of the runs, that a layer's time is
     layers: bool = True
     memory: bool = True
     energy: bool = True
@@ -74,6 +75,8 @@ def profile(
         settle=options.settle,
     )
     progress("throughput at batch " + ", ".join(map(str, options.batches)))
+    if any(map(is_disturbed, latency.stats.values())):
+        options = replace(options, layer_quantile=LOW)
     measured = measure(subjects, options, progress)
     return Profile(
         latency=latency,
@@ -144,7 +147,10 @@ def _measured(
             options.memory,
             lambda: peak_memory(subject.path, subject.target, options.batch, subject.shapes),
         ),
-        "layers": (options.layers, lambda: fed.runner.layer_times(fed.arrays, options.layer_repeats)),
+        "layers": (
+            options.layers,
+            lambda: fed.runner.layer_times(fed.arrays, options.layer_repeats, options.layer_quantile),
+        ),
         "phases": (True, lambda: _phases(fed)),
         "energy_mj": (
             options.energy,

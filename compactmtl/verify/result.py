@@ -90,7 +90,8 @@ class LatencyStats(Record):
     threads: int | None
     includes_transfers: bool
     process_ms: float | None = None  # median of the processor time of all threads in one run
-    process_variation: float | None = None  # the same of it
+    process_low_ms: float | None = None  # its 10th percentile: what a run takes that nothing disturbs
+    process_variation: float | None = None  # distance of the 25th percentile from that / that
     layers: dict[str, int] = Field(default_factory=dict)  # layers with weights by the precision they run in
 
 

@@ -33,6 +33,7 @@ def stats(name: str, ms: float, process: float | None = None) -> LatencyStats:
         threads=1,
         includes_transfers=True,
         process_ms=process,
+        process_low_ms=process,
         process_variation=None if process is None else 0.0,
     )
 

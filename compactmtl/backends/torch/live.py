@@ -37,7 +37,7 @@ class LiveRunner(TorchRunner):
             tensors = named_outputs(self.module(*arguments))
         return {name: as_array(tensor) for name, tensor in tensors.items()}
 
-    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+    def layer_times(self, inputs: Arrays, repeats: int = 20, quantile: float = 0.5) -> tuple[LayerTime, ...]:
         """Time of every module without modules in it, and of what a forward does between two of them, in their order.
 
         A module that is called more than once is one step, at its first place.
@@ -50,7 +50,7 @@ class LiveRunner(TorchRunner):
                 clock.start()
                 self._run(inputs)
                 clock.stop("")
-        return clock.steps()
+        return clock.steps(quantile)
 
     @property
     def _alone(self) -> bool:
@@ -97,10 +97,10 @@ class _Clock:
             for step, ms in self._run.items():
                 self._times.setdefault(step, []).append(ms)
 
-    def steps(self) -> tuple[LayerTime, ...]:
-        """The medians, in the order of execution."""
+    def steps(self, quantile: float) -> tuple[LayerTime, ...]:
+        """Of each step a quantile over the runs, in the order of execution."""
         return tuple(
-            LayerTime(name=name, operator=operator, milliseconds=float(np.median(times)))
+            LayerTime(name=name, operator=operator, milliseconds=float(np.quantile(times, quantile)))
             for (name, operator), times in self._times.items()
         )
 
