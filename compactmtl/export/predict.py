@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.artifacts.layout import BUNDLE_FILE
+from compactmtl.artifacts.layout import BUNDLE_FILE, INFER_SCRIPT
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import run_batched
@@ -73,10 +73,16 @@ class Predictor:
                 )
             bundle = Bundle.open(path)
             onnx = bundle.info.target.onnx
+            images = bundle.info.preprocessing
+            if images is None:
+                raise ArtifactError(
+                    f"{path} takes arrays, and does not say how pictures become them",
+                    f"run its own program on .npy files: python {path / INFER_SCRIPT}, or export it again with images=",
+                )
             return cls(
                 bundle.runner(lean_runtime),
                 bundle.tasks,
-                bundle.info.preprocessing,
+                images,
                 bundle.doubt,
                 baked=onnx.preprocess,
                 postprocess=onnx.postprocess,

@@ -79,7 +79,9 @@ class InputRecord(TensorRecord):
     layout: Literal["NCHW", "NHWC"] | None = Field(
         None, description="Order of the axes: N batch, C color, H height, W width."
     )
-    colors: Literal["RGB"] = Field("RGB", description="Order of the colors along their axis.")
+    colors: Literal["RGB"] | None = Field(
+        "RGB", description="Order of the colors along their axis. null: it is no picture."
+    )
     picture: str = Field("", description="What becomes of each kind of picture file, in sentences.")
     resize: Resize | None = Field(None, description="How a picture gets the network's size.")
     normalize: Normalize | None = Field(
@@ -133,9 +135,12 @@ class GoldenTensor(Frozen):
 
 
 class Golden(Frozen):
-    """A made picture, and what the model gives for it: a program that gets the same has everything right."""
+    """A made picture, or arrays, and what the model gives for them: a program that gets the same has everything right."""
 
-    picture: FileName = Field(description="The picture: of another size and shape than the network's.")
+    picture: FileName | None = Field(
+        description="The picture: of another size and shape than the network's. null: the model takes arrays, and those of "
+        "`arrays` are what is fed to it."
+    )
     arrays: FileName = Field(
         description="A numpy archive (.npz) by name: the input as the model takes it, each output as the model gives it."
     )
@@ -175,8 +180,9 @@ class Training(Frozen):
     """What compactmtl itself reads to rebuild the tasks. A program that runs the model needs nothing of it."""
 
     tasks: dict[str, BundleTask] = Field(description="By task.")
-    preprocessing: Annotated[Preprocessing, WithJsonSchema({"type": "object"})] = Field(
-        description="How the images of training were made: `size`, `mean`, `std`. What a program has to do is in `inputs`."
+    preprocessing: Annotated[Preprocessing | None, WithJsonSchema({"type": ["object", "null"]})] = Field(
+        description="How the images of training were made: `size`, `mean`, `std`. What a program has to do is in `inputs`. "
+        "null: the inputs are arrays, or nobody said how pictures become them."
     )
 
 
@@ -195,14 +201,16 @@ class BundleInfo(Frozen):
     outputs: tuple[OutputRecord, ...] = Field(min_length=1, description="What the model gives.")
     golden: Golden | None = Field(None, description="A picture with what the model gives for it.")
     files: dict[FileName, Sha256] = Field(description="SHA-256 of each model file.")
-    run: str = Field(description="Name of the run that was exported.")
+    run: str = Field(description="Name of the run or model that was exported.")
     compact: bool = Field(description="Whether channels were removed.")
     target_name: str = Field(description="The target by name.")
     target: Annotated[Target, WithJsonSchema({"type": "object"})] = Field(
         description="The target with every value, without paths of a machine: see the reference of target keys."
     )
     training: Training = Field(description="What compactmtl itself reads. A program needs nothing of it.")
-    recipe_sha256: str = Field(description="Hash of the recipe.")
+    recipe_sha256: str | None = Field(
+        description="Hash of the recipe. null: the model is not of a run, but a module or ONNX file of its own."
+    )
     plan_sha256: str | None = Field(
         None, description="Hash of the surgery's plan; null: no channel was removed."
     )
@@ -221,8 +229,8 @@ class BundleInfo(Frozen):
         return self.training.tasks
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How the images of training were made."""
+    def preprocessing(self) -> Preprocessing | None:
+        """How the images of training were made; None where the model takes arrays."""
         return self.training.preprocessing
 
     def text(self) -> str:

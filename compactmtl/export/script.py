@@ -16,6 +16,7 @@ from compactmtl.export.record import BundleInfo
 
 MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more lies beside it.
 SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
+ARRAYS_SCRIPT = "infer_arrays.py"  # infer.py of a model that takes arrays
 SHOW, PANOPTIC, RUNTIME = "show", "panoptic", "runtime"
 _OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
 _HOME = "compactmtl.export.in_bundle"
@@ -36,11 +37,12 @@ def scripts(info: BundleInfo) -> dict[str, str]:
     ):
         return {}
     operations = {one.decode.op for one in info.outputs if one.decode is not None}
-    text = _with_operations(source(INFER_SCRIPT), operations)
+    pictures = info.golden.picture is not None
+    text = _with_operations(source(INFER_SCRIPT if pictures else ARRAYS_SCRIPT), operations)
     text = text.replace('and the runtime")', f'{info.runtime.package}")')
     text = text.replace(f"    from {_HOME}.{SHOW} import", f"    from {SHOW} import")
     text = text.replace("import Image\n\n", "import Image\n")
-    files = {f"{SHOW}.py": source(f"{SHOW}.py")}
+    files = {f"{SHOW}.py": source(f"{SHOW}.py")} if pictures else {}
     if PANOPTIC in operations:
         files[f"{PANOPTIC}.py"] = source(f"{PANOPTIC}.py")
     whole = _with_runtime(text, part)

@@ -127,16 +127,17 @@ def _interface(run: RunView) -> Iterator[str]:
     if export is None or export.interface is None:
         return
     interface = export.interface
-    height, width = interface.format.size
     yield ""
     yield "## Input and outputs"
     yield ""
     yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, 'IMAGE')}` runs it on one image."
-    yield ""
-    yield (
-        f"Input: RGB, {interface.format.layout}, stretched to {height}×{width} (height × width) by a bilinear filter with"
-        f" antialiasing. Values: {interface.format.values}."
-    )
+    if interface.format is not None:
+        height, width = interface.format.size
+        yield ""
+        yield (
+            f"Input: RGB, {interface.format.layout}, stretched to {height}×{width} (height × width) by a bilinear filter with"
+            f" antialiasing. Values: {interface.format.values}."
+        )
     yield ""
     rows = tuple(
         Row(

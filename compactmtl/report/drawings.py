@@ -93,7 +93,7 @@ def run_page(run: RunView, number: int, report: Report) -> RunPage:
         anchor=anchor,
         layers=None if run.surgery is None else bars.layer_costs(run.surgery.layers),
         exports=tuple(
-            _export_page(report, run, export, f"{anchor}-export-{index + 1}")
+            export_page(report, run, export, f"{anchor}-export-{index + 1}")
             for index, export in enumerate(run.exports)
         ),
         curves=tuple(_curves(run, report)),
@@ -104,7 +104,11 @@ def run_page(run: RunView, number: int, report: Report) -> RunPage:
     )
 
 
-def _export_page(report: Report, run: RunView, export: ExportView, anchor: str) -> ExportPage:
+def export_page(report: Report, run: RunView, export: ExportView, anchor: str) -> ExportPage:
+    """Everything that is drawn of one export."""
+    folder = Path(run.path) / EXPORT / export.target
+    if export.interface is not None:
+        folder = Path(export.interface.path)
     verification = export.verification
     words = "; ".join(
         f"{name}, median {fmt.milliseconds(one.median_ms)}, 99th percentile {fmt.milliseconds(one.p99_ms)}"
@@ -121,7 +125,7 @@ def _export_page(report: Report, run: RunView, export: ExportView, anchor: str) 
         ),
         layer_times=bars.times(verification.measured, export.target),
         why=why_not_faster(verification),
-        errors=export_figures.error_pictures(verification, Path(run.path) / EXPORT / export.target),
+        errors=export_figures.error_pictures(verification, folder),
     )
 
 

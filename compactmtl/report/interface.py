@@ -58,7 +58,7 @@ class Interface(Frozen):
     path: str
     model: str
     files: tuple[BundleFile, ...]
-    format: InputFormat
+    format: InputFormat | None  # none: the model takes arrays
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
@@ -72,11 +72,18 @@ def interface(folder: Path, info: BundleInfo) -> Interface:
         path=str(folder),
         model=info.model,
         files=tuple(BundleFile(name=name, bytes=_bytes(folder / name)) for name in names),
-        format=InputFormat(
+        format=None
+        if pre is None
+        else InputFormat(
             size=pre.size, mean=pre.mean, std=pre.std, baked=baked, layout="NHWC" if baked else "NCHW"
         ),
         inputs=tuple(
-            Tensor(name=one.name, shape=one.shape, dtype=one.dtype, meaning=_axes("RGB image", one))
+            Tensor(
+                name=one.name,
+                shape=one.shape,
+                dtype=one.dtype,
+                meaning=one.meaning if pre is None else _axes("RGB image", one),
+            )
             for one in info.inputs
         ),
         outputs=tuple(

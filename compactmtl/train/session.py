@@ -37,7 +37,6 @@ from compactmtl.train.optimizers import (
     parameter_groups,
     rate,
     rate_scales,
-    replace_parameters,
 )
 from compactmtl.train.part import ForwardPass, Part, Position, Setup
 from compactmtl.train.parts import build_parts, find_part
@@ -237,12 +236,10 @@ class Session:
         for part in self.parts:
             part.end_epoch(self)
 
-    def replace_model(self, model: MultiTaskModel, kept: Kept) -> None:
-        """Go on with a smaller model, of whose parameters only the indices `kept` are left, in optimizer and parts."""
-        replace_parameters(self.optimizer, self.model, model, kept)
-        self.model = model
+    def rebind(self, kept: Kept) -> None:
+        """The model was cut in place, and the optimizer with it: of its parameters only the indices `kept` are left."""
         for part in self.parts:
-            part.rebind(model, kept)
+            part.rebind(self.model, kept)
 
     @property
     def deployed(self) -> MultiTaskModel:

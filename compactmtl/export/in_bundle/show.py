@@ -28,6 +28,8 @@ def words(one, x, value):
     if classes and op == "argmax":
         powers = np.exp(x - x.max())
         return _largest(classes, x if one["values"] == "probabilities" else powers / powers.sum())
+    if not value.size:
+        return "empty"
     low, high = f"{value.min():.6g}", f"{value.max():.6g}"
     return f"{low} {one['unit']}".rstrip() if value.size == 1 else f"{low} to {high} {one['unit']}".rstrip()
 
@@ -38,11 +40,17 @@ def _largest(classes, share):
 
 
 def save_map(one, value, size, path):
-    """Write a map as `path`.npy, as it is, and as `path`.png, stretched to `size`, that of the picture; else nothing."""
-    if not one["map"]:
+    """Write a map as `path`.npy, as it is, and as `path`.png, stretched to `size`, that of the picture.
+
+    Of what else has axes and no kind, the .npy alone; of values nothing.
+    """
+    raw = one["values"] == "raw" and value.ndim > 0
+    if not one["map"] and not raw:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(f"{path}.npy", value)
+    if not one["map"]:
+        return
     picture(one, value).resize(size, Image.Resampling.NEAREST).save(f"{path}.png")
 
 
