@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.base import LayerTime
+from compactmtl.backends.base import Arrays, LayerTime
 from compactmtl.config.target import Target
 from compactmtl.export.onnx import export_onnx
 from compactmtl.export.precision.apply import apply_precision
@@ -49,10 +49,7 @@ def observe(
     runner = opened(model, inputs, target, path)
     with runner:
         arrays = {name: value.numpy() for name, value in zip(runner.input_names, inputs, strict=True)}
-        start = time.perf_counter()
-        runner.run(arrays)
-        once = max(time.perf_counter() - start, 1e-6)
-        repeats = int(np.clip(SECONDS / once / 2, *ROUNDS))
+        repeats = int(np.clip(SECONDS / once_of(runner, arrays) / 2, *ROUNDS))
         stats = measure_latency(
             {"it": runner}, dict(zip(runner.input_names, inputs, strict=True)), warmup=WARMUP, repeats=repeats
         ).stats["it"]
@@ -61,6 +58,16 @@ def observe(
     ((wall, spread),) = undisturbed(stats)
     layers, before = attribute(times, list(full), wall)
     return Observed(widths_of(model, full), layers, before, wall, spread)
+
+
+def once_of(runner: Runner, arrays: Arrays) -> float:
+    """Seconds of a run, about: the shortest of a few, so that a busy machine is measured no less often than an idle one."""
+    seconds = []
+    for _ in range(WARMUP + 1):
+        start = time.perf_counter()
+        runner.run(arrays)
+        seconds.append(time.perf_counter() - start)
+    return max(min(seconds), 1e-6)
 
 
 def opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
