@@ -35,6 +35,7 @@ VERBS = (
     "data",
     "recipes",
     "targets",
+    "explain",
     "train",
     "compact",
     "export",

@@ -356,7 +356,7 @@ def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
     height, width = run.recipe.data.size
     # a free batch, so that throughput can be measured at several sizes
     free = target.model_copy(update={"onnx": target.onnx.model_copy(update={"dynamic_batch": True})})
-    ArtifactWriter(run, free, torch.zeros(batch, 3, height, width)).write(model, path)
+    ArtifactWriter(run, free, torch.zeros(batch, run.recipe.data.channels, height, width)).write(model, path)
     return path
 
 

@@ -50,7 +50,7 @@ def batches_in(
             )
         count = min(samples, len(pictures))
         for index in range(count):
-            picture = read_image(pictures[index * len(pictures) // count], images.size)
+            picture = read_image(pictures[index * len(pictures) // count], images.fit)
             yield (torch.from_numpy(normalize_array(picture[None], images)),)
         return
     if not arrays:

@@ -90,8 +90,8 @@ def export_bundle(
             arguments, or a mapping that holds them. No more are read than the target's `samples`.
         baseline: a module of the same inputs and outputs that latency is paired with and accuracy is compared to, such as
             the model before surgery.
-        images: of a model with one input of RGB images (B, 3, H, W): how a picture becomes it, `Preprocessing` or
-            {"size": (H, W), "mean": …, "std": …}. The bundle's infer.py then takes pictures, else arrays as .npy.
+        images: of a model with one input of images (B, C, H, W): how a picture becomes it, `Preprocessing` or
+            {"size": (H, W), "mean": …, "std": …, "resize": "letterbox"}. The bundle's infer.py then takes pictures, else arrays as .npy.
         outputs: what outputs mean, by name: {"depth": {"kind": "depth", "unit": "m"}} with a kind of task, or
             {"boxes": {"meaning": "x, y, width, height", "unit": "px"}}. The others are raw tensors, and the bundle says so.
         output_names: names for the outputs in the model's order, where its own are not to be kept.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from compactmtl.export.processing import Interface
 from compactmtl.export.writer import Progress, write_module
 from compactmtl.graph.inputs import Arguments, tensors_in
 from compactmtl.surgery.plan import Plan
+from compactmtl.tasks.placement import Resize
 
 
 @dataclass(frozen=True)
@@ -118,17 +119,28 @@ def preprocessing_of(
     if given is None:
         return None
     tensors = tensors_in(arguments)
-    if len(tensors) != 1 or tensors[0].dim() != 4 or tensors[0].shape[1] != 3:
+    if len(tensors) != 1 or tensors[0].dim() != 4:
         raise ConfigError(
             f"images= says how pictures become the input, and the model takes {[tuple(one.shape) for one in tensors]}",
-            "leave images out: only one input of RGB pictures (B, 3, H, W) can be made from a picture file",
+            "leave images out: only one input of pictures (B, C, H, W) can be made from a picture file",
         )
-    size = (int(tensors[0].shape[2]), int(tensors[0].shape[3]))
+    channels, size = int(tensors[0].shape[1]), (int(tensors[0].shape[2]), int(tensors[0].shape[3]))
     if not isinstance(given, Preprocessing):
-        unknown = set(given) - {"size", "mean", "std"}
-        if unknown:
-            raise ConfigError(f"images= has no {', '.join(sorted(unknown))}", "give size, mean and std")
-        given = Preprocessing(**{"size": size, **{key: tuple(value) for key, value in given.items()}})
+        keys = [one.name for one in fields(Preprocessing)]
+        if unknown := set(given) - set(keys):
+            raise ConfigError(f"images= has no {', '.join(sorted(unknown))}", f"give {', '.join(keys)}")
+        if given.get("resize", "stretch") not in get_args(Resize):
+            raise ConfigError(
+                f"images= has resize {given['resize']!r}", f"give one of {', '.join(get_args(Resize))}"
+            )
+        values = {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()}
+        given = Preprocessing(**{"size": size, **values})
+    for key, numbers in (("mean", given.mean), ("std", given.std)):
+        if len(numbers) != channels:
+            raise ConfigError(
+                f"images= has a {key} of {len(numbers)} values, the model takes pictures of {channels} channels",
+                "give one value a channel",
+            )
     if tuple(given.size) != size:
         raise ConfigError(
             f"images= has size {tuple(given.size)}, the example's pictures have {size}",

@@ -29,7 +29,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Color = Annotated[str, StringConstraints(pattern=r"^#[0-9a-f]{6}$")]
 Shape = tuple[int | str, ...]
-ThreeNumbers = tuple[float, float, float]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Resize(Frozen):
@@ -40,9 +40,17 @@ class Resize(Frozen):
     fixed: bool = Field(
         description="Whether the model takes this size alone. Otherwise it is the size of training, which works best."
     )
-    how: Literal["stretch"] = Field(
+    how: Literal["stretch", "letterbox", "crop"] = Field(
         "stretch",
-        description="`stretch`: both sides are scaled on their own, nothing is cut off or filled up.",
+        description="`stretch`: both sides are scaled on their own, nothing is cut off or filled up. `letterbox`: both sides "
+        "are scaled by one factor, the largest with which all of the picture fits, and the rest is filled with `fill`. "
+        "`crop`: by the smallest factor with which the picture fills the network's, and what is over is cut off. Then "
+        "one side of the scaled picture is the network's, and the other is rounded to the nearest whole number, halves up. "
+        "The picture lies in the middle; an odd pixel of padding is below or to the right, an odd one that is cut off too.",
+    )
+    fill: tuple[Byte, ...] | None = Field(
+        None,
+        description="Of `letterbox`: the value of each channel of the padding, before it is normalized.",
     )
     filter: Literal["bilinear"] = Field("bilinear", description="The filter between pixels.")
     antialias: Literal[True] = Field(
@@ -59,8 +67,10 @@ class Normalize(Frozen):
     """What the program does to each value before the model sees it: (value * scale - mean) / std."""
 
     scale: float = Field(1 / 255, description="Factor, which brings 0 to 255 to 0 to 1.")
-    mean: ThreeNumbers = Field(description="What is subtracted from red, green and blue, after the factor.")
-    std: ThreeNumbers = Field(description="What red, green and blue are divided by, after that.")
+    mean: tuple[float, ...] = Field(
+        description="What is subtracted from each channel, after the factor: from red, green and blue of RGB."
+    )
+    std: tuple[float, ...] = Field(description="What each channel is divided by, after that.")
 
 
 class TensorRecord(Frozen):
@@ -79,8 +89,16 @@ class InputRecord(TensorRecord):
     layout: Literal["NCHW", "NHWC"] | None = Field(
         None, description="Order of the axes: N batch, C color, H height, W width."
     )
-    colors: Literal["RGB"] | None = Field(
-        "RGB", description="Order of the colors along their axis. null: it is no picture."
+    channels: Annotated[int, Field(ge=1)] = Field(3, description="Channels of a picture.")
+    colors: Literal["gray", "RGB", "RGBA", "bands"] | None = Field(
+        "RGB",
+        description="What the channels are, in their order. `bands`: those of the files, in theirs. null: it is no picture.",
+    )
+    values: tuple[float, float] | None = Field(
+        None,
+        description="Values of a picture of more than 8 bits that become 0 and 255: round((value - low) / (high - low) * "
+        "255), halves up, clipped to 0 to 255; what is not a number becomes 0. null: 0 and 65535 for 16 bits, and other "
+        "numbers are refused.",
     )
     picture: str = Field("", description="What becomes of each kind of picture file, in sentences.")
     resize: Resize | None = Field(None, description="How a picture gets the network's size.")
@@ -110,8 +128,12 @@ class OutputRecord(TensorRecord):
     colors: tuple[Color, ...] = Field((), description="Color of each class in pictures, by index.")
     map: bool = Field(
         False,
-        description="Whether it is a map over the picture. A map has the network's size: stretch it to lay it over the "
-        "picture, without a filter where it holds classes.",
+        description="Whether it is a map over the picture. A map has the network's size: bring it back to the picture's by "
+        "`resize` of the input, without its padding, and without a filter where it holds classes.",
+    )
+    unknown: int | None = Field(
+        0,
+        description="What a map of the picture's own size holds where a `crop` cut the picture off. null: not a number.",
     )
     in_model: Literal["argmax", "softmax", "sigmoid"] | None = Field(
         None, description="The function that the model file has behind the network's output. null: none."
@@ -181,8 +203,8 @@ class Training(Frozen):
 
     tasks: dict[str, BundleTask] = Field(description="By task.")
     preprocessing: Annotated[Preprocessing | None, WithJsonSchema({"type": ["object", "null"]})] = Field(
-        description="How the images of training were made: `size`, `mean`, `std`. What a program has to do is in `inputs`. "
-        "null: the inputs are arrays, or nobody said how pictures become them."
+        description="How the images of training were made: `size`, `mean`, `std`, `resize`, `range`. What a program has to do "
+        "is in `inputs`. null: the inputs are arrays, or nobody said how pictures become them."
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from compactmtl.config.lookup import name_hint
 from compactmtl.config.sparsity import (
     ControllerConfig,
     PruneConfig,
@@ -53,8 +54,7 @@ def section_of(
     Raises ConfigError, naming the argument, where arguments contradict each other or an option is unknown.
     """
     given = {name: value for name, value in budget.items() if value is not None}
-    top = {"scope": "model", **options}
-    if top.get("norm_batches") is not None:
+    if options.get("norm_batches") is not None:
         raise ConfigError(
             "norm_batches: a loop of one's own has its batches itself",
             "estimate the norms with torch.optim.swa_utils.update_bn(loader, model) after end_epoch()",
@@ -65,7 +65,8 @@ def section_of(
                 f"strength is a λ without a target, and {next(iter(given))} is a target",
                 "give one of them; method='controller' finds the λ of a target",
             )
-        return validate_options(SparsityConfig, {**top, "strength": strength}, "")
+        _check_known(options, {})
+        return _validated({"scope": "model", **options, "strength": strength})
     if method not in METHODS:
         raise ConfigError(f"there is no method {method!r}", f"the methods are {', '.join(METHODS)}")
     if len(given) != 1:
@@ -74,22 +75,42 @@ def section_of(
             "for example Shrinking(model, optimizer, inputs, total_steps=1000, mac_reduction=0.7)",
         )
     name, implied = METHODS[method]
-    fields = _SECTIONS[name].model_fields
-    section: dict[str, Any] = {**implied, **{key: top.pop(key) for key in list(top) if key in fields}}
+    fields = {key: value for key, value in _SECTIONS[name].model_fields.items() if key not in implied}
+    _check_known(options, fields)
     ((what, amount),) = given.items()
-    if what in ("latency_ms", "speedup"):
-        if target is None and table is None:
-            raise ConfigError(
-                f"{what} needs the target that it is of", "give target='onnxruntime-cpu', or a table"
-            )
-        section["latency"] = {
-            "ms" if what == "latency_ms" else what: amount,
-            "target": target or (table.target if table else None),
-        }
-    else:
-        section[what] = amount
+    section = {
+        **implied,
+        **{key: value for key, value in options.items() if key in fields},
+        **_reduction(what, amount, target, table),
+    }
+    rest = {key: value for key, value in options.items() if key not in fields}
+    return _validated({"scope": "model", **rest, name: section})
+
+
+def _reduction(what: str, amount: float, target: str | None, table: LatencyTable | None) -> dict[str, Any]:
+    """A budget as a method's section has it."""
+    if what not in ("latency_ms", "speedup"):
+        return {what: amount}
+    if target is None and table is None:
+        raise ConfigError(
+            f"{what} needs the target that it is of", "give target='onnxruntime-cpu', or a table"
+        )
+    measured_on = target or (table.target if table else None)
+    return {"latency": {"ms" if what == "latency_ms" else what: amount, "target": measured_on}}
+
+
+def _validated(section: Mapping[str, Any]) -> SparsityConfig:
     with in_own_words():
-        return validate_options(SparsityConfig, {**top, name: section}, "")
+        return validate_options(SparsityConfig, section, "")
+
+
+def _check_known(options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Whether all are keys of the section, or `fields` of the method in it, that no argument stands for."""
+    arguments = {*_SECTIONS, *BUDGETS, "strength", "latency"}
+    known = [key for key in (*fields, *SparsityConfig.model_fields) if key not in arguments]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"there is no option {key!r} here", name_hint(key, known))
 
 
 @contextmanager

@@ -157,6 +157,8 @@ class Shrinking:
             config, groups, self.total_steps, align, model, inputs, auto=self._auto, table=table
         )
         torch.set_rng_state(before)
+        if self.align == 1 and steering.table is None:
+            steering.align = None  # any count: nothing to say
         steering.attach(self._optimizer)
         return steering
 

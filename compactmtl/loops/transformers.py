@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from typing import Any
 
 import torch
+from torch import nn
 
-from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.loops.guest import Guest
 
 try:
@@ -39,6 +41,7 @@ class TransformersShrinking(TrainerCallback, ExportableState):
             module: where in the model the network is; empty: the model itself.
             arguments: those of `Shrinking`: a budget and options. `total_steps` is by default what the Trainer counts.
         """
+        self._model: nn.Module | None = None
         self._guest = Guest(
             example_inputs, module, arguments, "Trainer(…, callbacks=[TransformersShrinking(…)])"
         )
@@ -70,10 +73,17 @@ class TransformersShrinking(TrainerCallback, ExportableState):
     ) -> None:
         """Model and optimizer have the state of a checkpoint by now, where the training goes on."""
         states: Any = state.stateful_callbacks  # by the class's name
-        saved = states.get(type(self).__name__, {}).get("attributes", {}).get("state")
-        if saved:
-            self._guest.load_state_dict(_decoded(saved))
-        self._guest.start(kwargs["model"], kwargs["optimizer"], lambda: state.max_steps)
+        saved = states.get(type(self).__name__, {}).get("attributes", {})
+        self._model = kwargs["model"]
+        if saved.get("state"):
+            # the Trainer only warns where it finds no weights under the model's names
+            if saved["weights"] != _digest(self._model):
+                raise ArtifactError(
+                    f"the Trainer goes on with other weights of {type(self._model).__name__} than the checkpoint's",
+                    "where it warns of missing keys, build the model from the checkpoint: from_pretrained(folder)",
+                )
+            self._guest.load_state_dict(_decoded(saved["state"]))
+        self._guest.start(self._model, kwargs["optimizer"], lambda: state.max_steps)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,7 +98,18 @@ class TransformersShrinking(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """For trainer_state.json, which holds text alone."""
         found = self._guest.state_dict()
-        return {"args": {}, "attributes": {"state": _encoded(found) if found else ""}}
+        if self._model is None or not found:
+            return {"args": {}, "attributes": {}}
+        return {"args": {}, "attributes": {"state": _encoded(found), "weights": _digest(self._model)}}
+
+
+def _digest(model: nn.Module) -> str:
+    """A hash of a model's weights and buffers, at its first size."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _encoded(state: dict[str, Any]) -> str:

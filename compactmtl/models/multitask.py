@@ -106,6 +106,7 @@ def encoder_for(
         dense=any(dense_head(one) for one in configs),
         needs=_needs([one.kind for one in configs]),
         initialize=initialize,
+        channels=recipe.data.channels,
     )
 
 

@@ -17,7 +17,7 @@ FINAL = "final.pt"
 def process(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`python -m module ARGUMENTS…` in the checkout."""
     words = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
 
 
 def assert_equal(one: Path, other: Path) -> None:

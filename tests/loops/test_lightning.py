@@ -25,6 +25,7 @@ pytestmark = [
 RUN = "tests.loops.lightning_run"
 
 
+@pytest.mark.timeout(900)  # three processes, half a minute alone
 def test_a_killed_training_goes_on_bit_equal(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert (done := process(RUN, whole)).returncode == 0, done.stderr

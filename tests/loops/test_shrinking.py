@@ -339,6 +339,17 @@ def test_states_have_the_size_of_the_network_once_it_is_finished() -> None:
     assert all(value.shape == own[name].shape for name, value in model.state_dict().items() if name in own)
 
 
+def test_it_draws_no_random_number() -> None:
+    model = two_heads()
+    optimizer = adam(model)
+    before = torch.get_rng_state()
+    shrinking = shrinking_of(model, optimizer, shrink_every=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    train(shrinking)
+    assert shrinking.finish().report.mac_reduction >= 0.5
+    assert torch.equal(torch.get_rng_state(), before)  # the batches have a generator of their own
+
+
 def test_finishing_early_is_said_and_not_done_by_itself() -> None:
     model = two_heads()
     shrinking = shrinking_of(model, adam(model))

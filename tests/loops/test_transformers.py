@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 
-from compactmtl.errors import ConfigError, TrainingError
+from compactmtl.errors import ArtifactError, ConfigError, TrainingError
 from compactmtl.loops import Shrinking
 from tests.loops.killed import FINAL, assert_equal, process
 from tests.loops.transformers_run import SIZE, callback, segformer, trainer
@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:
 RUN = "tests.loops.transformers_run"
 
 
+@pytest.mark.timeout(900)  # three processes, half a minute alone
 def test_a_killed_training_goes_on_bit_equal(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert (done := process(RUN, whole)).returncode == 0, done.stderr
@@ -28,7 +29,7 @@ def test_a_killed_training_goes_on_bit_equal(tmp_path: Path) -> None:
     assert _sizes(state) == _sizes(segformer().state_dict())  # transformers saves under names of its own
     optimizer = torch.load(parts / "checkpoint-14" / "optimizer.pt", weights_only=True)
     assert sum(bool((one["exp_avg_sq"] == 0).any()) for one in optimizer["state"].values()) > 3
-    assert (done := process(RUN, parts, "--resume")).returncode == 0, done.stderr
+    assert (done := process(RUN, parts, "--resume", parts / "checkpoint-14")).returncode == 0, done.stderr
     assert_equal(parts, whole)
 
 
@@ -37,7 +38,12 @@ def _sizes(state: dict[str, torch.Tensor]) -> list[tuple[int, ...]]:
 
 
 def test_it_is_the_plain_loop(tmp_path: Path) -> None:
-    more = {"save_strategy": "no", "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    more = {
+        "save_strategy": "no",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "optim": "adamw_torch",
+    }
     shrinking = callback()
     training = trainer(tmp_path, segformer(), shrinking, **more)
     training.train()
@@ -74,6 +80,15 @@ def test_it_is_the_plain_loop(tmp_path: Path) -> None:
     assert found.plan == expected.plan and found.report.mac_reduction >= 0.3
     for name, value in expected.model.state_dict().items():
         torch.testing.assert_close(found.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_the_trainer_did_not_load_are_noticed(tmp_path: Path) -> None:
+    more = {"save_steps": 3, "max_steps": 3}
+    trainer(tmp_path, segformer(), callback(), **more).train()
+    again = trainer(tmp_path, segformer(seed=5), callback(), **{**more, "max_steps": 4})
+    with pytest.raises(ArtifactError, match="other weights of SegformerForSemanticSegmentation") as caught:
+        again.train(resume_from_checkpoint=True)
+    assert "from_pretrained" in caught.value.hint
 
 
 def _epoch(training: object, epoch: int) -> list[dict[str, torch.Tensor]]:

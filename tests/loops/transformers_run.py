@@ -1,6 +1,6 @@
 """Train a small SegFormer under the Trainer of transformers; killed at a step, or on from the last checkpoint.
 
-python -m tests.loops.transformers_run FOLDER [--kill STEP] [--resume]
+python -m tests.loops.transformers_run FOLDER [--kill STEP] [--resume CHECKPOINT]
 """
 
 from __future__ import annotations
@@ -93,12 +93,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kill", type=int, default=-1)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", help="a checkpoint's folder")
     options = parser.parse_args()
     shrinking = callback()
-    model = segformer(seed=7 if options.resume else 0)
+    # this version saves a SegFormer under names that its Trainer does not find again
+    model = (
+        SegformerForSemanticSegmentation.from_pretrained(last) if (last := options.resume) else segformer()
+    )
     training = trainer(options.folder, model, shrinking, Kill(options.kill))
-    training.train(resume_from_checkpoint=options.resume or None)
+    training.train(resume_from_checkpoint=options.resume)
     training.save_model(options.folder / "final")
     optimizer = training.optimizer
     assert optimizer is not None
