@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compactmtl.backends.align import Align, align_of
+from compactmtl.backends.align import Align, align_of, surgery_align
 from compactmtl.backends.base import (
     Availability,
     Backend,
@@ -46,5 +46,6 @@ __all__ = [
     "open_graph",
     "reference_target",
     "resolve_target",
+    "surgery_align",
     "target_schema",
 ]

@@ -25,7 +25,7 @@ class Align:
 
 
 def align_of(recipe: Recipe) -> Align:
-    """Return the value of `surgery.align`. `auto` is the least common multiple of the targets' steps, 16 without targets.
+    """The value of `surgery.align`. `auto` is the least common multiple of the targets' steps, 16 without targets.
 
     Raises ConfigError where `auto` needs a target that cannot be read.
     """
@@ -42,3 +42,11 @@ def align_of(recipe: Recipe) -> Align:
         ) from error
     steps = (get_backend(target.backend).channel_step(target) for target in targets)
     return Align(math.lcm(*steps), f"surgery.align: auto, of {', '.join(recipe.targets)}")
+
+
+def surgery_align(recipe: Recipe) -> Align:
+    """The same for surgery. Where a latency budget chose the counts, `auto` adds no dead channels to them."""
+    section = None if recipe.sparsity is None else recipe.sparsity.target
+    if recipe.surgery.align == "auto" and section is not None and section.latency is not None:
+        return Align(1, "surgery.align: auto, as the latency budget chose")
+    return align_of(recipe)

@@ -95,7 +95,7 @@ class LayerTime(Frozen):
 
     name: str
     operator: str
-    milliseconds: float  # median over the runs
+    milliseconds: float  # a quantile over the runs, by default the median
     precision: str = ""  # of what it writes, where the runtime tells
 
 
@@ -196,8 +196,10 @@ class Runner(ABC):
     @abstractmethod
     def describe(self) -> Description: ...
 
-    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+    def layer_times(self, inputs: Arrays, repeats: int = 20, quantile: float = 0.5) -> tuple[LayerTime, ...]:
         """Time of every step in the order of execution, in an instance of its own that only profiles.
+
+        `quantile` of the runs: where other programs disturb most of them a low one tells what a step takes.
 
         Raises ArtifactError where the backend has no profile of layers.
         """
@@ -325,6 +327,10 @@ class Backend(ABC):
 
         A precision that it would replace by another one is such a case: PrecisionError.
         """
+
+    def open_module(self, module: Any, input_names: Sequence[str], target: Target) -> Runner:
+        """Run a live torch module for `target`; only where `opens_files` is False."""
+        raise NotImplementedError(f"backend {self.name} opens files")
 
     def open_graph(self, model: Path, target: Target) -> Runner:
         """Open a graph that is meant for another device on this machine's CPU; only where `is_reference`."""

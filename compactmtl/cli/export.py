@@ -206,7 +206,7 @@ def _targets(chosen: Sequence[str], nothing: str) -> dict[str, Target]:
 
 
 def _available() -> dict[str, Target]:
-    """Every named target but examples whose backend can run it here; says which were left out, and why."""
+    """Every named target but examples whose backend runs an exported file here; says which were left out, and why."""
     from compactmtl.backends import get_backend, load_target
     from compactmtl.config import list_targets
     from compactmtl.errors import MissingDependencyError
@@ -215,9 +215,10 @@ def _available() -> dict[str, Target]:
     left_out: list[str] = []
     for entry in list_targets():
         target = load_target(entry.name)
-        if target.example:
+        backend = get_backend(target.backend)
+        if target.example or not backend.opens_files:
             continue
-        availability = get_backend(target.backend).availability(target)
+        availability = backend.availability(target)
         if availability.available:
             available[entry.name] = target
         else:

@@ -24,6 +24,7 @@ EXAMPLE = """\
 compactmtl profile runs/scenes-dense runs/scenes-compact
 compactmtl profile runs/scenes-compact/export/onnxruntime-cpu other.onnx --batches 1 8 --out profile
 compactmtl profile dense.onnx small.onnx --shape image=1x3x224x224
+compactmtl profile runs/scenes-dense runs/scenes-compact --explain
 compactmtl profile runs/scenes-compact --update --baseline runs/scenes-dense"""
 MOST_LAYERS = 8
 DEFAULT_TARGET = "onnxruntime-cpu"
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="shape of an input that has free dimensions",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="say why the others are not as much faster than the first as they have fewer MACs, in milliseconds",
+    )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--no-layers", action="store_true", help="do not measure single layers")
     parser.add_argument(
@@ -102,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
     from compactmtl.backends import load_target
     from compactmtl.cli.disk import check_writable
+    from compactmtl.cli.explaining import check_explain, explained, explanations
     from compactmtl.errors import ConfigError
     from compactmtl.verify.profile import Options, profile
 
@@ -116,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
             "at least one round must be measured, and counts cannot be negative",
             "give --repeats of 1 or more, --warmup and --settle of 0 or more",
         )
+    check_explain(args.explain, len(args.subjects), layers=not args.no_layers)
     if args.out:
         check_writable(Path(args.out))
     target = load_target(args.target or DEFAULT_TARGET)
@@ -126,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         warmup=args.warmup,
         settle=args.settle,
         repeats=args.repeats,
+        layer_repeats=args.repeats if args.explain else Options.layer_repeats,
         layers=not args.no_layers,
         memory=not args.no_memory,
     )
@@ -139,7 +148,9 @@ def run(args: argparse.Namespace) -> int:
         result = profile(
             subjects, options, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
         )
-    print("\n".join(summary(result)))
+        if args.explain:
+            result = explained(result)
+    print("\n".join((*summary(result), *explanations(result))))
     if args.out:
         _write(result, Path(args.out))
         print(f"profile: {Path(args.out) / PROFILE}")

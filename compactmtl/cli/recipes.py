@@ -150,6 +150,9 @@ def _check_references(recipe: Recipe) -> None:
         task_class(task.kind, f"tasks.{name}.kind")
     if recipe.sparsity is not None:
         penalty_options(recipe.sparsity)
+        section = recipe.sparsity.target
+        if section is not None and section.latency is not None and section.latency.target is not None:
+            load_target(section.latency.target)
     balancing = recipe.balancing
     method_options(balancing.name, balancer_class(balancing.name).Options, recipe.tasks, balancing.options)
     if recipe.data.name == "scenes":  # what other data sets offer is only known from their files

@@ -14,7 +14,7 @@ from compactmtl.backends import Runner, get_backend
 from compactmtl.config.target import Target
 from compactmtl.export.writer import Writer
 from compactmtl.graph.inputs import tensors_in
-from compactmtl.verify.latency import measure_latency
+from compactmtl.verify.latency import LOW, is_disturbed, measure_latency
 from compactmtl.verify.profile import Options, Subject, measure
 from compactmtl.verify.result import SINGLE, LatencyResult, Measured
 
@@ -63,10 +63,11 @@ def measure_artifact(
             repeats=target.latency.repeats,
             settle=target.latency.settle,
         )
-        return latency, measure(_sized(subjects, writer), _options(target))
+        quantile = LOW if any(map(is_disturbed, latency.stats.values())) else Options.layer_quantile
+        return latency, measure(_sized(subjects, writer), _options(target, quantile))
 
 
-def _options(target: Target) -> Options:
+def _options(target: Target, quantile: float) -> Options:
     batch = target.latency.batch
     return Options(
         batch=batch,
@@ -74,6 +75,7 @@ def _options(target: Target) -> Options:
         warmup=target.latency.warmup,
         repeats=min(target.latency.repeats, MOST_REPEATS),
         settle=target.latency.settle,
+        layer_quantile=quantile,
         layer_repeats=min(target.latency.repeats, Options.layer_repeats),
     )
 

@@ -63,7 +63,7 @@ def calibrated(
     table: LatencyTable,
     groups: ChannelGroups,
     config: ReductionConfig,
-    align: int,
+    align: int | Sequence[int],
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     target: Target,

@@ -20,14 +20,15 @@ from compactmtl.backends import get_backend
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.config.target import Target
-from compactmtl.errors import ConfigError, MachineError, command
+from compactmtl.errors import ArtifactError, ConfigError, MachineError, MissingDependencyError, command
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
-from compactmtl.latency.observe import Observed, layer_of, observe
+from compactmtl.latency.observe import Observed, observe
 from compactmtl.latency.store import Store
 from compactmtl.sparsity.latency import LatencyTable, Widths
+from compactmtl.verify.steps import layer_of
 
 BUSY = 0.5  # variation of a network's runs above which the machine is too busy to measure on
 BUSY_CUTS = 0.5  # share of the networks that may be so
@@ -66,6 +67,7 @@ def latency_table(
 
     Raises:
         ConfigError: where the network has no layers that could become narrower.
+        ArtifactError: where the target's runtime tells no layer's time.
         MachineError: where the machine is too busy to measure on; what was measured is in the cache.
         MissingDependencyError: where the target cannot run here. Measure on its device, and hand the table in.
     """
@@ -91,6 +93,11 @@ def latency_table(
         signatures = bench.describe(described, whole)
         observed = [whole]
         seen = [signatures[layer] for layer, ms in whole.layers.items() if ms > 0]
+        if not seen:
+            raise ArtifactError(
+                f"the runtime's profile on {name} names none of the network's layers",
+                "choose another target; with a module of your own, check that its layers are modules",
+            )
         if any(len(store.points(one)) < settings.points for one in seen):
             progress("finding the channel groups")
             observed += bench.cuts(Cutter(model, inputs, align), settings, progress)
@@ -167,6 +174,21 @@ def check_target(table: LatencyTable, name: str, target: Target) -> None:
                 f"the latency table is of {key} {found}, and target {name} has {value}",
                 "measure one there: " + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
             )
+
+
+def require(target: Target, name: str) -> None:
+    """Raise MissingDependencyError where a target can't run here, saying how its table is had from its device.
+
+    ConfigError where it can nowhere.
+    """
+    try:
+        get_backend(target.backend).require(target)
+    except MissingDependencyError as error:
+        raise MissingDependencyError(
+            f"the latency budget is for {name}, which can't run here: {error.message}",
+            f"{error.hint}\nor measure on its device and name the table in the budget (latency.table): "
+            + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
+        ) from error
 
 
 def conditions_of(target: Target, batch: int) -> dict[str, object]:

@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.base import LayerTime
+from compactmtl.backends.base import Arrays, LayerTime
 from compactmtl.config.target import Target
 from compactmtl.export.onnx import export_onnx
 from compactmtl.export.precision.apply import apply_precision
 from compactmtl.sparsity.latency import Widths
-from compactmtl.verify.latency import measure_latency
+from compactmtl.verify.latency import LOW, is_disturbed, measure_latency, undisturbed
+from compactmtl.verify.steps import layer_of
 
 SECONDS = 0.6  # of timing a network, about
 ROUNDS = (12, 100)  # of timing a network: at least, at most
 WARMUP = 3
 IMAGE = "image"
-# What may follow a layer's name in the name of the step that runs it: `conv+Relu`, `conv_nchwc`, `conv_quant`, `fc.Add`.
-_ENDS = ("", "+", "_", ".", "/")
 
 
 @dataclass(frozen=True)
@@ -38,36 +37,50 @@ class Observed:
     before: (
         float  # steps before the first layer, such as the change of an input's layout, and what is in no step
     )
-    wall: float  # the whole network, without a profiler; the sum of both
+    wall: float  # the whole network on idle cores, without a profiler; the sum of both
     variation: float  # of the whole network's runs: the distance of the quartiles over the median
 
 
 def observe(
     model: nn.Module, inputs: tuple[Tensor, ...], full: Widths, target: Target, path: Path
 ) -> Observed:
-    """Export a network to `path` in the target's precision, calibrated on noise, and time it.
+    """Open a network on the target, see `opened`, and time it.
 
-    `full` names the layers; where it is empty the network is timed as a whole alone. Raises ExportError, ArtifactError or MissingDependencyError where the network does not run on
-    the target.
+    `full` names the layers; where it is empty the network is timed as a whole alone. Raises as `opened`.
     """
-    runner = _opened(model, inputs, target, path)
+    runner = opened(model, inputs, target, path)
     with runner:
         arrays = {name: value.numpy() for name, value in zip(runner.input_names, inputs, strict=True)}
-        start = time.perf_counter()
-        runner.run(arrays)
-        once = max(time.perf_counter() - start, 1e-6)
-        repeats = int(np.clip(SECONDS / once / 2, *ROUNDS))
+        repeats = int(np.clip(SECONDS / once_of(runner, arrays) / 2, *ROUNDS))
         stats = measure_latency(
             {"it": runner}, dict(zip(runner.input_names, inputs, strict=True)), warmup=WARMUP, repeats=repeats
         ).stats["it"]
-        times = runner.layer_times(arrays, repeats) if full else ()
-    layers, before = attribute(times, list(full), stats.median_ms)
-    return Observed(widths_of(model, full), layers, before, stats.median_ms, stats.variation)
+        quantile = LOW if is_disturbed(stats) else 0.5
+        times = runner.layer_times(arrays, repeats, quantile) if full else ()
+    ((wall, spread),) = undisturbed(stats)
+    layers, before = attribute(times, list(full), wall)
+    return Observed(widths_of(model, full), layers, before, wall, spread)
 
 
-def _opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
+def once_of(runner: Runner, arrays: Arrays) -> float:
+    """Seconds of a run, about: the shortest of a few, so that a busy machine is measured no less often than an idle one."""
+    seconds = []
+    for _ in range(WARMUP + 1):
+        start = time.perf_counter()
+        runner.run(arrays)
+        seconds.append(time.perf_counter() - start)
+    return max(min(seconds), 1e-6)
+
+
+def opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Runner:
+    """A network as a target runs it: exported to `path` in its precision, calibrated on noise, or live on the backend torch.
+
+    Raises ExportError, ArtifactError or MissingDependencyError where it does not run there.
+    """
     names = [IMAGE] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
     backend = get_backend(target.backend)
+    if not backend.opens_files:
+        return backend.open_module(model, names, target)
     export_onnx(model, inputs, path, input_names=names, opset=target.onnx.opset)
     apply_precision(path, target, noise_feeds(names, inputs))
     return backend.open(path, target)
@@ -107,12 +120,6 @@ def attribute(
         if current:
             layers[current] += ms
     return layers, wall - sum(layers.values())
-
-
-def layer_of(step: str, names: Sequence[str]) -> str:
-    """The layer whose name a step's name begins with, the longest; empty where there is none."""
-    fitting = [name for name in names if step.startswith(name) and step[len(name) : len(name) + 1] in _ENDS]
-    return max(fitting, key=len, default="")
 
 
 def widths_of(

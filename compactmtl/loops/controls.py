@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from compactmtl.backends import load_target
+from compactmtl.backends import Align, get_backend, load_target
 from compactmtl.config.sparsity import SparsityConfig
+from compactmtl.config.target import Target
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import map_tensors
-from compactmtl.latency import calibrated, check_target, latency_table
+from compactmtl.latency import PairedClock, calibrated, check_target, latency_table, require
+from compactmtl.latency.measure import conditions_of
+from compactmtl.loops.steering import Steering
 from compactmtl.overparam import contract
 from compactmtl.sparsity import (
     ChannelGroups,
@@ -24,13 +29,15 @@ from compactmtl.sparsity import (
     StrengthSchedule,
     build_penalty,
 )
+from compactmtl.sparsity.staircase import family_steps
+from compactmtl.sparsity.target import steps_in_words
 
 
 def build_control(
     config: SparsityConfig,
     groups: ChannelGroups,
     total_steps: int,
-    align: int,
+    align: int | Sequence[int],
     model: nn.Module,
     inputs: tuple[Any, ...],
     table: LatencyTable | None = None,
@@ -48,33 +55,74 @@ def build_control(
     return StrengthSchedule(penalty, total_steps, config.warmup, config.schedule)
 
 
-def budget_table(
+@dataclass(frozen=True)
+class MeasuredBudget:
+    """What a latency budget is followed by: a table, the multiple of each family's counts, and what measures choices."""
+
+    table: LatencyTable
+    steps: tuple[int, ...]
+    clock: (
+        PairedClock | None
+    )  # none: the budget's target does not run here, or the table is of another device
+
+
+def build_steering(
+    config: SparsityConfig,
+    groups: ChannelGroups,
+    total_steps: int,
+    align: Align,
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    auto: bool,
+    table: LatencyTable | None = None,
+) -> Steering:
+    """What steers the zeros of `groups` and reports them, with all that a latency budget needs, see `latency_budget`.
+
+    Raises ConfigError where the target can't be reached, and as `latency_budget`.
+    """
+    budget = latency_budget(config, groups, model, inputs, align.channels, auto=auto, table=table)
+    if budget is None:
+        control = build_control(config, groups, total_steps, align.channels, model, inputs)
+        return Steering(groups, control, align)
+    control = build_control(config, groups, total_steps, budget.steps, model, inputs, budget.table)
+    if auto and budget.steps:
+        source = f"{steps_in_words(budget.steps) or 1}, of the latency table"
+        align = Align(min(budget.steps), source)
+    return Steering(groups, control, align, budget.table, budget.clock, model)
+
+
+def latency_budget(
     config: SparsityConfig,
     groups: ChannelGroups,
     model: nn.Module,
     inputs: tuple[Any, ...],
     align: int,
-) -> LatencyTable | None:
-    """The table of the section's latency budget: the file that it names, else measured here or read from the cache.
+    *,
+    auto: bool,
+    table: LatencyTable | None = None,
+) -> MeasuredBudget | None:
+    """The section's latency budget: by `table`, by the file that it names, else measured here or read from the cache.
 
-    Raises ConfigError where the file is of another target, device or precision than the budget asks for,
-    MissingDependencyError where the target cannot run here, MachineError where the machine is too busy.
+    Counts are multiples of `align` or, where it is `auto`, of the steps of the table. Raises ConfigError where the file is
+    of another target, device or precision than the budget asks for, MissingDependencyError where the target cannot run
+    here and no table is given, MachineError where the machine is too busy.
     """
     section = config.target
     budget = None if section is None else section.latency
     if section is None or budget is None:
         return None
+    given = table if table is not None or budget.table is None else LatencyTable.load(Path(budget.table))
     if budget.target is None:
-        assert budget.table is not None
-        return LatencyTable.load(Path(budget.table))
+        assert given is not None
+        return MeasuredBudget(given, _steps(groups, given, align, auto), None)
     target = load_target(budget.target)
-    if budget.table is not None:
-        table = LatencyTable.load(Path(budget.table))
-        check_target(table, budget.target, target)
-        return table
-
-    def say(line: str) -> None:
-        print(f"  {line} …", file=sys.stderr, flush=True)
+    if given is not None and table is None:
+        check_target(given, budget.target, target)
+    if given is not None and not _runs_here(given, target):
+        _say(f"{budget.target} does not run here: its table decides, and nothing is measured")
+        return MeasuredBudget(given, _steps(groups, given, align, auto), None)
+    require(target, budget.target)
 
     def of_batch(one: Tensor) -> Tensor:
         batch = target.latency.batch
@@ -82,8 +130,36 @@ def budget_table(
 
     examples = map_tensors(of_batch, inputs)
     plain = contract(copy_model(model)).to("cpu").eval()
-    table = latency_table(plain, examples, target, budget.target, align=align, progress=say)
-    name = next(name for name in ("controller", "selective", "prune") if getattr(config, name) is not None)
-    return calibrated(
-        table, groups, section, align, model, examples, target, section=f"sparsity.{name}", progress=say
-    )
+    if given is None:
+        found = latency_table(plain, examples, target, budget.target, align=align, progress=_say)
+        name = next(
+            name for name in ("controller", "selective", "prune") if getattr(config, name) is not None
+        )
+        given = calibrated(
+            found,
+            groups,
+            section,
+            _steps(groups, found, align, auto),
+            model,
+            examples,
+            target,
+            section=f"sparsity.{name}",
+            progress=_say,
+        )
+    clock = PairedClock(given, budget, plain, examples, target, progress=_say)
+    return MeasuredBudget(given, _steps(groups, given, align, auto), clock)
+
+
+def _steps(groups: ChannelGroups, table: LatencyTable, align: int, auto: bool) -> tuple[int, ...]:
+    return tuple(family_steps(groups, table, align) if auto else [align] * len(groups))
+
+
+def _runs_here(table: LatencyTable, target: Target) -> bool:
+    """Whether a target runs on this machine, and its table is of it."""
+    if not get_backend(target.backend).availability(target).available:
+        return False
+    return table.device in ("", conditions_of(target, target.latency.batch)["device"])
+
+
+def _say(line: str) -> None:
+    print(f"  {line} …", file=sys.stderr, flush=True)

@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from compactmtl.backends import get_backend, load_target
+from compactmtl.backends import Align, get_backend, load_target
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import as_arguments
 from compactmtl.loops.averages import masked
-from compactmtl.loops.controls import budget_table, build_control
+from compactmtl.loops.controls import build_steering
 from compactmtl.loops.removed import Removed, cut_model
 from compactmtl.loops.settings import check, in_own_words, plain_module, plain_optimizer, section_of
 from compactmtl.loops.steering import Steering
@@ -100,7 +100,8 @@ class Shrinking:
                 table read from the user's cache.
             table: a latency table that was measured before, such as on another device.
             averages: averages of the model's weights.
-            align: multiple that channel counts are kept at; by default what the target runs best, 1 without a target.
+            align: multiple that channel counts are kept at; by default each layer's step by the latency table of a budget,
+                else 1.
             options: keys of a recipe's section `sparsity` and of the method in it, such as `start`, `end`, `ramp`,
                 `min_channels`, `groups`, `scope` ("model" by default) and `shrink_every`.
 
@@ -130,7 +131,8 @@ class Shrinking:
                     f"average {index} is of another network: names or shapes differ",
                     "build it from this model, as AveragedModel(model), before channels are removed",
                 )
-        self.align = align if align is not None else _align_of(target)
+        self._auto = align is None
+        self.align = _align_of(target) if align is None else align
         # the network at its first size, for the compact model at the end
         self._first = None if self.config.shrink_every is None else copy_model(self._network).to("cpu")
         with in_own_words():
@@ -149,12 +151,14 @@ class Shrinking:
     def _build(self, config: SparsityConfig, table: LatencyTable | None) -> Steering:
         model, inputs = self._network, self._inputs
         groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
-        if table is None:
-            before = torch.get_rng_state()  # measuring must not move what the loop draws
-            table = budget_table(config, groups, model, inputs, self.align)
-            torch.set_rng_state(before)
-        control = build_control(config, groups, self.total_steps, self.align, model, inputs, table)
-        steering = Steering(groups, control, self.align if self.align > 1 else None, table)
+        before = torch.get_rng_state()  # measuring must not move what the loop draws
+        align = Align(self.align, "align")
+        steering = build_steering(
+            config, groups, self.total_steps, align, model, inputs, auto=self._auto, table=table
+        )
+        torch.set_rng_state(before)
+        if self.align == 1 and steering.table is None:
+            steering.align = None  # any count: nothing to say
         steering.attach(self._optimizer)
         return steering
 
@@ -346,7 +350,9 @@ class Shrinking:
             if self._first is not None:
                 self._first.load_state_dict(self._removed.whole(chosen.state_dict()))
                 chosen = self._first.to(next(self._network.parameters()).device)
-            result = compact(chosen, self._inputs, align=self.align, gather=gather)
+            # counts that a latency budget chose by its table's steps get no dead channels added
+            align = 1 if self._auto and self.table is not None else self.align
+            result = compact(chosen, self._inputs, align=align, gather=gather)
         self._states.close()
         self._watch.close()
         self._finished = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from compactmtl.errors import ConfigError
+from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.space import Flags
+from compactmtl.latency import PairedClock
 from compactmtl.sparsity import ChannelGroups, Control, LatencyTable
 from compactmtl.surgery.slice_plan import Kept
 
@@ -40,8 +43,12 @@ class Steering:
         control: Control,
         align: object | None = None,
         table: LatencyTable | None = None,
+        clock: PairedClock | None = None,
+        model: nn.Module | None = None,
     ) -> None:
+        """`clock` measures what choices to a latency budget leave of `model`, before they are final."""
         self.groups = groups
+        self._model = model
         self.table = table
         self.control = control
         self.align = align
@@ -54,6 +61,14 @@ class Steering:
                 self._costs[measure] = groups.cost(measure)(whole)
             except ConfigError:  # a model that can't be traced: groups without what they free
                 continue
+        if clock is not None and control.target is not None:
+            control.target.truth.clock = partial(self._timed, clock)
+
+    def _timed(self, clock: PairedClock, keep: Sequence[Flags]) -> float | None:
+        """Milliseconds of what is left with only the groups in `keep`."""
+        assert self._model is not None
+        with borrowed():  # a measurement must not move what is drawn after it
+            return clock(keep, self.groups, self._model)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Read learning rates and clear moments of dead groups in `optimizer`; once, before the first step."""
@@ -112,12 +127,14 @@ class Steering:
 
     def rebind(self, model: nn.Module, kept: Kept) -> None:
         """Go on in a smaller network, of whose parameters the indices `kept` are left; the optimizer has them already."""
+        self._model = model
         self.groups, survivors = self.groups.after(kept, model)
         self.control.shrink_to(self.groups, [torch.from_numpy(index) for index in survivors])
 
     def report(self) -> Report:
         """Share of zero groups of all at first (whole, and by layer), λ, and the shares of the model's MACs and
-        parameters that surgery can remove, or has removed (none: not known).
+        parameters that surgery can remove, or has removed (none: not known); of a latency budget what was measured of the
+        choices so far.
 
         A zero in one layer frees a channel only where all that reads it, or all that writes it, is zero.
         """
@@ -126,7 +143,10 @@ class Steering:
         removable: dict[str, float | None] = {"macs": None, "parameters": None}
         for measure, whole in self._costs.items():
             removable[measure] = 1 - self.groups.cost(measure)(alive) / whole  # type: ignore[arg-type]
+        target = self.control.target
+        checks = [] if target is None else target.truth.checks
         return {
+            **({} if self.table is None else {"latency": [asdict(one) for one in checks]}),
             "groups_zero": sum(zeros) / max(sum(self._sizes), 1),
             "strength": self.control.strength,
             "macs_removable": removable["macs"],

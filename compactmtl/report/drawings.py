@@ -13,6 +13,7 @@ from compactmtl.report import format as fmt
 from compactmtl.report.accuracy_table import accuracy_table
 from compactmtl.report.model import ExportView, Report, RunView
 from compactmtl.report.table import Table
+from compactmtl.report.why import Why, why_not_faster
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ExportPage:
     accuracy: Table
     latency: Drawing
     layer_times: bars.BarChart | None
+    why: Why | None
     errors: tuple[export_figures.ErrorPicture, ...]
 
 
@@ -122,6 +124,7 @@ def export_page(report: Report, run: RunView, export: ExportView, anchor: str) -
             f"Latency on {export.target}; the line is the median",
         ),
         layer_times=bars.times(verification.measured, export.target),
+        why=why_not_faster(verification),
         errors=export_figures.error_pictures(verification, folder),
     )
 

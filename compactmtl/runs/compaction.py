@@ -9,7 +9,7 @@ from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.runs.checkpoint import checked_weights
 from compactmtl.runs.run import Run
-from compactmtl.backends import align_of
+from compactmtl.backends import surgery_align
 from compactmtl.surgery import CompactResult, compact, save_compact
 
 
@@ -25,7 +25,7 @@ def compact_run(run: Run, align: int | None = None, gather: bool = False) -> Com
     """
     model = run.load_plain()
     inputs: tuple[Tensor] = run.example_inputs()
-    multiple = align if align is not None else align_of(run.recipe).channels
+    multiple = align if align is not None else surgery_align(run.recipe).channels
     result = compact(model, inputs, align=multiple, gather=gather, unreached=run.recipe.surgery.unreached)
     sources = {"checkpoint": checked_weights(run.path / CHECKPOINTS / BEST)}
     with new_folder(run.path / COMPACT) as folder:

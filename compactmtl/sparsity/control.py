@@ -18,6 +18,7 @@ from compactmtl.sparsity import questions
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.target import Target
 
 
 class Control(ABC):
@@ -32,6 +33,7 @@ class Control(ABC):
     """
 
     groups: ChannelGroups
+    target: Target | None = None  # what is to be gone, where that is set
 
     @property
     @abstractmethod

@@ -31,6 +31,7 @@ WIDEST = 100.0  # the largest factor between a layer's λ and the mean, either w
 STEEPEST = 4.0  # λ changes by at most this factor from one setting to the next
 # Unselected groups are exempt within this many times the distance that λ covers until the next setting.
 EXEMPT_RANGE = 4.0
+MOST_ON_THE_WAY = 0.99  # of the way to the end, for a choice that may still change
 
 
 class StrengthController(Control):
@@ -46,13 +47,13 @@ class StrengthController(Control):
         total_steps: int,
         warmup: float = 0.05,
         *,
-        align: int = 1,
+        align: int | Sequence[int] = 1,
         table: LatencyTable | None = None,
     ) -> None:
         """Control over `total_steps` optimizer steps, from the share `warmup` of them on.
 
-        `align` keeps channel counts at multiples of it where they shrink. `table` is that of a latency budget. Raises ConfigError where the target cannot be
-        reached, or `warmup` is not before the end.
+        `align` keeps channel counts at multiples of it where they shrink, of one number or of one for each family. `table` is
+        that of a latency budget. Raises ConfigError where the target cannot be reached, or `warmup` is not before the end.
         """
         self.groups = penalty.groups
         self.penalty = penalty
@@ -63,7 +64,7 @@ class StrengthController(Control):
                 f"sparsity.warmup {warmup} and sparsity.controller.end {config.end} leave no step of {total_steps} to shrink in",
                 "give a later end, a shorter warmup, or more epochs",
             )
-        self.target = Target(self.groups, config, align, "sparsity.controller", table)
+        self.target: Target = Target(self.groups, config, align, "sparsity.controller", table)
         if config.weights == "cost":
             penalty.factors = cost_factors(self.target)
         self._proximal: ProximalStep | None = None
@@ -114,7 +115,8 @@ class StrengthController(Control):
     def _set(self, proximal: ProximalStep) -> None:
         """Order the groups anew, and set λ."""
         distances = as_values(proximal.distances())
-        selected = self._selected(distances)
+        done = (self._steps - self.start) / (self.end - self.start)
+        selected = self.target.checked(lambda: self._selected(distances), min(done, MOST_ON_THE_WAY))
         remaining = [d[flags & (d > 0)] for d, flags in zip(distances, selected, strict=True)]
         finite = [d[np.isfinite(d)] for d in remaining]
         last = max((float(d.max()) for d in finite if len(d)), default=0.0)
@@ -144,7 +146,7 @@ class StrengthController(Control):
     def _finish(self, proximal: ProximalStep) -> None:
         """Set the selected groups that have not arrived to zero, and hold."""
         distances = as_values(proximal.distances())
-        selected = self._selected(distances)
+        selected = self.target.checked(lambda: self._selected(distances), 1.0)
         late = sum(int((flags & (d > 0)).sum()) for d, flags in zip(distances, selected, strict=True))
         self._forced = late / max(sum(map(len, selected)), 1)
         proximal.hold([torch.from_numpy(flags) for flags in selected])
@@ -164,6 +166,7 @@ class StrengthController(Control):
             "steps": self._steps,
             "before": list(self._before) if self._before else [],
             "forced": self._forced,
+            "target": self.target.state_dict(),
             "exempt": [flags.cpu().clone() for flags in exempt],
             **proximal.state_dict(),
         }
@@ -172,6 +175,8 @@ class StrengthController(Control):
         proximal = attached(self._proximal)
         proximal.load_state_dict(dict(state))
         exempt = [torch.zeros_like(dead) for dead in proximal.dead]
+        if "target" in state:
+            self.target.load_state_dict(state["target"])
         if "spared" in state:  # the name in checkpoints of earlier versions
             state = {**state, "exempt": state["spared"]}
         load_vectors({"exempt": exempt}, state, "the controller", [len(dead) for dead in proximal.dead])

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from compactmtl.errors import ArtifactError, ConfigError
 
+CLEARLY = 1.05  # how much slower a kernel for odd counts has to be to be avoided
+
 Widths = Mapping[str, tuple[int, int | None]]
 
 
@@ -113,6 +115,19 @@ class StaircaseLatency(BaseModel):
     def inputs(self) -> int | None:
         """The full number of inputs, none for a depthwise layer."""
         return self.full[1]
+
+    @property
+    def step(self) -> int:
+        """The channels that the layer's kernel takes at a time: no count between two multiples is faster than the next.
+
+        Where counts that are no multiples of `align` are clearly slower, that is the step; else it is that of the fit.
+        """
+        half = tuple(
+            None if count is None else max(round(count / 2 / self.align), 1) * self.align
+            for count in self.full
+        )
+        even, odd = (one.at(half[0] or 0, half[1]) for one in (self.aligned, self.ragged))
+        return self.align if odd > CLEARLY * even else self.ragged.step
 
     def scaled(self, factor: float) -> StaircaseLatency:
         """The same with all milliseconds times a factor."""

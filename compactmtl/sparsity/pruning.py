@@ -32,7 +32,7 @@ class Pruning(Control):
         model: nn.Module,
         example_inputs: Sequence[Tensor],
         *,
-        align: int = 1,
+        align: int | Sequence[int] = 1,
         table: LatencyTable | None = None,
     ) -> None:
         """Raises ConfigError where the groups free nothing by themselves or the target cannot be reached,
@@ -46,7 +46,7 @@ class Pruning(Control):
         self.config = config
         self._at = max(round(config.at * total_steps), 1)
         self._first = round(config.regularize * total_steps)
-        self.target = Target(groups, config, align, "sparsity.prune", table)
+        self.target: Target = Target(groups, config, align, "sparsity.prune", table)
         self._pruner = _pruner(config, groups, model, example_inputs)
         self._steps = 0
         self._view: OptimizerView | None = None
@@ -82,7 +82,8 @@ class Pruning(Control):
         if self._steps < self._at:
             return
         if self._steps == self._at:
-            for dead, flags in zip(self._dead, self._pruner.choose(self.target), strict=True):
+            chosen = self.target.checked(lambda: self._pruner.choose(self.target), 1.0)
+            for dead, flags in zip(self._dead, chosen, strict=True):
                 dead.copy_(torch.from_numpy(flags))
         for family, dead in zip(self.groups.bound, self._dead, strict=True):
             for s in family.tensors:
@@ -99,12 +100,14 @@ class Pruning(Control):
 
     def state_dict(self) -> dict[str, Any]:
         """Steps done, dead groups, and what the pruner has learned of them, where it learns."""
-        state: dict[str, Any] = {"steps": self._steps}
+        state: dict[str, Any] = {"steps": self._steps, "target": self.target.state_dict()}
         for name, values in self._vectors().items():
             state[name] = [value.cpu().clone() for value in values]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "target" in state:
+            self.target.load_state_dict(state["target"])
         load_vectors(self._vectors(), state, "pruning", [family.size for family in self.groups])
         self._steps = int(state["steps"])
 

@@ -17,7 +17,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.space import Flags, Ids
-from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.latency import LatencyTable, Widths
 from compactmtl.sparsity.rehearsal import Candidate, Rehearsal
 from compactmtl.sparsity.selection import CostFunction, Keep
 from compactmtl.surgery.analyse import complete
@@ -126,12 +126,14 @@ class Removal:
         """Parameters that remain."""
         return self._graph.parameters_of_classes(self.classes(keep))
 
+    def widths(self, keep: Keep) -> Widths:
+        """Outputs and inputs that remain of every layer."""
+        return self._graph.widths(self.classes(keep))
+
     def latency(self, table: LatencyTable) -> CostFunction:
         """Milliseconds by a table of layers; raises ConfigError where it is of another model."""
-        table.check(
-            self._graph.widths(self.classes(self._whole)), self._interface.image, self._interface.tasks
-        )
-        return lambda keep: table.milliseconds(self._graph.widths(self.classes(keep)))
+        table.check(self.widths(self._whole), self._interface.image, self._interface.tasks)
+        return lambda keep: table.milliseconds(self.widths(keep))
 
     def cost(self, measure: Measure, table: LatencyTable | None = None) -> CostFunction:
         """The cost function of a measure. Raises ConfigError where latency has no table."""

@@ -86,13 +86,13 @@ class SelectiveShrinking(Control):
         total_steps: int,
         optimizer: Optimizer | None = None,
         *,
-        align: int = 1,
+        align: int | Sequence[int] = 1,
         table: LatencyTable | None = None,
     ) -> None:
         """Plan the shrinking over `total_steps` optimizer steps.
 
-        `align` keeps channel counts at multiples of it where they shrink. `table` is that of a latency budget. The `optimizer`, where given (see
-        `attach`), has its moments cleared for groups that die. Raises ConfigError where the groups free nothing by
+        `align` keeps channel counts at multiples of it where they shrink, of one number or of one for each family. `table` is
+        that of a latency budget. The `optimizer`, where given (see `attach`), has its moments cleared for groups that die. Raises ConfigError where the groups free nothing by
         themselves, the target cannot be reached with `min_channels` left everywhere, or `start` is not before `end`.
         """
         if not groups.direct:
@@ -107,7 +107,7 @@ class SelectiveShrinking(Control):
                 "give a later end, an earlier start, or more epochs",
             )
         self.config = config
-        self.target = Target(groups, config, align, "sparsity.selective", table)
+        self.target: Target = Target(groups, config, align, "sparsity.selective", table)
         final = max(end - max(round(SETTLE * (end - start)), 1), start)
         self.timetable = Timetable(start, final, end, config.ramp, self.target.reduction)
         self._memory = 1 - 1 / config.importance_steps
@@ -207,14 +207,21 @@ class SelectiveShrinking(Control):
             self.attach(self._view.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps done, running importance, chosen and dead groups: tensors and plain numbers."""
-        state: dict[str, Any] = {"steps": self._steps}
+        """Steps done, running importance, chosen and dead groups, what was measured: tensors and plain numbers."""
+        state: dict[str, Any] = {
+            "steps": self._steps,
+            "target": self.target.state_dict(),
+            "costs": self._whole,
+        }
         for name, values in self._vectors().items():
             state[name] = [value.cpu().clone() for value in values]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+        if "target" in state:  # checkpoints of earlier versions measured nothing
+            self.target.load_state_dict(state["target"])
+            self._whole = state["costs"]
         sizes = [family.size for family in self._families]
         load_vectors(self._vectors(), state, "selective shrinking", sizes)
         self._steps = int(state["steps"])
@@ -225,9 +232,9 @@ class SelectiveShrinking(Control):
     def _choose(self) -> None:
         remaining = [~flags for flags in as_flags(self._chosen)]
         costs = self._whole if self._whole is not None else self.target.channel_costs(remaining)
-        chosen = self.target.choose(
-            self._worth(), as_flags(self._dead), self._weighed(costs), self.timetable.share(self._steps)
-        )
+        worth, dead, weighed = self._worth(), as_flags(self._dead), self._weighed(costs)
+        share = self.timetable.share(self._steps)
+        chosen = self.target.checked(lambda: self.target.choose(worth, dead, weighed, share), share)
         for old, new in zip(self._chosen, chosen, strict=True):
             old.copy_(torch.from_numpy(new))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from compactmtl.sparsity.selection import (
     select,
     with_tied,
 )
+from compactmtl.sparsity.settle import Truth
 
 
 class Target:
@@ -34,20 +36,22 @@ class Target:
         self,
         groups: ChannelGroups,
         config: ReductionConfig,
-        align: int,
+        align: int | Sequence[int],
         section: str,
         table: LatencyTable | None = None,
     ) -> None:
-        """`section` of the recipe is named in errors. `table` is that of a latency budget; by default the file that
-        the budget names.
+        """`align` is one number, or one for each family. `section` of the recipe is named in errors. `table` is that of a
+        latency budget; by default the file that the budget names.
 
         Raises ConfigError where the groups say nothing of the cost, a latency budget has no table or asks for nothing,
         or the target cannot be reached with `min_channels` left everywhere; it says the most that can.
         """
-        if align < 1:
+        steps = [align] * len(groups) if isinstance(align, int) else list(align)
+        if min(steps, default=1) < 1:
             raise ConfigError(f"surgery.align is {align}", "channel counts are multiples of a number >= 1")
         self.config = config
-        self._align = align
+        self._steps = steps
+        self.truth = Truth()
         if table is None and config.latency is not None and config.latency.table is not None:
             table = LatencyTable.load(Path(config.latency.table))
         self._table = table
@@ -58,7 +62,7 @@ class Target:
         self._check_reachable(section)
 
     def _check_reachable(self, section: str) -> None:
-        config, align = self.config, self._align
+        config, align = self.config, steps_in_words(self._steps)
         least = self.cost(self._least())
         if self.reduction <= 0:
             raise ConfigError(
@@ -76,9 +80,9 @@ class Target:
                 f"{section}.{config.key} {config.amount:g} cannot be reached:"
                 f" {found} with {section}.min_channels {config.min_channels}"
                 + (f" and {section}.min_share {config.min_share}" if config.min_share else "")
-                + (f" and channels in multiples of {align}" if align > 1 else ""),
+                + (f" and channels in multiples of {align}" if align else ""),
                 f"{'raise' if config.key == 'latency.ms' else 'lower'} {section}.{config.key}, or lower what has to stay"
-                + (", such as surgery.align" if align > 1 else ""),
+                + (", such as surgery.align" if align else ""),
             )
 
     def bind(self, groups: ChannelGroups) -> None:
@@ -86,11 +90,27 @@ class Target:
         self.groups = groups
         self.cost: CostFunction = groups.cost(self.config.measure, self._table)
         self.limits = [
-            limits_of(
-                family, self._align, self.config.min_channels, math.ceil(self.config.min_share * size), size
-            )
-            for family, size in zip(groups, self._sizes, strict=True)
+            limits_of(family, step, self.config.min_channels, math.ceil(self.config.min_share * size), size)
+            for family, step, size in zip(groups, self._steps, self._sizes, strict=True)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, and the table of it: a resumed run chooses by the same one. Plain numbers and text."""
+        table = "" if self._table is None else self._table.model_dump_json()
+        return {
+            **self.truth.state_dict(),
+            "table": table,
+            "total": float(self.total),
+            "reduction": float(self.reduction),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.truth.load_state_dict(state)
+        if state["table"] and (self._table is None or state["table"] != self._table.model_dump_json()):
+            self._table = LatencyTable.model_validate_json(state["table"])
+            self.bind(self.groups)
+            self.total, self.reduction = float(state["total"]), float(state["reduction"])
 
     def removed(self, keep: Sequence[Flags]) -> float:
         """The share of the cost that is gone with only the groups in `keep`."""
@@ -111,9 +131,31 @@ class Target:
         costs: Sequence[float],
         share: float = 1.0,
     ) -> list[Flags]:
-        """The groups to remove for `share` of the reduction, see `select`."""
-        bound = self.total * (1 - share * self.reduction)
+        """The groups to remove for `share` of the reduction, see `select`; of latency as far as the table is right, which
+        `truth` says.
+        """
+        whole = self.budget * self.truth.aim / self.truth.factor
+        bound = self.total - share * (self.total - whole)
         return select(importance, dead, self.limits, costs, self.cost, bound)
+
+    @property
+    def budget(self) -> float:
+        """What the model may cost in the end."""
+        return self.total * (1 - self.reduction)
+
+    def checked(self, choose: Callable[[], list[Flags]], share: float) -> list[Flags]:
+        """What `choose` says for `share` of the reduction, once more where a measurement then says otherwise.
+
+        A choice on the way is measured at milestones, so that no more dies than the budget needs; the final one until it
+        is within the budget.
+        """
+        if share >= 1:
+            return self.truth.settle(choose, self.cost, self.budget)
+        gone = choose()
+        if not self.truth.due(share):
+            return gone
+        keep = [~flags for flags in gone]
+        return gone if self.truth.measure(keep, self.cost(keep), share) is None else choose()
 
     def by_magnitude(self, costs: Sequence[float] | None = None) -> list[Flags]:
         """The groups to remove for the whole reduction by the norm of their filters as they are, over the costs given."""
@@ -129,6 +171,14 @@ class Target:
             kept[: limits.least] = True
             flags.append(kept)
         return flags
+
+
+def steps_in_words(steps: Sequence[int]) -> str:
+    """Such as "16" or "4 to 16"; empty where no count is bound to a multiple."""
+    least, most = min(steps, default=1), max(steps, default=1)
+    if most == 1:
+        return ""
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def as_flags(groups: Sequence[torch.Tensor]) -> list[Flags]:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from compactmtl.backends import align_of
 from compactmtl.data.base import Batch
 from compactmtl.graph.space import Flags
-from compactmtl.loops.controls import budget_table, build_control
+from compactmtl.loops.controls import build_steering
 from compactmtl.loops.steering import Foreseen, Report, Steering
 from compactmtl.models import MultiTaskModel
 from compactmtl.sparsity import ChannelGroups, Control, channel_groups
@@ -95,10 +95,16 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
     if config is None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
-    align = align_of(recipe)
     # what is measured here or read from the cache must not move what is drawn after it
     before = random_state(setup.device)
-    table = budget_table(config, groups, model, inputs, align.channels)
+    steering = build_steering(
+        config,
+        groups,
+        setup.total_steps,
+        align_of(recipe),
+        model,
+        inputs,
+        auto=recipe.surgery.align == "auto",
+    )
     restore_random_state(before)
-    control = build_control(config, groups, setup.total_steps, align.channels, model, inputs, table)
-    return Sparsifier(Steering(groups, control, align, table))
+    return Sparsifier(steering)

@@ -5,6 +5,7 @@ Nothing is dropped: an outlier is a property of the machine that the user deploy
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,11 @@ from compactmtl.verify.parity import to_arrays
 from compactmtl.verify.result import LatencyResult, LatencyStats
 from compactmtl.verify.rounds import timed_rounds
 from compactmtl.verify.speed import speeds, variation
+
+LOW = 0.1  # quantile of runs that other programs did not disturb
+DISTURBED = (
+    1.1  # times its processor time that a model takes by the wall's clock, above which cores are not idle
+)
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,7 @@ def latency_stats(
     """One model's milliseconds of wall and of processor time, and on what they were taken."""
     times: NDArray[Any] = np.asarray(samples, dtype=np.float64)
     p90, p99 = np.percentile(times, [90, 99])
+    low, first = np.quantile(np.asarray(process, dtype=np.float64), [LOW, 0.25])
     return LatencyStats(
         name=name,
         batch=batch,
@@ -214,7 +221,29 @@ def latency_stats(
         includes_transfers=includes_transfers,
         layers=dict(description.layers),
         process_ms=float(np.median(process)),
+        process_low_ms=float(low),
+        process_variation=float(first / low - 1) if low > 0 else math.inf,
     )
+
+
+def is_disturbed(stats: LatencyStats) -> bool:
+    """Whether other programs stretched the latencies of a model that runs in one thread."""
+    if stats.threads != 1 or not stats.process_low_ms:
+        return False  # nothing tells
+    return stats.median_ms > DISTURBED * stats.process_low_ms
+
+
+def undisturbed(*stats: LatencyStats) -> list[tuple[float, float]]:
+    """Of each model its latency as it is on idle cores, in milliseconds, and how much that varies.
+
+    The median of the wall's clock. Where other programs disturbed one of the models, the 10th percentile of all their
+    processor times: of a model in one thread, those runs had a core and its caches to themselves.
+    """
+    lows = [(one.process_low_ms, one.process_variation) for one in stats if one.threads == 1]
+    known = [(low, spread) for low, spread in lows if low and spread is not None]
+    if len(known) < len(stats) or not any(map(is_disturbed, stats)):
+        return [(one.median_ms, one.variation) for one in stats]
+    return known
 
 
 def _own_batch(runnable: Runnable, batch: int) -> int:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compactmtl.backends import Runner
+from compactmtl.backends import Runner, get_backend
+from compactmtl.backends.base import LayerTime
 from compactmtl.backends.batching import fixed_batch
 from compactmtl.backends.memory import peak_memory
 from compactmtl.backends.model_file import model_files, model_sha256
@@ -22,8 +23,10 @@ from compactmtl.backends.noise import noise_for
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
+from compactmtl.verify.call import call_time
 from compactmtl.verify.energy import energy_per_run
-from compactmtl.verify.latency import Fed, measure_latency
+from compactmtl.verify.graph_work import graph_work
+from compactmtl.verify.latency import LOW, Fed, is_disturbed, measure_latency
 from compactmtl.verify.result import LatencyStats, Measured, PhaseTimes, Profile, SubjectProfile
 
 PHASE_RUNS = 50
@@ -50,6 +53,7 @@ class Options:
     repeats: int = 100
     settle: int = 3  # runs of a model before each clocked one
     layer_repeats: int = 20
+    layer_quantile: float = 0.5  # of the runs, that a layer's time is
     layers: bool = True
     memory: bool = True
     energy: bool = True
@@ -72,6 +76,8 @@ def profile(
         settle=options.settle,
     )
     progress("throughput at batch " + ", ".join(map(str, options.batches)))
+    if any(map(is_disturbed, latency.stats.values())):
+        options = replace(options, layer_quantile=LOW)
     measured = measure(subjects, options, progress)
     return Profile(
         latency=latency,
@@ -143,7 +149,10 @@ def _measured(
             options.memory,
             lambda: peak_memory(subject.path, subject.target, options.batch, subject.shapes),
         ),
-        "layers": (options.layers, lambda: fed.runner.layer_times(fed.arrays, options.layer_repeats)),
+        "layers": (
+            options.layers,
+            lambda: fed.runner.layer_times(fed.arrays, options.layer_repeats, options.layer_quantile),
+        ),
         "phases": (True, lambda: _phases(fed)),
         "energy_mj": (
             options.energy,
@@ -158,12 +167,28 @@ def _measured(
             parts[name] = measure()
         except CompactError as error:
             not_run[name] = error.message
+    if times := parts.get("layers"):
+        parts |= _work(subject, fed, times, not_run)
     return Measured(
         megabytes=sum(file.stat().st_size for file in model_files(subject.path)) / 1e6,
         throughput=throughput,
         not_run=not_run,
         **parts,
     )
+
+
+def _work(subject: Subject, fed: Fed, times: Sequence[LayerTime], not_run: dict[str, str]) -> dict[str, Any]:
+    """What the timed layers compute and, where the host's clock tells, what the call alone takes."""
+    target, backend = subject.target, get_backend(subject.target.backend)
+    found: dict[str, Any] = {}
+    try:
+        step = backend.channel_step(target)
+        found["work"] = graph_work(subject.path, fed.arrays, times, target.precision, step)
+        if backend.on_cpu(target):
+            found["call_ms"] = call_time(fed.runner, fed.arrays, target)
+    except CompactError as error:
+        not_run["work"] = error.message
+    return found
 
 
 def _phases(fed: Fed) -> PhaseTimes:

@@ -94,6 +94,8 @@ class LatencyStats(Record):
     threads: int | None
     includes_transfers: bool
     process_ms: float | None = None  # median of the processor time of all threads in one run
+    process_low_ms: float | None = None  # its 10th percentile: what a run takes that nothing disturbs
+    process_variation: float | None = None  # distance of the 25th percentile from that / that
     layers: dict[str, int] = Field(default_factory=dict)  # layers with weights by the precision they run in
 
 
@@ -138,6 +140,62 @@ class PhaseTimes(Record):
     samples: tuple[tuple[float, float, float], ...] = ()  # copy in, compute, copy out of every run
 
 
+class LayerWork(Record):
+    """One layer of a model file: what it computes, and how much it reads and writes."""
+
+    name: str
+    operator: str
+    macs: int
+    outputs: int
+    inputs: int | None  # none: depthwise
+    elements: int  # of its input, its weight and its output
+
+
+class GraphWork(Record):
+    """The layers of a model file, and what each step of its runtime's profile is."""
+
+    layers: tuple[LayerWork, ...]
+    places: tuple[tuple[str, str], ...]  # kind and layer of every step of `Measured.layers`
+    channel_step: int  # the multiple of channels that kernels are written for
+    element_bytes: int = 4
+
+
+class Part(Record):
+    """A part of the time that a model takes beyond its share of another's MACs; below 0: what it takes less."""
+
+    key: str
+    what: str
+    milliseconds: float
+    layers: dict[str, float] = Field(
+        default_factory=dict
+    )  # the layers or steps in it, with their own milliseconds
+    advice: str = ""
+
+
+class Explanation(Record):
+    """Why a model is not as much faster than another one as it has fewer MACs; all in milliseconds, medians.
+
+    `gap` is what it takes beyond `by_macs`, and the sum of the `parts` with `remainder`, which is in no step.
+    """
+
+    name: str
+    against: str
+    macs: int
+    macs_against: int
+    milliseconds: float
+    milliseconds_against: float
+    by_macs: float  # what it would take if time fell as MACs
+    gap: float
+    parts: tuple[Part, ...]
+    remainder: float
+    clock: Literal["wall", "processor"] = (
+        "wall"  # processor: of one thread, where other programs stretched the wall's
+    )
+    profiler_us: tuple[
+        float, float
+    ]  # taken off each step of both, for what a profiler adds: of this one, of the other
+
+
 class Measured(Record):
     """What was measured of one model beside its latency. A part that is None is in `not_run` with the reason."""
 
@@ -145,6 +203,8 @@ class Measured(Record):
     throughput: dict[int, float]  # samples a second by batch size
     memory: Memory | None = None
     layers: tuple[LayerTime, ...] | None = None
+    work: GraphWork | None = None  # of the layers
+    call_ms: float | None = None  # of a model with the same inputs and outputs and nothing between
     phases: PhaseTimes | None = None
     energy_mj: float | None = None
     not_run: dict[str, str] = Field(default_factory=dict)
@@ -165,6 +225,7 @@ class Profile(Record):
     version: Literal[1] = 1
     latency: LatencyResult
     subjects: dict[str, SubjectProfile]
+    explanations: tuple[Explanation, ...] = ()  # of each against the reference, where asked for
     versions: dict[str, str]
     created: str
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compactmtl.backends import align_of, get_backend, load_target
+from compactmtl.backends import align_of, get_backend, load_target, surgery_align
 from compactmtl.config import load_recipe
 from compactmtl.errors import ConfigError
 
@@ -64,3 +64,10 @@ def test_a_bound_that_leaves_nothing_to_do_is_refused(words: str, key: str, tmp_
     path.write_text(f"extends: scenes/dense\nsparsity:\n  {words}\n")
     with pytest.raises(ConfigError, match=key):
         load_recipe(str(path))
+
+
+def test_surgery_adds_no_dead_channels_to_what_a_latency_budget_chose() -> None:
+    budget = ["sparsity.selective.latency={target: onnxruntime-cpu, speedup: 2}"]
+    assert surgery_align(load_recipe("scenes/dense", budget)).channels == 1
+    assert surgery_align(load_recipe("scenes/dense", [*budget, "surgery.align=8"])).channels == 8
+    assert surgery_align(load_recipe("scenes/dense")).channels == 16

@@ -11,6 +11,7 @@ import pytest
 from compactmtl.cli.main import main
 from compactmtl.cli.profile import unique_names
 from compactmtl.errors import OK, USAGE
+from tests.support.conv_onnx import write_conv
 from tests.support.onnx_files import TwoHeads, write_onnx
 from tests.support.real_runs import write_run
 
@@ -29,6 +30,37 @@ def test_foreign_files_are_compared_and_written(tmp_path: Path, capsys: pytest.C
     assert set(found["subjects"]) == {"a.onnx", "b.onnx"}
     times = json.loads((out / "times" / "b.onnx.json").read_text())
     assert [one["latencyMs"] for one in times] == found["latency"]["stats"]["b.onnx"]["samples_ms"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino"])
+def test_the_gap_between_macs_and_time_is_explained(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On files whose layers have the same names; that the parts add up is the tests' of `explain`."""
+    files = [str(write_conv(tmp_path / f"{width}.onnx", width=width)) for width in (33, 8)]
+    out = tmp_path / "out"
+    words = ["profile", *files, *QUICK, "--target", target, "--explain", "--out", str(out)]
+    assert main(words) == OK
+    said = capsys.readouterr().out
+    assert "8.onnx has 13.49× fewer MACs than 33.onnx" in said and "100 %  in all" in said
+    (found,) = json.loads((out / "profile.json").read_text())["explanations"]
+    parts = sum(part["milliseconds"] for part in found["parts"]) + found["remainder"]
+    assert parts == pytest.approx(found["gap"], abs=1e-6)
+    layers = {layer for part in found["parts"] for layer in part["layers"]}
+    assert {"stem", "body", "head"} <= layers
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [([], "--explain compares models"), (["--no-layers"], "needs the time of single layers")],
+)
+def test_an_explanation_needs_two_models_and_their_layers(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(write_conv(tmp_path / f"{width}.onnx", width=width)) for width in (8, 4)[: 1 + bool(words)]]
+    assert main(["profile", *files, "--explain", *words]) == USAGE
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.slow  # trains and exports a model

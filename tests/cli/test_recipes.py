@@ -98,6 +98,9 @@ def test_check_passes_what_is_right(run: Run) -> None:
         ("data: {options: {nois: 1}}", "unknown key `data.options.nois`"),
         ("model: {encoder: {name: resnet81}}", "timm has no model 'resnet81'"),
         ("tasks: {age: {kind: regression}}", "age"),
+        ("sparsity: {selective: {latency: {target: nowhere, ms: 1}}}", "no target named `nowhere`"),
+        ("sparsity: {selective: {latency: {target: onnxruntime-cpu, ms: 0}}}", "latency.ms"),
+        ("sparsity: {selective: {latency: {target: onnxruntime-cpu, ms: -1}}}", "latency.ms"),
     ],
 )
 def test_check_names_every_fault_and_goes_on(run: Run, line: str, says: str) -> None:

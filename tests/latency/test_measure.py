@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from compactmtl.backends import load_target
-from compactmtl.backends.base import LayerTime
+from compactmtl.backends.base import Availability, LayerTime
+from compactmtl.backends.onnxruntime.entry import OnnxRuntimeBackend
 from compactmtl.config.target import Target
-from compactmtl.errors import ConfigError, MachineError
-from compactmtl.latency import Settings, Store, check_target, fit_layer, latency_table
+from compactmtl.errors import ArtifactError, ConfigError, MachineError, MissingDependencyError
+from compactmtl.latency import Settings, Store, check_target, fit_layer, latency_table, require
 from compactmtl.latency import measure as module
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.measure import conditions_of
-from compactmtl.latency.observe import Observed, attribute, layer_of, widths_of
+from compactmtl.latency.observe import Observed, attribute, widths_of
 from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.verify.steps import layer_of
 
 TARGET = load_target("onnxruntime-cpu")
 QUICK = Settings(cuts=8, points=6)
@@ -214,6 +216,26 @@ def test_a_table_of_other_conditions_is_refused(table: LatencyTable) -> None:
         (key,) = change
         with pytest.raises(ConfigError, match=f"the latency table is of {key}"):
             check_target(table.model_copy(update=change), "onnxruntime-cpu", TARGET)
+
+
+def test_a_target_that_cannot_run_here_says_how_its_table_is_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Availability(False, "no such device", "plug it in")
+    monkeypatch.setattr(OnnxRuntimeBackend, "availability", lambda *words: gone)
+    with pytest.raises(MissingDependencyError, match="budget is for far, which can't run here") as found:
+        require(TARGET, "far")
+    assert "latency.table" in found.value.hint and found.value.exit_code == 3
+
+
+def test_a_runtime_that_names_no_layer_makes_no_table(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    monkeypatch.setattr(
+        module,
+        "observe",
+        lambda model, inputs, full, target, path: Observed(
+            widths_of(model, full), dict.fromkeys(full, 0.0), 1.0, 1.0, 0.0
+        ),
+    )
+    with pytest.raises(ArtifactError, match="names none of the network's layers"):
+        latency_table(network(), INPUT, TARGET, "onnxruntime-cpu", store=store, settings=QUICK)
 
 
 def test_a_table_survives_its_file(table: LatencyTable, tmp_path: Path) -> None:

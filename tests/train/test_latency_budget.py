@@ -11,8 +11,10 @@ from rich.console import Console
 
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError
+from compactmtl.latency import PairedClock
 from compactmtl.runs import compact_run
 from compactmtl.train import dry_run, train
+from compactmtl.train.dry_run import check_recipe
 from tests.support import made_up_runtime
 from tests.support.interrupting import trained_in_two_parts
 from tests.support.made_up_runtime import cost
@@ -94,3 +96,28 @@ def test_a_budget_that_says_nothing_or_cannot_be_met_ends_before_training(
     with pytest.raises(ConfigError, match=message):
         train(recipe(tiny, limit), tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_table_that_is_wrong_near_the_budget_is_put_right(
+    tiny: Make,
+    calls: list[int],
+    tmp_path: Path,
+    quiet: Callable[[], Console],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In training, every network but the dense one takes a quarter more than it did when the table was made."""
+    monkeypatch.setattr(
+        PairedClock, "_timed", lambda clock, small: (cost(clock._dense), 1.25 * cost(small), 0.0)
+    )
+    run = train(recipe(tiny, "reduction: 0.4"), tmp_path / "run", console=quiet())
+    whole, small = cost(run.load_plain()), 1.25 * cost(compact_run(run).model)
+    assert 0.8 * 0.6 * whole <= small <= 0.6 * whole
+    last = [line for line in (run.path / "log.jsonl").read_text().splitlines() if '"epoch"' in line][-1]
+    assert '"latency": [{"share"' in last
+
+
+@pytest.mark.slow
+def test_a_recipe_is_checked_without_measuring_for_minutes(tiny: Make, calls: list[int]) -> None:
+    check_recipe(recipe(tiny, "reduction: 0.4").recipe)
+    assert not calls

@@ -13,9 +13,12 @@ import torch
 from torch import nn
 
 from compactmtl.backends import get_backend
+from compactmtl.backends.base import Description
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError
 from compactmtl.verify import measure_latency
+from compactmtl.verify.latency import latency_stats, undisturbed
+from compactmtl.verify.result import LatencyStats
 from tests.support.onnx_files import WIDTH, TwoHeads, write_onnx
 
 
@@ -172,3 +175,27 @@ def test_what_cannot_be_measured_is_a_config_error(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         measure_latency(runnables, **options)  # type: ignore[arg-type]
+
+
+def disturbed_stats(wall: list[float], process: list[float], threads: int | None = 1) -> LatencyStats:
+    where = Description("b", "1", "p", "d", "fp32", threads)
+    return latency_stats("it", wall, process, 1, where, True)
+
+
+def test_idle_cores_are_timed_by_the_wall() -> None:
+    idle = disturbed_stats([1.0] * 10, [1.0] * 10)
+    assert undisturbed(idle) == [(1.0, 0.0)]
+
+
+def test_other_programs_do_not_stretch_a_thread_s_own_time() -> None:
+    """Of ten runs two were alone on their core; one model that is disturbed makes both be told by that."""
+    busy = disturbed_stats([5.0] * 10, [1.0, 1.0, *[1.6] * 8])
+    idle = disturbed_stats([1.0] * 10, [0.9] * 10)
+    (ms, spread), (other, _) = undisturbed(busy, idle)
+    assert ms == pytest.approx(1.0) and spread == pytest.approx(0.6) and other == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("threads", [None, 4])
+def test_of_several_threads_the_wall_alone_tells(threads: int | None) -> None:
+    busy = disturbed_stats([5.0] * 10, [1.0] * 10, threads)
+    assert undisturbed(busy) == [(5.0, 0.0)]

@@ -334,19 +334,19 @@ class OnnxRuntimeRunner(Runner):
             layers=self.layers,
         )
 
-    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+    def layer_times(self, inputs: Arrays, repeats: int = 20, quantile: float = 0.5) -> tuple[LayerTime, ...]:
         with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
             session = _session(self._model, self._target, Path(folder), profile=True)
             for _ in range(PROFILE_WARMUP + repeats):
                 session.run(None, dict(inputs))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return _layer_times(events)
+        return _layer_times(events, quantile)
 
     def close(self) -> None:
         self._session = None
 
 
-def _layer_times(events: list[dict[str, Any]]) -> tuple[LayerTime, ...]:
+def _layer_times(events: list[dict[str, Any]], quantile: float = 0.5) -> tuple[LayerTime, ...]:
     """Of ONNX Runtime's profile: one event a node and run, in the order of execution."""
     times: dict[str, list[float]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -359,7 +359,7 @@ def _layer_times(events: list[dict[str, Any]]) -> tuple[LayerTime, ...]:
         LayerTime(
             name=facts[index]["name"].removesuffix(KERNEL_TIME),
             operator=facts[index]["args"]["op_name"],
-            milliseconds=float(np.median(samples[PROFILE_WARMUP:])),
+            milliseconds=float(np.quantile(samples[PROFILE_WARMUP:], quantile)),
             precision=next(
                 (kind for one in facts[index]["args"].get("output_type_shape", []) for kind in one), ""
             ),

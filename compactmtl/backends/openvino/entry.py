@@ -199,7 +199,7 @@ class OpenVinoRunner(Runner):
             layers=self.layers,
         )
 
-    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+    def layer_times(self, inputs: Arrays, repeats: int = 20, quantile: float = 0.5) -> tuple[LayerTime, ...]:
         request = _compile(self._model, self._target, profile=True).create_infer_request()
         times: dict[str, list[float]] = {}
         steps: dict[str, Any] = {}
@@ -215,7 +215,7 @@ class OpenVinoRunner(Runner):
             LayerTime(
                 name=name,
                 operator=step.node_type,
-                milliseconds=float(np.median(times[name])),
+                milliseconds=float(np.quantile(times[name], quantile)),
                 precision=step.exec_type.rpartition("_")[2].lower(),
             )
             for name, step in steps.items()

@@ -112,7 +112,7 @@ class TensorRTRunner(Runner):
         first, second, third = (float(one.elapsed_time(other)) for one, other in itertools.pairwise(marks))
         return Phases(first, second, third)
 
-    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+    def layer_times(self, inputs: Arrays, repeats: int = 20, quantile: float = 0.5) -> tuple[LayerTime, ...]:
         """By TensorRT's own profiler, in a context of its own and without a CUDA graph."""
         api = self.engine.api
         milliseconds: dict[str, list[float]] = {}
@@ -134,7 +134,7 @@ class TensorRTRunner(Runner):
             self._stream.synchronize()  # times are reported when a run is done
         layers = {layer.name: layer for layer in engine_layers(inspect_engine(api, self.engine.engine))}
         return tuple(
-            _layer_time(name, times[PROFILE_WARMUP:], layers.get(name))
+            _layer_time(name, times[PROFILE_WARMUP:], quantile, layers.get(name))
             for name, times in milliseconds.items()
         )
 
@@ -220,10 +220,11 @@ class TensorRTRunner(Runner):
             self._stream.copy(bound.host[name], bound.device[name])
 
 
-def _layer_time(name: str, times: list[float], layer: EngineLayer | None) -> LayerTime:
+def _layer_time(name: str, times: list[float], quantile: float, layer: EngineLayer | None) -> LayerTime:
     kinds = "" if layer is None else ", ".join(sorted(PRECISIONS.get(kind, kind) for kind in layer.types))
     operator = "" if layer is None else layer.kind
-    return LayerTime(name=name, operator=operator, milliseconds=float(np.median(times)), precision=kinds)
+    ms = float(np.quantile(times, quantile))
+    return LayerTime(name=name, operator=operator, milliseconds=ms, precision=kinds)
 
 
 def _shapes(inputs: Arrays, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

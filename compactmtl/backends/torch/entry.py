@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
-from compactmtl.backends.base import Availability, Backend, Link, Runner
+from compactmtl.backends.base import Availability, Backend, GraphPass, Link, Runner
+from compactmtl.config.precision import Precision
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError
 
@@ -14,6 +16,8 @@ class TorchBackend(Backend):
     """Runs live modules (`compactmtl.backends.torch.runner.TorchRunner`)."""
 
     name = "torch"
+    packages = ("torch",)
+    precisions: ClassVar[Mapping[Precision, GraphPass]] = {"fp32": "none"}
     opens_files = False
 
     def on_cpu(self, target: Target) -> bool:
@@ -34,6 +38,12 @@ class TorchBackend(Backend):
             return ()
         cuda = torch.version.cuda
         return () if cuda is None else (Link(f"torch {torch.__version__}", "CUDA", cuda),)
+
+    def open_module(self, module: Any, input_names: Sequence[str], target: Target) -> Runner:
+        from compactmtl.backends.torch.live import LiveRunner
+
+        self.require(target)
+        return LiveRunner(module, input_names, threads=target.threads)
 
     def open(self, model: Path, target: Target) -> Runner:
         raise ArtifactError(

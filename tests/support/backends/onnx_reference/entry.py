@@ -102,7 +102,7 @@ class ReferenceRunner(Runner):
 
         return Description(ReferenceBackend.name, onnx.__version__, "numpy", cpu_name(), "fp32", None)
 
-    def layer_times(self, inputs: Arrays, repeats: int = 20) -> tuple[LayerTime, ...]:
+    def layer_times(self, inputs: Arrays, repeats: int = 20, quantile: float = 0.5) -> tuple[LayerTime, ...]:
         from onnx.reference.op_run import OpRun
 
         seconds: dict[str, list[float]] = defaultdict(list)

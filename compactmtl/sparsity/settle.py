@@ -1,0 +1,101 @@
+"""Hold a choice by a latency table against what the chosen network takes, before it can no longer be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compactmtl.graph.space import Flags
+
+ROUNDS = 5  # measurements of a final choice
+LEAST, MOST = 0.94, 0.99  # shares of the budget between which a measured choice is taken
+CENTER = 0.965  # the share that a choice aims at: a second measurement differs by some percent
+FURTHER = 1.1  # how much more a choice is asked for that took as long as the one before
+MILESTONES = (0.6, 0.85)  # shares of the reduction at which a choice on the way is measured
+
+Clock = Callable[
+    [Sequence[Flags]], float | None
+]  # of the network with only the groups in `keep`; None: too busy
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement of a choice: the share of the reduction that was due, and milliseconds by the table and measured."""
+
+    share: float
+    predicted: float
+    measured: float
+
+
+@dataclass
+class Truth:
+    """What was measured of choices by a table: `factor` is the last time measured over what the table said of it.
+
+    `clock` measures; without one nothing is checked and the factor stays 1.
+    """
+
+    clock: Clock | None = None
+    factor: float = 1.0
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def aim(self) -> float:
+        """The share of the budget that a choice aims at."""
+        return 1.0 if self.clock is None else CENTER
+
+    def due(self, share: float) -> bool:
+        """Whether a choice for this share of the reduction passes a milestone that none before it passed."""
+        before = max((check.share for check in self.checks), default=0.0)
+        return self.clock is not None and any(before < one <= share for one in MILESTONES)
+
+    def measure(self, keep: Sequence[Flags], predicted: float, share: float = 1.0) -> float | None:
+        """Milliseconds of a choice of which the table says `predicted`; None where they could not be measured."""
+        measured = None if self.clock is None else self.clock(keep)
+        if measured is not None:
+            self.checks.append(Check(share, predicted, measured))
+            self.factor = measured / predicted
+        return measured
+
+    def settle(
+        self, choose: Callable[[], list[Flags]], cost: Callable[[Sequence[Flags]], float], budget: float
+    ) -> list[Flags]:
+        """The final choice: `choose`, which follows the factor, until what is measured is within the budget and close to it.
+
+        Of those that were measured the slowest within the budget or, where none is, the fastest. A choice that could not be
+        measured is taken as it is.
+        """
+        tried: list[tuple[float, list[Flags]]] = []
+        for _ in range(ROUNDS if self.clock is not None else 0):
+            gone = choose()
+            keep = [~flags for flags in gone]
+            measured = self.measure(keep, cost(keep))
+            if measured is None:
+                return gone
+            again = any(measured == ms for ms, _ in tried)  # a step of which the table knows nothing
+            tried.append((measured, gone))
+            if LEAST * budget <= measured <= MOST * budget or (again and measured <= budget):
+                break
+            if again:
+                self.factor *= FURTHER
+        if not tried:
+            return choose()
+        within = [one for one in tried if one[0] <= budget]
+        best = max(within, key=_ms) if within else min(tried, key=_ms)
+        return best[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "factor": self.factor,
+            "checks": [[one.share, one.predicted, one.measured] for one in self.checks],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.factor = float(state["factor"])
+        self.checks = [Check(*map(float, one)) for one in state["checks"]]
+
+
+def _ms(tried: tuple[float, list[Flags]]) -> float:
+    return tried[0]
