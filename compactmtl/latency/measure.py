@@ -26,6 +26,7 @@ from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
 from compactmtl.latency.observe import Observed, layer_of, observe
 from compactmtl.latency.store import Store
+from compactmtl.models.features import task_names
 from compactmtl.sparsity.latency import LatencyTable, Widths
 
 BUSY = 0.5  # variation of a network's runs above which the machine is too busy to measure on
@@ -103,7 +104,6 @@ def latency_table(
     layers = {
         layer: fit_layer(store.points(signatures[layer]), width, align) for layer, width in full.items()
     }
-    heads = getattr(model, "heads", None)
     table = LatencyTable(
         version=3,
         target=name,
@@ -114,7 +114,7 @@ def latency_table(
         threads=target.threads,
         batch=len(inputs[0]),
         image=tuple(inputs[0].shape[1:]),
-        tasks=tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
+        tasks=task_names(model) or (),
         whole_ms=whole.wall,
         rest_ms=float(np.median([one.before for one in observed])),
         layers=layers,

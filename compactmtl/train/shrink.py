@@ -161,4 +161,6 @@ def build_shrinker(setup: Setup) -> Shrinker | None:
             "add balancing.at=features, or leave out sparsity.shrink_every",
         )
     features = by_gradient or recipe.regularization != type(recipe.regularization)()
-    return Shrinker(setup.model, setup.inputs, config.shrink_every, ("heads.",) if features else ())
+    return Shrinker(
+        setup.model, setup.inputs, config.shrink_every, setup.model.head_prefixes if features else ()
+    )
