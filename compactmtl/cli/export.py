@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
-    from compactmtl.export.run import budget_of, check_baseline
+    from compactmtl.export.run import budget_of, check_baseline, same_network
     from compactmtl.runs import Run
     from compactmtl.verify.gates import raise_failed
 
@@ -102,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(summary(verification, opened.tasks)))
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the accuracy against a dense baseline (give --baseline RUN)")
-        if baseline is not None and (budget := budget_of(opened, name)) is not None and budget.ms is None:
+        budget = budget_of(opened, name)
+        unchecked = budget is not None and budget.ms is None
+        if baseline is not None and budget is not None and unchecked and not same_network(opened, baseline):
             print(
                 f"not checked: the recipe's latency budget, {budget.limit}, is against the run's own network before surgery"
                 " (export without --baseline)"

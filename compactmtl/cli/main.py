@@ -35,6 +35,7 @@ VERBS = (
     "data",
     "recipes",
     "targets",
+    "fit",
     "train",
     "compact",
     "export",
