@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import BUNDLE_FILE, DATA, LOCK, META, RECIPE, REPLACED
+from compactmtl.artifacts.layout import BUNDLE_FILE, CHECKPOINTS, DATA, LAST, LOCK, META, RECIPE, REPLACED
 from compactmtl.artifacts.lock import writing
 from compactmtl.errors import ArtifactError, ConfigError, command
 
@@ -68,6 +68,10 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError(
             f"there is no run {path} to resume", f"leave --resume out to start it; {nearby(path)}"
         )
+    if resume and not (path / CHECKPOINTS / LAST).exists() and _is_subset(path):
+        raise ConfigError(
+            f"{path} is a subset of another run's tasks: it cannot be trained on", "resume the whole run"
+        )
     if not path.exists():
         return
     names = {child.name for child in path.iterdir()} - {LOCK} if path.is_dir() else None
@@ -87,6 +91,12 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"{path} holds a run already",
             "continue it with --resume, replace it with --overwrite, or choose another --name",
         )
+
+
+def _is_subset(path: Path) -> bool:
+    with suppress(ValueError, AttributeError):
+        return "subset_of" in json.loads((path / META).read_text(encoding="utf-8"))
+    return False
 
 
 def _only_begun(path: Path, names: set[str]) -> bool:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compactmtl.cli.parser import add_device, add_trust
+from compactmtl.cli.parser import add_device, add_tasks, add_trust
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 HELP = "remove the dead channels of a run's best model without changing its function"
 EXAMPLE = """\
 compactmtl compact runs/scenes-compact
-compactmtl compact runs/utkface-compact --align 16 --evaluate"""
+compactmtl compact runs/utkface-compact --align 16 --evaluate
+compactmtl compact runs/scenes-compact --tasks depth normals"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also evaluate the trained and the compact model on the val split",
     )
+    add_tasks(parser)
     add_device(parser, "with --evaluate: run the models")
     add_trust(parser)
 
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.align is not None and args.align < 1:
         raise ConfigError(f"--align {args.align}: expected a positive number", "use 1, 8 or 16")
     from compactmtl.backends.torch.device import find_device
-    from compactmtl.runs import Run, compact_run
+    from compactmtl.runs import Run, compact_run, subset_run
 
     device = find_device(args.device, "--device")
 
@@ -68,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     check_writable(opened.path)
+    if args.tasks:
+        opened = subset_run(opened, args.tasks, args.out, args.overrides)
+    elif args.out:
+        raise ConfigError(
+            "--out is the folder of a subset of the tasks", "give --tasks with it, or leave it out"
+        )
     result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from compactmtl.cli.kits import add_kit
-from compactmtl.cli.parser import add_device, add_trust
+from compactmtl.cli.parser import add_device, add_tasks, add_trust
 
 if TYPE_CHECKING:
     from compactmtl.config import Target
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for targets that cannot run here: write the graph, inputs, expected outputs and commands, marked as not run",
     )
+    add_tasks(parser)
     add_kit(parser)
     add_device(parser, "evaluate the torch models, which the artifacts are held against,")
     add_trust(parser)
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.verify.gates import raise_failed
 
     device = find_device(args.device, "--device")
-    opened = Run.open(args.run, args.overrides)
+    opened = of_tasks(Run.open(args.run, args.overrides), args)
     baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
     if baseline is not None:
         check_baseline(opened, baseline)
@@ -123,6 +124,24 @@ def run(args: argparse.Namespace) -> int:
     )
     raise_missing(prepared, wanted=bool(places))
     return 0
+
+
+def of_tasks(run: Run, args: argparse.Namespace) -> Run:
+    """The run itself or, with --tasks, that of some of its tasks, compacted where the run is."""
+    from compactmtl.errors import ConfigError
+    from compactmtl.runs import compact_run, subset_run
+
+    if not args.tasks:
+        if args.out:
+            raise ConfigError(
+                "--out is the folder of a subset of the tasks", "give --tasks with it, or leave it out"
+            )
+        return run
+    subset = subset_run(run, args.tasks, args.out, args.overrides)
+    if run.has_compact and not subset.has_compact:
+        print(f"compacting {subset.path}", file=sys.stderr)
+        compact_run(subset)
+    return subset
 
 
 def _uncompacted(run: Run) -> list[str]:

@@ -41,6 +41,7 @@ VERBS = (
     "export",
     "collect",
     "profile",
+    "tasks",
     "latency",
     "report",
     "predict",

@@ -168,6 +168,19 @@ def add_device(parser: argparse.ArgumentParser, runs: str) -> None:
     )
 
 
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """Declare --tasks and --out, which make a run of some of a run's tasks."""
+    parser.add_argument(
+        "--tasks",
+        metavar="TASK",
+        nargs="+",
+        help="these tasks alone: a run of its own is made beside RUN, without the other heads and what only they read",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="with --tasks: folder of that run (default: RUN-TASK-TASK…)"
+    )
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Declare --trust, the user's word for `compactmtl.config.trust`, which `main` gives on."""
     parser.add_argument(

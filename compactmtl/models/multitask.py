@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -66,6 +66,14 @@ class MultiTaskModel(nn.Module):
     def features(self, image: Tensor) -> Any:
         """What the encoder gives for images (B, 3, H, W)."""
         return self.encoder(image)
+
+    def keep_tasks(self, names: Iterable[str]) -> MultiTaskModel:
+        """Take the heads of all other tasks out, and their encoders where each task has its own; in place."""
+        for name in set(self.heads) - set(names):
+            del self.heads[name]
+            if isinstance(self.encoder, TaskEncoders):
+                del self.encoder[name]
+        return self
 
     def run_head(self, name: str, features: Any, size: tuple[int, int]) -> Tensor:
         """The output of one task for what `encoder(image)` gave on images of `size` = (H, W)."""

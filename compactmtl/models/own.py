@@ -6,7 +6,7 @@ encoder and heads, as submodules of these names or under paths that the recipe g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,10 +33,10 @@ class OwnModel(MultiTaskModel):
         """`network` is what the factory of `config` gave. Raises ConfigError for a path that it does not have."""
         nn.Module.__init__(self)
         self.network = network
-        self._tasks = tuple(tasks)
+        self._tasks = self._all_tasks = tuple(tasks)
         self._outputs = config.outputs
         self.encoder_path = _encoder_path(network, config)
-        self.head_paths = _head_paths(network, tasks, config)
+        self.head_paths = self._head_paths = _head_paths(network, tasks, config)
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__  # while the module is copied, nothing may be there yet
@@ -50,6 +50,12 @@ class OwnModel(MultiTaskModel):
     def task_names(self) -> tuple[str, ...]:
         return self._tasks
 
+    def keep_tasks(self, names: Iterable[str]) -> OwnModel:
+        """Give the outputs of these tasks alone, in place. The module stays whole: its own forward calls all of it."""
+        self._tasks = tuple(names)
+        self.head_paths = {task: path for task, path in self._head_paths.items() if task in self._tasks}
+        return self
+
     @property
     def head_prefixes(self) -> tuple[str, ...]:
         """What the names of the heads' parameters begin with."""
@@ -57,7 +63,7 @@ class OwnModel(MultiTaskModel):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         given = named_outputs(self.network(image), self._outputs)
-        check_names(given, self.task_names, self._outputs)
+        check_names(given, self.task_names, (*self._outputs, *self._all_tasks))
         return {task: given[task] for task in self.task_names}
 
     def pass_through(

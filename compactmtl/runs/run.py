@@ -36,7 +36,7 @@ from compactmtl.errors import ArtifactError, ConfigError, command
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs.checkpoint import checked_weights, load_state, load_summary, load_weights
 from compactmtl.runs.identity import check_recipe_hash, recipe_differences, recipe_hash
-from compactmtl.runs.meta import VERSION, specs_from_json
+from compactmtl.runs.meta import SUBSET, VERSION, specs_from_json
 from compactmtl.runs.model import example_inputs, fresh_model, plain_form
 from compactmtl.surgery import load_compact
 from compactmtl.tasks import Task, build_tasks
@@ -83,7 +83,18 @@ class Run:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """The tasks, built from the specifications that the data set gave when training began."""
+        """The tasks that the network gives: those that were trained, or of a subset (see compactmtl.runs.subset) those in it."""
+        chosen = self.meta.get(SUBSET, list(self.trained_tasks))
+        if not set(chosen) <= set(self.trained_tasks):
+            raise ArtifactError(
+                f"{self.path / META} names the subset {chosen}, the recipe has {list(self.trained_tasks)}",
+                "make the subset again: `compactmtl compact RUN --tasks TASK`",
+            )
+        return {name: task for name, task in self.trained_tasks.items() if name in chosen}
+
+    @cached_property
+    def trained_tasks(self) -> dict[str, Task]:
+        """All tasks of the recipe, built from the specifications that the data set gave when training began."""
         try:
             specs = specs_from_json(self.meta["specs"])
         except (KeyError, TypeError, AttributeError) as error:
@@ -94,7 +105,7 @@ class Run:
         return build_tasks(self.recipe.tasks, specs)
 
     def load_model(self, checkpoint: Checkpoint = "best") -> MultiTaskModel:
-        """The model in its training form (factorized where the recipe says so), in eval mode."""
+        """The model in its training form (factorized where the recipe says so), in eval mode; of a subset, with all heads."""
         folder = self.path / CHECKPOINTS / checkpoint
         state = load_summary(folder) if checkpoint == BEST else load_state(folder)
         if state is None:
@@ -102,13 +113,16 @@ class Run:
                 f"{folder} holds no checkpoint yet", "let the run train for at least one epoch"
             )
         check_recipe_hash(state, self.recipe, folder)
-        model = fresh_model(self.recipe, self.tasks, initialize=False)
+        model = self._fresh()
         load_weights(model, folder)
         return model.eval()
 
+    def _fresh(self) -> MultiTaskModel:
+        return fresh_model(self.recipe, self.trained_tasks, initialize=False)
+
     def load_plain(self, checkpoint: Checkpoint = "best") -> MultiTaskModel:
         """The model contracted to plain layers, in eval mode; no channel removed."""
-        return plain_form(self.recipe, self.load_model(checkpoint)).eval()
+        return plain_form(self.recipe, self.load_model(checkpoint)).keep_tasks(self.tasks).eval()
 
     @property
     def compact_folder(self) -> Path:
@@ -131,7 +145,7 @@ class Run:
             raise ArtifactError(f"{self.path} has no compact model", f"run `{command('compact', self.path)}`")
         check_compact(self.path)
         # factorized and contracted again: the deployed form may have other layers than the plain one
-        plain = plain_form(self.recipe, fresh_model(self.recipe, self.tasks, initialize=False))
+        plain = plain_form(self.recipe, self._fresh()).keep_tasks(self.tasks)
         model = load_compact(plain, folder)
         assert isinstance(model, MultiTaskModel)
         return model.eval()

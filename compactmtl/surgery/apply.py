@@ -16,6 +16,7 @@ from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery import full_width, recurrent
 from compactmtl.surgery.contraction import contract_layers
 from compactmtl.surgery.gather import install
+from compactmtl.surgery.outputs import replace, select
 from compactmtl.surgery.plan import BiasShift, FullWidthEdit, Gather, Merge, Plan, Scale, Slice, signature
 
 _MEND = "rebuild the model from the recipe that the plan was made for"
@@ -35,6 +36,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             _MEND,
         )
     copied = copy_model(model, share=not plan.fused)
+    if plan.outputs:
+        select(copied, plan.outputs)
+    for path, shape in plan.absent.items():
+        _module(copied, path, f"takes out {path}")
+        replace(copied, path, shape)
     try:
         contract_layers(copied, plan.fused, plan.contracted)
     except KeyError as error:

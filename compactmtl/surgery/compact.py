@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -14,13 +14,14 @@ from compactmtl.graph import ChannelGraph, cost
 from compactmtl.graph.borrow import trainable
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.float32 import float32_products
-from compactmtl.graph.inputs import copied
+from compactmtl.graph.inputs import Arguments, copied
 from compactmtl.graph.threads import one_thread
-from compactmtl.graph.trace import check_inputs, check_model, first_line
-from compactmtl.graph.unreached import CHOICES, Unreached
+from compactmtl.graph.trace import check_inputs, check_model, first_line, trace
+from compactmtl.graph.unreached import CHOICES, Unreached, unreached_modules
 from compactmtl.overparam import contract
 from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
 from compactmtl.surgery.not_pruned import ROLLED_BACK, not_pruned
+from compactmtl.surgery.outputs import check_outputs, remove_unread, select
 from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
 from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
@@ -47,6 +48,7 @@ def compact(
     tolerance: float | None = None,
     gather: bool = False,
     unreached: Unreached = "keep",
+    outputs: Sequence[str] = (),
 ) -> CompactResult:
     """Remove every channel that has no effect, without changing the function of the model in eval mode.
 
@@ -64,9 +66,11 @@ def compact(
         unreached: what to do about modules that the forward pass does not reach in eval mode on these inputs, such as
             auxiliary heads and heads of other tasks: "keep" keeps the channels that they may read, so that they still
             run; "report" only names them in the report; "error" raises.
+        outputs: names of the outputs to keep, where the model's forward gives a dict; by default all. The others leave,
+            with the modules and channels that only they read. Their modules' places hold zeros.
 
     Raises:
-        SurgeryError: where the model cannot be traced, or gives different outputs at every run.
+        SurgeryError: where the model cannot be traced, gives different outputs at every run, or lacks one of `outputs`.
     """
     if isinstance(align, bool) or not isinstance(align, int) or align < 1:
         raise SurgeryError(
@@ -75,7 +79,7 @@ def compact(
     if unreached not in CHOICES:
         raise SurgeryError(f"unreached is {unreached!r}", f"use one of {', '.join(CHOICES)}")
     with float32_products():  # TF32 would fail the proof where a model is too large for float64
-        return _compact(model, example_inputs, align, tolerance, gather, unreached)
+        return _compact(model, example_inputs, align, tolerance, gather, unreached, outputs)
 
 
 def _compact(
@@ -85,15 +89,23 @@ def _compact(
     tolerance: float | None,
     gather: bool,
     unreached: Unreached,
+    outputs: Sequence[str],
 ) -> CompactResult:
     started = time.perf_counter()
     check_model(model)
     # A forward may write into its inputs: the caller's stay as they were.
     inputs = copied(check_inputs(model, example_inputs))
     plain = _plain_copy(model)
-    settings = _Settings(plain, inputs, reference(plain, inputs), align, tolerance, gather, unreached)
+    chosen = _choose_outputs(plain, inputs, outputs) if outputs else _Chosen(plain, reference(plain, inputs))
+    settings = _Settings(chosen.model, inputs, chosen.expected, align, tolerance, gather, unreached)
     removal = _smallest(settings)
-    plan, small = removal.plan.model_copy(update={"align": align}), removal.model
+    edits = {
+        "align": align,
+        "outputs": tuple(outputs),
+        "absent": chosen.absent,
+        "signature": signature(plain),
+    }
+    plan, small = removal.plan.model_copy(update=edits), removal.model
     before, after = cost(plain, inputs), cost(small, inputs)
     report = SurgeryReport(
         macs_before=before.macs,
@@ -109,6 +121,25 @@ def _compact(
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The model with the outputs that stay, what they were before anything left, and the modules that left."""
+
+    model: nn.Module
+    expected: Reference
+    absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _choose_outputs(plain: nn.Module, inputs: Arguments, outputs: Sequence[str]) -> _Chosen:
+    traced = trace(plain, inputs)  # which says what is wrong with a model or its inputs
+    check_outputs(plain, inputs, outputs)
+    unread = unreached_modules(plain, traced)
+    model = copy_model(plain, share=True)
+    select(model, outputs)
+    expected = reference(model, inputs)
+    return _Chosen(model, expected, remove_unread(model, inputs, unread))
 
 
 @dataclass(frozen=True)

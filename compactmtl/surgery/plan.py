@@ -123,7 +123,7 @@ def _read_as_current(version: object) -> object:
 
 
 class Plan(_Edit):
-    """Edits in the order in which they are applied: fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
+    """Edits in the order in which they are applied: outputs that leave with their modules, fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
     modules at full width.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
@@ -132,6 +132,11 @@ class Plan(_Edit):
     version: Annotated[Literal[2], BeforeValidator(_read_as_current)] = 2
     signature: str
     align: Annotated[int, Field(ge=1)] = Field(1, description="multiple that channel counts were kept at")
+    outputs: tuple[str, ...] = Field((), description="names of the outputs that stay; none: all do")
+    absent: dict[str, tuple[Index, ...]] = Field(
+        default_factory=dict,
+        description="modules that only other outputs read, and the shape behind the batch of the zeros in their place",
+    )
     fused: tuple[str, ...] = Field(
         (), description="blocks of branches that become one layer, by their own method"
     )

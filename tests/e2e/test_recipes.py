@@ -92,11 +92,13 @@ def test_two_steps_of_a_recipe_become_a_verified_bundle(
         return
     # a hundred rounds of the clock would take most of the test's time and tell it nothing
     target = tmp_path / "quick.yaml"
-    quick = "extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\n"
+    # Two steps leave a network that nobody would deploy: 8 channels a layer, statistics of a few pictures. Rounding is
+    # 1e-4 of such outputs' range, and moves single pixels across the bounds that metrics count. A wrong graph is off by 1.
+    quick = "extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\naccuracy: {export_drop: 0.02}\n"
     # SegNet puts a value back where a maximum lay. Among a million windows some have two corners that are equal but for
     # the last bit, and another library's kernels, or another processor, then take the other corner: single values jump.
     jumps = recipe.model.encoder.name == "segnet"
-    target.write_text(quick + ("parity: {tolerance: 0.1}\n" if jumps else ""), "utf-8")
+    target.write_text(quick + f"parity: {{tolerance: {0.1 if jumps else 2e-3}}}\n", "utf-8")
     # 4: a latency bound may fail on a busy machine; parity and accuracy may not
     assert main(["export", str(run), "--target", str(target)]) in (0, 4), capsys.readouterr().err
     path = run / "export" / "quick" / "verification.json"

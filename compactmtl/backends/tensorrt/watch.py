@@ -31,7 +31,7 @@ class Watch:
     def __init__(self, bar: Progress) -> None:
         self.stopped = False
         self.seconds = 0.0
-        self.peak_mib: float | None = None  # that the process held at most beyond what it held before
+        self.peak_mib: float | None = None  # held at most beyond what was held before; None: not told
         self._bar = bar
         self._tasks: dict[str, TaskID] = {}
         self._lock = threading.Lock()
@@ -101,7 +101,8 @@ def watching() -> Iterator[Watch]:
             yield watch
     finally:
         watch.seconds = time.monotonic() - started
-        watch.peak_mib = None if before is None else max(0.0, (highest() - before) / 2**20)
+        # A small build may fit into pages that the process was given earlier and still holds: then nothing can be told.
+        watch.peak_mib = None if before is None or (more := highest() - before) <= 0 else more / 2**20
         if main:
             signal.signal(signal.SIGINT, former or signal.default_int_handler)
     if watch.stopped:

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compactmtl.backends.tensorrt import watch
@@ -134,6 +135,19 @@ def test_the_builder_reports_its_phases(model: Path, monkeypatch: pytest.MonkeyP
     facts = build(model, target()).facts
     assert phases[0][0] == "Building engine" and all(steps > 0 for _, steps in phases)
     assert facts.build_peak_mib is None or facts.build_peak_mib > 0
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak"
+)
+def test_the_peak_is_what_was_held_beyond_before_and_nothing_is_told_where_nothing_was() -> None:
+    with watch.watching() as held:
+        block = np.ones(64 * 2**20, np.uint8)
+    del block
+    assert held.peak_mib is not None and 60 < held.peak_mib < 200
+    with watch.watching() as idle:
+        pass
+    assert idle.peak_mib is None or 0 < idle.peak_mib < 30
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Some of a model's outputs alone: the others leave, and so do the modules that only they read.
+
+The forward stays the user's own code, and still calls what it calls. A module whose result no remaining output reads is
+replaced by one that gives zeros of the same shape without computing or reading anything; exporters drop it and what is
+computed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from compactmtl.errors import SurgeryError
+from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.inputs import Arguments, batch_size, copied
+from compactmtl.graph.trace import trace
+from compactmtl.graph.unreached import unreached_modules
+
+_ATTRIBUTE = "kept_outputs"
+
+
+class Absent(nn.Module):
+    """In place of a module that left: zeros (B, *shape) in the type of the first tensor that it is given, B as that one's."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        given = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return given.new_zeros(()).expand(given.shape[0], *self.shape)
+
+
+def select(model: nn.Module, outputs: Sequence[str]) -> None:
+    """Let the model's forward give these of its outputs alone, in the model's own order; in place."""
+    setattr(model, _ATTRIBUTE, tuple(outputs))
+    model.register_forward_hook(_only)
+
+
+def _only(model: nn.Module, args: Any, output: Any) -> Any:
+    names = getattr(model, _ATTRIBUTE)
+    return {name: value for name, value in output.items() if name in names}
+
+
+def check_outputs(model: nn.Module, arguments: Arguments, outputs: Sequence[str]) -> None:
+    """Raise SurgeryError where the model's forward gives no dict, or none with these names."""
+    if isinstance(outputs, str):
+        raise SurgeryError(
+            f"outputs is the string {outputs!r}", f"give a list of names, such as [{outputs!r}]"
+        )
+    with borrowed(model, weights=False), torch.no_grad():
+        given = model(*copied(arguments))
+    if not isinstance(given, Mapping):
+        raise SurgeryError(
+            f"{type(model).__name__} gives a {type(given).__name__}, whose parts have no names to choose by",
+            "let its forward return a dict of tensors by name, or leave `outputs` out",
+        )
+    if missing := [name for name in outputs if name not in given]:
+        raise SurgeryError(
+            f"{type(model).__name__} gives no output {missing[0]!r}",
+            f"its outputs are {', '.join(map(str, given))}",
+        )
+
+
+def remove_unread(
+    model: nn.Module, arguments: Arguments, before: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Replace the modules that no selected output reads, in place; for each its path and shape behind the batch.
+
+    `before` are the modules that were not reached with all outputs: they stay, whoever calls them. So does a module whose
+    result is not one tensor (batch, …), or whose shape changes from call to call.
+
+    Raises SurgeryError where the model cannot be traced.
+    """
+    candidates = [path for path in unreached_modules(model, trace(model, arguments)) if path not in before]
+    shapes = _shapes(model, arguments, candidates)
+    for path, shape in shapes.items():
+        replace(model, path, shape)
+    return shapes
+
+
+def replace(model: nn.Module, path: str, shape: Sequence[int]) -> None:
+    """Put an `Absent` in the place of a module. Raises AttributeError where there is none."""
+    parent, _, leaf = path.rpartition(".")
+    model.get_submodule(path)
+    setattr(model.get_submodule(parent), leaf, Absent(shape))
+
+
+def _shapes(model: nn.Module, arguments: Arguments, candidates: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Of the outermost modules among, or below, the candidates that are called: the one shape that they give."""
+    seen: dict[str, set[tuple[int, ...] | None]] = {}
+    batch = batch_size(arguments)
+    hooks = []
+
+    def watch(path: str, module: nn.Module) -> None:
+        def note(_: nn.Module, args: Any, output: Any) -> None:
+            plain = isinstance(output, Tensor) and output.ndim > 0 and output.shape[0] == batch
+            first = next((leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)), None)
+            fits = plain and first is not None and first.ndim > 0 and first.shape[0] == batch
+            seen.setdefault(path, set()).add(tuple(output.shape[1:]) if fits else None)
+
+        hooks.append(module.register_forward_hook(note))
+
+    named = dict(model.named_modules())
+    for path, module in named.items():
+        if any(path == one or path.startswith(f"{one}.") for one in candidates):
+            watch(path, module)
+    try:
+        with borrowed(model, weights=False), torch.no_grad():
+            model(*copied(arguments))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in named:  # parents come first
+        found = seen.get(path, {None})
+        inside = any(path.startswith(f"{outer}.") for outer in shapes)
+        if not inside and len(found) == 1 and (shape := next(iter(found))) is not None:
+            shapes[path] = shape
+    return shapes
