@@ -68,7 +68,9 @@ def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = la
     for task in run.tasks:
         progress(f"taking out {task}")
         others, rest = copy.deepcopy(models[WHOLE]), [name for name in run.tasks if name != task]
-        own = isinstance(others, OwnModel)  # its forward computes every output: surgery finds what one alone reads
+        own = isinstance(
+            others, OwnModel
+        )  # its forward computes every output: surgery finds what one alone reads
         small = compact(
             others if own else others.keep_tasks(rest), inputs, align=align, outputs=rest if own else ()
         ).model
