@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from compactmtl.cli.kits import add_kit
-from compactmtl.cli.parser import add_device, add_tasks, add_trust
+from compactmtl.cli.parser import add_device, add_tasks, add_trust, trusted
 
 if TYPE_CHECKING:
     from compactmtl.config import Target
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"bundle: {opened.path / 'export' / name}\n")
         write_one(args, opened, name, baseline, places)
     against = ("--baseline", baseline.path) if baseline else ()
-    print(f"next: {command('report', opened.path, *against, *args.overrides)}")
+    print(f"next: {command('report', opened.path, *against, *args.overrides, *trusted(args))}")
     if verifications:
         print("".join(f"{line}\n" for line in uncompacted), end="", file=sys.stderr)
     gates = {name: one.gates for name, one in verifications.items()}

@@ -142,9 +142,9 @@ def plan_road(
         words = [*_network(subject, node), *words]
     values = apply_overrides(node, words).plain()
     _check_whole(subject, values)
-    section, shrinking = _section(values)
+    section, shrinking, dropped = _section(values)
     given = _target_of(values, section) if target is None else target
-    words = [*shrinking, *words, f"targets=[{given}]"]
+    words = [*shrinking, *words, *dropped, f"targets=[{given}]"]
     words += _budget_words(values, section, budget, given)
     title = name or "-".join(title.split("/"))
     folder = Path(out) / title
@@ -237,16 +237,16 @@ def _check_whole(subject: str, values: Any) -> None:
         )
 
 
-def _section(values: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The section of `sparsity` that takes the budget, and words that make one where there is none."""
+def _section(values: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The section of `sparsity` that takes the budget, words that make one where there is none, and those that drop a λ."""
     sparsity = values.get("sparsity")
     if isinstance(sparsity, dict):
         for section in SECTIONS:
             if isinstance(sparsity.get(section), dict):
-                return section, ()
+                return section, (), ()
         # a λ alone has no budget to keep
-        return "selective", ("sparsity.strength=null", "sparsity.schedule=null", *SHRINKING[1:])
-    return "selective", SHRINKING
+        return "selective", SHRINKING[1:], ("sparsity.strength=null", "sparsity.schedule=null")
+    return "selective", SHRINKING, ()
 
 
 def _target_of(values: Mapping[str, Any], section: str) -> str:

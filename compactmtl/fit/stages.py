@@ -109,8 +109,8 @@ class _Walk:
         road = self.road
         if self.overwrite:
             self.state.made_from = {}
-        self._note_code()
         self._measure()
+        self._note_code()
         if road.dense is not None:
             self.baseline = self._train("dense", road.dense, road.dense_run, {})
         run = self._train("shrink", road.shrunk, road.run, self._sources())
