@@ -132,5 +132,5 @@ def _budget(args: argparse.Namespace) -> Budget | None:
             raise ConfigError(
                 f"--{measure} {amount:g}: expected a number {between}", "see `compactmtl fit --help`"
             )
-        return Budget(measure, amount)  # type: ignore[arg-type]
+        return Budget(measure, amount)
     return None

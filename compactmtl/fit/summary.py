@@ -99,8 +99,6 @@ class Outcome:
 
     def _accuracy(self) -> Iterator[tuple[str, str]]:
         accuracy = self.verification.accuracy
-        if accuracy is None:
-            return
         for name, task in self.run.tasks.items():
             value = accuracy.artifact.get(name, {}).get(task.primary)
             if value is None:
