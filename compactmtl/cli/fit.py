@@ -15,8 +15,7 @@ EXAMPLE = """\
 compactmtl fit utkface/dense data.root=/data --target onnxruntime-cpu --latency-ms 5
 compactmtl fit utkface/dense data.root=/data --speedup 2
 compactmtl fit my_module:build --recipe base.yaml --macs-reduction 0.5
-compactmtl fit my_module:build data.name=folder data.root=birds 'data.size=[128,128]' \\
-    tasks.species.kind=classification --target openvino --latency-ms 5"""
+compactmtl fit my_module:build data.name=folder data.root=birds tasks.species.kind=classification --latency-ms 5"""
 NOTE = """\
 my_module:build is a function or class that returns the whole network (an nn.Module whose forward
 gives a dict of tasks to outputs). What to train it on comes from key=value words, from --recipe,

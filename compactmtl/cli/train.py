@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"run: {finished.path}")
     dense = resolved.recipe.sparsity is None
-    print(f"next: {command('export' if dense else 'compact', finished.path, *trusted(args))}")
+    words = (finished.path, *trusted(args))
+    print(f"next: {command('export', *words) if dense else command('compact', *words)}")
     return 0
 
 

@@ -155,7 +155,7 @@ def _leaves(parser: Parser, words: tuple[str, ...] = ()) -> Iterator[tuple[Parse
 def _value(action: argparse.Action) -> str:
     if action.choices:
         return str(next(iter(action.choices)))
-    return "3" if action.type is int else "some"
+    return "3" if action.type in (int, float) else "some"
 
 
 @pytest.mark.parametrize("verb", VERBS)

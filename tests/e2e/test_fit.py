@@ -18,6 +18,7 @@ from compactmtl.cli.main import main
 from compactmtl.config.target import Target
 from compactmtl.errors import GATE, OK, USAGE
 from compactmtl.graph import ChannelGraph
+from compactmtl.latency.measure import conditions_of
 from compactmtl.sparsity import LatencyTable
 from compactmtl.sparsity.latency import Regime, StaircaseLatency
 from tests.support.layouts.folder import write_folder
@@ -33,12 +34,14 @@ def table_by_macs(model: nn.Module, inputs: Any, target: Target, name: str, **op
     """A table in which a layer takes as long as it has weights."""
     graph = ChannelGraph.trace(model, inputs)
     widths = graph.widths(np.ones(graph.classes, dtype=bool))
+    here = conditions_of(target, len(inputs[0]))
     regime = Regime(step=16, both=1e-5)
     return LatencyTable(
         version=3,
         target=name,
-        device="made up",
+        device=str(here["device"]),
         backend=target.backend,
+        runtime=str(here["runtime"]),
         precision=target.precision,
         image=tuple(inputs[0].shape[1:]),
         tasks=("segmentation", "depth"),
