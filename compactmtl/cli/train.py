@@ -92,8 +92,11 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"run: {finished.path}")
     dense = resolved.recipe.sparsity is None
-    words = (finished.path, *trusted(args))
-    print(f"next: {command('export', *words) if dense else command('compact', *words)}")
+    trust = trusted(args)
+    following = (
+        command("export", finished.path, *trust) if dense else command("compact", finished.path, *trust)
+    )
+    print(f"next: {following}")
     return 0
 
 
