@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from compactmtl.data import load_dataset
     from compactmtl.export import export_onnx
     from compactmtl.graph import ChannelGraph
+    from compactmtl.loops import Shrinking
     from compactmtl.models import build_model
     from compactmtl.overparam import contract, overparameterize
     from compactmtl.sparsity import GroupLasso, ProximalStep, channel_groups
@@ -25,6 +26,7 @@ _HOME = {
     "DummyGradientNorm": "balancing",
     "GroupLasso": "sparsity",
     "ProximalStep": "sparsity",
+    "Shrinking": "loops",
     "apply_plan": "surgery",
     "balancer": "balancing",
     "build_model": "models",
@@ -45,6 +47,7 @@ __all__ = [
     "DummyGradientNorm",
     "GroupLasso",
     "ProximalStep",
+    "Shrinking",
     "__version__",
     "apply_plan",
     "balancer",

@@ -123,6 +123,11 @@ def build_network(name: str, overrides: Sequence[str] = ()) -> tuple[nn.Module, 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Path:
     """The file that an export for the target hands to the backend."""
+    return lower(export_float(model, inputs, target, path), inputs, target)
+
+
+def export_float(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: Path) -> Path:
+    """The float32 file that an export for the target begins with; targets of the same `onnx` share it."""
     onnx = target.onnx
     export_onnx(
         model,
@@ -133,6 +138,11 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: P
         dynamic_batch=onnx.dynamic_batch,
         dynamic_size=onnx.dynamic_size,
     )
+    return path
+
+
+def lower(path: Path, inputs: tuple[Tensor, ...], target: Target) -> Path:
+    """A float32 file brought to the target's precision, in place."""
     feeds = [{INPUT: torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).numpy()}] * 2
     apply_precision(path, target, feeds)
     return path

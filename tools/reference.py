@@ -30,8 +30,8 @@ FOLDER = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by tools/reference.py from the code: edit the code, then run `make docs`. -->\n"
 # Packages whose names the Python page documents, in the order in which a script meets them.
 PACKAGES = (
-    "config", "data", "models", "tasks", "overparam", "graph", "sparsity", "balancing", "surgery", "export",
-    "backends", "verify",
+    "config", "data", "models", "tasks", "overparam", "graph", "sparsity", "loops", "balancing", "surgery",
+    "export", "backends", "verify",
 )  # fmt: skip
 SCALARS = "A scalar is a text, a number, `true`, `false` or `null`."
 

@@ -31,6 +31,7 @@ BUNDLE_FILE = "bundle.json"
 BUNDLE_SCHEMA = "bundle.schema.json"
 INFER_SCRIPT = "infer.py"  # runs the bundle without compactmtl
 GOLDEN_PICTURE, GOLDEN_ARRAYS = "golden.png", "golden.npz"  # a made picture, and what the model gives for it
+GOLDEN_BANDS = "golden-bands.npy"  # the picture where it has other than 1, 3 or 4 channels
 VERIFICATION_FILE = "verification.json"
 DEVICES = "devices"  # folder of a bundle: what device kits of it found, and the kits' manifests
 PREPARED_FILE = "prepared.json"  # of a target that is yet to be run on its own machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "name",
         metavar="NAME",
-        help=f"data set: {', '.join(DATASETS)}; or a class of your own as package.module:Class",
+        help=f"data set: {', '.join(DATASETS)}; a class of your own as package.module:Class; or a recipe, whose data "
+        "section is checked",
     )
     check.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="keys of the data section of a recipe, such as root=/data size=[96,128]",
+        help="keys of the data section of a recipe, such as root=/data size=[96,128], with data. before them or without",
     )
     check.add_argument(
         "--out",
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples < 1:
         raise DataError(f"--samples {args.samples}: expected a positive number", "give 1 or more")
-    out: Path = args.out or Path(f"data-{args.name.replace(':', '-')}.png")
+    out: Path = args.out or Path(f"data-{re.sub('[:/]', '-', args.name.removesuffix('.yaml'))}.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DataError(f"{out}: expected the name of a picture", "end the name in .png")
     config = _config(args.name, args.overrides)
@@ -95,12 +97,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(name: str, overrides: list[str]) -> DataConfig:
+    from compactmtl.config.load import load_recipe
+    from compactmtl.config.lookup import SUFFIXES
     from compactmtl.config.merge import apply_overrides
     from compactmtl.config.recipe import DataConfig
     from compactmtl.config.validate import validate
     from compactmtl.config.yaml import Node, Place
     from compactmtl.data.datasets import dataset_module
 
+    overrides = [word.removeprefix("data.") for word in overrides]
+    if name.endswith(SUFFIXES) or ("/" in name and ":" not in name):
+        return load_recipe(name, [f"data.{word}" for word in overrides]).data
     module = dataset_module(name)
     height, width = module.DEFAULT_SIZE
     words = [f"name={name}", f"size=[{height},{width}]"]
@@ -118,7 +125,10 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
     print(f"{config.name}: {module.DESCRIPTION}")
     if config.root is not None:
         print(f"root     {config.root}")
-    print(f"size     {config.size[0]} x {config.size[1]} (height x width)")
+    how = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}[
+        config.resize
+    ]
+    print(f"size     {how} {config.size[0]} x {config.size[1]} (height x width), channels: {config.channels}")
     for split, count in report.counts.items():
         print(f"{split:<8} {count} samples")
     for missing in (split for split in module.SPLITS if split not in report.counts):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compactmtl.cli.export_file import add_file_options
 from compactmtl.cli.kits import add_kit
 from compactmtl.cli.parser import add_device, add_tasks, add_trust, trusted
 
@@ -16,21 +17,24 @@ if TYPE_CHECKING:
     from compactmtl.errors import CompactError
     from compactmtl.export.prepare import Prepared
     from compactmtl.runs import Run
-    from compactmtl.tasks import Task
     from compactmtl.verify import AccuracyResult, GateResult, LatencyResult, ParityResult, Verification
+    from compactmtl.verify.gates import Scored
 
-HELP = "export a run for its targets and verify each artifact: parity, accuracy, latency, gates"
+HELP = "export a run, or an ONNX file, for targets and verify each artifact: parity, accuracy, latency, gates"
 EXAMPLE = """\
 compactmtl export runs/scenes-compact --target onnxruntime-cpu --baseline runs/scenes-dense
 compactmtl export runs/scenes-compact --target all-available --baseline runs/scenes-dense
 compactmtl export runs/utkface-compact
-compactmtl export runs/utkface-compact --target tensorrt-fp16 --kit-out kit.zip --kit-images 50"""
+compactmtl export runs/utkface-compact --target tensorrt-fp16 --kit-out kit.zip --kit-images 50
+compactmtl export small.onnx --target onnxruntime-cpu-int8 --calibration samples.npz --tolerance 0.05"""
 ALL = "all-available"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("run", metavar="RUN", help="a run folder that `train` wrote")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run folder that `train` wrote, or a float32 ONNX file from elsewhere"
+    )
     parser.add_argument(
         "overrides",
         metavar="key=value",
@@ -45,15 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the recipe's targets)",
     )
     parser.add_argument(
-        "--baseline", metavar="RUN", help="dense run that accuracy and latency are compared with"
+        "--baseline",
+        metavar="RUN",
+        help="dense run (of an ONNX file: another file) that accuracy and latency are compared with",
     )
     parser.add_argument(
         "--prepare",
         action="store_true",
         help="for targets that cannot run here: write the graph, inputs, expected outputs and commands, marked as not run",
     )
-    add_tasks(parser)
+    add_tasks(parser, "; of an ONNX file: the bundle's folder (default: FILE-TARGET beside it)")
     add_kit(parser)
+    add_file_options(parser)
     add_device(parser, "evaluate the torch models, which the artifacts are held against,")
     add_trust(parser)
 
@@ -61,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export to each target; a failure of one fails the command after all others are done."""
     from compactmtl.backends.torch.device import find_device
+    from compactmtl.cli.export_file import export_file, is_file
     from compactmtl.cli.kits import kit_places, write_one
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
@@ -69,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.runs import Run
     from compactmtl.verify.gates import raise_failed
 
+    if is_file(args):
+        return export_file(args, _targets(args.target or [], f"{args.run} is a file, and no target is named"))
     device = find_device(args.device, "--device")
     opened = of_tasks(Run.open(args.run, args.overrides), args)
     baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
@@ -237,23 +247,24 @@ def _progress(line: str) -> None:
     print(f"  {line} …", file=sys.stderr, flush=True)
 
 
-def summary(verification: Verification, tasks: Mapping[str, Task]) -> Iterator[str]:
+def summary(verification: Verification, tasks: Mapping[str, Scored]) -> Iterator[str]:
     """A verification in lines for a terminal."""
-    yield f"accuracy on {verification.accuracy.samples} validation images:"
-    yield from accuracy_lines(verification.accuracy, tasks)
+    if verification.accuracy.samples:
+        yield f"accuracy on {verification.accuracy.samples} validation images:"
+        yield from accuracy_lines(verification.accuracy, tasks)
     yield parity_line(verification.parity)
     yield from latency_lines(verification.latency)
     yield f"size: {verification.megabytes:.2f} MB"
     yield from gate_lines(verification.gates)
 
 
-def parity_line(parity: ParityResult) -> str:
+def parity_line(parity: ParityResult, samples: str = "images") -> str:
     """The output that is closest to its tolerance, or beyond it."""
     worst = max(parity.outputs, key=lambda one: (one.max_relative / one.tolerance, one.max_relative))
     bound = "not bounded" if math.isinf(worst.tolerance) else f"tolerance {worst.tolerance:.0e}"
     return (
         f"parity: largest difference {worst.max_relative:.1e} of the output's range ({worst.name},"
-        f" {bound}) over {parity.samples} images"
+        f" {bound}) over {parity.samples} {samples}"
     )
 
 
@@ -295,7 +306,7 @@ def latency_lines(latency: LatencyResult, elsewhere: int | None = None) -> Itera
         )
 
 
-def accuracy_lines(accuracy: AccuracyResult, tasks: Mapping[str, Task]) -> Iterator[str]:
+def accuracy_lines(accuracy: AccuracyResult, tasks: Mapping[str, Scored]) -> Iterator[str]:
     """Every metric of torch's model, the artifact and, where there is one, the baseline, as a table."""
     rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
     for task, metrics in accuracy.torch.items():

@@ -35,6 +35,7 @@ VERBS = (
     "data",
     "recipes",
     "targets",
+    "explain",
     "fit",
     "train",
     "compact",

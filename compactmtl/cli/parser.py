@@ -168,8 +168,8 @@ def add_device(parser: argparse.ArgumentParser, runs: str) -> None:
     )
 
 
-def add_tasks(parser: argparse.ArgumentParser) -> None:
-    """Declare --tasks and --out, which make a run of some of a run's tasks."""
+def add_tasks(parser: argparse.ArgumentParser, out: str = "") -> None:
+    """Declare --tasks and --out, which make a run of some of a run's tasks; `out` is what else --out is for."""
     parser.add_argument(
         "--tasks",
         metavar="TASK",
@@ -177,7 +177,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         help="these tasks alone: a run of its own is made beside RUN, without the other heads and what only they read",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="with --tasks: folder of that run (default: RUN-TASK-TASK…)"
+        "--out", metavar="DIR", help=f"with --tasks: folder of that run (default: RUN-TASK-TASK…){out}"
     )
 
 

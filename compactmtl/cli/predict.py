@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from compactmtl.artifacts.layout import PREDICTIONS
 from compactmtl.cli.parser import add_device, add_trust
+from compactmtl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from compactmtl.export.predict import Prediction
+    from compactmtl.export.predict import Photo, Prediction
     from compactmtl.tasks import Task
 
 HELP = "predict on your own images with a run or a bundle"
 EXAMPLE = """\
 compactmtl predict runs/utkface-compact face.jpg
-compactmtl predict runs/scenes-compact/export/onnxruntime-cpu photos/*.jpg --out pictures"""
+compactmtl predict runs/scenes-compact/export/onnxruntime-cpu photos/*.jpg --out pictures --maps"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         help=f"also write one picture per image and {PREDICTIONS} to this folder",
+    )
+    parser.add_argument(
+        "--maps",
+        action="store_true",
+        help="with --out: also write each map at the image's own size, as .npy (numbers) and .png (colors)",
     )
     parser.add_argument(
         "--lean-runtime",
@@ -47,21 +53,32 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from compactmtl.artifacts.files import write_text
+    from compactmtl.config.paths import HERE
     from compactmtl.export import Predictor
     from compactmtl.export.sheet import sheet
 
+    if args.maps and args.out is None:
+        raise ConfigError("--maps needs a folder to write to", "give --out DIR too")
+    images = [word for word in args.images if not word.startswith(tuple(f"{key}=" for key in HERE))]
+    if len(images) < len(args.images):
+        ignored = " ".join(word for word in args.images if word not in images)
+        print(f"note: {ignored} has no effect: predict reads no data set", file=sys.stderr)
+    if not images:
+        raise ConfigError("no image is named", "name image files after the run or bundle")
     values: dict[str, Any] = {}
     with Predictor.open(args.source, lean_runtime=args.lean_runtime, device=args.device) as predictor:
         if predictor.doubt:
             print(f"warning: {args.source} cannot be trusted: {predictor.doubt}", file=sys.stderr)
-        paths = [Path(image) for image in args.images]
+        paths = [Path(image) for image in images]
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
         for path, name in zip(paths, picture_names(paths), strict=True):
-            image = predictor.read(path)
-            predictions = predictor.predict(image)
+            photo = predictor.photo(path)
+            predictions = predictor.predict(photo)
             if args.out is not None:
-                sheet(image, predictions, predictor.tasks).save(args.out / name)
+                sheet(photo.visible, predictions, predictor.tasks).save(args.out / name)
+            if args.maps:
+                write_maps(photo, predictions, predictor.tasks, args.out / Path(name).stem)
             values[str(path)] = {"picture": name, "tasks": record(predictions, predictor.tasks)}
             print(f"{path}: {describe(predictions, predictor.tasks)}", flush=True)
     if args.out is None:
@@ -71,6 +88,18 @@ def run(args: argparse.Namespace) -> int:
     write_text(args.out / PREDICTIONS, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"pictures and {PREDICTIONS}: {args.out}")
     return 0
+
+
+def write_maps(photo: Photo, predictions: list[Prediction], tasks: dict[str, Task], path: Path) -> None:
+    """Each map at the image's own size: its numbers as `path`.TASK.npy, its picture as `path`.TASK.png."""
+    import numpy as np
+    from PIL import Image
+
+    for one in predictions:
+        if tasks[one.task].dense:
+            value = one.on(photo)
+            np.save(f"{path}.{one.task}.npy", value)
+            Image.fromarray(tasks[one.task].picture(value)).save(f"{path}.{one.task}.png")
 
 
 def picture_names(paths: list[Path]) -> list[str]:

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         check_writable(Path(args.out))
     target = load_target(args.target or DEFAULT_TARGET)
-    shapes = dict(_shape(text) for text in args.shape)
+    shapes = dict(shape_of(text) for text in args.shape)
     options = Options(
         batch=args.batch,
         batches=tuple(args.batches),
@@ -205,7 +205,8 @@ def unique_names(paths: list[str]) -> list[str]:
     )
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def shape_of(text: str) -> tuple[str, tuple[int, ...]]:
+    """NAME=1x3x224x224 as name and shape. Raises ConfigError."""
     from compactmtl.errors import ConfigError
 
     name, _, sizes = text.rpartition("=")
@@ -238,25 +239,51 @@ def _check_used(args: argparse.Namespace, subjects: list[Subject]) -> None:
         print(f"note: {' '.join(args.overrides)} has no effect: no run is among the models", file=sys.stderr)
 
 
-def _check_file(path: Path, target: Target, name: str) -> None:
-    """Raise ConfigError where a model file asks for another precision than the target: it is taken as it is."""
+def _converts(path: Path, target: Target, name: str) -> bool:
+    """Whether a float32 file has to be brought to the target's precision.
+
+    Raises ConfigError where it is of another precision than the target and not in float32.
+    """
+    from compactmtl.backends import get_backend
     from compactmtl.backends.precision import file_precision
     from compactmtl.errors import ConfigError
 
     if path.suffix.lower() != ".onnx" or not path.is_file():
-        return  # the backend says what it thinks of it
+        return False  # the backend says what it thinks of it
     try:
         precision = file_precision(path)
     except (
         Exception
     ):  # protobuf's own errors: the backend opens the file too, and names what is wrong with it
-        return
-    if precision != target.precision:
+        return False
+    if precision == target.precision or get_backend(target.backend).precisions[target.precision] == "none":
+        return False
+    if precision != "fp32":
         raise ConfigError(
-            f"{path} is a model in {precision}, and target {name} asks for {target.precision}: a model file is "
-            f"measured as it is, neither quantized nor converted",
-            f"give a target of precision {precision}, or profile the run instead of its file: a run is converted",
+            f"{path} is a model in {precision}, and target {name} asks for {target.precision}: only a file in fp32 is "
+            "brought to another precision",
+            f"give a target of precision {precision}, or the float32 file that it was made from",
         )
+    return True
+
+
+def _lowered(
+    path: Path, target: Target, batch: int, shapes: dict[str, tuple[int, ...]], folder: Path
+) -> tuple[Path, str]:
+    """The file in the target's precision, calibrated on made-up inputs, and what to know of it."""
+    from compactmtl.errors import command
+    from compactmtl.export.module_inputs import feed_of
+    from compactmtl.export.onnx_file import OnnxModel, write_file
+
+    model = OnnxModel(path)
+    own = {name: shape for name, shape in shapes.items() if name in model.input_names}
+    feed = feed_of(model.noise(batch, own), model.input_names)
+    write_file(model, folder / MODEL_FILE, target, [feed])
+    note = (
+        f"brought to {target.precision} with made-up inputs: its latency counts, its outputs mean nothing; with data of"
+        f" yours: {command('export', path, '--target', 'NAME', '--calibration', 'DATA')}"
+    )
+    return folder / MODEL_FILE, note
 
 
 def _open(
@@ -278,6 +305,7 @@ def _open(
     from compactmtl.runs import Run
     from compactmtl.verify.profile import Subject
 
+    note = ""
     if (path / BUNDLE_FILE).is_file():
         bundle = Bundle.open(path)
         if bundle.doubt:
@@ -295,10 +323,14 @@ def _open(
         raise ArtifactError(f"{path}: there is no such run, bundle or model file", "check the path")
     else:
         file = path
-        _check_file(file, target, args.target or DEFAULT_TARGET)
+        if _converts(file, target, args.target or DEFAULT_TARGET):
+            get_backend(target.backend).require(target)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
+            file, note = _lowered(file, target, batch, shapes, folder)
+            print(f"note: {path}: {note}", file=sys.stderr)
     runner = stack.enter_context(get_backend(target.backend).open(file, target))
     own = {name: shape for name, shape in shapes.items() if name in runner.input_names}
-    return Subject(file, target, runner, own)
+    return Subject(file, target, runner, own, note)
 
 
 def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
@@ -313,7 +345,7 @@ def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
     height, width = run.recipe.data.size
     # a free batch, so that throughput can be measured at several sizes
     free = target.model_copy(update={"onnx": target.onnx.model_copy(update={"dynamic_batch": True})})
-    ArtifactWriter(run, free, torch.zeros(batch, 3, height, width)).write(model, path)
+    ArtifactWriter(run, free, torch.zeros(batch, run.recipe.data.channels, height, width)).write(model, path)
     return path
 
 
@@ -361,5 +393,7 @@ def summary(result: Profile) -> Iterator[str]:
             yield f"  energy      {one.energy_mj:.2f} mJ a run, of the whole board"
         for layer in sorted(one.layers or (), key=lambda layer: -layer.milliseconds)[:MOST_LAYERS]:
             yield f"  layer       {layer.milliseconds:8.3f} ms  {layer.operator:<14} {layer.name}"
+        if one.note:
+            yield f"  note        {one.note}"
         for part, reason in one.not_run.items():
             yield f"  not run     {part}: {reason}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.layout import BUNDLE_FILE
 from compactmtl.cli.parser import add_device, add_trust
 
 if TYPE_CHECKING:
@@ -14,12 +15,15 @@ HELP = "write one offline page and a table that compare finished runs"
 EXAMPLE = """\
 compactmtl report runs/scenes-compact --baseline runs/scenes-dense
 compactmtl report runs/seed0 runs/seed1 --baseline runs/dense --out reports/seeds
-compactmtl report runs/faces-* --baseline single --latex > table.tex"""
+compactmtl report runs/faces-* --baseline single --latex > table.tex
+compactmtl report detector-bundle"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder written by `train`")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="run folder written by `train`, or bundles alone"
+    )
     parser.add_argument(
         "overrides",
         metavar="key=value",
@@ -53,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.report.reference import SINGLE, Single
     from compactmtl.runs import Run
 
+    if any(_is_bundle(path) for path in args.runs):
+        return _of_bundles(args)
     device = find_device(args.device, "--device")
     runs = [Run.open(path, args.overrides) for path in args.runs]
     baseline: Run | Single | None = None
@@ -71,6 +77,39 @@ def run(args: argparse.Namespace) -> int:
     if passed < gates:
         print(f"{gates - passed} of {gates} gates failed; see the page", file=sys.stderr)
     print(f"report: {page}", file=sys.stderr if args.markdown or args.latex else sys.stdout)
+    return 0
+
+
+def _is_bundle(path: str) -> bool:
+    from pathlib import Path
+
+    return (Path(path) / BUNDLE_FILE).is_file()
+
+
+def _of_bundles(args: argparse.Namespace) -> int:
+    """The page of bundles, which belong to no run; without a table, which compares runs."""
+    import sys
+    from pathlib import Path
+
+    from compactmtl.cli.disk import check_writable
+    from compactmtl.errors import ConfigError
+    from compactmtl.export import Bundle
+    from compactmtl.report import write_bundle_report
+
+    if others := [path for path in args.runs if not _is_bundle(path)]:
+        raise ConfigError(f"{', '.join(others)}: not a bundle, and the first ones are", "report either alone")
+    if args.baseline is not None or args.markdown or args.latex:
+        raise ConfigError(
+            "--baseline, --markdown and --latex are of runs, and these are bundles", "leave them out"
+        )
+    bundles = [Bundle.open(path) for path in args.runs]
+    out = Path(args.out) if args.out is not None else bundles[0].path
+    check_writable(out)
+    page = write_bundle_report(bundles, out)
+    for bundle in bundles:
+        if bundle.doubt:
+            print(f"{bundle.path}: {bundle.doubt}", file=sys.stderr)
+    print(f"report: {page}")
     return 0
 
 

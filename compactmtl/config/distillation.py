@@ -23,12 +23,12 @@ class FeatureDistillationConfig(Frozen):
     encoder: EncoderConfig | None = Field(
         None, description="An encoder with pretrained weights as the teacher, in place of `teacher`."
     )
-    mean: tuple[float, float, float] | None = Field(
+    mean: tuple[float, ...] | None = Field(
         None,
         description="`data.mean` that `encoder` was trained with. null: that of its package of weights or of timm's "
         "pretrained weights, else the recipe's.",
     )
-    std: tuple[Positive, Positive, Positive] | None = Field(
+    std: tuple[Positive, ...] | None = Field(
         None, description="`data.std` that `encoder` was trained with. null: as for `mean`."
     )
     levels: Literal["all", "last"] = Field(

@@ -58,6 +58,10 @@ class AugmentConfig(Frozen):
         return self.model_copy(update={"color": 0.0}) != AugmentConfig()
 
 
+# Mean and standard deviation of each channel where a recipe gives none and there are not three: ImageNet's, averaged.
+_AVERAGE = {"mean": 0.449, "std": 0.226}
+
+
 class DataConfig(Frozen):
     """The data set, the input size and the batches."""
 
@@ -67,6 +71,22 @@ class DataConfig(Frozen):
     )
     root: str | None = Field(None, description="Folder of the data set. Generated data sets need none.")
     size: tuple[int, int] = Field(description="Height and width of the network's input in pixels.")
+    resize: Literal["stretch", "letterbox", "crop"] = Field(
+        "stretch",
+        description="How an image of another shape gets `size`: `stretch` scales each side on its own; `letterbox` keeps "
+        "the shape and pads, and padding counts in no loss and no metric of maps; `crop` keeps the shape and cuts off "
+        "what is over at two sides.",
+    )
+    channels: Annotated[int, Field(ge=1)] = Field(
+        3,
+        description="Channels of an image: 1 gray, 3 RGB, 4 RGBA; any other number is that of bands in `.tif` and `.npy` "
+        "files.",
+    )
+    range: tuple[float, float] | None = Field(
+        None,
+        description="Values of a file that become 0 and 255, of files with more than 8 bits a value; what lies beyond is "
+        "clipped. null: 0 and 65535 for 16 bits, and other numbers, such as floating-point ones, are refused.",
+    )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images per optimizer step.")
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Processes that load data. With 0 the training process loads it itself."
@@ -88,13 +108,15 @@ class DataConfig(Frozen):
         "val", description="Split whose score selects the best epoch."
     )
     augment: AugmentConfig = Field(AugmentConfig(), description="Random transforms of the training split.")
-    mean: tuple[float, float, float] = Field(
+    mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406),
-        description="Subtracted from RGB values in [0, 1]. The default is ImageNet's, which most pretrained encoders "
-        "expect.",
+        description="Subtracted from values in [0, 1], one for each channel. The default is ImageNet's, which most "
+        "pretrained encoders expect; of other than 3 channels its average over red, green and blue, 0.449.",
     )
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="Divisor of RGB values in [0, 1] after `mean` is subtracted."
+    std: tuple[Positive, ...] = Field(
+        (0.229, 0.224, 0.225),
+        description="Divisor of values in [0, 1] after `mean` is subtracted, one for each channel. The default is "
+        "ImageNet's; of other than 3 channels its average, 0.226.",
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict, description="Options of this data set. `compactmtl data check NAME` lists them."
@@ -104,6 +126,16 @@ class DataConfig(Frozen):
     def _holdout(self) -> DataConfig:
         if min(self.size) < 1:
             raise ValueError(f"size needs positive height and width, found {list(self.size)}")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range needs low < high, found {list(self.range)}")
+        for key, average in _AVERAGE.items():
+            if self.channels != 3 and key not in self.model_fields_set:
+                # The default follows the channels. A factory would too, but then no value would count as the default.
+                object.__setattr__(self, key, (average,) * self.channels)
+            if len(values := getattr(self, key)) != self.channels:
+                raise ValueError(
+                    f"{key} needs one value for each of the {self.channels} channels, found {len(values)}"
+                )
         if self.select_on == "holdout" and self.holdout == 0:
             raise ValueError("select_on: holdout needs holdout > 0")
         return self

@@ -6,11 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compactmtl.data.base import Batch, DataReport, Preprocessing, Sample, Split, VisionDataset
+    from compactmtl.data.base import (
+        Batch,
+        DataReport,
+        Preprocessing,
+        Sample,
+        Split,
+        VisionDataset,
+        image_fit,
+        preprocessing,
+    )
     from compactmtl.data.check import check_dataset
     from compactmtl.data.datasets import load_dataset
-    from compactmtl.data.images import denormalize, normalize, read_image
-    from compactmtl.data.loader import EpochSampler, Loader, build_loader, preprocessing
+    from compactmtl.data.images import denormalize, normalize, read_image, read_picture
+    from compactmtl.data.loader import EpochSampler, Loader, build_loader
     from compactmtl.data.registry import DATASETS
 
 # A public name's module is imported when the name is asked for: reading a bundle loads no torch.
@@ -27,10 +36,12 @@ _HOME = {
     "build_loader": "loader",
     "check_dataset": "check",
     "denormalize": "images",
+    "image_fit": "base",
     "load_dataset": "datasets",
     "normalize": "images",
-    "preprocessing": "loader",
+    "preprocessing": "base",
     "read_image": "images",
+    "read_picture": "images",
 }
 
 __all__ = [
@@ -46,10 +57,12 @@ __all__ = [
     "build_loader",
     "check_dataset",
     "denormalize",
+    "image_fit",
     "load_dataset",
     "normalize",
     "preprocessing",
     "read_image",
+    "read_picture",
 ]
 
 

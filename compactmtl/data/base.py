@@ -6,28 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
+from compactmtl.data.fit import Fit
 from compactmtl.tasks.base import TargetSpec
+from compactmtl.tasks.placement import Resize
 
 if TYPE_CHECKING:  # whoever only reads a bundle loads no torch
     from torch import Tensor
 
+    from compactmtl.config.recipe import DataConfig
     from compactmtl.tasks.instance_scoring import InstanceReference
 
 Split = Literal["train", "holdout", "val", "test"]
 
 
 class Sample(TypedDict):
-    """One image, uint8 (3, H, W), and its targets without a batch dimension (see TargetSpec)."""
+    """One image, uint8 (C, H, W), and its targets without a batch dimension (see TargetSpec)."""
 
     image: Tensor
     targets: dict[str, Tensor]
     references: NotRequired[
         dict[str, InstanceReference]
     ]  # of targets that are scored at the image's own size
+    own_size: NotRequired[tuple[int, int]]  # of the upright image, where it does not fill the picture
+    inside: NotRequired[Tensor]  # uint8 (H, W): 0 on the padding of a letterbox
 
 
 class Batch(TypedDict):
-    """A collated batch: image float32 (B, 3, H, W), normalized; targets as in TargetSpec."""
+    """A collated batch: image float32 (B, C, H, W), normalized; targets as in TargetSpec."""
 
     image: Tensor
     targets: dict[str, Tensor]
@@ -36,11 +41,37 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a uint8 RGB image becomes the network's input: resize, divide by 255, subtract, divide."""
+    """How a uint8 image becomes the network's input: resize, divide by 255, subtract, divide.
+
+    It has as many channels as `mean` has values.
+    """
 
     size: tuple[int, int]
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize: Resize = "stretch"
+    range: tuple[float, float] | None = None  # values of more than 8 bits that become 0 and 255
+
+    @property
+    def channels(self) -> int:
+        """Of the image."""
+        return len(self.mean)
+
+    @property
+    def fit(self) -> Fit:
+        """How an image gets the network's size. Padding has the mean's value, so that it is about 0 to the network."""
+        fill = tuple(min(max(int(255 * value + 0.5), 0), 255) for value in self.mean)
+        return Fit(self.size, self.resize, self.channels, fill, self.range)
+
+
+def preprocessing(config: DataConfig) -> Preprocessing:
+    """How an image becomes the network's input, for training and for deployment."""
+    return Preprocessing(config.size, config.mean, config.std, config.resize, config.range)
+
+
+def image_fit(config: DataConfig) -> Fit:
+    """How a recipe's images and maps get the network's size and channels."""
+    return preprocessing(config).fit
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
@@ -21,8 +21,10 @@ from compactmtl.data.files import (
     some,
     source_of,
 )
+from compactmtl.data.fit import Fit
 from compactmtl.data.formats import read_mask
 from compactmtl.data.images import read_picture
+from compactmtl.data.stored import own_size
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -119,12 +121,13 @@ def _notes(split: Split, unlabeled: Sequence[str]) -> list[str]:
 
 
 def _reader(config: DataConfig) -> Callable[[Record], Arrays]:
-    return partial(_read, config.size)
+    return partial(_read, image_fit(config))
 
 
-def _read(size: tuple[int, int], record: Record) -> Arrays:
-    image, picture = read_picture(record.image, size)
+def _read(fit: Fit, record: Record) -> Arrays:
+    image, picture = read_picture(record.image, fit)
     return {
         "image": image,
-        "segmentation": read_mask(record.files[0], size, len(CLASSES), UNLABELED, picture),
+        **own_size(picture.size),
+        "segmentation": read_mask(record.files[0], fit, len(CLASSES), UNLABELED, picture),
     }

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
@@ -27,9 +27,10 @@ from compactmtl.data.files import (
     some,
     source_of,
 )
-from compactmtl.data.formats import read_mask
+from compactmtl.data.fit import Fit
+from compactmtl.data.formats import mask_at, read_mask
 from compactmtl.data.images import read_picture
-from compactmtl.data.maps import nearest
+from compactmtl.data.stored import own_size
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -202,21 +203,22 @@ def _reader(config: DataConfig, options: Options) -> Callable[[Photo], Arrays]:
     classes = classes_of(options)
     table = group_table() if options.classes == "grouped" else np.arange(len(CLASSES), dtype=np.uint8)
     columns: Sequence[int] = [classes.index(tag) for tag in _tags(options)]
-    return partial(_read, config.size, len(classes), table, columns)
+    return partial(_read, image_fit(config), len(classes), table, columns)
 
 
 def _read(
-    size: tuple[int, int],
+    fit: Fit,
     classes: int,
     table: np.ndarray[tuple[int], np.dtype[np.uint8]],
     columns: Sequence[int],
     photo: Photo,
 ) -> Arrays:
-    image, picture = read_picture(photo.image, size)
+    image, picture = read_picture(photo.image, fit)
     labels = table[read_mask(photo.labels, None, len(CLASSES), None, picture)]
     present = np.bincount(labels.reshape(-1), minlength=classes) > 0
     return {
         "image": image,
-        "segmentation": nearest(labels, size),
+        **own_size(picture.size),
+        "segmentation": mask_at(labels, fit, None),
         "tags": present[columns].astype(np.float32),
     }

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
@@ -33,9 +33,11 @@ from compactmtl.data.files import (
     some,
     source_of,
 )
+from compactmtl.data.fit import PADDED, Fit
 from compactmtl.data.formats import read_mask
-from compactmtl.data.images import read_image
-from compactmtl.data.maps import nearest, read_map
+from compactmtl.data.images import read_picture
+from compactmtl.data.maps import check_fits, read_map
+from compactmtl.data.stored import own_size
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -311,17 +313,23 @@ def _number(face: Face) -> int:
 
 
 def _reader(config: DataConfig, options: Options, chosen: Sequence[str]) -> Callable[[Face], Arrays]:
-    return partial(_read, config.size, options.classes, tuple(chosen))
+    return partial(_read, image_fit(config), options.classes, tuple(chosen))
 
 
-def _read(size: tuple[int, int], classes: int, chosen: Sequence[str], face: Face) -> Arrays:
+def _read(fit: Fit, classes: int, chosen: Sequence[str], face: Face) -> Arrays:
     if face.merged is not None:
-        labels = read_mask(face.merged, size, len(CLASSES))
+        labels = read_mask(face.merged, None, len(CLASSES))
     else:
-        labels = nearest(merge_parts(face.parts), size)
+        labels = merge_parts(face.parts)
+    if classes == 3:
+        labels = _TO_REGION[labels]
+    image, picture = read_picture(face.image, fit)
+    # The official masks have half the side of their images.
+    check_fits(face.merged or face.parts[0][1], labels.shape, picture, scaled=True)
     arrays: Arrays = {
-        "image": read_image(face.image, size),
-        "segmentation": _TO_REGION[labels] if classes == 3 else labels,
+        "image": image,
+        **own_size(picture.size),
+        "segmentation": fit.map(labels, PADDED, picture.size),
     }
     if chosen:
         arrays["attributes"] = np.array(face.attributes, np.float32)

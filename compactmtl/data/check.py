@@ -16,6 +16,7 @@ from compactmtl.data.base import DataReport, Sample, Split, VisionDataset
 from compactmtl.data.datasets import dataset_module, load_dataset
 from compactmtl.data.external import is_external
 from compactmtl.data.files import some
+from compactmtl.data.fit import as_rgb
 from compactmtl.data.labels import anything_known, known_labels
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, Task, build_tasks
@@ -93,7 +94,7 @@ def sample_sheet(dataset: VisionDataset, count: int = 6) -> NDArray[np.uint8]:
     for index, sample in _spread(dataset, count):
         values = {name: target.numpy() for name, target in sample["targets"].items()}
         rows.append(
-            [sample["image"].numpy().transpose(1, 2, 0)] + [tasks[n].picture(values[n]) for n in maps]
+            [as_rgb(sample["image"].numpy()).transpose(1, 2, 0)] + [tasks[n].picture(values[n]) for n in maps]
         )
         said = [f"{name}: {tasks[name].caption(values[name])}" for name in words]
         captions.append("\n".join([dataset.identifier(index).rpartition("/")[2], *said]))
@@ -175,7 +176,7 @@ def _distributions(dataset: VisionDataset, *, own: bool) -> tuple[dict[str, str]
     if own and brightest < _DARK:
         notes.append(
             f"no pixel of the {len(looked_at)} images looked at is above {brightest} of 255; 16-bit images are read as "
-            "value / 257, so numbers of fewer bits have to be scaled up to 65535 first"
+            "value / 257: where they have fewer bits, say their range in data.range"
         )
     for name, spec in dataset.specs.items() if samples else ():
         values = np.stack([targets[name].numpy() for targets in samples])

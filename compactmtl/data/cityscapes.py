@@ -17,7 +17,7 @@ from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.cityscapes_labels import (
     CLASS_NAMES,
@@ -37,11 +37,15 @@ from compactmtl.data.files import (
     some,
     source_of,
 )
+from compactmtl.data.fit import Fit
 from compactmtl.data.images import read_image
-from compactmtl.data.maps import check_npy, check_png, nearest, read_map, relabel
-from compactmtl.data.npy import npy_image, npy_mask, npy_positive, numbered
+from compactmtl.data.maps import check_npy, check_png, nearest, relabel, stored_map
+from compactmtl.data.npy import npy_image, npy_mask, npy_positive, npy_size, numbered
+from compactmtl.data.pixels import read_picture_size
+from compactmtl.data.stored import own_size
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
+from compactmtl.tasks.placement import Size
 
 DESCRIPTION = "street scenes with segmentation, disparity and part segmentation; the user's own download"
 DEFAULT_SIZE = (128, 256)  # of MTAN and LibMTL
@@ -96,7 +100,7 @@ def load(config: DataConfig, split: Split) -> FileDataset[Record]:
     if "parts" in layout.offers:
         # Every pixel has a part or is background; the index is for the border that a random shift lays bare.
         specs["parts"] = TargetSpec("mask", classes=PARTS, ignore_index=IGNORE)
-    reader, notes = _reader(layout, config.size), layout.passed_over(source_of(split))
+    reader, notes = _reader(layout, image_fit(config)), layout.passed_over(source_of(split))
     return FileDataset(config, split, specs, Files(folder, records, reader, [layout.offers, options], notes))
 
 
@@ -124,7 +128,7 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
         ]
         bad += faults[:10] + ([f"... and {len(faults) - 10} more in {split}"] if len(faults) > 10 else [])
         if not faults:
-            bad += damaged(_some(records), _reader(layout, config.size), split)
+            bad += damaged(_some(records), _reader(layout, image_fit(config)), split)
     return bad, notes + layout.missing()
 
 
@@ -173,29 +177,38 @@ class OfficialTree:
             return check_png(path)
         return None if path.is_file() else f"{path}: no such file"
 
-    def image(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def image(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
         """uint8 (3, H, W)."""
-        return read_image(record.image, size)
+        return read_image(record.image, fit)
 
-    def segmentation(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def size(self, record: Record) -> Size:
+        """Of the image itself."""
+        return read_picture_size(record.image).size
+
+    def segmentation(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
         """Class indices (H, W)."""
         path = record.files[0]
-        return relabel(without_unlabeled(nearest(_one_number(path), size)), self._table, path)
+        stored = _one_number(path, record.image)
+        place = fit.placement((stored.shape[0], stored.shape[1]))
+        labels = relabel(without_unlabeled(nearest(stored, place.scaled)), self._table, path)
+        return place.put(labels, IGNORE)
 
-    def disparity(self, record: Record, size: tuple[int, int]) -> NDArray[np.float32]:
+    def disparity(self, record: Record, fit: Fit) -> NDArray[np.float32]:
         """(1, H, W) in `unit`: the files hold 256 d + 1, and 0 where unknown."""
         path = record.files[1]
-        stored = _one_number(path)
+        stored = _one_number(path, record.image)
         if stored.dtype.itemsize < 2:
             raise DataError(f"{path}: expected 16 bits a pixel, found 8", "fetch the file again")
-        pixels = np.maximum(nearest(stored, size).astype(np.float32) - 1, 0) / 256
+        pixels = np.maximum(fit.map(stored).astype(np.float32) - 1, 0) / 256
         if self._metric:
             pixels /= _focal_times_baseline(record.files[2])
         return pixels.astype(np.float32)[None]
 
-    def parts(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def parts(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
         """Part classes (H, W)."""
-        return parts_of(nearest(_one_number(record.files[-1]), size))
+        stored = _one_number(record.files[-1], record.image)
+        place = fit.placement((stored.shape[0], stored.shape[1]))
+        return place.put(parts_of(nearest(stored, place.scaled)), IGNORE)
 
     def _frames(self, split: Split) -> list[Record]:
         folders = [name for name in _FOLDERS if name in self.offers or (name == "camera" and self._metric)]
@@ -253,19 +266,23 @@ class NpyTree:
         """What a quick look says of a file."""
         return check_npy(path)
 
-    def image(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def image(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
         """uint8 (3, H, W)."""
-        return npy_image(record.image, size)
+        return npy_image(record.image, fit)
 
-    def segmentation(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def size(self, record: Record) -> Size:
+        """Of the image itself."""
+        return npy_size(record.image)
+
+    def segmentation(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
         """Class indices (H, W)."""
-        return npy_mask(record.files[0], size, self._classes, IGNORE)
+        return npy_mask(record.files[0], fit, self._classes, IGNORE)
 
-    def disparity(self, record: Record, size: tuple[int, int]) -> NDArray[np.float32]:
+    def disparity(self, record: Record, fit: Fit) -> NDArray[np.float32]:
         """(1, H, W) as stored; 0 where unknown."""
-        return npy_positive(record.files[1], size)
+        return npy_positive(record.files[1], fit)
 
-    def parts(self, record: Record, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def parts(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
         """Never offered."""
         raise DataError(f"{record.image}: has no parts", "use the official files")
 
@@ -277,25 +294,26 @@ def _open(folder: Path, options: Options) -> Layout:
     return (OfficialTree if (folder / "leftImg8bit").is_dir() else NpyTree)(folder, options)
 
 
-def _reader(layout: Layout, size: tuple[int, int]) -> Callable[[Record], Arrays]:
-    return partial(_read, layout, size)
+def _reader(layout: Layout, fit: Fit) -> Callable[[Record], Arrays]:
+    return partial(_read, layout, fit)
 
 
-def _read(layout: Layout, size: tuple[int, int], record: Record) -> Arrays:
+def _read(layout: Layout, fit: Fit, record: Record) -> Arrays:
     arrays: Arrays = {
-        "image": layout.image(record, size),
-        "segmentation": layout.segmentation(record, size),
+        "image": layout.image(record, fit),
+        **own_size(layout.size(record)),
+        "segmentation": layout.segmentation(record, fit),
     }
     if "disparity" in layout.offers:
-        arrays["disparity"] = layout.disparity(record, size)
+        arrays["disparity"] = layout.disparity(record, fit)
     if "parts" in layout.offers:
-        arrays["parts"] = layout.parts(record, size)
+        arrays["parts"] = layout.parts(record, fit)
     return arrays
 
 
 def _statistics(layout: Layout) -> tuple[float, float]:
     """Mean and standard deviation of disparity over some training frames, for a head that starts at the mean."""
-    maps = [layout.disparity(record, (64, 128)) for record in _some(layout.records("train"))]
+    maps = [layout.disparity(record, Fit((64, 128))) for record in _some(layout.records("train"))]
     known = np.concatenate([one[one > 0] for one in maps])
     if not known.size:
         raise DataError(f"{layout.folder}: disparity is unknown everywhere", _MEND)
@@ -316,8 +334,9 @@ def _focal_times_baseline(path: Path) -> float:
     return product
 
 
-def _one_number(path: Path) -> NDArray[np.integer]:
-    values = read_map(path)
+def _one_number(path: Path, image: Path) -> NDArray[np.integer]:
+    """A map of one number a pixel that fits its image. Raises DataError, naming the file."""
+    values = stored_map(path, read_picture_size(image)).values
     if values.ndim != 2:
         raise DataError(
             f"{path}: expected one number a pixel, found {values.shape[-1]} channels",

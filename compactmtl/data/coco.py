@@ -18,7 +18,7 @@ from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Sample, Split
+from compactmtl.data.base import Sample, Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.coco_annotations import Annotations, Picture, box_of, draw, read_annotations
 from compactmtl.data.coco_stuff import STUFF, stuff_table
@@ -33,12 +33,15 @@ from compactmtl.data.files import (
     some,
     source_of,
 )
+from compactmtl.data.fit import Fit
 from compactmtl.data.images import read_picture
 from compactmtl.data.maps import nearest, relabel, stored_map
 from compactmtl.data.pixels import ImageInfo
+from compactmtl.data.stored import own_size
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.instance_scoring import InstanceReference, mask_module, to_rle
+from compactmtl.tasks.placement import Placement
 
 DESCRIPTION = (
     "COCO 2017: instances and classes of 80 kinds of things, and stuff maps; the user's own download"
@@ -100,7 +103,8 @@ class CocoDataset(FileDataset[CocoRecord]):
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index % len(self._records)]
         sample = super().__getitem__(index % len(self._records))
-        reference = InstanceReference(record.height, record.width, record.annotations)
+        place = Placement.of(self._resize, (record.height, record.width), self._size)
+        reference = InstanceReference(record.height, record.width, record.annotations, place)
         return {**sample, "references": {"instances": reference}}
 
     def labeled(self, target: str) -> NDArray[np.bool_]:
@@ -111,13 +115,18 @@ class CocoDataset(FileDataset[CocoRecord]):
         return super().identifier(index % len(self._records))
 
     def boxes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Boxes (N, 4), left, top, right, bottom in pixels of the network's input, and class indices (N,); no crowds."""
+        """Boxes (N, 4), left, top, right, bottom in pixels of the network's input, and class indices (N,); no crowds.
+
+        A crop cuts boxes off at the picture's edges; one that lies outside has no area.
+        """
         record = self._records[index % len(self._records)]
-        height, width = self[index]["image"].shape[-2:]
-        scale = np.array([width / record.width, height / record.height] * 2)
+        place = Placement.of(self._resize, (record.height, record.width), self._size)
+        scale = np.array([place.scaled[1] / record.width, place.scaled[0] / record.height] * 2)
+        corner = np.array([place.left, place.top] * 2)
         kept = [one for one in record.annotations if not one["iscrowd"]]
         corners = [box_of(one["segmentation"], (record.height, record.width)) for one in kept]
-        boxes = np.array(corners, np.float64).reshape(-1, 4) * scale
+        boxes = np.array(corners, np.float64).reshape(-1, 4) * scale + corner
+        boxes = boxes.clip(0, [self._size[1], self._size[0]] * 2)
         return boxes.astype(np.float32), np.array([one["label"] for one in kept], np.int64)
 
 
@@ -251,12 +260,12 @@ def _labeled(picture: Picture, index: Mapping[int, int]) -> tuple[Mapping[str, A
 
 
 def _reader(config: DataConfig, things: Sequence[str], options: Options) -> Callable[[CocoRecord], Arrays]:
-    return partial(_read, config.size, stuff_table(things))
+    return partial(_read, image_fit(config), stuff_table(things))
 
 
-def _read(size: tuple[int, int], table: NDArray[np.uint8], record: CocoRecord) -> Arrays:
+def _read(fit: Fit, table: NDArray[np.uint8], record: CocoRecord) -> Arrays:
     # COCO's annotations are of the pixels as they are stored, whatever an EXIF orientation says.
-    image, picture = read_picture(record.image, size, upright=False)
+    image, picture = read_picture(record.image, fit, upright=False)
     there = (record.height, record.width)
     if picture.size != there:
         raise DataError(
@@ -265,18 +274,21 @@ def _read(size: tuple[int, int], table: NDArray[np.uint8], record: CocoRecord) -
             "fetch the image again; a resized or turned one does not fit its annotations",
         )
     try:
-        numbers, labels = draw(record.annotations, there, size)
+        place = fit.placement(there)
+        numbers, labels = draw(record.annotations, there, place.scaled)
     except DataError as error:
         raise DataError(f"{record.image}: {error.message}", error.hint) from error
     if record.stuff is None:
         semantic = np.where(numbers != 0, labels + 1, 0).astype(np.uint8)
     else:
         stored = stored_map(record.stuff, ImageInfo(record.image, there)).values
-        semantic = relabel(nearest(stored, size), table, record.stuff)
+        semantic = relabel(nearest(stored, place.scaled), table, record.stuff)
     return {
         "image": image,
-        "instances": np.stack([numbers, labels]),
-        "segmentation": semantic,
+        **own_size(there),
+        # Padding is neither an instance nor a place without one.
+        "instances": place.put(np.stack([numbers, labels]), -1),
+        "segmentation": place.put(semantic, _IGNORE),
     }
 
 

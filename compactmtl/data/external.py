@@ -2,7 +2,8 @@
 
 The class takes (config: DataConfig, split: Split) and has what `VisionDataset` says: `specs`, len(), indexing that gives
 a Sample at config.size, and `identifier`. It may name its splits (`splits`, by default train and val), its options
-(`Options`, a subclass of Frozen) and a `default_size`. The holdout, the caches and the checks of every sample are done here.
+(`Options`, a subclass of Frozen), a `default_size`, and the values of data.resize that it heeds (`resizes`, by default
+stretch), which it does with `image_fit(config)`; its samples then have an `own_size`. The holdout, the caches and the checks of every sample are done here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.cache import Arrays, content_key, user_cache
 from compactmtl.data.files import numbers_of, source_of
 from compactmtl.data.labels import anything_known
-from compactmtl.data.stored import StoredDataset, layout
+from compactmtl.data.stored import StoredDataset, layout, own_size
 from compactmtl.errors import CompactError, ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -46,6 +47,7 @@ class External:
     DEFAULT_ROOT: str | None
     SPLITS: tuple[Split, ...]
     Options: type[BaseModel]
+    resizes: tuple[str, ...] = ("stretch",)
 
     def load(self, config: DataConfig, split: Split) -> VisionDataset:
         """One split: checked, with a holdout and caches. Raises DataError for a sample that its `specs` do not fit."""
@@ -113,6 +115,7 @@ def _described(name: str, dataset: type[Any]) -> External:
         getattr(dataset, "default_root", None),
         splits,
         options,
+        tuple(getattr(dataset, "resizes", ("stretch",))),
     )
 
 
@@ -121,7 +124,12 @@ class _Wrapped(StoredDataset):
 
     def __init__(self, source: External, config: DataConfig, split: Split) -> None:
         validate_options(source.Options, config.options, "data.options")
-        self._name, self._size = source.name, config.size
+        if config.resize not in source.resizes:
+            raise ConfigError(
+                f"data.resize: {source.name} does not say that it can {config.resize}, only {', '.join(source.resizes)}",
+                "name what it can in its attribute `resizes`, and read images with compactmtl.data.image_fit(config)",
+            )
+        self._name, self._channels, self._size = source.name, config.channels, config.size
         self._inner = _made(source, config, source_of(split))
         specs = _specs(source.name, self._inner)
         self._names = [str(self._inner.identifier(index)) for index in range(len(self._inner))]
@@ -166,7 +174,8 @@ class _Wrapped(StoredDataset):
                 f"{trust.raised_at(error)}{type(error).__name__}: {error}",
                 "mend the class, or take the sample out",
             ) from error
-        return checked(sample, self.specs, self._size, f"{self._name}: sample {self._names[number]}")
+        where = f"{self._name}: sample {self._names[number]}"
+        return checked(sample, self.specs, (self._channels, *self._size), where)
 
     def _facts(self) -> list[tuple[str, int, int]]:
         """Names, with size and time of those that are files, so that a cache does not outlive a change."""
@@ -178,8 +187,8 @@ class _Wrapped(StoredDataset):
         return facts
 
 
-def checked(sample: Any, specs: Mapping[str, TargetSpec], size: tuple[int, int], where: str) -> Arrays:
-    """A sample as arrays to store. Raises DataError, beginning with `where`, for what does not fit its specification."""
+def checked(sample: Any, specs: Mapping[str, TargetSpec], shape: tuple[int, int, int], where: str) -> Arrays:
+    """A sample as arrays to store, its image of `shape` (C, H, W). Raises DataError, beginning with `where`, for what does not fit its specification."""
     try:
         image, targets = sample["image"], sample["targets"]
         extra = sorted(set(targets) ^ set(specs))
@@ -192,7 +201,11 @@ def checked(sample: Any, specs: Mapping[str, TargetSpec], size: tuple[int, int],
             f"{where}: targets are {', '.join(sorted(targets))}; specs say {', '.join(sorted(specs))}",
             "give exactly the targets of specs",
         )
-    arrays = {"image": _array(image, (3, *size), "uint8", f"{where}: image")}
+    size = shape[1:]
+    arrays = {"image": _array(image, shape, "uint8", f"{where}: image")}
+    if "own_size" in sample:
+        height, width = sample["own_size"]
+        arrays |= own_size((int(height), int(width)))
     for name, spec in specs.items():
         here = f"{where}: target {name} ({spec.kind})"
         kind = layout(spec, size)

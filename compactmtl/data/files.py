@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.config.recipe import DataConfig
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays, content_key, hold_out, user_cache
 from compactmtl.data.fingerprint import Sources, parts_of
 from compactmtl.data.pixels import IMAGE_SUFFIXES
@@ -42,8 +42,8 @@ Read = Callable[[R], Arrays]
 class Files(Generic[R]):
     """The records of one split and how they are read.
 
-    `read` gives a record's arrays: the image uint8 (3, H, W) as `image`, and each target by its name at `config.size`; it
-    can be pickled. `folder` is the data set's own, `key` whatever else than files and settings decides the arrays,
+    `read` gives a record's arrays: the image uint8 (C, H, W) as `image`, each target by its name at `config.size`, and
+    `own_size` of the image; it can be pickled. `folder` is the data set's own, `key` whatever else than files and settings decides the arrays,
     `notes` what of the folder is passed over.
     """
 
@@ -79,7 +79,7 @@ class FileDataset(StoredDataset, Generic[R]):
             stamps = [(r.name, *(size_and_time(f) for f in (r.image, *r.files))) for r in files.records]
             stored = ["image", *specs]
             folder = str(files.folder.resolve())
-            key = content_key(folder, stamps, stored, config.size, config.options, files.key)
+            key = content_key(folder, stamps, stored, repr(image_fit(config)), config.options, files.key)
             return user_cache() / config.name / key
 
         super().__init__(config, split, specs, len(files.records), cached)

@@ -14,14 +14,17 @@ from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.config.validate import validate
 from compactmtl.config.yaml import read_yaml
-from compactmtl.data.base import Split
+from compactmtl.data.bands import BAND_SUFFIXES
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.description import MAPS, FolderDescription, FolderTarget
 from compactmtl.data.files import FileDataset, Files, Record, damaged, held_apart, part, some, source_of
+from compactmtl.data.fit import Fit
 from compactmtl.data.formats import read_depth, read_mask, read_normals
 from compactmtl.data.images import read_picture
 from compactmtl.data.names import Listing, Names, list_files, name_of
-from compactmtl.data.pixels import IMAGE_SUFFIXES, ImageInfo
+from compactmtl.data.pixels import ImageInfo
+from compactmtl.data.stored import own_size
 from compactmtl.data.tables import UNKNOWN_CLASS, Values, is_known, read_table, unknown_label
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
@@ -74,7 +77,7 @@ def open_folder(root: str | None) -> Folder:
     if not path.is_file():
         raise DataError(f"{path}: no such file (data.root of folder)", _MEND)
     described = validate(FolderDescription, read_yaml(path), "data set description")
-    images = list_files(top / described.images, IMAGE_SUFFIXES, _MEND)
+    images = list_files(top / described.images, BAND_SUFFIXES, _MEND)
     if not images.files:
         raise DataError(f"{images.folder}: no image{_not_read(images)}", _MEND)
     notes = [f"{images.folder}{_not_read(images)}"] if images.others else []
@@ -279,18 +282,16 @@ def _specs(folder: Folder, training: Sequence[Item]) -> dict[str, TargetSpec]:
 
 
 def _reader(config: DataConfig, folder: Folder) -> Callable[[Item], Arrays]:
-    return partial(_read, config.size, folder.described, folder.ignored)
+    return partial(_read, image_fit(config), folder.described, folder.ignored)
 
 
-def _read(
-    size: tuple[int, int], described: FolderDescription, ignored: Mapping[str, int | None], item: Item
-) -> Arrays:
-    image, info = read_picture(item.image, size)
-    arrays: Arrays = {"image": image}
+def _read(fit: Fit, described: FolderDescription, ignored: Mapping[str, int | None], item: Item) -> Arrays:
+    image, info = read_picture(item.image, fit)
+    arrays: Arrays = {"image": image, **own_size(info.size)}
     maps = dict(item.maps)
     for key, target in described.targets.items():
         if target.kind in MAPS:
-            arrays[key] = _map(size, described, target, ignored.get(key), maps.get(key), info)
+            arrays[key] = _map(fit, described, target, ignored.get(key), maps.get(key), info)
     for key, row in item.values:
         kind = described.targets[key].kind
         if kind == "multilabel":
@@ -301,22 +302,22 @@ def _read(
 
 
 def _map(
-    size: tuple[int, int],
+    fit: Fit,
     described: FolderDescription,
     target: FolderTarget,
     ignored: int | None,
     path: Path | None,
     info: ImageInfo,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    """A map at `size`; where there is no file one of which nothing is known."""
+    """A map at the network's size; where there is no file one of which nothing is known."""
     if target.kind == "mask":
         if path is None:
-            return np.full(size, ignored, np.uint8)
-        return read_mask(path, size, len(target.classes), ignored, info, described.drawn)
+            return np.full(fit.size, ignored, np.uint8)
+        return read_mask(path, fit, len(target.classes), ignored, info, described.drawn)
     if target.kind == "depth":
         if path is None:
-            return np.zeros((1, *size), np.float32)
-        return read_depth(path, size, target.units_per_metre, None, info, described.drawn)
+            return np.zeros((1, *fit.size), np.float32)
+        return read_depth(path, fit, target.units_per_metre, None, info, described.drawn)
     if path is None:
-        return np.zeros((3, *size), np.float32)
-    return read_normals(path, size, info, described.drawn)
+        return np.zeros((3, *fit.size), np.float32)
+    return read_normals(path, fit, info, described.drawn)

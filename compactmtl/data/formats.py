@@ -8,22 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.data.maps import Drawn, nearest, stored_map, turned_vectors
+from compactmtl.data.fit import PADDED, Fit, fit_to
+from compactmtl.data.maps import Drawn, stored_map, turned_vectors
 from compactmtl.data.pixels import ImageInfo
 from compactmtl.errors import DataError
+from compactmtl.tasks.placement import Size
 
 _KINECT_INVALID = 65535  # what 7-Scenes writes where the sensor saw nothing; others write 0
 
 
 def read_mask(
     path: Path,
-    size: tuple[int, int] | None,
+    size: Size | Fit | None,
     classes: int,
     ignore: int | None = None,
     of: ImageInfo | None = None,
     drawn: Drawn | None = None,
 ) -> NDArray[np.uint8]:
-    """Class indices uint8 (H, W) of a file with one number a pixel (a palette's index counts, not its color); as it is without `size`.
+    """Class indices uint8 (H, W) of a file with one number a pixel (a palette's index counts, not its color).
+
+    At the network's size, padding as `ignore` or else 255; as it is without `size`.
 
     Raises DataError, naming the file, for a value that is neither one of the classes nor `ignore`, and where it does
     not fit the image `of` that it belongs to (`maps.stored_map`).
@@ -42,19 +46,28 @@ def read_mask(
             f"{path}: holds the value{'s' * (len(wrong) > 1)} {shown}, expected {allowed}",
             "a mask holds class numbers, not gray levels; mend the file or the list of classes",
         )
-    return (labels if size is None else nearest(labels, size)).astype(np.uint8)
+    return mask_at(labels.astype(np.uint8), size, ignore)
+
+
+def mask_at(labels: NDArray[np.uint8], size: Size | Fit | None, ignore: int | None) -> NDArray[np.uint8]:
+    """A mask (h, w) at the network's size; padding is `ignore`, or else 255."""
+    if size is None:
+        return labels
+    resized: NDArray[np.uint8] = fit_to(size).map(labels, PADDED if ignore is None else ignore)
+    return resized
 
 
 def read_depth(
     path: Path,
-    size: tuple[int, int],
+    size: Size | Fit,
     units_per_metre: float,
     limit: float | None = None,
     of: ImageInfo | None = None,
     drawn: Drawn | None = None,
 ) -> NDArray[np.float32]:
     """Depth in metres, float32 (1, H, W), of a 16-bit file; 0 where it has 0 or 65535, or lies beyond `limit` metres."""
-    return metres(read_depth_units(path, of, drawn), size, units_per_metre, limit)
+    units = read_depth_units(path, of, drawn)
+    return metres(units, size, units_per_metre, limit, None if of is None else of.size)
 
 
 def read_depth_units(path: Path, of: ImageInfo | None = None, drawn: Drawn | None = None) -> NDArray[Any]:
@@ -72,10 +85,14 @@ def read_depth_units(path: Path, of: ImageInfo | None = None, drawn: Drawn | Non
 
 
 def metres(
-    stored: NDArray[Any], size: tuple[int, int], units_per_metre: float, limit: float | None = None
+    stored: NDArray[Any],
+    size: Size | Fit,
+    units_per_metre: float,
+    limit: float | None = None,
+    of: Size | None = None,
 ) -> NDArray[np.float32]:
-    """As `read_depth`, of numbers (H, W) already read."""
-    units = nearest(stored, size)
+    """As `read_depth`, of numbers (H, W) already read; `of` is the size of their image."""
+    units = fit_to(size).map(stored, 0, of)
     depth = (units / units_per_metre).astype(np.float32)
     unknown = (units <= 0) | (units >= _KINECT_INVALID)
     if limit is not None:
@@ -85,7 +102,7 @@ def metres(
 
 
 def read_normals(
-    path: Path, size: tuple[int, int], of: ImageInfo | None = None, drawn: Drawn | None = None
+    path: Path, size: Size | Fit, of: ImageInfo | None = None, drawn: Drawn | None = None
 ) -> NDArray[np.float32]:
     """Unit normals float32 (3, H, W) of an RGB file with n = value/127.5 - 1; 0 where the file is black.
 
@@ -98,9 +115,8 @@ def read_normals(
             f"{path}: normals need 8-bit RGB, found {stored.dtype} {stored.shape}",
             "save n as round((n + 1) * 127.5) in red, green and blue",
         )
-    return np.ascontiguousarray(
-        turned_vectors(unit_normals(nearest(stored.transpose(2, 0, 1), size)), pixels.turned)
-    )
+    coded = fit_to(size).map(stored.transpose(2, 0, 1), 0, None if of is None else of.size)
+    return np.ascontiguousarray(turned_vectors(unit_normals(coded), pixels.turned))
 
 
 def unit_normals(stored: NDArray[np.uint8]) -> NDArray[np.float32]:

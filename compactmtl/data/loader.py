@@ -13,18 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from compactmtl.config.recipe import DataConfig
-from compactmtl.data.base import Batch, Preprocessing, VisionDataset
+from compactmtl.data.base import Batch, Sample, VisionDataset, preprocessing
 from compactmtl.data.images import normalize
+from compactmtl.data.jitter import jitter
 from compactmtl.data.seeds import generator
-from compactmtl.data.transforms import augment, draw, jitter
+from compactmtl.data.transforms import augment, draw
 from compactmtl.errors import CompactError, ConfigError
 
 Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
-
-
-def preprocessing(config: DataConfig) -> Preprocessing:
-    """How an image becomes the network's input, for training and for deployment."""
-    return Preprocessing(size=config.size, mean=config.mean, std=config.std)
 
 
 class EpochSampler(Sampler[Keys]):
@@ -97,7 +93,7 @@ class BatchView(Dataset[Batch | CompactError]):
                 factors = torch.tensor([choice.color for choice in choices], dtype=torch.float32)
         images = torch.stack([sample["image"] for sample in samples])
         if factors is not None:
-            images = jitter(images.to(torch.float32), factors)
+            images = jitter(images.to(torch.float32), factors, _inside(samples))
         batch: Batch = {
             "image": normalize(images, self._preprocessing),
             "targets": {
@@ -109,6 +105,14 @@ class BatchView(Dataset[Batch | CompactError]):
             names = list(samples[0]["references"])
             batch["references"] = {name: [sample["references"][name] for sample in samples] for name in names}
         return batch
+
+
+def _inside(samples: Sequence[Sample]) -> Tensor | None:
+    """Which pixels of a batch are no padding, uint8 (B, H, W); none where all are."""
+    if not any("inside" in sample for sample in samples):
+        return None
+    whole = torch.ones(samples[0]["image"].shape[-2:], dtype=torch.uint8)
+    return torch.stack([sample.get("inside", whole) for sample in samples])
 
 
 class Loader(DataLoader[Any]):

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from compactmtl.data.pixels import FETCH_AGAIN, ImageInfo, load, one_picture, opened, turned
 from compactmtl.errors import DataError
+from compactmtl.tasks.placement import nearest as nearest
 
 Drawn = Literal["upright", "stored"]  # what maps without an EXIF orientation of their own were drawn on
 
@@ -67,9 +67,14 @@ def stored_map(
             elif drawn == "stored":
                 turn = of.orientation or 1
                 values = turned(values, turn)
-        if not _fits(values.shape[:2], of.size, scaled=scaled):
-            raise DataError(_sizes(path, values.shape[:2], of), _mend(of, scaled=scaled))
+        check_fits(path, values.shape[:2], of, scaled=scaled)
     return StoredMap(values, turn)
+
+
+def check_fits(path: Path, size: tuple[int, ...], of: ImageInfo, *, scaled: bool = False) -> None:
+    """Raise DataError, naming both files, unless a map of this height and width has the size of its image, or its shape."""
+    if not _fits(size, of.size, scaled=scaled):
+        raise DataError(_sizes(path, size, of), _mend(of, scaled=scaled))
 
 
 def turned_vectors(normals: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -138,25 +143,6 @@ def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
             f"{path}: expected an array of {dimensions} dimensions, found shape {values.shape}", FETCH_AGAIN
         )
     return values
-
-
-def nearest(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """(..., H, W) at `size` (height, width): each new pixel takes the old one that lies under its center."""
-    for axis, count in ((-2, size[0]), (-1, size[1])):
-        old = values.shape[axis]
-        if old != count:
-            index = ((2 * np.arange(count) + 1) * old) // (2 * count)
-            values = np.take(values, index, axis)
-    return np.ascontiguousarray(values)
-
-
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 (3, H, W) stretched to `size` with an antialiased bilinear filter, as `read_image` does it."""
-    if image.shape[-2:] == size:
-        return np.ascontiguousarray(image)
-    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(resized, np.uint8).transpose(2, 0, 1))
 
 
 def relabel(values: NDArray[Any], table: NDArray[np.uint8], where: Path | str) -> NDArray[np.uint8]:

@@ -19,15 +19,16 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import FileDataset, Files, Record, held_apart, root_folder, source_of
+from compactmtl.data.fit import Fit
 from compactmtl.data.seeds import generator
+from compactmtl.data.stored import own_size
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -98,20 +99,17 @@ def load(config: DataConfig, split: Split) -> MultiMNIST:
     digits = pools[source]
     count = {"train": options.train, "val": options.val, "test": options.test}[source]
     pairs = pair_up(len(digits.labels), count or len(digits.labels), options.seed, source, path)
-    read = partial(_read, config.size, digits)
+    read = partial(_read, image_fit(config), digits)
     return MultiMNIST(
         config, split, _SPECS, Files(folder, held_apart(pairs, config, split), read, options.seed)
     )
 
 
-def _read(size: tuple[int, int], digits: Digits, pair: Pair) -> Arrays:
+def _read(fit: Fit, digits: Digits, pair: Pair) -> Arrays:
     canvas = overlay(digits.images[pair.left], digits.images[pair.right])
-    height, width = size
-    picture = Image.fromarray(canvas)
-    if (height, width) != canvas.shape:
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return {
-        "image": np.repeat(np.asarray(picture, np.uint8)[None], 3, axis=0),
+        "image": fit.rgb(np.repeat(canvas[None], 3, axis=0), "multimnist"),
+        **own_size((CANVAS, CANVAS)),
         "left": digits.labels[pair.left],
         "right": digits.labels[pair.right],
     }

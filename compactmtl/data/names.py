@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from compactmtl.data.pixels import IMAGE_SUFFIXES
+from compactmtl.data.bands import BAND_SUFFIXES
 from compactmtl.errors import DataError
 
 _LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
@@ -30,7 +30,7 @@ def name_of(word: str) -> str:
     """The name of an image that a table or list gives as a path, with the ending of an image or without."""
     word = unicodedata.normalize("NFC", word)
     path = PurePosixPath(word)
-    return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else word
+    return path.with_suffix("").as_posix() if path.suffix.lower() in BAND_SUFFIXES else word
 
 
 def list_files(folder: Path, suffixes: Collection[str], mend: str) -> Listing:

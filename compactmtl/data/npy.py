@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.data.maps import nearest, read_npy, resize_image
+from compactmtl.data.fit import Fit, fit_to
+from compactmtl.data.maps import read_npy
 from compactmtl.errors import DataError
-
-Size = tuple[int, int]
+from compactmtl.tasks.placement import Size
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -20,8 +20,8 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: int(path.stem))
 
 
-def npy_image(path: Path, size: Size) -> NDArray[np.uint8]:
-    """uint8 (3, H, W) of a file with values from 0 to 1, or with bytes. Raises DataError for any others."""
+def npy_image(path: Path, size: Size | Fit) -> NDArray[np.uint8]:
+    """uint8 (C, H, W) of a file with values from 0 to 1, or with bytes. Raises DataError for any others."""
     values = _channels_first(path)
     if values.dtype != np.uint8:
         low, high = float(values.min()), float(values.max())
@@ -30,12 +30,21 @@ def npy_image(path: Path, size: Size) -> NDArray[np.uint8]:
                 f"{path}: values from {low:.3g} to {high:.3g}, expected 0 to 1", "fetch the data again"
             )
         values = np.rint(values * 255).astype(np.uint8)
-    return resize_image(values, size)
+    return fit_to(size).rgb(values, str(path))
 
 
-def npy_mask(path: Path, size: Size, classes: int, ignore: int) -> NDArray[np.uint8]:
+def npy_size(path: Path) -> Size:
+    """Height and width of an image (H, W, 3); its values are not read."""
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a whole .npy array ({error})", "fetch the data again") from error
+    return shape[0], shape[1]
+
+
+def npy_mask(path: Path, size: Size | Fit, classes: int, ignore: int) -> NDArray[np.uint8]:
     """Class indices (H, W) of a file with whole numbers from -1, which becomes `ignore`. DataError for any others."""
-    labels = nearest(read_npy(path, 2), size)
+    labels = fit_to(size).map(read_npy(path, 2), -1)
     right = (labels == np.rint(labels)) & (labels >= -1) & (labels < classes)
     if not right.all():
         raise DataError(
@@ -45,16 +54,16 @@ def npy_mask(path: Path, size: Size, classes: int, ignore: int) -> NDArray[np.ui
     return np.where(labels < 0, ignore, labels).astype(np.uint8)
 
 
-def npy_positive(path: Path, size: Size | None) -> NDArray[np.float32]:
+def npy_positive(path: Path, size: Size | Fit | None) -> NDArray[np.float32]:
     """Depth or disparity (1, H, W), as stored with size None; 0 where it is not finite or not positive."""
     values = read_npy(path, 2).astype(np.float32)[None]
     values = np.where(np.isfinite(values) & (values > 0), values, 0).astype(np.float32)
-    return values if size is None else nearest(values, size)
+    return values if size is None else fit_to(size).map(values)
 
 
-def npy_normals(path: Path, size: Size) -> NDArray[np.float32]:
+def npy_normals(path: Path, size: Size | Fit) -> NDArray[np.float32]:
     """Unit normals (3, H, W); 0 where the file has none."""
-    normals = nearest(_channels_first(path), size).astype(np.float32)
+    normals = fit_to(size).map(_channels_first(path)).astype(np.float32)
     length = np.sqrt((normals**2).sum(0, keepdims=True))
     known = np.isfinite(length) & (length > 0.5)  # an averaged or empty one points nowhere
     return np.where(known, normals / np.where(known, length, 1), 0).astype(np.float32)

@@ -18,13 +18,14 @@ from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import FileDataset, Files, damaged, held_apart, root_folder, source_of
-from compactmtl.data.maps import nearest
+from compactmtl.data.fit import Fit
 from compactmtl.data.nyuv2_labels import CLASS_NAMES, IGNORE
 from compactmtl.data.nyuv2_layouts import Frame, Layout, derived_normals, open_layout
 from compactmtl.data.nyuv2_mat import MAT
+from compactmtl.data.stored import own_size
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -87,7 +88,7 @@ def load(config: DataConfig, split: Split) -> NYUv2:
     }
     if options.normals != "none":
         specs["normals"] = TargetSpec("normals")
-    reader = _reader(layout, options, config.size)
+    reader = _reader(layout, options, image_fit(config))
     return NYUv2(config, split, specs, Files(folder, frames, reader, [layout.description, options]))
 
 
@@ -110,7 +111,7 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
         faults = [fault for frame in frames[split] for fault in layout.faults(frame)]
         bad += faults[:10] + ([f"... and {len(faults) - 10} more in {split}"] if len(faults) > 10 else [])
         if not faults:
-            bad += damaged(_some(frames[split]), _reader(layout, options, config.size), split)
+            bad += damaged(_some(frames[split]), _reader(layout, options, image_fit(config)), split)
     if not bad:
         notes += _notes(layout, options, frames)
     return bad, notes
@@ -137,7 +138,7 @@ def fitting_axes(
     return best
 
 
-def _reader(layout: Layout, options: Options, size: tuple[int, int]) -> Callable[[Frame], Arrays]:
+def _reader(layout: Layout, options: Options, fit: Fit) -> Callable[[Frame], Arrays]:
     stored = _takes_stored(layout, options)
     if stored and len(set(options.normal_axes[1::2])) < 3:
         raise ConfigError(
@@ -146,26 +147,27 @@ def _reader(layout: Layout, options: Options, size: tuple[int, int]) -> Callable
         )
     if not stored and options.normal_axes != _IDENTITY:
         raise ConfigError("data.options.normal_axes: no stored normals are read", "leave it out")
-    return partial(_read, layout, options, size, stored)
+    return partial(_read, layout, options, fit, stored)
 
 
 def _read(
     layout: Layout,
     options: Options,
-    size: tuple[int, int],
+    fit: Fit,
     stored: bool,  # whether normals are the layout's own
     frame: Frame,
 ) -> Arrays:
     depth = layout.depth(frame, None)
     arrays: Arrays = {
-        "image": layout.image(frame, size),
-        "segmentation": layout.segmentation(frame, size, options.classes),
-        "depth": nearest(depth, size),
+        "image": layout.image(frame, fit),
+        **own_size((depth.shape[1], depth.shape[2])),
+        "segmentation": layout.segmentation(frame, fit, options.classes),
+        "depth": fit.map(depth),
     }
     if stored:
-        arrays["normals"] = turned(layout.normals(frame, size), options.normal_axes)
+        arrays["normals"] = turned(layout.normals(frame, fit), options.normal_axes)
     elif options.normals != "none":
-        arrays["normals"] = derived_normals(depth, size)
+        arrays["normals"] = derived_normals(depth, fit)
     return arrays
 
 

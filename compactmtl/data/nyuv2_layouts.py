@@ -20,14 +20,17 @@ from numpy.typing import NDArray
 
 from compactmtl.data.base import Split
 from compactmtl.data.files import Record, images_in
-from compactmtl.data.formats import metres, read_depth_units, read_mask, read_normals
+from compactmtl.data.fit import Fit, fit_to
+from compactmtl.data.formats import mask_at, metres, read_depth_units, read_mask, read_normals
 from compactmtl.data.images import read_image
-from compactmtl.data.maps import check_npy, check_png, nearest, relabel, resize_image
+from compactmtl.data.maps import check_npy, check_png, relabel
 from compactmtl.data.normals import Intrinsics, normals_from_depth
 from compactmtl.data.npy import npy_image, npy_mask, npy_normals, npy_positive, numbered
 from compactmtl.data.nyuv2_labels import CLASSES_13, CLASSES_40, IGNORE, class_table, label_table
 from compactmtl.data.nyuv2_mat import MAT, MatFile
+from compactmtl.data.pixels import read_picture_size
 from compactmtl.errors import ConfigError, DataError
+from compactmtl.tasks.placement import Size
 
 # Of the color camera, onto which the labelled file's depth is projected. Source: the data set's toolbox.
 CAMERA = Intrinsics((480, 640), (518.857901, 519.469611), (325.582449, 253.736166))
@@ -35,7 +38,6 @@ DEPTH_UNITS = 5000.0  # to the metre, in the PNG files
 SCENES = "scenes.json"
 PARTS = ("image", "label", "depth", "normal")
 
-Size = tuple[int, int]
 DepthKind = Literal["filled", "raw"]
 
 
@@ -58,15 +60,15 @@ class Layout(Protocol):
     def scenes(self, frames: Sequence[Frame]) -> list[str]:
         """The scene of each; empty names where it is not known."""
 
-    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]: ...
+    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]: ...
 
-    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
         """Class indices (H, W), 255 where unlabeled."""
 
-    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
+    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
         """Metres (1, H, W), 0 where unknown; as stored with size None."""
 
-    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
+    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
         """As stored, float (3, H, W); 0 where unknown."""
 
     def faults(self, frame: Frame) -> list[str]:
@@ -112,18 +114,19 @@ class MatLayout:
         names = self._file.scenes()
         return [names[frame.number] for frame in frames]
 
-    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
-        return resize_image(self._file.image(frame.number), size)
+    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]:
+        return fit_to(size).rgb(self._file.image(frame.number), str(frame.image))
 
-    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
         where = f"{frame.image}: frame {frame.name}"
-        return relabel(nearest(self._file.labels(frame.number), size), label_table(classes), where)
+        labels = relabel(self._file.labels(frame.number), label_table(classes), where)
+        return mask_at(labels, size, IGNORE)
 
-    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
+    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
         depth = self._file.depth(frame.number, self._kind)[None]
-        return depth if size is None else nearest(depth, size)
+        return depth if size is None else fit_to(size).map(depth)
 
-    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
+    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
         raise DataError(f"{frame.image}: has no normals", "derive them from depth")
 
     def faults(self, frame: Frame) -> list[str]:
@@ -177,19 +180,20 @@ class PngTree(_Tree):
 
     suffix = ".png"
 
-    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
+    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]:
         return read_image(frame.image, size)
 
-    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
         path = frame.files[0]
-        return class_table(classes)[read_mask(path, size, len(CLASSES_40), IGNORE)]
+        of = read_picture_size(frame.image)
+        return class_table(classes)[read_mask(path, size, len(CLASSES_40), IGNORE, of)]
 
-    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
-        units = read_depth_units(frame.files[1])
+    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
+        units = read_depth_units(frame.files[1], read_picture_size(frame.image))
         return metres(units, size or (units.shape[0], units.shape[1]), DEPTH_UNITS)
 
-    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
-        return read_normals(frame.files[2], size)
+    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
+        return read_normals(frame.files[2], size, read_picture_size(frame.image))
 
     def faults(self, frame: Frame) -> list[str]:
         return [fault for path in (frame.image, *frame.files) if (fault := check_png(path))]
@@ -203,22 +207,23 @@ class NpyTree(_Tree):
     def _images(self, folder: Path) -> list[Path]:
         return numbered(folder)
 
-    def image(self, frame: Frame, size: Size) -> NDArray[np.uint8]:
+    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]:
         return npy_image(frame.image, size)
 
-    def segmentation(self, frame: Frame, size: Size, classes: int) -> NDArray[np.uint8]:
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
         return npy_mask(frame.files[0], size, len(CLASSES_13), IGNORE)
 
-    def depth(self, frame: Frame, size: Size | None) -> NDArray[np.float32]:
+    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
         return npy_positive(frame.files[1], size)
 
-    def normals(self, frame: Frame, size: Size) -> NDArray[np.float32]:
+    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
         return npy_normals(frame.files[2], size)
 
     def faults(self, frame: Frame) -> list[str]:
         return [fault for path in (frame.image, *frame.files) if (fault := check_npy(path))]
 
 
-def derived_normals(depth: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
+def derived_normals(depth: NDArray[np.float32], size: Size | Fit) -> NDArray[np.float32]:
     """Normals (3, H, W) at `size` of a whole depth map (1, h, w), with NYUv2's camera."""
-    return nearest(normals_from_depth(depth[0], CAMERA.resized((depth.shape[1], depth.shape[2]))), size)
+    normals = normals_from_depth(depth[0], CAMERA.resized((depth.shape[1], depth.shape[2])))
+    return fit_to(size).map(normals)

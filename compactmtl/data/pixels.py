@@ -1,9 +1,12 @@
-"""A picture file as 8-bit RGB, upright: one rule for each of Pillow's modes, or a refusal that names the mode.
+"""A picture file that Pillow reads as 8-bit gray, RGB or RGBA, upright: one rule a mode, or a refusal that names it.
 
 - 8-bit modes, palettes, 1 bit a pixel, CMYK and YCbCr: as Pillow converts them; transparency is left out, so that a
   pixel has the color that is stored, whatever lies behind it.
+- one channel (gray): colors as Pillow weighs them, 0.299 red + 0.587 green + 0.114 blue.
+- four channels (RGBA): a file without transparency is refused, since nothing says what its fourth channel would be.
 - 16-bit grayscale: value / 257, rounded, so that 0 to 65535 become 0 to 255; no range is guessed from the pixels.
-- other modes (32-bit numbers, Lab, HSV) and files of several pictures say no one range or picture: DataError.
+- with limits, as `data.range` gives them: these two become 0 and 255, in numbers of 16 and 32 bits.
+- other modes (32-bit numbers without limits, Lab, HSV) and files of several pictures say no one range or picture: DataError.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ IMAGE_SUFFIXES = (
 )
 FETCH_AGAIN = "remove the file or fetch it again"
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 _DIRECT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIXTEEN_IN_I = ("PNG", "PPM")  # formats of 16 bits that Pillow may open as 32-bit numbers
@@ -73,18 +77,32 @@ def opened(path: Path, missing: str, folder: str = "name an image file in it") -
         raise DataError(f"{path}: not a whole image ({_reason(error)})", FETCH_AGAIN) from error
 
 
-def read_rgb(path: Path, *, upright: bool = True) -> tuple[Image.Image, ImageInfo]:
-    """The file as an RGB image, turned as its EXIF says unless `upright` is false.
+def read_picture_file(
+    path: Path,
+    channels: int = 3,
+    *,
+    upright: bool = True,
+    limits: tuple[float, float] | None = None,
+) -> tuple[Image.Image, ImageInfo]:
+    """The file as an image of mode L, RGB or RGBA (1, 3 or 4 channels), turned as its EXIF says unless `upright` is false.
 
     Raises DataError, naming the file, where it is missing, damaged, or of a mode without a rule.
     """
     with opened(path, "check the path") as image:
         one_picture(image, path)
         said, left = load(image)
-        rgb = _rgb(image, path)
+        picture = _converted(image, path, channels, limits)
     if upright and left != 1:
-        rgb = Image.fromarray(turned(np.asarray(rgb), left))
-    return rgb, ImageInfo(path, (rgb.height, rgb.width), said)
+        picture = Image.fromarray(turned(np.asarray(picture), left))
+    return picture, ImageInfo(path, (picture.height, picture.width), said)
+
+
+def read_picture_size(path: Path) -> ImageInfo:
+    """What maps of the image must fit, from its header alone; its pixels are not decoded. Raises DataError."""
+    with opened(path, "check the path") as image:
+        said = orientation(image) if _ORIENTATION in image.getexif() else None
+        size = (image.width, image.height) if (said or 1) >= 5 else (image.height, image.width)
+        return ImageInfo(path, size, said)
 
 
 def orientation(image: Image.Image) -> int:
@@ -128,17 +146,49 @@ def one_picture(image: Image.Image, path: Path) -> None:
         )
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def to_8_bits(values: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """Numbers as 8 bits, rounded half up: value / 257 of 16 bits; with `limits` these two become 0 and 255.
+
+    What lies beyond is clipped, and what is not a number becomes 0.
+    """
+    if limits is None:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    low, high = limits
+    share = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)
+    return np.floor(share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _converted(
+    image: Image.Image, path: Path, channels: int, limits: tuple[float, float] | None
+) -> Image.Image:
+    mode = MODES[channels]
+    if mode == "RGBA":
+        return _rgba(image, path)
     if image.mode in _DIRECT:
         # Without the entry the conversion of some palettes and grays with transparency would warn or look at it.
         image.info.pop("transparency", None)
-        return image.convert("RGB")
+        # A palette and what is no RGB go by way of the colors.
+        return (
+            image.convert("RGB").convert(mode) if image.mode not in ("1", "L", "LA") else image.convert(mode)
+        )
     if image.mode in _SIXTEEN or (image.mode == "I" and image.format in _SIXTEEN_IN_I):
-        gray = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+        return Image.fromarray(to_8_bits(np.asarray(image), limits)).convert(mode)
+    if limits is not None and image.mode in ("I", "F"):
+        return Image.fromarray(to_8_bits(np.asarray(image), limits)).convert(mode)
     raise DataError(
         f"{path}: pixels of Pillow's mode {image.mode!r} ({image.format}), of which no range of brightness is known",
-        "save it as RGB, or as grayscale of 8 or 16 bits",
+        "save it as RGB, or as grayscale of 8 or 16 bits; of 32 bits say its range in data.range",
+    )
+
+
+def _rgba(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "RGBX":  # a fourth channel of which a TIFF says nothing
+        return Image.fromarray(np.asarray(image))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return image.convert("RGBA")
+    raise DataError(
+        f"{path}: has no fourth channel (Pillow's mode {image.mode!r}), data.channels is 4",
+        "save it as RGBA, or set data.channels to 3",
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
 from compactmtl.data.files import (
     FileDataset,
@@ -29,8 +29,8 @@ from compactmtl.data.files import (
 )
 from compactmtl.data.formats import metres, read_depth_units, read_normals
 from compactmtl.data.images import read_picture
-from compactmtl.data.maps import nearest
 from compactmtl.data.normals import Intrinsics, normals_from_depth
+from compactmtl.data.stored import own_size
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -183,18 +183,21 @@ def _reader(config: DataConfig, options: Options, folder: Path, normals: str) ->
 
 
 def _read(config: DataConfig, options: Options, folder: Path, normals: str, frame: Frame) -> Arrays:
-    image, picture = read_picture(frame.image, config.size)
+    fit = image_fit(config)
+    image, picture = read_picture(frame.image, fit)
     units = read_depth_units(frame.depth, picture)
     arrays: Arrays = {
         "image": image,
-        "depth": metres(units, config.size, options.units_per_metre, options.max_depth),
+        **own_size(picture.size),
+        "depth": metres(units, fit, options.units_per_metre, options.max_depth, picture.size),
     }
     if normals == "files" and frame.normal is not None:
-        arrays["normals"] = read_normals(frame.normal, config.size, picture)
+        arrays["normals"] = read_normals(frame.normal, fit, picture)
     elif normals == "depth":
         whole = metres(units, units.shape, options.units_per_metre, options.max_depth)[0]
         # At the file's own resolution: the fit needs neighbors that lie close on the surface.
-        arrays["normals"] = nearest(normals_from_depth(whole, read_camera(folder, units.shape)), config.size)
+        derived = normals_from_depth(whole, read_camera(folder, units.shape))
+        arrays["normals"] = fit.map(derived, 0, picture.size)
     return arrays
 
 

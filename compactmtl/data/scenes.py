@@ -13,7 +13,7 @@ from pydantic import Field
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen, Share
 from compactmtl.data import scenes_layout, scenes_raycast, scenes_render
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays, content_key, user_cache
 from compactmtl.data.files import numbers_of, source_of
 from compactmtl.data.seeds import generator
@@ -56,13 +56,13 @@ class Scenes(StoredDataset):
         options = validate_options(Options, config.options, "data.options")
         if config.root is not None:
             raise ConfigError("data.root: scenes are rendered and have no folder", "leave data.root out")
-        self._options, self._size = options, config.size
+        self._options, self._fit = options, image_fit(config)
         self._source = source = source_of(split)
         count = {"train": options.train, "val": options.val, "test": options.test}[source]
         self._numbers = numbers_of([f"scene-{number}" for number in range(count)], config.holdout, split)
 
         def cached() -> Path:
-            key = content_key(_code(), options.seed, options.noise, config.size, source, self._numbers)
+            key = content_key(_code(), options.seed, options.noise, repr(self._fit), source, self._numbers)
             return user_cache() / "scenes" / key
 
         # A room is rendered when it is asked for: none can be damaged.
@@ -82,10 +82,10 @@ class Scenes(StoredDataset):
 
     def _make(self, index: int) -> Arrays:
         room = self.room(index)
-        frame = scenes_render.render(room, *self._size)
+        frame = scenes_render.render(room, *self._fit.size)
         picture = scenes_render.develop(frame, room.exposure, self._options.noise, self._generator(index, 1))
         return {
-            "image": picture,
+            "image": self._fit.rgb(picture, "scenes"),
             "segmentation": frame.label,
             "depth": frame.depth[None],
             "normals": frame.normal,

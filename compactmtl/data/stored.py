@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, open_store
+from compactmtl.data.fit import PADDED
+from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import TargetSpec
+from compactmtl.tasks.placement import Placement, Size
 
 
 def layout(spec: TargetSpec, size: tuple[int, int]) -> Layout:
@@ -36,8 +40,33 @@ def layout(spec: TargetSpec, size: tuple[int, int]) -> Layout:
             return Layout((), "float32")
 
 
+OWN_SIZE = "own size"  # the array of a sample that holds its upright image's height and width
+
+
+def fitted_specs(specs: Mapping[str, TargetSpec], config: DataConfig) -> dict[str, TargetSpec]:
+    """The specifications with an ignore index in each mask, where `data.resize` can leave pixels without a label.
+
+    Raises ConfigError for a mask whose classes leave no value for it.
+    """
+    if config.resize == "stretch":
+        return dict(specs)
+    fitted = {}
+    for name, spec in specs.items():
+        if spec.kind == "mask" and spec.ignore_index is None:
+            if len(spec.classes) > PADDED:
+                raise ConfigError(
+                    f"data.resize: target {name} has {len(spec.classes)} classes, which leave no value for padding",
+                    "use data.resize=stretch, or name an ignore_index",
+                )
+            spec = replace(spec, ignore_index=PADDED)
+        fitted[name] = spec
+    return fitted
+
+
 class StoredDataset(ABC):
-    """Samples of one split, stored as arrays: the image uint8 (3, H, W) and each target of `specs` at `config.size`.
+    """Samples of one split, stored as arrays: the image uint8 (C, H, W) and each target of `specs` at `config.size`.
+
+    Where `data.resize` keeps the image's shape, `_make` also gives `OWN_SIZE`, unless every image fills the picture.
 
     A subclass sets what its `_make` needs before it calls `__init__`. `folder` gives the folder of a disk cache, and is
     asked for one alone; its name must change with whatever decides the arrays. `fill` makes every sample of a memory
@@ -55,12 +84,15 @@ class StoredDataset(ABC):
         fill: bool = True,
     ) -> None:
         self.split: str = split
-        self.specs = specs
+        self.specs: Mapping[str, TargetSpec] = fitted_specs(specs, config)
         self._count = count
-        layouts = {"image": Layout((3, *config.size), "uint8")}
+        self._size, self._resize = config.size, config.resize
+        layouts = {"image": Layout((config.channels, *config.size), "uint8")}
+        if config.resize != "stretch":
+            layouts[OWN_SIZE] = Layout((2,), "int32")
         layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
         home = folder() if config.cache == "disk" else Path()
-        self._store = open_store(config.cache, count, layouts, self._make, home)
+        self._store = open_store(config.cache, count, layouts, self._made, home)
         if fill and config.cache == "memory":
             self._store.fill()
 
@@ -73,11 +105,24 @@ class StoredDataset(ABC):
         for name, spec in self.specs.items():
             value = torch.from_numpy(np.asarray(arrays[name]))
             targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
-        return {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+        sample: Sample = {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+        if OWN_SIZE in arrays:
+            height, width = arrays[OWN_SIZE].tolist()
+            place = Placement.of(self._resize, (height, width), self._size)
+            if not place.whole:
+                sample["own_size"] = (height, width)
+                sample["inside"] = torch.from_numpy(place.inside())
+        return sample
 
     def labeled(self, target: str) -> NDArray[np.bool_] | None:
         """Which samples have a label of a target: bool (N,), all of them; None where a subclass cannot say."""
         return np.ones(self._count, np.bool_)
+
+    def _made(self, index: int) -> Arrays:
+        """The arrays of one sample as they are stored."""
+        arrays = self._make(index)
+        size = arrays.pop(OWN_SIZE, np.array(self._size, np.int32))
+        return arrays if self._resize == "stretch" else {**arrays, OWN_SIZE: size}
 
     @abstractmethod
     def identifier(self, index: int) -> str:
@@ -86,3 +131,8 @@ class StoredDataset(ABC):
     @abstractmethod
     def _make(self, index: int) -> Arrays:
         """The arrays of one sample. Raises DataError naming a file that is damaged."""
+
+
+def own_size(image: Size) -> Arrays:
+    """What `_make` adds of an upright image of this height and width."""
+    return {OWN_SIZE: np.array(image, np.int32)}

@@ -259,6 +259,7 @@ def turn(value: Tensor, angle: float, fill: float | None = 0) -> Tensor:
 
 
 _IMAGE = ""  # the image among the maps; no target has this name
+_INSIDE = " inside"  # where the image is and no padding; no target has this name either
 
 
 @dataclass(frozen=True)
@@ -303,10 +304,12 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
     """The sample zoomed, turned, shifted and mirrored; color is for `jitter`, on the whole batch.
 
     A turn and a shift repeat the image's border; targets are unknown there (ignore index, 0), but a mask without an
-    ignore index repeats its border like the image.
+    ignore index repeats its border like the image. Padding moves with the image.
     """
     maps = {_IMAGE: cast(Tensor, tv_tensors.Image(sample["image"]))}
     others: dict[str, Tensor] = {}
+    if "inside" in sample:
+        maps[_INSIDE] = tv_tensors.Mask(sample["inside"][None])
     for name, target in sample["targets"].items():
         kind = specs[name].kind
         if kind == "mask":
@@ -332,27 +335,32 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
         maps = {name: zoom(value, choices.zoom, translate) for name, value in maps.items()}
     if choices.angle:
         for name, value in maps.items():
-            fill = None if name == _IMAGE else _unknown(specs[name])
+            fill = None if name in (_IMAGE, _INSIDE) else _unknown(specs[name])
             maps[name] = turn(value, choices.angle, fill)
     if config.shift:
         span = config.shift
         left = span + round(choices.shift[0] * span)
         top = span + round(choices.shift[1] * span)
         for name, value in maps.items():
-            ignore = None if name == _IMAGE else _unknown(specs[name])
-            edge = name == _IMAGE or (specs[name].kind == "mask" and ignore is None)
+            of_image = name in (_IMAGE, _INSIDE)
+            ignore = None if of_image else _unknown(specs[name])
+            edge = of_image or (specs[name].kind == "mask" and ignore is None)
             padded = F.pad(value, [span] * 4, fill=ignore or 0, padding_mode="edge" if edge else "constant")
             maps[name] = F.crop(padded, top, left, height, width)
     if choices.flip:
         maps = {name: F.horizontal_flip(value) for name, value in maps.items()}
         for name, value in maps.items():
-            if name != _IMAGE and specs[name].mirrored:
+            if name not in (_IMAGE, _INSIDE) and specs[name].mirrored:
                 maps[name] = _sides_changed(value, specs[name])
     image = _plain(maps.pop(_IMAGE))
+    inside = maps.pop(_INSIDE, None)
     for name, value in maps.items():
         plain = _plain(value)
         others[name] = plain[0] if specs[name].kind == "mask" else plain
-    return {"image": image, "targets": {name: others[name] for name in sample["targets"]}}
+    moved: Sample = {"image": image, "targets": {name: others[name] for name in sample["targets"]}}
+    if inside is not None:
+        moved["inside"] = _plain(inside)[0]
+    return moved
 
 
 def _sides_changed(mask: Tensor, spec: TargetSpec) -> Tensor:
@@ -369,17 +377,3 @@ def _unknown(spec: TargetSpec) -> int | None:
     """What a target holds where nothing is known, or None for a mask in which every pixel is known."""
     # Of instances: neither an instance nor a place without one (and no class of a crowd).
     return -1 if spec.kind == "instances" else spec.ignore_index
-
-
-def jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast and saturation of float images (B, 3, H, W) of values 0 to 255; factors (B, 3), 1 for none.
-
-    The formulas of torchvision's color jitter, in that order and a whole batch at a time; clipped to 0..255 at the end.
-    """
-    brightness, contrast, saturation = (factors[:, i].view(-1, 1, 1, 1) for i in range(3))
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    images = images * brightness
-    mean = (images * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    images = torch.lerp(mean, images, contrast)
-    gray = (images * weights).sum(1, keepdim=True)
-    return torch.lerp(gray, images, saturation).clamp_(0, 255)

@@ -18,12 +18,12 @@ from pydantic import Field, field_validator
 
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
-from compactmtl.data.base import Split
+from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays, content_key, hold_out, user_cache
 from compactmtl.data.files import numbers_of, size_and_time, source_of
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_image, read_picture
 from compactmtl.data.pixels import IMAGE_SUFFIXES
-from compactmtl.data.stored import StoredDataset
+from compactmtl.data.stored import StoredDataset, own_size
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -148,7 +148,7 @@ class UTKFace(StoredDataset):
     def __init__(self, config: DataConfig, split: Split) -> None:
         self._age_bins = validate_options(Options, config.options, "data.options").age_bins
         listing = list_split(config.root, split, config.holdout)
-        self._faces, self._size = listing.faces, config.size
+        self._faces, self._fit = listing.faces, image_fit(config)
         if not self._faces:
             raise DataError(f"{config.root}: split {split} holds no face", "raise data.holdout or add images")
         self.unparsed = listing.unparsed
@@ -167,7 +167,7 @@ class UTKFace(StoredDataset):
         def cached() -> Path:
             files = [(face.path.name, *size_and_time(face.path)) for face in self._faces]
             folder = str(folder_of(config.root).resolve())
-            key = content_key(folder, files, self._size, list(specs), self._age_bins)
+            key = content_key(folder, files, repr(self._fit), list(specs), self._age_bins)
             return user_cache() / "utkface" / key
 
         super().__init__(config, split, specs, len(self._faces), cached)
@@ -178,8 +178,10 @@ class UTKFace(StoredDataset):
 
     def _make(self, index: int) -> Arrays:
         face = self._faces[index]
+        image, picture = read_picture(face.path, self._fit)
         return {
-            "image": read_image(face.path, self._size),
+            "image": image,
+            **own_size(picture.size),
             "age": np.array(face.age, np.float32),
             "age_bin": np.array(bisect_left(self._age_bins, face.age)),
             "gender": np.array(face.gender),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,18 +19,16 @@ from compactmtl.data import build_loader, load_dataset, preprocessing
 from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ConfigError, DataError
-from compactmtl.export.onnx import export_onnx
-from compactmtl.export.precision import PrecisionRecord, apply_precision
+from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
 from compactmtl.export.processing import Interface
+from compactmtl.export.writer import Progress, write_module
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
 from compactmtl.runs.identity import recipe_hash
 
 INPUT = "image"
-EXTERNAL = {"auto": None, "always": True, "never": False}
-Progress = Callable[[str], None]
 
 
 def interface_of(run: Run, target: Target) -> Interface:
@@ -61,9 +59,14 @@ class ArtifactWriter:
         return interface_of(self.run, self.target)
 
     @property
-    def inputs(self) -> Tensor:
+    def inputs(self) -> tuple[Tensor]:
         """The example as the files take it."""
-        return self.interface.feed(self.example)
+        return (self.interface.feed(self.example),)
+
+    @property
+    def input_names(self) -> tuple[str]:
+        """Of the one input."""
+        return (INPUT,)
 
     def write(
         self,
@@ -74,27 +77,19 @@ class ArtifactWriter:
         check: Check | None = None,
         progress: Progress = lambda line: None,
     ) -> PrecisionRecord | None:
-        """Write `model` to `path`, brought to the target's precision; what that pass did, or None for float32.
-
-        `check` gives the accuracy gates that a candidate file fails; without it no layers are searched that int8
-        should leave in float.
-        """
-        onnx = self.target.onnx
-        progress(f"exporting to ONNX (opset {onnx.opset})")
-        export_onnx(
+        """Write `model` to `path`, as `Writer.write`."""
+        return write_module(
             self.interface.wrap(model),
-            (self.inputs,),
+            self.inputs,
             path,
-            input_names=[INPUT],
-            opset=onnx.opset,
-            dynamic_batch=onnx.dynamic_batch,
-            dynamic_size=onnx.dynamic_size,
-            size_dimensions=(1, 2) if onnx.preprocess else (2, 3),
+            self.target,
+            lambda: calibration_feeds(self.run, self.target, self.interface, len(self.example)),
+            input_names=self.input_names,
+            size_dimensions=(1, 2) if self.target.onnx.preprocess else (2, 3),
             metadata=metadata,
-            external_data=EXTERNAL[onnx.external_data],
+            check=check,
+            progress=progress,
         )
-        feeds = calibration_feeds(self.run, self.target, self.interface, len(self.example))
-        return apply_precision(path, self.target, feeds, check=check, progress=progress)
 
     def at(self, precision: Precision) -> ArtifactWriter:
         """The same for the target in another precision."""

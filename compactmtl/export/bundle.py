@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,14 +25,14 @@ from compactmtl.backends.model_file import external_files
 from compactmtl.backends.targets import machine_files
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.config.target import Target
-from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.errors import ArtifactError, ConfigError, GateError
 from compactmtl.export.older import upgraded
 from compactmtl.export.record import VERSION, BundleInfo, BundleTask
 from compactmtl.export.script import SCHEMA, scripts, source
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.build import recorded_task
 from compactmtl.tasks.reading import Reading, readings_of
-from compactmtl.verify.result import Verification
+from compactmtl.verify.result import JUDGING, Verification
 
 VERIFICATION_VERSION = 1  # of verification.json
 _Record = TypeVar("_Record")
@@ -128,9 +128,22 @@ class Bundle:
         if self.verification is None:
             return "it was never verified"
         failed = [gate.message for gate in self.verification.gates if not gate.passed]
+        if not any(gate.gate in JUDGING for gate in self.verification.gates):
+            failed.append(
+                "no gate is on its outputs: nothing measured its accuracy, and the target sets no parity.tolerance"
+            )
         if failed or not self.verification.passed:
             return "its verification failed: " + "; ".join(failed)
         return ""
+
+    def require(self) -> Self:
+        """The bundle itself where it was verified and every gate held. Raises GateError, exit code 4, where not."""
+        if self.doubt:
+            raise GateError(
+                f"{self.path} is not to be trusted: {self.doubt}",
+                "the bundle is kept and marked as failed; mend the model or, knowingly, the target's bound",
+            )
+        return self
 
     @cached_property
     def tasks(self) -> dict[str, Task]:

@@ -10,12 +10,23 @@ from compactmtl.tasks.base import Task
 from compactmtl.tasks.pictures import palette
 from compactmtl.tasks.postprocess import POSTPROCESS
 
-# What `data.pixels` does, which every reader of pictures must do alike.
-PICTURE = (
-    "Decode to 8-bit RGB and turn the picture upright as its EXIF orientation says. Gray becomes three equal colors. "
-    "Transparency is left out, not blended with a background. Grayscale of 16 bits is divided by 257 and rounded. Palettes "
-    "and CMYK are converted as Pillow does it. A file of several pictures, or of 32 bits a value, is refused."
+# What `data.pixels` and `data.bands` do, which every reader of pictures must do alike.
+_DEEP = (
+    "Values of 16 bits are divided by 257 and rounded, and files of 32 bits a value are refused, unless `values` gives their "
+    "range. A file of several pictures is refused."
 )
+_UPRIGHT = "and turn the picture upright as its EXIF orientation says."
+_ARRAYS = "A .npy file is an array (height, width, channels) or (channels, height, width) of uint8 or uint16."
+PICTURE = {
+    "RGB": f"Decode to 8-bit RGB {_UPRIGHT} Gray becomes three equal colors. Transparency is left out, not blended with a "
+    f"background. Palettes and CMYK are converted as Pillow does it. {_DEEP} {_ARRAYS}",
+    "gray": f"Decode to 8-bit gray {_UPRIGHT} Colors become 0.299 red + 0.587 green + 0.114 blue as Pillow rounds it. "
+    f"Transparency is left out. {_DEEP} {_ARRAYS}",
+    "RGBA": f"Decode to 8-bit RGBA {_UPRIGHT} Alpha is the fourth channel, and the colors are not multiplied with it. A "
+    f"picture without a fourth channel is refused. {_DEEP} {_ARRAYS}",
+    "bands": f"Read all bands of a TIFF in their order {_UPRIGHT} Another number of bands is refused. {_DEEP} {_ARRAYS}",
+}
+_COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}  # by the number of channels
 BY_CLASS = ("class", "label")  # names of axis 1 whose entries are the target's classes
 BAKED = "turns it to float32 (batch, color, height, width) and normalizes it as in training: do not normalize it before"
 
@@ -29,19 +40,33 @@ def input_record(
     )
     rows, columns = (shape[axes.index(side)] if len(shape) == 4 else "" for side in ("height", "width"))
     height, width = preprocessing.size
+    colors = _COLORS.get(preprocessing.channels, "bands")
+    fit = preprocessing.fit
     normalize = None if baked else Normalize(mean=preprocessing.mean, std=preprocessing.std)
-    return InputRecord(
-        name=name,
-        shape=shape,
-        dtype=dtype,
-        axes=axes,
-        meaning="RGB pictures of 0 to 255" if baked else "RGB pictures, normalized",
-        layout="NHWC" if baked else "NCHW",
-        picture=PICTURE,
-        resize=Resize(height=height, width=width, fixed=isinstance(rows, int) and isinstance(columns, int)),
-        normalize=normalize,
-        range=(0.0, 255.0) if normalize is None else _range(normalize),
-        in_model=BAKED if baked else "nothing",
+    what = f"pictures of {preprocessing.channels} bands" if colors == "bands" else f"{colors} pictures"
+    return InputRecord.model_validate(
+        {
+            "name": name,
+            "shape": shape,
+            "dtype": dtype,
+            "axes": axes,
+            "meaning": f"{what} of 0 to 255" if baked else f"{what}, normalized",
+            "layout": "NHWC" if baked else "NCHW",
+            "channels": preprocessing.channels,
+            "colors": colors,
+            "values": preprocessing.range,
+            "picture": PICTURE[colors],
+            "resize": Resize(
+                height=height,
+                width=width,
+                fixed=isinstance(rows, int) and isinstance(columns, int),
+                how=fit.how,
+                fill=fit.fill if fit.how == "letterbox" else None,
+            ),
+            "normalize": normalize,
+            "range": (0.0, 255.0) if normalize is None else _range(normalize),
+            "in_model": BAKED if baked else "nothing",
+        }
     )
 
 
@@ -70,6 +95,7 @@ def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after:
             "classes": classes,
             "colors": tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes))),
             "map": task.dense,
+            "unknown": task.unknown,
             "in_model": after,
             "decode": decoding,
         }

@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compactmtl.artifacts.files import write_bytes
-from compactmtl.artifacts.layout import GOLDEN_ARRAYS, GOLDEN_PICTURE
+from compactmtl.artifacts.layout import GOLDEN_ARRAYS, GOLDEN_BANDS, GOLDEN_PICTURE
 from compactmtl.config.target import Target
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
+from compactmtl.errors import ArtifactError
 from compactmtl.export.interface import feed, restore
 from compactmtl.export.record import BundleInfo, Golden, GoldenTensor, TensorRecord
 from compactmtl.tasks.base import Task
+from compactmtl.tasks.placement import Placement
 
 Arrays = Mapping[str, NDArray[Any]]
 STORED = 48  # rows and columns at most that are kept of a map
+MOST = 10_000  # numbers at most that are kept of an output of a model that takes arrays
 # Of a target whose parity has no bound, as int8: another processor may round each layer's values another way.
 UNBOUNDED = 0.1
 # Pixels whose two best classes are equal but for rounding may take either.
@@ -45,34 +48,77 @@ def write_golden(
 
     `run` is the model: a batch of one in, all outputs back.
     """
-    write_bytes(folder / GOLDEN_PICTURE, _png(draw(info.preprocessing.size)))
-    baked, after = info.target.onnx.preprocess, info.target.onnx.postprocess
-    picture = read_image(folder / GOLDEN_PICTURE, info.preprocessing.size)
-    fed = feed(picture, info.preprocessing, baked=baked)
+    images = info.preprocessing
+    if images is None:
+        raise ArtifactError("the bundle does not say how pictures become its input", "give images=")
+    picture = _write_picture(folder, draw(images.size), images.channels)
+    pixels, read = read_picture(folder / picture, images.fit)
+    fed = feed(pixels, images, baked=info.target.onnx.preprocess)
     arrays = {one.name: fed for one in info.inputs}
     outputs = run(arrays)
-    tensors = {
-        one.name: GoldenTensor(step=_step(arrays[one.name], one), tolerance=INPUT) for one in info.inputs
-    }
-    values: dict[str, Any] = {}
-    for one in info.outputs:
-        output = outputs[one.name]
-        tensors[one.name] = GoldenTensor(
-            step=_step(output, one), tolerance=_tolerance(one.name, output, info.target)
-        )
-        if (task := tasks.get(one.name)) is not None:
-            raw = restore(output, after.get(one.name), task.channels)
-            probabilities = {} if after.get(one.name) == "argmax" else task.probabilities(raw[0])
-            values[one.name] = task.summary(task.read(raw)[0], probabilities)
     records = {one.name: one for one in (*info.inputs, *info.outputs)}
+    tensors = {
+        name: GoldenTensor(step=_step(array, records[name]), tolerance=INPUT)
+        for name, array in arrays.items()
+    } | {
+        one.name: GoldenTensor(
+            step=_step(outputs[one.name], one), tolerance=_tolerance(one.name, outputs[one.name], info.target)
+        )
+        for one in info.outputs
+    }
     stored = {
         name: thinned(array, records[name], tensors[name].step)
         for name, array in {**arrays, **outputs}.items()
     }
     write_bytes(folder / GOLDEN_ARRAYS, _npz(stored))
     return Golden(
-        picture=GOLDEN_PICTURE, arrays=GOLDEN_ARRAYS, tensors=tensors, values=values, made_by=made_by
+        picture=picture,
+        arrays=GOLDEN_ARRAYS,
+        tensors=tensors,
+        values=_values(info, tasks, outputs, images.fit.placement(read.size)),
+        made_by=made_by,
     )
+
+
+def write_array_golden(
+    folder: Path,
+    info: BundleInfo,
+    tasks: Mapping[str, Task],
+    arrays: Arrays,
+    run: Callable[[Arrays], Arrays],
+    made_by: str,
+) -> Golden:
+    """As `write_golden`, of a model that takes arrays: `arrays` are kept whole, so that they can be fed again."""
+    outputs = run(arrays)
+    tensors = {name: GoldenTensor(step=1, tolerance=0.0) for name in arrays} | {
+        name: GoldenTensor(step=-(-array.size // MOST), tolerance=_tolerance(name, array, info.target))
+        for name, array in outputs.items()
+    }
+    thin = {name: array.ravel()[:: tensors[name].step] for name, array in outputs.items()}
+    write_bytes(folder / GOLDEN_ARRAYS, _npz({**arrays, **thin}))
+    return Golden(
+        picture=None,
+        arrays=GOLDEN_ARRAYS,
+        tensors=tensors,
+        values=_values(info, tasks, outputs),
+        made_by=made_by,
+    )
+
+
+def _values(
+    info: BundleInfo, tasks: Mapping[str, Task], outputs: Arrays, place: Placement | None = None
+) -> dict[str, Any]:
+    """The first sample's decoded values in a few figures, of outputs whose kind of task is known; maps without padding."""
+    after = info.target.onnx.postprocess
+    values: dict[str, Any] = {}
+    for name, task in tasks.items():
+        raw = restore(outputs[name], after.get(name), task.channels)
+        probabilities = {} if after.get(name) == "argmax" else task.probabilities(raw[0])
+        value = task.read(raw)[0]
+        if place is not None and task.dense:
+            value = value[(..., *place.visible)]
+        values[name] = task.summary(value, probabilities)
+    return values
 
 
 def draw(size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -92,6 +138,24 @@ def draw(size: tuple[int, int]) -> NDArray[np.uint8]:
     picture[roof] = (30, 110, 60)
     picture[(down > 0.85) & ((columns // 5 + rows // 5) % 2 == 0)] = (20, 25, 60)
     return picture.round().astype(np.uint8)
+
+
+def _write_picture(folder: Path, picture: NDArray[np.uint8], channels: int) -> str:
+    """The picture with so many channels as a file of the bundle; its name."""
+    if channels in (1, 3):  # gray is read from colors, which is a way to go wrong too
+        write_bytes(folder / GOLDEN_PICTURE, _png(picture))
+        return GOLDEN_PICTURE
+    # The further bands are others upside down: no two can change places unseen.
+    bands = np.stack(
+        [np.roll(picture, 3 * (n // 3), 0)[:: 1 - 2 * (n // 3 % 2), :, n % 3] for n in range(channels)], -1
+    )
+    if channels == 4:
+        write_bytes(folder / GOLDEN_PICTURE, _png(bands))
+        return GOLDEN_PICTURE
+    buffer = io.BytesIO()
+    np.save(buffer, bands)
+    write_bytes(folder / GOLDEN_BANDS, buffer.getvalue())
+    return GOLDEN_BANDS
 
 
 def thinned(array: NDArray[Any], record: TensorRecord, step: int) -> NDArray[Any]:

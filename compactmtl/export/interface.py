@@ -13,9 +13,9 @@ from compactmtl.tasks.postprocess import POSTPROCESS
 
 
 def feed(image: NDArray[np.uint8], preprocessing: Preprocessing, *, baked: bool) -> NDArray[Any]:
-    """One image, uint8 (3, H, W), as the file takes it.
+    """One image, uint8 (C, H, W), as the file takes it.
 
-    Where preprocessing is baked into the file, uint8 (1, H, W, 3); else normalized float32 (1, 3, H, W).
+    Where preprocessing is baked into the file, uint8 (1, H, W, C); else normalized float32 (1, C, H, W).
     """
     if baked:
         return np.ascontiguousarray(image.transpose(1, 2, 0)[None])

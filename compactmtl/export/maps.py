@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from compactmtl.artifacts.files import naming
 from compactmtl.backends import Runner
 from compactmtl.verify.error_maps import as_gray, error_maps
+from compactmtl.verify.parity import Inputs
 from compactmtl.verify.result import ErrorMap, ParityResult
 
 FOLDER = "errors"
@@ -18,16 +20,17 @@ def write_error_maps(
     bundle: Path,
     model: nn.Module,
     runner: Runner,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Inputs,
     parity: ParityResult,
+    output_names: Sequence[str] | None = None,
 ) -> dict[str, ErrorMap]:
     """A gray PNG below `bundle`/errors for each output that is a map, of the first image of `inputs`.
 
-    Errors are on the scales of `parity`.
+    Errors are on the scales of `parity`. `output_names` are those that the export gave, where they are not the model's own.
     """
     from PIL import Image
 
-    differences = error_maps(model, runner, inputs, parity)
+    differences = error_maps(model, runner, inputs, parity, output_names)
     records = {}
     for number, (name, picture) in enumerate(as_gray(differences).items()):
         file = f"{FOLDER}/{number}.png"  # a task's name need not be a file's

@@ -11,17 +11,31 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.artifacts.layout import BUNDLE_FILE
+from compactmtl.artifacts.layout import BUNDLE_FILE, INFER_SCRIPT
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import run_batched
 from compactmtl.data.base import Preprocessing
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.interface import feed, restore
 from compactmtl.tasks.base import Task
+from compactmtl.tasks.placement import Placement
 from compactmtl.tasks.reading import Reading, readings_of
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A user's image as the network sees it, uint8 (C, H, W), and where the image lies on that picture."""
+
+    pixels: NDArray[np.uint8]
+    place: Placement
+
+    @property
+    def visible(self) -> NDArray[np.uint8]:
+        """The picture without its padding."""
+        return self.pixels[(..., *self.place.visible)]
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,11 @@ class Prediction:
     value: NDArray[Any]  # decoded, in the target's own format and unit, without a batch dimension
     caption: str  # in words; empty for maps
     probabilities: dict[str, float]  # of classification and multilabel, by class name; else empty
+    unknown: int | None = 0  # what a map holds where nothing is known; none: not a number
+
+    def on(self, photo: Photo) -> NDArray[Any]:
+        """A map of this photo at the photo's own size, each pixel the nearest one; `unknown` where a crop cut it off."""
+        return photo.place.back(self.value, np.nan if self.unknown is None else self.unknown)
 
 
 class Predictor:
@@ -73,10 +92,16 @@ class Predictor:
                 )
             bundle = Bundle.open(path)
             onnx = bundle.info.target.onnx
+            images = bundle.info.preprocessing
+            if images is None:
+                raise ArtifactError(
+                    f"{path} takes arrays, and does not say how pictures become them",
+                    f"run its own program on .npy files: python {path / INFER_SCRIPT}, or export it again with images=",
+                )
             return cls(
                 bundle.runner(lean_runtime),
                 bundle.tasks,
-                bundle.info.preprocessing,
+                images,
                 bundle.doubt,
                 baked=onnx.preprocess,
                 postprocess=onnx.postprocess,
@@ -119,16 +144,29 @@ class Predictor:
         self.runner.close()
 
     def read(self, path: Path) -> NDArray[np.uint8]:
-        """An image file as the network sees it, uint8 (3, H, W). Raises DataError naming a file that is no image."""
-        return read_image(path, self.prepare.size)
+        """An image file as the network sees it, uint8 (C, H, W). Raises DataError naming a file that is no image."""
+        return self.photo(path).pixels
 
-    def predict(self, image: NDArray[np.uint8]) -> list[Prediction]:
-        """One prediction a task for an image as `read` gives it; maps come at its size."""
-        array = feed(image, self.prepare, baked=self.baked)
+    def photo(self, path: Path) -> Photo:
+        """An image file as the network sees it, with the way back to its own size. Raises DataError as `read` does."""
+        fit = self.prepare.fit
+        pixels, read = read_picture(path, fit)
+        return Photo(pixels, fit.placement(read.size))
+
+    def predict(self, image: NDArray[np.uint8] | Photo) -> list[Prediction]:
+        """One prediction a task for an image as `read` or `photo` gives it.
+
+        Maps come at the network's size; of a photo without its padding, and `Prediction.on` brings them to its own size.
+        """
+        photo = image if isinstance(image, Photo) else None
+        pixels = image.pixels if isinstance(image, Photo) else image
+        array = feed(pixels, self.prepare, baked=self.baked)
         outputs = run_batched(self.runner, dict.fromkeys(self.runner.input_names, array))
-        return [self._read(name, one, outputs) for name, one in self.tasks.items()]
+        return [self._read(name, one, outputs, photo) for name, one in self.tasks.items()]
 
-    def _read(self, name: str, task: Task, outputs: Mapping[str, NDArray[Any]]) -> Prediction:
+    def _read(
+        self, name: str, task: Task, outputs: Mapping[str, NDArray[Any]], photo: Photo | None
+    ) -> Prediction:
         if name not in outputs:
             raise ArtifactError(
                 f"the model has no output {name!r}, only {', '.join(outputs)}",
@@ -137,6 +175,8 @@ class Predictor:
         after = self.postprocess.get(name)
         output = restore(outputs[name], after, task.channels)
         value = task.read(output)[0]
+        if photo is not None and task.dense:
+            value = value[(..., *photo.place.visible)]
         # What was reduced to a class has no probability left.
         probabilities = {} if after == "argmax" else task.probabilities(output[0])
-        return Prediction(name, value, task.caption(value), probabilities)
+        return Prediction(name, value, task.caption(value), probabilities, task.unknown)

@@ -9,41 +9,32 @@ function, and nothing of the arithmetic, speed or memory of the device that it i
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import get_backend, open_graph
-from compactmtl.backends.base import Arrays
+from compactmtl.backends.torch.runner import TorchRunner
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
-from compactmtl.export.artifact import (
-    INPUT,
-    ArtifactWriter,
-    Validation,
-    check_names,
-    provenance,
-)
+from compactmtl.export.artifact import check_names
 from compactmtl.export.bundle import write_bundle
-from compactmtl.export.golden import write_golden
 from compactmtl.export.onnx import model_tensors
-from compactmtl.export.run import Scoring, bundle_info
+from compactmtl.export.run import ExportedRun
+from compactmtl.export.verified import Exported, bundle_info, now
+from compactmtl.graph.inputs import as_arguments, tensors_in
 from compactmtl.runs import Run
-from compactmtl.verify.accuracy import evaluate_on
 from compactmtl.verify.gates import parity_message
-from compactmtl.verify.parity import compare_outputs
+from compactmtl.verify.parity import compare_outputs, reference_outputs
 from compactmtl.verify.result import ParityResult, Record
 
 
@@ -111,68 +102,60 @@ def prepare_run(
             "remove or rename it before you prepare another",
         )
     check_names(run, target)
-    model = run.load_compact() if run.has_compact else run.load_plain()
-    data = Validation.load(run, target)
-    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
-    interface = writer.interface
     with new_folder(run.path / EXPORT / target_name) as folder:
-        path = folder / MODEL_FILE
-        strings = provenance(run)
-        reference = evaluate_on(model, device, data.loader, run.tasks, finite=True)
-        # The search for layers that int8 leaves in float has only the CPU to ask.
-        scoring = Scoring(run, target, interface, data, reference, open_graph)
-        record = writer.write(model, path, metadata=strings, check=scoring.failed, progress=progress)
-        ahead = get_backend(target.backend).build_ahead(path, target)
-        if ahead is not None:
-            progress(f"built {ahead.files[0].name}")
-        files = () if ahead is None else ahead.files
-        wrapped = interface.wrap(model).eval()
-        info = bundle_info(writer, target_name, path, strings, record, files)
-        golden = write_golden(
-            folder, info, run.tasks, partial(_run_torch, wrapped), f"torch {torch.__version__}, float32"
-        )
-        bundle = write_bundle(folder, info.model_copy(update={"golden": golden}))
-        progress("running the graph on the CPU")
-        graph, note = None, ""
-        try:
-            with open_graph(path, target) as runner:
-                graph = compare_outputs(wrapped, runner, data.cases(target, interface), target, str(path))
-                note = "the graph on ONNX Runtime's CPU provider; says nothing of the device's own arithmetic"
-        except CompactError as error:
-            note = f"not run: {error.message}"
-        fed = writer.inputs
-        with torch.no_grad():
-            outputs = wrapped(fed)
-        inputs = {INPUT: _raw(folder, f"input.{INPUT}.bin", fed.numpy())}
-        prepared = Prepared(
-            target=target_name,
-            status="not run" if ahead is None else "built, not run",
-            built="" if ahead is None else ahead.summary,
-            reason=availability.reason,
-            hint=availability.hint,
-            bundle_sha256=bundle.sha256,
-            graph=graph,
-            graph_note=note,
-            held=None if record is None else record.held,
-            inputs=inputs,
-            outputs={
-                name: _raw(folder, f"reference.{name}.bin", array.numpy()) for name, array in outputs.items()
-            },
-            commands=_commands(folder, path, target, inputs),
-            versions=package_versions(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        write_text(folder / PREPARED_FILE, prepared.model_dump_json(indent=2) + "\n")
-        write_hashes(folder)
+        return write_prepared(folder, ExportedRun(run, target_name, target, device=device), progress)
+
+
+def write_prepared(folder: Path, one: Exported, progress: Callable[[str], None]) -> Prepared:
+    """Write the bundle of `one`, for a device that is not here, into an empty folder."""
+    target = one.target
+    backend = get_backend(target.backend)
+    availability = backend.availability(target)
+    path = folder / MODEL_FILE
+    # The search for layers that int8 leaves in float has only the CPU to ask.
+    record = one.writer.write(
+        one.models[one.subject], path, metadata=one.provenance, check=one.check(open_graph), progress=progress
+    )
+    ahead = backend.build_ahead(path, target)
+    if ahead is not None:
+        progress(f"built {ahead.files[0].name}")
+    info = bundle_info(one, path, record, () if ahead is None else ahead.files)
+    deployed, names = one.deployed, one.output_names
+    torch_runner = TorchRunner(deployed, one.writer.input_names, names)
+    golden = one.golden(folder, info, torch_runner.run, f"torch {torch.__version__}, float32")
+    bundle = write_bundle(folder, info.model_copy(update={"golden": golden}))
+    progress("running the graph on the CPU")
+    graph, note = None, ""
+    try:
+        with open_graph(path, target) as runner:
+            graph = compare_outputs(deployed, runner, one.cases(), target, str(path), names)
+            note = "the graph on ONNX Runtime's CPU provider; says nothing of the device's own arithmetic"
+    except CompactError as error:
+        note = f"not run: {error.message}"
+    fed = dict(zip(one.writer.input_names, tensors_in(one.writer.inputs), strict=True))
+    outputs = reference_outputs(deployed, as_arguments(deployed, one.writer.inputs), names)
+    inputs = {
+        name: _raw(folder, f"input.{name}.bin", tensor.numpy(force=True)) for name, tensor in fed.items()
+    }
+    prepared = Prepared(
+        target=one.target_name,
+        status="not run" if ahead is None else "built, not run",
+        built="" if ahead is None else ahead.summary,
+        reason=availability.reason,
+        hint=availability.hint,
+        bundle_sha256=bundle.sha256,
+        graph=graph,
+        graph_note=note,
+        held=None if record is None else record.held,
+        inputs=inputs,
+        outputs={name: _raw(folder, f"reference.{name}.bin", array) for name, array in outputs.items()},
+        commands=_commands(folder, path, target, inputs),
+        versions=package_versions(),
+        created=now(),
+    )
+    write_text(folder / PREPARED_FILE, prepared.model_dump_json(indent=2) + "\n")
+    write_hashes(folder)
     return prepared
-
-
-def _run_torch(model: nn.Module, arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """The model in float32 for arrays of its one input."""
-    (array,) = arrays.values()
-    with torch.no_grad():
-        outputs: dict[str, torch.Tensor] = model(torch.from_numpy(array))
-    return {name: output.numpy() for name, output in outputs.items()}
 
 
 def _raw(folder: Path, name: str, array: NDArray[Any]) -> RawTensor:

@@ -19,7 +19,7 @@ Run = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 class Deployed(nn.Module):
-    """The model as its file computes it: uint8 (B, H, W, 3) or normalized float32 (B, 3, H, W) to {task: output}."""
+    """The model as its file computes it: uint8 (B, H, W, C) or normalized float32 (B, C, H, W) to {task: output}."""
 
     def __init__(
         self, model: nn.Module, preprocess: Preprocessing | None, postprocess: Mapping[str, str]
@@ -29,7 +29,7 @@ class Deployed(nn.Module):
         self.baked = preprocess is not None
         self.postprocess = dict(postprocess)
         given = preprocess or Preprocessing(size=(1, 1))
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (given.mean, given.std))
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (given.mean, given.std))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
         self.scale: Tensor
@@ -79,7 +79,7 @@ class Interface:
         return Deployed(model, self.preprocess, self.postprocess)
 
     def feed(self, images: Tensor) -> Tensor:
-        """Normalized images (B, 3, H, W) as the file takes them. Pixels come back exactly: they were uint8."""
+        """Normalized images (B, C, H, W) as the file takes them. Pixels come back exactly: they were uint8."""
         if self.preprocess is None:
             return images
         return denormalize(images, self.preprocess).permute(0, 2, 3, 1).contiguous()

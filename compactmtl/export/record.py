@@ -29,7 +29,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Color = Annotated[str, StringConstraints(pattern=r"^#[0-9a-f]{6}$")]
 Shape = tuple[int | str, ...]
-ThreeNumbers = tuple[float, float, float]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Resize(Frozen):
@@ -40,9 +40,17 @@ class Resize(Frozen):
     fixed: bool = Field(
         description="Whether the model takes this size alone. Otherwise it is the size of training, which works best."
     )
-    how: Literal["stretch"] = Field(
+    how: Literal["stretch", "letterbox", "crop"] = Field(
         "stretch",
-        description="`stretch`: both sides are scaled on their own, nothing is cut off or filled up.",
+        description="`stretch`: both sides are scaled on their own, nothing is cut off or filled up. `letterbox`: both sides "
+        "are scaled by one factor, the largest with which all of the picture fits, and the rest is filled with `fill`. "
+        "`crop`: by the smallest factor with which the picture fills the network's, and what is over is cut off. Then "
+        "one side of the scaled picture is the network's, and the other is rounded to the nearest whole number, halves up. "
+        "The picture lies in the middle; an odd pixel of padding is below or to the right, an odd one that is cut off too.",
+    )
+    fill: tuple[Byte, ...] | None = Field(
+        None,
+        description="Of `letterbox`: the value of each channel of the padding, before it is normalized.",
     )
     filter: Literal["bilinear"] = Field("bilinear", description="The filter between pixels.")
     antialias: Literal[True] = Field(
@@ -59,8 +67,10 @@ class Normalize(Frozen):
     """What the program does to each value before the model sees it: (value * scale - mean) / std."""
 
     scale: float = Field(1 / 255, description="Factor, which brings 0 to 255 to 0 to 1.")
-    mean: ThreeNumbers = Field(description="What is subtracted from red, green and blue, after the factor.")
-    std: ThreeNumbers = Field(description="What red, green and blue are divided by, after that.")
+    mean: tuple[float, ...] = Field(
+        description="What is subtracted from each channel, after the factor: from red, green and blue of RGB."
+    )
+    std: tuple[float, ...] = Field(description="What each channel is divided by, after that.")
 
 
 class TensorRecord(Frozen):
@@ -79,7 +89,17 @@ class InputRecord(TensorRecord):
     layout: Literal["NCHW", "NHWC"] | None = Field(
         None, description="Order of the axes: N batch, C color, H height, W width."
     )
-    colors: Literal["RGB"] = Field("RGB", description="Order of the colors along their axis.")
+    channels: Annotated[int, Field(ge=1)] = Field(3, description="Channels of a picture.")
+    colors: Literal["gray", "RGB", "RGBA", "bands"] | None = Field(
+        "RGB",
+        description="What the channels are, in their order. `bands`: those of the files, in theirs. null: it is no picture.",
+    )
+    values: tuple[float, float] | None = Field(
+        None,
+        description="Values of a picture of more than 8 bits that become 0 and 255: round((value - low) / (high - low) * "
+        "255), halves up, clipped to 0 to 255; what is not a number becomes 0. null: 0 and 65535 for 16 bits, and other "
+        "numbers are refused.",
+    )
     picture: str = Field("", description="What becomes of each kind of picture file, in sentences.")
     resize: Resize | None = Field(None, description="How a picture gets the network's size.")
     normalize: Normalize | None = Field(
@@ -108,8 +128,12 @@ class OutputRecord(TensorRecord):
     colors: tuple[Color, ...] = Field((), description="Color of each class in pictures, by index.")
     map: bool = Field(
         False,
-        description="Whether it is a map over the picture. A map has the network's size: stretch it to lay it over the "
-        "picture, without a filter where it holds classes.",
+        description="Whether it is a map over the picture. A map has the network's size: bring it back to the picture's by "
+        "`resize` of the input, without its padding, and without a filter where it holds classes.",
+    )
+    unknown: int | None = Field(
+        0,
+        description="What a map of the picture's own size holds where a `crop` cut the picture off. null: not a number.",
     )
     in_model: Literal["argmax", "softmax", "sigmoid"] | None = Field(
         None, description="The function that the model file has behind the network's output. null: none."
@@ -133,9 +157,12 @@ class GoldenTensor(Frozen):
 
 
 class Golden(Frozen):
-    """A made picture, and what the model gives for it: a program that gets the same has everything right."""
+    """A made picture, or arrays, and what the model gives for them: a program that gets the same has everything right."""
 
-    picture: FileName = Field(description="The picture: of another size and shape than the network's.")
+    picture: FileName | None = Field(
+        description="The picture: of another size and shape than the network's. null: the model takes arrays, and those of "
+        "`arrays` are what is fed to it."
+    )
     arrays: FileName = Field(
         description="A numpy archive (.npz) by name: the input as the model takes it, each output as the model gives it."
     )
@@ -175,8 +202,9 @@ class Training(Frozen):
     """What compactmtl itself reads to rebuild the tasks. A program that runs the model needs nothing of it."""
 
     tasks: dict[str, BundleTask] = Field(description="By task.")
-    preprocessing: Annotated[Preprocessing, WithJsonSchema({"type": "object"})] = Field(
-        description="How the images of training were made: `size`, `mean`, `std`. What a program has to do is in `inputs`."
+    preprocessing: Annotated[Preprocessing | None, WithJsonSchema({"type": ["object", "null"]})] = Field(
+        description="How the images of training were made: `size`, `mean`, `std`, `resize`, `range`. What a program has to do "
+        "is in `inputs`. null: the inputs are arrays, or nobody said how pictures become them."
     )
 
 
@@ -195,14 +223,16 @@ class BundleInfo(Frozen):
     outputs: tuple[OutputRecord, ...] = Field(min_length=1, description="What the model gives.")
     golden: Golden | None = Field(None, description="A picture with what the model gives for it.")
     files: dict[FileName, Sha256] = Field(description="SHA-256 of each model file.")
-    run: str = Field(description="Name of the run that was exported.")
+    run: str = Field(description="Name of the run or model that was exported.")
     compact: bool = Field(description="Whether channels were removed.")
     target_name: str = Field(description="The target by name.")
     target: Annotated[Target, WithJsonSchema({"type": "object"})] = Field(
         description="The target with every value, without paths of a machine: see the reference of target keys."
     )
     training: Training = Field(description="What compactmtl itself reads. A program needs nothing of it.")
-    recipe_sha256: str = Field(description="Hash of the recipe.")
+    recipe_sha256: str | None = Field(
+        description="Hash of the recipe. null: the model is not of a run, but a module or ONNX file of its own."
+    )
     plan_sha256: str | None = Field(
         None, description="Hash of the surgery's plan; null: no channel was removed."
     )
@@ -221,8 +251,8 @@ class BundleInfo(Frozen):
         return self.training.tasks
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How the images of training were made."""
+    def preprocessing(self) -> Preprocessing | None:
+        """How the images of training were made; None where the model takes arrays."""
         return self.training.preprocessing
 
     def text(self) -> str:

@@ -16,7 +16,7 @@ from compactmtl.export.bundle import Bundle, write_verification
 from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
-from compactmtl.verify.gates import check_gates
+from compactmtl.verify.gates import check_gates, verified
 from compactmtl.verify.result import Verification
 
 
@@ -74,7 +74,7 @@ def remeasure_run(
             "latency": latency,
             "measured": measured,
             "gates": gates,
-            "passed": bool(gates) and all(gate.passed for gate in gates),
+            "passed": verified(gates),
             "versions": package_versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -3,48 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from compactmtl.artifacts.files import new_folder, sha256_file
-from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
+from compactmtl.artifacts.files import new_folder
+from compactmtl.artifacts.layout import EXPORT
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
-from compactmtl.backends.batching import run_batched
-from compactmtl.backends.fit import package_version
-from compactmtl.backends.model_file import model_files
-from compactmtl.backends.versions import package_versions
+from compactmtl.backends.base import Arrays
 from compactmtl.config.recipe import Recipe
 from compactmtl.config.sparsity import LatencyBudget
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
-from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.errors import ConfigError
 from compactmtl.export.artifact import ArtifactWriter, Validation, check_names, provenance
-from compactmtl.export.bundle import bundle_tasks, write_bundle, write_verification
+from compactmtl.export.bundle import bundle_tasks
 from compactmtl.export.describe import input_record, output_records
 from compactmtl.export.golden import write_golden
-from compactmtl.export.maps import write_error_maps
-from compactmtl.export.onnx import model_tensors, tensor_dtypes
-from compactmtl.export.precision import PrecisionRecord
-from compactmtl.export.processing import Interface
-from compactmtl.export.record import BundleInfo, Runtime, Training
-from compactmtl.export.timing import COMPACT, DENSE, measure_artifact
+from compactmtl.export.precision.apply import Check
+from compactmtl.export.record import BundleInfo, Golden, InputRecord, OutputRecord, Shape, Training
+from compactmtl.export.timing import COMPACT, DENSE
+from compactmtl.export.verified import Exported, check_target, write_verified
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
 from compactmtl.verify.accuracy import array_runner, evaluate, evaluate_on, in_batches
-from compactmtl.verify.gates import check_gates, export_drops
-from compactmtl.verify.parity import check_parity
-from compactmtl.verify.result import (
-    AccuracyResult,
-    GateResult,
-    TaskMetrics,
-    Verification,
-)
+from compactmtl.verify.gates import export_drops
+from compactmtl.verify.result import AccuracyResult, GateResult, Verification
 
 SCORED_BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
 
@@ -74,12 +60,11 @@ def export_run(
     fit, ArtifactError on a compact model that isn't of the best checkpoint, MissingDependencyError where
     the backend can't run here, ParityError where the artifact's outputs are not the torch model's or hold NaN.
     """
-    _check_target(target_name, target)
+    check_target(target_name, target)
     check_names(run, target)
     target = with_budget(run, target_name, target, baseline)
     if baseline is not None:
         check_baseline(run, baseline)
-    model = run.load_compact() if run.has_compact else run.load_plain()
     if run.has_compact or baseline is not None:
         dense: MultiTaskModel | None = run.load_plain() if baseline is None else baseline.load_plain()
     else:
@@ -89,63 +74,9 @@ def export_run(
             f"target '{target_name}' bounds latency.min_speedup, and there is no dense model to be faster than",
             "make the compact model first, `compactmtl compact RUN`, or name one: `compactmtl export RUN --baseline DENSE`",
         )
-    data = Validation.load(run, target)
-    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
-    interface = writer.interface
     with new_folder(run.path / EXPORT / target_name) as folder:
-        reference = evaluate_on(model, device, data.loader, run.tasks, finite=True)
-        score = Scoring(run, target, interface, data, reference, device=device)
-        path = folder / MODEL_FILE
-        strings = provenance(run)
-        record = writer.write(model, path, metadata=strings, check=score.failed, progress=progress)
-        if built := get_backend(target.backend).build(path, target):
-            progress(f"built {built[0].name}")
-        info = bundle_info(writer, target_name, path, strings, record, built)
-        with ExitStack() as stack:
-            runner = stack.enter_context(get_backend(target.backend).open(path, info.target))
-            facts = runner.describe()
-            golden = write_golden(
-                folder,
-                info,
-                run.tasks,
-                partial(run_batched, runner),
-                f"{facts.backend} {facts.version}, {facts.provider}",
-            )
-            bundle = write_bundle(folder, info.model_copy(update={"golden": golden}))
-            progress("comparing outputs with torch")
-            parity = check_parity(interface.wrap(model), path, data.cases(target, interface), target=target)
-            progress(f"measuring accuracy on {data.samples} validation images")
-            accuracy = score.accuracy(runner, None if baseline is None else dense)
-            progress(f"measuring latency, {target.latency.repeats} rounds")
-            subject = COMPACT if run.has_compact else "model"
-            models = {DENSE: dense, subject: model}
-            latency, measured = measure_artifact(writer, models, path, runner)
-            maps = write_error_maps(folder, interface.wrap(model), runner, writer.inputs, parity)
-        gates = check_gates(
-            target,
-            run.tasks,
-            parity=parity,
-            accuracy=accuracy,
-            latency=latency,
-            subject=subject,
-            megabytes=bundle.megabytes,
-        )
-        verification = Verification(
-            target=target_name,
-            bundle_sha256=bundle.sha256,
-            parity=parity,
-            accuracy=accuracy,
-            latency=latency,
-            megabytes=bundle.megabytes,
-            gates=gates,
-            passed=bool(gates) and all(gate.passed for gate in gates),
-            versions=package_versions(),
-            created=_now(),
-            measured=measured,
-            error_maps=maps,
-        )
-        write_verification(folder, verification)
-    return verification
+        one = ExportedRun(run, target_name, target, dense, compare=baseline is not None, device=device)
+        return write_verified(folder, one, progress)
 
 
 def budget_of(run: Run, name: str) -> LatencyBudget | None:
@@ -192,22 +123,6 @@ def _network(recipe: Recipe) -> dict[str, object]:
     return {"model": model, "tasks": tasks, "size": recipe.data.size, "thin": thin}
 
 
-def _check_target(name: str, target: Target) -> None:
-    backend = get_backend(target.backend)
-    if not backend.opens_files:
-        raise ConfigError(
-            f"target '{name}' has backend {backend.name}, which runs no exported file",
-            "choose a target whose backend opens files; `compactmtl targets list` shows them",
-        )
-    if objection := backend.objection(target):
-        raise ConfigError(f"target '{name}': {objection}", "change that key of the target")
-    availability = backend.availability(target)
-    if not availability.available:
-        raise MissingDependencyError(
-            f"target '{name}' can't run here: {availability.reason}", availability.hint
-        )
-
-
 def check_baseline(run: Run, baseline: Run) -> None:
     """A baseline has the same tasks on the same kind of images; else neither metrics nor latencies compare.
 
@@ -232,79 +147,81 @@ def check_baseline(run: Run, baseline: Run) -> None:
             )
 
 
-def bundle_info(
-    writer: ArtifactWriter,
-    target_name: str,
-    path: Path,
-    provenance: Mapping[str, str],
-    record: PrecisionRecord | None,
-    built: tuple[Path, ...] = (),
-) -> BundleInfo:
-    """What bundle.json says of the model file that was written to `path` and of what the backend has built of it."""
-    run, target = writer.run, writer.target
-    inputs, outputs = model_tensors(path)
-    dtypes = tensor_dtypes(path)
-    files = [*model_files(path), *built]
-    images = preprocessing(run.recipe.data)
-    backend = get_backend(target.backend)
-    wheel = backend.wheel(target)
-    return BundleInfo(
-        run=run.name,
-        compact=run.has_compact,
-        target_name=target_name,
-        target=backend.portable(target),
-        model=path.name,
-        runtime=Runtime(name=backend.name, package=wheel, version=package_version(wheel) or ""),
-        files={file.name: sha256_file(file) for file in files},
-        inputs=tuple(
-            input_record(name, shape, dtypes[name], images, baked=target.onnx.preprocess)
-            for name, shape in inputs.items()
-        ),
-        outputs=output_records(outputs, dtypes, run.tasks, target.onnx.postprocess),
-        training=Training(tasks=bundle_tasks(run.tasks, run.recipe.tasks), preprocessing=images),
-        recipe_sha256=provenance["compactmtl.recipe_sha256"],
-        plan_sha256=provenance.get("compactmtl.plan_sha256"),
-        weights_sha256=provenance["compactmtl.weights_sha256"],
-        versions=package_versions(),
-        created=_now(),
-        precision=record,
-    )
+class ExportedRun(Exported):
+    """A run's deployed model with its tasks, on its own validation images."""
 
+    writer: ArtifactWriter
 
-@dataclass(frozen=True)
-class Scoring:
-    """The tasks' metrics of a model file on the val split, held against the torch model's."""
+    def __init__(
+        self,
+        run: Run,
+        target_name: str,
+        target: Target,
+        dense: MultiTaskModel | None = None,
+        *,
+        compare: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`dense` is what it is timed beside; with `compare` its accuracy is measured, too. Torch evaluates on `device`."""
+        self.run, self.name, self.target_name, self.target = run, run.name, target_name, target
+        self.compact = run.has_compact
+        self.subject = COMPACT if run.has_compact else "model"
+        self.model = run.load_compact() if run.has_compact else run.load_plain()
+        self.models: Mapping[str, MultiTaskModel | None] = {DENSE: dense, self.subject: self.model}
+        self.metrics = run.tasks
+        self.provenance = provenance(run)
+        self.data = Validation.load(run, target)
+        self.writer = ArtifactWriter(run, target, self.data.images[: target.latency.batch])
+        self.deployed = self.writer.interface.wrap(self.model)
+        self._baseline = dense if compare else None
+        self._device = device
+        self._reference = evaluate_on(self.model, device, self.data.loader, run.tasks, finite=True)
 
-    run: Run
-    target: Target
-    interface: Interface
-    data: Validation
-    reference: TaskMetrics
-    opener: Callable[[Path, Target], Runner] | None = None  # the target's own backend where none is given
-    device: torch.device | str = "cpu"  # of the baseline's torch model
+    def cases(self) -> list[Any]:
+        return self.data.cases(self.target, self.writer.interface)
 
-    def accuracy(self, runner: Runner, baseline: MultiTaskModel | None = None) -> AccuracyResult:
-        """Of an opened artifact, with the dense baseline where there is one."""
+    def check(self, opener: Callable[[Path, Target], Runner] | None = None) -> Check:
+        opened = opener or get_backend(self.target.backend).open
+
+        def failed(path: Path) -> tuple[GateResult, ...]:
+            with opened(path, self.target) as runner:
+                accuracy = self._artifact(runner)
+            drops = export_drops(self.target, self.run.tasks, accuracy)
+            return tuple(gate for gate in drops if not gate.passed)
+
+        return failed
+
+    def accuracy(self, runner: Runner) -> AccuracyResult:
+        found = self._artifact(runner)
+        if self._baseline is None:
+            return found
+        metrics = evaluate_on(self._baseline, self._device, self.data.loader, self.run.tasks, finite=True)
+        return found.model_copy(update={"baseline": metrics})
+
+    def _artifact(self, runner: Runner) -> AccuracyResult:
+        """The tasks' metrics of an opened file on the val split, beside the torch model's."""
         loader, tasks = self.data.loader, self.run.tasks
-        run = self.interface.runner(array_runner(runner))
+        run = self.writer.interface.runner(array_runner(runner))
         sizes = SCORED_BATCHES if self.target.onnx.dynamic_batch else ()
         return AccuracyResult(
             samples=self.data.samples,
-            torch=self.reference,
+            torch=self._reference,
             artifact=evaluate(run, loader, tasks, finite=True),
             by_batch={size: evaluate(in_batches(run, size), loader, tasks, finite=True) for size in sizes},
-            baseline=None
-            if baseline is None
-            else evaluate_on(baseline, self.device, loader, tasks, finite=True),
         )
 
-    def failed(self, path: Path) -> tuple[GateResult, ...]:
-        """The accuracy gates against the torch model that a candidate file fails."""
-        opener = self.opener or get_backend(self.target.backend).open
-        with opener(path, self.target) as runner:
-            accuracy = self.accuracy(runner)
-        return tuple(gate for gate in export_drops(self.target, self.run.tasks, accuracy) if not gate.passed)
+    def inputs(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[InputRecord, ...]:
+        images, baked = preprocessing(self.run.recipe.data), self.target.onnx.preprocess
+        return tuple(
+            input_record(name, shape, dtypes[name], images, baked=baked) for name, shape in shapes.items()
+        )
 
+    def outputs(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[OutputRecord, ...]:
+        return output_records(shapes, dtypes, self.run.tasks, self.target.onnx.postprocess)
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    def training(self) -> Training:
+        tasks = bundle_tasks(self.run.tasks, self.run.recipe.tasks)
+        return Training(tasks=tasks, preprocessing=preprocessing(self.run.recipe.data))
+
+    def golden(self, folder: Path, info: BundleInfo, run: Callable[[Arrays], Arrays], made_by: str) -> Golden:
+        return write_golden(folder, info, self.run.tasks, run, made_by)

@@ -16,7 +16,8 @@ from compactmtl.export.record import BundleInfo
 
 MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more lies beside it.
 SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
-SHOW, PANOPTIC, RUNTIME = "show", "panoptic", "runtime"
+ARRAYS_SCRIPT = "infer_arrays.py"  # infer.py of a model that takes arrays
+SHOW, PICTURE, PANOPTIC, RUNTIME = "show", "picture", "panoptic", "runtime"
 _OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
 _HOME = "compactmtl.export.in_bundle"
 
@@ -36,11 +37,13 @@ def scripts(info: BundleInfo) -> dict[str, str]:
     ):
         return {}
     operations = {one.decode.op for one in info.outputs if one.decode is not None}
-    text = _with_operations(source(INFER_SCRIPT), operations)
+    pictures = info.golden.picture is not None
+    text = _with_operations(source(INFER_SCRIPT if pictures else ARRAYS_SCRIPT), operations)
     text = text.replace('and the runtime")', f'{info.runtime.package}")')
-    text = text.replace(f"    from {_HOME}.{SHOW} import", f"    from {SHOW} import")
-    text = text.replace("import Image\n\n", "import Image\n")
-    files = {f"{SHOW}.py": source(f"{SHOW}.py")}
+    for part_of in (PICTURE, SHOW):
+        text = text.replace(f"    from {_HOME}.{part_of} import", f"    from {part_of} import")
+    text = text.replace("import numpy as np\n\n", "import numpy as np\n")
+    files = {f"{name}.py": source(f"{name}.py") for name in (PICTURE, SHOW)} if pictures else {}
     if PANOPTIC in operations:
         files[f"{PANOPTIC}.py"] = source(f"{PANOPTIC}.py")
     whole = _with_runtime(text, part)

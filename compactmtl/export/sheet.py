@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from compactmtl.data.fit import as_rgb
 from compactmtl.export.predict import Prediction
 from compactmtl.tasks.base import Legend, Task
 
@@ -35,10 +36,10 @@ class Panel:
 def sheet(
     image: NDArray[np.uint8], predictions: Sequence[Prediction], tasks: Mapping[str, Task]
 ) -> Image.Image:
-    """Compose the picture of one image, uint8 (3, H, W): maps as panels, single values as lines below the input."""
+    """Compose the picture of one image, uint8 (C, H, W): maps as panels, single values as lines below the input."""
     single = [one for one in predictions if not tasks[one.task].dense]
     lines = tuple((None, f"{one.task}: {line(one)}") for one in single)
-    panels = [Panel("input", _enlarge(np.ascontiguousarray(image.transpose(1, 2, 0))), lines)]
+    panels = [Panel("input", _enlarge(np.ascontiguousarray(as_rgb(image).transpose(1, 2, 0))), lines)]
     for one in predictions:
         task = tasks[one.task]
         if task.dense:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from torch import Tensor
+from torch import nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.backends import Runner, get_backend
 from compactmtl.config.target import Target
-from compactmtl.export.artifact import ArtifactWriter
-from compactmtl.models import MultiTaskModel
+from compactmtl.export.writer import Writer
+from compactmtl.graph.inputs import tensors_in
 from compactmtl.verify.latency import measure_latency
 from compactmtl.verify.profile import Options, Subject, measure
 from compactmtl.verify.result import SINGLE, LatencyResult, Measured
@@ -24,8 +24,8 @@ MOST_REPEATS = 50  # of the throughput at batch 1
 
 
 def measure_artifact(
-    writer: ArtifactWriter,
-    models: Mapping[str, MultiTaskModel | None],
+    writer: Writer,
+    models: Mapping[str, nn.Module | None],
     artifact: Path,
     runner: Runner,
 ) -> tuple[LatencyResult, dict[str, Measured]]:
@@ -39,7 +39,7 @@ def measure_artifact(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compactmtl-")))
 
-        def opened(name: str, model: MultiTaskModel, writer: ArtifactWriter) -> Subject:
+        def opened(name: str, model: nn.Module, writer: Writer) -> Subject:
             path = folder / name.replace(" ", "-") / MODEL_FILE
             writer.write(model, path)
             runner = get_backend(target.backend).open(path, writer.target)
@@ -63,7 +63,7 @@ def measure_artifact(
             repeats=target.latency.repeats,
             settle=target.latency.settle,
         )
-        return latency, measure(_sized(subjects, inputs), _options(target))
+        return latency, measure(_sized(subjects, writer), _options(target))
 
 
 def _options(target: Target) -> Options:
@@ -78,12 +78,22 @@ def _options(target: Target) -> Options:
     )
 
 
-def _sized(subjects: Mapping[str, Subject], inputs: Tensor) -> dict[str, Subject]:
-    """The subjects with the example's shape, where their height and width are free."""
-    sized = {}
-    for name, one in subjects.items():
-        (info,) = one.runner.inputs
-        free = info.shape is not None and None in info.shape[1:]
-        shapes = {info.name: tuple(inputs.shape)} if free else {}
-        sized[name] = Subject(one.path, one.target, one.runner, shapes)
-    return sized
+def _sized(subjects: Mapping[str, Subject], writer: Writer) -> dict[str, Subject]:
+    """The subjects with the example's shapes, where more than the batch is free."""
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in zip(writer.input_names, tensors_in(writer.inputs), strict=True)
+    }
+    return {
+        name: Subject(
+            one.path,
+            one.target,
+            one.runner,
+            {
+                info.name: shapes[info.name]
+                for info in one.runner.inputs
+                if info.shape is not None and None in info.shape[1:]
+            },
+        )
+        for name, one in subjects.items()
+    }

@@ -64,6 +64,7 @@ def encoder_for(
             [needs_of(one.kind, f"tasks.{name}.head.kind") for one, name in zip(configs, tasks, strict=True)]
         ),
         initialize=initialize,
+        channels=recipe.data.channels,
     )
 
 

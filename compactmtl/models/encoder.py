@@ -31,7 +31,7 @@ RESERVED = {
     "checkpoint_path": "set model.encoder.weights to a .safetensors file",
     "feature_cls": "the encoder gives one map; pick it with out_index",
     "features_only": "it follows from the heads of the tasks",
-    "in_chans": "images have three channels",
+    "in_chans": "set data.channels",
     "num_classes": "classes belong to the tasks",
     "out_indices": "pick one map with out_index",
     "output_stride": "set model.encoder.output_stride",
@@ -67,23 +67,25 @@ def build_encoder(
     dense: bool,
     needs: Needs = "last",
     initialize: bool = True,
+    channels: int = 3,
 ) -> BuiltEncoder:
-    """The timm network `config.name`, `segnet`, or a class of the user's own, for images (B, 3, *size).
+    """The timm network `config.name`, `segnet`, or a class of the user's own, for images (B, channels, *size).
 
     `dense` asks for feature maps, else for the pooled features that timm would give its own classifier. `needs` says
     which: the last one (or the one at `options.out_index`), all up to it, or two a stage, for attention. Weights come
     from the file `config.weights` where there is one, else from timm's download where `config.pretrained`, else at
-    random; without `initialize` always at random, for a model whose weights are about to be loaded.
+    random; without `initialize` always at random, for a model whose weights are about to be loaded. Weights of RGB are
+    adapted to another number of channels as timm does it: added up for one channel, else repeated and scaled.
 
     Raises ConfigError for an unknown name, option or file, for a size that the network cannot take and maps that it
     cannot give; ArtifactError for a file that does not hold the network's weights; MissingDependencyError where a
     download fails.
     """
     if config.name == SEGNET:
-        return _build_segnet(config, size, dense=dense, needs=needs, initialize=initialize)
+        return _build_segnet(config, size, channels, dense=dense, needs=needs, initialize=initialize)
     if is_class_name(config.name):
-        return build_own_encoder(config, size, dense=dense, needs=needs, initialize=initialize)
-    options = _options(config, size, dense, needs)
+        return build_own_encoder(config, size, channels, dense=dense, needs=needs, initialize=initialize)
+    options = _options(config, size, dense, needs, channels)
     create = partial(_create, config.name, options, needs == "blocks")
     if initialize and config.weights is not None:
         network = load_encoder_weights(config, options, create)
@@ -91,7 +93,7 @@ def build_encoder(
         network = fetch_pretrained(config.name, create)
     else:
         network = create()
-    shapes = _output_shapes(network, config.name, size)
+    shapes = _output_shapes(network, config.name, (channels, *size))
     if any(len(shape) != (4 if dense else 2) for shape in shapes):
         raise ConfigError(
             f"model.encoder.name: {config.name} gives an output of {len(shapes[-1])} dimensions {tuple(shapes[-1])}, "
@@ -100,17 +102,23 @@ def build_encoder(
             if dense
             else "choose an encoder with a pooled output",
         )
-    channels = shapes[-1][1]
+    width = shapes[-1][1]
     if isinstance(network, BlockMaps):
-        return BuiltEncoder(network, channels, dense, network.maps(shapes), network.expansion)
+        return BuiltEncoder(network, width, dense, network.maps(shapes), network.expansion)
     # As timm says: an odd size tells no stride.
     strides = _feature_info(network).reduction() if dense else ()
     maps = tuple(FeatureMap(shape[1], stride) for shape, stride in zip(shapes, strides, strict=dense))
-    return BuiltEncoder(network, channels, dense, maps)
+    return BuiltEncoder(network, width, dense, maps)
 
 
 def _build_segnet(
-    config: EncoderConfig, size: tuple[int, int], *, dense: bool, needs: Needs, initialize: bool
+    config: EncoderConfig,
+    size: tuple[int, int],
+    channels: int,
+    *,
+    dense: bool,
+    needs: Needs,
+    initialize: bool,
 ) -> BuiltEncoder:
     """SegNet with weights of the first half as the recipe says. Raises ConfigError as build_encoder does."""
     options = validate_options(SegNetOptions, config.options, "model.encoder.options")
@@ -126,13 +134,15 @@ def _build_segnet(
             f"model.encoder.name: segnet cannot take images of {size[0]}x{size[1]}",
             f"give data.size {SMALLEST} pixels a side or more",
         )
-    network = SegNet(options, blocks=needs == "blocks")
+    network = SegNet(options, blocks=needs == "blocks", channels=channels)
     if initialize and (config.weights is not None or config.pretrained):
         load_segnet_weights(network, config)
     return BuiltEncoder(network, network.widths[0], True, network.maps, network.expansion)
 
 
-def _options(config: EncoderConfig, size: tuple[int, int], dense: bool, needs: Needs) -> dict[str, Any]:
+def _options(
+    config: EncoderConfig, size: tuple[int, int], dense: bool, needs: Needs, channels: int
+) -> dict[str, Any]:
     """Arguments of timm.create_model. Raises ConfigError for an unknown model or an option that is not the user's."""
     check_encoder_name(config.name)
     options: dict[str, Any] = dict(config.options)
@@ -147,6 +157,8 @@ def _options(config: EncoderConfig, size: tuple[int, int], dense: bool, needs: N
         )
     if config.output_stride is not None:
         options["output_stride"] = config.output_stride
+    if channels != 3:
+        options["in_chans"] = channels
     if out_index is not None and (not dense or needs == "blocks"):
         raise ConfigError(
             "model.encoder.options.out_index: "
@@ -270,15 +282,15 @@ def _feature_info(network: nn.Module) -> Any:
     return (network.body if isinstance(network, ChannelsFirst) else network).feature_info
 
 
-def _output_shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[torch.Size]:
-    """Shapes of the outputs for one image, worked out on the meta device: no arithmetic, the network untouched."""
+def _output_shapes(network: nn.Module, name: str, image: tuple[int, int, int]) -> list[torch.Size]:
+    """Shapes of the outputs for one image (C, H, W), worked out on the meta device: no arithmetic, the network untouched."""
     probe = copy.deepcopy(network).to("meta").eval()
     try:
         with torch.no_grad():
-            outputs = probe(torch.empty(1, 3, *size, device="meta"))
+            outputs = probe(torch.empty(1, *image, device="meta"))
     except _REFUSALS as error:
         raise ConfigError(
-            f"model.encoder.name: {name} cannot take images of {size[0]}x{size[1]}: {error}",
+            f"model.encoder.name: {name} cannot take images of {image[1]}x{image[2]}: {error}",
             "change data.size; some networks need a multiple of their stride or window",
         ) from error
     return [outputs.shape] if isinstance(outputs, Tensor) else [output.shape for output in outputs]

@@ -21,7 +21,7 @@ class TaskEncoders(nn.ModuleDict):
 
 
 class MultiTaskModel(nn.Module):
-    """Image (B, 3, H, W) to {task: output}, in the order of `heads`.
+    """Image (B, C, H, W) to {task: output}, in the order of `heads`.
 
     `encoder(image)` gives features (B, C) or (B, C, h, w), or a list of maps, of which a head reads the last, or all
     where its attribute `needs` is "pyramid" or "blocks". `heads[task](features, (H, W))` gives that task's output; a
@@ -64,7 +64,7 @@ class MultiTaskModel(nn.Module):
         return features, {name: self.run_head(name, features, size) for name in self.heads}
 
     def features(self, image: Tensor) -> Any:
-        """What the encoder gives for images (B, 3, H, W)."""
+        """What the encoder gives for images (B, C, H, W)."""
         return self.encoder(image)
 
     def keep_tasks(self, names: Iterable[str]) -> MultiTaskModel:

@@ -1,6 +1,6 @@
 """A network of the user's own, built whole by a function that the recipe names (`model.factory`).
 
-Its forward takes the images (B, 3, H, W) and gives its outputs by name. What lies in it is not known, unless it has an
+Its forward takes the images (B, C, H, W) and gives its outputs by name. What lies in it is not known, unless it has an
 encoder and heads, as submodules of these names or under paths that the recipe gives.
 """
 
@@ -24,7 +24,7 @@ KEY = "model.factory"
 
 
 class OwnModel(MultiTaskModel):
-    """A module of the user's own as a multi-task network: image (B, 3, H, W) to {task: output}, in the order of `tasks`.
+    """A module of the user's own as a multi-task network: image (B, C, H, W) to {task: output}, in the order of `tasks`.
 
     `encoder` and `heads` are there where the module has them. The forward pass is always the module's own.
     """

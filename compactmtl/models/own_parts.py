@@ -1,6 +1,6 @@
 """An encoder or a head of the user's own: a class that a recipe names as `package.module:Class`.
 
-An encoder is called with the images (B, 3, H, W) and gives one vector (B, C), one map (B, C, h, w), or a list of maps from
+An encoder is called with the images (B, C, H, W) and gives one vector (B, C), one map (B, C, h, w), or a list of maps from
 the finest to the coarsest. A head is built with `in_channels`, the channels of what it reads, and `channels`, those of the
 task's output, and called as head(features, (H, W)). A head class with `needs = "pyramid"` reads all maps: `in_channels` is
 then a list, and features are one too.
@@ -64,7 +64,13 @@ def build_own_head(
 
 
 def build_own_encoder(
-    config: EncoderConfig, size: tuple[int, int], *, dense: bool, needs: Needs, initialize: bool
+    config: EncoderConfig,
+    size: tuple[int, int],
+    image_channels: int = 3,
+    *,
+    dense: bool,
+    needs: Needs,
+    initialize: bool,
 ) -> BuiltEncoder:
     """The encoder class `config.name`, with `config.weights` where there are some.
 
@@ -89,7 +95,7 @@ def build_own_encoder(
     network = construct(config.name, _NAME, "model.encoder.options", config.options)
     if initialize and config.weights is not None:
         load_whole(network, config.weights, key="model.encoder.weights", parts=("encoder.",))
-    shapes = _shapes(network, config.name, size)
+    shapes = _shapes(network, config.name, (image_channels, *size))
     if needs == "pyramid" and len(shapes) < 2:
         raise ConfigError(
             f"{_NAME}: {config.name} gives one map, and a head of the recipe reads several",
@@ -108,20 +114,20 @@ def build_own_encoder(
     return BuiltEncoder(network, shapes[-1][1], 4 in ranks, maps)
 
 
-def _shapes(network: nn.Module, name: str, size: tuple[int, int]) -> list[torch.Size]:
+def _shapes(network: nn.Module, name: str, size: tuple[int, int, int]) -> list[torch.Size]:
     """Shapes of the outputs for one image; the network is left as it was. Raises ConfigError where it cannot run."""
     probe = copy.deepcopy(network).eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            given = probe(torch.zeros(1, 3, *size))
+            given = probe(torch.zeros(1, *size))
     except CompactError:
         raise
     except Exception as error:  # whatever the user's code does wrong is reported as its own error
         if machine_fault(error) is not None:
             raise
         raise ConfigError(
-            f"{_NAME}: {name} cannot take images of {size[0]}x{size[1]}: {raised_at(error)}{type(error).__name__}: {error}",
-            "mend its forward, which is given images (B, 3, H, W), or change data.size",
+            f"{_NAME}: {name} cannot take {size[0]} channels and {size[1]}x{size[2]} pixels: {raised_at(error)}{type(error).__name__}: {error}",
+            "mend its forward, which is given images (B, C, H, W), or change data.size",
         ) from error
     maps = [given] if isinstance(given, Tensor) else given
     if not isinstance(maps, list | tuple) or not maps or not all(isinstance(one, Tensor) for one in maps):

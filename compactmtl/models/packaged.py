@@ -69,9 +69,14 @@ def package_of(weights: str) -> Package | None:
 def normalization_notes(encoder: EncoderConfig, data: DataConfig) -> tuple[str, ...]:
     """A line that warns where images are normalized otherwise than the package's weights expect; else none."""
     package = package_of(encoder.weights or "")
-    if package is None or (data.mean, data.std) == (package.mean, package.std):
+    if package is None:
         return ()
-    mean, std = (f"[{','.join(f'{one:g}' for one in values)}]" for values in (package.mean, package.std))
+    expected = [
+        one if data.channels == 3 else (sum(one) / 3,) * data.channels for one in (package.mean, package.std)
+    ]
+    if [data.mean, data.std] == expected:
+        return ()
+    mean, std = (f"[{','.join(f'{one:g}' for one in values)}]" for values in expected)
     return (
         f"warning: {encoder.weights} was trained on images normalized with other values; "
         f"set data.mean={mean} data.std={std}",

@@ -21,6 +21,7 @@ from compactmtl.models.unpool import IndexPool, IndexUnpool, MaskPool, MaskUnpoo
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of VGG-16's stages
 WIDENING = (1, 2, 4, 8, 8)
+STEM = "down.0.0.0.weight"  # of the convolution that reads the image
 
 
 class SegNetOptions(Frozen):
@@ -37,7 +38,7 @@ class SegNetOptions(Frozen):
 
 
 class SegNet(nn.Module):
-    """Image (B, 3, H, W) to a list of maps, the last one (B, width, H, W).
+    """Image (B, channels, H, W) to a list of maps, the last one (B, width, H, W).
 
     With `blocks` the list holds two maps for each of the ten stages: what its first convolution gives (of a decoder
     stage: what is unpooled) and what the stage gives; else it holds the last map alone. H and W need at least 32 pixels.
@@ -45,7 +46,9 @@ class SegNet(nn.Module):
 
     expansion = 1
 
-    def __init__(self, options: SegNetOptions | None = None, *, blocks: bool = False) -> None:
+    def __init__(
+        self, options: SegNetOptions | None = None, *, blocks: bool = False, channels: int = 3
+    ) -> None:
         super().__init__()
         options = options or SegNetOptions()
         self.blocks = blocks
@@ -53,7 +56,7 @@ class SegNet(nn.Module):
         by_mask = options.unpool == "exportable"
         self.pool = MaskPool() if by_mask else IndexPool()
         self.unpool = MaskUnpool() if by_mask else IndexUnpool()
-        inputs = (3, *self.widths)
+        inputs = (channels, *self.widths)
         self.down = nn.ModuleList(
             _stage(narrow, wide, count)
             for (narrow, wide), count in zip(pairwise(inputs), CONVOLUTIONS, strict=True)

@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from compactmtl.config.paths import PACKAGE_PREFIX
@@ -19,7 +20,7 @@ from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.models import download
 from compactmtl.models.packaged import is_foreign, package_file, package_of, to_timm
-from compactmtl.models.segnet import SegNet, from_vgg
+from compactmtl.models.segnet import STEM, SegNet, from_vgg
 
 # Modules whose errors mean that a download did not come through.
 NETWORK_PACKAGES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib")
@@ -117,6 +118,13 @@ def load_encoder_weights(
         whole_names = timm.create_model(config.name, **{**whole, "num_classes": 1}).state_dict()
         state = to_timm(state, whole_names)
     state = _without_classifier(state, reference)
+    channels = whole.get("in_chans", 3)
+    first = reference.pretrained_cfg.get("first_conv")  # type: ignore[union-attr, operator]
+    stems = [f"{name}.weight" for name in ((first,) if isinstance(first, str) else first or ())]
+    own = {"first_conv": None} if any(_inputs(state, name) == channels for name in stems) else {}
+    if channels != 3 and not own:  # weights of RGB, which timm adapts
+        whole.pop("in_chans")
+        reference = timm.create_model(config.name, **{**whole, "num_classes": 0})
     resized = {
         key
         for key, value in reference.state_dict().items()
@@ -129,11 +137,16 @@ def load_encoder_weights(
     check_weights(path, config.name, state, reference.state_dict())
     # timm's own loading path, given the tensors in place of a download, applies the model's filter. No network has -1
     # classes: timm then leaves the classifier alone.
-    network = create(pretrained=True, pretrained_cfg_overlay={"state_dict": state, "num_classes": -1})
+    network = create(pretrained=True, pretrained_cfg_overlay={"state_dict": state, "num_classes": -1, **own})
     for module in network.modules():
         if isinstance(source := getattr(module, "pretrained_cfg", None), dict):
             source.pop("state_dict", None)  # else every copy of the network would carry the file along
     return network
+
+
+def _inputs(state: Mapping[str, Tensor], name: str) -> int | None:
+    """How many channels a layer's weight reads; none where there is no such weight."""
+    return state[name].shape[1] if name in state and state[name].ndim > 1 else None
 
 
 def load_segnet_weights(network: SegNet, config: EncoderConfig) -> None:
@@ -156,6 +169,8 @@ def load_segnet_weights(network: SegNet, config: EncoderConfig) -> None:
         return
     half = {key: value for key, value in network.state_dict().items() if key.startswith("down.")}
     half_state = from_vgg(state)
+    if half[STEM].shape[1] != 3 and _inputs(half_state, STEM) == 3:
+        half_state[STEM] = adapt_input_conv(half[STEM].shape[1], half_state[STEM])
     check_weights(path, f"{config.name}, whose first half is {VGG}'s of width 64", half_state, half)
     network.load_state_dict(half_state, strict=False)  # checked; the second half has no pretrained weights
 

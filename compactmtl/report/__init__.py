@@ -1,5 +1,6 @@
 """One data model of what runs became; HTML, JSON, tables and pictures from it."""
 
+from compactmtl.report.bundles import write_bundle_report
 from compactmtl.report.collect import build_report
 from compactmtl.report.delta_formats import delta_cells, latex
 from compactmtl.report.model import Report
@@ -21,6 +22,7 @@ __all__ = [
     "latex",
     "markdown",
     "plain",
+    "write_bundle_report",
     "write_collected",
     "write_report",
 ]

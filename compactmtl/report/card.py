@@ -49,8 +49,9 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     names = [
         task.name for task in report.tasks if task.name in (run.final.metrics or run.trained.metrics or {})
     ]
+    kind = _kind(run)
     outputs = f"{len(names)} output{'s' * (len(names) != 1)}"
-    yield f"One network with {outputs} ({', '.join(names)}) for RGB images of {height}×{width}, trained on {run.data}."
+    yield f"One network with {outputs} ({', '.join(names)}) for {kind} images of {height}×{width}, trained on {run.data}."
     if is_subject:
         yield ""
         yield "## Summary"
@@ -121,22 +122,34 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     )
 
 
+_RESIZED = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}
+
+
+def _kind(run: RunView) -> str:
+    """What images the network takes: RGB, where no bundle says otherwise."""
+    export = run.shown_export or next(iter(run.exports), None)
+    if export is None or export.interface is None or export.interface.format is None:
+        return "RGB"
+    return export.interface.format.kind
+
+
 def _interface(run: RunView) -> Iterator[str]:
     """Input and outputs of the headline's bundle, else of the first one."""
     export = run.shown_export or next(iter(run.exports), None)
     if export is None or export.interface is None:
         return
     interface = export.interface
-    height, width = interface.format.size
     yield ""
     yield "## Input and outputs"
     yield ""
     yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, 'IMAGE')}` runs it on one image."
-    yield ""
-    yield (
-        f"Input: RGB, {interface.format.layout}, stretched to {height}×{width} (height × width) by a bilinear filter with"
-        f" antialiasing. Values: {interface.format.values}."
-    )
+    if interface.format is not None:
+        height, width = interface.format.size
+        yield ""
+        yield (
+            f"Input: {interface.format.kind}, {interface.format.layout}, {_RESIZED[interface.format.resize]} "
+            f"{height}×{width} (height × width) by a bilinear filter with antialiasing. Values: {interface.format.values}."
+        )
     yield ""
     rows = tuple(
         Row(

@@ -325,7 +325,7 @@ def _cost(run: Run, model: nn.Module) -> Size:
     from compactmtl.graph import cost
 
     height, width = run.recipe.data.size
-    measured = cost(model.eval(), (torch.zeros(1, 3, height, width),))
+    measured = cost(model.eval(), (torch.zeros(1, run.recipe.data.channels, height, width),))
     return Size(parameters=measured.parameters, macs=measured.macs)
 
 

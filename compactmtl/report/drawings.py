@@ -91,7 +91,7 @@ def run_page(run: RunView, number: int, report: Report) -> RunPage:
         anchor=anchor,
         layers=None if run.surgery is None else bars.layer_costs(run.surgery.layers),
         exports=tuple(
-            _export_page(report, run, export, f"{anchor}-export-{index + 1}")
+            export_page(report, run, export, f"{anchor}-export-{index + 1}")
             for index, export in enumerate(run.exports)
         ),
         curves=tuple(_curves(run, report)),
@@ -102,7 +102,11 @@ def run_page(run: RunView, number: int, report: Report) -> RunPage:
     )
 
 
-def _export_page(report: Report, run: RunView, export: ExportView, anchor: str) -> ExportPage:
+def export_page(report: Report, run: RunView, export: ExportView, anchor: str) -> ExportPage:
+    """Everything that is drawn of one export."""
+    folder = Path(run.path) / EXPORT / export.target
+    if export.interface is not None:
+        folder = Path(export.interface.path)
     verification = export.verification
     words = "; ".join(
         f"{name}, median {fmt.milliseconds(one.median_ms)}, 99th percentile {fmt.milliseconds(one.p99_ms)}"
@@ -118,7 +122,7 @@ def _export_page(report: Report, run: RunView, export: ExportView, anchor: str) 
             f"Latency on {export.target}; the line is the median",
         ),
         layer_times=bars.times(verification.measured, export.target),
-        errors=export_figures.error_pictures(verification, Path(run.path) / EXPORT / export.target),
+        errors=export_figures.error_pictures(verification, folder),
     )
 
 

@@ -34,32 +34,13 @@ class Entry:
 
 def render(report: Report, samples: Sequence[SampleView]) -> str:
     """The whole page; nothing in it is fetched from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("compactmtl.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=fmt.count,
-        metric_name=fmt.metric_name,
-        milliseconds=fmt.milliseconds,
-        duration=fmt.duration,
-        percent=fmt.signed_percent,
-        small=fmt.small,
-        data_uri=data_uri,
-        prediction=_prediction,
-        breakable=_breakable,
-        unbroken=_unbroken,
-        size=_file_size,
-    )
+    template = environment().get_template("page.html.j2")
     delta = delta_formats.grid(report) if delta_formats.shows_more(report) else None
     deployments = deployment.deployments(report)
     measured = devices.device_table(report)
     subjects = report.subjects
     pages = [run_page(run, number, report) for number, run in enumerate(_subjects_first(report))]
-    page = environment.get_template("page.html.j2").render(
+    page = template.render(
         report=report,
         title=_title(report),
         version=compactmtl.__version__,
@@ -91,16 +72,43 @@ def render(report: Report, samples: Sequence[SampleView]) -> str:
         stage_cell=_stage_cell,
         stage_delta=lambda run, stage: _stage_delta(report, run, stage),
         arrow=table.arrow,
-        speed=table.speed_cell,
         band=_band,
+        definition=table.footnote(report),
+        SLOT=Markup(glossary.SLOT),
+    )
+    return glossary.linked(page)
+
+
+def environment() -> Environment:
+    """The templates of the pages, with the filters and functions that all of them use."""
+    made = Environment(
+        loader=PackageLoader("compactmtl.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        count=fmt.count,
+        metric_name=fmt.metric_name,
+        milliseconds=fmt.milliseconds,
+        duration=fmt.duration,
+        percent=fmt.signed_percent,
+        small=fmt.small,
+        data_uri=data_uri,
+        prediction=_prediction,
+        breakable=_breakable,
+        unbroken=_unbroken,
+        size=_file_size,
+    )
+    made.globals.update(
+        speed=table.speed_cell,
         status=gates.status,
         not_set=gates.not_set,
         variation=variation,
-        definition=table.footnote(report),
-        SLOT=Markup(glossary.SLOT),
         NOT_RUN=fmt.NOT_RUN,
     )
-    return glossary.linked(page)
+    return made
 
 
 def _headlines(runs: Sequence[RunView]) -> list[tuple[str, str]]:

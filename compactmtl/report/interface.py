@@ -34,14 +34,21 @@ class InputFormat(Frozen):
     """How an image becomes the model's input.
 
     With `baked` the model file takes uint8 values and normalizes them itself, else (value / 255 − mean) / std of each
-    color is the caller's part.
+    channel is the caller's part. `resize` says how an image of another shape gets `size`.
     """
 
     size: tuple[int, int]  # height, width
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     baked: bool
     layout: Literal["NCHW", "NHWC"]
+    resize: Literal["stretch", "letterbox", "crop"] = "stretch"
+    colors: Literal["gray", "RGB", "RGBA", "bands"] = "RGB"
+
+    @property
+    def kind(self) -> str:
+        """What an image is, in words, such as RGB or `5-band`."""
+        return f"{len(self.mean)}-band" if self.colors == "bands" else self.colors
 
     @property
     def values(self) -> str:
@@ -49,7 +56,7 @@ class InputFormat(Frozen):
         if self.baked:
             return "0 to 255, as they are in the file; the model normalizes them"
         means, stds = (", ".join(f"{one:g}" for one in values) for values in (self.mean, self.std))
-        return f"(value / 255 − mean) / std of each color, mean ({means}), std ({stds})"
+        return f"(value / 255 − mean) / std of each channel, mean ({means}), std ({stds})"
 
 
 class Interface(Frozen):
@@ -58,7 +65,7 @@ class Interface(Frozen):
     path: str
     model: str
     files: tuple[BundleFile, ...]
-    format: InputFormat
+    format: InputFormat | None  # none: the model takes arrays
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
@@ -72,11 +79,24 @@ def interface(folder: Path, info: BundleInfo) -> Interface:
         path=str(folder),
         model=info.model,
         files=tuple(BundleFile(name=name, bytes=_bytes(folder / name)) for name in names),
-        format=InputFormat(
-            size=pre.size, mean=pre.mean, std=pre.std, baked=baked, layout="NHWC" if baked else "NCHW"
+        format=None
+        if pre is None
+        else InputFormat(
+            size=pre.size,
+            mean=pre.mean,
+            std=pre.std,
+            baked=baked,
+            layout="NHWC" if baked else "NCHW",
+            resize=pre.resize,
+            colors=info.inputs[0].colors or "RGB",
         ),
         inputs=tuple(
-            Tensor(name=one.name, shape=one.shape, dtype=one.dtype, meaning=_axes("RGB image", one))
+            Tensor(
+                name=one.name,
+                shape=one.shape,
+                dtype=one.dtype,
+                meaning=one.meaning if pre is None else _axes(one.meaning or "image", one),
+            )
             for one in info.inputs
         ),
         outputs=tuple(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from compactmtl.data.base import Batch, Preprocessing, VisionDataset
+    from compactmtl.data.base import Batch, Preprocessing, Sample, VisionDataset
     from compactmtl.runs import Run
     from compactmtl.tasks.base import Task
 
@@ -76,10 +76,10 @@ class ValSplits:
 
     def dataset(self, recipe: Recipe) -> VisionDataset:
         """The val split as `recipe` sees it. Raises DataError where the data is missing."""
-        from compactmtl.data import load_dataset
+        from compactmtl.data import load_dataset, preprocessing
 
         data = recipe.data
-        key = repr((data.name, data.root, data.size, data.options, data.cache))
+        key = repr((data.name, data.root, preprocessing(data).fit, data.options, data.cache))
         if key not in self._datasets:
             self._datasets[key] = load_dataset(data, "val")
         return self._datasets[key]
@@ -134,8 +134,10 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
     }
     tasks = []
     for name, task in _all_tasks(models).items():
-        owners = {label: run.tasks[name] for label, _, run in models if name in run.tasks}
+        owners = [(label, run.tasks[name], run) for label, _, run in models if name in run.tasks]
         target = sample["targets"][task.target].numpy() if task.target in sample["targets"] else None
+        if target is not None and task.dense:
+            target = target[(..., *_visible(sample, first.recipe))]
         tasks.append(
             TaskSample(
                 task=name,
@@ -145,17 +147,43 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
                         owner,
                         outputs[label][name],
                         seen[label]["targets"],
-                        view(owner, owner.decode(outputs[label][name])[0].numpy(), target),
+                        view(
+                            owner,
+                            _shown(owner, outputs[label][name], _visible(seen[label], run.recipe)),
+                            target,
+                        ),
                     )
-                    for label, owner in owners.items()
+                    for label, owner, run in owners
                 },
             )
         )
     return SampleView(
         identifier=below(dataset.identifier(index), first.recipe.data.root),
-        image=np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()),
+        image=_image(sample, first.recipe),
         tasks=tuple(tasks),
     )
+
+
+def _visible(sample: Sample, recipe: Recipe) -> tuple[slice, slice]:
+    """The part of a sample that shows its image: all of it but padding."""
+    from compactmtl.tasks.placement import Placement
+
+    size = recipe.data.size
+    return Placement.of(recipe.data.resize, sample.get("own_size", size), size).visible
+
+
+def _image(sample: Sample, recipe: Recipe) -> Picture:
+    """A sample's image without padding, for people to look at."""
+    from compactmtl.data.fit import as_rgb
+
+    pixels = as_rgb(sample["image"].numpy())[(..., *_visible(sample, recipe))]
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
+def _shown(task: Task, output: Tensor, visible: tuple[slice, slice]) -> NDArray[Any]:
+    """A decoded output, a map without padding."""
+    value: NDArray[Any] = task.decode(output)[0].numpy()
+    return value[(..., *visible)] if task.dense else value
 
 
 def _judged(task: Task, output: Tensor, targets: Mapping[str, Tensor], shown: View) -> View:
@@ -183,7 +211,7 @@ def _all_tasks(models: Sequence[tuple[str, nn.Module, Run]]) -> dict[str, Task]:
 
 
 def _run(model: nn.Module, image: Tensor, steps: Preprocessing) -> dict[str, Tensor]:
-    """One uint8 image (3, H, W) through the model, as outputs by task with a batch dimension of 1."""
+    """One uint8 image (C, H, W) through the model, as outputs by task with a batch dimension of 1."""
     import torch
 
     from compactmtl.data.images import normalize

@@ -40,7 +40,7 @@ def plain_form(recipe: Recipe, model: MultiTaskModel) -> MultiTaskModel:
 
 
 def example_inputs(recipe: Recipe, batch: int = 1) -> tuple[Tensor]:
-    """A deterministic random batch at the recipe's size, float32 (batch, 3, H, W)."""
+    """A deterministic random batch at the recipe's size, float32 (batch, C, H, W)."""
     height, width = recipe.data.size
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(batch, 3, height, width, generator=generator),)
+    return (torch.randn(batch, recipe.data.channels, height, width, generator=generator),)

@@ -123,7 +123,8 @@ def channel_groups(
             + (f": {first[0]}: {first[1]}" if first else ""),
             _HINTS.get(
                 kind,
-                "sparsity needs shared convolutions whose channels surgery may remove; try scope='model'",
+                "sparsity needs layers whose channels surgery may remove"
+                + ("; try scope='model'" if scope == "encoder" else ""),
             ),
         )
     return groups

@@ -77,6 +77,29 @@ def mean_costs(cost: CostFunction, keep: Sequence[Flags], limits: Sequence[Limit
     return costs
 
 
+def with_tied(
+    costs: Sequence[float], cost: CostFunction, keep: Sequence[Flags], limits: Sequence[Limits]
+) -> list[float]:
+    """`costs`, where a family that takes nothing away alone has its share of what all such families take away together.
+
+    A forward that counts several tensors with one number keeps as many channels of each as of the widest: no family of
+    them frees anything before the others do. What they free together is shared evenly by channel, down to the least that stays.
+    """
+    less, removable = list(keep), 0
+    tied = []
+    for index, (own, flags, limit) in enumerate(zip(costs, keep, limits, strict=True)):
+        alive = np.flatnonzero(flags)
+        if own <= 0 and len(alive) > limit.least:
+            tied.append(index)
+            removable += len(alive) - limit.least
+            less[index] = flags.copy()
+            less[index][alive[limit.least :]] = False
+    if len(tied) < 2:
+        return list(costs)
+    share = max(cost(keep) - cost(less), 0.0) / removable
+    return [share if index in tied else own for index, own in enumerate(costs)]
+
+
 def select(
     importance: Sequence[NDArray[np.float64]],
     dead: Sequence[Flags],

@@ -17,7 +17,14 @@ from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32, to_host
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
-from compactmtl.sparsity.selection import CostFunction, limits_of, marginal_costs, mean_costs, select
+from compactmtl.sparsity.selection import (
+    CostFunction,
+    limits_of,
+    marginal_costs,
+    mean_costs,
+    select,
+    with_tied,
+)
 
 
 class Target:
@@ -92,8 +99,10 @@ class Target:
     def channel_costs(self, keep: Sequence[Flags]) -> list[float]:
         """What a channel of each family costs with only `keep`: of latency, which falls in steps, on the average."""
         if self.config.measure == "latency":
-            return mean_costs(self.cost, keep, self.limits)
-        return marginal_costs(self.cost, keep)
+            costs = mean_costs(self.cost, keep, self.limits)
+        else:
+            costs = marginal_costs(self.cost, keep)
+        return with_tied(costs, self.cost, keep, self.limits)
 
     def choose(
         self,

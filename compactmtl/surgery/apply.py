@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from compactmtl.errors import ArtifactError
+from compactmtl.errors import ArtifactError, SurgeryError
 from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery import full_width, recurrent
 from compactmtl.surgery.contraction import contract_layers
@@ -51,8 +51,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             _merge(small, merge)
         for scale in plan.scales:
             _scale(small, scale)
-        for cut in sorted(plan.slices, key=lambda cut: cut.groups == 1):  # grouped ones need all rows
-            _slice(small, cut)
+        _slice_all(small, plan)
         for shift in plan.biases:
             _shift(small, shift)
     small.separate(model)
@@ -62,6 +61,24 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     for edit in plan.full_width:
         _run_full_width(small.model, edit)
     return small.model
+
+
+def slice_in_place(model: nn.Module, plan: Plan) -> None:
+    """Edit `model` itself as a plan of slices says: its modules stay, their parameters are replaced where they are cut.
+
+    For a network in training, which others hold on to. Apply the plan to a copy first: a plan that does not fit leaves
+    the model half edited. Raises ArtifactError where the plan was made for another model, SurgeryError where it holds more than slices.
+    """
+    if plan.more_than_slices:
+        raise SurgeryError("only a plan of slices can be applied in place", "use apply_plan, which copies")
+    if signature(model) != plan.signature:
+        raise ArtifactError(
+            f"the plan was made for another model than this {type(model).__name__}: names or shapes differ",
+            _MEND,
+        )
+    with torch.no_grad():
+        _slice_all(_Editor(model), plan)
+    _mend_layers(model, plan)
 
 
 class _Editor:
@@ -109,6 +126,11 @@ class _Editor:
         for value in tensors_of(original):
             if id(value) in self._places:
                 self.replace(value, value.detach().clone())
+
+
+def _slice_all(small: _Editor, plan: Plan) -> None:
+    for cut in sorted(plan.slices, key=lambda cut: cut.groups == 1):  # grouped ones need all rows
+        _slice(small, cut)
 
 
 def _slice(small: _Editor, cut: Slice) -> None:

@@ -171,6 +171,20 @@ class Plan(_Edit):
     def empty(self) -> bool:
         return not self.slices
 
+    @property
+    def more_than_slices(self) -> bool:
+        """Whether there are edits beside slices, such as folded constants."""
+        edits = (
+            self.merges,
+            self.biases,
+            self.scales,
+            self.gathers,
+            self.contracted,
+            self.fused,
+            self.full_width,
+        )
+        return any(edits) or bool(self.outputs or self.absent)
+
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)
 

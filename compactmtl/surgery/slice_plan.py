@@ -76,15 +76,7 @@ def compose(first: Plan, second: Plan) -> Plan:
     Raises SurgeryError where either holds more than slices of whole tensors.
     """
     for plan in (first, second):
-        if (
-            plan.merges
-            or plan.biases
-            or plan.scales
-            or plan.gathers
-            or plan.contracted
-            or plan.fused
-            or plan.full_width
-        ):
+        if plan.more_than_slices:
             raise SurgeryError("only plans of slices can be composed", "apply them one after the other")
     slices = {(cut.tensor, cut.dim): cut for cut in first.slices}
     for cut in second.slices:

@@ -240,6 +240,11 @@ class Task(ABC):
         """Of one image's raw output (channels,) by class name; empty where the kind has none for an image."""
         return {}
 
+    @property
+    def unknown(self) -> int | None:
+        """What a decoded map holds where nothing is known, as where an image was cut off; none: not a number."""
+        return 0
+
     @abstractmethod
     def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:
         """One decoded prediction or target (no batch dimension) as an (H, W, 3) picture.

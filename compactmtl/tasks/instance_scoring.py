@@ -21,6 +21,7 @@ from torch import Tensor
 from compactmtl.errors import DataError, MissingDependencyError
 from compactmtl.tasks.common import nothing_valid
 from compactmtl.tasks.instance_decoding import Instances
+from compactmtl.tasks.placement import Placement
 
 Rle = Mapping[str, Any]  # COCO's run lengths: size (height, width) and counts
 
@@ -30,12 +31,13 @@ class InstanceReference:
     """The instances of one image at its own size, for scoring.
 
     annotations: each with class index `label`, `segmentation` in any form of COCO (polygons, run lengths), `area` in
-    pixels and `iscrowd`.
+    pixels and `iscrowd`. `place` says where the image lies on the network's picture; without it the picture was stretched.
     """
 
     height: int
     width: int
     annotations: tuple[Mapping[str, Any], ...]
+    place: Placement | None = None
 
 
 class InstanceMetrics:
@@ -64,7 +66,7 @@ class InstanceMetrics:
             self._images.append({"id": image, "height": size[0], "width": size[1]})
             for annotation in reference.annotations:
                 self._truth.append(self._annotation(image, annotation, size))
-            self._add_found(image, self._decode(one), shown, size)
+            self._add_found(image, self._decode(one), shown, size, reference.place)
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where the split has no instance that counts."""
@@ -106,9 +108,16 @@ class InstanceMetrics:
         }
 
     def _add_found(
-        self, image: int, instances: Instances, shown: tuple[int, int], size: tuple[int, int]
+        self,
+        image: int,
+        instances: Instances,
+        shown: tuple[int, int],
+        size: tuple[int, int],
+        place: Placement | None,
     ) -> None:
         numbers = instances.numbers[: shown[0], : shown[1]]
+        if place is not None:  # less the padding, and with nothing where the image was cut off
+            numbers = torch.from_numpy(place.take(numbers.numpy(), 0))
         for number, (label, score) in enumerate(
             zip(instances.classes.tolist(), instances.scores.tolist(), strict=True), 1
         ):

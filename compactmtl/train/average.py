@@ -14,6 +14,7 @@ from compactmtl.config.recipe import EmaConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ArtifactError
 from compactmtl.graph.copies import copy_model
+from compactmtl.loops.averages import mask
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery.slice_plan import Kept, cut
 from compactmtl.train.part import Part, Setup, Training
@@ -76,8 +77,7 @@ class WeightAverage(Part):
         self._updates += 1
         self._average.update(training.model, step=self._updates)
         if self._sparse:
-            for mine, theirs in zip(self.model.parameters(), training.model.parameters(), strict=True):
-                mine.masked_fill_(theirs == 0, 0.0)
+            mask(self.model, training.model)
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
         before = self.model.state_dict()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,7 +16,6 @@ from compactmtl.models import MultiTaskModel
 from compactmtl.models.features import encoder_name
 from compactmtl.models.layer_groups import layers_behind
 from compactmtl.overparam import factorized_layers
-from compactmtl.surgery.slice_plan import Kept, cut
 
 ONE_CYCLE_START = 1 / 25  # the first rate as a share of the peak. Source: arXiv:1708.07120, torch's default
 
@@ -119,25 +118,3 @@ def parameter_groups(
     if weights:
         groups.append({"params": weights, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
-
-
-def replace_parameters(optimizer: Optimizer, model: nn.Module, small: nn.Module, kept: Kept) -> None:
-    """Put the smaller model's parameters in the place of the model's, with what is left of their state."""
-    new = dict(small.named_parameters())
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        group["params"] = [
-            new[names[id(parameter)]] if id(parameter) in names else parameter
-            for parameter in group["params"]
-        ]
-    for parameter in list(optimizer.state):
-        name = names.get(id(parameter))
-        if name is None:
-            continue
-        state = optimizer.state.pop(parameter)
-        optimizer.state[new[name]] = {
-            key: cut(name, value, kept).contiguous()
-            if isinstance(value, Tensor) and value.shape == parameter.shape
-            else value
-            for key, value in state.items()
-        }

@@ -26,18 +26,18 @@ _BATCH_NORM = "Expected more than 1 value per channel"  # of torch; explained wh
 
 
 def check_own(
-    model: OwnModel, tasks: Mapping[str, Task], size: tuple[int, int], rebuild: Callable[[], nn.Module]
+    model: OwnModel, tasks: Mapping[str, Task], size: tuple[int, int, int], rebuild: Callable[[], nn.Module]
 ) -> None:
     """Raise ConfigError for the first rule that the network breaks.
 
     Args:
         model: the network, on the device that it trains on.
-        size: height and width of the images.
+        size: channels, height and width of the images.
         rebuild: builds the network anew, as a run's folder will have to.
     """
     device = _check_devices(model)
     generator = torch.Generator().manual_seed(0)
-    image, other = (torch.randn(BATCH, 3, *size, generator=generator).to(device) for _ in range(2))
+    image, other = (torch.randn(BATCH, *size, generator=generator).to(device) for _ in range(2))
     with borrowed(model, evaluate=False), torch.enable_grad():
         copied = copy_model(model)
         _check_outputs(copied.train(), tasks, image, " in training mode")
@@ -85,7 +85,7 @@ def _run(model: nn.Module, image: Tensor, when: str) -> dict[str, Tensor]:
         raise ConfigError(
             f"{KEY}: the forward of the network fails{when} on {len(image)} images of {tuple(image.shape[1:])}: "
             f"{raised_at(error)}{type(error).__name__}: {error}",
-            "mend the forward, which is given images (B, 3, H, W) as data.size says, in batches of any size",
+            "mend the forward, which is given images (B, C, H, W) as data.size says, in batches of any size",
         ) from error
 
 

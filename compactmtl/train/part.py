@@ -87,8 +87,8 @@ class Training(Protocol):
     def repeat(self, batch: Batch) -> None:
         """Replace the gradients by those of another forward and backward pass of the batch."""
 
-    def replace_model(self, model: MultiTaskModel, kept: Kept) -> None:
-        """Go on with a smaller model, of whose parameters only the indices `kept` are left."""
+    def rebind(self, kept: Kept) -> None:
+        """The model and the optimizer were cut in place: of the parameters only the indices `kept` are left."""
 
 
 class Part:
@@ -141,7 +141,7 @@ class Part:
         """After the epoch's validation and before its checkpoint `last`."""
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
-        """The model was replaced by a smaller one, of whose parameters the indices `kept` are left."""
+        """The model was cut in place: of its parameters the indices `kept` are left."""
 
     def report(self) -> Mapping[str, Any]:
         """For the epoch's line of the log; see `logs`."""

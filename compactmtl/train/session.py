@@ -37,7 +37,6 @@ from compactmtl.train.optimizers import (
     parameter_groups,
     rate,
     rate_scales,
-    replace_parameters,
 )
 from compactmtl.train.own_check import check_own
 from compactmtl.train.own_parts import check_parts
@@ -238,12 +237,10 @@ class Session:
         for part in self.parts:
             part.end_epoch(self)
 
-    def replace_model(self, model: MultiTaskModel, kept: Kept) -> None:
-        """Go on with a smaller model, of whose parameters only the indices `kept` are left, in optimizer and parts."""
-        replace_parameters(self.optimizer, self.model, model, kept)
-        self.model = model
+    def rebind(self, kept: Kept) -> None:
+        """The model was cut in place, and the optimizer with it: of its parameters only the indices `kept` are left."""
         for part in self.parts:
-            part.rebind(model, kept)
+            part.rebind(self.model, kept)
 
     @property
     def deployed(self) -> MultiTaskModel:
@@ -370,6 +367,11 @@ def _check_network(
 ) -> None:
     """Raise ConfigError where a network of the user's own breaks a rule or lacks what the recipe needs of it."""
     before = random_state(image.device)
-    check_own(model, tasks, recipe.data.size, lambda: fresh_model(recipe, tasks, initialize=False))
+    check_own(
+        model,
+        tasks,
+        (recipe.data.channels, *recipe.data.size),
+        lambda: fresh_model(recipe, tasks, initialize=False),
+    )
     check_parts(recipe, model, weighing, image)
     restore_random_state(before)

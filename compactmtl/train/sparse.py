@@ -2,97 +2,53 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.backends import Align, align_of, load_target
-from compactmtl.config.sparsity import SparsityConfig
+from compactmtl.backends import align_of
 from compactmtl.data.base import Batch
-from compactmtl.errors import ConfigError
-from compactmtl.graph.copies import copy_model
 from compactmtl.graph.space import Flags
-from compactmtl.latency import calibrated, check_target, latency_table
+from compactmtl.loops.controls import budget_table, build_control
+from compactmtl.loops.steering import Foreseen, Report, Steering
 from compactmtl.models import MultiTaskModel
-from compactmtl.overparam import contract
-from compactmtl.sparsity import (
-    ChannelGroups,
-    Control,
-    LatencyTable,
-    Pruning,
-    SelectiveShrinking,
-    StrengthController,
-    StrengthSchedule,
-    build_penalty,
-    channel_groups,
-)
+from compactmtl.sparsity import ChannelGroups, Control, channel_groups
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.train.part import Part, Setup, Training
 from compactmtl.train.random_state import random_state, restore_random_state
 
-Report = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """What a target leaves of a network, before it has trained: all but the sums may come out differently."""
-
-    macs: float  # for one image
-    parameters: float
-    channels: dict[str, tuple[int, int]]  # layer -> groups left, of how many
-    milliseconds: float | None = None  # by the latency budget's table; none without one
-    whole_milliseconds: float | None = None  # of the original network
-    measured_on: str = ""  # the budget's target and device
+__all__ = ["Foreseen", "Sparsifier", "build_sparsifier"]
 
 
 class Sparsifier(Part):
-    """A control of channel groups, with its report for the log.
+    """Steers channel groups; the same object does so in a loop of one's own, see `compactmtl.loops.Shrinking`.
 
-    `undecayed` names the parameters that the prox shrinks: weight decay would shrink them twice. `align` is what
-    channel counts are multiples of where the control chooses them.
+    `undecayed` names the parameters that the prox shrinks: weight decay would shrink them twice.
     """
 
     name: ClassVar[str] = "sparsifier"
     logs: ClassVar[str] = "sparsity"
 
-    def __init__(
-        self,
-        groups: ChannelGroups,
-        control: Control,
-        align: Align | None = None,
-        table: LatencyTable | None = None,
-    ) -> None:
-        self.groups = groups
-        self.table = table
-        self.control = control
-        self.align = align
-        self.undecayed = control.shrunk
-        self._sizes = [family.size for family in groups]
-        self._names = _unique([family.name for family in groups])
-        whole = groups.whole()
-        self._costs = {}
-        for measure in ("macs", "parameters"):
-            try:
-                self._costs[measure] = groups.cost(measure)(whole)
-            except ConfigError:  # a model that can't be traced: groups without what they free
-                continue
+    def __init__(self, steering: Steering) -> None:
+        self.steering = steering
+        self.undecayed = steering.control.shrunk
+
+    @property
+    def groups(self) -> ChannelGroups:
+        return self.steering.groups
+
+    @property
+    def control(self) -> Control:
+        return self.steering.control
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Read learning rates and clear moments of dead groups in `optimizer`; once, before the first step."""
-        self.control.attach(optimizer)
+        self.steering.attach(optimizer)
 
     def after_backward(self, training: Training, batch: Batch) -> None:
-        self.control.observe()
+        self.steering.observe()
 
     def after_step(self, training: Training, batch: Batch) -> None:
-        self.control.step()
+        self.steering.step()
 
     @property
     def eligible(self) -> bool:
@@ -101,87 +57,31 @@ class Sparsifier(Part):
         With a target: once it is reached, for before that the best model is the denser one. A λ without one has
         no target: once the prox has begun.
         """
-        return self.control.reached
+        return self.steering.reached
 
     def foreseen(self) -> Foreseen | None:
         """What the target will leave, by the size of the weights as they are now; None without a target."""
-        gone = self.control.foresee()
-        if gone is None:
-            return None
-        keep = [~flags for flags in gone]
-        return Foreseen(
-            self.groups.cost("macs")(keep),
-            self.groups.cost("parameters")(keep),
-            {name: (int(flags.sum()), len(flags)) for name, flags in zip(self._names, keep, strict=True)},
-            *self._milliseconds(keep),
-        )
-
-    def _milliseconds(self, keep: Sequence[Flags]) -> tuple[float | None, float | None, str]:
-        """Of what is kept and of the whole network, by the budget's table, with where that was measured."""
-        if self.table is None:
-            return None, None, ""
-        cost = self.groups.cost("latency", self.table)
-        return cost(keep), cost(self.groups.whole()), f"{self.table.target}, {self.table.device}"
+        return self.steering.foreseen()
 
     def notes(self) -> list[str]:
         """What a user should know of the groups before training, in lines."""
-        lines = []
-        if self.align is not None:
-            lines.append(f"channels in multiples of {self.align}")
-        if self.table is not None:
-            off = "" if self.table.error is None else f", {self.table.error:.0%} off in the median"
-            lines.append(f"latency by a table of {self.table.target} on {self.table.device}{off}")
-        lines += [f"not in sparsity: {name}: {why}" for name, why in self.groups.left_out.items()]
-        return lines + [f"counted without it: {name}: {why}" for name, why in self.groups.inexact.items()]
+        return self.steering.notes()
 
     def dead(self) -> list[Flags]:
         """The groups that are zero now and may be removed, a bool array (n,) a family."""
-        held = self.control.held
-        if held is not None:
-            return [flags.cpu().numpy() for flags in held]
-        return [~flags for flags in self.groups.alive()]
+        return self.steering.dead()
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
-        self.groups, survivors = self.groups.after(kept, model)
-        self.control.shrink_to(self.groups, [torch.from_numpy(index) for index in survivors])
+        self.steering.rebind(model, kept)
 
     def report(self) -> Report:
-        """For the log: share of zero groups of all at first (whole, and by layer), λ, and the shares of the model's MACs
-        and parameters that surgery can remove, or has removed (none: not known).
-
-        A zero in one layer frees a channel only where all that reads it, or all that writes it, is zero.
-        """
-        alive = self.groups.alive()
-        zeros = [size - int(flags.sum()) for size, flags in zip(self._sizes, alive, strict=True)]
-        removable: dict[str, float | None] = {"macs": None, "parameters": None}
-        for measure, whole in self._costs.items():
-            removable[measure] = 1 - self.groups.cost(measure)(alive) / whole  # type: ignore[arg-type]
-        return {
-            "groups_zero": sum(zeros) / max(sum(self._sizes), 1),
-            "strength": self.control.strength,
-            "macs_removable": removable["macs"],
-            "parameters_removable": removable["parameters"],
-            "layers": {
-                name: zero / size for name, zero, size in zip(self._names, zeros, self._sizes, strict=True)
-            },
-        }
+        return self.steering.report()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.control.state_dict()
+        return self.steering.state_dict()
 
     def load_state_dict(self, training: Training, state: Any) -> None:
-        self.control.load_state_dict(state)
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Names with a number where several families begin in the same layer."""
-    counts = dict(zip(*np.unique(list(names), return_counts=True), strict=True)) if names else {}
-    used: dict[str, int] = {}
-    unique = []
-    for name in names:
-        used[name] = used.get(name, 0) + 1
-        unique.append(f"{name}#{used[name]}" if counts[name] > 1 else name)
-    return unique
+        self.steering.load_state_dict(state)
 
 
 def build_sparsifier(setup: Setup) -> Sparsifier | None:
@@ -196,70 +96,9 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
     align = align_of(recipe)
-    before = random_state(
-        setup.device
-    )  # what is measured here or read from the cache must not move what is drawn after it
+    # what is measured here or read from the cache must not move what is drawn after it
+    before = random_state(setup.device)
     table = budget_table(config, groups, model, inputs, align.channels)
     restore_random_state(before)
     control = build_control(config, groups, setup.total_steps, align.channels, model, inputs, table)
-    return Sparsifier(groups, control, align, table)
-
-
-def build_control(
-    config: SparsityConfig,
-    groups: ChannelGroups,
-    total_steps: int,
-    align: int,
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    table: LatencyTable | None = None,
-) -> Control:
-    """What steers the zeros of `groups`, as the recipe says. Raises ConfigError where the target can't be reached."""
-    if config.selective is not None:
-        return SelectiveShrinking(groups, config.selective, total_steps, align=align, table=table)
-    if config.prune is not None:
-        return Pruning(groups, config.prune, total_steps, model, inputs, align=align, table=table)
-    penalty = build_penalty(config, groups)
-    if config.controller is not None:
-        return StrengthController(
-            penalty, config.controller, total_steps, config.warmup, align=align, table=table
-        )
-    return StrengthSchedule(penalty, total_steps, config.warmup, config.schedule)
-
-
-def budget_table(
-    config: SparsityConfig,
-    groups: ChannelGroups,
-    model: MultiTaskModel,
-    inputs: tuple[Tensor, ...],
-    align: int,
-) -> LatencyTable | None:
-    """The table of the recipe's latency budget: the file that it names, else measured here or read from the cache.
-
-    Raises ConfigError where the file is of another target, device or precision than the budget asks for,
-    MissingDependencyError where the target cannot run here, MachineError where the machine is too busy.
-    """
-    section = config.target
-    budget = None if section is None else section.latency
-    if section is None or budget is None:
-        return None
-    if budget.target is None:
-        assert budget.table is not None
-        return LatencyTable.load(Path(budget.table))
-    target = load_target(budget.target)
-    if budget.table is not None:
-        table = LatencyTable.load(Path(budget.table))
-        check_target(table, budget.target, target)
-        return table
-
-    def say(line: str) -> None:
-        print(f"  {line} …", file=sys.stderr, flush=True)
-
-    batch = target.latency.batch
-    examples = tuple(one.cpu().expand(batch, *one.shape[1:]).contiguous() for one in inputs)
-    plain = contract(copy_model(model)).to("cpu").eval()
-    table = latency_table(plain, examples, target, budget.target, align=align, progress=say)
-    name = next(name for name in ("controller", "selective", "prune") if getattr(config, name) is not None)
-    return calibrated(
-        table, groups, section, align, model, examples, target, section=f"sparsity.{name}", progress=say
-    )
+    return Sparsifier(Steering(groups, control, align, table))

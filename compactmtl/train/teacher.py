@@ -40,7 +40,7 @@ class Teacher:
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Any:
-        """What the teacher's encoder gives for the recipe's images (B, 3, H, W)."""
+        """What the teacher's encoder gives for the recipe's images (B, C, H, W)."""
         image, network = self._known(image), self.network
         return network.features(image) if isinstance(network, MultiTaskModel) else network(image)
 
@@ -101,6 +101,13 @@ def run_teacher(setup: Setup, name: str) -> Teacher:
             f"distillation: the teacher was trained on {list(run.recipe.data.size)} pixels, the recipe has {list(recipe.data.size)}",
             "name a run of the same size",
         )
+    for key in ("resize", "channels", "range"):
+        theirs, ours = getattr(run.recipe.data, key), getattr(recipe.data, key)
+        if theirs != ours:
+            raise ConfigError(
+                f"distillation: the teacher was trained with data.{key}={theirs}, the recipe has {ours}",
+                f"name a run whose images are prepared alike, or set data.{key}",
+            )
     model = run.load_plain()
     if isinstance(getattr(model, "encoder", None), TaskEncoders):
         raise ConfigError(
@@ -126,6 +133,15 @@ def encoder_teacher(setup: Setup, config: FeatureDistillationConfig) -> Teacher:
             error.message.replace("model.encoder", place), error.hint.replace("model.encoder", place)
         ) from error
     mean, std = _statistics_of_encoder(config) or statistics(recipe.data)
+    if recipe.data.channels != 3 and len(mean) == 3:  # those of RGB weights, which were adapted
+        mean, std = ((sum(values) / 3,) * recipe.data.channels for values in (mean, std))
+    for key, values in (("mean", config.mean), ("std", config.std)):
+        if values is not None and len(values) != recipe.data.channels:
+            raise ConfigError(
+                f"distillation.features.{key} needs one value for each of the {recipe.data.channels} channels, "
+                f"found {len(values)}",
+                "give as many as data.channels says",
+            )
     return Teacher(
         network.to(setup.device), statistics(recipe.data), (config.mean or mean, config.std or std)
     )
@@ -141,11 +157,11 @@ def _statistics_of_encoder(config: FeatureDistillationConfig) -> Statistics | No
 
 
 def _change(shown: Statistics, known: Statistics) -> tuple[Tensor, Tensor] | None:
-    """Scale and offset (3, 1, 1) that turn images normalized with `shown` into those of `known`; none where they agree."""
+    """Scale and offset (C, 1, 1) that turn images normalized with `shown` into those of `known`; none where they agree."""
     if tuple(map(tuple, shown)) == tuple(map(tuple, known)):
         return None
     (mean, std), (own_mean, own_std) = (
-        [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in one] for one in (shown, known)
+        [torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in one] for one in (shown, known)
     )
     return (std / own_std).float(), ((mean - own_mean) / own_std).float()
 

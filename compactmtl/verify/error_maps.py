@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,11 @@ class Difference:
 
 
 def error_maps(
-    model: nn.Module, runner: Runner, inputs: Inputs, parity: ParityResult
+    model: nn.Module,
+    runner: Runner,
+    inputs: Inputs,
+    parity: ParityResult,
+    output_names: Sequence[str] | None = None,
 ) -> dict[str, Difference]:
     """A map for each output of 4 dimensions (B, C, H, W), or 3 of whole numbers (B, H, W).
 
@@ -37,7 +41,7 @@ def error_maps(
     scales = {output.name: output.scale for output in parity.outputs}
     arguments = as_arguments(model, inputs)
     with evaluating(model):
-        reference = reference_outputs(model, arguments)
+        reference = reference_outputs(model, arguments, output_names)
     artifact = runner.run(to_arrays(runner, arguments))
     return {
         name: _difference(array[0], artifact[name][0], scales[name])

@@ -91,11 +91,16 @@ def check_parity(
 
 
 def compare_outputs(
-    model: nn.Module, runner: Runner, cases: Sequence[Inputs], target: Target, where: str
+    model: nn.Module,
+    runner: Runner,
+    cases: Sequence[Inputs],
+    target: Target,
+    where: str,
+    output_names: Sequence[str] | None = None,
 ) -> ParityResult:
     """As `check_parity`, of a model that is open already; `where` names it in errors."""
     with borrowed(model):
-        return _compare(model, runner, cases, target.tolerance, where)
+        return _compare(model, runner, cases, target.tolerance, where, output_names)
 
 
 def _compare(

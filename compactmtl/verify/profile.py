@@ -37,6 +37,7 @@ class Subject:
     target: Target
     runner: Runner
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of inputs with free dimensions
+    note: str = ""  # what a reader of its figures has to know
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def profile(
                 path=str(one.path),
                 sha256=model_sha256(one.path),
                 target=f"{one.target.backend}, {one.target.precision}",
+                note=one.note,
                 **dict(measured[name]),
             )
             for name, one in subjects.items()

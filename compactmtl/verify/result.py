@@ -16,6 +16,8 @@ TaskMetrics = dict[str, dict[str, float]]  # task -> metric -> value
 CONSTANT = 1e-2  # of the range: what changes by less than this either way is no function of the image
 
 
+JUDGING = ("parity", "accuracy")  # kinds of gates that look at what a model gives
+
 SINGLE = " fp32"  # follows an artifact's name for its float32 form, timed beside one of lower precision
 
 
@@ -64,11 +66,13 @@ class ParityResult(Record):
 class AccuracyResult(Record):
     """The tasks' own metrics over the val split; `baseline` is the dense run where one was given."""
 
-    samples: int
+    samples: int  # 0: nothing was measured, of a module whose user gave no metric
     torch: TaskMetrics
     artifact: TaskMetrics
     baseline: TaskMetrics | None = None
     by_batch: dict[int, TaskMetrics] = Field(default_factory=dict)  # the artifact's, where its batch is free
+    # Of metrics that no kind of task defines: whether more is better, by task and metric.
+    higher_is_better: dict[str, dict[str, bool]] = Field(default_factory=dict)
 
 
 class LatencyStats(Record):
@@ -152,6 +156,7 @@ class SubjectProfile(Measured):
     path: str
     sha256: str
     target: str
+    note: str = ""  # what a reader of its figures has to know
 
 
 class Profile(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from compactmtl.cli.main import main
@@ -41,18 +42,33 @@ def test_a_run_is_profiled_in_the_targets_precision(
     assert "at batch 2" in said  # its batch is free
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-cpu-int8", "openvino-fp16"])
-def test_a_file_of_another_precision_than_the_target_is_named_as_the_cause(
-    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow  # quantizes
+def test_a_float_file_is_brought_to_the_targets_precision_for_its_latency_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file is measured as it is: no other backend or machine would make it int8."""
-    (tmp_path / "openvino-fp16.yaml").write_text("backend: onnxruntime\nprecision: fp16\n")
     file = write_onnx(tmp_path / "small.onnx", TwoHeads())
-    named = str(tmp_path / f"{target}.yaml") if target == "openvino-fp16" else target
-    assert main(["profile", str(file), "--target", named, *QUICK]) == USAGE
+    before = file.read_bytes()
+    out = tmp_path / "out"
+    assert main(["profile", str(file), "--target", "onnxruntime-cpu-int8", *QUICK, "--out", str(out)]) == OK
+    said = capsys.readouterr()
+    assert ", int8" in said.out and "  note        brought to int8 with made-up inputs" in said.out
+    assert "its outputs mean nothing" in said.err
+    subject = json.loads((out / "profile.json").read_text())["subjects"]["small.onnx"]
+    assert "made-up inputs" in subject["note"]
+    assert file.read_bytes() == before
+
+
+def test_a_file_of_another_precision_than_the_target_is_named_as_the_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_onnx(tmp_path / "small.onnx", TwoHeads())
+    model = onnx.load(file)
+    half = model.graph.initializer[0]
+    half.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(half).astype("float16"), half.name))
+    onnx.save(model, file)
+    assert main(["profile", str(file), "--target", "onnxruntime-cpu-int8", *QUICK]) == USAGE
     said = capsys.readouterr().err
-    assert f"{file} is a model in fp32, and target {named} asks for {target.rpartition('-')[2]}" in said
-    assert "neither quantized nor converted" in said
+    assert f"{file} is a model in fp16, and target onnxruntime-cpu-int8 asks for int8" in said
     assert "choose a target whose backend" not in said
 
 

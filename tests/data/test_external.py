@@ -108,7 +108,7 @@ def test_the_disk_cache_follows_code_and_files(place: Path, monkeypatch: pytest.
     changed = load_dataset(config(place, cache="disk"), "val")[0]["image"]
     assert changed[0].float().mean() > 200 and changed[1].float().mean() < 60
     code = (place / "mydata.py").read_text()
-    write(place, code.replace("read_image(file, self.size)", "255 - read_image(file, self.size)"))
+    write(place, code.replace("read_image(file, self.fit)", "255 - read_image(file, self.fit)"))
     assert torch.equal(load_dataset(config(place, cache="disk"), "val")[0]["image"], 255 - changed)
 
 
@@ -165,7 +165,7 @@ def test_a_module_that_cannot_be_imported_says_where(place: Path) -> None:
     [
         ("torch.tensor(self.kinds.index(file.parent.name))", "torch.tensor(7)", "holds 7; its 2 classes"),
         ("torch.tensor(self.kinds.index(file.parent.name))", "torch.tensor(1.0)", "float32 .*expected int64"),
-        ("read_image(file, self.size)", "read_image(file)", "expected uint8 .3, 8, 6."),
+        ("read_image(file, self.fit)", "read_image(file)", "expected uint8 .3, 8, 6."),
         ('{"kind": kind}}', '{"sort": kind}}', "targets are sort; specs say kind"),
         ("        kind = ", "        kind = 1 / 0 or ", r"mydata\.py:\d+: ZeroDivisionError"),
         ('{"image":', '{"picture":', "not a Sample"),
@@ -183,7 +183,10 @@ def test_a_sample_that_does_not_fit_is_named(old: str, new: str, match: str, pla
 
 def test_what_the_constructor_does_wrong_is_told(place: Path) -> None:
     code = (place / "mydata.py").read_text()
-    write(place, code.replace("self.size, self.specs = config.size,", "self.size, self.spec = config.size,"))
+    write(
+        place,
+        code.replace("self.fit, self.specs = image_fit(config),", "self.fit, self.spec = image_fit(config),"),
+    )
     with pytest.raises(ConfigError, match="no `specs`"):
         load_dataset(config(place), "train")
     write(place, code.replace("config.root", "config.roof"))
@@ -197,7 +200,7 @@ def test_what_the_constructor_does_wrong_is_told(place: Path) -> None:
 def held(spec: TargetSpec, value: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:
     """What is stored of a sample of 2 x 3 pixels with this target."""
     sample = {"image": torch.zeros(3, 2, 3, dtype=torch.uint8), "targets": {"it": value}}
-    return checked(sample, {"it": spec}, (2, 3), "sample 1")
+    return checked(sample, {"it": spec}, (3, 2, 3), "sample 1")
 
 
 def test_an_unknown_number_is_kept() -> None:

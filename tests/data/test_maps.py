@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from compactmtl.data.fit import Fit
 from compactmtl.data.images import read_image
-from compactmtl.data.maps import check_npy, check_png, nearest, read_map, read_npy, relabel, resize_image
+from compactmtl.data.maps import check_npy, check_png, nearest, read_map, read_npy, relabel
 from compactmtl.errors import DataError
 
 side = st.integers(1, 40)
@@ -42,7 +43,7 @@ def test_an_image_in_memory_is_resized_as_one_in_a_file(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
     for size in ((20, 30), (8, 12), (33, 40)):
-        got = resize_image(image.transpose(2, 0, 1), size)
+        got = Fit(size).picture(np.ascontiguousarray(image.transpose(2, 0, 1)))
         assert np.array_equal(got, read_image(tmp_path / "a.png", size))
 
 

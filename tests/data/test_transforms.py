@@ -19,10 +19,11 @@ from torchvision.transforms.v2 import functional as F
 
 from compactmtl.config.recipe import AugmentConfig
 from compactmtl.data.base import Sample
+from compactmtl.data.jitter import jitter
 from compactmtl.data.scenes_layout import Camera, random_room
 from compactmtl.data.scenes_raycast import cast, pixel_rays
 from compactmtl.data.scenes_render import render
-from compactmtl.data.transforms import Depth, Disparity, Draw, Normals, augment, draw, jitter, zoom
+from compactmtl.data.transforms import Depth, Disparity, Draw, Normals, augment, draw, zoom
 from compactmtl.tasks.base import TargetSpec
 
 SPECS = {

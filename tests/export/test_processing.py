@@ -49,3 +49,14 @@ def test_restored_probabilities_are_the_logits() -> None:
 def test_nothing_baked_in_is_the_model_itself() -> None:
     model = Same()
     assert Interface(None, {}, {}).wrap(model) is model
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_any_number_of_channels_is_normalized_in_the_file(channels: int) -> None:
+    prepare = Preprocessing((8, 8), tuple(0.1 * n for n in range(channels)), (0.3,) * channels)
+    pixels = torch.randint(0, 256, (2, channels, 8, 8), dtype=torch.uint8)
+    given = Interface(prepare, {}, {})
+    fed = given.feed(normalize(pixels, prepare))
+    assert fed.shape == (2, 8, 8, channels) and torch.equal(fed, pixels.permute(0, 2, 3, 1))
+    found = given.wrap(Same())(fed)["t"]
+    torch.testing.assert_close(found, normalize(pixels, prepare), rtol=1e-6, atol=1e-6)

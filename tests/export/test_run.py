@@ -132,7 +132,7 @@ def test_what_raises_leaves_the_former_bundle(
         path.write_bytes(b"half a model")
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("compactmtl.export.artifact.export_onnx", fails_half_way)
+    monkeypatch.setattr("compactmtl.export.writer.export_onnx", fails_half_way)
     with pytest.raises(RuntimeError, match="broken"):
         export_run(compacted, "small", TARGET)
     assert Bundle.open(bundle.path).info == bundle.info

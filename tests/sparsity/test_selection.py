@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.space import Flags
-from compactmtl.sparsity.selection import Limits, limits_of, marginal_costs, select
+from compactmtl.sparsity.selection import Limits, limits_of, marginal_costs, select, with_tied
 
 
 def macs(keep: Sequence[Flags]) -> float:
@@ -127,3 +127,33 @@ def test_limits_count_channels_not_groups() -> None:
     assert limits_of(family(32, width=4), align=8, least=8) == Limits(2, 2, 32)
     assert limits_of(family(3), align=1, least=8) == Limits(1, 3, 3)
     assert limits_of(family(32), align=1, least=1) == Limits(1, 1, 32)
+
+
+def widest_of_two(keep: Sequence[Flags]) -> float:
+    """A network whose forward counts the first two layers with one number: both run at the width of the wider one."""
+    first, second, third = (int(k.sum()) for k in keep)
+    return 10.0 * max(first, second) + 3.0 * third
+
+
+def test_layers_that_free_channels_only_together_share_what_they_free() -> None:
+    everything = [np.ones(8, dtype=bool)] * 3
+    limits = [Limits(step=1, least=2, size=8)] * 3
+    alone = marginal_costs(widest_of_two, everything)
+    assert alone == [0.0, 0.0, 3.0]
+    costs = with_tied(alone, widest_of_two, everything, limits)
+    assert costs == [5.0, 5.0, 3.0]
+    importance = [np.arange(1.0, 9.0)] * 3
+    none = [np.zeros(8, dtype=bool)] * 3
+    target = 0.4 * widest_of_two(everything)
+    assert (
+        widest_of_two([~f for f in select(importance, none, limits, alone, widest_of_two, target)]) > target
+    )
+    chosen = select(importance, none, limits, costs, widest_of_two, target)
+    assert widest_of_two([~flags for flags in chosen]) <= target
+    assert chosen[0].sum() == chosen[1].sum(), "nothing goes that frees nothing"
+
+
+def test_a_layer_that_frees_nothing_at_all_costs_nothing() -> None:
+    everything = [np.ones(8, dtype=bool)] * 3
+    limits = [Limits(step=1, least=2, size=8)] * 3
+    assert with_tied([0.0, 4.0, 0.0], lambda keep: 7.0, everything, limits) == [0.0, 4.0, 0.0]

@@ -21,14 +21,13 @@ def graph_parts(name: str) -> set[str]:
 
 def covering(names: Sequence[str], parts: Callable[[str], set[str]]) -> frozenset[str]:
     """Recipes whose parts together are those of all: an export takes most of a test's time."""
-    missing = set().union(*map(parts, names))
+    parts_of = {name: parts(name) for name in names}
+    sparse = {name: resolve_recipe(name).recipe.sparsity is not None for name in names}
+    missing = set().union(*parts_of.values())
     chosen = []
     while missing:
         # of equals a sparse one: its compact network has odd widths
-        best = max(
-            names,
-            key=lambda name: (len(parts(name) & missing), resolve_recipe(name).recipe.sparsity is not None),
-        )
+        best = max(names, key=lambda name: (len(parts_of[name] & missing), sparse[name]))
         chosen.append(best)
-        missing -= parts(best)
+        missing -= parts_of[best]
     return frozenset(chosen)

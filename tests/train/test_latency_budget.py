@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
 
 from compactmtl.config import Resolved
-from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError
-from compactmtl.latency import calibrate, measure
-from compactmtl.latency.observe import Observed, widths_of
 from compactmtl.runs import compact_run
 from compactmtl.train import dry_run, train
+from tests.support import made_up_runtime
 from tests.support.interrupting import trained_in_two_parts
+from tests.support.made_up_runtime import cost
 
 Make = Callable[..., Resolved]
 BUDGET = """
@@ -37,39 +33,10 @@ surgery: {align: 4}
 """
 
 
-def cost(model: nn.Module) -> float:
-    """Milliseconds: 10 µs, and 1 µs for each block of four outputs and four inputs of a layer."""
-    blocks = 0
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            outputs, inputs = layer.weight.shape[:2]
-            blocks += math.ceil(outputs / 4) * math.ceil(inputs / 4)
-    return 1e-2 + 1e-3 * blocks
-
-
-def layers(widths: Mapping[str, tuple[int, int | None]]) -> dict[str, float]:
-    return {
-        name: 1e-3 * math.ceil(outputs / 4) * math.ceil((inputs or 1) / 4)
-        for name, (outputs, inputs) in widths.items()
-        if outputs
-    }
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """The made-up runtime in place of the target's, with a cache of its own; one number a network that was timed."""
-    found: list[int] = []
-
-    def fake(model: nn.Module, inputs: Any, full: Any, target: Target, path: Path) -> Observed:
-        torch.rand(3)  # a real measurement may draw, too
-        found.append(1)
-        widths = widths_of(model, full)
-        return Observed(widths, layers(widths), 1e-2, cost(model), 0.0)
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(measure, "observe", fake)
-    monkeypatch.setattr(calibrate, "observe", fake)
-    return found
+    """The made-up runtime in place of the target's; one number a network that was timed."""
+    return made_up_runtime.install(monkeypatch, tmp_path / "cache")
 
 
 def recipe(tiny: Make, limit: str, *overrides: str) -> Resolved:

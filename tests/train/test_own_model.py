@@ -170,7 +170,7 @@ def test_parts_that_do_not_fit(
         ("Kept", "'depth' is network.map itself", "clone()"),
         ("Learned", "'depth' is the same whatever the images are", "argument of forward"),
         ("Changing", "another network at every call", "model.options"),
-        ("Raises", "KeyError: 'normals'", "images (B, 3, H, W)"),
+        ("Raises", "KeyError: 'normals'", "images (B, C, H, W)"),
         ("TrainsOtherwise", "gives a list of 2", "model.outputs"),
         ("same", "the same network at every call", "a new one"),
         ("built", "built already", "builds a new one"),

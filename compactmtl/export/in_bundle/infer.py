@@ -8,45 +8,15 @@ from pathlib import Path
 
 try:
     import numpy as np
-    from PIL import Image
 
     from compactmtl.backends.onnxruntime.in_bundle import open_model
     from compactmtl.export.in_bundle.panoptic import panoptic
+    from compactmtl.export.in_bundle.picture import back, prepare, read, visible
     from compactmtl.export.in_bundle.show import save_map, words
 except ImportError as error:
     sys.exit(f"error: {error}: pip install numpy pillow and the runtime")
 
 HERE = Path(__file__).resolve().parent
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's, of 8 bits or less
-TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation to Pillow's Transpose
-
-
-def read(path):
-    """A picture file as RGB of 8 bits, upright, by the rules of `picture` in bundle.json."""
-    with path.open("rb") as file, Image.open(file) as image:
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise ValueError("it holds several pictures, save one of them alone")
-        image.load()
-        deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-        if image.mode not in MODES and not deep:
-            raise ValueError(f"its pixels, of mode {image.mode}, have no known range, save it as RGB")
-        turn = TURNS.get(image.getexif().get(0x0112, 1))
-        image.info.pop("transparency", None)
-        if deep:
-            image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-        rgb = image.convert("RGB")
-    return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
-
-
-def prepare(image, want):
-    """A picture as the model's input: stretched to its size, normalized unless the model does that."""
-    size = want["resize"]["width"], want["resize"]["height"]
-    values = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-    if rule := want["normalize"]:
-        values = (values * np.float32(rule["scale"]) - np.float32(rule["mean"])) / np.float32(rule["std"])
-    values = values.transpose(2, 0, 1) if want["layout"] == "NCHW" else values
-    batch = want["shape"][0] if isinstance(want["shape"][0], int) else 1
-    return np.ascontiguousarray(np.stack([values] * batch), want["dtype"])
 
 
 def decode(x, rule):
@@ -98,7 +68,7 @@ def main():
         sys.exit(f"error: {HERE / info['model']} cannot be opened here: {error}")
     for path in [HERE / info["golden"]["picture"]] if args.check else args.images:
         try:
-            image = read(path)
+            image = read(path, want)
         except Exception as error:  # decoders raise many kinds
             sys.exit(f"error: {path} cannot be read as a picture: {error}")
         fed = prepare(image, want)
@@ -108,8 +78,11 @@ def main():
         for one in info["outputs"]:
             x = outputs[one["name"]][0]
             value = decode(x.astype(np.float32) if x.dtype.kind == "f" else x, one["decode"])
+            size, rule = image.shape[:2], want["resize"]
+            value = visible(value, size, rule) if one["map"] else value
             print(f"{path}: {one['name']} {words(one, x, value)}")
-            save_map(one, value, image.size, (args.out or path.parent) / f"{path.stem}.{one['name']}")
+            value = back(value, size, rule, one["unknown"]) if one["map"] else value
+            save_map(one, value, (args.out or path.parent) / f"{path.stem}.{one['name']}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 BACKGROUND = (232, 232, 232)  # of a picture of instances
+NO_CLASS = (24, 24, 27)
 MOST = 6  # classes that are named, the likeliest or largest
 
 
@@ -28,6 +29,8 @@ def words(one, x, value):
     if classes and op == "argmax":
         powers = np.exp(x - x.max())
         return _largest(classes, x if one["values"] == "probabilities" else powers / powers.sum())
+    if not value.size:
+        return "empty"
     low, high = f"{value.min():.6g}", f"{value.max():.6g}"
     return f"{low} {one['unit']}".rstrip() if value.size == 1 else f"{low} to {high} {one['unit']}".rstrip()
 
@@ -37,13 +40,18 @@ def _largest(classes, share):
     return ", ".join(f"{classes[i]} {share[i]:.0%}" for i in best)
 
 
-def save_map(one, value, size, path):
-    """Write a map as `path`.npy, as it is, and as `path`.png, stretched to `size`, that of the picture; else nothing."""
-    if not one["map"]:
+def save_map(one, value, path):
+    """Write a map of the picture's size as `path`.npy, as it is, and as `path`.png.
+
+    Of what else has axes and no kind, the .npy alone; of values nothing.
+    """
+    raw = one["values"] == "raw" and value.ndim > 0
+    if not one["map"] and not raw:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(f"{path}.npy", value)
-    picture(one, value).resize(size, Image.Resampling.NEAREST).save(f"{path}.png")
+    if one["map"]:
+        picture(one, value).save(f"{path}.png")
 
 
 def picture(one, value):
@@ -63,7 +71,10 @@ def picture(one, value):
         return Image.fromarray(colors[np.where(numbers > 0, there, len(colors) - 2)])
     if value.dtype.kind in "iu" and len(one["classes"]) <= 256:
         image = Image.fromarray(value.astype(np.uint8))
-        image.putpalette([level for color in one["colors"] for level in _rgb(color)])
+        # What is no class, as where a picture was cut off, is near black.
+        colors = [_rgb(color) for color in one["colors"]]
+        colors += [NO_CLASS] * (256 - len(colors) if value.max() >= len(colors) else 0)
+        image.putpalette([level for color in colors for level in color])
         return image
     if op == "unit_vector":
         shares = value.transpose(1, 2, 0) * (0.5, -0.5, -0.5) + 0.5

@@ -115,6 +115,11 @@ class BoundariesTask(MapTask):
     def decode_array(self, output: Array) -> Array:
         return sigmoid(output.astype(np.float32))
 
+    @property
+    def unknown(self) -> int | None:
+        """Not a number: 0 would say that there is no boundary."""
+        return None
+
     def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:
         """A prediction's probabilities (1, H, W), or the boundaries of a target, a mask (H, W) of integers."""
         if value.ndim == 3:

@@ -95,6 +95,11 @@ class SegmentationTask(MapTask):
         index: Array = output.argmax(1)
         return index
 
+    @property
+    def unknown(self) -> int | None:
+        """The ignore index, or else 255."""
+        return 255 if self.spec.ignore_index is None else self.spec.ignore_index
+
     def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:
         return pictures.mask_picture(value, len(self.spec.classes))
 

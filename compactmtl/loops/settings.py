@@ -1,0 +1,205 @@
+"""What a loop of one's own asks for, as a recipe's section `sparsity`, and whether model, optimizer and inputs fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+
+from compactmtl.config.lookup import name_hint
+from compactmtl.config.sparsity import (
+    ControllerConfig,
+    PruneConfig,
+    ReductionConfig,
+    SelectiveConfig,
+    SparsityConfig,
+)
+from compactmtl.config.validate import validate_options
+from compactmtl.errors import CompactError, ConfigError
+from compactmtl.graph.inputs import tensors_in
+from compactmtl.sparsity import LatencyTable
+
+# what decides -> the section of a recipe, and the values that it implies there
+METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "selective": ("selective", {}),
+    "controller": ("controller", {}),
+    "magnitude": ("prune", {"method": "magnitude"}),
+    "group_norm": ("prune", {"method": "group_norm"}),
+    "taylor": ("prune", {"method": "taylor"}),
+}
+_SECTIONS: Mapping[str, type[ReductionConfig]] = {
+    "selective": SelectiveConfig,
+    "controller": ControllerConfig,
+    "prune": PruneConfig,
+}
+BUDGETS = ("mac_reduction", "parameter_reduction", "latency_ms", "speedup")
+
+
+def section_of(
+    method: str,
+    strength: float | None,
+    budget: Mapping[str, float | None],
+    target: str | None,
+    table: LatencyTable | None,
+    options: Mapping[str, Any],
+) -> SparsityConfig:
+    """The section `sparsity` of a recipe that says the same. `budget` has a value for each of `BUDGETS`.
+
+    Raises ConfigError, naming the argument, where arguments contradict each other or an option is unknown.
+    """
+    given = {name: value for name, value in budget.items() if value is not None}
+    if options.get("norm_batches") is not None:
+        raise ConfigError(
+            "norm_batches: a loop of one's own has its batches itself",
+            "estimate the norms with torch.optim.swa_utils.update_bn(loader, model) after end_epoch()",
+        )
+    if strength is not None:
+        if given:
+            raise ConfigError(
+                f"strength is a λ without a target, and {next(iter(given))} is a target",
+                "give one of them; method='controller' finds the λ of a target",
+            )
+        _check_known(options, {})
+        return _validated({"scope": "model", **options, "strength": strength})
+    if method not in METHODS:
+        raise ConfigError(f"there is no method {method!r}", f"the methods are {', '.join(METHODS)}")
+    if len(given) != 1:
+        raise ConfigError(
+            f"give exactly one budget of {', '.join(BUDGETS)}, or strength; found {' and '.join(given) or 'none'}",
+            "for example Shrinking(model, optimizer, inputs, total_steps=1000, mac_reduction=0.7)",
+        )
+    name, implied = METHODS[method]
+    fields = {key: value for key, value in _SECTIONS[name].model_fields.items() if key not in implied}
+    _check_known(options, fields)
+    ((what, amount),) = given.items()
+    section = {
+        **implied,
+        **{key: value for key, value in options.items() if key in fields},
+        **_reduction(what, amount, target, table),
+    }
+    rest = {key: value for key, value in options.items() if key not in fields}
+    return _validated({"scope": "model", **rest, name: section})
+
+
+def _reduction(what: str, amount: float, target: str | None, table: LatencyTable | None) -> dict[str, Any]:
+    """A budget as a method's section has it."""
+    if what not in ("latency_ms", "speedup"):
+        return {what: amount}
+    if target is None and table is None:
+        raise ConfigError(
+            f"{what} needs the target that it is of", "give target='onnxruntime-cpu', or a table"
+        )
+    measured_on = target or (table.target if table else None)
+    return {"latency": {"ms" if what == "latency_ms" else what: amount, "target": measured_on}}
+
+
+def _validated(section: Mapping[str, Any]) -> SparsityConfig:
+    with in_own_words():
+        return validate_options(SparsityConfig, section, "")
+
+
+def _check_known(options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Whether all are keys of the section, or `fields` of the method in it, that no argument stands for."""
+    arguments = {*_SECTIONS, *BUDGETS, "strength", "latency"}
+    known = [key for key in (*fields, *SparsityConfig.model_fields) if key not in arguments]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"there is no option {key!r} here", name_hint(key, known))
+
+
+@contextmanager
+def in_own_words() -> Iterator[None]:
+    """Let errors name arguments, where they name keys of a recipe."""
+    try:
+        yield
+    except CompactError as error:
+        error.message, error.hint = _own_words(error.message), _own_words(error.hint)
+        error.args = (error.message,)
+        raise
+
+
+def _own_words(text: str) -> str:
+    for key, argument in (
+        (r"(sparsity\.)?(selective|controller|prune)\.latency\.ms", "latency_ms"),
+        (r"(sparsity\.)?(selective|controller|prune)\.latency\.", ""),
+        (r"(sparsity\.)?(selective|controller|prune)\.", ""),
+        (r"surgery\.align", "align"),
+        (r"sparsity\.(?=[a-z])", ""),
+        (r"more epochs", "more steps"),
+        (r"; in a recipe, ", "; "),
+        (r"report the recipe", "report the network"),
+        (r"resume with the same recipe", "build the model and Shrinking as at the start"),
+    ):
+        text = re.sub(key, argument, text)
+    return text
+
+
+def plain_module(model: nn.Module) -> nn.Module:
+    """The network itself of one that `torch.compile` wraps. Raises ConfigError for a wrapper of several processes."""
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, whose buckets do not follow parameters that change",
+            "shrink on one device: hand in model.module and train that",
+        )
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def plain_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The torch optimizer of one that Accelerate or Lightning wraps."""
+    inner = getattr(optimizer, "optimizer", None)
+    while isinstance(inner, Optimizer):
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    return optimizer
+
+
+def check(model: nn.Module, optimizer: Optimizer, inputs: tuple[Any, ...], total_steps: int) -> None:
+    """Whether these belong together. Raises ConfigError, which names the first thing that does not fit."""
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise ConfigError(
+            f"total_steps is {total_steps!r}", "give the number of optimizer steps of the whole training"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"the optimizer is a {type(optimizer).__name__}",
+            "give a torch.optim optimizer of the model's parameters",
+        )
+    _one_device(model, inputs)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ConfigError(
+            "no parameter of the model trains, so there is nothing to shrink",
+            "set requires_grad on what is to train, before the optimizer is built",
+        )
+    steps = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = [name for name, p in trained.items() if id(p) in steps]
+    if not held:
+        raise ConfigError(
+            f"none of the optimizer's {len(steps)} parameters is one of the model's {len(trained)}",
+            "build the optimizer from this very model: model.parameters(), not those of a copy or of an average",
+        )
+
+
+def _one_device(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    where: dict[torch.device, str] = {}
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        where.setdefault(value.device, name)
+    if len(where) > 1:
+        (one, first), (other, second) = list(where.items())[:2]
+        raise ConfigError(
+            f"the model lies on several devices: {first} on {one}, {second} on {other}",
+            "shrinking needs a model on one device: model.to(device)",
+        )
+    for device, name in where.items():
+        for index, value in enumerate(tensors_in(list(inputs))):
+            if value.device != device:
+                raise ConfigError(
+                    f"example input {index} is on {value.device}, the model ({name}) on {device}",
+                    "move the example inputs to the model's device",
+                )

@@ -1,0 +1,366 @@
+"""Shrinking a network in a training loop of one's own: the same groups, controls and removals as in a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from compactmtl.backends import get_backend, load_target
+from compactmtl.config.sparsity import SparsityConfig
+from compactmtl.errors import ArtifactError, ConfigError, TrainingError
+from compactmtl.graph.copies import copy_model
+from compactmtl.graph.inputs import as_arguments
+from compactmtl.loops.averages import masked
+from compactmtl.loops.controls import budget_table, build_control
+from compactmtl.loops.removed import Removed, cut_model
+from compactmtl.loops.settings import check, in_own_words, plain_module, plain_optimizer, section_of
+from compactmtl.loops.steering import Steering
+from compactmtl.loops.watch import Watch
+from compactmtl.loops.whole_states import WholeStates
+from compactmtl.sparsity import ChannelGroups, LatencyTable, channel_groups
+from compactmtl.surgery import CompactResult, Plan, compact
+from compactmtl.surgery.plan import signature
+from compactmtl.surgery.slice_plan import Kept
+
+Method = Literal["selective", "controller", "magnitude", "group_norm", "taylor"]
+VERSION = 1  # of the state
+
+
+class Shrinking:
+    """Brings a network to a budget while a loop of one's own trains it.
+
+        shrinking = Shrinking(model, optimizer, image, total_steps=steps, mac_reduction=0.7)
+        for epoch in range(epochs):
+            for image, target in loader:
+                loss(model(image), target).backward()
+                optimizer.step()
+                shrinking.step()
+                optimizer.zero_grad()
+            shrinking.end_epoch()
+        result = shrinking.finish()  # result.model, result.plan, result.report
+
+    What decides is as in a recipe's section `sparsity`, and so is what comes out: channels are ranked, brought to
+    zero on a schedule that ends at the budget, and held there; `finish` removes them and proves that the function is kept.
+
+    - **Gradient accumulation.** Call `step()` where the optimizer may have stepped. Where it has not, nothing happens.
+    - **Mixed precision.** A step that a GradScaler skips is none. Make the scaler unscale before `observe()`.
+    - **Clipping.** What has died has no gradient, so that it has no say in a norm. Channels are ranked by the gradients
+      that the optimizer steps on; call `observe()` before clipping to rank them by the gradients as they are.
+    - **Averages.** Give an AveragedModel as `averages`; it is cut with the network, and begins anew when the budget is
+      reached, because what came before is of a larger network. `finish(average)` compacts it.
+    - **torch.compile.** Give the compiled model; it is compiled anew after its channels went.
+    - **shrink_every=k** removes dead channels from the network after every k-th `end_epoch()`, with what the optimizer and
+      the averages hold of them. The modules stay the same objects; their parameters are new ones.
+
+    **Checkpoints** are `model.state_dict()`, `optimizer.state_dict()` and `state_dict()` of this object. Those of model,
+    optimizer and averages stay at the network's first size, with zeros where channels were removed, until `finish`. To resume, build all as
+    at the start and load the three in any order.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example_inputs: Any,
+        *,
+        total_steps: int,
+        mac_reduction: float | None = None,
+        parameter_reduction: float | None = None,
+        latency_ms: float | None = None,
+        speedup: float | None = None,
+        strength: float | None = None,
+        method: Method = "selective",
+        target: str | None = None,
+        table: LatencyTable | None = None,
+        averages: AveragedModel | Sequence[AveragedModel] = (),
+        align: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Find the channel groups of `model` and plan their removal over `total_steps` optimizer steps.
+
+        Args:
+            model: any module that `torch.export` can trace, on one device.
+            optimizer: SGD, Adam or AdamW over its parameters. `strength` and `controller` need parameter groups without
+                weight decay on what they shrink, see `split_parameter_groups`.
+            example_inputs: a tensor, positional arguments, or a mapping of keyword arguments, on the model's device.
+            total_steps: optimizer steps of the whole training.
+            mac_reduction: share of the model's MACs to remove.
+            parameter_reduction: share of its parameters to remove.
+            latency_ms: most milliseconds on `target`, at its batch size.
+            speedup: how many times as fast as the original on `target`.
+            strength: a constant λ, without a budget.
+            method: what decides: "selective", "controller" (a group lasso whose λ finds itself), or to prune once by
+                "magnitude", "group_norm" or "taylor".
+            target: name or file of the target of a latency budget. The network is timed on it, here and now, or its
+                table read from the user's cache.
+            table: a latency table that was measured before, such as on another device.
+            averages: averages of the model's weights.
+            align: multiple that channel counts are kept at; by default what the target runs best, 1 without a target.
+            options: keys of a recipe's section `sparsity` and of the method in it, such as `start`, `end`, `ramp`,
+                `min_channels`, `groups`, `scope` ("model" by default) and `shrink_every`.
+
+        Raises:
+            ConfigError: naming the argument, where they don't fit each other, the model has no channels to remove, or
+                the budget can't be reached.
+            SurgeryError: where the model cannot be traced.
+            MissingDependencyError: where the target cannot run here.
+            MachineError: where the machine is too busy to measure on.
+        """
+        budget = {
+            "mac_reduction": mac_reduction,
+            "parameter_reduction": parameter_reduction,
+            "latency_ms": latency_ms,
+            "speedup": speedup,
+        }
+        self.config = section_of(method, strength, budget, target, table, options)
+        self.model, self.optimizer = model, optimizer
+        self.total_steps = total_steps
+        self._network, self._optimizer = plain_module(model), plain_optimizer(optimizer)
+        self._inputs = as_arguments(self._network, example_inputs)
+        self._averages = [averages] if isinstance(averages, AveragedModel) else list(averages)
+        check(self._network, self._optimizer, self._inputs, total_steps)
+        for index, average in enumerate(self._averages):
+            if signature(average.module) != signature(self._network):
+                raise ConfigError(
+                    f"average {index} is of another network: names or shapes differ",
+                    "build it from this model, as AveragedModel(model), before channels are removed",
+                )
+        self.align = align if align is not None else _align_of(target)
+        # the network at its first size, for the compact model at the end
+        self._first = None if self.config.shrink_every is None else copy_model(self._network).to("cpu")
+        with in_own_words():
+            self._signature = signature(self._network)
+            self._removed = Removed(self._network, self._inputs)
+            self._steering = self._build(self.config, table)
+        self._watch = Watch(self._optimizer, self._steering)
+        self._states = WholeStates(self._removed)
+        self._states.of(self._network)
+        self._states.of_optimizer(self._optimizer, self._network)
+        for average in self._averages:
+            self._states.of(average.module)
+        self._steps = self._epochs = 0
+        self._restarted = self._finished = False
+
+    def _build(self, config: SparsityConfig, table: LatencyTable | None) -> Steering:
+        model, inputs = self._network, self._inputs
+        groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
+        if table is None:
+            before = torch.get_rng_state()  # measuring must not move what the loop draws
+            table = budget_table(config, groups, model, inputs, self.align)
+            torch.set_rng_state(before)
+        control = build_control(config, groups, self.total_steps, self.align, model, inputs, table)
+        steering = Steering(groups, control, self.align if self.align > 1 else None, table)
+        steering.attach(self._optimizer)
+        return steering
+
+    @property
+    def groups(self) -> ChannelGroups:
+        """The channel groups that are left."""
+        return self._steering.groups
+
+    @property
+    def table(self) -> LatencyTable | None:
+        """The latency table of the budget."""
+        return self._steering.table
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were counted."""
+        return self._steps
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were counted."""
+        return self._epochs
+
+    @property
+    def pending(self) -> bool:
+        """Whether there was a backward pass or a step of the optimizer since the last `step()`."""
+        return self._watch.pending
+
+    @property
+    def reached(self) -> bool:
+        """Whether the budget has been reached, so that from now on models compare. Of a λ: whether the prox has begun."""
+        return self._steering.reached
+
+    def notes(self) -> list[str]:
+        """What a user should know before training, in lines: which layers are in no group, and why."""
+        return self._steering.notes()
+
+    def report(self) -> dict[str, Any]:
+        """For a log: shares of zero groups and of removable MACs and parameters, λ, and zeros by layer."""
+        return self._steering.report()
+
+    def observe(self) -> None:
+        """Rank channels by the gradients as they are now: after backward and unscaling, before clipping. Not needed
+        otherwise. Raises TrainingError before a backward pass.
+        """
+        self._check_alive("observe()")
+        self._watch.observe()
+
+    def step(self) -> bool:
+        """After the optimizer's step, once for each. Whether the optimizer has stepped: where gradients accumulate or a
+        scaler skipped the step, nothing happens.
+
+        Raises TrainingError without a backward pass, after two steps of the optimizer, or after more than `total_steps`.
+        """
+        self._check_alive("step()")
+        if not self._watch.stepped():
+            return False
+        if self._steps >= self.total_steps:
+            raise TrainingError(
+                f"step {self._steps + 1} of {self.total_steps}: more optimizer steps than said",
+                "give the number of steps of the whole training as total_steps: the schedule is made for it",
+            )
+        self._steps += 1
+        with in_own_words():
+            self._steering.step()
+        self._watch.stepping_done()
+        if self.reached and not self._restarted:
+            self._restarted = True
+            for average in self._averages:
+                average.n_averaged.zero_()  # the next update takes the weights as they are
+        return True
+
+    def end_epoch(self) -> bool:
+        """After an epoch's steps: remove dead channels where `shrink_every` says so. Whether the network became smaller.
+
+        Raises TrainingError where it does not run without them or has another function; nothing is removed then.
+        """
+        self._check_alive("end_epoch()")
+        self._epochs += 1
+        every = self.config.shrink_every
+        if every is None or self._epochs % every:
+            return False
+        with in_own_words(), self._states.paused():
+            plan = self._removed.find(self._network, self.groups, self._steering.dead())
+            if plan is None:
+                return False
+            kept = self._removed.remove(self._network, plan, self._optimizer)
+            self._follow(plan, kept)
+        return True
+
+    def _follow(self, plan: Plan, kept: Kept) -> None:
+        """What goes with a network that was cut."""
+        for average in self._averages:
+            cut_model(average.module, plan)
+        self._steering.rebind(self._network, kept)
+        self._watch.rebind()
+        if self.model is not self._network or self._network._compiled_call_impl is not None:
+            torch.compiler.reset()  # what was compiled is of the wider network
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside model and optimizer: tensors and plain values, for torch.load with
+        weights_only=True.
+        """
+        return {
+            "version": VERSION,
+            "network": self._signature,
+            "asked": self._asked(),
+            "steps": self._steps,
+            "epochs": self._epochs,
+            "restarted": self._restarted,
+            "removed": self._removed.plan.to_json(),
+            "table": None if self.table is None else self.table.model_dump_json(),
+            "control": self._steering.state_dict(),
+        }
+
+    def _asked(self) -> str:
+        return f"{self.config.model_dump_json(exclude_none=True)}, total_steps {self.total_steps}, align {self.align}"
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, before or after model and optimizer load theirs.
+
+        Channels are removed again. Raises ArtifactError for the state of another network, or of other settings.
+        """
+        self._check_alive("load_state_dict()")
+        if state.get("version") != VERSION:
+            raise ArtifactError(
+                f"the state has version {state.get('version')!r}, {VERSION} was expected",
+                "hand in what Shrinking.state_dict() returned",
+            )
+        if state["network"] != self._signature:
+            raise ArtifactError(
+                f"the state is of another network than this {type(self._network).__name__}: names or shapes differ",
+                "build the model as at the start; Shrinking takes it before its weights are loaded or after",
+            )
+        if state["asked"] != self._asked():
+            raise ArtifactError(
+                f"the state is of a shrinking by {state['asked']}, this one is by {self._asked()}",
+                "build Shrinking with the arguments of the start",
+            )
+        plan = Plan.from_json(state["removed"], "the state's plan")
+        table = None if self.table is None else self.table.model_dump_json()
+        if not self._removed.plan.empty and (plan != self._removed.plan or table != state["table"]):
+            raise ArtifactError(
+                "channels were already removed from this network, and not as the state says",
+                "load the state into a Shrinking of a model that is newly built",
+            )
+        with in_own_words(), self._states.paused():
+            if state["table"] is not None and state["table"] != table:
+                # the choice goes by the table of the start, wherever the run goes on
+                self._steering = self._build(self.config, LatencyTable.model_validate_json(state["table"]))
+                self._watch.steering = self._steering
+            if not plan.empty and self._removed.plan.empty:
+                self._follow(plan, self._removed.again(self._network, plan, self._optimizer))
+            self._steering.load_state_dict(state["control"])
+        self._steps, self._epochs = int(state["steps"]), int(state["epochs"])
+        self._restarted = bool(state["restarted"])
+        self._watch.rebind()
+
+    def finish(
+        self, average: AveragedModel | None = None, *, early: bool = False, gather: bool = False
+    ) -> CompactResult:
+        """The compact model in eval mode, its plan from the network's first size, and the report with the proof.
+
+        The network in training stays as it is. From now on its state_dict and the optimizer's are of the size that they
+        have, and this object takes no further steps.
+
+        Args:
+            average: the average of the weights to compact in place of the model's. What is zero in the model is zero in it.
+            early: take what is there, although the budget is not reached yet.
+            gather: as for `compact`.
+
+        Raises:
+            TrainingError: where the budget is not reached yet.
+            SurgeryError: where the model can't be edited.
+        """
+        self._check_alive("finish()")
+        if not self.reached and not early:
+            raise TrainingError(
+                f"finish() after step {self._steps} of {self.total_steps}: the budget is not reached yet",
+                "train on, or take the network as it is: finish(early=True)",
+            )
+        if average is not None and all(average is not one for one in self._averages):
+            raise ConfigError(
+                "finish() was given an average that does not belong to this shrinking",
+                "hand it in at the start: Shrinking(…, averages=average)",
+            )
+        with in_own_words(), self._states.paused():
+            chosen = self._network if average is None else masked(average.module, self._network)
+            if self._first is not None:
+                self._first.load_state_dict(self._removed.whole(chosen.state_dict()))
+                chosen = self._first.to(next(self._network.parameters()).device)
+            result = compact(chosen, self._inputs, align=self.align, gather=gather)
+        self._states.close()
+        self._watch.close()
+        self._finished = True
+        return result
+
+    def _check_alive(self, what: str) -> None:
+        if self._finished:
+            raise TrainingError(
+                f"{what} after finish()", "build another Shrinking to go on with a smaller budget"
+            )
+
+
+def _align_of(target: str | None) -> int:
+    if target is None:
+        return 1
+    loaded = load_target(target)
+    return get_backend(loaded.backend).channel_step(loaded)

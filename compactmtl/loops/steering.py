@@ -1,0 +1,156 @@
+"""Channel groups of a network in training, what steers their zeros, and what is reported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from compactmtl.errors import ConfigError
+from compactmtl.graph.space import Flags
+from compactmtl.sparsity import ChannelGroups, Control, LatencyTable
+from compactmtl.surgery.slice_plan import Kept
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a target leaves of a network, before it has trained: all but the sums may come out differently."""
+
+    macs: float  # for one image
+    parameters: float
+    channels: dict[str, tuple[int, int]]  # layer -> groups left, of how many
+    milliseconds: float | None = None  # by the latency budget's table; none without one
+    whole_milliseconds: float | None = None  # of the original network
+    measured_on: str = ""  # the budget's target and device
+
+
+class Steering:
+    """A control of channel groups with its report. `align` says what channel counts are multiples of."""
+
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        control: Control,
+        align: object | None = None,
+        table: LatencyTable | None = None,
+    ) -> None:
+        self.groups = groups
+        self.table = table
+        self.control = control
+        self.align = align
+        self._sizes = [family.size for family in groups]
+        self._names = _unique([family.name for family in groups])
+        whole = groups.whole()
+        self._costs = {}
+        for measure in ("macs", "parameters"):
+            try:
+                self._costs[measure] = groups.cost(measure)(whole)
+            except ConfigError:  # a model that can't be traced: groups without what they free
+                continue
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Read learning rates and clear moments of dead groups in `optimizer`; once, before the first step."""
+        self.control.attach(optimizer)
+
+    def observe(self) -> None:
+        """The gradients are there, and are not clipped yet."""
+        self.control.observe()
+
+    def step(self) -> None:
+        """The optimizer has stepped."""
+        self.control.step()
+
+    @property
+    def reached(self) -> bool:
+        """With a target: whether it has been met. Of a λ without one: whether the prox has begun."""
+        return self.control.reached
+
+    def foreseen(self) -> Foreseen | None:
+        """What the target will leave, by the size of the weights as they are now; None without a target."""
+        gone = self.control.foresee()
+        if gone is None:
+            return None
+        keep = [~flags for flags in gone]
+        return Foreseen(
+            self.groups.cost("macs")(keep),
+            self.groups.cost("parameters")(keep),
+            {name: (int(flags.sum()), len(flags)) for name, flags in zip(self._names, keep, strict=True)},
+            *self._milliseconds(keep),
+        )
+
+    def _milliseconds(self, keep: Sequence[Flags]) -> tuple[float | None, float | None, str]:
+        """Of what is kept and of the whole network, by the budget's table, with where that was measured."""
+        if self.table is None:
+            return None, None, ""
+        cost = self.groups.cost("latency", self.table)
+        return cost(keep), cost(self.groups.whole()), f"{self.table.target}, {self.table.device}"
+
+    def notes(self) -> list[str]:
+        """What a user should know of the groups before training, in lines."""
+        lines = []
+        if self.align is not None:
+            lines.append(f"channels in multiples of {self.align}")
+        if self.table is not None:
+            off = "" if self.table.error is None else f", {self.table.error:.0%} off in the median"
+            lines.append(f"latency by a table of {self.table.target} on {self.table.device}{off}")
+        lines += [f"not in sparsity: {name}: {why}" for name, why in self.groups.left_out.items()]
+        return lines + [f"counted without it: {name}: {why}" for name, why in self.groups.inexact.items()]
+
+    def dead(self) -> list[Flags]:
+        """The groups that are zero now and may be removed, a bool array (n,) a family."""
+        held = self.control.held
+        if held is not None:
+            return [flags.cpu().numpy() for flags in held]
+        return [~flags for flags in self.groups.alive()]
+
+    def rebind(self, model: nn.Module, kept: Kept) -> None:
+        """Go on in a smaller network, of whose parameters the indices `kept` are left; the optimizer has them already."""
+        self.groups, survivors = self.groups.after(kept, model)
+        self.control.shrink_to(self.groups, [torch.from_numpy(index) for index in survivors])
+
+    def report(self) -> Report:
+        """Share of zero groups of all at first (whole, and by layer), λ, and the shares of the model's MACs and
+        parameters that surgery can remove, or has removed (none: not known).
+
+        A zero in one layer frees a channel only where all that reads it, or all that writes it, is zero.
+        """
+        alive = self.groups.alive()
+        zeros = [size - int(flags.sum()) for size, flags in zip(self._sizes, alive, strict=True)]
+        removable: dict[str, float | None] = {"macs": None, "parameters": None}
+        for measure, whole in self._costs.items():
+            removable[measure] = 1 - self.groups.cost(measure)(alive) / whole  # type: ignore[arg-type]
+        return {
+            "groups_zero": sum(zeros) / max(sum(self._sizes), 1),
+            "strength": self.control.strength,
+            "macs_removable": removable["macs"],
+            "parameters_removable": removable["parameters"],
+            "layers": {
+                name: zero / size for name, zero, size in zip(self._names, zeros, self._sizes, strict=True)
+            },
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The control's, tensors and plain numbers."""
+        return self.control.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+        self.control.load_state_dict(state)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names with a number where several families begin in the same layer."""
+    counts = dict(zip(*np.unique(list(names), return_counts=True), strict=True)) if names else {}
+    used: dict[str, int] = {}
+    unique = []
+    for name in names:
+        used[name] = used.get(name, 0) + 1
+        unique.append(f"{name}#{used[name]}" if counts[name] > 1 else name)
+    return unique
