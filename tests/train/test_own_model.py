@@ -78,6 +78,7 @@ def test_a_network_trains(make: Make, network: str, more: Sequence[str]) -> None
     assert all(not torch.equal(after[name], value) for name, value in before.items() if value.ndim > 1)
 
 
+@pytest.mark.slow  # of two sessions
 @pytest.mark.parametrize(
     "more", [("balancing.name=upgrad", "balancing.at=features"), ("balancing.name=upgrad",)]
 )
@@ -90,6 +91,7 @@ def test_gradients_meet_at_the_encoder(make: Make, more: Sequence[str]) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.slow  # of two sessions
 @pytest.mark.parametrize(
     "more",
     [
