@@ -94,9 +94,9 @@ def measured_table(recipe: Recipe) -> LatencyTable:
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
         sparsifier = build_session(recipe).sparsifier
-    if sparsifier is None or sparsifier.table is None:
+    if sparsifier is None or sparsifier.steering.table is None:
         raise ConfigError("the recipe has no latency budget", "give sparsity.selective.latency a limit")
-    return sparsifier.table
+    return sparsifier.steering.table
 
 
 def _light(recipe: Recipe) -> Recipe:

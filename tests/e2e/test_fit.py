@@ -66,8 +66,8 @@ def test_the_example_of_the_page(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # Measuring is tested elsewhere, on networks that are timed alone: on a busy machine a table comes out as noise.
-    monkeypatch.setattr("compactmtl.train.sparse.latency_table", table_by_macs)
-    monkeypatch.setattr("compactmtl.train.sparse.calibrated", lambda table, *args, **options: table)
+    monkeypatch.setattr("compactmtl.loops.controls.latency_table", table_by_macs)
+    monkeypatch.setattr("compactmtl.loops.controls.calibrated", lambda table, *args, **options: table)
     (module,) = blocks("python")
     Path("rooms.py").write_text(module)
     write_folder(Path("rooms"), count=24, size=(64, 64))
