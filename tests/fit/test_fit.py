@@ -52,7 +52,7 @@ KILLS = (
         4,
     ),  # the two epochs that were left of it, then one of the shrunk one's
     ("compactmtl.runs.compaction", "save_compact", 1),
-    ("compactmtl.export.run", "write_verification", 1),
+    ("compactmtl.export.verified", "write_verification", 1),
     ("compactmtl.fit.stages", "write_collected", 1),
 )
 
