@@ -13,11 +13,11 @@ from pathlib import Path
 
 PACKAGES = (
     "errors", "artifacts", "config", "tasks", "data", "models", "graph", "overparam", "surgery", "sparsity", "balancing",
-    "backends", "verify", "runs", "export", "latency", "loops", "train", "report", "sweep", "cli",
+    "backends", "verify", "runs", "export", "latency", "loops", "train", "report", "sweep", "fit", "cli",
 )  # fmt: skip
 PACKAGE = "compactmtl"
 # A run is read through `runs`: only packages that start a training import the package that does it.
-TRAINING, TRAINERS = "train", ("train", "sweep", "cli")
+TRAINING, TRAINERS = "train", ("train", "sweep", "fit", "cli")
 # Entry points: __init__ loads public names from every package on demand, __main__ starts the command line.
 DOORS = ("__init__", "__main__")
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_trust, trusted
 
 if TYPE_CHECKING:
     from compactmtl.export.kit.files import DeviceRecord
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if collected.replaced:
         print(f"note: the former results of {record.name} were replaced", file=sys.stderr)
     print(f"kept in {collected.bundle}")
-    print(f"next: {command('report', opened.path, *args.overrides)}")
+    print(f"next: {command('report', opened.path, *args.overrides, *trusted(args))}")
     raise_failed(record.gates, f"{record.target} on {record.name}")
     return 0
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compactmtl.cli.parser import add_device, add_tasks, add_trust
+from compactmtl.cli.parser import add_device, add_tasks, add_trust, trusted
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.evaluate:
         print(compare(opened, device))
     print(f"compact model: {opened.path / 'compact'}")
-    print(f"next: {command('export', opened.path, *args.overrides)}")
+    print(f"next: {command('export', opened.path, *args.overrides, *trusted(args))}")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from compactmtl.cli.export_file import add_file_options
 from compactmtl.cli.kits import add_kit
-from compactmtl.cli.parser import add_device, add_tasks, add_trust
+from compactmtl.cli.parser import add_device, add_tasks, add_trust, trusted
 
 if TYPE_CHECKING:
     from compactmtl.config import Target
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.cli.preparing import prepare_missing, raise_missing
     from compactmtl.errors import CompactError, command
     from compactmtl.export import export_run
-    from compactmtl.export.run import budget_of, check_baseline
+    from compactmtl.export.run import budget_of, check_baseline, same_network
     from compactmtl.runs import Run
     from compactmtl.verify.gates import raise_failed
 
@@ -113,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(summary(verification, opened.tasks)))
         if target.accuracy.compact_drop is not None and baseline is None:
             print("not checked: the accuracy against a dense baseline (give --baseline RUN)")
-        if baseline is not None and (budget := budget_of(opened, name)) is not None and budget.ms is None:
+        budget = budget_of(opened, name)
+        unchecked = budget is not None and budget.ms is None
+        if baseline is not None and budget is not None and unchecked and not same_network(opened, baseline):
             print(
                 f"not checked: the recipe's latency budget, {budget.limit}, is against the run's own network before surgery"
                 " (export without --baseline)"
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"bundle: {opened.path / 'export' / name}\n")
         write_one(args, opened, name, baseline, places)
     against = ("--baseline", baseline.path) if baseline else ()
-    print(f"next: {command('report', opened.path, *against, *args.overrides)}")
+    print(f"next: {command('report', opened.path, *against, *args.overrides, *trusted(args))}")
     if verifications:
         print("".join(f"{line}\n" for line in uncompacted), end="", file=sys.stderr)
     gates = {name: one.gates for name, one in verifications.items()}

@@ -36,6 +36,7 @@ VERBS = (
     "recipes",
     "targets",
     "explain",
+    "fit",
     "train",
     "compact",
     "export",

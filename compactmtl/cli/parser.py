@@ -181,6 +181,11 @@ def add_tasks(parser: argparse.ArgumentParser, out: str = "") -> None:
     )
 
 
+def trusted(args: argparse.Namespace) -> tuple[str, ...]:
+    """--trust where it was given, for the command that a verb names as the next."""
+    return ("--trust",) if getattr(args, "trust", False) else ()
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Declare --trust, the user's word for `compactmtl.config.trust`, which `main` gives on."""
     parser.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.layout import BUNDLE_FILE, MODEL_FILE, PROFILE
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_trust, trusted
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -194,7 +194,7 @@ def _update(args: argparse.Namespace) -> int:
         print("\n".join(lines_of(verification, opened.tasks)))
         gates += list(verification.gates)
     against = ("--baseline", baseline.path) if baseline else ()
-    print(f"next: {command('report', opened.path, *against, *args.overrides)}")
+    print(f"next: {command('report', opened.path, *against, *args.overrides, *trusted(args))}")
     raise_failed(tuple(gates), opened.name)
     return 0
 

@@ -138,14 +138,13 @@ def _check_references(recipe: Recipe) -> None:
     from compactmtl.config import validate_options
     from compactmtl.data import load_dataset
     from compactmtl.data.datasets import dataset_module
-    from compactmtl.models.encoder import check_encoder_name
     from compactmtl.sparsity.registry import penalty_options
     from compactmtl.tasks import build_tasks, task_class
 
     for target in recipe.targets:
         load_target(target)
     validate_options(dataset_module(recipe.data.name).Options, recipe.data.options, "data.options")
-    check_encoder_name(recipe.model.encoder.name)
+    _check_network(recipe)
     for name, task in recipe.tasks.items():
         task_class(task.kind, f"tasks.{name}.kind")
     if recipe.sparsity is not None:
@@ -157,3 +156,22 @@ def _check_references(recipe: Recipe) -> None:
     method_options(balancing.name, balancer_class(balancing.name).Options, recipe.tasks, balancing.options)
     if recipe.data.name == "scenes":  # what other data sets offer is only known from their files
         build_tasks(recipe.tasks, load_dataset(recipe.data, "train").specs)
+
+
+def _check_network(recipe: Recipe) -> None:
+    """The encoder's name, or that code of the user's own can be imported and takes its options."""
+    from compactmtl.config.trust import is_class_name
+    from compactmtl.models.encoder import check_encoder_name
+    from compactmtl.models.user_code import constructor
+
+    model, encoder = recipe.model, recipe.model.encoder
+    if model.factory is not None:
+        constructor(model.factory, "model.factory", "model.options", model.options)
+    elif is_class_name(encoder.name):
+        constructor(encoder.name, "model.encoder.name", "model.encoder.options", encoder.options)
+    else:
+        check_encoder_name(encoder.name)
+    for name, task in recipe.tasks.items():
+        if task.head is not None and is_class_name(task.head.kind):
+            key, given = f"tasks.{name}.head", {"in_channels": 1, "channels": 1}
+            constructor(task.head.kind, f"{key}.kind", f"{key}.options", task.head.options, given)

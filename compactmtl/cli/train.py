@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import add_trust, trusted
 
 if TYPE_CHECKING:
     from compactmtl.train import DryRun
@@ -92,7 +92,11 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"run: {finished.path}")
     dense = resolved.recipe.sparsity is None
-    print(f"next: {command('export', finished.path) if dense else command('compact', finished.path)}")
+    trust = trusted(args)
+    following = (
+        command("export", finished.path, *trust) if dense else command("compact", finished.path, *trust)
+    )
+    print(f"next: {following}")
     return 0
 
 

@@ -10,9 +10,12 @@ from compactmtl.config.schema import Frozen, Scalar
 
 
 class EncoderConfig(Frozen):
-    """The shared trunk, any timm model by name, or segnet."""
+    """The shared trunk: any timm model by name, segnet, or a class of your own."""
 
-    name: str = Field("resnet18", description="Any timm model by name, or `segnet`.")
+    name: str = Field(
+        "resnet18",
+        description="Any timm model by name, `segnet`, or a class of your own as `package.module:Class`.",
+    )
     pretrained: bool = Field(False, description="Download timm's pretrained weights by name.")
     weights: str | None = Field(
         None,
@@ -25,5 +28,5 @@ class EncoderConfig(Frozen):
     options: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,
         description="Keyword arguments of `timm.create_model`. `out_index` selects the feature map (the "
-        "last one by default). `segnet` has `width` and `unpool`.",
+        "last one by default). `segnet` has `width` and `unpool`; a class of your own has the arguments that it takes.",
     )

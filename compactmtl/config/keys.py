@@ -11,7 +11,7 @@ from typing import Any, Literal, Union
 
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticKnownError, PydanticUndefined
+from pydantic_core import PydanticCustomError, PydanticKnownError, PydanticUndefined
 
 from compactmtl.config.schema import Scalar
 from compactmtl.config.yaml import flow
@@ -114,6 +114,8 @@ def _names(metadata: Iterable[Any]) -> list[str]:
             except PydanticKnownError as error:
                 if error.type == "literal_error":
                     return re.findall(r"'([^']+)'", str((error.context or {})["expected"]))
+            except PydanticCustomError:
+                continue  # a check of the form alone
     return []
 
 

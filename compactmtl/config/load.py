@@ -65,7 +65,18 @@ def resolve_recipe(
     path, node = read_document("recipe", name_or_path, overrides, overlays)
     if tasks:
         node = _keep_tasks(node, tasks)
-    name = name_of("recipe", path)
+    return _resolved(node, name_of("recipe", path), path)
+
+
+def resolve_layers(base: Node, overrides: Sequence[str], name: str, path: Path) -> Resolved:
+    """A recipe that no file holds: `base`, with `key=value` overrides laid over it.
+
+    `name` is what it is called, `path` the file that it comes from. Raises ConfigError as `resolve_recipe` does.
+    """
+    return _resolved(anchor("recipe", apply_overrides(base, overrides)), name, path)
+
+
+def _resolved(node: Node, name: str, path: Path) -> Resolved:
     recipe = validate(Recipe, node, f"recipe {name}")
     return Resolved(recipe, dict(origins(recipe, node)), name, path)
 

@@ -19,7 +19,11 @@ def read_extended(kind: Kind, path: Path, ancestors: tuple[Path, ...] = ()) -> N
         ConfigError: for a cycle, or a file that is not there; naming the line of `extends`.
     """
     path = path.resolve()
-    node = read_yaml(path)
+    return extended(kind, read_yaml(path), path, ancestors)
+
+
+def extended(kind: Kind, node: Node, path: Path, ancestors: tuple[Path, ...] = ()) -> Node:
+    """A document of the file `path` merged with all that it extends. Raises as `read_extended` does."""
     assert isinstance(node.value, dict)
     own = dict(node.value)
     own.pop("extends", None)

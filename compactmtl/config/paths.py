@@ -19,6 +19,7 @@ _REDUCTIONS = ("controller", "selective", "prune")  # sections of sparsity that 
 _RECIPE = (
     "data.root",
     "model.encoder.weights",
+    "model.weights",
     "distillation.teacher",
     "distillation.features.teacher",
     "distillation.features.encoder.weights",

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
 from compactmtl.config.distillation import DistillationConfig as DistillationConfig
 from compactmtl.config.encoder import EncoderConfig as EncoderConfig
+from compactmtl.config.model import HeadConfig as HeadConfig
+from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen as Frozen
@@ -139,29 +141,6 @@ class DataConfig(Frozen):
         return self
 
 
-class HeadConfig(Frozen):
-    """The part of the network that belongs to one task."""
-
-    kind: Literal["linear", "mlp", "fcn", "deeplabv3", "deeplabv3plus", "mtan", "instances"] = Field(
-        "linear",
-        description="Architecture of the head. `linear` and `mlp` predict one value or vector per image, "
-        "the others maps.",
-    )
-    width: Annotated[int, Field(ge=1)] = Field(
-        64, description="Hidden channels or features. The DeepLab papers use 256."
-    )
-    depth: Annotated[int, Field(ge=0)] = Field(1, description="Hidden layers before the output layer.")
-    dropout: Share = Field(0.0, description="Dropout probability before the output layer.")
-    rates: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        None,
-        description="Dilation rates of DeepLab's pyramid. By default 6, 12 and 18 at an output stride of "
-        "16, scaled in proportion at others.",
-    )
-    predictor: Literal["fcn", "deeplabv3"] = Field(
-        "fcn", description="Layers that follow the attention of an `mtan` head."
-    )
-
-
 class TaskConfig(Frozen):
     """One output of the network with its target, loss and head."""
 
@@ -184,12 +163,6 @@ class TaskConfig(Frozen):
         "`instances` for instances.",
     )
     options: dict[str, Scalar] = Field(default_factory=dict, description="Options of this kind of task.")
-
-
-class ModelConfig(Frozen):
-    """One encoder; the heads belong to the tasks."""
-
-    encoder: EncoderConfig = Field(EncoderConfig(), description="The shared encoder.")
 
 
 class OptimizerConfig(Frozen):
@@ -341,6 +314,29 @@ class Recipe(Frozen):
         if self.sparsity is not None and self.overparam is not None and self.overparam.per_task:
             raise ValueError(
                 "overparam.per_task: sparsity needs one weight for all tasks; remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_ones_own(self) -> Recipe:
+        """A network of the user's own is built whole: nothing else of the recipe builds a part of it."""
+        if self.model.factory is None:
+            return self
+        for name, task in self.tasks.items():
+            if task.head is not None:
+                raise ValueError(
+                    f"tasks.{name}.head: model.factory builds the heads; leave it out (null drops an inherited one)"
+                )
+        if strangers := sorted(set(self.model.head_paths) - set(self.tasks)):
+            raise ValueError(f"model.head_paths names {', '.join(strangers)}, which is no task")
+        if self.overparam is not None and self.overparam.per_task:
+            raise ValueError(
+                "overparam.per_task copies a recipe's own encoder; leave it out with model.factory"
+            )
+        dgr = self.regularization.dgr
+        if dgr is not None and (dgr.head.width is not None or dgr.head.depth is not None):
+            raise ValueError(
+                "regularization.dgr.head: dummies of model.factory have the heads' own width and depth; leave both out"
             )
         return self
 

@@ -6,7 +6,7 @@ Listing names imports nothing. Looking a class up imports its file alone.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,15 @@ def defined_class(module_name: str, accepts: Callable[[object], bool]) -> type[A
 
 def one_of(folder: str, *, own_class: bool = False) -> AfterValidator:
     """A check that a value names a module of `folder`; with `own_class` it may be `package.module:Class` instead."""
+    return one_of_names(file_names(folder), own_class=own_class)
+
+
+def one_of_names(names: Sequence[str], *, own_class: bool = False) -> AfterValidator:
+    """A check that a value is one of `names`; with `own_class` it may be `package.module:Class` instead."""
 
     def known(name: str) -> str:
-        if name not in file_names(folder) and not (own_class and is_class_name(name)):
-            expected = [repr(one) for one in (*file_names(folder), *([CLASS] if own_class else []))]
+        if name not in names and not (own_class and is_class_name(name)):
+            expected = [repr(one) for one in (*names, *([CLASS] if own_class else []))]
             # The error of a Literal: messages list what was expected, and the nearest name.
             raise PydanticKnownError(
                 "literal_error", {"expected": f"{', '.join(expected[:-1])} or {expected[-1]}"}
@@ -76,6 +81,11 @@ def one_of(folder: str, *, own_class: bool = False) -> AfterValidator:
 
 def names_schema(folder: str, *, own_class: bool = False) -> WithJsonSchema:
     """What `one_of` takes, as JSON schema."""
-    names: dict[str, Any] = {"enum": list(file_names(folder))}
+    return some_names_schema(file_names(folder), own_class=own_class)
+
+
+def some_names_schema(names: Sequence[str], *, own_class: bool = False) -> WithJsonSchema:
+    """What `one_of_names` takes, as JSON schema."""
+    known: dict[str, Any] = {"enum": list(names)}
     own = {"type": "string", "pattern": CLASS_PATTERN}
-    return WithJsonSchema({"anyOf": [names, own]} if own_class else names)
+    return WithJsonSchema({"anyOf": [known, own]} if own_class else known)

@@ -8,6 +8,7 @@ user's rights. So whoever imports a module or loads a library that a file names 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from compactmtl.errors import CompactError, ConfigError
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
 # Of this thread (or task) and what it calls: a thread that an application starts beside it is trusted with nothing.
 _TRUSTED: ContextVar[bool] = ContextVar("compactmtl_trusted", default=False)
+# Modules that the user named on the command line, which is the user's word for these alone.
+_NAMED: ContextVar[frozenset[str]] = ContextVar("compactmtl_named", default=frozenset())
 _MEND = "read that code first, then add --trust to the command (in Python: trust=True, or `with trusting():`)"
 
 
@@ -40,6 +43,17 @@ def trusting(trust: bool = True) -> Iterator[None]:
         yield
     finally:
         _TRUSTED.reset(token)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Allow the calls inside to import the module of `package.module:name`, which the user has named in a command."""
+    module = name.partition(":")[0]
+    token = _NAMED.set(_NAMED.get() | {module})
+    try:
+        yield
+    finally:
+        _NAMED.reset(token)
 
 
 def is_trusted() -> bool:
@@ -63,7 +77,7 @@ def split_name(name: str, key: str) -> tuple[str, str]:
 
 
 def import_module(name: str, key: str) -> ModuleType:
-    """The module of `package.module:Class`, imported.
+    """The module of `package.module:Class`, imported; what is not on the Python path is looked for in the working folder.
 
     Args:
         name: the value that names it.
@@ -75,20 +89,36 @@ def import_module(name: str, key: str) -> ModuleType:
         Exception: whatever the module raises while it is imported.
     """
     module, attribute = split_name(name, key)
-    if not is_trusted():
+    if not is_trusted() and module not in _NAMED.get():
         raise UntrustedError(
             f"{key}: {name} is code: it would import {attribute} from the module {module}, {_place(module)}",
             _MEND,
         )
+    _reach(module)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (module + ".").startswith(error.name + "."):
             raise ConfigError(
                 f"{key}: there is no module {error.name} for {name!r}",
-                "install the package, or add its folder to the path: PYTHONPATH=. compactmtl …",
+                "install the package, run the command in the module's folder, or add that to the path: "
+                "PYTHONPATH=folder compactmtl …",
             ) from None
         raise
+
+
+def _reach(module: str) -> None:
+    """Put the working folder at the end of the Python path where only it has the module.
+
+    `python -m compactmtl` has it there, the command `compactmtl` has not. It stays: what is imported may import its
+    neighbors later, and so do the processes that load data.
+    """
+    package, here = module.partition(".")[0], str(Path.cwd())
+    if here in sys.path or package in sys.modules or importlib.util.find_spec(package) is not None:
+        return
+    if (Path(here) / package).is_dir() or (Path(here) / f"{package}.py").is_file():
+        sys.path.append(here)
+        importlib.invalidate_caches()
 
 
 def import_class(name: str, key: str, fits: Callable[[object], bool], what: str) -> Any:
@@ -163,7 +193,9 @@ def _place(module: str) -> str:
             None,
         )
         if spec is None:
-            return "which is not on the Python path"
+            here = Path.cwd() / parts[0]
+            found = [one for one in (here.with_suffix(".py"), here) if one.exists()] if depth == 0 else []
+            return f"which lies in {found[0]}" if found else "which is not on the Python path"
         path = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else []
     assert spec is not None
     return f"which lies in {spec.origin or ', '.join(path or []) or 'Python itself'}"

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from compactmtl.config.keys import keys
 from compactmtl.config.lookup import close_names
-from compactmtl.config.yaml import Node, Place, describe
+from compactmtl.config.yaml import Node, Place, describe, node_of
 from compactmtl.errors import ConfigError
 
 M = TypeVar("M", bound=BaseModel)
@@ -64,18 +64,11 @@ def validate_options(model_class: type[M], options: Mapping[str, Any], where: st
     Raises:
         ConfigError: naming the key, and the nearest right one if it is unknown.
     """
-    node = _unplaced(dict(options))
+    node = node_of(dict(options), Place(None))
     try:
         return model_class.model_validate_json(json.dumps(dict(options)), strict=True)
     except ValidationError as error:
         raise _explain(model_class, node, "", error, prefix=where, placed=False) from None
-
-
-def _unplaced(value: Any) -> Node:
-    """A plain value as a document's that was written nowhere."""
-    if isinstance(value, dict):
-        value = {key: _unplaced(inner) for key, inner in value.items()}
-    return Node(value, Place(None))
 
 
 def place_of(node: Node, path: Path) -> Place:

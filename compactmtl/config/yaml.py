@@ -71,6 +71,15 @@ class Node:
         return self.value
 
 
+def node_of(value: Any, place: Place) -> Node:
+    """Plain values as a document's, all of them written at `place`."""
+    if isinstance(value, dict):
+        return Node({str(key): node_of(inner, place) for key, inner in value.items()}, place)
+    if isinstance(value, list | tuple):
+        return Node([node_of(inner, place) for inner in value], place)
+    return Node(value, place)
+
+
 def shown(path: Path) -> str:
     """A path as a user knows it: relative to the working folder where it lies inside."""
     try:

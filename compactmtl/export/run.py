@@ -13,6 +13,7 @@ from compactmtl.artifacts.layout import EXPORT
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.base import Arrays
+from compactmtl.config.recipe import Recipe
 from compactmtl.config.sparsity import LatencyBudget
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
@@ -88,8 +89,8 @@ def budget_of(run: Run, name: str) -> LatencyBudget | None:
 def with_budget(run: Run, name: str, target: Target, baseline: Run | None = None) -> Target:
     """The target with the recipe's latency budget as a gate, where it is for this target; the stricter of two bounds.
 
-    Milliseconds bound the median. A speedup or a share is of the run's own network before surgery: beside another
-    `baseline` that is not measured, and no gate is set.
+    Milliseconds bound the median. A speedup or a share is of the run's own network before surgery: beside a `baseline`
+    with another network that is not measured, and no gate is set.
     """
     budget, bounds = budget_of(run, name), target.latency
     if budget is None:
@@ -97,10 +98,29 @@ def with_budget(run: Run, name: str, target: Target, baseline: Run | None = None
     if budget.ms is not None:
         ms = budget.ms if bounds.max_ms is None else min(budget.ms, bounds.max_ms)
         bounds = bounds.model_copy(update={"max_ms": ms})
-    elif baseline is None:
+    elif baseline is None or same_network(run, baseline):
         ratio = max(1 / budget.milliseconds(1.0), bounds.min_speedup or 0.0)
         bounds = bounds.model_copy(update={"min_speedup": ratio})
     return target.model_copy(update={"latency": bounds})
+
+
+def same_network(run: Run, baseline: Run) -> bool:
+    """Whether two runs train one network, so that the baseline is as fast as the run before surgery."""
+    one, other = (_network(each.recipe) for each in (run, baseline))
+    return one == other
+
+
+def _network(recipe: Recipe) -> dict[str, object]:
+    """What decides a network's layers, whatever its weights are."""
+    model = recipe.model.model_dump(
+        mode="json", exclude={"weights": True, "encoder": {"weights", "pretrained"}}
+    )
+    tasks = {
+        name: task.model_dump(mode="json", include={"kind", "target", "head"})
+        for name, task in recipe.tasks.items()
+    }
+    thin = recipe.overparam is not None and recipe.overparam.keep_factors_below is not None
+    return {"model": model, "tasks": tasks, "size": recipe.data.size, "thin": thin}
 
 
 def check_baseline(run: Run, baseline: Run) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from torch import Tensor
 
 from compactmtl.artifacts.layout import MODEL_FILE
-from compactmtl.backends import align_of, get_backend
+from compactmtl.backends import get_backend, surgery_align
 from compactmtl.config.target import Target
 from compactmtl.errors import ConfigError
 from compactmtl.export.artifact import ArtifactWriter
 from compactmtl.graph import cost
-from compactmtl.models import MultiTaskModel
+from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs import Run
 from compactmtl.surgery import compact
 from compactmtl.verify.latency import measure_latency
@@ -63,12 +63,17 @@ def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = la
         raise ConfigError(f"{run.path} has one task: nothing can be left out", "name a run of several tasks")
     get_backend(target.backend).require(target)
     inputs = run.example_inputs(target.latency.batch)
-    align = align_of(run.recipe).channels
+    align = surgery_align(run.recipe).channels
     models = {WHOLE: run.load_compact() if run.has_compact else run.load_plain()}
     for task in run.tasks:
         progress(f"taking out {task}")
-        others = copy.deepcopy(models[WHOLE]).keep_tasks([name for name in run.tasks if name != task])
-        small = compact(others, inputs, align=align).model
+        others, rest = copy.deepcopy(models[WHOLE]), [name for name in run.tasks if name != task]
+        own = isinstance(
+            others, OwnModel
+        )  # its forward computes every output: surgery finds what one alone reads
+        small = compact(
+            others if own else others.keep_tasks(rest), inputs, align=align, outputs=rest if own else ()
+        ).model
         assert isinstance(small, MultiTaskModel)
         models[task] = small
     latency = _latency(run, target, models, inputs[0], progress)

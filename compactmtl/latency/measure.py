@@ -27,6 +27,7 @@ from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
 from compactmtl.latency.observe import Observed, observe
 from compactmtl.latency.store import Store
+from compactmtl.models.features import task_names
 from compactmtl.sparsity.latency import LatencyTable, Widths
 from compactmtl.verify.steps import layer_of
 
@@ -120,14 +121,13 @@ def latency_table(
 
 def network_facts(model: nn.Module, inputs: tuple[Tensor, ...], target: Target) -> dict[str, Any]:
     """What a table says of the network and the target that it is of."""
-    heads = getattr(model, "heads", None)
     return {
         "backend": target.backend,
         "precision": target.precision,
         "threads": target.threads,
         "batch": len(inputs[0]),
         "image": tuple(inputs[0].shape[1:]),
-        "tasks": tuple(heads) if isinstance(heads, nn.ModuleDict) else (),
+        "tasks": task_names(model) or (),
     }
 
 

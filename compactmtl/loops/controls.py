@@ -120,7 +120,7 @@ def latency_budget(
     if given is not None and table is None:
         check_target(given, budget.target, target)
     if given is not None and not _runs_here(given, target):
-        _say(f"{budget.target} does not run here: its table decides, and nothing is measured")
+        _say(f"the table of {budget.target} is of another machine: it decides, and nothing is measured here")
         return MeasuredBudget(given, _steps(groups, given, align, auto), None)
     require(target, budget.target)
 
@@ -155,10 +155,10 @@ def _steps(groups: ChannelGroups, table: LatencyTable, align: int, auto: bool) -
 
 
 def _runs_here(table: LatencyTable, target: Target) -> bool:
-    """Whether a target runs on this machine, and its table is of it."""
+    """Whether a target runs on this machine, and its table is of it and not of a device kit."""
     if not get_backend(target.backend).availability(target).available:
         return False
-    return table.device in ("", conditions_of(target, target.latency.batch)["device"])
+    return table.kit is None and table.device in ("", conditions_of(target, target.latency.batch)["device"])
 
 
 def _say(line: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -15,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.config.recipe import EncoderConfig
+from compactmtl.config.trust import is_class_name
 from compactmtl.config.validate import validate_options
 from compactmtl.errors import ConfigError, machine_fault
-from compactmtl.models.features import FeatureMap, Needs
+from compactmtl.models.features import BuiltEncoder, FeatureMap, Needs
 from compactmtl.models.mtan import BlockMaps
+from compactmtl.models.own_parts import build_own_encoder
 from compactmtl.models.segnet import SMALLEST, SegNet, SegNetOptions
 from compactmtl.models.weights import fetch_pretrained, load_encoder_weights, load_segnet_weights
 
@@ -47,21 +48,6 @@ _REFUSALS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class BuiltEncoder:
-    """An encoder and the width of what it gives: (B, channels), or (B, channels, h, w) where `dense`.
-
-    Where it gives maps, `maps` describes them, the last one of `channels`. `expansion` is that of its blocks, 1 where
-    they are not bottlenecks or not looked into.
-    """
-
-    module: nn.Module
-    channels: int
-    dense: bool
-    maps: tuple[FeatureMap, ...] = ()
-    expansion: int = 1
-
-
 class ChannelsFirst(nn.Module):
     """Turns the (B, h, w, C) maps of a channels-last network into (B, C, h, w)."""
 
@@ -83,7 +69,7 @@ def build_encoder(
     initialize: bool = True,
     channels: int = 3,
 ) -> BuiltEncoder:
-    """The timm network `config.name`, or `segnet`, for images (B, channels, *size).
+    """The timm network `config.name`, `segnet`, or a class of the user's own, for images (B, channels, *size).
 
     `dense` asks for feature maps, else for the pooled features that timm would give its own classifier. `needs` says
     which: the last one (or the one at `options.out_index`), all up to it, or two a stage, for attention. Weights come
@@ -97,6 +83,8 @@ def build_encoder(
     """
     if config.name == SEGNET:
         return _build_segnet(config, size, channels, dense=dense, needs=needs, initialize=initialize)
+    if is_class_name(config.name):
+        return build_own_encoder(config, size, channels, dense=dense, needs=needs, initialize=initialize)
     options = _options(config, size, dense, needs, channels)
     create = partial(_create, config.name, options, needs == "blocks")
     if initialize and config.weights is not None:
@@ -195,7 +183,7 @@ def _options(
 
 def check_encoder_name(name: str) -> None:
     """Raise ConfigError, with the nearest names, unless timm's registry has the model and the pretrained tag."""
-    if name == SEGNET:
+    if name == SEGNET or is_class_name(name):
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compactmtl.config.recipe import HeadConfig
+from compactmtl.config.trust import is_class_name
 from compactmtl.errors import ConfigError
 from compactmtl.models.deeplab import DeepLabV3Head, DeepLabV3PlusHead
 from compactmtl.models.features import FeatureMap, Needs
 from compactmtl.models.instance_head import InstanceHead
 from compactmtl.models.layers import conv_norm_relu
 from compactmtl.models.mtan import MTANHead, attention_predictor
+from compactmtl.models.own_parts import build_own_head, own_needs
 from compactmtl.tasks import Task
 
 VECTOR_KINDS = ("linear", "mlp")  # heads that give one value an image; all others give maps
@@ -99,6 +101,8 @@ def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
     """
     if config is None:
         return HeadConfig.model_validate({"kind": task.default_head})
+    if is_class_name(config.kind):  # it knows itself what it gives
+        return config
     if task.own_head not in (None, config.kind) or (task.own_head is None and config.kind in OWN_KINDS):
         raise ConfigError(
             f"tasks.{task.name}.head.kind: a {config.kind} head cannot serve a task of kind {task.kind}",
@@ -106,7 +110,7 @@ def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
             if task.own_head
             else f"a {config.kind} head gives outputs that another kind of task reads; use kind: {task.default_head}",
         )
-    if dense_head(config) != task.dense:
+    if dense_head(config, task) != task.dense:
         gives = "a map" if task.dense else "one value an image"
         right = (
             "fcn (with depth: 0 it is one 1x1 convolution) or deeplabv3" if task.dense else "linear or mlp"
@@ -118,9 +122,14 @@ def head_config(task: Task, config: HeadConfig | None) -> HeadConfig:
     return config
 
 
-def dense_head(config: HeadConfig) -> bool:
-    """Whether this kind of head gives a map."""
-    return config.kind not in VECTOR_KINDS
+def dense_head(config: HeadConfig, task: Task) -> bool:
+    """Whether this kind of head gives a map; of a class of the user's own: whether its task needs one."""
+    return task.dense if is_class_name(config.kind) else config.kind not in VECTOR_KINDS
+
+
+def needs_of(kind: str, key: str) -> Needs:
+    """What a kind of head, the value of `key`, reads of the encoder. Raises for a class that cannot be imported."""
+    return own_needs(kind, key) if is_class_name(kind) else NEEDS.get(kind, "last")
 
 
 def build_head(
@@ -139,6 +148,9 @@ def build_head(
     Raises ConfigError where the configured kind of head cannot give the task's output or read these maps.
     """
     config = head_config(task, config)
+    if is_class_name(config.kind):
+        key = f"tasks.{task.name}.head"
+        return build_own_head(key, in_channels, task.channels, config, maps, task.head_output())
     head = _head(task, in_channels, config, maps, expansion)
     if isinstance(head, InstanceHead):
         return head

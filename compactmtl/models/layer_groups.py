@@ -15,7 +15,9 @@ from timm.models import group_parameters
 from torch import nn
 
 from compactmtl.config.recipe import EncoderConfig
+from compactmtl.config.trust import is_class_name
 from compactmtl.models.encoder import SEGNET
+from compactmtl.models.mtan import SharedAttention
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.models.weights import ATTENTION_PREFIX
 
@@ -34,7 +36,8 @@ def layers_behind(config: EncoderConfig, encoder: nn.Module) -> dict[str, int]:
             for task, own in encoder.items()
             for name, count in layers_behind(config, own).items()
         }
-    names = [name for name, _ in encoder.named_parameters() if not name.startswith(ATTENTION_PREFIX)]
+    beside = ATTENTION_PREFIX if isinstance(getattr(encoder, "attention", None), SharedAttention) else None
+    names = [name for name, _ in encoder.named_parameters() if not (beside and name.startswith(beside))]
     layers = _as_timm_says(config, names) or _by_name(names)
     last = max(layers.values(), default=0)
     return {name: last - layer for name, layer in layers.items()}
@@ -42,7 +45,7 @@ def layers_behind(config: EncoderConfig, encoder: nn.Module) -> dict[str, int]:
 
 def _as_timm_says(config: EncoderConfig, names: Iterable[str]) -> dict[str, int] | None:
     """The number of each parameter's layer from the first; None where timm does not say."""
-    if config.name == SEGNET:
+    if config.name == SEGNET or is_class_name(config.name):
         return None
     network = _whole(config)
     if not hasattr(network, "group_matcher"):

@@ -106,7 +106,7 @@ def load_encoder_weights(
             f"model.encoder.weights: {config.weights} holds the weights of {package.architecture}, not of {config.name}",
             f"set model.encoder.name: {package.architecture}",
         )
-    state = _read(path)
+    state = read_weights(path)
     if any(key.startswith(OWN_PREFIX) for key in state):
         network = create()
         _load_own(path, config.name, state, network)
@@ -134,7 +134,7 @@ def load_encoder_weights(
         # and shapes against the model at its own size: timm then resizes what depends on the size.
         whole.pop("img_size")
         reference = timm.create_model(config.name, **{**whole, "num_classes": 0})
-    _check(path, config.name, state, reference.state_dict())
+    check_weights(path, config.name, state, reference.state_dict())
     # timm's own loading path, given the tensors in place of a download, applies the model's filter. No network has -1
     # classes: timm then leaves the classifier alone.
     network = create(pretrained=True, pretrained_cfg_overlay={"state_dict": state, "num_classes": -1, **own})
@@ -163,7 +163,7 @@ def load_segnet_weights(network: SegNet, config: EncoderConfig) -> None:
         )
     else:
         path = Path(config.weights)
-        state = _read(path)
+        state = read_weights(path)
     if any(key.startswith(OWN_PREFIX) for key in state):
         _load_own(path, config.name, state, network)
         return
@@ -171,44 +171,51 @@ def load_segnet_weights(network: SegNet, config: EncoderConfig) -> None:
     half_state = from_vgg(state)
     if half[STEM].shape[1] != 3 and _inputs(half_state, STEM) == 3:
         half_state[STEM] = adapt_input_conv(half[STEM].shape[1], half_state[STEM])
-    _check(path, f"{config.name}, whose first half is {VGG}'s of width 64", half_state, half)
+    check_weights(path, f"{config.name}, whose first half is {VGG}'s of width 64", half_state, half)
     network.load_state_dict(half_state, strict=False)  # checked; the second half has no pretrained weights
 
 
 def _load_own(path: Path, name: str, state: Mapping[str, Tensor], network: nn.Module) -> None:
     """Load the encoder's part of a MultiTaskModel's weights, less the attention that belongs to its heads."""
     own = {key.removeprefix(OWN_PREFIX): value for key, value in state.items() if key.startswith(OWN_PREFIX)}
-    own = {key: value for key, value in own.items() if not key.startswith(ATTENTION_PREFIX)}
-    _check(path, name, own, network.state_dict())
+    reference = network.state_dict()
+    if not any(key.startswith(ATTENTION_PREFIX) for key in reference):
+        own = {key: value for key, value in own.items() if not key.startswith(ATTENTION_PREFIX)}
+    check_weights(path, name, own, reference)
     network.load_state_dict(own, strict=False)  # checked; counters of batches may be missing
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, place: str = "model.encoder.weights") -> dict[str, Tensor]:
+    """The tensors of a file by name; no code in it runs. `place` is the recipe's key that names it, for messages.
+
+    Raises ConfigError where the file is missing, of another format or holds more than weights, ArtifactError where it is
+    damaged.
+    """
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise ConfigError(
-            f"model.encoder.weights: {path} is neither a .safetensors nor a .pth file of weights",
+            f"{place}: {path} is neither a .safetensors nor a .pth file of weights",
             f"convert it with safetensors.torch.save_file, or name a package of weights as {PACKAGE_PREFIX}NAME",
         )
     if not path.is_file():
         raise ConfigError(
-            f"model.encoder.weights: there is no file {path}",
+            f"{place}: there is no file {path}",
             "give the path of a .safetensors or .pth file of weights",
         )
     if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
+        return _read_torch(path, place)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ArtifactError(f"{path} is damaged: {error}", "fetch or write the file again") from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path, place: str) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote; only plain weights are read, so no code of the file runs."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ConfigError(
-            f"model.encoder.weights: {path} holds more than weights: {_first_line(error)}",
+            f"{place}: {path} holds more than weights: {_first_line(error)}",
             "such a file could run code; save model.state_dict() alone, best with safetensors.torch.save_file",
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
@@ -221,8 +228,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(
-            f"model.encoder.weights: {path} is no dictionary of tensors by name",
-            "save model.state_dict() of the encoder",
+            f"{place}: {path} is no dictionary of tensors by name",
+            "save the state_dict() of the network",
         )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
@@ -234,8 +241,14 @@ def _without_classifier(state: dict[str, Tensor], reference: nn.Module) -> dict[
     return {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
 
 
-def _check(path: Path, name: str, state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
-    """Raise ArtifactError unless both have the same names and shapes."""
+def check_weights(
+    path: Path,
+    name: str,
+    state: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    mend: str = "name the model that the file was made for in model.encoder.name, with the same options",
+) -> None:
+    """Raise ArtifactError unless both have the same names and shapes; counters of batches may be missing."""
     # Counters of batches: absent from older files, and of no effect on the function.
     needed = {key for key in reference if not key.endswith("num_batches_tracked")}
     shapes = [
@@ -256,5 +269,5 @@ def _check(path: Path, name: str, state: Mapping[str, Tensor], reference: Mappin
     if faults:
         raise ArtifactError(
             f"{path} does not hold the weights of {name}; {'; '.join(faults)}",
-            "name the model that the file was made for in model.encoder.name, with the same options",
+            mend,
         )

@@ -12,6 +12,7 @@ from torch import nn
 
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
+from compactmtl.models.features import task_names
 from compactmtl.overparam.check_contraction import check_contraction
 from compactmtl.overparam.kinds import (
     DIAGONAL,
@@ -193,9 +194,11 @@ def in_scope(model: nn.Module, scope: str) -> Callable[[str], bool]:
     """Whether a module or parameter name lies in `scope`: the encoder, where there is one, or the model."""
     if scope not in ("encoder", "model"):
         raise ConfigError(f"unknown scope {scope!r}", "known: encoder, model")
-    if scope == "encoder" and isinstance(getattr(model, "encoder", None), nn.Module):
-        return lambda name: name.split(".", 1)[0] == "encoder"
-    return lambda name: True
+    encoder = getattr(model, "encoder", None)
+    if scope == "model" or not isinstance(encoder, nn.Module):
+        return lambda name: True
+    paths = tuple(path for path, module in _named(model) if module is encoder)
+    return lambda name: name in paths or name.startswith(tuple(f"{path}." for path in paths))
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -214,18 +217,18 @@ def _check_tasks(model: nn.Module, kind: str, tasks: Sequence[str], per_task: bo
         raise ConfigError("per_task needs the tasks' names", "give tasks=[...]")
     if len(set(tasks)) < len(tasks):
         raise ConfigError(f"a task is named twice in {', '.join(tasks)}", "name each task once")
-    heads = getattr(model, "heads", None)
-    if isinstance(heads, nn.ModuleDict) and (unknown := [task for task in tasks if task not in heads]):
-        near = difflib.get_close_matches(unknown[0], list(heads), n=1)
+    known = task_names(model)
+    if known is not None and (unknown := [task for task in tasks if task not in known]):
+        near = difflib.get_close_matches(unknown[0], list(known), n=1)
         raise ConfigError(
             f"the model has no task {unknown[0]!r}",
-            f"did you mean {near[0]}?" if near else f"its tasks are {', '.join(heads)}",
+            f"did you mean {near[0]}?" if near else f"its tasks are {', '.join(known)}",
         )
     if not per_task:
         return
-    if not isinstance(getattr(model, "encoder", None), nn.Module) or not isinstance(heads, nn.ModuleDict):
+    if not isinstance(getattr(model, "encoder", None), nn.Module) or known is None:
         raise ConfigError("per_task needs a model with an encoder and heads", "leave per_task out")
-    if missing := [head for head in heads if head not in tasks]:
+    if missing := [head for head in known if head not in tasks]:
         raise ConfigError(f"task {missing[0]} would have no encoder", "name every task for per_task")
 
 

@@ -10,6 +10,7 @@ from compactmtl.artifacts.lock import exclusive
 from compactmtl.runs.checkpoint import checked_weights
 from compactmtl.runs.run import Run
 from compactmtl.backends import surgery_align
+from compactmtl.models import OwnModel
 from compactmtl.surgery import CompactResult, compact, save_compact
 
 
@@ -26,7 +27,14 @@ def compact_run(run: Run, align: int | None = None, gather: bool = False) -> Com
     model = run.load_plain()
     inputs: tuple[Tensor] = run.example_inputs()
     multiple = align if align is not None else surgery_align(run.recipe).channels
-    result = compact(model, inputs, align=multiple, gather=gather, unreached=run.recipe.surgery.unreached)
+    chosen: tuple[str, ...] = ()
+    if isinstance(model, OwnModel) and len(run.tasks) < len(run.trained_tasks):
+        # Its forward computes every output: surgery finds what the others alone read.
+        model.keep_tasks(run.trained_tasks)
+        chosen = tuple(run.tasks)
+    result = compact(
+        model, inputs, align=multiple, gather=gather, unreached=run.recipe.surgery.unreached, outputs=chosen
+    )
     sources = {"checkpoint": checked_weights(run.path / CHECKPOINTS / BEST)}
     with new_folder(run.path / COMPACT) as folder:
         save_compact(result, folder, sources=sources)

@@ -21,6 +21,7 @@ from compactmtl.graph.effect import Product
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.heads import attention_heads
 from compactmtl.graph.inputs import as_arguments
+from compactmtl.models.features import task_names
 from compactmtl.overparam import contract, factor_of
 from compactmtl.overparam.convert import in_scope
 from compactmtl.sparsity.groups import NOTHING_STAYS, ChannelGroups, parameters_of
@@ -95,7 +96,6 @@ def channel_groups(
             families = _FAMILIES[kind](traced.graph, traced.offered, inside, block)
         families, homes, left_out = _on_sources(model, traced.computed, families)
         left_out |= traced.left_out(inside)
-        heads = getattr(model, "heads", None)
         removal = Removal(
             traced.graph,
             traced.offered,
@@ -104,7 +104,7 @@ def channel_groups(
             whole_heads=kind == "attention_head",
             interface=Interface(
                 tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
-                tuple(heads) if isinstance(heads, nn.ModuleDict) else None,
+                task_names(model),
             ),
         )
         traced.graph.forget_values()  # or a second copy of all weights lives as long as the groups

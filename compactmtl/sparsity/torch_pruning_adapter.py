@@ -49,11 +49,14 @@ class TorchPruning(Pruner):
         """The library's pruner of the model as it was when it was first asked for."""
         if self._live is None:
             modes = {module: module.training for module in self._model.modules()}
-            heads = getattr(self._model, "heads", None)
+            heads = getattr(self._model, "heads", None) or {}
+            own = {id(module) for head in dict(heads).values() for module in head.modules()}
             ignored = [
                 module
-                for name, module in (heads.named_modules(prefix="heads") if heads else ())
-                if isinstance(module, nn.Conv2d | nn.Linear) and f"{name}.weight" not in self._rows
+                for name, module in self._model.named_modules()
+                if id(module) in own
+                and isinstance(module, nn.Conv2d | nn.Linear)
+                and f"{name}.weight" not in self._rows
             ]
             inputs = self._inputs[0] if len(self._inputs) == 1 else self._inputs
             with torch.enable_grad():

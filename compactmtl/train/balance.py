@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compactmtl.balancing import Balancer, GradientBalancer, balanced_backward, still_statistics
 from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel
+from compactmtl.models.mtan import SharedAttention
 from compactmtl.train.part import ForwardPass, Part, Setup, Training
 
 
@@ -78,7 +79,7 @@ class Balancing(Part):
             [features] if isinstance(features, Tensor) else list(features),
             model.encoder.parameters(),
             own,
-            late=late.parameters() if isinstance(late, nn.Module) else (),
+            late=late.parameters() if isinstance(late, SharedAttention) else (),
             penalty=torch.stack(list(current.penalties.values())).sum() if current.penalties else None,
             scale=scale,
         )

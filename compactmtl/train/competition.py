@@ -29,7 +29,7 @@ def competition(session: Session) -> dict[str, Any] | None:
     statistics and random generators stay as they were.
     """
     count = session.recipe.train.competition
-    shared = len(session.tasks) > 1 and not isinstance(session.model.encoder, TaskEncoders)
+    shared = len(session.tasks) > 1 and not isinstance(getattr(session.model, "encoder", None), TaskEncoders)
     cosines: dict[str, dict[str, float]] = {}
     if count and shared:
         loader = session.train_loader

@@ -70,8 +70,7 @@ class Distiller(Part):
         if self._config.teacher is None or training.position.step < self._start:
             return
         teacher, image = self._teacher("outputs", training.model), current.image.detach()
-        features = teacher.features(image)
-        targets = teacher.outputs(current.outputs, features, (image.shape[-2], image.shape[-1]))
+        features, targets = teacher.look(image, current.outputs)
         if self._mimicry is not None and self._teacher("features", training.model) is teacher:
             current.taught = features
         temperature, weight = self._config.temperature, self._config.weight
@@ -174,7 +173,9 @@ def _mimicry(setup: Setup, config: FeatureDistillationConfig, teacher: Teacher |
     encoder, sparsity = setup.model.encoder, setup.recipe.sparsity
     ours = shapes_of(encoder, setup.inputs)
     theirs = ours if teacher is None else teacher.shapes(setup.inputs)
-    sources = find_sources(encoder, setup.inputs) if sparsity is not None and sparsity.shrink_every else None
+    sources = (
+        find_sources(setup.model, setup.inputs) if sparsity is not None and sparsity.shrink_every else None
+    )
     with torch.random.fork_rng(devices=[]):  # the rest of the run draws what it would draw without
         torch.manual_seed(setup.recipe.seed)
         mimicry = Mimicry(config, ours, theirs, sources)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from compactmtl.backends import load_target
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
+from compactmtl.errors import ConfigError
 from compactmtl.graph import cost
 from compactmtl.latency import require
 from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
 from compactmtl.runs.model import example_inputs, plain_form
+from compactmtl.sparsity import LatencyTable
 from compactmtl.train.faults import explained
 from compactmtl.train.layout import choose
 from compactmtl.train.machine import torch_settings
@@ -87,6 +89,19 @@ def check_recipe(recipe: Recipe) -> None:
     recipe = _without_measuring(_light(recipe))
     with torch_settings(recipe), explained(recipe):
         build_session(recipe)
+
+
+def measured_table(recipe: Recipe) -> LatencyTable:
+    """The latency table of a recipe's budget, measured or from the cache, as training would make it at its start.
+
+    Raises what training would raise at its start.
+    """
+    recipe = _light(recipe)
+    with torch_settings(recipe), explained(recipe):
+        sparsifier = build_session(recipe).sparsifier
+    if sparsifier is None or sparsifier.steering.table is None:
+        raise ConfigError("the recipe has no latency budget", "give sparsity.selective.latency a limit")
+    return sparsifier.steering.table
 
 
 def _light(recipe: Recipe) -> Recipe:

@@ -17,6 +17,7 @@ from compactmtl.config.distillation import FeatureDistillationConfig
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.sources import Sources, sources_of_outputs
 from compactmtl.models import MultiTaskModel
+from compactmtl.models.features import encoder_name
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.train.teacher import levels_of
 
@@ -119,12 +120,14 @@ def shapes_of(encoder: nn.Module, inputs: tuple[Tensor, ...]) -> list[Shape]:
         return [tuple(level.shape) for level in levels_of(encoder(*inputs))]
 
 
-def find_sources(encoder: nn.Module, inputs: tuple[Tensor, ...]) -> list[Sources]:
-    """Where the encoder's features have their channels from, by the names of a MultiTaskModel.
+def find_sources(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Sources]:
+    """Where the features of `model.encoder` have their channels from, by the names of the model.
 
     Raises SurgeryError where the encoder cannot be traced.
     """
-    return sources_of_outputs(encoder, inputs, "encoder.")
+    encoder = model.encoder
+    assert isinstance(encoder, nn.Module)
+    return sources_of_outputs(encoder, inputs, f"{encoder_name(model)}.")
 
 
 def _check(ours: Sequence[Shape], theirs: Sequence[Shape]) -> None:

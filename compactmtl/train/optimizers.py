@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from compactmtl.config.recipe import EncoderConfig, OptimizerConfig, ScheduleConfig
 from compactmtl.models import MultiTaskModel
+from compactmtl.models.features import encoder_name
 from compactmtl.models.layer_groups import layers_behind
 from compactmtl.overparam import factorized_layers
 
@@ -73,7 +74,8 @@ def rate_scales(config: OptimizerConfig, encoder: EncoderConfig, model: MultiTas
         return {}
     behind = layers_behind(encoder, model.encoder)
     return {
-        f"encoder.{name}": config.encoder_scale * config.layer_decay**count for name, count in behind.items()
+        f"{encoder_name(model)}.{name}": config.encoder_scale * config.layer_decay**count
+        for name, count in behind.items()
     }
 
 

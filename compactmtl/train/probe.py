@@ -14,8 +14,9 @@ from compactmtl.balancing.universality import loss_gap
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.errors import ConfigError
 from compactmtl.graph.float32 import float32_products
-from compactmtl.models import LinearHead, MultiTaskModel
-from compactmtl.models.features import last_map
+from compactmtl.models import LinearHead, MultiTaskModel, OwnModel
+from compactmtl.models.features import encoder_name, last_map
+from compactmtl.models.multitask import TaskEncoders
 from compactmtl.runs.checkpoint import checked_weights
 from compactmtl.runs.probe import STANDARD, Probe, Question, TaskProbe, read_answer, to_json
 from compactmtl.runs.run import Run
@@ -46,6 +47,11 @@ def probe_run(
     with writing(run.path, "probe"):  # before the work, so that it is not done for nothing
         pass
     model = run.load_plain().to(device)
+    if encoder_name(model) is None:
+        raise ConfigError(
+            f"{run.path} cannot be probed: the network of model.factory shows no encoder",
+            "make the shared layers its submodule `encoder`, or name them in model.encoder_path, and train again",
+        )
     asked = question.to_json(checked_weights(run.path / CHECKPOINTS / BEST))
     answer = None if again else read_answer(run.path / PROBE)
     if answer is not None and answer[0] == asked:
@@ -65,7 +71,7 @@ def probe_run(
             seed=seed,
             jobs=jobs,
         )
-        head = model.heads[name]
+        head = None if isinstance(model, OwnModel) else model.heads[name]
         gap = None
         if isinstance(head, LinearHead):
             on_device = [(one[0].to(device), one[1].to(device)) for one in (train, val)]
@@ -107,9 +113,9 @@ def _features(
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad(), float32_products():
         for batch in loader:
-            maps = model.encoder(batch["image"].to(device, non_blocking=True))
+            maps = model.features(batch["image"].to(device, non_blocking=True))
             for name, task in run.tasks.items():
-                last = last_map(maps[name] if isinstance(maps, dict) else maps)
+                last = last_map(maps[name] if isinstance(model.encoder, TaskEncoders) else maps)
                 features[name].append((last.float() if last.ndim == 2 else last.float().mean((2, 3))).cpu())
                 targets[name].append(batch["targets"][task.target])
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))

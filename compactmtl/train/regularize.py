@@ -13,11 +13,14 @@ from compactmtl.config import Recipe
 from compactmtl.config.balancing import DgrConfig, RegularizationConfig
 from compactmtl.config.schema import ScheduleConfig
 from compactmtl.errors import ConfigError
-from compactmtl.models import MultiTaskModel, build_model
+from compactmtl.models import MultiTaskModel, OwnModel, build_model
+from compactmtl.models.mtan import SharedAttention
 from compactmtl.overparam import contract
+from compactmtl.runs.model import example_inputs
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import Task
 from compactmtl.train.optimizers import rate
+from compactmtl.train.own_parts import called_heads
 from compactmtl.train.part import ForwardPass, Part, Setup, Training
 
 PENALTIES = ("dgr", "input_gradient", "weight_gradient")  # keys of `regularization`, and the log's names
@@ -29,7 +32,7 @@ class Penalties(Part):
     def __init__(
         self,
         config: RegularizationConfig,
-        encoder: nn.Module,
+        encoder: nn.Module | None,
         dgr: DummyGradientNorm | None,
         total_steps: int,
     ) -> None:
@@ -59,7 +62,7 @@ class Penalties(Part):
         if (penalty := config.input_gradient) is not None:
             value = input_gradient_penalty(total, current.image)
             terms["input_gradient"] = self._strength(penalty.strength, penalty.schedule, step) * value
-        if (penalty := config.weight_gradient) is not None:
+        if (penalty := config.weight_gradient) is not None and self._encoder is not None:
             value = weight_gradient_penalty(total, self._encoder.parameters())
             terms["weight_gradient"] = self._strength(penalty.strength, penalty.schedule, step) * value
         return terms
@@ -68,7 +71,7 @@ class Penalties(Part):
         return strength * rate(schedule, step, self._total_steps)
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
-        self._encoder = model.encoder
+        self._encoder = _encoder(model)
         if self.dgr is not None:
             self.dgr.attend(attention_of(model))
 
@@ -96,7 +99,7 @@ def build_penalties(setup: Setup) -> Penalties | None:
     dgr = None if config.dgr is None else build_dgr(config.dgr, setup.recipe, setup.model, setup.tasks)
     if dgr is not None:
         dgr = dgr.to(setup.device)
-    return Penalties(config, setup.model.encoder, dgr, setup.total_steps)
+    return Penalties(config, _encoder(setup.model), dgr, setup.total_steps)
 
 
 def build_dgr(
@@ -122,16 +125,25 @@ def build_dgr(
     )
 
 
+def _encoder(model: MultiTaskModel) -> nn.Module | None:
+    """None of a network that shows no encoder; what needs one is refused before."""
+    encoder = getattr(model, "encoder", None)
+    return encoder if isinstance(encoder, nn.Module) else None
+
+
 def attention_of(model: MultiTaskModel) -> nn.Module | None:
     """What heads of kind mtan share, where the model has such."""
-    attention = getattr(model.encoder, "attention", None)
-    return attention if isinstance(attention, nn.Module) else None
+    attention = getattr(_encoder(model), "attention", None)
+    return attention if isinstance(attention, SharedAttention) else None
 
 
 def plain_heads(recipe: Recipe, model: MultiTaskModel) -> dict[str, nn.Module]:
     """The model's heads, of plain layers where the recipe factorizes them."""
     overparam = recipe.overparam
     plain = model if overparam is None or overparam.scope == "encoder" else contract(model)
+    if isinstance(plain, OwnModel):
+        (image,) = example_inputs(recipe)
+        return called_heads(plain, image.to(next(plain.parameters()).device))
     return dict(plain.heads.items())
 
 

@@ -23,7 +23,7 @@ from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ArtifactError
-from compactmtl.models import MultiTaskModel
+from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, delta_m
@@ -38,9 +38,11 @@ from compactmtl.train.optimizers import (
     rate,
     rate_scales,
 )
+from compactmtl.train.own_check import check_own
+from compactmtl.train.own_parts import check_parts
 from compactmtl.train.part import ForwardPass, Part, Position, Setup
 from compactmtl.train.parts import build_parts, find_part
-from compactmtl.train.random_state import seed_everything
+from compactmtl.train.random_state import random_state, restore_random_state, seed_everything
 from compactmtl.train.shrink import Shrinker
 from compactmtl.train.sparse import Sparsifier
 from compactmtl.train.training_data import TrainingData, load_data
@@ -145,9 +147,8 @@ class Session:
         for part in self.parts:
             image = part.before_forward(image)
         with self.autocast():
-            features = branch(self.model.encoder(image))
-            size = (image.shape[-2], image.shape[-1])
-            outputs = {name: self.model.run_head(name, features, size) for name in self.model.heads}
+            # Views, none of which is computed from another: gradients by them add up to the encoder's.
+            features, outputs = self.model.pass_through(image, lambda x: x.view_as(x))
         targets, losses = {}, {}
         for name, task in self.tasks.items():
             targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
@@ -285,15 +286,6 @@ class Session:
                 part.load_state_dict(self, state[part.name])
 
 
-def branch(features: Any) -> Any:
-    """Features as views, none of which is computed from another: gradients by them add up to the encoder's."""
-    if isinstance(features, Tensor):
-        return features.view_as(features)
-    if isinstance(features, Mapping):
-        return {name: branch(part) for name, part in features.items()}
-    return [branch(part) for part in features]
-
-
 def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole run; `max_steps` shortens the schedules with it."""
     steps = recipe.train.epochs * steps_per_epoch
@@ -327,6 +319,8 @@ def build_session(
         recipe.balancing.name, tasks, at=recipe.balancing.at, options=recipe.balancing.options
     ).to(device)
     (image,) = example_inputs(recipe)
+    if isinstance(model, OwnModel):
+        _check_network(recipe, model, tasks, weighing, image.to(device))
     parts = build_parts(
         Setup(
             recipe=recipe,
@@ -366,3 +360,18 @@ def build_session(
         device=device,
         layout=chosen,
     )
+
+
+def _check_network(
+    recipe: Recipe, model: OwnModel, tasks: Mapping[str, Task], weighing: Balancer, image: Tensor
+) -> None:
+    """Raise ConfigError where a network of the user's own breaks a rule or lacks what the recipe needs of it."""
+    before = random_state(image.device)
+    check_own(
+        model,
+        tasks,
+        (recipe.data.channels, *recipe.data.size),
+        lambda: fresh_model(recipe, tasks, initialize=False),
+    )
+    check_parts(recipe, model, weighing, image)
+    restore_random_state(before)

@@ -81,5 +81,5 @@ def build_shrinker(setup: Setup) -> Shrinker | None:
             "add balancing.at=features, or leave out sparsity.shrink_every",
         )
     features = by_gradient or recipe.regularization != type(recipe.regularization)()
-    removed = Removed(setup.model, setup.inputs, ("heads.",) if features else ())
+    removed = Removed(setup.model, setup.inputs, setup.model.head_prefixes if features else ())
     return Shrinker(removed, config.shrink_every)

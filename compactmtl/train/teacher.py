@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,9 @@ from compactmtl.config.recipe import DataConfig
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
-from compactmtl.models.multitask import TaskEncoders, encoder_for
+from compactmtl.models.build import encoder_for
+from compactmtl.models.features import tensors_in
+from compactmtl.models.multitask import TaskEncoders
 from compactmtl.models.packaged import package_of
 from compactmtl.runs.run import Run
 from compactmtl.runs.teachers import teacher_path
@@ -39,21 +41,26 @@ class Teacher:
     @torch.no_grad()
     def features(self, image: Tensor) -> Any:
         """What the teacher's encoder gives for the recipe's images (B, C, H, W)."""
-        if self._change is not None:
-            scale, offset = self._change
-            image = image * scale.to(image) + offset.to(image)
-        network = self.network
-        return network.encoder(image) if isinstance(network, MultiTaskModel) else network(image)
+        image, network = self._known(image), self.network
+        return network.features(image) if isinstance(network, MultiTaskModel) else network(image)
 
     def shapes(self, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
         """The shapes of its features for example inputs."""
         return [tuple(level.shape) for level in levels_of(self.features(*inputs))]
 
     @torch.no_grad()
-    def outputs(self, names: Iterable[str], features: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The raw outputs of some tasks for its own features of images of `size` = (H, W)."""
+    def look(self, image: Tensor, names: Iterable[str]) -> tuple[Any, dict[str, Tensor]]:
+        """Its features for the recipe's images (B, 3, H, W), and the raw outputs of some tasks."""
         assert isinstance(self.network, MultiTaskModel)
-        return {name: self.network.run_head(name, features, size).float() for name in names}
+        features, outputs = self.network.pass_through(self._known(image))
+        return features, {name: outputs[name].float() for name in names}
+
+    def _known(self, image: Tensor) -> Tensor:
+        """The images as its own training had them."""
+        if self._change is None:
+            return image
+        scale, offset = self._change
+        return image * scale.to(image) + offset.to(image)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,10 +74,7 @@ class Teacher:
 
 def levels_of(features: Any) -> list[Tensor]:
     """An encoder's features as a list: of one vector (B, C), one map (B, C, h, w), or several maps."""
-    if isinstance(features, Tensor):
-        return [features]
-    assert isinstance(features, Sequence)  # the recipe is refused where each task has its own
-    return list(features)
+    return tensors_in(features)  # the recipe is refused where each task has its own
 
 
 def statistics(data: DataConfig) -> Statistics:
@@ -105,7 +109,7 @@ def run_teacher(setup: Setup, name: str) -> Teacher:
                 f"name a run whose images are prepared alike, or set data.{key}",
             )
     model = run.load_plain()
-    if isinstance(model.encoder, TaskEncoders):
+    if isinstance(getattr(model, "encoder", None), TaskEncoders):
         raise ConfigError(
             f"distillation: the teacher {run.path} has an encoder for each task, so its features are not one network's",
             "name a run without overparam.per_task",
@@ -165,7 +169,7 @@ def _change(shown: Statistics, known: Statistics) -> tuple[Tensor, Tensor] | Non
 def check_tasks(teacher: Teacher, tasks: Mapping[str, Any]) -> None:
     """Raise ConfigError for a task whose outputs the teacher does not have."""
     for name in tasks:
-        if isinstance(teacher.network, MultiTaskModel) and name not in teacher.network.heads:
+        if isinstance(teacher.network, MultiTaskModel) and name not in teacher.network.task_names:
             raise ConfigError(
                 f"distillation: the teacher has no task {name}", "name a run that was trained on all tasks"
             )

@@ -47,6 +47,10 @@ def test_the_stricter_bound_holds(tmp_path: Path) -> None:
 
 
 def test_a_speedup_is_not_held_against_another_network(tmp_path: Path) -> None:
-    """It is of the run's own network before surgery, not of a baseline that may be narrower."""
+    """It is of the run's own network before surgery, which a dense run of the same network is as fast as."""
     run = run_with(tmp_path, "{target: mine, speedup: 3}")
-    assert with_budget(run, "mine", TARGET, baseline=run).latency.min_speedup is None
+    dense = write_run(tmp_path / "dense", SCENES)
+    narrow = write_run(tmp_path / "narrow", SCENES.replace("width: 4", "width: 3"))
+    assert SCENES.count("width: 4")
+    assert with_budget(run, "mine", TARGET, baseline=dense).latency.min_speedup == 3
+    assert with_budget(run, "mine", TARGET, baseline=narrow).latency.min_speedup is None

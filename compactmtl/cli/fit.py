@@ -1,0 +1,135 @@
+"""`compactmtl fit`: a network within a budget, from a recipe or a module of one's own to a verified bundle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from compactmtl.cli.parser import add_device, add_trust
+
+if TYPE_CHECKING:
+    from compactmtl.fit import Budget, Outcome
+
+HELP = "make a network that fits a budget: train, shrink, compact, export, verify, report"
+EXAMPLE = """\
+compactmtl fit utkface/dense data.root=/data --target onnxruntime-cpu --latency-ms 5
+compactmtl fit utkface/dense data.root=/data --speedup 2
+compactmtl fit my_module:build --recipe base.yaml --macs-reduction 0.5
+compactmtl fit my_module:build data.name=folder data.root=birds tasks.species.kind=classification --latency-ms 5"""
+NOTE = """\
+my_module:build is a function or class that returns the whole network (an nn.Module whose forward
+gives a dict of tasks to outputs). What to train it on comes from key=value words, from --recipe,
+or from the module itself: RECIPE, a mapping or the path of a recipe, or recipe(), which returns that.
+
+The same command continues an interrupted fit. A finished stage is not run again."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "subject", metavar="RECIPE_OR_MODULE", help="a recipe by name or path, or package.module:build"
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that override the recipe")
+    parser.add_argument("--recipe", metavar="NAME", help="recipe by name or path for a module's network")
+    parser.add_argument(
+        "--target", metavar="NAME", help="target by name or path (default: the recipe's first)"
+    )
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--latency-ms",
+        type=float,
+        metavar="MS",
+        help="most milliseconds on the target, as `export` measures them",
+    )
+    budget.add_argument(
+        "--speedup", type=float, metavar="X", help="times as fast on the target as the network before"
+    )
+    budget.add_argument(
+        "--macs-reduction",
+        type=float,
+        metavar="SHARE",
+        help="share of the network's MACs to remove, such as 0.5",
+    )
+    dense = parser.add_mutually_exclusive_group()
+    dense.add_argument(
+        "--baseline",
+        metavar="RUN",
+        help="dense run to compare with; none is trained, and shrinking starts as the recipe says",
+    )
+    dense.add_argument(
+        "--no-dense", action="store_true", help="train no dense network first, and compare with none"
+    )
+    parser.add_argument("--out", metavar="DIR", default="runs", help="folder of runs (default: runs)")
+    parser.add_argument("--name", help="folder of the fit in it (default: the recipe's or module's name)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start over, and replace the runs of this fit"
+    )
+    add_device(parser, "evaluate the torch models, which the artifact is held against,")
+    add_trust(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Walk every stage that is not done; a failed gate still gets its report, then fails the command."""
+    from contextlib import nullcontext
+
+    from compactmtl.config.trust import is_class_name, naming
+
+    # A module that is named on the command line may be imported: naming it there is the user's word.
+    with naming(args.subject) if is_class_name(args.subject) else nullcontext():
+        outcome = _fit(args)
+    outcome.raise_failed()
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> Outcome:
+    from compactmtl.backends.torch.device import find_device
+    from compactmtl.errors import command
+    from compactmtl.fit import fit, plan_road
+    from compactmtl.runs import Run
+
+    device = find_device(args.device, "--device")
+    road = plan_road(
+        args.subject,
+        args.overrides,
+        base=args.recipe,
+        budget=_budget(args),
+        target=args.target,
+        out=args.out,
+        name=args.name,
+        dense=args.baseline is None and not args.no_dense,
+    )
+    here = [word for word in args.overrides if word.startswith("data.root=")]
+    baseline = Run.open(args.baseline, here) if args.baseline else None
+    outcome = fit(
+        road,
+        baseline=baseline,
+        overwrite=args.overwrite,
+        device=device,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"\n{args.subject} for {road.target_name}")
+    print("\n".join(f"  {line}" for line in outcome.lines()))
+    print(f"next: {command('predict', outcome.bundle, 'IMAGE')}")
+    return outcome
+
+
+def _budget(args: argparse.Namespace) -> Budget | None:
+    """The one that is given. Raises ConfigError for a number that is none."""
+    import math
+
+    from compactmtl.errors import ConfigError
+    from compactmtl.fit import Budget
+
+    bounds = {"latency-ms": (0.0, math.inf), "speedup": (1.0, math.inf), "macs-reduction": (0.0, 1.0)}
+    for measure in ("latency-ms", "speedup", "macs-reduction"):
+        amount = vars(args)[measure.replace("-", "_")]
+        if amount is None:
+            continue
+        low, high = bounds[measure]
+        if not low < amount < high:
+            between = f"above {low:g}" + (f" and below {high:g}" if math.isfinite(high) else "")
+            raise ConfigError(
+                f"--{measure} {amount:g}: expected a number {between}", "see `compactmtl fit --help`"
+            )
+        return Budget(measure, amount)
+    return None

@@ -1,0 +1,144 @@
+"""What a fit came to: the budget, the gates, the accuracy beside the dense network, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compactmtl.artifacts.layout import EXPORT
+from compactmtl.errors import GateError
+from compactmtl.export.timing import COMPACT, DENSE
+from compactmtl.fit.compose import Road
+from compactmtl.runs import Run
+from compactmtl.train.tracking import format_metric
+from compactmtl.verify.result import GateResult, Verification
+
+SLACK = 0.005  # of the MACs: a budget of shares is met to within half a percent of the network
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A walked road. `surgery` is surgery.json, `baseline` the dense run, if there is one."""
+
+    road: Road
+    run: Run
+    baseline: Run | None
+    surgery: Mapping[str, Any]
+    verification: Verification
+    page: Path
+
+    @property
+    def bundle(self) -> Path:
+        """The folder to deploy."""
+        return self.run.path / EXPORT / self.road.target_name
+
+    @property
+    def mac_reduction(self) -> float:
+        """The share of the network's MACs that surgery removed."""
+        macs = self.surgery["macs"]
+        return 1 - float(macs["after"]) / float(macs["before"])
+
+    @property
+    def failed(self) -> list[GateResult]:
+        """The gates of the target that do not hold."""
+        return [gate for gate in self.verification.gates if not gate.passed]
+
+    @property
+    def latency_gates(self) -> list[GateResult]:
+        """Those of the latency."""
+        return [gate for gate in self.verification.gates if gate.gate == "latency"]
+
+    @property
+    def reduction_met(self) -> bool:
+        """Whether a budget of MACs or parameters is met; one of latency is a gate of the target."""
+        section = self.road.reduction
+        if section.latency is not None:
+            return True
+        sizes = self.surgery["macs" if section.measure == "macs" else "parameters"]
+        return 1 - float(sizes["after"]) / float(sizes["before"]) >= section.amount - SLACK
+
+    @property
+    def passed(self) -> bool:
+        """Whether the budget is met and every gate holds."""
+        return not self.failed and self.reduction_met
+
+    def lines(self) -> Iterator[str]:
+        """For a terminal."""
+        rows = [*self._budget(), *self._sizes(), *self._accuracy(), *self._gates()]
+        rows += [("bundle", str(self.bundle)), ("report", str(self.page))]
+        width = max(len(name) for name, _ in rows)
+        yield from (f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _budget(self) -> Iterator[tuple[str, str]]:
+        section = self.road.reduction
+        if section.latency is None:
+            verdict = "met" if self.reduction_met else "missed"
+            yield "budget", f"{section.key} {section.amount:g}: {verdict}"
+            return
+        gates = self.latency_gates
+        verdict = "met" if all(gate.passed for gate in gates) else "missed"
+        if not gates:
+            verdict = "not checked: the baseline is another network than the one that was shrunk"
+        yield "budget", f"{section.key} {section.amount:g} on {self.road.target_name}: {verdict}"
+        for gate in gates:
+            yield "", gate.message
+
+    def _sizes(self) -> Iterator[tuple[str, str]]:
+        stats = self.verification.latency.stats
+        if DENSE in stats and COMPACT in stats:
+            dense, small = stats[DENSE].median_ms, stats[COMPACT].median_ms
+            yield "latency", f"{small:.3f} ms, dense {dense:.3f} ms ({dense / small:.2f} times as fast)"
+        parameters = self.surgery["parameters"]
+        yield (
+            "removed",
+            f"{self.mac_reduction:.1%} of MACs, {1 - parameters['after'] / parameters['before']:.1%} of parameters",
+        )
+        yield "size", f"{self.verification.megabytes:.2f} MB"
+
+    def _accuracy(self) -> Iterator[tuple[str, str]]:
+        accuracy = self.verification.accuracy
+        for name, task in self.run.tasks.items():
+            value = accuracy.artifact.get(name, {}).get(task.primary)
+            if value is None:
+                continue
+            dense = None if accuracy.baseline is None else accuracy.baseline.get(name, {}).get(task.primary)
+            beside = "" if dense is None else f", dense {format_metric(task, task.primary, dense)}"
+            yield name, f"{format_metric(task, task.primary, value)}{beside} ({accuracy.samples} val images)"
+
+    def _gates(self) -> Iterator[tuple[str, str]]:
+        gates = self.verification.gates
+        held = sum(gate.passed for gate in gates)
+        yield "gates", f"{held} of {len(gates)} hold"
+        for gate in self.failed:
+            yield "", f"failed: {gate.message}"
+
+    def raise_failed(self) -> None:
+        """Raise GateError where the budget is missed or a gate does not hold; return if all is met."""
+        if self.passed:
+            return
+        section = self.road.reduction
+        what = [gate.message for gate in self.failed]
+        if not self.reduction_met:
+            what.append(
+                f"{section.key}: {self.mac_reduction:.1%} of MACs gone, {section.amount:.1%} asked for"
+            )
+        raise GateError(f"{self.run.path}: {'; '.join(what)}", self._mend())
+
+    def _mend(self) -> str:
+        latency = self.road.reduction.latency
+        late = next((gate for gate in self.latency_gates if not gate.passed), None)
+        kept = "the bundle is kept and marked as failed"
+        if late is not None and latency is not None:
+            if latency.ms is not None and late.value > 0:
+                smaller = f"--latency-ms {latency.ms * latency.ms / late.value:.3g}"
+            else:
+                smaller = f"--speedup {late.bound * late.bound / max(late.value, 1e-9):.3g}"
+            return (
+                f"{kept}; if the machine was busy, give the same command again to measure again; else ask the training "
+                f"for less ({smaller})"
+            )
+        if not self.reduction_met:
+            return f"{kept}; train longer (train.epochs), or shrink earlier (sparsity.selective.end)"
+        return f"{kept}; train longer, give it more (a larger budget), or change the target's bound knowingly"
