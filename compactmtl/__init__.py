@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from compactmtl.balancing import DummyGradientNorm, balancer
     from compactmtl.config import load_recipe
     from compactmtl.data import load_dataset
-    from compactmtl.export import export_onnx
+    from compactmtl.export import export_bundle, export_onnx
     from compactmtl.graph import ChannelGraph
+    from compactmtl.latency import latency_table
     from compactmtl.loops import Shrinking
     from compactmtl.models import build_model
     from compactmtl.overparam import contract, overparameterize
@@ -34,7 +35,9 @@ _HOME = {
     "check_parity": "verify",
     "compact": "surgery",
     "contract": "overparam",
+    "export_bundle": "export",
     "export_onnx": "export",
+    "latency_table": "latency",
     "load_dataset": "data",
     "load_recipe": "config",
     "load_target": "backends",
@@ -56,7 +59,9 @@ __all__ = [
     "check_parity",
     "compact",
     "contract",
+    "export_bundle",
     "export_onnx",
+    "latency_table",
     "load_dataset",
     "load_recipe",
     "load_target",

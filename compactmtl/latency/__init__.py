@@ -6,9 +6,11 @@ from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
 from compactmtl.latency.measure import Settings, check_target, latency_table, require
 from compactmtl.latency.store import Store
+from compactmtl.sparsity.latency import LatencyTable
 
 __all__ = [
     "Cutter",
+    "LatencyTable",
     "PairedClock",
     "Point",
     "Settings",

@@ -16,18 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
-from compactmtl.backends import get_backend
+from compactmtl.backends import get_backend, load_target
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.config.target import Target
 from compactmtl.errors import ArtifactError, ConfigError, MachineError, MissingDependencyError, command
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.inputs import as_arguments, map_tensors
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
 from compactmtl.latency.observe import Observed, observe
 from compactmtl.latency.store import Store
 from compactmtl.models.features import task_names
+from compactmtl.overparam import contract
 from compactmtl.sparsity.latency import LatencyTable, Widths
 from compactmtl.verify.steps import layer_of
 
@@ -48,21 +50,28 @@ class Settings:
 
 def latency_table(
     model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    target: Target,
-    name: str,
+    example_inputs: Any,
+    target: str | Path | Target = "onnxruntime-cpu",
+    name: str | None = None,
     *,
-    align: int = 16,
+    align: int | None = None,
     settings: Settings | None = None,
     store: Store | None = None,
     progress: Progress = lambda line: None,
 ) -> LatencyTable:
-    """The table of a plain model on a target called `name`, from the cache where its layers are known.
+    """The table of a model on a target, from the cache where its layers are known.
+
+        table = latency_table(model, image, target="onnxruntime-cpu-int8")
+        table.predict(model, image)  # milliseconds, of the model and of any cut of it
 
     Args:
-        model: any module that `torch.export` can trace, on the CPU. Its weights do not matter, and it is left as it was.
-        inputs: example inputs, batch first; the target's `latency.batch` is what a table is of.
-        align: the multiple of channels that the target's kernels are written for.
+        model: any module that `torch.export` can trace. Its weights do not matter, and it is left as it was. Factorized
+            layers are timed as the plain ones that they are deployed as.
+        example_inputs: a tensor, positional arguments, or a mapping of keyword arguments, batch first; a table is of their
+            batch.
+        target: a name (see `compactmtl targets list`), a file, or a `Target`.
+        name: what the table calls it, by default what `target` says.
+        align: the multiple of channels that the target's kernels are written for, by default the backend's own.
         settings: how much is measured.
         store: where measurements of layers are kept; by default the user's cache for this device, target and versions.
 
@@ -73,8 +82,14 @@ def latency_table(
         MissingDependencyError: where the target cannot run here. Measure on its device, and hand the table in.
     """
     settings = settings or Settings()
+    if name is None:
+        name = target.backend if isinstance(target, Target) else str(target)
+    target = target if isinstance(target, Target) else load_target(target)
     backend = get_backend(target.backend)
     backend.require(target)
+    align = backend.channel_step(target) if align is None else align
+    model = contract(model).cpu().eval()  # a copy
+    inputs = tuple(map_tensors(lambda one: one.detach().cpu(), as_arguments(model, example_inputs)))
     graph = ChannelGraph.trace(model, inputs)
     full = graph.widths(np.ones(graph.classes, dtype=bool))
     if not full:

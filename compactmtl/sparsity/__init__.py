@@ -1,5 +1,9 @@
 """Structured sparsity: channel groups, the group lasso, its proximal step, and shrinking to a target."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from compactmtl.sparsity.control import Control, StrengthSchedule
 from compactmtl.sparsity.controller import StrengthController
 from compactmtl.sparsity.groups import ChannelGroups, split_parameter_groups, zero_share
@@ -25,6 +29,7 @@ __all__ = [
     "ProximalStep",
     "Pruning",
     "SelectiveShrinking",
+    "Shrinking",
     "SparseGroupLasso",
     "StrengthController",
     "StrengthSchedule",
@@ -33,3 +38,12 @@ __all__ = [
     "split_parameter_groups",
     "zero_share",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Shrinking` is asked for here, and lives in `loops`: it measures latency, which this package is given as a table."""
+    if name == "Shrinking":
+        import compactmtl
+
+        return compactmtl.Shrinking
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

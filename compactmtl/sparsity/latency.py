@@ -6,11 +6,15 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
 
 from compactmtl.errors import ArtifactError, ConfigError
+from compactmtl.graph import ChannelGraph
+from compactmtl.graph.inputs import as_arguments, tensors_in
 
 CLEARLY = 1.05  # how much slower a kernel for odd counts has to be to be avoided
 
@@ -240,3 +244,32 @@ class LatencyTable(BaseModel):
     def milliseconds(self, widths: Widths) -> float:
         """The network's latency with layers of these widths (outputs, inputs)."""
         return self.rest_ms + sum(self.layers[name].at(*width) for name, width in widths.items())
+
+    def predict(self, model: nn.Module, example_inputs: Any) -> float:
+        """Milliseconds of the network that the table was made for, or of a cut of it, such as `compact` makes.
+
+        Only its layers' names and widths are read. Raises ConfigError for inputs of another size, and where the model has
+        a layer that the table does not know, or one that is wider than the table's; SurgeryError where it cannot be traced.
+        """
+        arguments = as_arguments(model, example_inputs)
+        graph = ChannelGraph.trace(model, arguments)
+        widths = graph.widths(np.ones(graph.classes, dtype=bool))
+        image = next(iter(tensors_in(arguments))).shape[1:]
+        if self.image is not None and tuple(image) != self.image:
+            raise ConfigError(
+                f"the latency table of {self.target} was measured at images of {self.image}, these are {tuple(image)}",
+                "give inputs of that size, or measure a table at this one",
+            )
+        for name, width in widths.items():
+            full = self.layers[name].full if name in self.layers else None
+            if full is None or any(
+                count > most for count, most in zip(width, full, strict=True) if count and most
+            ):
+                has = (
+                    f"no layer {name!r}" if full is None else f"{name!r} with (outputs, inputs) up to {full}"
+                )
+                raise ConfigError(
+                    f"the latency table of {self.target} has {has}, the model has it with {width}",
+                    "predict the network that the table was made for, or a cut of it",
+                )
+        return self.milliseconds(widths)

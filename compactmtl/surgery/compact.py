@@ -21,7 +21,7 @@ from compactmtl.graph.unreached import CHOICES, Unreached, unreached_modules
 from compactmtl.overparam import contract
 from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
 from compactmtl.surgery.not_pruned import ROLLED_BACK, not_pruned
-from compactmtl.surgery.outputs import check_outputs, remove_unread, select
+from compactmtl.surgery.outputs import Name, check_outputs, remove_unread, select
 from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, reference
 from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
@@ -48,7 +48,7 @@ def compact(
     tolerance: float | None = None,
     gather: bool = False,
     unreached: Unreached = "keep",
-    outputs: Sequence[str] = (),
+    outputs: Sequence[Name] = (),
 ) -> CompactResult:
     """Remove every channel that has no effect, without changing the function of the model in eval mode.
 
@@ -66,8 +66,9 @@ def compact(
         unreached: what to do about modules that the forward pass does not reach in eval mode on these inputs, such as
             auxiliary heads and heads of other tasks: "keep" keeps the channels that they may read, so that they still
             run; "report" only names them in the report; "error" raises.
-        outputs: names of the outputs to keep, where the model's forward gives a dict; by default all. The others leave,
-            with the modules and channels that only they read. Their modules' places hold zeros.
+        outputs: the outputs to keep, by name where the model's forward gives a dict, by position where it gives a list or
+            tuple; by default all. The others leave, with the modules and channels that only they read. Their modules'
+            places hold zeros.
 
     Raises:
         SurgeryError: where the model cannot be traced, gives different outputs at every run, or lacks one of `outputs`.
@@ -89,7 +90,7 @@ def _compact(
     tolerance: float | None,
     gather: bool,
     unreached: Unreached,
-    outputs: Sequence[str],
+    outputs: Sequence[Name],
 ) -> CompactResult:
     started = time.perf_counter()
     check_model(model)
@@ -132,7 +133,7 @@ class _Chosen:
     absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def _choose_outputs(plain: nn.Module, inputs: Arguments, outputs: Sequence[str]) -> _Chosen:
+def _choose_outputs(plain: nn.Module, inputs: Arguments, outputs: Sequence[Name]) -> _Chosen:
     traced = trace(plain, inputs)  # which says what is wrong with a model or its inputs
     check_outputs(plain, inputs, outputs)
     unread = unreached_modules(plain, traced)

@@ -22,6 +22,8 @@ from compactmtl.graph.unreached import unreached_modules
 
 _ATTRIBUTE = "kept_outputs"
 
+Name = str | int  # of an output: its key in a dict, its position in a list or tuple
+
 
 class Absent(nn.Module):
     """In place of a module that left: zeros (B, *shape) in the type of the first tensor that it is given, B as that one's."""
@@ -35,7 +37,7 @@ class Absent(nn.Module):
         return given.new_zeros(()).expand(given.shape[0], *self.shape)
 
 
-def select(model: nn.Module, outputs: Sequence[str]) -> None:
+def select(model: nn.Module, outputs: Sequence[Name]) -> None:
     """Let the model's forward give these of its outputs alone, in the model's own order; in place."""
     setattr(model, _ATTRIBUTE, tuple(outputs))
     model.register_forward_hook(_only)
@@ -43,27 +45,33 @@ def select(model: nn.Module, outputs: Sequence[str]) -> None:
 
 def _only(model: nn.Module, args: Any, output: Any) -> Any:
     names = getattr(model, _ATTRIBUTE)
-    return {name: value for name, value in output.items() if name in names}
+    if isinstance(output, Mapping):
+        return {name: value for name, value in output.items() if name in names}
+    return type(output)([value for index, value in enumerate(output) if index in names])
 
 
-def check_outputs(model: nn.Module, arguments: Arguments, outputs: Sequence[str]) -> None:
-    """Raise SurgeryError where the model's forward gives no dict, or none with these names."""
+def check_outputs(model: nn.Module, arguments: Arguments, outputs: Sequence[Name]) -> None:
+    """Raise SurgeryError where the model's forward gives neither a dict with these names nor a list with these positions."""
     if isinstance(outputs, str):
         raise SurgeryError(
             f"outputs is the string {outputs!r}", f"give a list of names, such as [{outputs!r}]"
         )
     with borrowed(model, weights=False), torch.no_grad():
         given = model(*copied(arguments))
-    if not isinstance(given, Mapping):
+    kind = type(given).__name__
+    if isinstance(given, Mapping):
+        known: list[Name] = list(given)
+        what = f"its outputs are {', '.join(map(str, known))}"
+    elif type(given) in (list, tuple):
+        known = list(range(len(given)))
+        what = f"its {kind} has positions 0 to {len(given) - 1}"
+    else:
         raise SurgeryError(
-            f"{type(model).__name__} gives a {type(given).__name__}, whose parts have no names to choose by",
-            "let its forward return a dict of tensors by name, or leave `outputs` out",
+            f"{type(model).__name__} gives a {kind}, which has no parts to choose",
+            "let its forward return a dict, list or tuple of tensors, or leave `outputs` out",
         )
-    if missing := [name for name in outputs if name not in given]:
-        raise SurgeryError(
-            f"{type(model).__name__} gives no output {missing[0]!r}",
-            f"its outputs are {', '.join(map(str, given))}",
-        )
+    if missing := [name for name in outputs if name not in known or isinstance(name, bool)]:
+        raise SurgeryError(f"{type(model).__name__} gives no output {missing[0]!r}", what)
 
 
 def remove_unread(

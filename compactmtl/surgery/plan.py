@@ -132,7 +132,9 @@ class Plan(_Edit):
     version: Annotated[Literal[2], BeforeValidator(_read_as_current)] = 2
     signature: str
     align: Annotated[int, Field(ge=1)] = Field(1, description="multiple that channel counts were kept at")
-    outputs: tuple[str, ...] = Field((), description="names of the outputs that stay; none: all do")
+    outputs: tuple[str | Index, ...] = Field(
+        (), description="names or positions of the outputs that stay; none: all do"
+    )
     absent: dict[str, tuple[Index, ...]] = Field(
         default_factory=dict,
         description="modules that only other outputs read, and the shape behind the batch of the zeros in their place",

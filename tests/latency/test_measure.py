@@ -24,6 +24,7 @@ from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.measure import conditions_of
 from compactmtl.latency.observe import Observed, attribute, widths_of
 from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.surgery import compact
 from compactmtl.verify.steps import layer_of
 
 TARGET = load_target("onnxruntime-cpu")
@@ -241,6 +242,40 @@ def test_a_runtime_that_names_no_layer_makes_no_table(monkeypatch: pytest.Monkey
 def test_a_table_survives_its_file(table: LatencyTable, tmp_path: Path) -> None:
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
+
+
+def test_a_table_predicts_its_network_and_cuts_of_it(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    table = measured(monkeypatch, store)
+    model = network()
+    full = {name: layer.full for name, layer in table.layers.items()}
+    assert table.predict(model, INPUT) == pytest.approx(table.milliseconds(full))
+    first = next(name for name, one in model.named_modules() if isinstance(one, nn.Conv2d))
+    with torch.no_grad():
+        layer = model.get_submodule(first)
+        for value in layer.parameters():
+            value[len(value) // 2 :] = 0
+    small = compact(model, INPUT).model
+    assert table.predict(small, INPUT) < 0.95 * table.predict(model, INPUT)
+    wider = nn.Sequential(*[nn.Conv2d(3, 4096, 3)]).eval()
+    with pytest.raises(ConfigError, match="up to"):
+        table.predict(wider, INPUT)
+    with pytest.raises(ConfigError, match="no layer"):
+        table.predict(nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(3, 4, 3))).eval(), INPUT)
+    with pytest.raises(ConfigError, match="images of"):
+        table.predict(model, torch.zeros(1, 3, 96, 96))
+
+
+def test_a_target_is_named_and_inputs_are_as_people_have_them(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    monkeypatch.setattr(module, "observe", runtime())
+    (image,) = INPUT
+    model = network().train()
+    named = module.latency_table(model, image, target="onnxruntime-cpu", store=store, settings=QUICK)
+    assert (named.target, named.backend) == ("onnxruntime-cpu", "onnxruntime")
+    assert model.training
+    with pytest.raises(ConfigError, match="onnxruntime-cup"):
+        module.latency_table(model, image, target="onnxruntime-cup")
 
 
 @pytest.mark.slow

@@ -134,6 +134,29 @@ def test_wrong_names_are_named(model: nn.Module, outputs: list[str], says: str) 
         compact(model, (IMAGE,), outputs=outputs)
 
 
-def test_outputs_without_names_cannot_be_chosen() -> None:
-    with pytest.raises(SurgeryError, match="gives a Tensor, whose parts have no names"):
+class InOrder(ThreeOutputs):
+    """The same outputs as a tuple."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(super().forward(image).values())
+
+
+def test_outputs_of_a_tuple_are_chosen_by_position(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = InOrder().double().eval()
+    result = compact(model, (IMAGE,), outputs=[0, 2])
+    found, expected = result.model(IMAGE), model(IMAGE)
+    assert isinstance(found, tuple) and len(found) == 2
+    torch.testing.assert_close(found, (expected[0], expected[2]), rtol=0, atol=1e-12)
+    assert set(result.plan.absent) == {"depth.0", "depth.1"}
+    save_compact(result, tmp_path)
+    loaded = load_compact(InOrder().double(), tmp_path)
+    assert torch.equal(loaded(IMAGE)[1], found[1])
+    for wrong in (3, "masks", True):
+        with pytest.raises(SurgeryError, match=f"no output {wrong!r}"):
+            compact(model, (IMAGE,), outputs=[wrong])
+
+
+def test_one_output_has_no_parts() -> None:
+    with pytest.raises(SurgeryError, match="gives a Tensor, which has no parts"):
         compact(nn.Sequential(nn.Conv2d(3, 4, 1)), (torch.randn(1, 3, 4, 4),), outputs=["a"])
