@@ -30,7 +30,7 @@ FOLDER = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by tools/reference.py from the code: edit the code, then run `make docs`. -->\n"
 # Packages whose names the Python page documents, in the order in which a script meets them.
 PACKAGES = (
-    "config", "data", "models", "tasks", "overparam", "graph", "sparsity", "loops", "balancing", "surgery",
+    "config", "data", "models", "tasks", "overparam", "graph", "sparsity", "latency", "loops", "balancing", "surgery",
     "export", "backends", "verify",
 )  # fmt: skip
 SCALARS = "A scalar is a text, a number, `true`, `false` or `null`."
