@@ -113,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.verify.profile import Options, profile
 
     if args.update:
-        return _update(args)
+        from compactmtl.cli.remeasuring import update
+
+        return update(args)
     if args.baseline:
         raise ConfigError("--baseline is for --update", "name the dense run first: profile DENSE RUN")
     if args.batch < 1 or min(args.batches) < 1:
@@ -154,48 +156,6 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         _write(result, Path(args.out))
         print(f"profile: {Path(args.out) / PROFILE}")
-    return 0
-
-
-def _update(args: argparse.Namespace) -> int:
-    """Time the bundles of a run again; a gate that fails now fails the command after all others are done."""
-    from pathlib import Path
-
-    from compactmtl.artifacts.layout import EXPORT
-    from compactmtl.artifacts.run_folder import is_run
-    from compactmtl.cli.export import summary as lines_of
-    from compactmtl.errors import ConfigError, command
-    from compactmtl.export.remeasure import remeasure_run
-    from compactmtl.export.run import check_baseline
-    from compactmtl.runs import Run
-    from compactmtl.verify.gates import raise_failed
-
-    if len(args.subjects) != 1 or not is_run(Path(args.subjects[0])):
-        raise ConfigError("--update takes one run", "name one run folder that was exported")
-    opened = Run.open(args.subjects[0], args.overrides)
-    baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
-    if baseline is not None:
-        check_baseline(opened, baseline)
-    folder = opened.path / EXPORT
-    known = (
-        sorted(one.name for one in folder.iterdir() if (one / BUNDLE_FILE).is_file())
-        if folder.is_dir()
-        else []
-    )
-    names = known if args.target is None else [args.target]
-    if not names:
-        raise ConfigError(f"{opened.path} has no bundle", f"export it: {command('export', opened.path)}")
-    gates = []
-    for name in names:
-        print(f"{opened.name} for {name}", file=sys.stderr)
-        verification = remeasure_run(
-            opened, name, baseline, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
-        )
-        print("\n".join(lines_of(verification, opened.tasks)))
-        gates += list(verification.gates)
-    against = ("--baseline", baseline.path) if baseline else ()
-    print(f"next: {command('report', opened.path, *against, *args.overrides, *trusted(args))}")
-    raise_failed(tuple(gates), opened.name)
     return 0
 
 
