@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.layout import BUNDLE_FILE, MODEL_FILE, PROFILE
-from compactmtl.cli.parser import add_trust, trusted
+from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

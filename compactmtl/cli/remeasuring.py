@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from compactmtl.artifacts.layout import BUNDLE_FILE
+from compactmtl.cli.parser import trusted
 
 
 def update(args: argparse.Namespace) -> int:
