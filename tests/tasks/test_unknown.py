@@ -66,7 +66,11 @@ class Case:
         target = all_classes()[self.kind].target_kind
         named = target in ("mask", "class", "multilabel", "instances")
         spec = TargetSpec(
-            target, classes=CLASSES if named else (), ignore_index=IGNORE if named else None, mean=5.0, std=2.0
+            target,
+            classes=CLASSES if named else (),
+            ignore_index=IGNORE if named else None,
+            mean=5.0,
+            std=2.0,
         )
         options = NEEDED.get(self.kind, {}) | self.options
         config = TaskConfig.model_validate({"kind": self.kind, "loss": self.loss, "options": options})
@@ -120,9 +124,11 @@ def scattered(images: int, generator: torch.Generator) -> Tensor:
 
 
 TARGETS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
-    "mask": lambda n, g: torch.randint(0, 3, (n, SIDE // 2, SIDE // 2), generator=g)
-    .repeat_interleave(2, 1)
-    .repeat_interleave(2, 2),
+    "mask": lambda n, g: (
+        torch.randint(0, 3, (n, SIDE // 2, SIDE // 2), generator=g)
+        .repeat_interleave(2, 1)
+        .repeat_interleave(2, 2)
+    ),
     "class": lambda n, g: torch.randint(0, 3, (n,), generator=g),
     "depth": lambda n, g: 0.2 + 4 * torch.rand(n, 1, SIDE, SIDE, generator=g, dtype=torch.float64),
     "disparity": lambda n, g: 0.2 + 4 * torch.rand(n, 1, SIDE, SIDE, generator=g, dtype=torch.float64),
@@ -216,7 +222,9 @@ def test_of_a_batch_of_unknown_labels_there_is_no_loss_no_gradient_and_no_metric
 
 
 # Kinds whose elements are scored one by one: an element can be taken out of a batch.
-ONE_BY_ONE = [case for case in CASES if case.kind in ("segmentation", "depth", "disparity", "normals", "multilabel")]
+ONE_BY_ONE = [
+    case for case in CASES if case.kind in ("segmentation", "depth", "disparity", "normals", "multilabel")
+]
 
 
 def element_known(task: Task, target: Tensor, seed: int, share: float) -> Tensor:
