@@ -27,6 +27,7 @@ VARIANTS = {
     "pta": "regularization: {pta: {decoders: 2}}",
     "sam": "regularization: {sam: {rho: 0.05}}",
     "sam of weights": "regularization: {sam: {rho: 0.05, adaptive: true}}",
+    "encoders of tasks": "overparam: {per_task: true, training: alternating}",
     "alternating": "overparam: {training: alternating, alternating: {warmup: 0}}",
 }
 # With these the encoder has the other task's gradient and no more.
@@ -135,7 +136,9 @@ def test_pass_one_leaves_the_diagonals_of_a_task_without_a_label(tiny: Make) -> 
         losses = diagonals.update(built, without(batch, built, "depth"))
     assert losses["depth"] == 0
     row = list(built.tasks).index("depth")
+    moved = []
     for name, diagonal in diagonals.diagonals.items():
         assert torch.equal(diagonal[row], before[name][row])
-        assert not torch.equal(diagonal[1 - row], before[name][1 - row])
         assert diagonal.isfinite().all()
+        moved.append(not torch.equal(diagonal[1 - row], before[name][1 - row]))
+    assert any(moved)  # not all: the task's output does not pass through every layer
