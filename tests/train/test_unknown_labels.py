@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -41,6 +42,21 @@ def session(make: Make, more: str) -> tuple[Session, Batch]:
     return built, next(iter(built.train_loader))
 
 
+@dataclass
+class Started:
+    """A session in its first step, and its first batch."""
+
+    variant: str
+    session: Session
+    batch: Batch
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def started(request: pytest.FixtureRequest, tiny: Make) -> Started:
+    """Not to be stepped."""
+    return Started(request.param, *session(tiny, VARIANTS[request.param]))
+
+
 def without(batch: Batch, built: Session, *tasks: str) -> Batch:
     """The batch with nothing known of some tasks."""
     targets = dict(batch["targets"])
@@ -65,16 +81,15 @@ def gradients(built: Session, batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_task_without_a_label_has_no_gradient(tiny: Make, variant: str) -> None:
-    built, batch = session(tiny, VARIANTS[variant])
+def test_a_task_without_a_label_has_no_gradient(started: Started) -> None:
+    built, batch = started.session, started.batch
     weights = {name: value.detach().clone() for name, value in built.model.named_parameters()}
     found = gradients(built, without(batch, built, "depth"))
     assert all(torch.equal(value, weights[name]) for name, value in built.model.named_parameters())
     assert not any(g.any() for name, g in found.items() if name.startswith("heads.depth"))
     assert any(g.any() for name, g in found.items() if name.startswith("heads.segmentation"))
     assert any(g.any() for name, g in found.items() if name.startswith("encoder"))
-    if variant in ALONE:
+    if started.variant in ALONE:
         encoder = {name: p for name, p in built.model.encoder.named_parameters() if p.requires_grad}
         loss = built.forward_pass(batch).losses["segmentation"]
         alone = torch.autograd.grad(loss, list(encoder.values()), allow_unused=True)
@@ -86,9 +101,8 @@ def test_a_task_without_a_label_has_no_gradient(tiny: Make, variant: str) -> Non
                 )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_without_any_label_has_no_gradient_at_all(tiny: Make, variant: str) -> None:
-    built, batch = session(tiny, VARIANTS[variant])
+def test_a_batch_without_any_label_has_no_gradient_at_all(started: Started) -> None:
+    built, batch = started.session, started.batch
     found = gradients(built, without(batch, built, "depth", "segmentation"))
     assert not any(gradient.any() for gradient in found.values())
 
