@@ -143,7 +143,8 @@ class InstanceMetrics:
     def _unknown(self, target: Tensor) -> Tensor:
         """Where a map (2, H, W) knows of no class what is there: bool (H, W)."""
         numbers, labels = target
-        return (numbers < 0) & ((labels < 0) | (labels >= len(self._classes)))
+        unknown: Tensor = (numbers < 0) & ((labels < 0) | (labels >= len(self._classes)))
+        return unknown
 
     def _from_target(self, target: Tensor) -> InstanceReference:
         """The reference of a map (2, H, W) at its own size: each class's crowd pixels are one crowd, and unknown pixels

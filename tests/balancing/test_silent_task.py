@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchjd import scalarization
 
 from compactmtl.balancing import NAMES, Balancer, balancer
 from compactmtl.errors import TrainingError
@@ -116,6 +117,24 @@ def test_means_of_dwa_are_over_the_batches_that_know_the_task() -> None:
     batch = {"a": torch.tensor(3.0), "b": torch.tensor(7.0)}
     assert float(sparse.combine(batch)) == pytest.approx(float(full.combine(batch)), rel=1e-6)
     assert float(full.combine(batch)) != pytest.approx(10)
+
+
+def test_dwa_goes_on_from_a_checkpoint_of_an_earlier_version() -> None:
+    method, before = balancer("dwa", ["a", "b"]), scalarization.DWA(2.0)
+    for values in ([1.0, 4.0], [0.5, 4.0], [0.2, 3.0]):
+        batch = {"a": torch.tensor(values[0]), "b": torch.tensor(values[1])}
+        other = balancer("dwa", ["a", "b"])
+        state = {
+            "._loss_sum": before._loss_sum,
+            "._n_batches": before._n_batches,
+            "._previous_averages": before._previous_averages,
+        }
+        other.load_state_dict({"_extra_state": state})
+        for one in (method, other):
+            assert float(one.combine(batch)) == pytest.approx(float(before(torch.tensor(values))), rel=1e-6)
+        before._loss_sum, before._n_batches = torch.tensor(values), 1
+        method.end_epoch()
+        before.step()
 
 
 def test_dwa_gives_a_task_that_no_epoch_knew_a_rate_of_one() -> None:

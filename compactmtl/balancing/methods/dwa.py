@@ -52,6 +52,22 @@ class DWA(Balancer):
         self.newer = newest
         self.sums, self.counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of any module; also of a checkpoint of an earlier version, which has what TorchJD remembered."""
+        before = state_dict.get("_extra_state")
+        if before is not None:
+            means = before["._previous_averages"] or [torch.zeros_like(self.newer)]
+            sums = before["._loss_sum"]
+            state_dict = {
+                "sums": torch.zeros_like(self.sums) if sums is None else sums,
+                "counts": torch.full_like(self.counts, before["._n_batches"]),
+                "older": means[0],
+                "newer": means[-1],
+            }
+        return super().load_state_dict(state_dict, strict, assign)
+
     def log(self) -> dict[str, float]:
         """The factor by which each task's loss counted in the last step."""
         pairs = zip(self.weights.items(), self._factors.tolist(), strict=True)
