@@ -35,7 +35,6 @@ MEMORY: Mapping[type[nn.Module], Memory] = {
         ("_weights", "_sq_grad_sum", "_initial_w", "_warmup_w_sum", "_n_steps"),
         lambda m: (*m._sq_grad_sum.shape, m._sq_grad_sum.dtype, m._sq_grad_sum.device),
     ),
-    scalarization.DWA: Memory(("_loss_sum", "_n_batches", "_previous_averages")),
 }
 FAMO = Memory(
     ("_w", "_optimizer", "_prev_losses")

@@ -37,11 +37,15 @@ def anything_known(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
         known = np.isfinite(values)
     elif spec.kind == "multilabel":
         known = values >= 0
-    elif spec.kind in ("depth", "disparity", "normals"):
-        known = values != 0
-    else:  # of instances: that nothing is there is known as well
+    elif spec.kind in ("depth", "disparity"):
+        known = (values > 0) & np.isfinite(values)
+    elif spec.kind == "normals":
+        known = (values != 0).any(1) & np.isfinite(values).all(1)
+    elif spec.kind == "instances":  # 0, that nothing is there, is known as well
+        known = values[:, 0] >= 0
+    else:  # a mask or a class without an ignore index
         known = np.ones(values.shape, np.bool_)
-    return np.asarray(known.reshape(len(values), math.prod(values.shape[1:])).any(1), np.bool_)
+    return np.asarray(known.reshape(len(values), math.prod(known.shape[1:])).any(1), np.bool_)
 
 
 def label_line(split: str, count: int, known: Mapping[str, int | None]) -> str:

@@ -44,12 +44,14 @@ class TargetSpec:
     Formats of a batched target by kind:
       mask     int64 (B, H, W), class index; `ignore_index` marks pixels that count nowhere
       depth    float32 (B, 1, H, W) in `unit`; 0 where unknown
-      normals  float32 (B, 3, H, W), unit vectors in the camera frame (x right, y down, z forward); 0 where unknown
+      normals  float32 (B, 3, H, W), unit vectors in the camera frame (x right, y down, z forward); 0 (or not
+               finite) where unknown
       class    int64 (B,), class index; `ignore_index` marks images whose class is unknown
       scalar   float32 (B,) in `unit`; not a number where unknown
       disparity  float32 (B, 1, H, W), proportional to inverse depth; 0 where unknown
       multilabel float32 (B, len(classes)), 1 present, 0 absent, -1 unknown
-      instances  int64 (B, 2, H, W): instance number from 1 (0 none, -1 a crowd to ignore) and class index
+      instances  int64 (B, 2, H, W): instance number from 1 (0 none, -1 a crowd to ignore) and class index;
+               both are -1 where nothing is known
     """
 
     kind: TargetKind

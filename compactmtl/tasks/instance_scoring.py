@@ -57,8 +57,11 @@ class InstanceMetrics:
 
         With `references`, one an image, the instances are scored at the images' own sizes against these and the
         target only says which part of the output shows the image; else they are scored against the target.
+        An image of which nothing is known is left out; what is found where nothing is known is no mistake.
         """
         for number, (one, instances) in enumerate(zip(output.cpu(), target.cpu(), strict=True)):
+            if bool(self._unknown(instances).all()):
+                continue
             shown = (int(instances.shape[-2]), int(instances.shape[-1]))
             reference = references[number] if references is not None else self._from_target(instances)
             size = (reference.height, reference.width)
@@ -137,16 +140,25 @@ class InstanceMetrics:
                 }
             )
 
+    def _unknown(self, target: Tensor) -> Tensor:
+        """Where a map (2, H, W) knows of no class what is there: bool (H, W)."""
+        numbers, labels = target
+        unknown: Tensor = (numbers < 0) & ((labels < 0) | (labels >= len(self._classes)))
+        return unknown
+
     def _from_target(self, target: Tensor) -> InstanceReference:
-        """The reference of a map (2, H, W) at its own size; each class's crowd pixels are one crowd."""
+        """The reference of a map (2, H, W) at its own size: each class's crowd pixels are one crowd, and unknown pixels
+        are in the crowd of every class."""
+        unknown = self._unknown(target).numpy()
         numbers, labels = target.numpy()
         annotations: list[Mapping[str, Any]] = []
         for number in np.unique(numbers[numbers > 0]).tolist():
             mask = numbers == number
             annotations.append(self._drawn(mask, int(labels[mask][0]), crowd=False))
-        for label in np.unique(labels[numbers == -1]).tolist():
-            if 0 <= label < len(self._classes):
-                annotations.append(self._drawn((numbers == -1) & (labels == label), label, crowd=True))
+        for label in range(len(self._classes)):
+            crowd = unknown | ((numbers < 0) & (labels == label))
+            if crowd.any():
+                annotations.append(self._drawn(crowd, label, crowd=True))
         return InstanceReference(numbers.shape[0], numbers.shape[1], tuple(annotations))
 
     def _drawn(self, mask: NDArray[np.bool_], label: int, *, crowd: bool) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ Source: arXiv:1911.10194 (Panoptic-DeepLab), section 3.2; the size of a center's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,16 @@ class CellTargets:
     offset: Tensor
     owned: Tensor
     small: Tensor
+
+    def to(self, dtype: torch.dtype) -> CellTargets:
+        """The same with shares and offsets of another type."""
+        return replace(
+            self,
+            classes=self.classes.to(dtype),
+            known=self.known.to(dtype),
+            center=self.center.to(dtype),
+            offset=self.offset.to(dtype),
+        )
 
 
 def cell_targets(target: Tensor, classes: int, small_area: float) -> CellTargets:

@@ -1,4 +1,4 @@
-"""Means and losses over what is known: cross-entropy, soft Dice, focal. All leave ignored elements out, in float32.
+"""Means and losses over what is known: cross-entropy, soft Dice, focal. All leave ignored elements out, in float32 or wider.
 
 Sources: Dice arXiv:1606.04797 (V-Net, section 3; with first powers in the denominator), focal arXiv:1708.02002, eq. 4.
 """
@@ -8,6 +8,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values as they are, or in float32 where their type is narrower or of integers."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -34,7 +39,7 @@ def cross_entropy(output: Tensor, target: Tensor, ignore_index: int | None, smoo
     # Its own mean would be 0/0 where every element is ignored. Its own sum over a map has no deterministic form on CUDA.
     reduction = "sum" if output.device.type == "cpu" else "none"
     total = F.cross_entropy(
-        output.float(), target, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing
+        at_least_float32(output), target, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing
     ).sum()
     return total / (target != ignore).sum().clamp(min=1)
 
@@ -48,8 +53,8 @@ def soft_dice(output: Tensor, target: Tensor, ignore_index: int | None) -> Tenso
     """
     valid = labeled(target, ignore_index)
     labels = torch.where(valid, target, torch.zeros_like(target))
-    shares = output.float().softmax(1) * valid[:, None]
-    truth = torch.zeros_like(shares).scatter_(1, labels[:, None], valid[:, None].float())
+    shares = at_least_float32(output).softmax(1) * valid[:, None]
+    truth = torch.zeros_like(shares).scatter_(1, labels[:, None], valid[:, None].to(shares.dtype))
     axes = [0, *range(2, output.ndim)]
     overlap, size = (shares * truth).sum(axes), truth.sum(axes)
     dice = 2 * overlap / (shares.sum(axes) + size).clamp(min=torch.finfo(torch.float32).tiny)
@@ -63,7 +68,7 @@ def focal(output: Tensor, target: Tensor, ignore_index: int | None, gamma: float
     """
     valid = labeled(target, ignore_index)
     labels = torch.where(valid, target, torch.zeros_like(target))
-    surprise = F.cross_entropy(output.float(), labels, reduction="none")
+    surprise = F.cross_entropy(at_least_float32(output), labels, reduction="none")
     # rounding can put p a bit above 1
     missing = (-torch.expm1(-surprise)).clamp(min=0)
     return masked_mean(missing.pow(gamma) * surprise, valid)
@@ -76,6 +81,10 @@ def binary_focal(output: Tensor, target: Tensor, valid: Tensor, gamma: float, al
     """
     from torchvision.ops import sigmoid_focal_loss
 
-    labels = torch.where(valid, target, torch.zeros_like(target)).float()
-    values = sigmoid_focal_loss(output.float(), labels, alpha=-1 if alpha is None else alpha, gamma=gamma)
+    labels = torch.where(valid, target, torch.zeros_like(target)).to(
+        torch.promote_types(output.dtype, torch.float32)
+    )
+    values = sigmoid_focal_loss(
+        at_least_float32(output), labels, alpha=-1 if alpha is None else alpha, gamma=gamma
+    )
     return masked_mean(values, valid)

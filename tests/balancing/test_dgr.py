@@ -18,6 +18,7 @@ from compactmtl.models.deeplab import DeepLabV3Head
 from compactmtl.models.features import FeatureMap
 from compactmtl.models.heads import FCNHead, LinearHead
 from compactmtl.models.mtan import MTANHead, SharedAttention
+from compactmtl.tasks.losses import masked_mean
 
 CLASSES = {"a": 3, "b": 4}
 Build = Callable[[str], nn.Module]
@@ -221,6 +222,30 @@ def test_a_batch_that_knows_nothing_of_a_task_costs_nothing() -> None:
     value = penalty(encoder(x), targets, size)
     assert float(value.detach()) < 1e-100  # the least norm there is
     assert all(not g.any() for g in gradients(value, encoder))
+
+
+@pytest.mark.parametrize("mode", ["exact", "finite_difference"])
+@pytest.mark.parametrize("norm", ["squared", "plain"])
+def test_unknown_labels_cost_what_they_would_if_they_were_not_there(mode: Any, norm: Any) -> None:
+    """Of heads that see each image alone, as a head without batch norm does."""
+
+    def masked(output: Tensor, target: Tensor) -> Tensor:
+        known = target.isfinite()
+        return masked_mean((output[:, 0] - target.where(known, 0.0)).square(), known)
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    target = torch.randn(6, generator=generator, dtype=torch.float64)
+    target[[1, 4]] = torch.nan
+    known = target.isfinite()
+    dgr = DummyGradientNorm({"a": nn.Linear(5, 1)}, {"a": masked}, mode=mode, norm=norm).double()
+    leaf, kept = features.clone().requires_grad_(), features[known].requires_grad_()
+    value, expected = dgr(leaf, {"a": target}), dgr(kept, {"a": target[known]})
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    (slope,), (alone,) = torch.autograd.grad(value, leaf), torch.autograd.grad(expected, kept)
+    # a finite difference divides what rounding leaves, 1e-16, by its step, 1e-4
+    torch.testing.assert_close(slope[known], alone, rtol=1e-10, atol=1e-10)
+    assert not slope[~known].any()
 
 
 def test_features_of_half_precision_get_a_half_precision_gradient() -> None:

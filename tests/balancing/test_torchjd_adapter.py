@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchjd import aggregation
 
 from compactmtl.balancing import balancer, torchjd_adapter
+from compactmtl.balancing.aggregated import Aggregated
 from compactmtl.balancing.methods.famo import Famo
-from compactmtl.balancing.scalarized import Scalarized
 from compactmtl.balancing.torchjd_adapter import FAMO, MEMORY, Memory, dump_state, famo_logits
 from compactmtl.errors import MissingDependencyError
 from tests.support.small_net import TASKS, small_net
@@ -56,20 +57,6 @@ def test_an_aggregator_remembers_in_the_attributes_that_are_saved(name: str) -> 
     assert remembered == {*MEMORY[type(part)].attributes, "_state_key"}, NEW_VERSION
 
 
-def test_dwa_remembers_in_the_attributes_that_are_saved() -> None:
-    method = balancer("dwa", ["a", "b"])
-    assert isinstance(method, Scalarized)
-    before, remembered = attributes(method.scalarizer), set[str]()
-    for end in (False, True):
-        method.combine({"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
-        if end:
-            method.end_epoch()
-        after = attributes(method.scalarizer)
-        remembered |= changed(before, after)
-        before = after
-    assert remembered == set(MEMORY[type(method.scalarizer)].attributes), NEW_VERSION
-
-
 def test_famo_remembers_in_the_attributes_that_are_saved() -> None:
     method = balancer("famo", ["a", "b"])
     assert isinstance(method, Famo)
@@ -81,14 +68,14 @@ def test_famo_remembers_in_the_attributes_that_are_saved() -> None:
 
 
 def test_a_version_with_other_attributes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = balancer("dwa", ["a", "b"])
-    assert isinstance(method, Scalarized)
-    kind = type(method.scalarizer)
-    monkeypatch.setattr(torchjd_adapter, "MEMORY", {kind: Memory(("_loss_sum", "_moved"))})
+    method = balancer("pcd", ["a", "b"])
+    assert isinstance(method, Aggregated)
+    kind = aggregation.PCDWeighting
+    monkeypatch.setattr(torchjd_adapter, "MEMORY", {kind: Memory(("_n_steps", "_moved"))})
     with pytest.raises(
-        MissingDependencyError, match=r"TorchJD 0\.\d+.* state of DWA elsewhere: it has no _moved"
+        MissingDependencyError, match=r"TorchJD 0\.\d+.* state of PCDWeighting elsewhere: it has no _moved"
     ):
-        dump_state(method.scalarizer)
+        dump_state(method.aggregator)
     famo = balancer("famo", ["a"])
     assert isinstance(famo, Famo)
     monkeypatch.setattr(torchjd_adapter, "FAMO", Memory(("_logits",)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.balancing.base import Balancer, TaskInfo
+from compactmtl.balancing.jacobian import at_least_float32
 
 
 class Uncertainty(Balancer):
@@ -16,7 +17,8 @@ class Uncertainty(Balancer):
 
     c_t, each task's `uncertainty_scale`, is 1/2 for a real quantity (Gaussian likelihood) and 1 for a class, as in the
     paper. The loss may be negative. Each s_t is a parameter, in the order of the tasks in `log_variances` (T,); it
-    must be in the optimizer, without weight decay, or the weights stay at their start.
+    must be in the optimizer, without weight decay, or the weights stay at their start. A batch that knows nothing of a
+    task (its loss is 0) leaves s_t alone.
     """
 
     scales: Tensor
@@ -30,10 +32,12 @@ class Uncertainty(Balancer):
         self.register_buffer("fixed", torch.tensor(list(self.weights.values())), persistent=False)
 
     def _combine(self, losses: Mapping[str, Tensor]) -> Tensor:
-        # float32 throughout: under autocast a half-precision sum would round s_t away.
-        stacked = torch.stack([losses[task].float() for task in self.weights])
+        # float32 at least: under autocast a half-precision sum would round s_t away.
+        stacked = torch.stack(
+            [losses[task].to(at_least_float32(losses[task].dtype)) for task in self.weights]
+        )
         terms = self.scales * torch.exp(-self.log_variances) * stacked + self.log_variances / 2
-        return (self.fixed * terms).sum()
+        return (self.fixed * torch.where(stacked == 0, stacked, terms)).sum()
 
     def log(self) -> dict[str, float]:
         factors = self.fixed * self.scales * torch.exp(-self.log_variances.detach())

@@ -78,8 +78,10 @@ class BinnedRegressionTask(ScalarTask):
         """The soft target (B, bins) of values (B,): rows of shares that add up to 1."""
         import torch
 
+        from compactmtl.tasks.losses import at_least_float32
+
         low, high, bins = self.options.low, self.options.high, self.options.bins
-        place = (target.float().clamp(low, high)[:, None] - low) / (high - low) * (bins - 1)
+        place = (at_least_float32(target).clamp(low, high)[:, None] - low) / (high - low) * (bins - 1)
         distance = place - torch.arange(bins, device=target.device)
         if self.options.sigma is None:
             return (1 - distance.abs()).clamp(min=0)
@@ -87,12 +89,12 @@ class BinnedRegressionTask(ScalarTask):
         return (-0.5 * (distance / width).square()).softmax(1)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        from compactmtl.tasks.losses import masked_mean
+        from compactmtl.tasks.losses import at_least_float32, masked_mean
 
         known = self.known(target)
         # Masked before the arithmetic: a NaN target would make a NaN gradient.
         target = target.where(known, target.new_full((), self.options.low))
-        values = -(self.distribution(target) * output.float().log_softmax(1)).sum(1)
+        values = -(self.distribution(target) * at_least_float32(output).log_softmax(1)).sum(1)
         if self.loss_name == "cross_entropy_l1":
             within = target.clamp(self.options.low, self.options.high)
             error = (self.decode(output) - within).abs() / self.spec.std
@@ -101,8 +103,10 @@ class BinnedRegressionTask(ScalarTask):
 
     def decode(self, output: Tensor) -> Tensor:
         """The expected value (B,) in the target's unit."""
+        from compactmtl.tasks.losses import at_least_float32
+
         # no matrix product: autocast would round it to half precision
-        return (output.float().softmax(1) * self.centers(output.device)).sum(1)
+        return (at_least_float32(output).softmax(1) * self.centers(output.device)).sum(1)
 
     @property
     def decoding(self) -> Decoding:

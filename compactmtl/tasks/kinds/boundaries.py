@@ -84,25 +84,27 @@ class BoundariesTask(MapTask):
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        from compactmtl.tasks.losses import masked_mean
+        from compactmtl.tasks.losses import at_least_float32, masked_mean
 
         edge, known = self.edges(target)
+        logits = at_least_float32(output).squeeze(1)
         if self.options.edge_weight is None:
-            others = (known & ~edge).sum((1, 2), keepdim=True) / known.sum((1, 2), keepdim=True).clamp(min=1)
+            plain = (known & ~edge).sum((1, 2), keepdim=True).to(logits.dtype)
+            others = plain / known.sum((1, 2), keepdim=True).clamp(min=1)
         else:
-            others = output.new_tensor(self.options.edge_weight, dtype=torch.float32)
+            others = logits.new_tensor(self.options.edge_weight)
         weights = torch.where(edge, others, 1 - others)
-        values = binary_cross_entropy_with_logits(
-            output.float().squeeze(1), edge.float(), weights, reduction="none"
-        )
+        values = binary_cross_entropy_with_logits(logits, edge.to(logits.dtype), weights, reduction="none")
         return masked_mean(values, known)
 
     def metrics(self) -> BoundariesMetrics:
         return BoundariesMetrics(self)
 
     def decode(self, output: Tensor) -> Tensor:
-        """The probability of a boundary, float32 (B, 1, H, W)."""
-        return output.float().sigmoid()
+        """The probability of a boundary, float32 or wider (B, 1, H, W)."""
+        from compactmtl.tasks.losses import at_least_float32
+
+        return at_least_float32(output).sigmoid()
 
     @property
     def decoding(self) -> Decoding:
@@ -215,5 +217,5 @@ def _reached(probability: Tensor) -> Tensor:
     """How many of the thresholds each probability is at or above."""
     import torch
 
-    levels = torch.arange(1, THRESHOLDS + 1, dtype=torch.float32) / (THRESHOLDS + 1)
+    levels = torch.arange(1, THRESHOLDS + 1, dtype=probability.dtype) / (THRESHOLDS + 1)
     return torch.bucketize(probability, levels, right=True)

@@ -42,10 +42,10 @@ class DepthTask(PositiveMapTask):
         return known
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        from compactmtl.tasks.losses import masked_mean
+        from compactmtl.tasks.losses import at_least_float32, masked_mean
 
         known = self.known(target)
-        output = output.float()
+        output = at_least_float32(output)
         # Masked before the arithmetic: an infinite or zero target would make gradients that are not finite.
         target = target.where(known, target.new_ones(()))
         if self.loss_name == "log_l1":

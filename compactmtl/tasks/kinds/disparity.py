@@ -41,11 +41,11 @@ class DisparityTask(PositiveMapTask):
         return known
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        from compactmtl.tasks.losses import masked_mean
+        from compactmtl.tasks.losses import at_least_float32, masked_mean
 
         known = self.known(target)
         # Masked before the arithmetic: an infinite or NaN target would make gradients that are not finite.
-        error = (output.float() - target.where(known, target.new_zeros(()))).abs()
+        error = (at_least_float32(output) - target.where(known, target.new_zeros(()))).abs()
         return masked_mean(error / self.spec.std if self.loss_name == "l1_std" else error, known)
 
     def picture(self, value: Array, reference: Array | None = None) -> pictures.Picture:

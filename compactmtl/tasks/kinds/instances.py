@@ -102,11 +102,12 @@ class InstancesTask(MapTask):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         from compactmtl.tasks.instance_targets import cell_targets
+        from compactmtl.tasks.losses import at_least_float32
 
-        output = output.float()
+        output = at_least_float32(output)
         classes = len(self.spec.classes)
         small_area = self.options.small_area * target.shape[-2] * target.shape[-1]
-        cells = cell_targets(target, classes, small_area)
+        cells = cell_targets(target, classes, small_area).to(output.dtype)
         logits, center, offset = output[:, : classes + 1], output[:, classes + 1], output[:, classes + 2 :]
         options = self.options
         return (
@@ -123,13 +124,12 @@ class InstancesTask(MapTask):
             counts = (cells.classes * cells.known[:, None]).sum((0, 2, 3), keepdim=True)
             rarity = counts.clamp(min=1) ** -self.options.balance
             weight = weight * (cells.classes * rarity).sum(1)
-            return (entropy * weight).sum() / weight.sum().clamp(min=float(np.finfo(np.float32).tiny))
-        return (entropy * weight).sum() / weight.sum().clamp(min=1)
+        return weighted_mean(entropy, weight)
 
     def _offset_loss(self, offset: Tensor, cells: CellTargets) -> Tensor:
         """|difference| down plus right, a mean over the cells of instances."""
         weight = cells.owned * self._weights(cells)
-        return ((offset - cells.offset).abs().sum(1) * weight).sum() / weight.sum().clamp(min=1)
+        return weighted_mean((offset - cells.offset).abs().sum(1), weight)
 
     def _weights(self, cells: CellTargets) -> Tensor:
         return 1 + (self.options.small - 1) * cells.small
@@ -196,6 +196,12 @@ class InstancesTask(MapTask):
 
     def summary(self, value: Array, probabilities: Mapping[str, float]) -> dict[str, Any]:
         return {"instances": list_instances(value, self.spec.classes)}
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of values by weights of the same shape; a zero with a graph where all weights are 0."""
+    # not 1: the known part of a batch may be less than one cell
+    return (values * weight).sum() / weight.sum().clamp(min=float(np.finfo(np.float32).tiny))
 
 
 def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:

@@ -77,13 +77,14 @@ class MultilabelTask(ValueTask):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        from compactmtl.tasks.losses import binary_focal, masked_mean
+        from compactmtl.tasks.losses import at_least_float32, binary_focal, masked_mean
 
         known = self.known(target)
         if self.loss_name == "focal":
             return binary_focal(output, target, known, self.options.gamma, self.options.alpha)
-        labels = target.where(known, target.new_zeros(())).float()
-        values = binary_cross_entropy_with_logits(output.float(), labels, reduction="none")
+        logits = at_least_float32(output)
+        labels = target.where(known, target.new_zeros(())).to(logits.dtype)
+        values = binary_cross_entropy_with_logits(logits, labels, reduction="none")
         return masked_mean(values, known)
 
     def metrics(self) -> MultilabelMetrics:

@@ -20,11 +20,12 @@ TINY = 1e-12  # the length below which a vector is not made longer, as torch's n
 
 
 class NormalsTask(MapTask):
-    """Vectors (B, 3, H, W) of any length against unit normals of that shape; a target of 0 is unknown.
+    """Vectors (B, 3, H, W) of any length against unit normals of that shape; a target of 0 or with an element
+    that is not finite is unknown.
 
     Loss: 1 - cos of the angle to the target, over known pixels. Metrics over all known pixels of the split at once:
     `mean_angle` and `median_angle` in degrees, `within_11_25`, `within_22_5`, `within_30` as shares. The median is
-    within 0.0001° of that of the float32 angles, all others are exact.
+    within 0.0001° of that of the angles, all others are exact.
     """
 
     target_kind = "normals"
@@ -46,14 +47,17 @@ class NormalsTask(MapTask):
 
     def known(self, target: Tensor) -> Tensor:
         """Where a target counts: bool (B, H, W)."""
-        return (target != 0).any(1)
+        return (target != 0).any(1) & target.isfinite().all(1)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         from torch.nn.functional import cosine_similarity
 
-        from compactmtl.tasks.losses import masked_mean
+        from compactmtl.tasks.losses import at_least_float32, masked_mean
 
-        return masked_mean(1 - cosine_similarity(output.float(), target, dim=1), self.known(target))
+        known = self.known(target)
+        # Masked before the arithmetic: a NaN target would make a NaN gradient.
+        target = target.where(known[:, None], target.new_zeros(()))
+        return masked_mean(1 - cosine_similarity(at_least_float32(output), target, dim=1), known)
 
     def metrics(self) -> NormalsMetrics:
         return NormalsMetrics(self)
@@ -112,7 +116,10 @@ class NormalsMetrics:
         self._counts = np.zeros(BINS, np.int64)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        values = angles(output.float(), target.float())[self._task.known(target)].cpu().numpy()
+        from compactmtl.tasks.losses import at_least_float32
+
+        known = self._task.known(target)
+        values = angles(at_least_float32(output), at_least_float32(target))[known].cpu().numpy()
         self._total += values.sum(dtype=np.float64)
         for name, threshold in THRESHOLDS.items():
             self._within[name] += int((values < threshold).sum())

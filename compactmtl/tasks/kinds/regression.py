@@ -45,12 +45,12 @@ class RegressionTask(ScalarTask):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         from torch.nn.functional import smooth_l1_loss
 
-        from compactmtl.tasks.losses import masked_mean
+        from compactmtl.tasks.losses import at_least_float32, masked_mean
 
         known = self.known(target)
         # Masked before the arithmetic: a NaN target would make a NaN gradient.
         target = target.where(known, target.new_zeros(()))
-        error = (output.float().squeeze(1) - target) / self.spec.std
+        error = (at_least_float32(output).squeeze(1) - target) / self.spec.std
         if self.loss_name == "l1":
             values = error.abs()
         elif self.loss_name == "l2":
