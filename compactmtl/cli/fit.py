@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Walk every stage that is not done; a failed gate still gets its report, then fails the command."""
     from contextlib import nullcontext
 
+    _check_budget(args)  # before anything heavy is loaded
     from compactmtl.config.trust import is_class_name, naming
 
     # A module that is named on the command line may be imported: naming it there is the user's word.
@@ -109,27 +110,33 @@ def _fit(args: argparse.Namespace) -> Outcome:
     )
     print(f"\n{args.subject} for {road.target_name}")
     print("\n".join(f"  {line}" for line in outcome.lines()))
-    print(f"next: {command('predict', outcome.bundle, 'IMAGE')}")
+    if outcome.passed:
+        print(f"next: {command('predict', outcome.bundle, 'IMAGE')}")
     return outcome
 
 
-def _budget(args: argparse.Namespace) -> Budget | None:
-    """The one that is given. Raises ConfigError for a number that is none."""
+def _check_budget(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a number that is no budget."""
     import math
 
     from compactmtl.errors import ConfigError
-    from compactmtl.fit import Budget
 
     bounds = {"latency-ms": (0.0, math.inf), "speedup": (1.0, math.inf), "macs-reduction": (0.0, 1.0)}
-    for measure in ("latency-ms", "speedup", "macs-reduction"):
+    for measure, (low, high) in bounds.items():
         amount = vars(args)[measure.replace("-", "_")]
-        if amount is None:
-            continue
-        low, high = bounds[measure]
-        if not low < amount < high:
+        if amount is not None and not low < amount < high:
             between = f"above {low:g}" + (f" and below {high:g}" if math.isfinite(high) else "")
             raise ConfigError(
                 f"--{measure} {amount:g}: expected a number {between}", "see `compactmtl fit --help`"
             )
-        return Budget(measure, amount)
-    return None
+
+
+def _budget(args: argparse.Namespace) -> Budget | None:
+    """The one that is given."""
+    from compactmtl.fit import Budget
+
+    if args.latency_ms is not None:
+        return Budget("latency-ms", args.latency_ms)
+    if args.speedup is not None:
+        return Budget("speedup", args.speedup)
+    return None if args.macs_reduction is None else Budget("macs-reduction", args.macs_reduction)

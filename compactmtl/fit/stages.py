@@ -39,6 +39,7 @@ from compactmtl.runs.checkpoint import checked_weights
 from compactmtl.runs.run import check_compact, check_same_recipe
 from compactmtl.sparsity import LatencyTable
 from compactmtl.train import check_recipe, measured_table, train
+from compactmtl.train.interrupt import TrainingInterrupted
 from compactmtl.verify.result import Verification
 
 Say = Callable[[str], None]
@@ -160,12 +161,7 @@ class _Walk:
         begun = is_run(path)
         over = self.overwrite
         if begun and not over:
-            try:
-                check_same_recipe(path, resolved.recipe)
-            except ConfigError as error:
-                raise ConfigError(
-                    error.message, f"{error.hint}, or train it again with --overwrite"
-                ) from None
+            check_same_recipe(path, resolved.recipe)
             known = self.state.made_from.get(stage)
             if known is not None and known != sources:
                 changed = ", ".join(key for key in {**known, **sources} if known.get(key) != sources.get(key))
@@ -178,7 +174,13 @@ class _Walk:
                 return Run.open(path)
         self.state.note(stage, sources)
         self.say(f"{stage}: {'going on with' if begun and not over else 'training'} {path}")
-        return train(resolved, path, resume=begun and not over, overwrite=over, console=self.console)
+        try:
+            return train(resolved, path, resume=begun and not over, overwrite=over, console=self.console)
+        except TrainingInterrupted as error:
+            again = " without --overwrite" if self.overwrite else ""
+            raise TrainingInterrupted(
+                error.message, f"give the same command again{again} to go on from there"
+            ) from None
 
     def _compact(self, run: Run) -> Facts:
         facts = {

@@ -14,6 +14,7 @@ from compactmtl.fit.compose import Road
 from compactmtl.runs import Run
 from compactmtl.train.tracking import format_metric
 from compactmtl.verify.result import GateResult, Verification
+from compactmtl.verify.speed import band_in_words, in_words, speed_of
 
 SLACK = 0.005  # of the MACs: a budget of shares is met to within half a percent of the network
 
@@ -89,7 +90,10 @@ class Outcome:
         stats = self.verification.latency.stats
         if DENSE in stats and COMPACT in stats:
             dense, small = stats[DENSE].median_ms, stats[COMPACT].median_ms
-            yield "latency", f"{small:.3f} ms, dense {dense:.3f} ms ({dense / small:.2f} times as fast)"
+            speed = speed_of(self.verification.latency, COMPACT, DENSE)
+            band = band_in_words(speed)
+            rounds = f", by round {band}" if band else ""
+            yield "latency", f"{small:.3f} ms, dense {dense:.3f} ms: {in_words(speed)}{rounds}"
         parameters = self.surgery["parameters"]
         yield (
             "removed",
@@ -106,6 +110,13 @@ class Outcome:
             dense = None if accuracy.baseline is None else accuracy.baseline.get(name, {}).get(task.primary)
             beside = "" if dense is None else f", dense {format_metric(task, task.primary, dense)}"
             yield name, f"{format_metric(task, task.primary, value)}{beside} ({accuracy.samples} val images)"
+        if accuracy.baseline is not None and self.road.dense is not None:
+            epochs = self.road.dense.recipe.train.epochs
+            yield (
+                "",
+                f"dense was trained for {epochs} epochs; what was shrunk began there and had "
+                f"{self.road.shrunk.recipe.train.epochs} more",
+            )
 
     def _gates(self) -> Iterator[tuple[str, str]]:
         gates = self.verification.gates

@@ -69,14 +69,14 @@ def section_of(
         return _validated({"scope": "model", **options, "strength": strength})
     if method not in METHODS:
         raise ConfigError(f"there is no method {method!r}", f"the methods are {', '.join(METHODS)}")
+    name, implied = METHODS[method]
+    fields = {key: value for key, value in _SECTIONS[name].model_fields.items() if key not in implied}
+    _check_known(options, fields)
     if len(given) != 1:
         raise ConfigError(
             f"give exactly one budget of {', '.join(BUDGETS)}, or strength; found {' and '.join(given) or 'none'}",
             "for example Shrinking(model, optimizer, inputs, total_steps=1000, mac_reduction=0.7)",
         )
-    name, implied = METHODS[method]
-    fields = {key: value for key, value in _SECTIONS[name].model_fields.items() if key not in implied}
-    _check_known(options, fields)
     ((what, amount),) = given.items()
     section = {
         **implied,
@@ -110,7 +110,7 @@ def _check_known(options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     known = [key for key in (*fields, *SparsityConfig.model_fields) if key not in arguments]
     for key in options:
         if key not in known:
-            raise ConfigError(f"there is no option {key!r} here", name_hint(key, known))
+            raise ConfigError(f"there is no option {key!r} here", name_hint(key, [*known, *BUDGETS]))
 
 
 @contextmanager

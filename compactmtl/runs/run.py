@@ -196,7 +196,7 @@ def check_same_recipe(path: Path, recipe: Recipe) -> None:
     shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
     raise ConfigError(
         f"{path} was trained with another recipe ({shown or f'its {RECIPE} was edited'})",
-        f"resume with the same recipe ({run.meta.get('recipe')}) and overrides, or choose another --name",
+        f"resume with the same recipe ({run.meta.get('recipe')}) and overrides, choose another --name, or start over with --overwrite",
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.graph import ChannelGraph
-from compactmtl.graph.inputs import as_arguments, tensors_in
+from compactmtl.graph.inputs import as_arguments, batch_size, tensors_in
 
 CLEARLY = 1.05  # how much slower a kernel for odd counts has to be to be avoided
 
@@ -248,10 +248,15 @@ class LatencyTable(BaseModel):
     def predict(self, model: nn.Module, example_inputs: Any) -> float:
         """Milliseconds of the network that the table was made for, or of a cut of it, such as `compact` makes.
 
-        Only its layers' names and widths are read. Raises ConfigError for inputs of another size, and where the model has
+        Only its layers' names and widths are read. Raises ConfigError for inputs of another size or batch, and where the model has
         a layer that the table does not know, or one that is wider than the table's; SurgeryError where it cannot be traced.
         """
         arguments = as_arguments(model, example_inputs)
+        if self.batch is not None and (batch := batch_size(arguments)) != self.batch:
+            raise ConfigError(
+                f"the latency table of {self.target} was measured at a batch of {self.batch}, these inputs have {batch}",
+                f"give {self.batch}, or measure a table at this batch",
+            )
         graph = ChannelGraph.trace(model, arguments)
         widths = graph.widths(np.ones(graph.classes, dtype=bool))
         image = next(iter(tensors_in(arguments))).shape[1:]

@@ -261,6 +261,8 @@ def test_a_table_predicts_its_network_and_cuts_of_it(monkeypatch: pytest.MonkeyP
         table.predict(wider, INPUT)
     with pytest.raises(ConfigError, match="no layer"):
         table.predict(nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(3, 4, 3))).eval(), INPUT)
+    with pytest.raises(ConfigError, match="batch of 1"):
+        table.predict(model, torch.zeros(4, 3, 8, 8))
     with pytest.raises(ConfigError, match="images of"):
         table.predict(model, torch.zeros(1, 3, 96, 96))
 

@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 def load(place):
     """The arrays of an archive by name, or the one array of `name=file` or `file`."""
     name, _, file = place.rpartition("=")
+    if Path(file).read_bytes()[:2] not in (b"\x93N", b"PK"):
+        raise ValueError(f"{file} is no .npy or .npz file: this bundle takes arrays, not pictures")
     found = np.load(file, allow_pickle=False)
     return {name: found} if isinstance(found, np.ndarray) else dict(found)
 
