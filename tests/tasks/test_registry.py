@@ -24,7 +24,7 @@ from tests.support.task_kinds import usual_options
 PACKAGE = Path(compactmtl.__file__).parent
 # Words that are a kind's name and mean something else where they stand: file -> word -> what it is there.
 OTHER_MEANINGS = {
-    "config/recipe.py": {"instances": "a kind of head"},
+    "config/model.py": {"instances": "a kind of head"},
     "models/heads.py": {"instances": "a kind of head"},
     "tasks/instance_scoring.py": {"segmentation": "a key of COCO's annotations"},
     "tasks/base.py": dict.fromkeys(
