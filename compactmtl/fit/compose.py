@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, WEIGHTS
 from compactmtl.backends import load_target
-from compactmtl.config import Resolved
+from compactmtl.config import Resolved, trust
 from compactmtl.config.load import resolve_layers
 from compactmtl.config.lookup import find, name_of
 from compactmtl.config.merge import apply_overrides, extended, read_extended
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.config.target import Target
-from compactmtl.config.trust import import_module, is_class_name, split_name
+from compactmtl.config.trust import is_class_name, split_name
 from compactmtl.config.yaml import Node, Place, node_of
 from compactmtl.errors import ConfigError
 
@@ -186,7 +186,7 @@ def _document(subject: str, base: str | None) -> tuple[Node, str, Path]:
         path = find("recipe", subject)
         return read_extended("recipe", path), name_of("recipe", path), path
     module_name, _ = split_name(subject, "the network to fit")
-    module = import_module(subject, "the network to fit")
+    module = trust.import_module(subject, "the network to fit")
     file = Path(module.__file__ or ".").resolve()
     if base is not None:
         path = find("recipe", base)

@@ -237,13 +237,13 @@ def test_one_teacher_of_outputs_and_features_is_asked_once(
     tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = build_session(tiny(more="\ndistillation: {start: 0, features: {}}\n").recipe)
-    asked, features = [], Teacher.features
+    asked, known = [], Teacher._known  # which every look at an image goes through
 
     def counted(self: Teacher, image: Tensor) -> Any:
         asked.append(self)
-        return features(self, image)
+        return known(self, image)
 
-    monkeypatch.setattr(Teacher, "features", counted)
+    monkeypatch.setattr(Teacher, "_known", counted)
     step(session)
     assert len(asked) == 1
     with torch.no_grad():
