@@ -29,7 +29,6 @@ __all__ = [
     "ProximalStep",
     "Pruning",
     "SelectiveShrinking",
-    "Shrinking",
     "SparseGroupLasso",
     "StrengthController",
     "StrengthSchedule",

@@ -225,3 +225,10 @@ def test_an_average_of_something_else() -> None:
         shrinking.finish(AveragedModel(model), early=True)
     with pytest.raises(ConfigError, match="average 0 is of another network"):
         shrinking_of(model, averages=AveragedModel(TwoHeads(width=24).double()))
+
+
+def test_the_object_is_found_beside_what_decides() -> None:
+    import compactmtl
+    from compactmtl.sparsity import Shrinking as beside
+
+    assert beside is compactmtl.Shrinking
