@@ -9,15 +9,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
 # Beside Python, what the package reads at run time.
 SUFFIXES = {".py", ".typed", ".yaml", ".j2", ".css", ".js", ".pyi"}
 NAMES = {"compactmtl/export/in_bundle/bundle.schema.json"}  # other files that it reads
-# Bytes: a wheel of code and recipes is smaller, one with weights or data is not, however many modules there are.
-LARGEST_FILE = 40_000  # unpacked
-LARGEST_MEAN = 2_000  # packed, over all files
+LARGEST_FILE = 30_000  # bytes; a module has about 400 lines
+# Code and recipes pack to half of their size or less, weights do not, as text neither: base64 packs to three quarters.
+SMALL, MOST_PACKED = (
+    2_000,
+    0.6,
+)  # bytes from which on a file is looked at, and the share that may be left of it
 
 
 def build(folder: Path) -> Path:
@@ -32,11 +36,13 @@ def faults(wheel: Path, root: Path = ROOT) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = {PurePosixPath(name).name for name in archive.namelist() if ".dist-info/" in name}
-        large = [
-            one
-            for one in archive.infolist()
-            if one.file_size > LARGEST_FILE and ".dist-info/" not in one.filename
-        ]
+        own = [one for one in archive.infolist() if ".dist-info/" not in one.filename]
+        large = [one for one in own if one.file_size > LARGEST_FILE]
+        dense = {
+            one.filename: len(zlib.compress(archive.read(one))) / one.file_size
+            for one in own
+            if one.file_size > SMALL and one not in large
+        }
         entry_points = [
             archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt")
         ]
@@ -65,8 +71,11 @@ def faults(wheel: Path, root: Path = ROOT) -> list[str]:
     if "compactmtl/py.typed" not in names:
         found.append("missing: compactmtl/py.typed")
     found += [f"{one.filename}: {one.file_size} bytes, more than {LARGEST_FILE}" for one in large]
-    if (mean := wheel.stat().st_size / max(len(names), 1)) > LARGEST_MEAN:
-        found.append(f"{mean:.0f} bytes a file, more than {LARGEST_MEAN}")
+    found += [
+        f"{name}: packs to {share:.0%}, more than {MOST_PACKED:.0%}: no code does"
+        for name, share in dense.items()
+        if share > MOST_PACKED
+    ]
     return found
 
 

@@ -90,15 +90,14 @@ def test_two_steps_of_a_recipe_become_a_verified_bundle(
 
     if name not in EXPORTED:
         return
-    # a hundred rounds of the clock would take most of the test's time and tell it nothing
+    # A hundred rounds of the clock would take most of the test's time and tell it nothing. Of five, all but by chance lie
+    # on one side now and then, and the gate on the ratio believes them.
     target = tmp_path / "quick.yaml"
-    # Two steps leave a network that nobody would deploy: 8 channels a layer, statistics of a few pictures. Rounding is
-    # 1e-4 of such outputs' range, and moves single pixels across the bounds that metrics count. A wrong graph is off by 1.
-    quick = "extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\naccuracy: {export_drop: 0.02}\n"
+    quick = "extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 15, settle: 0}\n"
     # SegNet puts a value back where a maximum lay. Among a million windows some have two corners that are equal but for
     # the last bit, and another library's kernels, or another processor, then take the other corner: single values jump.
     jumps = recipe.model.encoder.name == "segnet"
-    target.write_text(quick + f"parity: {{tolerance: {0.1 if jumps else 2e-3}}}\n", "utf-8")
+    target.write_text(quick + ("parity: {tolerance: 0.1}\n" if jumps else ""), "utf-8")
     # 4: a latency bound may fail on a busy machine; parity and accuracy may not
     assert main(["export", str(run), "--target", str(target)]) in (0, 4), capsys.readouterr().err
     path = run / "export" / "quick" / "verification.json"
@@ -107,7 +106,7 @@ def test_two_steps_of_a_recipe_become_a_verified_bundle(
     assert not jumps or all(1 - output.cosine < 1e-5 for output in found.parity.outputs), found.parity
     assert {output.name for output in found.parity.outputs} == set(recipe.tasks)
     assert set(found.accuracy.artifact) == set(recipe.tasks)
-    failed = [gate for gate in found.gates if not gate.passed and gate.gate not in ("latency", "not_slower")]
+    failed = [gate for gate in found.gates if not gate.passed and gate.gate != "latency"]
     assert not failed
 
 

@@ -81,7 +81,7 @@ def read_tiff(path, channels):
         if len(file.series) > 1:
             raise ValueError("it holds several pictures, save one of them alone")
         axes, values = file.series[0].axes, file.series[0].asarray()
-        tag = file.series[0].pages[0].tags.get("Orientation")
+        tag = getattr(file.series[0].pages[0], "tags", {}).get("Orientation")
     if values.ndim == 3 and (axes[0] == "S" or (axes[0] in "CIQ" and len(values) == channels)):
         values = values.transpose(1, 2, 0)
     turn = 1 if tag is None else int(tag.value)
