@@ -27,9 +27,10 @@ def write_rgbd(
 ) -> Path:
     """`<root>/{train,val,test}/{rgb,depth,normal}` with `count` frames each, and camera.json; gives the root.
 
-    The top left corner of each frame has no depth and no normal.
+    The top left corner of each frame has no depth and no normal. The surfaces are rough, as a camera's noise is: on smooth
+    ones most channels of a network hardly vary, and norms that are estimated there magnify rounding.
     """
-    rng = np.random.default_rng(seed)
+    rng, texture = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     for split in ("train", "val", "test"):
         for number in range(count):
             n = unit(rng.uniform(-0.4, 0.4, 2))
@@ -38,7 +39,8 @@ def write_rgbd(
             coded = np.rint((np.array(n) + 1) * 127.5).astype(np.uint8)
             normal = np.broadcast_to(coded, (*size, 3)).copy()
             normal[:4, :4] = 0
-            picture = np.clip(depth[..., None] / 20 * np.array([1, 0.8, 0.6]), 0, 255).astype(np.uint8)
+            shade = depth[..., None] / 20 * np.array([1, 0.8, 0.6])
+            picture = np.clip(shade + texture.normal(0, 50, (*size, 3)), 0, 255).astype(np.uint8)
             stem = f"frame-{number:06d}"
             for folder, pixels in (("rgb", picture), ("depth", depth), ("normal", normal)):
                 if folder == "normal" and not normals:
