@@ -140,7 +140,7 @@ def _choose_outputs(plain: nn.Module, inputs: Arguments, outputs: Sequence[Name]
     model = copy_model(plain, share=True)
     select(model, outputs)
     expected = reference(model, inputs)
-    return _Chosen(model, expected, remove_unread(model, inputs, unread))
+    return _Chosen(model, expected, remove_unread(model, inputs, unread, expected))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import Arguments, batch_size, copied
 from compactmtl.graph.trace import trace
 from compactmtl.graph.unreached import unreached_modules
+from compactmtl.surgery.prove import Reference, compare
 
 _ATTRIBUTE = "kept_outputs"
 
@@ -38,9 +39,17 @@ class Absent(nn.Module):
 
 
 def select(model: nn.Module, outputs: Sequence[Name]) -> None:
-    """Let the model's forward give these of its outputs alone, in the model's own order; in place."""
+    """Let the model's forward give these of its outputs alone, in the model's own order; in place.
+
+    Names and positions are of what the forward gives now: of a model with selected outputs, of those.
+    """
+    earlier: tuple[Name, ...] | None = getattr(model, _ATTRIBUTE, None)
+    if earlier is None:
+        model.register_forward_hook(_only)
+    else:  # the hook sees all outputs of the forward: positions are counted there
+        left = sorted(name for name in earlier if isinstance(name, int))
+        outputs = [left[name] if isinstance(name, int) and left else name for name in outputs]
     setattr(model, _ATTRIBUTE, tuple(outputs))
-    model.register_forward_hook(_only)
 
 
 def _only(model: nn.Module, args: Any, output: Any) -> Any:
@@ -75,27 +84,43 @@ def check_outputs(model: nn.Module, arguments: Arguments, outputs: Sequence[Name
 
 
 def remove_unread(
-    model: nn.Module, arguments: Arguments, before: Sequence[str]
+    model: nn.Module, arguments: Arguments, before: Sequence[str], expected: Reference
 ) -> dict[str, tuple[int, ...]]:
     """Replace the modules that no selected output reads, in place; for each its path and shape behind the batch.
 
     `before` are the modules that were not reached with all outputs: they stay, whoever calls them. So does a module whose
-    result is not one tensor (batch, …), or whose shape changes from call to call.
+    result is not one tensor (batch, …), or whose shape changes from call to call; and one whose zeros the forward cannot
+    take on some case of `expected`, such as maps of one size that it joins with maps of the input's size.
 
     Raises SurgeryError where the model cannot be traced.
     """
     candidates = [path for path in unreached_modules(model, trace(model, arguments)) if path not in before]
     shapes = _shapes(model, arguments, candidates)
+    originals = {path: replace(model, path, shape) for path, shape in shapes.items()}
+    if not shapes or compare(expected, model).passed:
+        return shapes
+    for path, module in originals.items():
+        _put(model, path, module)
+    kept = {}
     for path, shape in shapes.items():
         replace(model, path, shape)
-    return shapes
+        if compare(expected, model).passed:
+            kept[path] = shape
+        else:
+            _put(model, path, originals[path])
+    return kept
 
 
-def replace(model: nn.Module, path: str, shape: Sequence[int]) -> None:
-    """Put an `Absent` in the place of a module. Raises AttributeError where there is none."""
+def replace(model: nn.Module, path: str, shape: Sequence[int]) -> nn.Module:
+    """Put an `Absent` in the place of a module and give that module. Raises AttributeError where there is none."""
+    module = model.get_submodule(path)
+    _put(model, path, Absent(shape))
+    return module
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
-    model.get_submodule(path)
-    setattr(model.get_submodule(parent), leaf, Absent(shape))
+    setattr(model.get_submodule(parent), leaf, module)
 
 
 def _shapes(model: nn.Module, arguments: Arguments, candidates: Sequence[str]) -> dict[str, tuple[int, ...]]:
