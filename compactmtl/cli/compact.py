@@ -117,7 +117,7 @@ def table(surgery: Mapping[str, Any]) -> str:
 
 def _channels(out_and_in: list[int]) -> str:
     outputs, inputs = out_and_in
-    return f"{inputs}→{outputs}"
+    return f"{inputs}→{outputs}" if outputs else "gone"
 
 
 def compare(run: Run, device: torch.device) -> str:
