@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compactmtl import compact
 from compactmtl.export import export_onnx
 from compactmtl.surgery import apply_plan, load_compact, save_compact
+from compactmtl.surgery.stand_ins import put
 
 WIDTH = 8
 
@@ -70,7 +71,7 @@ def network(kind: str, dead: tuple[int, ...], constant: float = 0.0) -> nn.Modul
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
+                module.get_buffer("running_mean").normal_(0, 0.1)
                 module.bias.normal_(0, 0.1)
         for index in dead:
             norm = model.blocks[index].get_submodule("bn2")
@@ -152,8 +153,8 @@ def test_constants_are_not_written_into() -> None:
 
     model = network("", (1,), 1.0)
     doubling = Doubling("").double().eval()
-    doubling.load_state_dict(model.blocks[1].state_dict())
-    model.blocks[1] = doubling
+    doubling.load_state_dict(model.get_submodule("blocks.1").state_dict())
+    put(model, "blocks.1", doubling)
     small = compact(model, (IMAGE,)).model
     expected = model(IMAGE)
     for _ in range(3):
@@ -177,7 +178,7 @@ def test_a_branch_that_is_read_twice_or_called_twice_is_right() -> None:
 
         def forward(self, image: Tensor) -> Tensor:
             first = self.net.blocks(self.net.stem(image))
-            shared = self.net.blocks[1].bn2(first)
+            shared = self.net.get_submodule("blocks.1.bn2")(first)
             return self.net.head((self.net.blocks(first) + shared).mean((2, 3)))  # type: ignore[no-any-return]
 
     torch.manual_seed(0)
