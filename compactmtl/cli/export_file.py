@@ -177,10 +177,12 @@ def _shape(text: str, model: OnnxModel) -> tuple[str, tuple[int, ...]]:
 
 def _function(name: str) -> Any:
     """The user's evaluation, imported with the user's word."""
+    import inspect
+
     from compactmtl.config import trust
     from compactmtl.errors import ConfigError
 
-    found = trust.import_class(name, "--evaluate", callable, "callable")
+    found = trust.import_class(name, "--evaluate", trust.those(inspect.isfunction), "functions")
     if not callable(found):
         raise ConfigError(f"--evaluate {name} is no function", "name a function of one argument, predict")
     return found

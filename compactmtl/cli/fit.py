@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _fit(args: argparse.Namespace) -> Outcome:
     from compactmtl.backends.torch.device import find_device
+    from compactmtl.config.paths import is_here
     from compactmtl.errors import command
     from compactmtl.fit import fit, plan_road
     from compactmtl.runs import Run
@@ -99,8 +100,7 @@ def _fit(args: argparse.Namespace) -> Outcome:
         name=args.name,
         dense=args.baseline is None and not args.no_dense,
     )
-    here = [word for word in args.overrides if word.startswith("data.root=")]
-    baseline = Run.open(args.baseline, here) if args.baseline else None
+    baseline = Run.open(args.baseline, list(filter(is_here, args.overrides))) if args.baseline else None
     outcome = fit(
         road,
         baseline=baseline,

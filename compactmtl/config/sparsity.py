@@ -28,7 +28,8 @@ _KEYS: Mapping[str, Measure] = {
     "parameter_reduction": "parameters",
     "latency": "latency",
 }
-_LIMITS = ("ms", "speedup", "reduction")
+LIMITS = ("ms", "speedup", "reduction")  # of a latency budget
+REDUCTIONS = ("selective", "controller", "prune")  # sections of sparsity that take a reduction
 
 
 class LatencyBudget(Frozen):
@@ -52,10 +53,10 @@ class LatencyBudget(Frozen):
 
     @model_validator(mode="after")
     def _one_limit(self) -> LatencyBudget:
-        given = [key for key in _LIMITS if getattr(self, key) is not None]
+        given = [key for key in LIMITS if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of {', '.join(_LIMITS)}, found {' and '.join(given) or 'none'}"
+                f"give exactly one of {', '.join(LIMITS)}, found {' and '.join(given) or 'none'}"
             )
         if self.target is None and self.table is None:
             raise ValueError("a latency budget needs a target, such as onnxruntime-cpu, or a table")
@@ -69,7 +70,7 @@ class LatencyBudget(Frozen):
     @property
     def limit(self) -> str:
         """Which limit is given."""
-        return next(key for key in _LIMITS if getattr(self, key) is not None)
+        return next(key for key in LIMITS if getattr(self, key) is not None)
 
     def milliseconds(self, whole_ms: float) -> float:
         """Most milliseconds of a model whose original takes `whole_ms`."""
@@ -361,9 +362,14 @@ class SparsityConfig(Frozen):
         return {key: getattr(self, key) for key in SHORT_KEYS.get(self.penalty, ())} | self.penalty_options
 
     @property
+    def section(self) -> str | None:
+        """The name of the section that states a target; None for a fixed λ."""
+        return next((name for name in REDUCTIONS if getattr(self, name) is not None), None)
+
+    @property
     def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:
         """The section that states a target; None for a fixed λ."""
-        return self.controller or self.selective or self.prune
+        return self.selective or self.controller or self.prune
 
     @property
     def begin(self) -> float:

@@ -81,7 +81,7 @@ def external(name: str) -> External:
     Raises UntrustedError without the user's word (see compactmtl.config.trust), ConfigError where the module cannot be
     imported or what it names is not a data set class.
     """
-    named = trust.import_class(name, "data.name", _fits, "data set")
+    named = trust.import_class(name, "data.name", trust.those(_fits), "data set classes")
     if not _fits(named):
         lacking = [method for method in _METHODS if not callable(getattr(named, method, None))]
         what = f"lacks {', '.join(lacking)}" if inspect.isclass(named) else "is not a class"

@@ -29,7 +29,7 @@ def penalty_class(name: str) -> type[Penalty]:
     ConfigError where there is no such penalty, its module cannot be imported or the class is not a whole penalty.
     """
     if trust.is_class_name(name):
-        return _checked(trust.import_class(name, KEY, _is_penalty, "penalty"), name)
+        return _checked(trust.import_class(name, KEY, trust.those(_is_penalty), "penalty classes"), name)
     return class_in(FOLDER, name, _is_penalty, KEY, "penalty")
 
 
