@@ -167,12 +167,14 @@ def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Ten
 
     if is_class_name(args.subject):
         return _module(args.subject, args.input, args.overrides)
+    run = is_run(Path(args.subject))
+    recipe_file = None if run else recipe_or_module(args.subject)
     if args.input:
         raise ConfigError("--input is for a module: a recipe and a run say their own size", "leave it out")
-    if is_run(Path(args.subject)):
+    if recipe_file is None:
         opened = Run.open(args.subject, args.overrides)
         return opened.load_plain().eval(), example_inputs(opened.recipe, batch)
-    recipe = load_recipe(recipe_or_module(args.subject), args.overrides)
+    recipe = load_recipe(recipe_file, args.overrides)
     tasks = build_tasks(recipe.tasks, load_dataset(recipe.data, "val", trust=args.trust).specs)
     return contract(fresh_model(recipe, tasks)).eval(), example_inputs(recipe, batch)
 
