@@ -26,6 +26,7 @@ _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[
 _TRUSTED: ContextVar[bool] = ContextVar("compactmtl_trusted", default=False)
 # Modules that the user named on the command line, which is the user's word for these alone.
 _NAMED: ContextVar[frozenset[str]] = ContextVar("compactmtl_named", default=frozenset())
+PACKAGE = Path(__file__).parents[1]
 _MEND = "read that code first, then add --trust to the command (in Python: trust=True, or `with trusting():`)"
 
 
@@ -176,13 +177,16 @@ def those(fits: Callable[[object], bool]) -> Callable[[ModuleType], list[str]]:
 
 
 def raised_at(error: BaseException) -> str:
-    """Where in the user's code an exception came from, as "file:line: "."""
+    """Where in the user's code an exception came from, as "file:line: "; empty where it came from our own call of it."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{error.filename}:{error.lineno}: "
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}: " if last is not None else ""
+    file = "" if last is None else last.tb_frame.f_code.co_filename
+    if last is None or Path(file).is_relative_to(PACKAGE):
+        return ""
+    return f"{file}:{last.tb_lineno}: "
 
 
 def library(path: str | Path, key: str) -> Path:

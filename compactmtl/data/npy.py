@@ -44,7 +44,8 @@ def npy_size(path: Path) -> Size:
 
 def npy_mask(path: Path, size: Size | Fit, classes: int, ignore: int) -> NDArray[np.uint8]:
     """Class indices (H, W) of a file with whole numbers from -1, which becomes `ignore`. DataError for any others."""
-    labels = fit_to(size).map(read_npy(path, 2), -1)
+    stored = read_npy(path, 2)
+    labels = fit_to(size).map(stored.astype(np.int64) if stored.dtype.kind == "b" else stored, -1)
     right = (labels == np.rint(labels)) & (labels >= -1) & (labels < classes)
     if not right.all():
         raise DataError(
@@ -63,7 +64,12 @@ def npy_positive(path: Path, size: Size | Fit | None) -> NDArray[np.float32]:
 
 def npy_normals(path: Path, size: Size | Fit) -> NDArray[np.float32]:
     """Unit normals (3, H, W); 0 where the file has none."""
-    normals = fit_to(size).map(_channels_first(path)).astype(np.float32)
+    stored = _channels_first(path)
+    if stored.dtype.kind != "f":
+        raise DataError(
+            f"{path}: normals need real numbers from -1 to 1, found {stored.dtype}", "fetch the data again"
+        )
+    normals = fit_to(size).map(stored).astype(np.float32)
     length = np.sqrt((normals**2).sum(0, keepdims=True))
     known = np.isfinite(length) & (length > 0.5)  # an averaged or empty one points nowhere
     return np.where(known, normals / np.where(known, length, 1), 0).astype(np.float32)
