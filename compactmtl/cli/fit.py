@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace) -> Outcome:
     from compactmtl.backends.torch.device import find_device
     from compactmtl.config.paths import is_here
+    from compactmtl.data.datasets import check_root
     from compactmtl.errors import command
-    from compactmtl.fit import fit, plan_road
-    from compactmtl.runs import Run
+    from compactmtl.fit.compose import plan_road
 
     device = find_device(args.device, "--device")
     road = plan_road(
@@ -100,6 +100,10 @@ def _fit(args: argparse.Namespace) -> Outcome:
         name=args.name,
         dense=args.baseline is None and not args.no_dense,
     )
+    check_root(road.plain.recipe.data)  # before what takes seconds is loaded
+    from compactmtl.fit import fit
+    from compactmtl.runs import Run
+
     baseline = Run.open(args.baseline, list(filter(is_here, args.overrides))) if args.baseline else None
     outcome = fit(
         road,

@@ -50,11 +50,11 @@ class Found:
     owner: str = ""
 
 
-def matches(word: str, known: Sequence[Found]) -> list[Found]:
+def matches(word: str, known: Sequence[Found], more: Sequence[str] = ()) -> list[Found]:
     """The keys that a word means: a whole dotted key, or else the end of one.
 
     A name of the user's, such as a task's, stands for `*`. `recipe.`, `target.` or `sweep.` before it says which. Raises
-    ConfigError, with the nearest keys, where there is none.
+    ConfigError, with the nearest keys, where there is none; also of those in `more`.
     """
     kind, dot, rest = word.partition(".")
     if dot and kind in READERS:
@@ -66,7 +66,7 @@ def matches(word: str, known: Sequence[Found]) -> list[Found]:
     ends = [one for one in known if _equal(parts, one.key.name.split(".")[-len(parts) :])]
     if ends:
         return ends
-    every = list(dict.fromkeys(one.key.name for one in known))
+    every = list(dict.fromkeys([*(one.key.name for one in known), *more]))
     last = {name.rpartition(".")[2]: name for name in every}
     near = close_names(word, every) or [last[one] for one in close_names(parts[-1], list(last))]
     raise ConfigError(

@@ -21,7 +21,6 @@ from compactmtl.config.trust import is_class_name, split_name
 from compactmtl.config.yaml import Node, Place, describe, flow, node_of
 from compactmtl.errors import ConfigError
 from compactmtl.models.listing import recipe_or_module
-from compactmtl.sparsity import LatencyTable
 
 DEFAULT_TARGET = "onnxruntime-cpu"
 # What a recipe without sparsity shrinks with. The whole model counts in a budget, so heads shrink too; the last 40 % of
@@ -302,6 +301,8 @@ def _target_of(values: Mapping[str, Any], section: str) -> str:
     if "target" in latency:
         return str(latency["target"])
     if (table := Path(str(latency.get("table", "")))).is_file():
+        from compactmtl.sparsity import LatencyTable  # which takes seconds
+
         named = LatencyTable.load(table).target
         if named in names("target"):
             return named

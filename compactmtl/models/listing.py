@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from torch import nn
-
 from compactmtl.config.lookup import close_names, find
 from compactmtl.config.trust import is_class_name, source_file
 from compactmtl.errors import ConfigError
@@ -22,6 +20,8 @@ _ENDS = ("Loss", "Parameter", "ParameterList", "ParameterDict")  # classes of to
 
 def networks_of(module: ModuleType) -> list[str]:
     """Classes and functions of an imported module that give an nn.Module, in alphabetical order; those that it imports too."""
+    from torch import nn  # a reading of text alone needs none of it
+
     classes = {
         name
         for name, value in vars(module).items()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from compactmtl.cli.explain import option_keys, schema_keys
+from compactmtl.cli.explain import option_keys, option_names, schema_keys
 from compactmtl.cli.main import main
 from compactmtl.config.explain import READERS, explained, matches
 from compactmtl.config.lookup import Kind
@@ -80,6 +82,26 @@ def test_the_command_lists_sections_their_keys_and_who_sets_one(capsys: pytest.C
     assert "onnxruntime-cpu (onnxruntime)" in told
     assert main(["explain", "train.epoch"]) == 2
     assert "train.epochs" in capsys.readouterr().err
+
+
+def test_names_of_options_that_are_read_from_text_are_those_of_the_classes() -> None:
+    assert set(option_names()) == {one.key.name for one in option_keys()}
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("nosie", "did you mean data.options.noise?"), ("data.options.nosie", "did you mean data.options.noise"),
+     ("foo", "`compactmtl explain` lists the sections"), ("foo.bar.baz", "lists the sections")],
+)  # fmt: skip
+def test_a_key_that_there_is_not_is_refused_without_loading_torch(word: str, hint: str) -> None:
+    code = (
+        "import sys; from compactmtl.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "explain", word], capture_output=True, text=True, check=True
+    )
+    assert hint in done.stderr
+    assert done.stdout.split() == ["2", "False"]
 
 
 @pytest.mark.slow
