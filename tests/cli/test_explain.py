@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from compactmtl import cli
 from compactmtl.cli.explain import option_keys, option_names, schema_keys
-from compactmtl.cli.main import main
+from compactmtl.cli.main import VERBS, main
 from compactmtl.config.explain import READERS, explained, matches
 from compactmtl.config.lookup import Kind
 from compactmtl.errors import ConfigError
@@ -54,6 +55,33 @@ def test_options_are_those_of_the_lists() -> None:
 def test_every_section_says_who_reads_it(kind: Kind) -> None:
     top = {one.key.name for one in KNOWN if one.kind == kind and "." not in one.key.name}
     assert "" in READERS[kind] or set(READERS[kind]) == top
+
+
+def named(text: str) -> set[str]:
+    """The commands that a reader's text names."""
+    return set(re.findall(r"[a-z]+", text)) & set(VERBS)
+
+
+def verbs_with(pattern: str) -> set[str]:
+    """Commands whose module has a text."""
+    sources = {verb: (Path(cli.__file__).parent / f"{verb}.py").read_text("utf-8") for verb in VERBS}
+    return {verb for verb, source in sources.items() if re.search(pattern, source)}
+
+
+def test_every_command_that_reads_a_recipe_is_a_reader() -> None:
+    readers = READERS["recipe"]
+    reading = verbs_with(r"\bRun\.open\(|\b(load_recipe|resolve_recipe|plan_road)\b")
+    assert {"train", "fit", "tasks", "export"} <= reading
+    assert reading <= set().union(*map(named, readers.values()))
+
+
+def test_what_trains_reads_all_that_decides_a_training() -> None:
+    """But for what is read after it."""
+    training = verbs_with(r"from compactmtl\.(train|fit|sweep)(\.run|\.compose)? import")
+    assert training == {"train", "fit", "sweep"}
+    after = {"description", "surgery", "targets", "single_task"}
+    for section, text in READERS["recipe"].items():
+        assert section in after or training <= named(text), section
 
 
 def test_a_key_is_found_by_its_end_and_by_names_of_ones_own() -> None:

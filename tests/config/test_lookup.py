@@ -87,5 +87,5 @@ def test_a_file_is_named_by_its_path_below_its_root(folders: Path) -> None:
 
 
 def test_a_name_that_is_clearly_farther_is_no_guess() -> None:
-    assert close_names("sise", ["size", "resize", "share"]) == ["size"]
-    assert close_names("bat", ["bar", "baz", "bazaar"]) == ["baz", "bar"]  # both as close
+    assert lookup.close_names("sise", ["size", "resize", "share"]) == ["size"]
+    assert lookup.close_names("bat", ["bar", "baz", "bazaar"]) == ["baz", "bar"]  # both as close
