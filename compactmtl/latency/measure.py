@@ -165,9 +165,10 @@ def fitted(
     return table.model_copy(update={"error": float(np.median(errors))})
 
 
-def check_target(table: LatencyTable, name: str, target: Target) -> None:
+def check_target(table: LatencyTable, name: str, target: Target, *, anywhere: bool = False) -> None:
     """Raise ConfigError where a table that was handed in is of another backend, precision, batch or number of threads than
-    a target; and, where the target runs here, of another device or version of the runtime.
+    a target; and, where the target runs here, of another device or version of the runtime, unless a table from `anywhere`
+    will do.
     """
     wanted: dict[str, object] = {
         "precision": target.precision,
@@ -177,7 +178,8 @@ def check_target(table: LatencyTable, name: str, target: Target) -> None:
     }
     # One from a kit is of a device elsewhere, on purpose.
     if (
-        table.version >= 3
+        not anywhere
+        and table.version >= 3
         and table.kit is None
         and get_backend(target.backend).availability(target).available
     ):

@@ -38,11 +38,13 @@ _SECTIONS: Mapping[str, type[ReductionConfig]] = {
     "controller": ControllerConfig,
     "prune": PruneConfig,
 }
-BUDGETS = ("mac_reduction", "parameter_reduction", "latency_ms", "speedup")
+DEFAULT = "selective"
+LATENCY = ("latency_ms", "speedup")
+BUDGETS = ("mac_reduction", "parameter_reduction", *LATENCY)
 
 
 def section_of(
-    method: str,
+    method: str | None,
     strength: float | None,
     budget: Mapping[str, float | None],
     target: str | None,
@@ -65,8 +67,15 @@ def section_of(
                 f"strength is a λ without a target, and {next(iter(given))} is a target",
                 "give one of them; method='controller' finds the λ of a target",
             )
+        for argument, value in (("method", method), ("table", table)):
+            if value is not None:
+                raise ConfigError(
+                    f"strength is a λ without a target, and {argument} is of a budget",
+                    f"leave out {argument}, or give a budget in place of strength: {', '.join(BUDGETS)}",
+                )
         _check_known(options, {})
         return _validated({"scope": "model", **options, "strength": strength})
+    method = DEFAULT if method is None else method
     if method not in METHODS:
         raise ConfigError(f"there is no method {method!r}", f"the methods are {', '.join(METHODS)}")
     name, implied = METHODS[method]
@@ -78,6 +87,11 @@ def section_of(
             "for example Shrinking(model, optimizer, inputs, total_steps=1000, mac_reduction=0.7)",
         )
     ((what, amount),) = given.items()
+    if table is not None and what not in LATENCY:
+        raise ConfigError(
+            f"table says what layers take in milliseconds, and {what} does not ask for those",
+            f"leave out table, or give {' or '.join(LATENCY)} in place of {what}",
+        )
     section = {
         **implied,
         **{key: value for key, value in options.items() if key in fields},
@@ -89,7 +103,7 @@ def section_of(
 
 def _reduction(what: str, amount: float, target: str | None, table: LatencyTable | None) -> dict[str, Any]:
     """A budget as a method's section has it."""
-    if what not in ("latency_ms", "speedup"):
+    if what not in LATENCY:
         return {what: amount}
     if target is None and table is None:
         raise ConfigError(

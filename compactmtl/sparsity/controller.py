@@ -25,6 +25,7 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.target import Target, as_flags, as_values
 
 WIDEST = 100.0  # the largest factor between a layer's λ and the mean, either way
@@ -172,6 +173,7 @@ class StrengthController(Control):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_state(state, ("steps", "forced", "before"), "the controller")
         proximal = attached(self._proximal)
         proximal.load_state_dict(dict(state))
         exempt = [torch.zeros_like(dead) for dead in proximal.dead]

@@ -18,6 +18,7 @@ from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.prox import Metric
 from compactmtl.sparsity.questions import Asking, answered, answered_together, read
+from compactmtl.sparsity.saved import check_state
 
 TINY = 1e-30  # an element this small is set to zero
 FLUSH_EVERY = 4  # steps
@@ -172,7 +173,8 @@ class ProximalStep:
         return {"strength": self.penalty.strength, "count": self._count, "dead": dead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups, or one that lacks something."""
+        check_state(state, ("strength", "count", "dead"), "the proximal step")
         dead: list[Tensor] = list(state["dead"])
         if [len(d) for d in dead] != [family.size for family in self._families]:
             raise ArtifactError(

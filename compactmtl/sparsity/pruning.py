@@ -17,6 +17,7 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.pruner import Magnitude, Pruner
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.target import Target, as_flags
 from compactmtl.sparsity.torch_pruning_adapter import GroupNorm, Taylor
 
@@ -106,6 +107,7 @@ class Pruning(Control):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_state(state, ("steps",), "pruning")
         if "target" in state:
             self.target.load_state_dict(state["target"])
         load_vectors(self._vectors(), state, "pruning", [family.size for family in self.groups])

@@ -27,6 +27,7 @@ from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import prox_asking
 from compactmtl.sparsity.questions import Asking, answered, answered_together, read
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
 Ramp = Literal["cubic", "linear", "cosine", "geometric"]
@@ -218,8 +219,10 @@ class SelectiveShrinking(Control):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups, or one that lacks something."""
+        check_state(state, ("steps",), "selective shrinking")
         if "target" in state:  # checkpoints of earlier versions measured nothing
+            check_state(state, ("costs",), "selective shrinking")
             self.target.load_state_dict(state["target"])
             self._whole = state["costs"]
         sizes = [family.size for family in self._families]

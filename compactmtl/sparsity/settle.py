@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity.saved import check_state
 
 ROUNDS = 5  # measurements of a final choice
 LEAST, MOST = 0.94, 0.99  # shares of the budget between which a measured choice is taken
@@ -57,6 +59,11 @@ class Truth:
             self.factor = measured / predicted
         return measured
 
+    def of(self, predicted: float) -> float | None:
+        """Milliseconds of the final choice of which the table says `predicted`; None where it was not measured."""
+        own = (one for one in reversed(self.checks) if one.share >= 1)
+        return next((one.measured for one in own if math.isclose(one.predicted, predicted)), None)
+
     def settle(
         self, choose: Callable[[], list[Flags]], cost: Callable[[Sequence[Flags]], float], budget: float
     ) -> list[Flags]:
@@ -83,7 +90,9 @@ class Truth:
         within = [one for one in tried if one[0] <= budget]
         if within:
             return max(within, key=_ms)[1]
-        if unmeasured is not None:  # it follows what was measured of the choices before, which were all too slow
+        if (
+            unmeasured is not None
+        ):  # it follows what was measured of the choices before, which were all too slow
             return unmeasured
         return min(tried, key=_ms)[1] if tried else choose()
 
@@ -95,7 +104,8 @@ class Truth:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state that lacks something."""
+        check_state(state, ("factor", "checks"), "a target")
         self.factor = float(state["factor"])
         self.checks = [Check(*map(float, one)) for one in state["checks"]]
 

@@ -18,6 +18,7 @@ from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32, to_host
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.selection import (
     CostFunction,
     limits_of,
@@ -27,6 +28,8 @@ from compactmtl.sparsity.selection import (
     with_tied,
 )
 from compactmtl.sparsity.settle import Truth
+
+ROUNDING = 1e-6  # of sums over layers in another order
 
 
 class Target:
@@ -105,10 +108,12 @@ class Target:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state that lacks something, or a table that is none."""
+        check_state(state, ("table", "total", "reduction"), "a target")
+        saved = LatencyTable.from_json(state["table"], "the saved state's table") if state["table"] else None
         self.truth.load_state_dict(state)
-        if state["table"] and (self._table is None or state["table"] != self._table.model_dump_json()):
-            self._table = LatencyTable.model_validate_json(state["table"])
+        if saved is not None and saved != self._table:
+            self._table = saved
             self.bind(self.groups)
             self.total, self.reduction = float(state["total"]), float(state["reduction"])
 
@@ -143,6 +148,27 @@ class Target:
         """What the model may cost in the end."""
         return self.total * (1 - self.reduction)
 
+    def shortfall(self, keep: Sequence[Flags]) -> str:
+        """In what the network with only the groups in `keep` misses the target, in words; empty where it meets it.
+
+        A choice that was measured counts as it was measured.
+        """
+        cost = self.cost(keep)
+        if self.config.measure != "latency":
+            gone = 1 - cost / self.total
+            missed = gone < self.reduction - ROUNDING
+            return (
+                f"{gone:.3f} of the {self.config.measure} can go, {self.reduction:g} have to"
+                if missed
+                else ""
+            )
+        measured = self.truth.of(cost)
+        known = cost if measured is None else measured
+        if known <= self.budget * (1 + ROUNDING) or (measured is None and self.truth.checks):
+            return ""
+        how = "by the table" if measured is None else "as measured"
+        return f"what is left takes {known:.3g} ms {how}, {self.budget:.3g} ms are the most"
+
     def checked(self, choose: Callable[[], list[Flags]], share: float) -> list[Flags]:
         """What `choose` says for `share` of the reduction, once more where a measurement then says otherwise.
 
@@ -171,6 +197,16 @@ class Target:
             kept[: limits.least] = True
             flags.append(kept)
         return flags
+
+
+def table_in(control: object) -> LatencyTable | None:
+    """The latency table in the state of a control; None where its target has none.
+
+    What goes on from that state chooses by this table. Raises ArtifactError where it is damaged.
+    """
+    target = control.get("target") if isinstance(control, Mapping) else None
+    text = target.get("table") if isinstance(target, Mapping) else None
+    return LatencyTable.from_json(text, "the saved state's table") if text else None
 
 
 def steps_in_words(steps: Sequence[int]) -> str:

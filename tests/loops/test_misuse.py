@@ -14,7 +14,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from compactmtl.errors import ArtifactError, CompactError, ConfigError, TrainingError
 from compactmtl.loops import Shrinking
+from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
 from tests.loops.nets import TwoHeads, adam, backward, example, loss_of, two_heads
+
+_EACH = Regime(step=1, outputs=1e-3)
+TABLE = LatencyTable(
+    target="mine",
+    layers={"shape": StaircaseLatency(full=(3, 16), align=1, aligned=_EACH, ragged=_EACH)},
+)
 
 
 def shrinking_of(model: nn.Module, optimizer: Any = None, **more: Any) -> Shrinking:
@@ -160,6 +167,76 @@ def test_the_state_of_another_model_or_of_other_settings() -> None:
         shrinking_of(two_heads()).load_state_dict({})
 
 
+def whole_state(**more: Any) -> dict[str, Any]:
+    return shrinking_of(two_heads(), **more).state_dict()
+
+
+@pytest.mark.parametrize("key", [key for key in whole_state() if key != "version"])
+def test_a_state_that_lacks_something(key: str) -> None:
+    state = whole_state()
+    del state[key]
+    with pytest.raises(ArtifactError, match=f"the saved state of Shrinking lacks {key}") as caught:
+        shrinking_of(two_heads()).load_state_dict(state)
+    assert "state_dict()" in caught.value.hint
+
+
+def test_a_state_that_is_none_or_is_damaged() -> None:
+    shrinking = shrinking_of(two_heads())
+    with pytest.raises(ArtifactError, match="lacks network, asked, steps"):
+        shrinking.load_state_dict({"version": 1})
+    with pytest.raises(ArtifactError, match="state of Shrinking is a list, a mapping was expected"):
+        shrinking.load_state_dict([1])  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="the state's table: not a latency table"):
+        shrinking.load_state_dict({**shrinking.state_dict(), "table": "{}"})
+    with pytest.raises(ArtifactError, match="the state's plan"):
+        shrinking.load_state_dict({**shrinking.state_dict(), "removed": "{}"})
+    with pytest.raises(ArtifactError, match="selective shrinking is a list"):
+        shrinking.load_state_dict({**shrinking.state_dict(), "control": []})
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "selective": {},
+    "controller": {"method": "controller"},
+    "magnitude": {"method": "magnitude", "every": None},
+    "strength": {"strength": 0.1, "mac_reduction": None, "min_channels": None, "every": None},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_control_s_state_that_lacks_something(way: str) -> None:
+    given: dict[str, Any] = {
+        "total_steps": 4,
+        "mac_reduction": 0.5,
+        "min_channels": 2,
+        "every": 1,
+        **WAYS[way],
+    }
+    arguments = {key: value for key, value in given.items() if value is not None}
+
+    def fresh() -> Shrinking:
+        model = two_heads()
+        return Shrinking(model, adam(model), example(), **arguments)
+
+    whole = fresh().state_dict()
+    places = [("control",)] + ([("control", "target")] if "target" in whole["control"] else [])
+    for place in places:
+        inner = whole
+        for step in place:
+            inner = inner[step]
+        for key in inner:
+            state = copy.deepcopy(whole)
+            holder = state
+            for step in place:
+                holder = holder[step]
+            del holder[key]
+            if (key, place) == ("target", ("control",)):
+                continue  # checkpoints of earlier versions had none
+            with pytest.raises(
+                ArtifactError, match=rf"saved .*state of .* (lacks {key}|other channel groups)"
+            ):
+                fresh().load_state_dict(state)
+
+
 def test_a_model_on_two_devices() -> None:
     model = two_heads()
     optimizer = adam(model)
@@ -194,6 +271,15 @@ def test_a_wrapper_of_several_devices() -> None:
         ({"stare": 0.5}, "no option 'stare' here.*start"),
         ({"selective": {"end": 0.5}}, "no option 'selective' here"),
         ({"strength": 0.1, "mac_reduction": None}, "no option 'min_channels' here"),
+        (
+            {"strength": 0.1, "mac_reduction": None, "method": "controller"},
+            "strength is a λ without a target, and method is of a budget",
+        ),
+        (
+            {"strength": 0.1, "mac_reduction": None, "table": TABLE},
+            "strength is a λ without a target, and table is of a budget",
+        ),
+        ({"table": TABLE}, "table .* milliseconds, and mac_reduction .*leave out table"),
         ({"mac_reduction": 1.5}, "mac_reduction"),
         ({"start": 0.7, "end": 0.6}, "start"),
         ({"groups": "filter", "shrink_every": 1}, "shrink_every"),
