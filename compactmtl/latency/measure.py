@@ -20,6 +20,7 @@ from compactmtl.backends import get_backend, load_target
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.config.target import Target
+from compactmtl.config.words import key
 from compactmtl.errors import ArtifactError, ConfigError, MachineError, MissingDependencyError, command
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
@@ -185,10 +186,10 @@ def check_target(table: LatencyTable, name: str, target: Target, *, anywhere: bo
     ):
         here = conditions_of(target, target.latency.batch)
         wanted |= {"device": here["device"], "runtime": here["runtime"]}
-    for key, value in wanted.items():
-        if (found := getattr(table, key)) != value:
+    for fact, value in wanted.items():
+        if (found := getattr(table, fact)) != value:
             raise ConfigError(
-                f"the latency table is of {key} {found}, and target {name} has {value}",
+                f"the latency table is of {fact} {found}, and target {name} has {value}",
                 "measure one there: " + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
             )
 
@@ -203,7 +204,7 @@ def require(target: Target, name: str) -> None:
     except MissingDependencyError as error:
         raise MissingDependencyError(
             f"the latency budget is for {name}, which can't run here: {error.message}",
-            f"{error.hint}\nor measure on its device and name the table in the budget (latency.table): "
+            f"{error.hint}\nor measure on its device and name the table in the budget ({key('latency.table')}): "
             + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
         ) from error
 

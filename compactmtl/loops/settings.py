@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from compactmtl.config.sparsity import (
     SparsityConfig,
 )
 from compactmtl.config.validate import validate_options
-from compactmtl.errors import CompactError, ConfigError
+from compactmtl.config.words import naming
+from compactmtl.errors import ConfigError
 from compactmtl.graph.inputs import tensors_in
 from compactmtl.sparsity import LatencyTable
 
@@ -39,6 +39,7 @@ _SECTIONS: Mapping[str, type[ReductionConfig]] = {
     "prune": PruneConfig,
 }
 DEFAULT = "selective"
+_ARGUMENTS: Mapping[str, str] = {"surgery.align": "align", "train.epochs": "total_steps"}
 LATENCY = ("latency_ms", "speedup")
 BUDGETS = ("mac_reduction", "parameter_reduction", *LATENCY)
 
@@ -127,31 +128,21 @@ def _check_known(options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
             raise ConfigError(f"there is no option {key!r} here", name_hint(key, [*known, *BUDGETS]))
 
 
-@contextmanager
-def in_own_words() -> Iterator[None]:
+def in_own_words() -> AbstractContextManager[None]:
     """Let errors name arguments, where they name keys of a recipe."""
-    try:
-        yield
-    except CompactError as error:
-        error.message, error.hint = _own_words(error.message), _own_words(error.hint)
-        error.args = (error.message,)
-        raise
+    return naming(_argument)
 
 
-def _own_words(text: str) -> str:
-    for key, argument in (
-        (r"(sparsity\.)?(selective|controller|prune)\.latency\.ms", "latency_ms"),
-        (r"(sparsity\.)?(selective|controller|prune)\.latency\.", ""),
-        (r"(sparsity\.)?(selective|controller|prune)\.", ""),
-        (r"surgery\.align", "align"),
-        (r"sparsity\.(?=[a-z])", ""),
-        (r"more epochs", "more steps"),
-        (r"; in a recipe, ", "; "),
-        (r"report the recipe", "report the network"),
-        (r"resume with the same recipe", "build the model and Shrinking as at the start"),
-    ):
-        text = re.sub(key, argument, text)
-    return text
+def _argument(dotted: str) -> str:
+    """The argument or option that a key of a recipe stands for."""
+    if dotted in _ARGUMENTS:
+        return _ARGUMENTS[dotted]
+    parts = dotted.removeprefix("sparsity.").split(".")
+    if len(parts) > 1 and parts[0] in _SECTIONS:
+        parts = parts[1:]
+    if parts[0] == "latency" and len(parts) > 1:
+        parts = ["latency_ms"] if parts[1:] == ["ms"] else parts[1:]
+    return ".".join(parts)
 
 
 def plain_module(model: nn.Module) -> nn.Module:

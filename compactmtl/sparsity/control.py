@@ -18,7 +18,7 @@ from compactmtl.sparsity import questions
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
-from compactmtl.sparsity.saved import check_state
+from compactmtl.sparsity.saved import RESUME, check_state
 from compactmtl.sparsity.target import Target
 
 
@@ -196,8 +196,6 @@ def load_vectors(
     """Copy saved vectors, one a family, over the live ones. Raises ArtifactError for those of other groups."""
     for name, values in vectors.items():
         if name not in state or [len(value) for value in state[name]] != list(sizes):
-            raise ArtifactError(
-                f"the saved state of {what} is of other channel groups", "resume with the same recipe"
-            )
+            raise ArtifactError(f"the saved state of {what} is of other channel groups", RESUME)
         for value, saved in zip(values, state[name], strict=True):
             value.copy_(saved)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from compactmtl.config.sparsity import ControllerConfig
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, attached, load_vectors
@@ -62,8 +63,9 @@ class StrengthController(Control):
         self.start, self.end = round(warmup * total_steps), max(round(config.end * total_steps), 1)
         if not self.start < self.end:
             raise ConfigError(
-                f"sparsity.warmup {warmup} and sparsity.controller.end {config.end} leave no step of {total_steps} to shrink in",
-                "give a later end, a shorter warmup, or more epochs",
+                f"{key('sparsity.warmup')} {warmup} and {key('sparsity.controller.end')} {config.end} leave no step of"
+                f" {total_steps} to shrink in",
+                f"give a later end, a shorter warmup, or more {key('train.epochs')}",
             )
         self.target: Target = Target(self.groups, config, align, "sparsity.controller", table)
         if config.weights == "cost":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compactmtl.config.sparsity import PruneConfig
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors
@@ -41,7 +42,7 @@ class Pruning(Control):
         if not groups.direct:
             raise ConfigError(
                 "these channel groups free no MACs alone, only together with those of other layers",
-                "pruning needs coupled groups: sparsity.groups=coupled",
+                f"pruning needs coupled groups: {key('sparsity.groups')}=coupled",
             )
         self.groups = groups
         self.config = config

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from compactmtl.errors import ArtifactError
 
+RESUME = "resume with the model and the settings that it was saved with"
 _MEND = "load a whole state, as state_dict() returned it"
 
 

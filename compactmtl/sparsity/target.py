@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compactmtl.config.sparsity import ReductionConfig
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity import questions
@@ -51,7 +52,9 @@ class Target:
         """
         steps = [align] * len(groups) if isinstance(align, int) else list(align)
         if min(steps, default=1) < 1:
-            raise ConfigError(f"surgery.align is {align}", "channel counts are multiples of a number >= 1")
+            raise ConfigError(
+                f"{key('surgery.align')} is {align}", "channel counts are multiples of a number >= 1"
+            )
         self.config = config
         self._steps = steps
         self.truth = Truth()
@@ -66,10 +69,11 @@ class Target:
 
     def _check_reachable(self, section: str) -> None:
         config, align = self.config, steps_in_words(self._steps)
+        asked = key(f"{section}.{config.key}")
         least = self.cost(self._least())
         if self.reduction <= 0:
             raise ConfigError(
-                f"{section}.{config.key} {config.amount:g}: the original model takes {self.total:.3g} ms, which is within"
+                f"{asked} {config.amount:g}: the original model takes {self.total:.3g} ms, which is within"
                 " the budget: there is nothing to remove",
                 "deploy the dense model, or ask for less",
             )
@@ -80,12 +84,12 @@ class Target:
             else:
                 found = f"{math.floor(most * 1000) / 1000:.3f} is the most"
             raise ConfigError(
-                f"{section}.{config.key} {config.amount:g} cannot be reached:"
-                f" {found} with {section}.min_channels {config.min_channels}"
-                + (f" and {section}.min_share {config.min_share}" if config.min_share else "")
+                f"{asked} {config.amount:g} cannot be reached:"
+                f" {found} with {key(f'{section}.min_channels')} {config.min_channels}"
+                + (f" and {key(f'{section}.min_share')} {config.min_share}" if config.min_share else "")
                 + (f" and channels in multiples of {align}" if align else ""),
-                f"{'raise' if config.key == 'latency.ms' else 'lower'} {section}.{config.key}, or lower what has to stay"
-                + (", such as surgery.align" if align else ""),
+                f"{'raise' if config.key == 'latency.ms' else 'lower'} {asked}, or lower what has to stay"
+                + (f", such as {key('surgery.align')}" if align else ""),
             )
 
     def bind(self, groups: ChannelGroups) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError, MissingDependencyError, TrainingError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.groups import ChannelGroups
@@ -35,7 +36,7 @@ class TorchPruning(Pruner):
             import torch_pruning
         except ImportError as error:
             raise MissingDependencyError(
-                f"sparsity.prune.method {method} needs the package torch-pruning",
+                f"{key('sparsity.prune.method')} {method} needs the package torch-pruning",
                 "pip install 'compactmtl[baselines]'",
             ) from error
         self._library: Any = torch_pruning
@@ -102,7 +103,7 @@ class TorchPruning(Pruner):
             if not found.all():
                 raise ConfigError(
                     f"Torch-Pruning finds no group for the channels of {own.name}",
-                    "use sparsity.prune.method=magnitude",
+                    f"use {key('sparsity.prune.method')}=magnitude",
                 )
         return worth
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from compactmtl.errors import ArtifactError, CompactError, ConfigError, TrainingError
 from compactmtl.loops import Shrinking
 from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.torch_pruning_adapter import TorchPruning
 from tests.loops.nets import TwoHeads, adam, backward, example, loss_of, two_heads
 
 _EACH = Regime(step=1, outputs=1e-3)
@@ -302,6 +303,81 @@ def test_finishing_before_the_budget_and_going_on_after_the_end() -> None:
     for call in (shrinking.step, shrinking.end_epoch, shrinking.finish, shrinking.observe):
         with pytest.raises(TrainingError, match=r"\(\) after finish\(\)"):
             call()
+
+
+class Prune(nn.Module):
+    """A network whose layers have names that sound like settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prune = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.selective = nn.Conv2d(16, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.selective(self.prune(image))
+        return out
+
+
+def test_names_of_layers_are_said_as_they_are() -> None:
+    model = Prune().double()
+    with pytest.raises(ConfigError, match=r"^prune\.0\.weight belongs to a channel group"):
+        shrinking_of(model, adam(model.selective))
+
+
+class Unsure(nn.Module):
+    """A network whose own error speaks of epochs, which is its author's word."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        raise RuntimeError("sparsity.selective.fusion needs more epochs")
+
+
+def test_words_of_a_user_s_own_error_are_said_as_they_are() -> None:
+    model = Unsure()
+    model.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    with pytest.raises(CompactError) as caught:
+        shrinking_of(model)
+    assert "sparsity.selective.fusion needs more epochs" in said(caught.value)
+
+
+@pytest.mark.slow
+def test_what_is_found_while_gradients_are_looked_at_names_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_pruning")
+    monkeypatch.setattr(TorchPruning, "_groups", lambda self: [])
+    model = two_heads()
+    shrinking = Shrinking(
+        model, adam(model), example(), total_steps=4, mac_reduction=0.5, method="taylor", at=0.9
+    )
+    image = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    for look in (shrinking.observe, shrinking.optimizer.step):
+        backward(loss_of(model(image), image))
+        with pytest.raises(ConfigError, match="finds no group") as caught:
+            look()
+        assert caught.value.hint == "use method=magnitude"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"total_steps": 1, "every": 1}, "^start 0.2 and end 0.6 leave no step of 1 .*more total_steps"),
+        ({"groups": "filter", "shrink_every": 1}, "^shrink_every removes .* leave out shrink_every"),
+        ({"min_channels": 0}, "`min_channels`: expected a number of at least 1"),
+        ({"schedule": {"ful": 1}}, "unknown key `schedule.ful`.*`schedule.full`"),
+        ({"align": 0}, "^align is 0"),
+        ({"mac_reduction": None, "parameter_reduction": 1.0}, "`parameter_reduction`: expected"),
+        ({"mac_reduction": None, "speedup": 0.5, "target": "torch-cpu"}, "`speedup`: expected"),
+        ({"mac_reduction": None, "latency_ms": 0.0, "target": "torch-cpu"}, "`latency_ms`: expected"),
+        (
+            {"method": "group_norm", "every": None, "regularize": 0.9, "at": 0.5},
+            "^regularize 0.9 .*before at",
+        ),
+    ],
+)
+def test_settings_are_called_by_their_arguments(arguments: dict[str, Any], message: str) -> None:
+    given = {**{"total_steps": 4, "mac_reduction": 0.5, "every": 1}, **arguments}
+    model = two_heads()
+    with pytest.raises(ConfigError) as caught:
+        Shrinking(model, adam(model), example(), **{k: v for k, v in given.items() if v is not None})
+    assert re.search(message, said(caught.value), re.DOTALL)
 
 
 def test_an_average_of_something_else() -> None:
