@@ -240,7 +240,8 @@ class Shrinking:
     def end_epoch(self) -> bool:
         """After an epoch's steps: remove dead channels where `shrink_every` says so. Whether the network became smaller.
 
-        Raises TrainingError where it does not run without them or has another function; nothing is removed then.
+        Raises TrainingError where they are not zero any more, or it does not run without them or has another function;
+        nothing is removed then.
         """
         self._check_alive("end_epoch()")
         self._epochs += 1
@@ -248,6 +249,7 @@ class Shrinking:
         if every is None or self._epochs % every:
             return False
         with in_own_words(), self._states.paused():
+            self._steering.check_zeros()
             plan = self._removed.find(self._network, self.groups, self._steering.dead())
             if plan is None:
                 return False
@@ -361,7 +363,8 @@ class Shrinking:
                 "hand it in at the start: Shrinking(…, averages=average)",
             )
         if not early:
-            self._steering.check_held()
+            self._steering.check_zeros()
+            self._steering.check_met()
         with in_own_words(), self._states.paused():
             chosen = self._network if average is None else masked(average.module, self._network)
             if self._first is not None:

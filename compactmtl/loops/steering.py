@@ -125,22 +125,19 @@ class Steering:
             return [flags.cpu().numpy() for flags in held]
         return [~flags for flags in self.groups.alive()]
 
-    def check_held(self) -> None:
-        """Raise TrainingError where channels that have gone for good are not zero in the network as it is, or are too few for
-        the target.
-        """
-        if self.control.held is None:
-            return
-        dead = self.dead()
-        for name, flags, alive in zip(self._names, dead, self.groups.alive(), strict=True):
+    def check_zeros(self) -> None:
+        """Raise TrainingError where groups that are zero for good are not zero in the network as it is."""
+        for name, flags, alive in zip(self._names, self.dead(), self.groups.alive(), strict=True):
             if back := int((flags & alive).sum()):
                 raise TrainingError(
                     f"{back} of the {int(flags.sum())} channel groups of {name} that were zero are not any more",
-                    "weights of before were loaded: load those of the end of training; or take the network as it is:"
-                    " finish(early=True)",
+                    "weights of before were loaded: load those that were saved with this state",
                 )
+
+    def check_met(self) -> None:
+        """Raise TrainingError where the groups that are zero for good are too few for the target."""
         target = self.control.target
-        if target is not None and (short := target.shortfall([~flags for flags in dead])):
+        if target is not None and (short := target.shortfall([~flags for flags in self.dead()])):
             raise TrainingError(
                 f"the budget is missed: {short}", "take the network as it is: finish(early=True)"
             )

@@ -365,9 +365,27 @@ def test_weights_of_before_the_choice_are_not_finished(method: str) -> None:
         TrainingError, match=r"\d+ of the \d+ channel groups of encoder\.0 that were zero are not any more"
     ) as caught:
         shrinking.finish()
-    assert "early=True" in caught.value.hint
+    assert "saved with this state" in caught.value.hint
     model.load_state_dict(newer)
     assert shrinking.finish().report.mac_reduction >= 0.5
+
+
+def test_channels_of_weights_of_before_the_choice_are_not_removed() -> None:
+    model = two_heads()
+    shrinking = shrinking_of(model, adam(model), shrink_every=EPOCHS)
+    older = copy.deepcopy(model.state_dict())
+    for _ in range(EPOCHS - 1):
+        shrinking.end_epoch()
+    for epoch in range(EPOCHS):
+        for image in batches(epoch):
+            shrinking.optimizer.zero_grad()
+            backward(loss_of(model(image), image))
+            shrinking.optimizer.step()
+            shrinking.step()
+    model.load_state_dict(older)
+    with pytest.raises(TrainingError, match="that were zero are not any more"):
+        shrinking.end_epoch()
+    assert all(value.shape == older[name].shape for name, value in model.named_parameters())
 
 
 def test_weights_of_before_the_choice_are_finished_where_that_is_asked_for() -> None:
