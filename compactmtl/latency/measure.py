@@ -71,7 +71,7 @@ def latency_table(
         example_inputs: a tensor, positional arguments, or a mapping of keyword arguments, batch first; a table is of their
             batch.
         target: a name (see `compactmtl targets list`), a file, or a `Target`.
-        name: what the table calls it, by default what `target` says.
+        name: what the table calls it, by default what `target` says: of a `Target` its backend.
         align: the multiple of channels that the target's kernels are written for, by default the backend's own.
         settings: how much is measured.
         store: where measurements of layers are kept; by default the user's cache for this device, target and versions.

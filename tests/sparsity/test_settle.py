@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity import channel_groups
 from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
-from compactmtl.sparsity.settle import LEAST, MILESTONES, ROUNDS, Truth
+from compactmtl.sparsity.settle import LEAST, MILESTONES, ROUNDS, Clock, Truth
 from compactmtl.sparsity.target import Target
 
 INPUT = (torch.zeros(1, 3, 8, 8),)
@@ -81,11 +81,11 @@ def test_what_cannot_be_measured_is_taken_as_it_is() -> None:
     assert aim.truth.checks == []
 
 
-def busy_after(real: Measured, rounds: int) -> Callable[[list[Flags]], float | None]:
+def busy_after(real: Measured, rounds: int) -> Clock:
     """A clock that measures so often, and then finds the machine too busy."""
     left = [rounds]
 
-    def clock(keep: list[Flags]) -> float | None:
+    def clock(keep: Sequence[Flags]) -> float | None:
         left[0] -= 1
         return real(int(keep[0].sum())) if left[0] >= 0 else None
 

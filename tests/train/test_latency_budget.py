@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,12 +101,14 @@ def test_a_run_that_goes_on_elsewhere_chooses_by_the_table_of_its_start(
     run = train(resolved, tmp_path / "whole", console=quiet())
     built: list[Session] = []
 
+    def build(*given: Any) -> Session:
+        built.append(build_session(*given))
+        return built[-1]
+
     def elsewhere() -> None:
         capsys.readouterr()
         made_up_runtime.install(monkeypatch, tmp_path / "elsewhere", factor=2.0)
-        monkeypatch.setattr(
-            loop, "build_session", lambda *given: built.append(build_session(*given)) or built[-1]
-        )
+        monkeypatch.setattr(loop, "build_session", build)
 
     resumed = trained_in_two_parts(resolved, tmp_path / "parts", quiet(), 2, elsewhere)
     assert "timing the whole network" not in capsys.readouterr().err
