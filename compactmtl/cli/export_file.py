@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.artifacts.told import tell
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -99,7 +101,7 @@ def export_file(args: argparse.Namespace, targets: Mapping[str, Target]) -> int:
             baseline=baseline,
             images=images,
             latency_ms=args.latency_ms,
-            progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+            progress=tell,
         )
         bundles.append(bundle)
         found = bundle.verification

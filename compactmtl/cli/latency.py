@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         backend.require(target)
         model, inputs = _subject(args, target.latency.batch)
         table = latency_table(
-            model, inputs, target, args.target, align=align, settings=settings, progress=_progress
+            model, inputs, target, args.target, align=align, settings=settings, progress=tell
         )
     print("\n".join(_summary(table)))
     if out is not None:
@@ -138,16 +138,12 @@ def _kit(args: argparse.Namespace, target: Target, align: int, settings: Setting
         Path(args.kit),
         align=align,
         settings=settings,
-        progress=_progress,
+        progress=tell,
     )
     print(f"kit: {kit.path} ({kit.megabytes:.1f} MB)")
     print(f"  on the device, with numpy and the runtime ({kit.install}): python {SCRIPT}")
     print(f"  then here: {command('latency', '--from', RESULTS, '--out', 'TABLE.json')}")
     return 0
-
-
-def _progress(line: str) -> None:
-    print(f"  {line} …", file=sys.stderr, flush=True)
 
 
 def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:

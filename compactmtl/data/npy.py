@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from compactmtl.data.fit import Fit, fit_to
 from compactmtl.data.maps import read_npy
+from compactmtl.data.pixels import ImageInfo
 from compactmtl.errors import DataError
 from compactmtl.tasks.placement import Size
 
@@ -20,8 +21,11 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: int(path.stem))
 
 
-def npy_image(path: Path, size: Size | Fit) -> NDArray[np.uint8]:
-    """uint8 (C, H, W) of a file with values from 0 to 1, or with bytes. Raises DataError for any others."""
+def npy_picture(path: Path, size: Size | Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+    """uint8 (C, H, W) of a file with values from 0 to 1, or with bytes, and what maps of it must fit.
+
+    Raises DataError for any others.
+    """
     values = _channels_first(path)
     if values.dtype != np.uint8:
         low, high = float(values.min()), float(values.max())
@@ -30,16 +34,16 @@ def npy_image(path: Path, size: Size | Fit) -> NDArray[np.uint8]:
                 f"{path}: values from {low:.3g} to {high:.3g}, expected 0 to 1", "fetch the data again"
             )
         values = np.rint(values * 255).astype(np.uint8)
-    return fit_to(size).rgb(values, str(path))
+    return fit_to(size).rgb(values, str(path)), ImageInfo(path, (values.shape[1], values.shape[2]))
 
 
-def npy_size(path: Path) -> Size:
-    """Height and width of an image (H, W, 3); its values are not read."""
+def npy_info(path: Path) -> ImageInfo:
+    """What maps of an image (H, W, 3) must fit; its values are not read."""
     try:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", "fetch the data again") from error
-    return shape[0], shape[1]
+    return ImageInfo(path, (shape[0], shape[1]))
 
 
 def npy_mask(path: Path, size: Size | Fit, classes: int, ignore: int) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compactmtl.artifacts.told import tell
 from compactmtl.backends import Align, get_backend, load_target
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.config.target import Target
@@ -130,7 +130,7 @@ def latency_budget(
             why = "it is of another machine"
     if why is not None:
         assert given is not None
-        _say(f"the table of {budget.target} decides, and nothing is measured here: {why}")
+        tell(f"the table of {budget.target} decides, and nothing is measured here: {why}")
         return MeasuredBudget(given, _steps(groups, given, align, auto), None)
     require(target, budget.target)
 
@@ -140,10 +140,7 @@ def latency_budget(
 
     examples = map_tensors(of_batch, inputs)
     if given is None:
-        found = latency_table(model, examples, target, budget.target, align=align, progress=_say)
-        name = next(
-            name for name in ("controller", "selective", "prune") if getattr(config, name) is not None
-        )
+        found = latency_table(model, examples, target, budget.target, align=align, progress=tell)
         given = calibrated(
             found,
             groups,
@@ -152,11 +149,11 @@ def latency_budget(
             model,
             examples,
             target,
-            section=f"sparsity.{name}",
-            progress=_say,
+            section=f"sparsity.{config.section}",
+            progress=tell,
         )
     plain = contract(model).to("cpu").eval()  # a copy
-    clock = PairedClock(given, budget, plain, examples, target, progress=_say)
+    clock = PairedClock(given, budget, plain, examples, target, progress=tell)
     return MeasuredBudget(given, _steps(groups, given, align, auto), clock)
 
 
@@ -181,7 +178,3 @@ def _runs_here(table: LatencyTable, target: Target) -> bool:
     if not get_backend(target.backend).availability(target).available:
         return False
     return table.kit is None and table.device in ("", conditions_of(target, target.latency.batch)["device"])
-
-
-def _say(line: str) -> None:
-    print(f"  {line} …", file=sys.stderr, flush=True)

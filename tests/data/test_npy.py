@@ -13,7 +13,7 @@ from compactmtl.data.fit import Fit
 from compactmtl.data.formats import read_mask
 from compactmtl.data.images import read_image
 from compactmtl.data.maps import read_map
-from compactmtl.data.npy import npy_image, npy_mask, npy_normals, npy_positive
+from compactmtl.data.npy import npy_mask, npy_normals, npy_picture, npy_positive
 from compactmtl.errors import DataError
 from compactmtl.tasks.placement import Resize
 
@@ -137,7 +137,8 @@ def test_maps_of_either_byte_order_are_of_this_machine(tmp_path: Path, order: st
     assert found.dtype == np.dtype("=f4") and found.dtype.isnative
     assert found[0].tolist() == [[0.25, 1.0], [0.0, 0.0]]
     image = save(tmp_path / "image.npy", np.full((2, 2, 3), 0.2, f"{order}f4"))
-    assert (npy_image(image, size) == 51).all()
+    pixels, info = npy_picture(image, size)
+    assert (pixels == 51).all() and info.size == (2, 2)
     normal = save(tmp_path / "normal.npy", np.broadcast_to([0.0, 0.0, -2.0], (2, 2, 3)).astype(f"{order}f4"))
     assert npy_normals(normal, size)[2].tolist() == [[-1.0, -1.0], [-1.0, -1.0]]
 

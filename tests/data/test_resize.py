@@ -297,3 +297,22 @@ def test_a_map_of_another_size_is_named_with_its_image(tmp_path: Path, how: str)
         dataset[0]
     assert dataset.identifier(0) in caught.value.message
     assert any(str(path) in caught.value.message for path in maps)
+
+
+@pytest.mark.parametrize("how", [*WRITERS, "nyuv2 png"])
+def test_an_image_file_is_opened_once_for_a_sample(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, form = how.partition(" ")
+    (write_nyuv2_png if form else WRITERS[name])(tmp_path)
+    dataset = load_dataset(name, "train", root=tmp_path, size=TALL, cache="none")
+    opened: list[str] = []
+    former = Image.open
+
+    def counting(file: Any, *args: Any, **kwargs: Any) -> Image.Image:
+        opened.append(str(getattr(file, "name", file)))
+        return former(file, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", counting)
+    dataset[0]
+    assert opened.count(dataset.identifier(0)) <= 1  # none of a file of arrays

@@ -110,7 +110,10 @@ def test_the_stream_behind_a_constant_is_still_cut() -> None:
     """The constant's own channels follow those of the stream that it is added to."""
     model = network("", (1, 3), 1.0)
     with torch.no_grad():
-        for name, value in model.named_parameters():  # half of the stream: written by nobody, but by constants of 0
+        for (
+            name,
+            value,
+        ) in model.named_parameters():  # half of the stream: written by nobody, but by constants of 0
             if name == "stem.weight" or name.endswith(("conv2.weight", "bn2.weight")):
                 value[: WIDTH // 2] = 0
             if name in ("stem.bias",) or name.endswith("bn2.bias"):
@@ -198,7 +201,9 @@ def test_the_exported_file_holds_nothing_of_it(tmp_path: Path) -> None:
     assert nodes.count("Conv") == 1 + 2 * 2
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "small.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     (found,) = session.run(None, {session.get_inputs()[0].name: IMAGE.float().numpy()})
     np.testing.assert_allclose(found, model(IMAGE.float()).detach().numpy(), rtol=0, atol=1e-5)
 
