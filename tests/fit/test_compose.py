@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from compactmtl.cli.main import main
+from compactmtl.cli.fit import _as_given, _budget
+from compactmtl.cli.main import main, parser_of
 from compactmtl.config import trusting
 from compactmtl.config.trust import UntrustedError, naming
 from compactmtl.config.yaml import flow
@@ -285,6 +286,23 @@ def test_a_module_that_latency_cannot_measure(
     (place / "bare_module.py").write_text(f"{NAMED}\n\n{more}")
     assert main(["latency", *words]) == USAGE
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--latency-ms", "0.01"], {"latency.ms": "--latency-ms"}),
+        (["--speedup", "9"], {"latency.speedup": "--speedup"}),
+        (["--macs-reduction", "0.9"], {"mac_reduction": "--macs-reduction"}),
+        ([], {}),  # the recipe's own budget
+    ],
+)
+def test_a_budget_is_called_by_the_option_that_gave_it(words: list[str], names: dict[str, str]) -> None:
+    args = parser_of("fit").parse_args(["base.yaml", *words])
+    called = _as_given(args, road("base.yaml", budget=_budget(args)))
+    for key in ("latency.ms", "latency.speedup", "mac_reduction", "min_channels"):
+        dotted = f"sparsity.controller.{key}"
+        assert called(dotted) == names.get(key, dotted)
 
 
 def test_without_a_dense_network() -> None:

@@ -151,7 +151,8 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
-        (["sparsity.selective.min_channels=64"], "cannot be reached"),
+        (["sparsity.selective.min_channels=64"], "--macs-reduction 0.4 cannot be reached"),
+        (["sparsity.selective.min_channels=64"], "lower --macs-reduction, or"),
         (["model.options.widht=3"], "did you mean width?"),
     ):
         assert main([*FIT, *words]) == USAGE
