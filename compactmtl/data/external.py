@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
@@ -280,7 +279,7 @@ def _sides(given: Any) -> tuple[int, int] | None:
     values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
     if not isinstance(values, list | tuple) or len(values) != 2:
         return None
-    if not all(isinstance(one, Integral) and not isinstance(one, bool) and one > 0 for one in values):
+    if not all(isinstance(one, int | np.integer) and not isinstance(one, bool) and one > 0 for one in values):
         return None
     return int(values[0]), int(values[1])
 

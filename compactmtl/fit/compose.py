@@ -283,7 +283,7 @@ def _mapping(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
                 f"`{'.'.join(keys[:depth])}`: expected a mapping or null, found {describe(found)}",
                 "give it keys, or leave it out: the command's own budget makes the section",
             )
-    return found
+    return dict(found)
 
 
 def _latency_of(values: Mapping[str, Any], section: str) -> dict[str, Any]:
