@@ -10,7 +10,7 @@ import pytest
 
 from compactmtl.errors import GateError
 from compactmtl.fit import Budget, Outcome, plan_road
-from compactmtl.verify.result import GateResult, Verification
+from compactmtl.verify.result import GateResult
 
 WORDS = ("data.size=[16,24]", "tasks.depth.kind=depth", "sparsity={}")
 SURGERY = {"macs": {"before": 100, "after": 90}, "parameters": {"before": 100, "after": 70}}
@@ -37,7 +37,8 @@ def outcome(
     recipe.write_text("data: {name: scenes}\n")
     road = plan_road(str(recipe), (*WORDS, *words), budget=budget)
     run: Any = type("Run", (), {"path": Path("runs/base")})()  # of which its place alone is told
-    return Outcome(road, run, None, SURGERY, Verification.model_construct(gates=gates), Path("report.html"))
+    found: Any = type("Found", (), {"gates": gates})()  # and of a verification its gates
+    return Outcome(road, run, None, SURGERY, found, Path("report.html"))
 
 
 @pytest.mark.parametrize(
