@@ -15,6 +15,7 @@ from compactmtl.balancing import Balancer
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.models import MultiTaskModel
+from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import Task
 
@@ -167,3 +168,4 @@ class Setup:
     inputs: tuple[Tensor]  # example inputs on the device, (1, 3, H, W)
     steps_per_epoch: int
     total_steps: int
+    table: LatencyTable | None = None  # that of a run that goes on; none: as the recipe says
