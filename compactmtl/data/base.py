@@ -60,7 +60,9 @@ class Preprocessing:
     @property
     def fit(self) -> Fit:
         """How an image gets the network's size. Padding has the mean's value, so that it is about 0 to the network."""
-        fill = tuple(min(max(int(255 * value + 0.5), 0), 255) for value in self.mean)
+        fill = (0,) * self.channels  # nothing is padded: stored samples must not seem to depend on the mean
+        if self.resize == "letterbox":
+            fill = tuple(min(max(int(255 * value + 0.5), 0), 255) for value in self.mean)
         return Fit(self.size, self.resize, self.channels, fill, self.range)
 
 
