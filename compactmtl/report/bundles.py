@@ -116,7 +116,12 @@ def _view(bundle: Bundle, found: Verification, name: str) -> RunView:
         stages=tuple(stages),
         surgery=None,
         exports=(
-            ExportView(target=info.target_name, verification=found, interface=interface(bundle.path, info)),
+            ExportView(
+                target=info.target_name,
+                verification=found,
+                interface=interface(bundle.path, info),
+                own=info.recipe_sha256 is None,
+            ),
         ),
         epochs=(),
         best_epoch=None,

@@ -26,12 +26,13 @@ from compactmtl.artifacts.layout import (
 )
 from compactmtl.errors import ConfigError, DataError, command
 from compactmtl.export.bundle import read_info
+from compactmtl.export.describe import colors_of
 from compactmtl.export.record import BundleInfo
 from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
 from compactmtl.report.devices import device_views, held_back_notes
-from compactmtl.report.interface import interface
+from compactmtl.report.interface import image_kind, interface
 from compactmtl.report.model import (
     ExportView,
     MetricView,
@@ -182,6 +183,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         path=str(run.path),
         description=run.recipe.description,
         data=run.recipe.data.name,
+        images=image_kind(colors_of(run.recipe.data.channels), run.recipe.data.channels),
         input_size=run.recipe.data.size,
         stages=tuple(_stages(run, name, surgery, exports, splits, notes)),
         surgery=surgery,

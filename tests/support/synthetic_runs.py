@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compactmtl.config.recipe import Recipe
 from compactmtl.config.target import Target
-from compactmtl.data.base import Preprocessing
+from compactmtl.data.base import preprocessing
 from compactmtl.export.bundle import bundle_tasks
 from compactmtl.export.describe import input_record, output_records
 from compactmtl.export.record import BundleInfo, Training
@@ -362,6 +362,7 @@ def add_export(run: SyntheticRun, found: Verification) -> None:
     (folder / "verification.json").write_text(found.model_dump_json())
     compacted = (run.path / "compact" / "plan.json").exists()
     height, width = SIZE
+    images = preprocessing(run.recipe.data)
     info = BundleInfo(
         run=run.name,
         compact=compacted,
@@ -369,9 +370,7 @@ def add_export(run: SyntheticRun, found: Verification) -> None:
         target=Target(backend="onnxruntime"),
         model="model.onnx",
         files={"model.onnx": "0" * 64},
-        inputs=(
-            input_record("image", (1, 3, height, width), "float32", Preprocessing(size=SIZE), baked=False),
-        ),
+        inputs=(input_record("image", (1, images.channels, height, width), "float32", images, baked=False),),
         outputs=output_records(
             {
                 name: (1, task.channels, height, width) if task.dense else (1, task.channels)
@@ -381,9 +380,7 @@ def add_export(run: SyntheticRun, found: Verification) -> None:
             run.tasks,
             {},
         ),
-        training=Training(
-            tasks=bundle_tasks(run.tasks, run.recipe.tasks), preprocessing=Preprocessing(size=SIZE)
-        ),
+        training=Training(tasks=bundle_tasks(run.tasks, run.recipe.tasks), preprocessing=images),
         recipe_sha256="0" * 64,
         plan_sha256=hashlib.sha256(b"{}").hexdigest() if compacted else None,
         versions={},
