@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -143,13 +143,16 @@ def _images(args: argparse.Namespace, model: OnnxModel) -> Preprocessing | None:
         )
     height, width = shape[2:]
     assert height is not None and width is not None
-    mean, std = _channels("--mean", args.mean, shape[1]), _channels("--std", args.std, shape[1])
+    mean, std = _channels("mean", args.mean, shape[1]), _channels("std", args.std, shape[1])
     return Preprocessing(size=(height, width), mean=mean, std=std)
 
 
-def _channels(option: str, text: str, count: int | None) -> tuple[float, ...]:
+def _channels(key: Literal["mean", "std"], text: str, count: int | None) -> tuple[float, ...]:
     """A number for each channel of the file's pictures."""
+    from compactmtl.data.base import channel_fault
     from compactmtl.errors import ConfigError
+
+    option = f"--{key}"
 
     try:
         values = tuple(float(one) for one in text.split(","))
@@ -159,6 +162,8 @@ def _channels(option: str, text: str, count: int | None) -> tuple[float, ...]:
         raise ConfigError(
             f"{option} {text}: {len(values)} numbers for {count} channels", "give one a channel"
         )
+    if fault := channel_fault(key, values):
+        raise ConfigError(f"--{fault}", "write 0.229,0.224,0.225")
     return values
 
 

@@ -135,7 +135,12 @@ def preprocessing_of(
             )
         values: dict[str, Any] = {"size": size}
         values |= {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()}
-        given = Preprocessing(**values)
+        try:
+            given = Preprocessing(**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"images=: {error}", "give mean and std of values of 0 to 1, one number a channel"
+            ) from error
     for key, numbers in (("mean", given.mean), ("std", given.std)):
         if len(numbers) != channels:
             raise ConfigError(

@@ -10,6 +10,7 @@ import pytest
 from compactmtl.cli.main import main
 from compactmtl.errors import GATE, OK, USAGE
 from compactmtl.export import Bundle
+from tests.support.conv_onnx import write_conv
 from tests.support.onnx_files import TwoHeads, write_onnx
 
 TARGET = """\
@@ -83,6 +84,24 @@ def test_what_does_not_fit_is_named(
     file: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(file), *words]) == USAGE
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--mean", "0,0,0", "--std", "0,0,0"], "--std 0, 0, 0: pictures are divided by it"),
+        (["--mean", "0,0,0", "--std=-1,1,1"], "--std -1, 1, 1: pictures are divided by it"),
+        (["--mean", "nan,0,0", "--std", "1,1,1"], "--mean nan, 0, 0: a value is not finite"),
+        (["--mean", "0,0", "--std", "1,1"], "--mean 0,0: 2 numbers for 3 channels"),
+        (["--mean", "", "--std", "1,1,1"], "--mean : expected numbers"),
+    ],
+)
+def test_a_normalization_that_nothing_can_do(
+    file: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conv = write_conv(Path("conv.onnx"))
+    assert main(["export", str(conv), "--target", "fp32.yaml", *words]) == USAGE
     assert says in capsys.readouterr().err
 
 
