@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -310,7 +311,7 @@ def _target(given: str | Path | Target, latency_ms: float | None) -> tuple[Targe
         target, name = load_target(given), Path(given).stem
     if latency_ms is None:
         return target, name
-    if not latency_ms > 0:
+    if not 0 < latency_ms < math.inf:
         raise ConfigError(f"latency_ms {latency_ms} is no latency", "give milliseconds above 0")
     bound = min(latency_ms, target.latency.max_ms or latency_ms)
     latency = target.latency.model_copy(update={"max_ms": bound})

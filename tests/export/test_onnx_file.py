@@ -113,6 +113,12 @@ def test_arrays_in_files(tmp_path: Path) -> None:
         list(batches_in(tmp_path, [info], None, 128))
 
 
+def test_an_array_of_no_sample_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((0, 6), np.float32))
+    with pytest.raises(DataError, match=r"a\.npz: x has the shape \(0, 6\) and no value"):
+        next(batches_in(tmp_path / "a.npz", [TensorInfo("x", (None, 6), "float32")], None, 128))
+
+
 def test_pictures_in_a_folder_are_spread_evenly_and_prepared(tmp_path: Path) -> None:
     from PIL import Image
 
