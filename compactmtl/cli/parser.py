@@ -15,7 +15,9 @@ _OVERRIDE = re.compile(r"[^=/\\]+=.*", re.DOTALL)  # a path with = in it has a s
 _NUMBER = re.compile(r"-\.?\d")
 
 
-_Group = tuple[argparse.Action | None, list[str]]  # an option as it is declared, and as it stands with its values
+_Group = tuple[
+    argparse.Action | None, list[str]
+]  # an option as it is declared, and as it stands with its values
 
 
 class _Several(argparse.Action):

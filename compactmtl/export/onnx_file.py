@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends import Runner, open_graph, reference_target
 from compactmtl.backends.base import TensorInfo
 from compactmtl.backends.batching import fixed_batch
@@ -21,7 +22,6 @@ from compactmtl.export.precision import PrecisionRecord, apply_precision
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.files import save
 from compactmtl.export.precision.ranges import Feed
-from compactmtl.export.writer import Progress
 
 QDQ_OPSET = 13  # the first in which a scale an output channel can be given
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +23,7 @@ from compactmtl.artifacts.layout import (
     SURGERY,
     VERIFICATION_FILE,
 )
+from compactmtl.artifacts.told import now
 from compactmtl.errors import ConfigError, DataError, command
 from compactmtl.export.bundle import read_info
 from compactmtl.export.describe import colors_of
@@ -108,7 +108,7 @@ def build_report(
         entries,
     )
     return Report(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         tasks=_task_views(ordered),
         baseline=names[0] if against is not None else None,
         delta_reference=reference.label if reference is not None else None,

@@ -137,7 +137,7 @@ def test_help_exits_with_zero(train: Parser, capsys: pytest.CaptureFixture[str])
 
 def test_it_is_known_what_the_command_line_has(train: Parser) -> None:
     assert train.parse_args(["demo", "a=1"]).given == frozenset()
-    assert train.parse_args("demo --out runs --resume".split()).given == {"out", "resume"}
+    assert train.parse_args(["demo", "--out", "runs", "--resume"]).given == {"out", "resume"}
     assert train.parse_args(["--out=runs", "demo"]).given == {"out"}
 
 

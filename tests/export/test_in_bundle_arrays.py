@@ -33,14 +33,14 @@ def write_model(path: Path) -> Path:
         helper.make_node("Add", ["x", "y"], ["/head/sum"]),
         helper.make_node("Slice", ["x", "zero", "zero", "one"], ["none"]),
     ]
-    values = [
+    inputs, outputs = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in tensors.items()]
         for tensors in (INPUTS, OUTPUTS)
-    ]
+    )
     numbers = [
         onnx.numpy_helper.from_array(np.array([one]), name) for one, name in enumerate(("zero", "one"))
     ]
-    graph = helper.make_graph(nodes, "arrays", *values, numbers)
+    graph = helper.make_graph(nodes, "arrays", inputs, outputs, numbers)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     return path
 
@@ -131,8 +131,8 @@ def test_a_path_may_hold_an_equals_sign(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["ones.npy", "twos.npy"], "twos.npy gives an input without a name again"),
-        (["x=ones.npy", "y=ones.npy", "x=twos.npy"], "x=twos.npy gives x again"),
+        (["ones.npy", "twos.npy"], "an array without a name is given twice"),
+        (["x=ones.npy", "y=ones.npy", "x=twos.npy"], "x is given twice"),
         (["x=ones.npy", "twos.npy"], "the model takes y, and there is only x, an array without a name"),
         (["x=ones.npy", "z=ones.npy"], "z=ones.npy"),
         (["cut.npz"], "zip"),

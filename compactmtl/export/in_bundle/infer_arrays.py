@@ -37,14 +37,11 @@ def load(place, inputs):
 
 def read(places, inputs):
     """The inputs by name, from archives and single arrays; each of the type and shape that the model takes."""
-    arrays, names = {}, {"", *(one["name"] for one in inputs)}
-    for place in places:
-        found = {name: array for name, array in load(place, inputs).items() if name in names}
-        if twice := arrays.keys() & found.keys():
-            raise ValueError(
-                f"{place} gives {', '.join(filter(None, twice)) or 'an input without a name'} again"
-            )
-        arrays |= found
+    names = {"", *(one["name"] for one in inputs)}
+    found = [pair for place in places for pair in load(place, inputs).items() if pair[0] in names]
+    arrays, given = dict(found), [name for name, _ in found]
+    if twice := sorted({name or "an array without a name" for name in given if given.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} is given twice")
     if len(inputs) == 1 and set(arrays) == {""}:  # one input needs no name
         arrays = {inputs[0]["name"]: arrays[""]}
     for one in inputs:

@@ -50,6 +50,6 @@ def differs(name, x, there, tolerance):
     return not share <= tolerance
 
 
-def file_name(name):
+def file_name(name: str) -> str:
     """An output's name as part of a file's: ONNX allows in it what a file system does not, such as /."""
     return "".join(one if one.isalnum() or one in "._-" else "_" for one in name)
