@@ -163,7 +163,7 @@ class ExportedModule(Exported):
         progress: Progress,
     ) -> None:
         if isinstance(model, OnnxModel):
-            target = model.fitted(target)
+            target = model.fitted(target, progress)
         self.model, self.target, self.target_name = model, target, target_name
         self.name = name or (model.path.stem if isinstance(model, OnnxModel) else type(model).__name__)
         self.compact = plan is not None
