@@ -11,7 +11,8 @@ from compactmtl.cli.main import main
 from compactmtl.errors import USAGE
 from compactmtl.report import write
 from compactmtl.train import Run
-from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe, scaled, write_run
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe, write_run
+from tests.support.synthetic_verification import scaled
 from tests.support.tiny_val import TinySplits
 
 

@@ -15,7 +15,7 @@ from compactmtl.report import figures
 from compactmtl.report.charts import Axis, axis, log_axis, number, staircase
 from compactmtl.report.model import MetricView, TaskView
 from compactmtl.report.read import Competition, Epoch, Sparsity, TrainLosses
-from tests.support.synthetic_runs import verification
+from tests.support.synthetic_verification import verification
 
 TASK = TaskView(
     name="depth",
