@@ -7,9 +7,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from compactmtl.cli.parser import OVERRIDES, refuse
-
 from compactmtl.artifacts.told import tell
+from compactmtl.cli.parser import OVERRIDES, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
