@@ -234,7 +234,7 @@ def test_groups_hold_no_second_copy_of_the_weights() -> None:
     model = of(conv(3, 64), nn.ReLU(), conv(64, 8))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     # What other tests left is not of these groups.
-    before = {id(value) for value in gc.get_objects() if type(value) in (Tensor, nn.Parameter)}
+    others = [value for value in gc.get_objects() if type(value) in (Tensor, nn.Parameter)]
     groups = channel_groups(model, IMAGE)
     gc.collect()
     shapes = {tuple(parameter.shape) for parameter in model.parameters() if parameter.dim() > 1}
@@ -242,7 +242,7 @@ def test_groups_hold_no_second_copy_of_the_weights() -> None:
         value
         for value in gc.get_objects()
         if type(value) in (Tensor, nn.Parameter)
-        and id(value) not in before
+        and not any(value is other for other in others)
         and tuple(value.shape) in shapes
         and value.device.type == "cpu"
         and not isinstance(value, torch._subclasses.FakeTensor)
