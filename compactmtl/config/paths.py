@@ -7,6 +7,7 @@ a recipe that comes with the package, at the working folder. What is resolved ha
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _RECIPE = (
 )
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")
+_ROOT_OF_SOURCE = re.compile(r"data\.sources\.[^.=]+\.root")  # and where one of several data sets lies
 _NAMES = {
     "distillation.teacher": "self",
     "distillation.features.teacher": "self",
@@ -44,6 +46,9 @@ def anchor(kind: Kind, node: Node) -> Node:
     if kind == "recipe":
         for key in _RECIPE:
             node = _at(node, key.split("."), _path(key))
+        node = _at(
+            node, ["data", "sources"], _each(lambda one: _at(one, ["root"], _path("data.sources.*.root")))
+        )
         for section in _REDUCTIONS:
             node = _at(node, ["sparsity", section, "latency", "target"], _file("latency.target"))
         return _at(node, ["targets"], _each(_file("targets")))
@@ -64,7 +69,7 @@ def check_here(run: Path, overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"{word} is neither a run nor key=value", "name one run, and values such as data.root=/data"
             )
-        if key.strip() not in HERE:
+        if key.strip() not in HERE and not _ROOT_OF_SOURCE.fullmatch(key.strip()):
             raise ConfigError(
                 f"override `{word}`: {run} is trained, and this key cannot change afterwards",
                 f"only {', '.join(HERE)} can be given for a run; to change anything else, train another run",

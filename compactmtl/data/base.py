@@ -37,6 +37,7 @@ class Batch(TypedDict):
     image: Tensor
     targets: dict[str, Tensor]
     references: NotRequired[dict[str, list[InstanceReference]]]  # by target, one an image; evaluation only
+    sources: NotRequired[list[str]]  # the data set of each image, where there are several
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.external import external, is_external
 from compactmtl.data.part import Part
 from compactmtl.data.registry import DATASETS
+from compactmtl.data.sources import load_sources
 from compactmtl.errors import ConfigError, DataError
 
 
@@ -60,6 +61,13 @@ def dataset_module(name: str) -> DatasetModule:
     return cast(DatasetModule, importlib.import_module(f"compactmtl.data.{name}"))
 
 
+def splits_of(config: DataConfig) -> tuple[Split, ...]:
+    """The splits of a data section's data set; of several those that all of them have."""
+    names = [source.name for source in config.sources] or [config.name]
+    offered = [dataset_module(name).SPLITS for name in names]
+    return tuple(split for split in offered[0] if all(split in others for others in offered))
+
+
 def load_dataset(
     config: DataConfig | str, split: Split, *, trust: bool = False, **fields: Any
 ) -> VisionDataset:
@@ -88,6 +96,12 @@ def _load(config: DataConfig | str, split: Split, fields: Mapping[str, Any]) -> 
         config = validate_options(DataConfig, plain, "data")
     elif fields:
         raise TypeError("keywords go with a data set's name; change a DataConfig with model_copy(update=...)")
+    if config.sources:
+        return load_sources(config, split, _load_one)
+    return _load_one(config, split)
+
+
+def _load_one(config: DataConfig, split: Split) -> VisionDataset:
     module = dataset_module(config.name)
     if split not in (*module.SPLITS, "holdout"):
         raise DataError(f"{config.name} has no split {split!r}", f"its splits are {', '.join(module.SPLITS)}")
