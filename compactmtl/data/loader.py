@@ -114,6 +114,7 @@ class Loader(DataLoader[Any]):
     """A torch DataLoader of `Batch`; its `sampler` takes set_epoch and set_start before a pass."""
 
     sampler: EpochSampler
+    labeled_apart: frozenset[str] = frozenset()  # targets that several data sets have, measured on each
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator class
         """One pass; raises DataError for a sample that cannot be read."""
@@ -139,7 +140,7 @@ def build_loader(
         _check_can_move(view, config)
     own = torch.Generator()  # so that a pass leaves torch's global random state alone
     own.manual_seed(seed)
-    return Loader(
+    loader = Loader(
         view,
         batch_size=None,  # the view makes batches itself
         sampler=sampler,
@@ -149,6 +150,10 @@ def build_loader(
         pin_memory=pin,
         generator=own,
     )
+    if isinstance(dataset, SourcesDataset):
+        owned = [target for part in dataset.parts for target in part.own_targets]
+        loader.labeled_apart = frozenset(target for target in owned if owned.count(target) > 1)
+    return loader
 
 
 def _view(

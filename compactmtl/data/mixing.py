@@ -57,7 +57,7 @@ class MixedSampler(EpochSampler):
         self, mixing: MixingConfig, names: Sequence[str], counts: Sequence[int], batch_size: int, seed: int
     ) -> None:
         super().__init__(sum(counts), batch_size, shuffle=True, seed=seed)
-        self._counts = counts
+        self.names, self.counts, self.batches = tuple(names), tuple(counts), mixing.batches
         self.shares = shares(mixing, names, counts, batch_size)
         drawn = _alternating if mixing.batches == "alternating" else _joined
         self._drawn = drawn(self.shares, steps(mixing, names, counts, batch_size), batch_size)
@@ -90,7 +90,7 @@ class MixedSampler(EpochSampler):
 
     def _stream(self, number: int, epoch: int, skipped: int) -> Iterator[int]:
         """A source's samples in an epoch, after those that were `skipped`."""
-        count, first = self._counts[number], sum(self._counts[:number])
+        count, first = self.counts[number], sum(self.counts[:number])
         begin = (epoch - 1) * int(self._drawn[:, number].sum())  # epochs go on where the one before ended
         position = begin + skipped
         while True:
@@ -100,6 +100,19 @@ class MixedSampler(EpochSampler):
             for sample in order[place:].tolist():
                 yield first + sample + again
                 position += 1
+
+
+def mixing_notes(sampler: EpochSampler) -> tuple[str, ...]:
+    """What training says of how it draws from several data sets; nothing of one alone."""
+    if not isinstance(sampler, MixedSampler):
+        return ()
+    parts = [
+        f"{name} {some:,} ({share:.1%}, each image {some / count:.2g} times)"
+        for name, some, share, count in zip(
+            sampler.names, sampler.images, sampler.shares, sampler.counts, strict=True
+        )
+    ]
+    return (f"images of an epoch of {len(sampler)} {sampler.batches} batches: {', '.join(parts)}",)
 
 
 class PartSampler(EpochSampler):

@@ -168,7 +168,7 @@ class ExportedRun(Exported):
         self.subject = COMPACT if run.has_compact else "model"
         self.model = run.load_compact() if run.has_compact else run.load_plain()
         self.models: Mapping[str, MultiTaskModel | None] = {DENSE: dense, self.subject: self.model}
-        self.metrics = run.tasks
+        self.metrics = run.measured
         self.provenance = provenance(run)
         self.data = Validation.load(run, target)
         self.writer = ArtifactWriter(run, target, self.data.images[: target.latency.batch])
@@ -186,7 +186,7 @@ class ExportedRun(Exported):
         def failed(path: Path) -> tuple[GateResult, ...]:
             with opened(path, self.target) as runner:
                 accuracy = self._artifact(runner)
-            drops = export_drops(self.target, self.run.tasks, accuracy)
+            drops = export_drops(self.target, self.run.measured, accuracy)
             return tuple(gate for gate in drops if not gate.passed)
 
         return failed

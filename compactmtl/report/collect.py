@@ -337,12 +337,12 @@ def _with_delta(view: RunView, run: Run, reference: Reference, notes: list[str])
     if metrics is None:
         notes.append(f"{view.name}: no Δm, {reference.label} has no finished run of seed {run.recipe.seed}")
         return view
-    ours = {task: metrics[task] for task in run.tasks if task in metrics}
+    ours = {task: metrics[task] for task in run.measured if task in metrics}
     stages = []
     for stage in view.stages:
         if stage.metrics is not None:
             try:
-                gain = delta_m(stage.metrics, ours, run.tasks)
+                gain = delta_m(stage.metrics, ours, run.measured)
             except ConfigError as error:
                 notes.append(f"{view.name}: no Δm, {error.message}")
             else:
@@ -357,7 +357,7 @@ def _with_delta(view: RunView, run: Run, reference: Reference, notes: list[str])
 def _task_views(runs: Sequence[Run]) -> tuple[TaskView, ...]:
     tasks: dict[str, TaskView] = {}
     for run in runs:
-        for name, task in run.tasks.items():
+        for name, task in run.measured.items():
             metrics = {
                 metric: MetricView(
                     higher_is_better=info.higher_is_better, unit=info.unit, share=info.share, gain=info.gain

@@ -87,7 +87,7 @@ def train(
                 teachers = dump_teachers(teacher_costs(recipe))
                 meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
-            tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
+            tracker = Tracker(path, session.measured, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
                 Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
     return Run.open(path)
@@ -241,8 +241,8 @@ class Loop:
         """Score, checkpoint and log; then the next epoch is in progress."""
         session, progress, position = self.session, self.progress, self.session.position
         single = session.recipe.single_task
-        gain = delta_m(metrics, single, session.tasks) if single else None
-        score = mean_score(metrics, session.tasks) if gain is None else gain
+        gain = delta_m(metrics, single, session.measured) if single else None
+        score = mean_score(metrics, session.measured) if gain is None else gain
         # before a sparse run has reached its target the best model would be the dense one
         eligible = session.eligible
         best = eligible and score > progress.best_score

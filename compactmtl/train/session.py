@@ -27,6 +27,7 @@ from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, delta_m
+from compactmtl.tasks.by_source import measured, names_by_source
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.average import WeightAverage
 from compactmtl.train.balance import Balancing
@@ -90,6 +91,11 @@ class Session:
     @property
     def diagonals(self) -> DiagonalPass | None:
         return self.part(DiagonalPass)
+
+    @property
+    def measured(self) -> dict[str, Task]:
+        """The tasks as they are measured: one that several data sets label, on each of them."""
+        return measured(self.tasks, names_by_source(self.recipe.data.labels_apart))
 
     @property
     def eligible(self) -> bool:
@@ -307,8 +313,9 @@ def build_session(
     device = find_device(recipe.train.device)
     data, tasks = load_data(recipe, specs)
     if recipe.single_task:
+        by_source = measured(tasks, names_by_source(recipe.data.labels_apart))
         delta_m(
-            recipe.single_task, recipe.single_task, tasks
+            recipe.single_task, recipe.single_task, by_source
         )  # raises now what it would raise after an epoch
     seed_everything(recipe.seed)
     model = fresh_model(recipe, tasks).to(device)

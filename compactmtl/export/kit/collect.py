@@ -113,7 +113,7 @@ def collect_results(
         types,
         *check_gates(
             target,
-            run.tasks,
+            run.measured,
             parity=parity,
             accuracy=accuracy,
             latency=latency,
