@@ -87,6 +87,11 @@ class SourceConfig(Frozen):
         """What the data set calls a task's target."""
         return self.targets.get(task, task)
 
+    @property
+    def normalized_apart(self) -> bool:
+        """Whether its images are normalized by numbers of their own."""
+        return self.mean is not None or self.std is not None
+
 
 class MixingConfig(Frozen):
     """How training batches are drawn from several data sets."""
@@ -214,6 +219,12 @@ def check_tasks(recipe: Recipe) -> None:
                 f"tasks.{task}.target: with data.sources each source says what it calls the target; leave it out and write "
                 f"`targets: {{{task}: {config.target}}}` in the source"
             )
+    apart = [source.called for source in sources if source.normalized_apart]
+    if apart and recipe.distillation is not None:
+        raise ValueError(
+            f"distillation: a teacher takes images of one normalization, and {', '.join(apart)} has its own; remove "
+            "the source's mean and std, or distillation"
+        )
     for source in sources:
         if unknown := [task for task in source.tasks if task not in recipe.tasks]:
             raise ValueError(

@@ -33,7 +33,17 @@ INPUT = "image"
 
 
 def interface_of(run: Run, target: Target) -> Interface:
-    """What the model file of the run takes and gives on the target."""
+    """What the model file of the run takes and gives on the target.
+
+    Raises ConfigError where the file would normalize, and data sets of the run have a normalization of their own.
+    """
+    apart = [source.called for source in run.recipe.data.sources if source.normalized_apart]
+    if apart and target.onnx.preprocess:
+        raise ConfigError(
+            f"onnx.preprocess: the file would normalize all images alike, and those of {', '.join(apart)} have a mean and "
+            "std of their own",
+            "set onnx.preprocess: false, or train with one normalization for all data.sources",
+        )
     return Interface.of(target.onnx, run.tasks, preprocessing(run.recipe.data))
 
 

@@ -12,10 +12,18 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from compactmtl.backends import load_target
+from compactmtl.cli.export import summary
 from compactmtl.config import Resolved, resolve_recipe
+from compactmtl.config.sources import as_deployed
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.fingerprint import differences
+from compactmtl.data.sources import choose
 from compactmtl.errors import ConfigError
+from compactmtl.export.artifact import calibration_feeds, interface_of
+from compactmtl.export.run import check_baseline, export_run
+from compactmtl.report.collect import build_report
+from compactmtl.report.samples import ValSplits, predict_samples
 from compactmtl.runs.checkpoint import load_summary
 from compactmtl.runs.subset import subset_run
 from compactmtl.tasks.gain import mean_score
@@ -196,3 +204,76 @@ def test_other_data_is_noticed_when_a_run_goes_on(root: Path, tmp_path: Path) ->
     after = fingerprints(build_session(resolved.recipe))
     (line,) = differences(before["train"], after["train"])
     assert line == f"1 changed (other/train/{path.stem})"
+
+
+@pytest.mark.slow
+def test_a_bundle_and_a_report_tell_each_source(root: Path, tmp_path: Path) -> None:
+    run = train(recipe(root, "train.epochs=2", rooms=True), tmp_path / "run", console=quiet())
+    target = load_target("onnxruntime-cpu")
+    few = target.model_copy(
+        update={
+            "accuracy": target.accuracy.model_copy(update={"samples": 4}),
+            "latency": target.latency.model_copy(update={"repeats": 5}),
+        }
+    )
+    verification = export_run(run, "onnxruntime-cpu", few)
+    accuracy = verification.accuracy
+    assert accuracy.samples == 4  # two of each
+    names = {"segmentation", "segmentation@one", "segmentation@other", "weather"}
+    assert set(accuracy.torch) == set(accuracy.artifact) == names
+    judged = {gate.subject for gate in verification.gates if gate.gate == "accuracy"}
+    assert {"segmentation@one.miou", "segmentation@other.miou", "weather.accuracy"} <= judged
+    assert not any(subject.startswith("segmentation.") for subject in judged)
+    lines = "\n".join(summary(verification, run.tasks))
+    assert "segmentation@other  miou" in lines
+    report = build_report([run], None, ValSplits())
+    assert [task.name for task in report.tasks] == ["segmentation@one", "segmentation@other", "weather"]
+    assert set(report.runs[0].trained.metrics or {}) == names
+    samples = predict_samples([("run", run.load_plain(), run)], ValSplits(), 4)
+    assert sorted(sample.identifier.partition("/")[2] for sample in samples) == [
+        "val/001.jpg",
+        "val/001.jpg",
+        "val/005.jpg",
+        "val/005.jpg",
+    ]
+
+
+def test_a_file_that_normalizes_cannot_serve_two_normalizations(root: Path, tmp_path: Path) -> None:
+    console = quiet()
+    resolved = recipe(root, "data.sources.ccp.mean=[0.5,0.5,0.5]", "train.epochs=1")
+    run = train(resolved, tmp_path / "run", console=console)
+    assert "images of ccp are normalized by a mean and std of their own" in said(console)
+    target = load_target("onnxruntime-cpu")
+    baked = target.model_copy(update={"onnx": target.onnx.model_copy(update={"preprocess": True})})
+    with pytest.raises(ConfigError, match="those of ccp have a mean and std of their own"):
+        export_run(run, "onnxruntime-cpu", baked)
+    with pytest.raises(ConfigError, match="distillation: a teacher takes images of one normalization"):
+        recipe(root, "data.sources.ccp.mean=[0.5,0.5,0.5]", "distillation.teacher=self")
+
+
+def test_calibration_has_images_of_every_source(root: Path, tmp_path: Path) -> None:
+    mixing = "{batches: alternating, by: shares, shares: {utkface: 0.5, ccp: 0.5}, epoch: 2}"
+    run = train(
+        recipe(root, "train.epochs=1", mixing=mixing, size="[16, 24]"), tmp_path / "run", console=quiet()
+    )
+    target = load_target("onnxruntime-cpu-int8")
+    few = target.model_copy(update={"int8": target.int8.model_copy(update={"samples": 6})})
+    feeds = calibration_feeds(run, few, interface_of(run, few), 2)
+    images = torch.cat([torch.from_numpy(feed["image"]) for feed in feeds])
+    assert images.shape == (6, 3, 32, 48)  # as deployed, whatever size a source trains at
+    data = as_deployed(run.recipe.data)
+    dataset = load_dataset(data, "train")
+    (expected,) = list(build_loader(choose(dataset, [0, 2, 4, 6]), data, train=False, seed=0))
+    assert torch.equal(images[:4], expected["image"])
+    assert expected["sources"] == ["utkface"] * 4
+
+
+def test_a_baseline_is_of_the_same_data_sets(root: Path, tmp_path: Path) -> None:
+    run = train(recipe(root, "train.epochs=1"), tmp_path / "run", console=quiet())
+    other = train(
+        recipe(root, "train.epochs=1", "data.sources.ccp.targets={segmentation: segmentation}"),
+        tmp_path / "other",
+        console=quiet(),
+    )
+    with pytest.raises(ConfigError, match=r"has data\.sources"):
+        check_baseline(run, other)
