@@ -25,7 +25,7 @@ from compactmtl.data.formats import mask_at, metres, read_depth_units, read_mask
 from compactmtl.data.images import read_image
 from compactmtl.data.maps import check_npy, check_png, relabel
 from compactmtl.data.normals import Intrinsics, normals_from_depth
-from compactmtl.data.npy import npy_image, npy_mask, npy_normals, npy_positive, numbered
+from compactmtl.data.npy import npy_image, npy_mask, npy_normals, npy_positive, npy_size, numbered
 from compactmtl.data.nyuv2_labels import CLASSES_13, CLASSES_40, IGNORE, class_table, label_table
 from compactmtl.data.nyuv2_mat import MAT, MatFile
 from compactmtl.data.pixels import read_picture_size
@@ -37,6 +37,7 @@ CAMERA = Intrinsics((480, 640), (518.857901, 519.469611), (325.582449, 253.73616
 DEPTH_UNITS = 5000.0  # to the metre, in the PNG files
 SCENES = "scenes.json"
 PARTS = ("image", "label", "depth", "normal")
+TARGETS = {"label": "segmentation", "depth": "depth", "normal": "normals"}
 
 DepthKind = Literal["filled", "raw"]
 
@@ -70,6 +71,9 @@ class Layout(Protocol):
 
     def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
         """As stored, float (3, H, W); 0 where unknown."""
+
+    def size(self, frame: Frame) -> Size:
+        """Of the image itself."""
 
     def faults(self, frame: Frame) -> list[str]:
         """What is wrong with a frame's files, by a look at each that is quick."""
@@ -129,6 +133,9 @@ class MatLayout:
     def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
         raise DataError(f"{frame.image}: has no normals", "derive them from depth")
 
+    def size(self, frame: Frame) -> Size:
+        return CAMERA.size
+
     def faults(self, frame: Frame) -> list[str]:
         return []  # a look inside is a whole read; the file's length was checked when it was opened
 
@@ -150,7 +157,19 @@ class _Tree:
                 f"{self.folder / split / 'image'}: no {self.suffix} files",
                 "train/ and val/ are both needed; see tools/prepare_nyuv2.py",
             )
-        return [Frame(f.stem, f, tuple(self._beside(f, part) for part in self._parts())) for f in images]
+        frames = [self._frame(image) for image in images]
+        labeled = [frame for frame in frames if len(frame.unknown) < len(self._parts())]
+        if not labeled:
+            raise DataError(
+                f"{self.folder / split}: no image has a file of the same name in {', '.join(self._parts())}",
+                "see tools/prepare_nyuv2.py",
+            )
+        return labeled
+
+    def _frame(self, image: Path) -> Frame:
+        files = {part: self._beside(image, part) for part in self._parts()}
+        unknown = tuple(TARGETS[part] for part, path in files.items() if not path.is_file())
+        return Frame(image.stem, image, tuple(files.values()), unknown=unknown)
 
     def scenes(self, frames: Sequence[Frame]) -> list[str]:
         path = self.folder / SCENES
@@ -195,8 +214,11 @@ class PngTree(_Tree):
     def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
         return read_normals(frame.files[2], size, read_picture_size(frame.image))
 
+    def size(self, frame: Frame) -> Size:
+        return read_picture_size(frame.image).size
+
     def faults(self, frame: Frame) -> list[str]:
-        return [fault for path in (frame.image, *frame.files) if (fault := check_png(path))]
+        return [fault for path in there(frame) if (fault := check_png(path))]
 
 
 class NpyTree(_Tree):
@@ -219,8 +241,16 @@ class NpyTree(_Tree):
     def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
         return npy_normals(frame.files[2], size)
 
+    def size(self, frame: Frame) -> Size:
+        return npy_size(frame.image)
+
     def faults(self, frame: Frame) -> list[str]:
-        return [fault for path in (frame.image, *frame.files) if (fault := check_npy(path))]
+        return [fault for path in there(frame) if (fault := check_npy(path))]
+
+
+def there(frame: Frame) -> list[Path]:
+    """The files of a frame; a label that is not there is unknown."""
+    return [frame.image, *(path for path in frame.files if path.is_file())]
 
 
 def derived_normals(depth: NDArray[np.float32], size: Size | Fit) -> NDArray[np.float32]:
