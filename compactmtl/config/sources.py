@@ -114,6 +114,11 @@ class MixingConfig(Frozen):
         description="What an epoch is: steps, or the source whose images each come once. null: as many images as all "
         "sources have.",
     )
+    batch_norm: Literal["shared", "per_source"] = Field(
+        "shared",
+        description="Statistics of batch norm: `shared`, or of each source while training (γ and β are shared), folded for "
+        "validation and deployment into those of a draw from all sources in their shares.",
+    )
 
 
 class Sourced(Frozen):
@@ -225,11 +230,28 @@ def check_tasks(recipe: Recipe) -> None:
             f"distillation: a teacher takes images of one normalization, and {', '.join(apart)} has its own; remove "
             "the source's mean and std, or distillation"
         )
+    if recipe.data.mixing.batch_norm == "per_source":
+        _check_norms(recipe)
     for source in sources:
         if unknown := [task for task in source.tasks if task not in recipe.tasks]:
             raise ValueError(
                 f"data.sources: {source.called} names {', '.join(unknown)}, which is no task of the recipe; its tasks are "
                 f"{', '.join(recipe.tasks)}"
+            )
+
+
+def _check_norms(recipe: Recipe) -> None:
+    """What else replaces or averages the statistics of batch norm cannot know of those by source."""
+    sparsity, overparam = recipe.sparsity, recipe.overparam
+    for taken, key in (
+        (recipe.train.ema is not None, "train.ema"),
+        (sparsity is not None and sparsity.norm_batches is not None, "sparsity.norm_batches"),
+        (overparam is not None and overparam.kind == "repvgg", "overparam.kind: repvgg"),
+        (overparam is not None and overparam.per_task, "overparam.per_task"),
+    ):
+        if taken:
+            raise ValueError(
+                f"data.mixing.batch_norm: per_source does not go with {key}; remove one of the two"
             )
 
 

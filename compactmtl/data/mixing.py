@@ -102,6 +102,11 @@ class MixedSampler(EpochSampler):
                 position += 1
 
 
+def shares_of(sampler: EpochSampler) -> dict[str, float]:
+    """Each data set's share of the training images, by its name; none of one alone."""
+    return dict(zip(sampler.names, sampler.shares, strict=True)) if isinstance(sampler, MixedSampler) else {}
+
+
 def mixing_notes(sampler: EpochSampler) -> tuple[str, ...]:
     """What training says of how it draws from several data sets; nothing of one alone."""
     if not isinstance(sampler, MixedSampler):

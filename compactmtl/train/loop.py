@@ -40,6 +40,7 @@ from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
 from compactmtl.train.session import Session, build_session
+from compactmtl.train.source_norms import SourceNorms, folding_line
 from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner
@@ -218,8 +219,15 @@ class Loop:
             self.tracker.phase(self.session.position.epoch, "validation", next(numbers), len(loader))
             return run(image)
 
+        norms = self.session.part(SourceNorms)
         with run.held():
-            return evaluate(interruptible, loader, self.session.tasks)
+            metrics = evaluate(interruptible, loader, self.session.tasks)
+            if norms is not None:
+                norms.measure(interruptible, loader, self.session.tasks)
+                self.tracker.say(
+                    folding_line(metrics, norms.report()["own_statistics"], self.session.measured)
+                )
+            return metrics
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""

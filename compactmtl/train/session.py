@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from compactmtl.balancing import Balancer, balancer
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.data.loader import Loader
+from compactmtl.data.mixing import shares_of
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs.model import example_inputs, fresh_model
@@ -152,7 +154,9 @@ class Session:
         image = self.image(batch)
         for part in self.parts:
             image = part.before_forward(image)
-        with self.autocast():
+        with self.autocast(), ExitStack() as contexts:
+            for part in self.parts:
+                contexts.enter_context(part.forward_context(batch))
             # Views, none of which is computed from another: gradients by them add up to the encoder's.
             features, outputs = self.model.pass_through(image, lambda x: x.view_as(x))
         targets, losses = {}, {}
@@ -338,6 +342,7 @@ def build_session(
             inputs=(image.to(device),),
             steps_per_epoch=len(data.train),
             total_steps=steps,
+            shares=shares_of(data.train.sampler),
         )
     )
     groups = parameter_groups(
