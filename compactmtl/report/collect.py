@@ -31,6 +31,7 @@ from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
 from compactmtl.report.devices import device_views, held_back_notes
+from compactmtl.report.folding import folding_notes
 from compactmtl.report.interface import interface
 from compactmtl.report.model import (
     ExportView,
@@ -197,6 +198,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         budget=budget(run.recipe, surgery),
         teachers=teacher_views(run, name, meta, notes),
     )
+    notes.extend(folding_notes(name, view.epochs, view.best_epoch, run.measured))
     if view.current_exports and not any(one.holds for one in view.current_exports):
         notes.append(f"{name}: no export held all of its gates, so no target is the headline")
     return view

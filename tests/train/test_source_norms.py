@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from compactmtl.config import resolve_recipe
 from compactmtl.errors import ConfigError
+from compactmtl.report.collect import build_report
+from compactmtl.report.samples import ValSplits
 from compactmtl.train import Run, compact_run, train
 from compactmtl.train.source_norms import SourceNorms, build_source_norms
 from tests.support.interrupting import trained_in_two_parts
@@ -187,6 +189,10 @@ def test_what_folding_costs_is_logged_and_said(root: Path, tmp_path: Path) -> No
     assert isinstance(console.file, io.StringIO)
     said = f"age mae {own['age']['mae']:.4g} with each source's statistics, {event['val']['age']['mae']:.4g} folded"
     assert said in console.file.getvalue()
+    report = build_report([run], None, ValSplits())
+    (note,) = [note for note in report.notes if "batch norm of several data sets" in note]
+    best = next(e for e in run.log() if e["event"] == "epoch" and e["epoch"] == run.log()[-1]["best_epoch"])
+    assert f"age MAE {best['batch_norm']['own_statistics']['age']['mae']:.1f} years →" in note
 
 
 SHRINKING = """
