@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from compactmtl.cli.export_file import add_file_options
 from compactmtl.cli.kits import add_kit
-from compactmtl.cli.parser import add_device, add_tasks, add_trust, trusted
+from compactmtl.cli.parser import add_device, add_tasks, add_trust, of_tasks, trusted
 
 if TYPE_CHECKING:
     from compactmtl.config import Target
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if is_file(args):
         return export_file(args, _targets(args.target or [], f"{args.run} is a file, and no target is named"))
     device = find_device(args.device, "--device")
-    opened = of_tasks(Run.open(args.run, args.overrides), args)
+    opened = _chosen(Run.open(args.run, args.overrides), args)
     baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
     if baseline is not None:
         check_baseline(opened, baseline)
@@ -136,22 +136,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def of_tasks(run: Run, args: argparse.Namespace) -> Run:
+def _chosen(run: Run, args: argparse.Namespace) -> Run:
     """The run itself or, with --tasks, that of some of its tasks, compacted where the run is."""
-    from compactmtl.errors import ConfigError
-    from compactmtl.runs import compact_run, subset_run
+    from compactmtl.runs import compact_run
 
-    if not args.tasks:
-        if args.out:
-            raise ConfigError(
-                "--out is the folder of a subset of the tasks", "give --tasks with it, or leave it out"
-            )
-        return run
-    subset = subset_run(run, args.tasks, args.out, args.overrides)
-    if run.has_compact and not subset.has_compact:
-        print(f"compacting {subset.path}", file=sys.stderr)
-        compact_run(subset)
-    return subset
+    chosen = of_tasks(run, args)
+    if run.has_compact and not chosen.has_compact:
+        print(f"compacting {chosen.path}", file=sys.stderr)
+        compact_run(chosen)
+    return chosen
 
 
 def _uncompacted(run: Run) -> list[str]:

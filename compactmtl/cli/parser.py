@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from compactmtl.config.lookup import close_names
 from compactmtl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from compactmtl.runs import Run
 
 OVERRIDES = "overrides"  # the positional that takes key=value words, wherever they stand
 _OVERRIDE = re.compile(r"[^=/\\]+=.*", re.DOTALL)  # a path with = in it has a slash: ./lr=0.1
@@ -179,6 +182,19 @@ def add_tasks(parser: argparse.ArgumentParser, out: str = "") -> None:
     parser.add_argument(
         "--out", metavar="DIR", help=f"with --tasks: folder of that run (default: RUN-TASK-TASK…){out}"
     )
+
+
+def of_tasks(run: Run, args: argparse.Namespace) -> Run:
+    """The run itself or, with --tasks, the run of these alone. Raises ConfigError for --out without --tasks."""
+    from compactmtl.runs import subset_run
+
+    if args.tasks:
+        return subset_run(run, args.tasks, args.out, args.overrides)
+    if args.out:
+        raise ConfigError(
+            "--out is the folder of a subset of the tasks", "give --tasks with it, or leave it out"
+        )
+    return run
 
 
 def trusted(args: argparse.Namespace) -> tuple[str, ...]:

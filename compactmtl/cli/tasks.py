@@ -75,3 +75,5 @@ def lines(costs: TaskCosts, target: str) -> Iterator[str]:
         first, *others = row
         cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
         yield f"{first:<{widths[0]}}  {'  '.join(cells)}".rstrip()
+    if noisy := [one.task for one in costs.tasks if not one.certain]:
+        yield f"note: the time without {', '.join(noisy)} differs from the whole's by no more than the noise of the rounds"

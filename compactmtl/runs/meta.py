@@ -16,8 +16,6 @@ from compactmtl.tasks import TargetSpec
 
 VERSION = 1
 CHANNELS_LAST = "channels_last"  # key: whether the run trains in the NHWC layout
-SUBSET = "subset"  # key: the tasks that are in, where some of another run's were taken
-SUBSET_OF = "subset_of"  # key: that run's name, and the hash of the weights
 
 
 def new_meta(
