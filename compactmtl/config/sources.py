@@ -129,6 +129,8 @@ class Sourced(Frozen):
         description="Several data sets for one network, in place of `data.name`. Empty: the one data set that `data.name` "
         "says.",
     )
+    if TYPE_CHECKING:  # the section's own, declared after these
+        name: str
     mixing: MixingConfig = Field(
         MixingConfig(), description="How training batches are drawn from `data.sources`."
     )
@@ -151,6 +153,11 @@ class Sourced(Frozen):
             values.pop("sources", None)
             values.pop("mixing", None)
         return values
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The data sets."""
+        return frozenset(source.name for source in self.sources) or frozenset([self.name])
 
     @property
     def labels_apart(self) -> dict[str, tuple[str, ...]]:

@@ -67,8 +67,7 @@ def check_dataset(config: DataConfig) -> DataReport:
         ]
         if split == "train":
             # Of published data it is known which classes are rare.
-            names = [source.name for source in config.sources] or [config.name]
-            own = any(name == "folder" or is_external(name) for name in names)
+            own = any(name == "folder" or is_external(name) for name in config.names)
             targets, said = _distributions(dataset, own=own)
             notes += said
     del endings[""]  # of samples that are no files

@@ -63,8 +63,7 @@ def dataset_module(name: str) -> DatasetModule:
 
 def splits_of(config: DataConfig) -> tuple[Split, ...]:
     """The splits of a data section's data set; of several those that all of them have."""
-    names = [source.name for source in config.sources] or [config.name]
-    offered = [dataset_module(name).SPLITS for name in names]
+    offered = [dataset_module(name).SPLITS for name in sorted(config.names)]
     return tuple(split for split in offered[0] if all(split in others for others in offered))
 
 

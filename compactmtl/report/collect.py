@@ -48,6 +48,7 @@ from compactmtl.report.read import Epoch, Surgery
 from compactmtl.report.reference import (
     Reference,
     Single,
+    check_comparable,
     of_baseline,
     of_recipes,
     of_seeds,
@@ -79,7 +80,7 @@ def build_report(
     """
     subjects, singles, against = _roles(runs, baseline)
     ordered = [*([against] if against is not None else []), *subjects, *singles]
-    _check_comparable(ordered)
+    check_comparable(ordered)
     names = _unique_names(ordered)
     notes: list[str] = []
     views = [_view(run, name, splits, notes, against) for run, name in zip(ordered, names, strict=True)]
@@ -128,23 +129,6 @@ def _roles(runs: Sequence[Run], baseline: Run | Single | None) -> tuple[list[Run
     if not subjects:
         raise ConfigError("the baseline is the only run", "name at least one other run beside it")
     return subjects, [], baseline
-
-
-def _check_comparable(runs: Sequence[Run]) -> None:
-    first, seen = runs[0], set(runs[0].tasks)
-    for run in runs[1:]:
-        if run.recipe.data.name != first.recipe.data.name:
-            raise ConfigError(
-                f"{run.path} was trained on {run.recipe.data.name}, {first.path} on {first.recipe.data.name}",
-                "a report compares runs on one data set; make one report for each",
-            )
-        if not set(run.tasks) & seen:
-            raise ConfigError(
-                f"{run.path} and {first.path} have no task in common "
-                f"({', '.join(run.tasks)}; {', '.join(first.tasks)})",
-                "compare runs that share at least one task",
-            )
-        seen |= set(run.tasks)
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:

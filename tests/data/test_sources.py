@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,8 @@ def test_the_first_and_the_spread_samples_are_of_every_source(root: Path) -> Non
     assert first(dataset, 100) == list(range(9))
     assert spread(dataset, 3) == [0, 3, 6]
     assert spread(dataset, 18) == [n // 2 for n in range(18)]
+    for count in range(1, 12):  # a kit knows how many it packed, and nothing else
+        assert first(dataset, len(first(dataset, count))) == first(dataset, count)
     chosen = choose(dataset, first(dataset, 3))
     assert [chosen.identifier(n) for n in range(3)] == [dataset.identifier(n) for n in (0, 1, 6)]
     plain = load_dataset("utkface", "train", root=str(root), size=(32, 24))
@@ -291,3 +294,11 @@ def test_evaluation_has_batches_of_one_source(root: Path) -> None:
     given = config(root)
     batches = list(build_loader(load_dataset(given, "val"), given, train=False, seed=0))
     assert [batch["sources"] for batch in batches] == [["utkface"] * 4, ["utkface"] * 2, ["ccp"] * 3]
+
+
+def test_several_data_sets_can_be_handed_to_a_worker_that_is_started_anew(root: Path) -> None:
+    given = config(root, cache="none", augment={"flip": True, "shift": 2})
+    loader = build_loader(load_dataset(given, "train"), given, train=True, seed=0)
+    view = ForkingPickler.loads(ForkingPickler.dumps(loader.dataset))
+    for batch, keys in zip(loader, loader.sampler, strict=True):
+        assert torch.equal(view[keys]["image"], batch["image"])

@@ -277,3 +277,15 @@ def test_a_baseline_is_of_the_same_data_sets(root: Path, tmp_path: Path) -> None
     )
     with pytest.raises(ConfigError, match=r"has data\.sources"):
         check_baseline(run, other)
+
+
+def test_single_task_networks_of_a_recipe_are_its_baseline(root: Path, tmp_path: Path) -> None:
+    path = recipe(root).path
+    runs = [train(resolve_recipe(path, ["train.epochs=1"]), tmp_path / "both", console=quiet())]
+    for task in ("age", "segmentation"):
+        alone = resolve_recipe(path, ["train.epochs=1"], tasks=[task])
+        assert len(alone.recipe.data.sources) == 1
+        runs.append(train(alone, tmp_path / task, console=quiet()))
+    report = build_report(runs, "single", ValSplits())
+    assert report.delta_reference == "single-task networks"
+    assert report.single_task_runs == ("age", "segmentation")
