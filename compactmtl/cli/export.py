@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.export_file import add_file_options
 from compactmtl.cli.kits import add_kit
 from compactmtl.cli.parser import add_device, add_tasks, add_trust, of_tasks, trusted
@@ -96,13 +97,11 @@ def run(args: argparse.Namespace) -> int:
     for name, target in targets.items():
         print(f"{opened.name} for {name}", file=sys.stderr)
         try:
-            if (args.prepare or places) and (
-                missing := prepare_missing(opened, name, target, _progress, device)
-            ):
+            if (args.prepare or places) and (missing := prepare_missing(opened, name, target, tell, device)):
                 prepared[name] = missing
                 write_one(args, opened, name, baseline, places)
                 continue
-            verification = export_run(opened, name, target, baseline, progress=_progress, device=device)
+            verification = export_run(opened, name, target, baseline, progress=tell, device=device)
         except CompactError as error:
             if len(targets) == 1:
                 raise
@@ -235,10 +234,6 @@ def _combined(errors: Mapping[str, CompactError], failed: Sequence[str]) -> Comp
     return CompactError(
         f"{len(lines)} targets failed: " + "; ".join(lines), next(iter(errors.values())).hint, exit_code=code
     )
-
-
-def _progress(line: str) -> None:
-    print(f"  {line} …", file=sys.stderr, flush=True)
 
 
 def summary(verification: Verification, tasks: Mapping[str, Scored]) -> Iterator[str]:

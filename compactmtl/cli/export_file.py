@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.artifacts.told import tell
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -99,7 +101,7 @@ def export_file(args: argparse.Namespace, targets: Mapping[str, Target]) -> int:
             baseline=baseline,
             images=images,
             latency_ms=args.latency_ms,
-            progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+            progress=tell,
         )
         bundles.append(bundle)
         found = bundle.verification
@@ -177,10 +179,12 @@ def _shape(text: str, model: OnnxModel) -> tuple[str, tuple[int, ...]]:
 
 def _function(name: str) -> Any:
     """The user's evaluation, imported with the user's word."""
+    import inspect
+
     from compactmtl.config import trust
     from compactmtl.errors import ConfigError
 
-    found = trust.import_class(name, "--evaluate", callable, "callable")
+    found = trust.import_class(name, "--evaluate", trust.those(inspect.isfunction), "functions")
     if not callable(found):
         raise ConfigError(f"--evaluate {name} is no function", "name a function of one argument, predict")
     return found

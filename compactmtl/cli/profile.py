@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.layout import BUNDLE_FILE, MODEL_FILE, PROFILE
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
@@ -147,9 +148,7 @@ def run(args: argparse.Namespace) -> int:
             for name, path in zip(names, args.subjects, strict=True)
         }
         _check_used(args, list(subjects.values()))
-        result = profile(
-            subjects, options, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
-        )
+        result = profile(subjects, options, progress=tell)
         if args.explain:
             result = explained(result)
     print("\n".join((*summary(result), *explanations(result))))

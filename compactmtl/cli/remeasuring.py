@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from compactmtl.artifacts.layout import BUNDLE_FILE
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.parser import trusted
 
 
@@ -40,9 +41,7 @@ def update(args: argparse.Namespace) -> int:
     gates = []
     for name in names:
         print(f"{opened.name} for {name}", file=sys.stderr)
-        verification = remeasure_run(
-            opened, name, baseline, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
-        )
+        verification = remeasure_run(opened, name, baseline, progress=tell)
         print("\n".join(lines_of(verification, opened.tasks)))
         gates += list(verification.gates)
     against = ("--baseline", baseline.path) if baseline else ()

@@ -73,11 +73,11 @@ def _into_named(base: Node, over: Node) -> Node | None:
 
 
 def _name_of(item: Node) -> str | None:
-    """What a mapping in a list is called: its `alias`, else its `name`."""
+    """What a mapping in a list is called: its `alias`, else its `name`, of a class of the user's own the class's."""
     if not isinstance(item.value, dict):
         return None
     named = (item.value[key].value for key in ("alias", "name") if key in item.value)
-    return next((name for name in named if isinstance(name, str)), None)
+    return next((name.rpartition(":")[2] for name in named if isinstance(name, str)), None)
 
 
 def apply_overrides(node: Node, overrides: Sequence[str]) -> Node:

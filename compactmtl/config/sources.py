@@ -208,8 +208,10 @@ def check_sources(config: DataConfig) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"data.sources: two are called {name!r}; give one of them an `alias`")
-        if AT in name:
-            raise ValueError(f"data.sources: {name!r} has a {AT} in it; give the source an `alias` without")
+        if AT in name or "." in name:
+            raise ValueError(
+                f"data.sources: {name!r} has a {AT} or a dot in it; give the source an `alias` without"
+            )
     for source in config.sources:
         _check_source(config, source)
     _check_mixing(config, names)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from compactmtl.config import validate_options
 from compactmtl.config.lookup import name_hint
 from compactmtl.config.recipe import DataConfig
+from compactmtl.config.sources import of_source
 from compactmtl.config.trust import trusting
 from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.external import external, is_external
@@ -65,6 +66,14 @@ def splits_of(config: DataConfig) -> tuple[Split, ...]:
     """The splits of a data section's data set; of several those that all of them have."""
     offered = [dataset_module(name).SPLITS for name in sorted(config.names)]
     return tuple(split for split in offered[0] if all(split in others for others in offered))
+
+
+def check_root(config: DataConfig) -> None:
+    """Raise what loading a data set raises where data.root is no folder; one of the user's own may take any root."""
+    sections = [of_source(config, source, deployed=True) for source in config.sources] or [config]
+    for one in sections:
+        if one.root is not None and not is_external(one.name) and not Path(one.root).expanduser().is_dir():
+            load_dataset(one.model_copy(update={"cache": "none"}), "train")
 
 
 def load_dataset(

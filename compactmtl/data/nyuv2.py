@@ -168,20 +168,21 @@ def _read(
     stored: bool,  # whether normals are the layout's own
     frame: Frame,
 ) -> Arrays:
-    depth = None if "depth" in frame.unknown else layout.depth(frame, None)
-    size = layout.size(frame) if depth is None else (depth.shape[1], depth.shape[2])
-    arrays: Arrays = {"image": layout.image(frame, fit), **own_size(size)}
+    image, of = layout.image(frame, fit)  # whose header is read once, for all maps
+    depth = None if "depth" in frame.unknown else layout.depth(frame, None, of)
+    size = of.size if depth is None else (depth.shape[1], depth.shape[2])
+    arrays: Arrays = {"image": image, **own_size(size)}
     if "segmentation" in frame.unknown:
         arrays["segmentation"] = np.full(fit.size, IGNORE, np.uint8)
     else:
-        arrays["segmentation"] = layout.segmentation(frame, fit, options.classes)
+        arrays["segmentation"] = layout.segmentation(frame, fit, options.classes, of)
     arrays["depth"] = np.zeros((1, *fit.size), np.float32) if depth is None else fit.map(depth)
     if options.normals == "none":
         return arrays
     if "normals" in _unknown(frame, stored=stored):
         arrays["normals"] = np.zeros((3, *fit.size), np.float32)
     elif stored:
-        arrays["normals"] = turned(layout.normals(frame, fit), options.normal_axes)
+        arrays["normals"] = turned(layout.normals(frame, fit, of), options.normal_axes)
     else:
         assert depth is not None
         arrays["normals"] = derived_normals(depth, fit)
@@ -239,7 +240,7 @@ def _chosen(layout: Layout, config: DataConfig, split: Split) -> list[Frame]:
 def _depth_statistics(layout: Layout) -> tuple[float, float]:
     """Mean and standard deviation over some frames to train on, for a head that starts at the mean."""
     frames = [frame for frame in layout.frames("train") if "depth" not in frame.unknown]
-    known = [depth[depth > 0] for depth in (layout.depth(f, (48, 64)) for f in _some(frames))]
+    known = [depth[depth > 0] for depth in (layout.depth(f, (48, 64), layout.info(f)) for f in _some(frames))]
     values = np.concatenate([np.zeros(0, np.float32), *known])
     if not values.size:
         raise DataError(f"{layout.description}: depth is unknown everywhere", _MEND)
@@ -254,13 +255,13 @@ def _notes(layout: Layout, options: Options, frames: dict[Split, list[Frame]]) -
     notes = []
     size = (120, 160)
     with_normals = {s: [f for f in frames[s] if "normals" not in f.unknown] for s in SPLITS}
-    stored = {s: [layout.normals(f, size) for f in _some(with_normals[s])] for s in SPLITS}
+    stored = {s: [layout.normals(f, size, layout.info(f)) for f in _some(with_normals[s])] for s in SPLITS}
     notes += [
         f"the stored normals of {s} are all unknown" for s in SPLITS if not any(n.any() for n in stored[s])
     ]
     both = [f for f in with_normals["train"] if "depth" not in f.unknown]
-    stored["train"] = [layout.normals(f, size) for f in _some(both)]
-    derived = [derived_normals(layout.depth(f, None), size) for f in _some(both)]
+    stored["train"] = [layout.normals(f, size, layout.info(f)) for f in _some(both)]
+    derived = [derived_normals(layout.depth(f, None, layout.info(f)), size) for f in _some(both)]
     if not any(n.any() for n in stored["train"]) or not any(n.any() for n in derived):
         return notes
     now = _angle([turned(one, options.normal_axes) for one in stored["train"]], derived)

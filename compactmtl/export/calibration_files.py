@@ -15,6 +15,7 @@ from torch import Tensor
 from compactmtl.backends.base import TensorInfo
 from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import normalize_array, read_image
+from compactmtl.data.pixels import native
 from compactmtl.errors import DataError
 
 ARRAYS = (".npy", ".npz")
@@ -85,4 +86,4 @@ def _read(file: Path, inputs: Sequence[TensorInfo]) -> tuple[Tensor, ...]:
 def _batched(array: NDArray[Any], info: TensorInfo) -> NDArray[Any]:
     """An array of one sample gets a batch of one."""
     single = info.shape is not None and array.ndim == len(info.shape) - 1
-    return np.ascontiguousarray(array[None] if single else array)
+    return np.ascontiguousarray(native(array[None] if single else array))

@@ -39,7 +39,16 @@ from compactmtl.latency.measure import (
     network_facts,
     points_of,
 )
-from compactmtl.latency.observe import ROUNDS, SECONDS, WARMUP, Observed, attribute, noise_feeds, widths_of
+from compactmtl.latency.observe import (
+    ROUNDS,
+    SECONDS,
+    WARMUP,
+    Observed,
+    attribute,
+    input_names,
+    noise_feeds,
+    widths_of,
+)
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.verify.speed import variation
 
@@ -145,7 +154,7 @@ def write_table_kit(
     if not full:
         raise ConfigError("the network has no convolution or linear layer", "nothing can be timed by layer")
     check_place(path)
-    names = ["image"] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
+    names = input_names(inputs)
     cutter = Cutter(model, inputs, align)
     plans = cutter.plan(settings.cuts, settings.seed)
     with kit_folder(path) as folder:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.space import Flags
 from compactmtl.latency import PairedClock
@@ -124,6 +124,23 @@ class Steering:
         if held is not None:
             return [flags.cpu().numpy() for flags in held]
         return [~flags for flags in self.groups.alive()]
+
+    def check_zeros(self) -> None:
+        """Raise TrainingError where groups that are zero for good are not zero in the network as it is."""
+        for name, flags, alive in zip(self._names, self.dead(), self.groups.alive(), strict=True):
+            if back := int((flags & alive).sum()):
+                raise TrainingError(
+                    f"{back} of the {int(flags.sum())} channel groups of {name} that were zero are not any more",
+                    "weights of before were loaded: load those that were saved with this state",
+                )
+
+    def check_met(self) -> None:
+        """Raise TrainingError where the groups that are zero for good are too few for the target."""
+        target = self.control.target
+        if target is not None and (short := target.shortfall([~flags for flags in self.dead()])):
+            raise TrainingError(
+                f"the budget is missed: {short}", "take the network as it is: finish(early=True)"
+            )
 
     def rebind(self, model: nn.Module, kept: Kept) -> None:
         """Go on in a smaller network, of whose parameters the indices `kept` are left; the optimizer has them already."""

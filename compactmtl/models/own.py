@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from compactmtl.config.lookup import close_names
 from compactmtl.config.model import ModelConfig
 from compactmtl.errors import ConfigError
-from compactmtl.models.features import tensors_in
+from compactmtl.models.features import encoder_of, tensors_in
 from compactmtl.models.multitask import MultiTaskModel
 from compactmtl.models.user_code import construct
 
@@ -126,7 +126,7 @@ def build_own(config: ModelConfig, tasks: Sequence[str]) -> OwnModel:
 def _encoder_path(network: nn.Module, config: ModelConfig) -> str | None:
     path = config.encoder_path
     if path is None:
-        return "encoder" if isinstance(getattr(network, "encoder", None), nn.Module) else None
+        return None if encoder_of(network) is None else "encoder"
     _check_path(network, path, "model.encoder_path")
     return path
 

@@ -15,6 +15,7 @@ from compactmtl.balancing import Balancer
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.models import MultiTaskModel
+from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import Task
 
@@ -172,3 +173,4 @@ class Setup:
     steps_per_epoch: int
     total_steps: int
     shares: Mapping[str, float] = field(default_factory=dict)  # of several data sets, of the training images
+    table: LatencyTable | None = None  # that of a run that goes on; none: as the recipe says

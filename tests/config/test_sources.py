@@ -10,6 +10,7 @@ import pytest
 
 from compactmtl.config import dump_recipe, load_recipe
 from compactmtl.config.load import resolve_recipe
+from compactmtl.config.paths import here_words, is_here
 from compactmtl.config.recipe import DataConfig
 from compactmtl.config.smoke import resolve_smoke
 from compactmtl.config.sources import as_deployed, of_source
@@ -99,6 +100,8 @@ def test_paths_begin_at_the_recipes_folder_and_move_by_override(tmp_path: Path) 
     moved = load_recipe(path, ["data.sources.utkface.root=/elsewhere"])
     assert [source.root for source in moved.data.sources] == ["/elsewhere", None]
     assert recipe_hash(moved) == recipe_hash(recipe)
+    assert here_words(moved)[-1] == "data.sources.utkface.root=/elsewhere"
+    assert all(is_here(word) for word in here_words(moved))
 
 
 def test_with_some_tasks_alone_the_sources_of_others_go(tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     both = [one for (one,) in batches_in(tmp_path, [info], None, 128)]
     assert [tuple(one.shape) for one in both] == [(2, 6), (1, 6)]
     assert torch.equal(both[1][0], both[0][0])
+    np.save(tmp_path / "big.npy", array.astype(">f4"))  # of another machine
+    ((big,),) = batches_in(tmp_path / "big.npy", [info], None, 128)
+    assert torch.equal(big, both[0])
+    (tmp_path / "big.npy").unlink()
     with pytest.raises(DataError, match="holds x, label, and not y"):
         next(batches_in(tmp_path / "a.npz", [TensorInfo("y", (None, 6), "float32")], None, 128))
     (tmp_path / "c.npy").write_bytes(b"nothing")
