@@ -100,7 +100,7 @@ def test_paths_begin_at_the_recipes_folder_and_move_by_override(tmp_path: Path) 
     moved = load_recipe(path, ["data.sources.utkface.root=/elsewhere"])
     assert [source.root for source in moved.data.sources] == ["/elsewhere", None]
     assert recipe_hash(moved) == recipe_hash(recipe)
-    assert here_words(moved)[-1] == "data.sources.utkface.root=/elsewhere"
+    assert here_words(moved)[-1] == 'data.sources.utkface.root="/elsewhere"'
     assert all(is_here(word) for word in here_words(moved))
 
 
