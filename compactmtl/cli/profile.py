@@ -181,11 +181,14 @@ def shape_of(text: str) -> tuple[str, tuple[int, ...]]:
 
     name, _, sizes = text.rpartition("=")
     try:
-        return name, tuple(int(size) for size in sizes.split("x"))
-    except ValueError as error:
+        shape = tuple(int(size) for size in sizes.split("x"))
+    except ValueError:
+        shape = (0,)
+    if min(shape) < 1:
         raise ConfigError(
-            f"--shape {text}: expected NAME=1x3x224x224", "give integers separated by x"
-        ) from error
+            f"--shape {text}: expected NAME=1x3x224x224", "give integers of 1 or more, separated by x"
+        )
+    return name, shape
 
 
 def _check_used(args: argparse.Namespace, subjects: list[Subject]) -> None:

@@ -34,6 +34,8 @@ from compactmtl.tasks.placement import Resize
 
 _METHODS = ("__len__", "__getitem__", "identifier")
 _SHOWN = 10
+# Keys that decide when and where samples are made, and never what one holds.
+_PLACE = {"augment", "batch_size", "cache", "select_on", "share", "workers"}
 _LENGTH_TOLERANCE = 0.01  # of normals, whose coding in 8 bits costs half of that
 _MOST_INSTANCES = 2**15 - 1  # as they are stored
 
@@ -156,7 +158,8 @@ class _Wrapped(StoredDataset):
             raise DataError(f"{source.name}: split {split} holds no sample", "check data.root")
 
         def cached() -> Path:
-            key = content_key(_code(source.dataset), self._facts(), config.model_dump(mode="json"), split)
+            said = config.model_dump(mode="json", exclude=_PLACE)
+            key = content_key(_code(source.dataset), self._facts(), said, split)
             return user_cache() / "external" / key
 
         super().__init__(config, split, specs, len(self._numbers), cached)

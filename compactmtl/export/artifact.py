@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import PLAN
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.precision import Precision
 from compactmtl.config.sources import as_deployed
@@ -24,7 +25,7 @@ from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
 from compactmtl.export.processing import Interface
-from compactmtl.export.writer import Progress, write_module
+from compactmtl.export.writer import write_module
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
 from compactmtl.runs.identity import recipe_hash
@@ -45,15 +46,6 @@ def interface_of(run: Run, target: Target) -> Interface:
             "set onnx.preprocess: false, or train with one normalization for all data.sources",
         )
     return Interface.of(target.onnx, run.tasks, preprocessing(run.recipe.data))
-
-
-def check_names(run: Run, target: Target) -> None:
-    """Raise ConfigError where the target bounds a task that the run doesn't have: nothing would hold it."""
-    if unknown := sorted(set(target.parity.tasks) - set(run.tasks)):
-        raise ConfigError(
-            f"parity.tasks names {', '.join(unknown)}, which is no task; the tasks are {', '.join(run.tasks)}",
-            "name tasks of the recipe",
-        )
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,11 @@ def _read(file: Path, inputs: Sequence[TensorInfo]) -> tuple[Tensor, ...]:
             f"{file} holds {', '.join(held) or 'nothing'}, and not {', '.join(lacking)}",
             "numpy.savez(file, **{name: array, …}) with every input of the model by name, batch first",
         )
-    return tuple(torch.from_numpy(_batched(held[one.name], one)) for one in inputs)
+    arrays = [_batched(held[one.name], one) for one in inputs]
+    for one, array in zip(inputs, arrays, strict=True):
+        if 0 in array.shape:
+            raise DataError(f"{file}: {one.name} has the shape {array.shape} and no value", "give samples")
+    return tuple(torch.from_numpy(array) for array in arrays)
 
 
 def _batched(array: NDArray[Any], info: TensorInfo) -> NDArray[Any]:

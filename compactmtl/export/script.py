@@ -17,7 +17,7 @@ from compactmtl.export.record import BundleInfo
 MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more lies beside it.
 SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
 ARRAYS_SCRIPT = "infer_arrays.py"  # infer.py of a model that takes arrays
-SHOW, PICTURE, PANOPTIC, RUNTIME = "show", "picture", "panoptic", "runtime"
+SHARED, SHOW, PICTURE, PANOPTIC, RUNTIME = "shared", "show", "picture", "panoptic", "runtime"
 _OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
 _HOME = "compactmtl.export.in_bundle"
 
@@ -38,12 +38,12 @@ def scripts(info: BundleInfo) -> dict[str, str]:
         return {}
     operations = {one.decode.op for one in info.outputs if one.decode is not None}
     pictures = info.golden.picture is not None
-    text = _with_operations(source(INFER_SCRIPT if pictures else ARRAYS_SCRIPT), operations)
+    text = _beside(source(INFER_SCRIPT if pictures else ARRAYS_SCRIPT))
     text = text.replace('and the runtime")', f'{info.runtime.package}")')
-    for part_of in (PICTURE, SHOW):
-        text = text.replace(f"    from {_HOME}.{part_of} import", f"    from {part_of} import")
     text = text.replace("import numpy as np\n\n", "import numpy as np\n")
-    files = {f"{name}.py": source(f"{name}.py") for name in (PICTURE, SHOW)} if pictures else {}
+    files = {f"{SHARED}.py": _with_operations(source(f"{SHARED}.py"), operations)}
+    if pictures:
+        files |= {f"{name}.py": source(f"{name}.py") for name in (PICTURE, SHOW)}
     if PANOPTIC in operations:
         files[f"{PANOPTIC}.py"] = source(f"{PANOPTIC}.py")
     whole = _with_runtime(text, part)
@@ -58,12 +58,15 @@ def source(name: str) -> str:
     return (resources.files("compactmtl.export") / "in_bundle" / name).read_text(encoding="utf-8")
 
 
+def _beside(text: str) -> str:
+    """A program that imports the others of `in_bundle` from its own folder."""
+    return re.sub(rf"from {re.escape(_HOME)}\.(\w+) import", r"from \1 import", text)
+
+
 def _with_operations(text: str, operations: Set[str]) -> str:
-    """infer.py with those operations of `decode` alone that the bundle's outputs need."""
-    text = _OPERATION.sub(lambda match: match[0] if match[1] in operations else "", text)
-    line = f"    from {_HOME}.{PANOPTIC} import {PANOPTIC}\n"
-    text = text.replace(line, f"    from {PANOPTIC} import {PANOPTIC}\n" if PANOPTIC in operations else "")
-    return text
+    """The shared part with those operations of `decode` alone that the bundle's outputs need."""
+    text = _beside(_OPERATION.sub(lambda match: match[0] if match[1] in operations else "", text))
+    return text if PANOPTIC in operations else text.replace(f"from {PANOPTIC} import {PANOPTIC}\n\n", "")
 
 
 def _with_runtime(text: str, part: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends import get_backend, load_target
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
@@ -36,8 +37,6 @@ from compactmtl.verify.steps import layer_of
 
 BUSY = 0.5  # variation of a network's runs above which the machine is too busy to measure on
 BUSY_CUTS = 0.5  # share of the networks that may be so
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from compactmtl.backends import Align, get_backend, load_target
 from compactmtl.config.sparsity import SparsityConfig
-from compactmtl.errors import ArtifactError, CompactWarning, ConfigError, TrainingError
+from compactmtl.errors import ArtifactError, ConfigError, TrainingError
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import as_arguments
 from compactmtl.latency import check_target
@@ -32,7 +31,6 @@ from compactmtl.surgery.slice_plan import Kept
 
 Method = Literal["selective", "controller", "magnitude", "group_norm", "taylor"]
 VERSION = 1  # of the state
-SLACK = 5e-3  # of a share: the compact model is counted layer by layer, a choice by what each channel frees
 _STATE = ("network", "asked", "steps", "epochs", "restarted", "removed", "table", "control")
 
 
@@ -374,28 +372,11 @@ class Shrinking:
             align = 1 if self._auto and self.table is not None else self.align
             result = compact(chosen, self._inputs, align=align, gather=gather)
         if not early:
-            self._check_removed(result)
+            self._steering.warn_of(result.report)
         self._states.close()
         self._watch.close()
         self._finished = True
         return result
-
-    def _check_removed(self, result: CompactResult) -> None:
-        """Warn where surgery removed less than was asked for."""
-        target = self._steering.control.target
-        measure = None if target is None else target.config.measure
-        if target is None or measure == "latency":
-            return
-        report = result.report
-        left = report.parameters_after / report.parameters_before
-        found = report.mac_reduction if measure == "macs" else 1 - left
-        if found < target.config.amount - SLACK:
-            warnings.warn(
-                f"{target.config.key} is {target.config.amount:g}, and surgery could remove {found:.3f}: see what result.report"
-                " says of the rest",
-                CompactWarning,
-                stacklevel=3,
-            )
 
     def _check_alive(self, what: str) -> None:
         if self._finished:

@@ -49,9 +49,8 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     names = [
         task.name for task in report.tasks if task.name in (run.final.metrics or run.trained.metrics or {})
     ]
-    kind = _kind(run)
     outputs = f"{len(names)} output{'s' * (len(names) != 1)}"
-    yield f"One network with {outputs} ({', '.join(names)}) for {kind} images of {height}×{width}, trained on {run.data}."
+    yield f"One network with {outputs} ({', '.join(names)}) for {run.images} images of {height}×{width}, trained on {run.data}."
     if is_subject:
         yield ""
         yield "## Summary"
@@ -95,7 +94,7 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     yield ""
     yield "## Limits"
     yield ""
-    yield f"- Metrics are from the val split of {run.data} and one seed ({run.provenance.seed}). Other images give other results."
+    yield f"- Metrics are from the {run.split} and one seed ({run.provenance.seed}). Other images give other results."
     if not run.finished:
         yield "- Training was not finished."
     for export in run.exports:
@@ -123,14 +122,6 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
 
 
 _RESIZED = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}
-
-
-def _kind(run: RunView) -> str:
-    """What images the network takes: RGB, where no bundle says otherwise."""
-    export = run.shown_export or next(iter(run.exports), None)
-    if export is None or export.interface is None or export.interface.format is None:
-        return "RGB"
-    return export.interface.format.kind
 
 
 def _interface(run: RunView) -> Iterator[str]:
@@ -188,7 +179,7 @@ def _metrics(run: RunView, report: Report) -> Table:
         for metric, info in task.metrics.items()
         if any(task.name in (stage.metrics or {}) for stage in run.stages)
     ]
-    return Table(tuple(stage.label for stage in run.stages), tuple(rows), f"val split of {run.data}")
+    return Table(tuple(stage.label for stage in run.stages), tuple(rows), run.split)
 
 
 def _size(run: RunView) -> Iterator[str]:

@@ -112,6 +112,18 @@ def test_the_disk_cache_follows_code_and_files(place: Path, monkeypatch: pytest.
     assert torch.equal(load_dataset(config(place, cache="disk"), "val")[0]["image"], 255 - changed)
 
 
+def test_the_disk_cache_does_not_follow_the_machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "xdg"))
+    folder = place / "xdg/compactmtl/external"
+    load_dataset(config(place, cache="disk"), "train")
+    load_dataset(
+        config(place, cache="disk", workers=3, batch_size=5, share=0.5, augment={"flip": True}), "train"
+    )
+    assert len(list(folder.iterdir())) == 1
+    load_dataset(config(place, cache="disk", size=(4, 6)), "train")
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_a_class_may_declare_options_and_splits(place: Path) -> None:
     code = (
         (place / "mydata.py")

@@ -44,7 +44,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "utkface": write_utkface,
 }
 TALL = (64, 24)  # of another shape than any picture of the layouts
-FILL = Preprocessing(TALL).fit.fill
+FILL = Preprocessing(TALL, resize="letterbox").fit.fill
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -106,6 +106,19 @@ def test_every_cache_keeps_where_the_image_lies(
         assert sample["inside"].sum() == 24 * 32
     stretched = load_dataset("folder", "train", root=tmp_path / "data", size=(32, 32), cache=cache)[0]
     assert "own_size" not in stretched and stretched["targets"]["segmentation"].shape == (32, 32)
+
+
+@pytest.mark.parametrize(("how", "kept"), [("stretch", 1), ("crop", 1), ("letterbox", 2)])
+def test_a_disk_cache_depends_on_the_mean_where_it_pads(
+    tmp_path: Path, how: Any, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_folder(tmp_path / "data", size=(24, 32))
+    for mean in ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4)):
+        load_dataset(
+            "folder", "train", root=tmp_path / "data", size=(32, 32), resize=how, mean=mean, cache="disk"
+        )
+    assert len(list((tmp_path / "cache/compactmtl/folder").iterdir())) == kept
 
 
 def test_gray_of_every_data_set(written: tuple[str, Path]) -> None:
