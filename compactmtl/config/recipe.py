@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from compactmtl.config.augment import AugmentConfig as AugmentConfig
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
 from compactmtl.config.distillation import DistillationConfig as DistillationConfig
 from compactmtl.config.encoder import EncoderConfig as EncoderConfig
@@ -18,56 +19,24 @@ from compactmtl.config.schema import Positive as Positive
 from compactmtl.config.schema import Scalar as Scalar
 from compactmtl.config.schema import ScheduleConfig as ScheduleConfig
 from compactmtl.config.schema import Share as Share
+from compactmtl.config.sources import Sourced, check_sources, check_tasks
 from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
 
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
 
 
-class AugmentConfig(Frozen):
-    """Random joint transforms of an image and all its targets, training split only."""
-
-    flip: bool = Field(
-        False, description="Mirror the image and its targets left to right with probability 1/2."
-    )
-    zoom: tuple[float, float] = Field(
-        (1.0, 1.0),
-        description="Range of a random scale, followed by a crop to the old size. Depth targets are divided"
-        " by the scale.",
-    )
-    rotate: Annotated[float, Field(ge=0, le=180)] = Field(
-        0.0, description="Largest angle of a random rotation about the center, in degrees."
-    )
-    shift: Annotated[int, Field(ge=0)] = Field(
-        0, description="Pad by this many pixels and crop back at a random position."
-    )
-    color: Share = Field(
-        0.0, description="Strength of random changes of brightness, contrast and saturation."
-    )
-
-    @model_validator(mode="after")
-    def _zoom_range(self) -> AugmentConfig:
-        low, high = self.zoom
-        if not 1.0 <= low <= high:
-            raise ValueError(f"zoom needs 1 <= low <= high, found [{low}, {high}]")
-        return self
-
-    @property
-    def moves(self) -> bool:
-        """Whether pixels change their position: any key except `color` differs from its default."""
-        return self.model_copy(update={"color": 0.0}) != AugmentConfig()
-
-
 # Mean and standard deviation of each channel where a recipe gives none and there are not three: ImageNet's, averaged.
 _AVERAGE = {"mean": 0.449, "std": 0.226}
 
 
-class DataConfig(Frozen):
-    """The data set, the input size and the batches."""
+class DataConfig(Sourced):
+    """The data set, or several of them, the input size and the batches."""
 
     name: str = Field(
+        "",
         description="Data set by name, such as `scenes` or `utkface`, or a class of your own as "
-        "`package.module:Class`.",
+        "`package.module:Class`. It must be given unless there are `sources`, from which it follows.",
     )
     root: str | None = Field(None, description="Folder of the data set. Generated data sets need none.")
     size: tuple[int, int] = Field(description="Height and width of the network's input in pixels.")
@@ -138,6 +107,7 @@ class DataConfig(Frozen):
                 )
         if self.select_on == "holdout" and self.holdout == 0:
             raise ValueError("select_on: holdout needs holdout > 0")
+        check_sources(self)
         return self
 
 
@@ -308,6 +278,11 @@ class Recipe(Frozen):
         description="Metrics of single-task networks (task → metric → value), against which the log shows"
         " Δm.",
     )
+
+    @model_validator(mode="after")
+    def _sources_of_tasks(self) -> Recipe:
+        check_tasks(self)
+        return self
 
     @model_validator(mode="after")
     def _one_weight_to_shrink(self) -> Recipe:

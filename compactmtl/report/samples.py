@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from compactmtl.config.recipe import DataConfig
     from compactmtl.data.base import Batch, Preprocessing, Sample, VisionDataset
     from compactmtl.runs import Run
     from compactmtl.tasks.base import Task
@@ -79,16 +80,25 @@ class ValSplits:
         from compactmtl.data import load_dataset, preprocessing
 
         data = recipe.data
-        key = repr((data.name, data.root, preprocessing(data).fit, data.options, data.cache))
+        key = repr((data.name, data.root, preprocessing(data).fit, data.options, data.cache, data.sources))
         if key not in self._datasets:
             self._datasets[key] = load_dataset(data, "val")
         return self._datasets[key]
 
-    def preprocessing(self, recipe: Recipe) -> Preprocessing:
-        """How `recipe` turns a uint8 image into the network's input."""
+    def section(self, recipe: Recipe, index: int) -> DataConfig:
+        """The data section of a sample: the recipe's, or of several data sets that of its own."""
+        from compactmtl.data.sources import SourcesDataset
+
+        dataset = self.dataset(recipe)
+        if not isinstance(dataset, SourcesDataset):
+            return recipe.data
+        return dataset.parts[dataset.place(index)[0]].config
+
+    def preprocessing(self, recipe: Recipe, index: int) -> Preprocessing:
+        """How `recipe` turns a sample's uint8 image into the network's input."""
         from compactmtl.data import preprocessing
 
-        return preprocessing(recipe.data)
+        return preprocessing(self.section(recipe, index))
 
     def loader(self, recipe: Recipe) -> Iterable[Batch]:
         """Normalized batches of the val split, in order."""
@@ -112,7 +122,16 @@ def predict_samples(
     """
     _, _, first = models[0]
     dataset = splits.dataset(first.recipe)
-    return [_sample(index, models, splits) for index in spread(len(dataset), count)]
+    return [_sample(index, models, splits) for index in _numbers(dataset, count)]
+
+
+def _numbers(dataset: VisionDataset, count: int) -> list[int]:
+    """Samples spread over the split; of several data sets over each."""
+    from compactmtl.data import sources
+
+    if isinstance(dataset, sources.SourcesDataset):
+        return sorted(set(sources.spread(dataset, min(count, len(dataset)))))
+    return spread(len(dataset), count)
 
 
 def below(identifier: str, root: str | None) -> str:
@@ -129,7 +148,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
     sample = dataset[index]
     seen = {label: splits.dataset(run.recipe)[index] for label, _, run in models}  # at each recipe's own size
     outputs = {
-        label: _run(model, seen[label]["image"], splits.preprocessing(run.recipe))
+        label: _run(model, seen[label]["image"], splits.preprocessing(run.recipe, index))
         for label, model, run in models
     }
     tasks = []
@@ -158,7 +177,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
             )
         )
     return SampleView(
-        identifier=below(dataset.identifier(index), first.recipe.data.root),
+        identifier=below(dataset.identifier(index), splits.section(first.recipe, index).root),
         image=_image(sample, first.recipe),
         tasks=tuple(tasks),
     )

@@ -25,8 +25,9 @@ from compactmtl.backends import get_backend
 from compactmtl.backends.base import DeviceKit
 from compactmtl.backends.model_file import model_files
 from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.sources import choose, first
 from compactmtl.errors import ArtifactError, ConfigError, command
-from compactmtl.export.artifact import INPUT, ArtifactWriter, Chosen, Validation
+from compactmtl.export.artifact import INPUT, ArtifactWriter, Validation
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.kit.files import KitImages, KitModel, Manifest, Plan, keep_manifest
 from compactmtl.export.kit.on_device import IMAGES, INPUTS, MANIFEST, REFERENCES, RESULTS, SCRIPT, array_key
@@ -214,12 +215,12 @@ def _write_images(
     run = writer.run
     config = run.recipe.data
     dataset = load_dataset(config, "val")
-    count = min(count, len(dataset))
-    loader = build_loader(Chosen(dataset, range(count)), config, train=False, seed=run.recipe.seed)
+    numbers = first(dataset, count)
+    loader = build_loader(choose(dataset, numbers), config, train=False, seed=run.recipe.seed)
     fed = np.concatenate([writer.interface.feed(batch["image"]).numpy() for batch in loader])
     save_arrays(folder / IMAGES, {INPUT: fed})
     return KitImages(
-        count=count,
+        count=len(numbers),
         batch=writer.target.latency.batch,
         sha256=hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest(),
         torch=evaluate(torch_runner(model), loader, run.tasks, finite=True),
