@@ -59,7 +59,7 @@ def open_branches(model: nn.Module) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.any():
-                module.weight.fill_(1)
+                module.weight.fill_(0.1)
 
 
 def settle_norms(model: nn.Module, images: Tensor) -> None:
