@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from compactmtl.config.augment import AugmentConfig as AugmentConfig
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
 from compactmtl.config.distillation import DistillationConfig as DistillationConfig
 from compactmtl.config.encoder import EncoderConfig as EncoderConfig
+from compactmtl.config.inputs import AVERAGE, IMAGE, InputConfig, check_inputs
 from compactmtl.config.model import HeadConfig as HeadConfig
 from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
@@ -22,44 +24,6 @@ from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
 
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
-
-
-class AugmentConfig(Frozen):
-    """Random joint transforms of an image and all its targets, training split only."""
-
-    flip: bool = Field(
-        False, description="Mirror the image and its targets left to right with probability 1/2."
-    )
-    zoom: tuple[float, float] = Field(
-        (1.0, 1.0),
-        description="Range of a random scale, followed by a crop to the old size. Depth targets are divided"
-        " by the scale.",
-    )
-    rotate: Annotated[float, Field(ge=0, le=180)] = Field(
-        0.0, description="Largest angle of a random rotation about the center, in degrees."
-    )
-    shift: Annotated[int, Field(ge=0)] = Field(
-        0, description="Pad by this many pixels and crop back at a random position."
-    )
-    color: Share = Field(
-        0.0, description="Strength of random changes of brightness, contrast and saturation."
-    )
-
-    @model_validator(mode="after")
-    def _zoom_range(self) -> AugmentConfig:
-        low, high = self.zoom
-        if not 1.0 <= low <= high:
-            raise ValueError(f"zoom needs 1 <= low <= high, found [{low}, {high}]")
-        return self
-
-    @property
-    def moves(self) -> bool:
-        """Whether pixels change their position: any key except `color` differs from its default."""
-        return self.model_copy(update={"color": 0.0}) != AugmentConfig()
-
-
-# Mean and standard deviation of each channel where a recipe gives none and there are not three: ImageNet's, averaged.
-_AVERAGE = {"mean": 0.449, "std": 0.226}
 
 
 class DataConfig(Frozen):
@@ -86,6 +50,15 @@ class DataConfig(Frozen):
         None,
         description="Values of a file that become 0 and 255, of files with more than 8 bits a value; what lies beyond is "
         "clipped. null: 0 and 65535 for 16 bits, and other numbers, such as floating-point ones, are refused.",
+    )
+    inputs: dict[str, InputConfig] = Field(
+        default_factory=dict,
+        exclude_if=lambda inputs: (
+            not inputs
+        ),  # a recipe of one picture reads as it did before there were several
+        description="Inputs of `model.factory`'s network by name, such as `rgb` and `depth`, where it takes more than one "
+        "picture or names what it takes. Its forward is called with them by these names. By default the one picture that "
+        "`channels`, `range`, `mean` and `std` describe.",
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images per optimizer step.")
     workers: Annotated[int, Field(ge=0)] = Field(
@@ -128,7 +101,7 @@ class DataConfig(Frozen):
             raise ValueError(f"size needs positive height and width, found {list(self.size)}")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range needs low < high, found {list(self.range)}")
-        for key, average in _AVERAGE.items():
+        for key, average in AVERAGE.items():
             if self.channels != 3 and key not in self.model_fields_set:
                 # The default follows the channels. A factory would too, but then no value would count as the default.
                 object.__setattr__(self, key, (average,) * self.channels)
@@ -138,7 +111,46 @@ class DataConfig(Frozen):
                 )
         if self.select_on == "holdout" and self.holdout == 0:
             raise ValueError("select_on: holdout needs holdout > 0")
+        if self.inputs:
+            self._check_inputs()
         return self
+
+    def _check_inputs(self) -> None:
+        check_inputs(self.inputs)
+        usual = {"channels": 3, "range": None, "mean": _default("mean"), "std": _default("std")}
+        for key, value in usual.items():
+            if getattr(self, key) != value:
+                raise ValueError(
+                    f"{key} is of a recipe with one picture; give it in inputs.{next(iter(self.inputs))}.{key}"
+                )
+
+    @property
+    def given(self) -> dict[str, InputConfig]:
+        """What the network is given, by name: `inputs`, or the one picture as `image`."""
+        if self.inputs:
+            return self.inputs
+        one = InputConfig(channels=self.channels, range=self.range, mean=self.mean, std=self.std)
+        return {IMAGE: one}
+
+    @property
+    def first(self) -> str:
+        """The first picture's name: targets, predictions and pictures in reports are of it."""
+        return next(name for name, one in self.given.items() if one.is_picture)
+
+    @property
+    def picture(self) -> InputConfig:
+        """The first picture."""
+        return self.given[self.first]
+
+    @property
+    def others(self) -> dict[str, InputConfig]:
+        """What the network is given beside the first picture."""
+        return {name: one for name, one in self.inputs.items() if name != self.first}
+
+
+def _default(key: str) -> object:
+    """What a key of `data` is where a recipe does not name it."""
+    return DataConfig.model_fields[key].default
 
 
 class TaskConfig(Frozen):
@@ -321,6 +333,11 @@ class Recipe(Frozen):
     def _parts_of_ones_own(self) -> Recipe:
         """A network of the user's own is built whole: nothing else of the recipe builds a part of it."""
         if self.model.factory is None:
+            if self.data.inputs:
+                raise ValueError(
+                    f"data.inputs: model.encoder takes one picture, and {', '.join(self.data.inputs)} are named; give a "
+                    "network that takes them as model.factory, or leave inputs out"
+                )
             return self
         for name, task in self.tasks.items():
             if task.head is not None:

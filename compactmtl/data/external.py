@@ -26,7 +26,7 @@ from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.cache import Arrays, content_key, user_cache
 from compactmtl.data.files import numbers_of, source_of
 from compactmtl.data.labels import anything_known
-from compactmtl.data.stored import StoredDataset, layout, own_size
+from compactmtl.data.stored import StoredDataset, input_layout, layout, own_size, stored_as
 from compactmtl.errors import CompactError, ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -129,7 +129,7 @@ class _Wrapped(StoredDataset):
                 f"data.resize: {source.name} does not say that it can {config.resize}, only {', '.join(source.resizes)}",
                 "name what it can in its attribute `resizes`, and read images with compactmtl.data.image_fit(config)",
             )
-        self._name, self._channels, self._size = source.name, config.channels, config.size
+        self._name, self._config = source.name, config
         self._inner = _made(source, config, source_of(split))
         specs = _specs(source.name, self._inner)
         self._names = [str(self._inner.identifier(index)) for index in range(len(self._inner))]
@@ -175,7 +175,7 @@ class _Wrapped(StoredDataset):
                 "mend the class, or take the sample out",
             ) from error
         where = f"{self._name}: sample {self._names[number]}"
-        return checked(sample, self.specs, (self._channels, *self._size), where)
+        return checked(sample, self.specs, self._config, where)
 
     def _facts(self) -> list[tuple[str, int, int]]:
         """Names, with size and time of those that are files, so that a cache does not outlive a change."""
@@ -187,22 +187,26 @@ class _Wrapped(StoredDataset):
         return facts
 
 
-def checked(sample: Any, specs: Mapping[str, TargetSpec], shape: tuple[int, int, int], where: str) -> Arrays:
-    """A sample as arrays to store, its image of `shape` (C, H, W). Raises DataError, beginning with `where`, for what does not fit its specification."""
+def checked(sample: Any, specs: Mapping[str, TargetSpec], config: DataConfig, where: str) -> Arrays:
+    """A sample as arrays to store. Raises DataError, beginning with `where`, for what fits neither `config` nor its specification."""
+    key, given = ("inputs", "{name: tensor}") if config.inputs else ("image", "tensor")
     try:
-        image, targets = sample["image"], sample["targets"]
+        image, targets = sample[key], sample["targets"]
         extra = sorted(set(targets) ^ set(specs))
     except (TypeError, KeyError, IndexError) as error:
         raise DataError(
-            f"{where} is not a Sample", 'give {"image": tensor, "targets": {name: tensor}}'
+            f"{where} is not a Sample", f'give {{"{key}": {given}, "targets": {{name: tensor}}}}'
         ) from error
     if extra:
         raise DataError(
             f"{where}: targets are {', '.join(sorted(targets))}; specs say {', '.join(sorted(specs))}",
             "give exactly the targets of specs",
         )
-    size = shape[1:]
-    arrays = {"image": _array(image, shape, "uint8", f"{where}: image")}
+    size = config.size
+    if config.inputs:
+        arrays = _inputs(image, config, where)
+    else:
+        arrays = {"image": _array(image, (config.channels, *size), "uint8", f"{where}: image")}
     if "own_size" in sample:
         height, width = sample["own_size"]
         arrays |= own_size((int(height), int(width)))
@@ -225,6 +229,37 @@ def checked(sample: Any, specs: Mapping[str, TargetSpec], shape: tuple[int, int,
         if spec.kind == "instances" and (fault := _instances_fault(spec, array)):
             raise DataError(f"{here} holds {fault}", "see TargetSpec for the format")
         arrays[name] = array.astype(kind.dtype)
+    return arrays
+
+
+def _inputs(given: Any, config: DataConfig, where: str) -> Arrays:
+    """The inputs of a sample as they are stored, each of the shape and type that `data.inputs` says."""
+    names = ", ".join(config.inputs)
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"{where}: inputs is a {type(given).__name__}", f"give a mapping of {names} to tensors"
+        )
+    if lacking := [name for name in config.inputs if name not in given]:
+        raise DataError(
+            f"{where}: gives no input {lacking[0]!r}, only {', '.join(map(str, given)) or 'none'}; data.inputs names {names}",
+            'give all of them in sample["inputs"], or take the input out of data.inputs',
+        )
+    arrays: Arrays = {}
+    for name, one in config.inputs.items():
+        kind = input_layout(one, config.size)
+        here = f"{where}: input {name} ({one.kind} of {one.channels})"
+        array = _array(
+            given[name],
+            kind.shape,
+            kind.dtype,
+            here,
+            f"give it as data.inputs.{name} says (pictures at data.size), or set data.inputs.{name}.channels",
+        )
+        if kind.dtype == "float32" and not np.isfinite(array).all():
+            raise DataError(
+                f"{here} holds a value that is not finite", "give numbers that the network can read"
+            )
+        arrays["image" if name == config.first else stored_as(name)] = array
     return arrays
 
 
@@ -255,12 +290,18 @@ def _instances_fault(spec: TargetSpec, array: np.ndarray[Any, np.dtype[Any]]) ->
     return None
 
 
-def _array(value: Any, shape: Sequence[int], dtype: str, where: str) -> np.ndarray[Any, np.dtype[Any]]:
+def _array(
+    value: Any,
+    shape: Sequence[int],
+    dtype: str,
+    where: str,
+    mend: str = "give it at config.size, in the format that TargetSpec describes",
+) -> np.ndarray[Any, np.dtype[Any]]:
     array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
         raise DataError(
             f"{where} is {array.dtype} {array.shape}, expected {dtype} {tuple(shape)}",
-            "give it at config.size, in the format that TargetSpec describes",
+            mend,
         )
     return array
 

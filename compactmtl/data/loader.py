@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from compactmtl.config.recipe import DataConfig
-from compactmtl.data.base import Batch, Sample, VisionDataset, preprocessing
+from compactmtl.data.base import Batch, Sample, Vector, VisionDataset, rules
 from compactmtl.data.images import normalize
+from compactmtl.data.inputs import given, parts
 from compactmtl.data.jitter import jitter
 from compactmtl.data.seeds import generator
 from compactmtl.data.transforms import augment, draw
@@ -68,7 +69,8 @@ class BatchView(Dataset[Batch | CompactError]):
     def __init__(self, dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> None:
         self._dataset, self._train, self._seed = dataset, train, seed
         self._augment = config.augment
-        self._preprocessing = preprocessing(config)
+        self._rules, self._inputs = rules(config), config.given
+        self._several, self._first = bool(config.inputs), config.first
 
     def __getitem__(self, keys: Keys) -> Batch | CompactError:
         try:
@@ -91,20 +93,34 @@ class BatchView(Dataset[Batch | CompactError]):
                 ]
             if self._augment.color:
                 factors = torch.tensor([choice.color for choice in choices], dtype=torch.float32)
-        images = torch.stack([sample["image"] for sample in samples])
-        if factors is not None:
-            images = jitter(images.to(torch.float32), factors, _inside(samples))
+        inputs = self._inputs_of(samples, factors)
         batch: Batch = {
-            "image": normalize(images, self._preprocessing),
+            "image": inputs[self._first],
             "targets": {
                 name: torch.stack([sample["targets"][name] for sample in samples])
                 for name in self._dataset.specs
             },
         }
+        if self._several:
+            batch["inputs"] = tuple(inputs.values())
         if not self._train and "references" in samples[0]:
             names = list(samples[0]["references"])
             batch["references"] = {name: [sample["references"][name] for sample in samples] for name in names}
         return batch
+
+    def _inputs_of(self, samples: Sequence[Sample], factors: Tensor | None) -> dict[str, Tensor]:
+        """What the network is given, normalized; `factors` (B, 3) of the random changes of color."""
+        made: dict[str, Tensor] = {}
+        for name, rule in self._rules.items():
+            first = name == self._first
+            values = torch.stack([one["image"] if first else one["others"][name] for one in samples])
+            if isinstance(rule, Vector):
+                made[name] = (values - torch.tensor(rule.mean)) / torch.tensor(rule.std)
+                continue
+            if factors is not None and (self._inputs[name].colored or not self._several):
+                values = jitter(values.to(torch.float32), factors, _inside(samples))
+            made[name] = normalize(values, rule)
+        return made
 
 
 def _inside(samples: Sequence[Sample]) -> Tensor | None:
@@ -161,7 +177,7 @@ def _share(batch: Batch) -> None:
 
     There a full /dev/shm would be printed and the batch lost, and the parent would wait for it for ever.
     """
-    for tensor in (batch["image"], *batch["targets"].values()):
+    for tensor in (*parts(given(batch)), *batch["targets"].values()):
         tensor.share_memory_()  # type: ignore[no-untyped-call]
 
 

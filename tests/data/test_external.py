@@ -200,7 +200,7 @@ def test_what_the_constructor_does_wrong_is_told(place: Path) -> None:
 def held(spec: TargetSpec, value: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:
     """What is stored of a sample of 2 x 3 pixels with this target."""
     sample = {"image": torch.zeros(3, 2, 3, dtype=torch.uint8), "targets": {"it": value}}
-    return checked(sample, {"it": spec}, (3, 2, 3), "sample 1")
+    return checked(sample, {"it": spec}, DataConfig(name="own:Data", size=(2, 3)), "sample 1")
 
 
 def test_an_unknown_number_is_kept() -> None:

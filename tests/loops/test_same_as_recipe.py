@@ -14,8 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from compactmtl.artifacts.layout import PLAN
 from compactmtl.backends import surgery_align
 from compactmtl.config import Recipe, resolve_recipe
-from compactmtl.data import build_loader, load_dataset, loader
+from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
+from compactmtl.data.images import normalize
 from compactmtl.fit import fit, plan_road, stages
 from compactmtl.loops import Shrinking
 from compactmtl.models import MultiTaskModel, build_model
@@ -62,8 +63,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Recipes train in float32: here their models are built in float64, and loaders give images as that."""
-    normalize = loader.normalize
-    monkeypatch.setattr(loader, "normalize", lambda *args: normalize(*args).double())
+    monkeypatch.setattr("compactmtl.data.loader.normalize", lambda *args: normalize(*args).double())
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
