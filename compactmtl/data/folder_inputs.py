@@ -14,7 +14,7 @@ from compactmtl.data.cache import Arrays
 from compactmtl.data.files import some
 from compactmtl.data.fit import Fit
 from compactmtl.data.images import read_picture
-from compactmtl.data.maps import check_fits
+from compactmtl.data.maps import check_beside
 from compactmtl.data.names import list_files
 from compactmtl.data.pixels import ImageInfo
 from compactmtl.data.stored import stored_as
@@ -68,13 +68,7 @@ def read_inputs(inputs: tuple[tuple[str, Input], ...], fits: Mapping[str, Fit], 
     for name, one in inputs:
         if isinstance(one, Path):
             arrays[stored_as(name)], read = read_picture(one, fits[name])
-            try:
-                check_fits(one, read.size, info, scaled=True)
-            except DataError as error:
-                raise DataError(
-                    error.message,
-                    f"pictures of one sample need one aspect ratio: crop input {name!r} to its image's",
-                ) from None
+            check_beside(one, read.size, info, name)
         else:
             arrays[stored_as(name)] = np.array(one, np.float32)
     return arrays

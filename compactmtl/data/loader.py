@@ -68,9 +68,7 @@ class BatchView(Dataset[Batch | CompactError]):
 
     def __init__(self, dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> None:
         self._dataset, self._train, self._seed = dataset, train, seed
-        self._augment = config.augment
-        self._rules, self._inputs = rules(config), config.given
-        self._several, self._first = bool(config.inputs), config.first
+        self._augment, self._config = config.augment, config
 
     def __getitem__(self, keys: Keys) -> Batch | CompactError:
         try:
@@ -93,34 +91,37 @@ class BatchView(Dataset[Batch | CompactError]):
                 ]
             if self._augment.color:
                 factors = torch.tensor([choice.color for choice in choices], dtype=torch.float32)
-        inputs = self._inputs_of(samples, factors)
+        inputs = normalized(samples, self._config, factors)
         batch: Batch = {
-            "image": inputs[self._first],
+            "image": inputs[self._config.first],
             "targets": {
                 name: torch.stack([sample["targets"][name] for sample in samples])
                 for name in self._dataset.specs
             },
         }
-        if self._several:
+        if self._config.inputs:
             batch["inputs"] = tuple(inputs.values())
         if not self._train and "references" in samples[0]:
             names = list(samples[0]["references"])
             batch["references"] = {name: [sample["references"][name] for sample in samples] for name in names}
         return batch
 
-    def _inputs_of(self, samples: Sequence[Sample], factors: Tensor | None) -> dict[str, Tensor]:
-        """What the network is given, normalized; `factors` (B, 3) of the random changes of color."""
-        made: dict[str, Tensor] = {}
-        for name, rule in self._rules.items():
-            first = name == self._first
-            values = torch.stack([one["image"] if first else one["others"][name] for one in samples])
-            if isinstance(rule, Vector):
-                made[name] = (values - torch.tensor(rule.mean)) / torch.tensor(rule.std)
-                continue
-            if factors is not None and (self._inputs[name].colored or not self._several):
-                values = jitter(values.to(torch.float32), factors, _inside(samples))
-            made[name] = normalize(values, rule)
-        return made
+
+def normalized(
+    samples: Sequence[Sample], config: DataConfig, factors: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What the network is given of a batch of samples, by name; `factors` (B, 3) are random changes of color."""
+    made: dict[str, Tensor] = {}
+    for name, rule in rules(config).items():
+        first = name == config.first
+        values = torch.stack([one["image"] if first else one["others"][name] for one in samples])
+        if isinstance(rule, Vector):
+            made[name] = (values - torch.tensor(rule.mean)) / torch.tensor(rule.std)
+            continue
+        if factors is not None and (config.given[name].colored or not config.inputs):
+            values = jitter(values.to(torch.float32), factors, _inside(samples))
+        made[name] = normalize(values, rule)
+    return made
 
 
 def _inside(samples: Sequence[Sample]) -> Tensor | None:

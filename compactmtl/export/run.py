@@ -17,6 +17,8 @@ from compactmtl.config.recipe import Recipe
 from compactmtl.config.sparsity import LatencyBudget
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
+from compactmtl.data.base import rules
+from compactmtl.data.inputs import between
 from compactmtl.errors import ConfigError
 from compactmtl.export.artifact import ArtifactWriter, Validation, check_names, provenance
 from compactmtl.export.bundle import bundle_tasks
@@ -138,7 +140,7 @@ def check_baseline(run: Run, baseline: Run) -> None:
             f"baseline {baseline.path} lacks the tasks {missing} of {run.path}",
             "give a run of the same tasks",
         )
-    for key in ("name", "size", "options"):
+    for key in ("name", "size", "options", "inputs"):
         one, other = getattr(run.recipe.data, key), getattr(baseline.recipe.data, key)
         if one != other:
             raise ConfigError(
@@ -171,7 +173,7 @@ class ExportedRun(Exported):
         self.metrics = run.tasks
         self.provenance = provenance(run)
         self.data = Validation.load(run, target)
-        self.writer = ArtifactWriter(run, target, self.data.images[: target.latency.batch])
+        self.writer = ArtifactWriter(run, target, between(self.data.images, 0, target.latency.batch))
         self.deployed = self.writer.interface.wrap(self.model)
         self._baseline = dense if compare else None
         self._device = device
@@ -201,7 +203,7 @@ class ExportedRun(Exported):
     def _artifact(self, runner: Runner) -> AccuracyResult:
         """The tasks' metrics of an opened file on the val split, beside the torch model's."""
         loader, tasks = self.data.loader, self.run.tasks
-        run = self.writer.interface.runner(array_runner(runner))
+        run = self.writer.interface.runner(array_runner(runner, self.writer.input_names))
         sizes = SCORED_BATCHES if self.target.onnx.dynamic_batch else ()
         return AccuracyResult(
             samples=self.data.samples,
@@ -211,9 +213,9 @@ class ExportedRun(Exported):
         )
 
     def inputs(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[InputRecord, ...]:
-        images, baked = preprocessing(self.run.recipe.data), self.target.onnx.preprocess
+        made, baked = rules(self.run.recipe.data), self.target.onnx.preprocess
         return tuple(
-            input_record(name, shape, dtypes[name], images, baked=baked) for name, shape in shapes.items()
+            input_record(name, shape, dtypes[name], made[name], baked=baked) for name, shape in shapes.items()
         )
 
     def outputs(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[OutputRecord, ...]:
@@ -221,7 +223,10 @@ class ExportedRun(Exported):
 
     def training(self) -> Training:
         tasks = bundle_tasks(self.run.tasks, self.run.recipe.tasks)
-        return Training(tasks=tasks, preprocessing=preprocessing(self.run.recipe.data))
+        data = self.run.recipe.data
+        return Training(
+            tasks=tasks, preprocessing=preprocessing(data), inputs=rules(data) if data.inputs else {}
+        )
 
     def golden(self, folder: Path, info: BundleInfo, run: Callable[[Arrays], Arrays], made_by: str) -> Golden:
         return write_golden(folder, info, self.run.tasks, run, made_by)

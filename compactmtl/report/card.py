@@ -39,7 +39,6 @@ def model_card(run: RunView, report: Report) -> str:
 
 
 def _lines(run: RunView, report: Report) -> Iterator[str]:
-    height, width = run.input_size
     is_subject = run.name in {one.name for one in report.subjects}
     yield f"# {run.name}"
     yield ""
@@ -49,9 +48,9 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     names = [
         task.name for task in report.tasks if task.name in (run.final.metrics or run.trained.metrics or {})
     ]
-    kind = _kind(run)
+    takes = _takes(run)
     outputs = f"{len(names)} output{'s' * (len(names) != 1)}"
-    yield f"One network with {outputs} ({', '.join(names)}) for {kind} images of {height}×{width}, trained on {run.data}."
+    yield f"One network with {outputs} ({', '.join(names)}) for {takes}, trained on {run.data}."
     if is_subject:
         yield ""
         yield "## Summary"
@@ -125,12 +124,15 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
 _RESIZED = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}
 
 
-def _kind(run: RunView) -> str:
-    """What images the network takes: RGB, where no bundle says otherwise."""
+def _takes(run: RunView) -> str:
+    """What the network takes: RGB images, where no bundle says otherwise."""
+    height, width = run.input_size
     export = run.shown_export or next(iter(run.exports), None)
-    if export is None or export.interface is None or export.interface.format is None:
-        return "RGB"
-    return export.interface.format.kind
+    interface = None if export is None else export.interface
+    if interface is not None and len(interface.inputs) > 1:
+        return f"{', '.join(one.name for one in interface.inputs)} (pictures of {height}×{width})"
+    kind = "RGB" if interface is None or interface.format is None else interface.format.kind
+    return f"{kind} images of {height}×{width}"
 
 
 def _interface(run: RunView) -> Iterator[str]:
@@ -142,8 +144,18 @@ def _interface(run: RunView) -> Iterator[str]:
     yield ""
     yield "## Input and outputs"
     yield ""
-    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, 'IMAGE')}` runs it on one image."
-    if interface.format is not None:
+    several = len(interface.inputs) > 1
+    words = [f"{one.name}=FILE" for one in interface.inputs] if several else ["IMAGE"]
+    what = "sample" if several else "image"
+    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, *words)}` runs it on one {what}."
+    if interface.format is not None and several:
+        height, width = interface.format.size
+        yield ""
+        yield (
+            f"Pictures are {_RESIZED[interface.format.resize]} {height}×{width} (height × width) by a bilinear filter with "
+            "antialiasing."
+        )
+    elif interface.format is not None:
         height, width = interface.format.size
         yield ""
         yield (

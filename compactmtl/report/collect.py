@@ -320,12 +320,9 @@ def _evaluate(
 
 
 def _cost(run: Run, model: nn.Module) -> Size:
-    import torch
-
     from compactmtl.graph import cost
 
-    height, width = run.recipe.data.size
-    measured = cost(model.eval(), (torch.zeros(1, run.recipe.data.channels, height, width),))
+    measured = cost(model.eval(), run.example_inputs())
     return Size(parameters=measured.parameters, macs=measured.macs)
 
 

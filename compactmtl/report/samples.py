@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from compactmtl.data.base import Batch, Preprocessing, Sample, VisionDataset
+    from compactmtl.data.base import Batch, Sample, VisionDataset
     from compactmtl.runs import Run
     from compactmtl.tasks.base import Task
 
@@ -79,16 +79,10 @@ class ValSplits:
         from compactmtl.data import load_dataset, preprocessing
 
         data = recipe.data
-        key = repr((data.name, data.root, preprocessing(data).fit, data.options, data.cache))
+        key = repr((data.name, data.root, preprocessing(data).fit, data.options, data.cache, data.inputs))
         if key not in self._datasets:
             self._datasets[key] = load_dataset(data, "val")
         return self._datasets[key]
-
-    def preprocessing(self, recipe: Recipe) -> Preprocessing:
-        """How `recipe` turns a uint8 image into the network's input."""
-        from compactmtl.data import preprocessing
-
-        return preprocessing(recipe.data)
 
     def loader(self, recipe: Recipe) -> Iterable[Batch]:
         """Normalized batches of the val split, in order."""
@@ -128,10 +122,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
     dataset = splits.dataset(first.recipe)
     sample = dataset[index]
     seen = {label: splits.dataset(run.recipe)[index] for label, _, run in models}  # at each recipe's own size
-    outputs = {
-        label: _run(model, seen[label]["image"], splits.preprocessing(run.recipe))
-        for label, model, run in models
-    }
+    outputs = {label: _run(model, seen[label], run.recipe) for label, model, run in models}
     tasks = []
     for name, task in _all_tasks(models).items():
         owners = [(label, run.tasks[name], run) for label, _, run in models if name in run.tasks]
@@ -210,14 +201,14 @@ def _all_tasks(models: Sequence[tuple[str, nn.Module, Run]]) -> dict[str, Task]:
     return tasks
 
 
-def _run(model: nn.Module, image: Tensor, steps: Preprocessing) -> dict[str, Tensor]:
-    """One uint8 image (C, H, W) through the model, as outputs by task with a batch dimension of 1."""
+def _run(model: nn.Module, sample: Sample, recipe: Recipe) -> dict[str, Tensor]:
+    """One sample through the model, as outputs by task with a batch dimension of 1."""
     import torch
 
-    from compactmtl.data.images import normalize
+    from compactmtl.data.loader import normalized
 
     with torch.no_grad():
-        outputs: dict[str, Tensor] = model.eval()(normalize(image[None], steps))
+        outputs: dict[str, Tensor] = model.eval()(*normalized([sample], recipe.data).values())
     return outputs
 
 

@@ -12,8 +12,8 @@ from compactmtl.balancing.penalties import input_gradient_penalty, weight_gradie
 from compactmtl.config import Recipe
 from compactmtl.config.balancing import DgrConfig, RegularizationConfig
 from compactmtl.config.schema import ScheduleConfig
-from compactmtl.errors import ConfigError
 from compactmtl.data.inputs import Images, each, size_of
+from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel, OwnModel, build_model
 from compactmtl.models.mtan import SharedAttention
 from compactmtl.overparam import contract

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from compactmtl.config.distillation import FeatureDistillationConfig
 from compactmtl.config.recipe import DataConfig
+from compactmtl.data.inputs import Images, each, parts
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
-from compactmtl.data.inputs import Images, each, parts
 from compactmtl.models import MultiTaskModel
 from compactmtl.models.build import encoder_for
 from compactmtl.models.features import tensors_in

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
