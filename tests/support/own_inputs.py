@@ -65,6 +65,29 @@ class Fused(nn.Module):
         return {"kind": kind, "focal": self.focal(joined)}
 
 
+class Enclosed(nn.Module):
+    """All that is shared lies in the encoder, which takes color and depth; each head reads its features alone."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.encoder = Pair(width)
+        self.kind, self.focal = nn.Conv2d(width, 2, 1), nn.Linear(width, 1)
+
+    def forward(self, rgb, depth, camera):
+        features = self.encoder(rgb, depth, camera)
+        kind = F.interpolate(self.kind(features), size=rgb.shape[-2:], mode="bilinear", align_corners=False)
+        return {"kind": kind, "focal": self.focal(features.mean((2, 3)))}
+
+
+class Pair(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.color, self.range, self.camera = block(3, width), block(1, width), nn.Linear(3, width)
+
+    def forward(self, rgb, depth, camera):
+        return self.color(rgb) + self.range(depth) + self.camera(camera)[:, :, None, None]
+
+
 class Half(Fused):
     """Leaves the depth unread."""
 
