@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
         if predictor.doubt:
             print(f"warning: {args.source} cannot be trusted: {predictor.doubt}", file=sys.stderr)
         samples = samples_of(images, list(predictor.inputs))
-        first = predictor.first
-        paths = [Path(one if isinstance(one, str) else one[first]) for one in samples]
+        paths = [Path(one if isinstance(one, str) else one[predictor.first]) for one in samples]
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
         for path, name, sample in zip(paths, picture_names(paths), samples, strict=True):
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def samples_of(words: list[str], inputs: list[str]) -> list[str] | list[dict[str, str]]:
+def samples_of(words: list[str], inputs: list[str]) -> Sequence[str | dict[str, str]]:
     """Image files; or where the model has `inputs`, the file of each by name for every sample.
 
     The nth file of a name is of the nth sample. Raises ConfigError for a name that the model does not take, and where a

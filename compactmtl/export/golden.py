@@ -59,8 +59,8 @@ def write_golden(
     for number, (name, rule) in enumerate(info.rules.items()):
         if isinstance(rule, Vector):
             # Numbers that lie on both sides of the mean, none twice.
-            drawn = np.array(rule.mean) + np.array(rule.std) * np.linspace(-1.5, 1, rule.channels)
-            files[name] = _write_numbers(folder, f"golden-{name}.npy", drawn.astype(np.float32))
+            numbers = np.array(rule.mean) + np.array(rule.std) * np.linspace(-1.5, 1, rule.channels)
+            files[name] = _write_numbers(folder, f"golden-{name}.npy", numbers.astype(np.float32))
             values[name] = read_vector(folder / files[name], rule.channels, name)
             continue
         # Each picture another one: none can take another's place unseen.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +127,12 @@ class Interface:
         if isinstance(self.preprocess, tuple):
             return DeployedInputs(model, self.preprocess, self.postprocess)
         return Deployed(model, self.preprocess, self.postprocess)
+
+    @overload
+    def feed(self, images: Tensor) -> Tensor: ...
+
+    @overload
+    def feed(self, images: Images) -> Images: ...
 
     def feed(self, images: Images) -> Images:
         """Normalized images (B, C, H, W), or inputs, as the file takes them. Pixels come back exactly: they were uint8."""

@@ -9,11 +9,10 @@ from compactmtl.export.in_bundle.picture import prepare, read
 
 def samples(given, inputs):
     """The files of each sample by input, from words INPUT=FILE."""
-    by_name = {one["name"]: [] for one in inputs}
-    for name, _, file in (word.partition("=") for word in given):
-        if name not in by_name:
-            raise ValueError(f"{name}={file}: the model takes {', '.join(by_name)}")
-        by_name[name].append(file)
+    pairs = [word.partition("=")[::2] for word in given]
+    by_name = {one["name"]: [file for name, file in pairs if name == one["name"]] for one in inputs}
+    if strangers := [f"{name}={file}" for name, file in pairs if name not in by_name]:
+        raise ValueError(f"{strangers[0]}: the model takes {', '.join(by_name)}")
     if len({len(files) for files in by_name.values()}) != 1:
         counts = ", ".join(f"{len(files)} of {name}" for name, files in by_name.items())
         raise ValueError(f"each sample needs one file of each input, found {counts}")
