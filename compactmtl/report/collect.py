@@ -321,8 +321,9 @@ def _evaluate(
 
 def _cost(run: Run, model: nn.Module) -> Size:
     from compactmtl.graph import cost
+    from compactmtl.runs.model import example_inputs
 
-    measured = cost(model.eval(), run.example_inputs())
+    measured = cost(model.eval(), example_inputs(run.recipe))
     return Size(parameters=measured.parameters, macs=measured.macs)
 
 
