@@ -9,7 +9,10 @@ import pytest
 
 from compactmtl.config import dump_recipe, resolve_recipe
 from compactmtl.config.recipe import DataConfig
+from compactmtl.data.base import Preprocessing, Vector
+from compactmtl.data.description import FolderDescription
 from compactmtl.errors import ConfigError
+from compactmtl.export.record import Golden, Training
 from compactmtl.runs.identity import deciding
 from tests.support.own_inputs import RECIPE
 
@@ -75,3 +78,19 @@ def test_what_cannot_be_is_refused(words: list[str], message: str, tmp_path: Pat
     words = ["data.inputs=null", *words] if words[0].startswith("data.inputs={") else words
     with pytest.raises(ConfigError, match=message.replace("{", r"\{")):
         resolved(tmp_path, RECIPE, *words)
+
+
+def test_no_file_of_one_picture_has_the_new_keys() -> None:
+    """They are hashed and compared: the disk caches of a folder by its description, bundles by their bundle.json."""
+    described = FolderDescription.model_validate({"targets": {"depth": {"kind": "depth"}}})
+    assert "inputs" not in described.model_dump(mode="json")
+    trained = Training(tasks={}, preprocessing=None)
+    assert set(trained.model_dump(mode="json")) == {"tasks", "preprocessing"}
+    golden = Golden(picture=None, arrays="golden.npz", tensors={}, values={}, made_by="torch")
+    assert "inputs" not in golden.model_dump(mode="json")
+
+
+def test_what_several_inputs_are_made_by_reads_back_equal() -> None:
+    rules = {"rgb": Preprocessing((8, 9)), "camera": Vector((1.0,), (2.0,))}
+    trained = Training(tasks={}, preprocessing=None, inputs=rules)
+    assert Training.model_validate_json(trained.model_dump_json()).inputs == rules
