@@ -8,6 +8,8 @@ While a command writes into a run there is also .lock (see compactmtl.artifacts.
 
 RECIPE = "recipe.yaml"
 META = "meta.json"
+SUBSET = "subset"  # key of meta.json: the tasks that are in, where some of another run's were taken
+SUBSET_OF = "subset_of"  # key of meta.json: that run's name, and the hash of the weights
 DATA = "data.json"  # what the data set held when training began
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"

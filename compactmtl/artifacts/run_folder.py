@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import BUNDLE_FILE, CHECKPOINTS, DATA, LAST, LOCK, META, RECIPE, REPLACED
+from compactmtl.artifacts.layout import (
+    BUNDLE_FILE,
+    CHECKPOINTS,
+    DATA,
+    LAST,
+    LOCK,
+    META,
+    RECIPE,
+    REPLACED,
+    SUBSET_OF,
+)
 from compactmtl.artifacts.lock import writing
 from compactmtl.errors import ArtifactError, ConfigError, command
 
@@ -94,8 +104,9 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _is_subset(path: Path) -> bool:
-    with suppress(ValueError, AttributeError):
-        return "subset_of" in json.loads((path / META).read_text(encoding="utf-8"))
+    with suppress(ValueError):
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        return isinstance(meta, dict) and SUBSET_OF in meta
     return False
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.parser import add_trust, trusted
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         opened,
         Path(args.results),
         name=args.name,
-        progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+        progress=tell,
     )
     record = collected.record
     print("\n".join(_summary(record, opened.tasks)))

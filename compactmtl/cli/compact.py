@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compactmtl.cli.parser import add_device, add_tasks, add_trust, trusted
+from compactmtl.cli.parser import add_device, add_tasks, add_trust, of_tasks, trusted
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.align is not None and args.align < 1:
         raise ConfigError(f"--align {args.align}: expected a positive number", "use 1, 8 or 16")
     from compactmtl.backends.torch.device import find_device
-    from compactmtl.runs import Run, compact_run, subset_run
+    from compactmtl.runs import Run, compact_run
 
     device = find_device(args.device, "--device")
 
@@ -70,12 +70,7 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     check_writable(opened.path)
-    if args.tasks:
-        opened = subset_run(opened, args.tasks, args.out, args.overrides)
-    elif args.out:
-        raise ConfigError(
-            "--out is the folder of a subset of the tasks", "give --tasks with it, or leave it out"
-        )
+    opened = of_tasks(opened, args)
     result = compact_run(opened, args.align, args.gather)
     print(table(result.report.to_json()))
     if args.evaluate:
@@ -122,7 +117,7 @@ def table(surgery: Mapping[str, Any]) -> str:
 
 def _channels(out_and_in: list[int]) -> str:
     outputs, inputs = out_and_in
-    return f"{inputs}→{outputs}"
+    return f"{inputs}→{outputs}" if outputs else "gone"
 
 
 def compare(run: Run, device: torch.device) -> str:

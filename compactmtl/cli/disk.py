@@ -39,7 +39,8 @@ def disk_error(error: BaseException) -> OSError | None:
 
 def refused_place(code: int | None, args: argparse.Namespace) -> str | None:
     """The folder of the command that lies on a full or read-only disk; else the one that it writes to."""
-    values = [getattr(args, "out", None), *vars(args).values()]  # what is written before what is read
+    words = [value for name, value in vars(args).items() if name != "given"]
+    values = [getattr(args, "out", None), *words]  # what is written before what is read
     named = [str(word) for value in values for word in (value if isinstance(value, list) else [value])]
     folders = [folder for word in named if word and (folder := _existing(word)) is not None]
     cache = _existing(os.environ.get("XDG_CACHE_HOME", "") or str(Path.home() / ".cache"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compactmtl.errors import OK
@@ -21,6 +23,15 @@ compactmtl explain train.ema
 compactmtl explain tasks.depth.loss
 compactmtl explain target.latency data.options.noise
 """
+PACKAGE = Path(__file__).parents[1]
+# Where the options of `option_models` stand in a recipe, and the files that declare them.
+_OPTIONS = {
+    "data.options.": "data/*.py",
+    "tasks.*.options.": "tasks/**/*.py",
+    "balancing.options.": "balancing/**/*.py",
+    "sparsity.penalty_options.": "sparsity/penalties/*.py",
+    "model.encoder.options.": "models/segnet.py",
+}
 MOST = 8  # keys that are told whole; of more the names
 
 
@@ -43,10 +54,11 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(overview(known)).rstrip())
         print("\n`compactmtl explain KEY` tells more of one; `compactmtl explain SECTION` lists its keys.")
         return OK
-    if any(_may_be_option(word, known) for word in args.keys):
+    options = option_names()
+    if any(_may_be_option(word, known, options) for word in args.keys):
         known += option_keys()  # which takes seconds: they are declared beside what they are options of
     for number, word in enumerate(args.keys):
-        found = matches(word, known)
+        found = matches(word, known, options)
         if number:
             print()
         if len(found) > MOST:
@@ -102,7 +114,29 @@ def option_models() -> Iterator[tuple[str, str, type[BaseModel]]]:
     yield "model.encoder.options.", "the encoder segnet", SegNetOptions
 
 
-def _may_be_option(word: str, known: list[Found]) -> bool:
-    """Whether a word names options, or is a single one that no schema has."""
+def option_names() -> list[str]:
+    """The dotted keys of `option_keys`, read from the text of the modules: nothing is imported for them."""
+    names = []
+    for prefix, pattern in _OPTIONS.items():
+        for path in sorted(PACKAGE.glob(pattern)):
+            text = path.read_text(encoding="utf-8")
+            if "Options(" in text:
+                names += [f"{prefix}{field}" for field in _fields(ast.parse(text))]
+    return list(dict.fromkeys(names))
+
+
+def _fields(module: ast.Module) -> Iterator[str]:
+    """The fields of a module's classes of options."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Options"):
+            for one in node.body:
+                if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+                    yield one.target.id
+
+
+def _may_be_option(word: str, known: list[Found], options: list[str]) -> bool:
+    """Whether a word names all options of a section, or an option that is no key of a schema too."""
+    last = word.rpartition(".")[2]
     names = {part for one in known for part in one.key.name.split(".")}
-    return "options" in word or ("." not in word and word not in names)
+    is_option = last in {name.rpartition(".")[2] for name in options}
+    return last.endswith("options") or (is_option and ("options" in word or word not in names))

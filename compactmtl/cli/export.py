@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.export_file import add_file_options
 from compactmtl.cli.kits import add_kit
-from compactmtl.cli.parser import add_device, add_tasks, add_trust, trusted
+from compactmtl.cli.parser import add_device, add_tasks, add_trust, of_tasks, trusted
 
 if TYPE_CHECKING:
     from compactmtl.config import Target
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if is_file(args):
         return export_file(args, _targets(args.target or [], f"{args.run} is a file, and no target is named"))
     device = find_device(args.device, "--device")
-    opened = of_tasks(Run.open(args.run, args.overrides), args)
+    opened = _chosen(Run.open(args.run, args.overrides), args)
     baseline = Run.open(args.baseline, args.overrides) if args.baseline else None
     if baseline is not None:
         check_baseline(opened, baseline)
@@ -96,13 +97,11 @@ def run(args: argparse.Namespace) -> int:
     for name, target in targets.items():
         print(f"{opened.name} for {name}", file=sys.stderr)
         try:
-            if (args.prepare or places) and (
-                missing := prepare_missing(opened, name, target, _progress, device)
-            ):
+            if (args.prepare or places) and (missing := prepare_missing(opened, name, target, tell, device)):
                 prepared[name] = missing
                 write_one(args, opened, name, baseline, places)
                 continue
-            verification = export_run(opened, name, target, baseline, progress=_progress, device=device)
+            verification = export_run(opened, name, target, baseline, progress=tell, device=device)
         except CompactError as error:
             if len(targets) == 1:
                 raise
@@ -136,22 +135,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def of_tasks(run: Run, args: argparse.Namespace) -> Run:
+def _chosen(run: Run, args: argparse.Namespace) -> Run:
     """The run itself or, with --tasks, that of some of its tasks, compacted where the run is."""
-    from compactmtl.errors import ConfigError
-    from compactmtl.runs import compact_run, subset_run
+    from compactmtl.runs import compact_run
 
-    if not args.tasks:
-        if args.out:
-            raise ConfigError(
-                "--out is the folder of a subset of the tasks", "give --tasks with it, or leave it out"
-            )
-        return run
-    subset = subset_run(run, args.tasks, args.out, args.overrides)
-    if run.has_compact and not subset.has_compact:
-        print(f"compacting {subset.path}", file=sys.stderr)
-        compact_run(subset)
-    return subset
+    chosen = of_tasks(run, args)
+    if run.has_compact and not chosen.has_compact:
+        print(f"compacting {chosen.path}", file=sys.stderr)
+        compact_run(chosen)
+    return chosen
 
 
 def _uncompacted(run: Run) -> list[str]:
@@ -242,10 +234,6 @@ def _combined(errors: Mapping[str, CompactError], failed: Sequence[str]) -> Comp
     return CompactError(
         f"{len(lines)} targets failed: " + "; ".join(lines), next(iter(errors.values())).hint, exit_code=code
     )
-
-
-def _progress(line: str) -> None:
-    print(f"  {line} …", file=sys.stderr, flush=True)
 
 
 def summary(verification: Verification, tasks: Mapping[str, Scored]) -> Iterator[str]:

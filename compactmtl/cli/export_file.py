@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from compactmtl.artifacts.told import tell
+from compactmtl.cli.parser import OVERRIDES, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 ONNX = ".onnx"
 # Options that speak of one kind of model alone.
 OF_FILES = ("calibration", "shape", "mean", "std", "evaluate", "tolerance", "latency_ms")
-OF_RUNS = ("kit", "kit_out", "kit_images", "prepare", "tasks", "overrides")
+OF_RUNS = ("kit", "kit_out", "kit_images", "prepare", "tasks", "device", OVERRIDES)
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +60,8 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
 
 def is_file(args: argparse.Namespace) -> bool:
     """Whether the command is about an ONNX file. Raises ConfigError where an option is of the other kind."""
-    from compactmtl.errors import ConfigError
-
     file = str(args.run).lower().endswith(ONNX)
-    wrong = [name for name in (OF_RUNS if file else OF_FILES) if getattr(args, name)]
-    if wrong:
-        named = "key=value" if wrong[0] == "overrides" else "--" + wrong[0].replace("_", "-")
-        what = "an ONNX file" if file else "a run"
-        raise ConfigError(f"{named} has no meaning for {what}, {args.run}", "leave it out")
+    refuse(args, OF_RUNS if file else OF_FILES, f"{'an ONNX file' if file else 'a run'}, {args.run}")
     return file
 
 
@@ -82,7 +80,7 @@ def export_file(args: argparse.Namespace, targets: Mapping[str, Target]) -> int:
     baseline = None if args.baseline is None else OnnxModel(args.baseline)
     images = _images(args, model)
     evaluate = None if args.evaluate is None else _function(args.evaluate)
-    shapes = dict(_shape(text, model) for text in args.shape)
+    shapes = _shapes(args, model, images)
     bundles: list[Bundle] = []
     for name, target in targets.items():
         print(f"{model.path.name} for {name}", file=sys.stderr)
@@ -99,7 +97,7 @@ def export_file(args: argparse.Namespace, targets: Mapping[str, Target]) -> int:
             baseline=baseline,
             images=images,
             latency_ms=args.latency_ms,
-            progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+            progress=tell,
         )
         bundles.append(bundle)
         found = bundle.verification
@@ -133,9 +131,7 @@ def _images(args: argparse.Namespace, model: OnnxModel) -> Preprocessing | None:
         return None
     (info, *more) = model.infos
     shape = info.shape or ()
-    sizes = [text for text in args.shape if text.startswith(f"{info.name}=")]
-    if sizes:
-        shape = dict([_shape(sizes[0], model)])[info.name]
+    shape = dict(_shape(text, model) for text in args.shape).get(info.name, shape)
     if more or len(shape) != 4 or None in shape[1:]:
         raise ConfigError(
             f"--mean is of pictures, and {model.path} takes {', '.join(f'{one.name} {one.shape}' for one in model.infos)}",
@@ -143,13 +139,16 @@ def _images(args: argparse.Namespace, model: OnnxModel) -> Preprocessing | None:
         )
     height, width = shape[2:]
     assert height is not None and width is not None
-    mean, std = _channels("--mean", args.mean, shape[1]), _channels("--std", args.std, shape[1])
+    mean, std = _channels("mean", args.mean, shape[1]), _channels("std", args.std, shape[1])
     return Preprocessing(size=(height, width), mean=mean, std=std)
 
 
-def _channels(option: str, text: str, count: int | None) -> tuple[float, ...]:
+def _channels(key: Literal["mean", "std"], text: str, count: int | None) -> tuple[float, ...]:
     """A number for each channel of the file's pictures."""
+    from compactmtl.data.base import channel_fault
     from compactmtl.errors import ConfigError
+
+    option = f"--{key}"
 
     try:
         values = tuple(float(one) for one in text.split(","))
@@ -159,7 +158,29 @@ def _channels(option: str, text: str, count: int | None) -> tuple[float, ...]:
         raise ConfigError(
             f"{option} {text}: {len(values)} numbers for {count} channels", "give one a channel"
         )
+    if fault := channel_fault(key, values):
+        raise ConfigError(f"--{fault}", "write 0.229,0.224,0.225")
     return values
+
+
+def _shapes(
+    args: argparse.Namespace, model: OnnxModel, images: Preprocessing | None
+) -> dict[str, tuple[int, ...]]:
+    """What --shape says, by input. Raises ConfigError where it says it twice, or nothing would read it."""
+    from compactmtl.errors import ConfigError
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in args.shape:
+        name, shape = _shape(text, model)
+        if name in shapes:
+            raise ConfigError(f"--shape {text}: {name} has a shape already", "give one for each input")
+        shapes[name] = shape
+    if shapes and args.calibration is not None and images is None:
+        raise ConfigError(
+            "--shape is of made-up inputs, and --calibration gives real ones with shapes of their own",
+            "leave one of the two out",
+        )
+    return shapes
 
 
 def _shape(text: str, model: OnnxModel) -> tuple[str, tuple[int, ...]]:
@@ -177,10 +198,12 @@ def _shape(text: str, model: OnnxModel) -> tuple[str, tuple[int, ...]]:
 
 def _function(name: str) -> Any:
     """The user's evaluation, imported with the user's word."""
+    import inspect
+
     from compactmtl.config import trust
     from compactmtl.errors import ConfigError
 
-    found = trust.import_class(name, "--evaluate", callable, "callable")
+    found = trust.import_class(name, "--evaluate", trust.those(inspect.isfunction), "functions")
     if not callable(found):
         raise ConfigError(f"--evaluate {name} is no function", "name a function of one argument, predict")
     return found
@@ -191,7 +214,7 @@ def _with_tolerance(target: Target, tolerance: float | None) -> Target:
 
     if tolerance is None:
         return target
-    if not tolerance > 0:
+    if not 0 < tolerance < math.inf:
         raise ConfigError(f"--tolerance {tolerance} bounds nothing", "give a share above 0, such as 0.05")
     return target.model_copy(update={"parity": target.parity.model_copy(update={"tolerance": tolerance})})
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from compactmtl.cli.parser import add_device, add_trust
 
 if TYPE_CHECKING:
-    from compactmtl.fit import Budget, Outcome
+    from compactmtl.fit import Budget, Outcome, Road
 
 HELP = "make a network that fits a budget: train, shrink, compact, export, verify, report"
 EXAMPLE = """\
@@ -22,6 +24,9 @@ gives a dict of tasks to outputs). What to train it on comes from key=value word
 or from the module itself: RECIPE, a mapping or the path of a recipe, or recipe(), which returns that.
 
 The same command continues an interrupted fit. A finished stage is not run again."""
+
+# The options that give a budget, each with the numbers between which it lies.
+_BOUNDS = {"latency-ms": (0.0, math.inf), "speedup": (1.0, math.inf), "macs-reduction": (0.0, 1.0)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +89,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _fit(args: argparse.Namespace) -> Outcome:
     from compactmtl.backends.torch.device import find_device
+    from compactmtl.config.paths import is_here
+    from compactmtl.config.words import naming
+    from compactmtl.data.datasets import check_root
     from compactmtl.errors import command
-    from compactmtl.fit import fit, plan_road
-    from compactmtl.runs import Run
+    from compactmtl.fit.compose import plan_road
 
     device = find_device(args.device, "--device")
     road = plan_road(
@@ -99,15 +106,19 @@ def _fit(args: argparse.Namespace) -> Outcome:
         name=args.name,
         dense=args.baseline is None and not args.no_dense,
     )
-    here = [word for word in args.overrides if word.startswith("data.root=")]
-    baseline = Run.open(args.baseline, here) if args.baseline else None
-    outcome = fit(
-        road,
-        baseline=baseline,
-        overwrite=args.overwrite,
-        device=device,
-        say=lambda line: print(line, flush=True),
-    )
+    check_root(road.plain.recipe.data)  # before what takes seconds is loaded
+    from compactmtl.fit import fit
+    from compactmtl.runs import Run
+
+    baseline = Run.open(args.baseline, list(filter(is_here, args.overrides))) if args.baseline else None
+    with naming(_as_given(args, road)):
+        outcome = fit(
+            road,
+            baseline=baseline,
+            overwrite=args.overwrite,
+            device=device,
+            say=lambda line: print(line, flush=True),
+        )
     print(f"\n{args.subject} for {road.target_name}")
     print("\n".join(f"  {line}" for line in outcome.lines()))
     if outcome.passed:
@@ -119,14 +130,19 @@ def _fit(args: argparse.Namespace) -> Outcome:
     return outcome
 
 
+def _as_given(args: argparse.Namespace, road: Road) -> Callable[[str], str]:
+    """What a key of the recipe is called here: of a budget that an option gave, that option."""
+    option = next((f"--{name}" for name in _BOUNDS if vars(args)[name.replace("-", "_")] is not None), None)
+    recipe = road.shrunk.recipe
+    section = "" if recipe.sparsity is None else recipe.sparsity.section
+    return lambda key: option if option and key == f"sparsity.{section}.{road.reduction.key}" else key
+
+
 def _check_budget(args: argparse.Namespace) -> None:
     """Raise ConfigError for a number that is no budget."""
-    import math
-
     from compactmtl.errors import ConfigError
 
-    bounds = {"latency-ms": (0.0, math.inf), "speedup": (1.0, math.inf), "macs-reduction": (0.0, 1.0)}
-    for measure, (low, high) in bounds.items():
+    for measure, (low, high) in _BOUNDS.items():
         amount = vars(args)[measure.replace("-", "_")]
         if amount is not None and not low < amount < high:
             between = f"above {low:g}" + (f" and below {high:g}" if math.isfinite(high) else "")

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.told import tell
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -73,7 +75,7 @@ def write_one(
         places[name],
         baseline,
         images=args.kit_images or 0,
-        progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True),
+        progress=tell,
     )
     packed = f"{kit.images} images of the val split" if kit.images else "no images to measure accuracy on"
     print(f"kit: {kit.path} ({kit.megabytes:.1f} MB, {packed})")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import re
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         backend.require(target)
         model, inputs = _subject(args, target.latency.batch)
         table = latency_table(
-            model, inputs, target, args.target, align=align, settings=settings, progress=_progress
+            model, inputs, target, args.target, align=align, settings=settings, progress=tell
         )
     print("\n".join(_summary(table)))
     if out is not None:
@@ -137,16 +138,12 @@ def _kit(args: argparse.Namespace, target: Target, align: int, settings: Setting
         Path(args.kit),
         align=align,
         settings=settings,
-        progress=_progress,
+        progress=tell,
     )
     print(f"kit: {kit.path} ({kit.megabytes:.1f} MB)")
     print(f"  on the device, with numpy and the runtime ({kit.install}): python {SCRIPT}")
     print(f"  then here: {command('latency', '--from', RESULTS, '--out', 'TABLE.json')}")
     return 0
-
-
-def _progress(line: str) -> None:
-    print(f"  {line} …", file=sys.stderr, flush=True)
 
 
 def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -158,6 +155,7 @@ def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Ten
     from compactmtl.config.trust import is_class_name
     from compactmtl.data import load_dataset
     from compactmtl.errors import ConfigError
+    from compactmtl.models.listing import recipe_or_module
     from compactmtl.overparam import contract
     from compactmtl.runs import Run
     from compactmtl.runs.model import example_inputs, fresh_model
@@ -165,12 +163,14 @@ def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Ten
 
     if is_class_name(args.subject):
         return _module(args.subject, args.input, args.overrides)
+    run = is_run(Path(args.subject))
+    recipe_file = None if run else recipe_or_module(args.subject)
     if args.input:
         raise ConfigError("--input is for a module: a recipe and a run say their own size", "leave it out")
-    if is_run(Path(args.subject)):
+    if recipe_file is None:
         opened = Run.open(args.subject, args.overrides)
         return opened.load_plain().eval(), example_inputs(opened.recipe, batch)
-    recipe = load_recipe(args.subject, args.overrides)
+    recipe = load_recipe(recipe_file, args.overrides)
     tasks = build_tasks(recipe.tasks, load_dataset(recipe.data, "val", trust=args.trust).specs)
     return contract(fresh_model(recipe, tasks)).eval(), example_inputs(recipe, batch)
 
@@ -178,10 +178,10 @@ def _subject(args: argparse.Namespace, batch: int) -> tuple[nn.Module, tuple[Ten
 def _module(name: str, shapes: list[str], overrides: list[str]) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """What a function that the user names on the command line returns; naming it there is the user's word."""
     import torch
-    from torch import nn
 
-    from compactmtl.config.trust import import_class, trusting
+    from compactmtl.config.trust import naming
     from compactmtl.errors import ConfigError
+    from compactmtl.models.user_code import construct
 
     if overrides:
         raise ConfigError(
@@ -191,24 +191,31 @@ def _module(name: str, shapes: list[str], overrides: list[str]) -> tuple[nn.Modu
         raise ConfigError(
             f"{name}: the shape of its input is not known", "add --input 1x3x224x224, once for each input"
         )
-    with trusting():
-        build = import_class(name, "the module to measure", callable, "callable")
-        model = build()
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"{name} returned a {type(model).__name__}", "name a function that returns an nn.Module"
-        )
+    sizes = [_sizes(text) for text in shapes]
+    with naming(name):
+        model = construct(name, "the network to measure", "", {})
     generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for text in shapes:
-        try:
-            sizes = [int(size) for size in text.split("x")]
-        except ValueError as error:
-            raise ConfigError(f"--input {text}: expected 1x3x224x224", "give whole numbers") from error
-        if min(sizes) < 1:
-            raise ConfigError(f"--input {text}: every size is at least 1", "give whole numbers")
-        inputs.append(torch.randn(*sizes, generator=generator))
-    return model.eval(), tuple(inputs)
+    return model.eval(), tuple(torch.randn(*one, generator=generator) for one in sizes)
+
+
+def _sizes(text: str) -> list[int]:
+    """The sizes of an input that --input gives. Raises ConfigError."""
+    from compactmtl.errors import ConfigError
+
+    parts = re.split(r"[x×X]", text.strip())
+    if not all(part.isdecimal() and int(part) for part in parts):
+        written = "x".join(re.findall(r"[0-9]+", text))
+        wrong = next((part for part in parts if not (part.isdecimal() and int(part))), text)
+        near = (
+            f"did you mean --input {written}? "
+            if written.count("x") and "0" not in written.split("x")
+            else ""
+        )
+        raise ConfigError(
+            f"--input {text}: {wrong!r} is no size of 1 or more",
+            f"{near}write every size of the input, batch first, with x between them, such as 1x3x224x224",
+        )
+    return [int(part) for part in parts]
 
 
 def _summary(table: LatencyTable) -> list[str]:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from compactmtl.config.lookup import close_names
 from compactmtl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from compactmtl.runs import Run
+
 OVERRIDES = "overrides"  # the positional that takes key=value words, wherever they stand
 _OVERRIDE = re.compile(r"[^=/\\]+=.*", re.DOTALL)  # a path with = in it has a slash: ./lr=0.1
 _NUMBER = re.compile(r"-\.?\d")
+
+
+_Group = tuple[
+    argparse.Action | None, list[str]
+]  # an option as it is declared, and as it stands with its values
 
 
 class _Several(argparse.Action):
@@ -35,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     `train demo --out runs train.epochs=3` reads as `train demo train.epochs=3 --out runs` does, also below subcommands.
     An option that takes several values leaves what it cannot take, or what the positionals lack:
-    `export --target T RUN` and `sweep --seeds 0 1 SWEEP key=value` read as a user means them.
+    `export --target T RUN` and `sweep --seeds 0 1 SWEEP key=value` read as a user means them. `given` of what is parsed
+    are the options that the command line has, whatever their values.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,7 +81,8 @@ class Parser(argparse.ArgumentParser):
                 return super().parse_known_args(
                     [*words[first : first + 1], *words[:first], *words[first + 1 :]], namespace
                 )
-        plain, overrides, options = self._sorted(words)
+        plain, overrides, groups = self._sorted(words)
+        options = [word for _, group in groups for word in group]
         # Positionals first: argparse gives an empty one its default at the first option that it meets. A path such
         # as -a.jpg can only stand behind `--`, and there it is alone with its like.
         dashed = any(word.startswith("-") and word != "-" for word in plain)
@@ -81,12 +91,13 @@ class Parser(argparse.ArgumentParser):
         if overrides:
             setattr(arguments, OVERRIDES, [*getattr(arguments, OVERRIDES), *overrides])
         vars(arguments).pop("_given", None)
+        arguments.given = frozenset(action.dest for action, _ in groups if action is not None)
         return arguments, extra
 
-    def _sorted(self, words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    def _sorted(self, words: Sequence[str]) -> tuple[list[str], list[str], list[_Group]]:
         """The positionals without overrides, the overrides, and the options with their values."""
         plain: list[str] = []
-        groups: list[tuple[argparse.Action | None, list[str]]] = []
+        groups: list[_Group] = []
         rest = list(words)
         while rest:
             word = rest.pop(0)
@@ -96,10 +107,13 @@ class Parser(argparse.ArgumentParser):
             if not _is_option(word):
                 plain.append(word)
                 continue
-            action = self._option_string_actions.get(word)
+            name, sign, value = word.partition("=")
+            action = self._option_string_actions.get(name)
             groups.append((action, [word]))
-            while rest and action is not None and self._takes(action, groups[-1][1], rest[0]):
+            while rest and not sign and action is not None and self._takes(action, groups[-1][1], rest[0]):
                 groups[-1][1].append(rest.pop(0))
+            if action is not None and "" in (groups[-1][1][1:] if not sign else [value]):
+                self.error(f"argument {name}: the value is empty, as of a variable that is not set")
         positionals = [action for action in self._actions if not action.option_strings]
         takes_overrides = any(action.dest == OVERRIDES for action in positionals)
         overrides = [word for word in plain if takes_overrides and _OVERRIDE.fullmatch(word)]
@@ -113,7 +127,7 @@ class Parser(argparse.ArgumentParser):
                 cut = max(2, len(group) - lacking)
                 plain, lacking = [*group[cut:], *plain], lacking - (len(group) - cut)
                 del group[cut:]
-        return plain, overrides, [word for _, group in groups for word in group]
+        return plain, overrides, groups
 
     def _takes(self, action: argparse.Action, group: Sequence[str], word: str) -> bool:
         """Whether an option that has some values already takes the next word too."""
@@ -158,6 +172,15 @@ def _converts(kind: Any, word: str) -> bool:
     return True
 
 
+def refuse(args: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Raise ConfigError where the command line has one of these options, which mean nothing for `what`."""
+    given = args.given | ({OVERRIDES} if args.overrides else set())
+    for name in names:
+        if name in given:
+            option = "key=value" if name == OVERRIDES else "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} has no meaning for {what}", "leave it out")
+
+
 def add_device(parser: argparse.ArgumentParser, runs: str) -> None:
     """Declare --device, where the torch model runs; `runs` says what it does there."""
     parser.add_argument(
@@ -179,6 +202,19 @@ def add_tasks(parser: argparse.ArgumentParser, out: str = "") -> None:
     parser.add_argument(
         "--out", metavar="DIR", help=f"with --tasks: folder of that run (default: RUN-TASK-TASK…){out}"
     )
+
+
+def of_tasks(run: Run, args: argparse.Namespace) -> Run:
+    """The run itself or, with --tasks, the run of these alone. Raises ConfigError for --out without --tasks."""
+    from compactmtl.runs import subset_run
+
+    if args.tasks:
+        return subset_run(run, args.tasks, args.out, args.overrides)
+    if args.out:
+        raise ConfigError(
+            "--out is the folder of a subset of the tasks", "give --tasks with it, or leave it out"
+        )
+    return run
 
 
 def trusted(args: argparse.Namespace) -> tuple[str, ...]:

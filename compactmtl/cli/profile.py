@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.layout import BUNDLE_FILE, MODEL_FILE, PROFILE
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
@@ -147,9 +148,7 @@ def run(args: argparse.Namespace) -> int:
             for name, path in zip(names, args.subjects, strict=True)
         }
         _check_used(args, list(subjects.values()))
-        result = profile(
-            subjects, options, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
-        )
+        result = profile(subjects, options, progress=tell)
         if args.explain:
             result = explained(result)
     print("\n".join((*summary(result), *explanations(result))))
@@ -182,11 +181,14 @@ def shape_of(text: str) -> tuple[str, tuple[int, ...]]:
 
     name, _, sizes = text.rpartition("=")
     try:
-        return name, tuple(int(size) for size in sizes.split("x"))
-    except ValueError as error:
+        shape = tuple(int(size) for size in sizes.split("x"))
+    except ValueError:
+        shape = (0,)
+    if min(shape) < 1:
         raise ConfigError(
-            f"--shape {text}: expected NAME=1x3x224x224", "give integers separated by x"
-        ) from error
+            f"--shape {text}: expected NAME=1x3x224x224", "give integers of 1 or more, separated by x"
+        )
+    return name, shape
 
 
 def _check_used(args: argparse.Namespace, subjects: list[Subject]) -> None:

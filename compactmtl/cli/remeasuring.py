@@ -6,7 +6,21 @@ import argparse
 import sys
 
 from compactmtl.artifacts.layout import BUNDLE_FILE
-from compactmtl.cli.parser import trusted
+from compactmtl.artifacts.told import tell
+from compactmtl.cli.parser import refuse, trusted
+
+OF_MEASURING = (
+    "batch",
+    "batches",
+    "settle",
+    "warmup",
+    "repeats",
+    "shape",
+    "explain",
+    "no_memory",
+    "no_layers",
+    "out",
+)
 
 
 def update(args: argparse.Namespace) -> int:
@@ -22,6 +36,7 @@ def update(args: argparse.Namespace) -> int:
     from compactmtl.runs import Run
     from compactmtl.verify.gates import raise_failed
 
+    refuse(args, OF_MEASURING, "--update, which measures as the bundle's target says")
     if len(args.subjects) != 1 or not is_run(Path(args.subjects[0])):
         raise ConfigError("--update takes one run", "name one run folder that was exported")
     opened = Run.open(args.subjects[0], args.overrides)
@@ -40,9 +55,7 @@ def update(args: argparse.Namespace) -> int:
     gates = []
     for name in names:
         print(f"{opened.name} for {name}", file=sys.stderr)
-        verification = remeasure_run(
-            opened, name, baseline, progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
-        )
+        verification = remeasure_run(opened, name, baseline, progress=tell)
         print("\n".join(lines_of(verification, opened.tasks)))
         gates += list(verification.gates)
     against = ("--baseline", baseline.path) if baseline else ()

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.layout import BUNDLE_FILE
-from compactmtl.cli.parser import add_device, add_trust
+from compactmtl.cli.parser import OVERRIDES, add_device, add_trust, refuse
 
 if TYPE_CHECKING:
     from compactmtl.report import Report
@@ -17,6 +17,9 @@ compactmtl report runs/scenes-compact --baseline runs/scenes-dense
 compactmtl report runs/seed0 runs/seed1 --baseline runs/dense --out reports/seeds
 compactmtl report runs/faces-* --baseline single --latex > table.tex
 compactmtl report detector-bundle"""
+
+
+OF_RUNS = ("baseline", "markdown", "latex", "device", OVERRIDES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,11 +100,8 @@ def _of_bundles(args: argparse.Namespace) -> int:
     from compactmtl.report import write_bundle_report
 
     if others := [path for path in args.runs if not _is_bundle(path)]:
-        raise ConfigError(f"{', '.join(others)}: not a bundle, and the first ones are", "report either alone")
-    if args.baseline is not None or args.markdown or args.latex:
-        raise ConfigError(
-            "--baseline, --markdown and --latex are of runs, and these are bundles", "leave them out"
-        )
+        raise ConfigError(f"{', '.join(others)}: not a bundle, and others are", "report either alone")
+    refuse(args, OF_RUNS, "bundles alone: they are read, and nothing is measured")
     bundles = [Bundle.open(path) for path in args.runs]
     out = Path(args.out) if args.out is not None else bundles[0].path
     check_writable(out)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.told import tell
 from compactmtl.cli.parser import add_trust
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.target or next(iter(opened.recipe.targets), None)
     if name is None:
         raise ConfigError(f"the recipe of {opened.path} names no target", "give --target NAME")
-    costs = task_costs(
-        opened, load_target(name), progress=lambda line: print(f"  {line} …", file=sys.stderr, flush=True)
-    )
+    costs = task_costs(opened, load_target(name), progress=tell)
     print("\n".join(lines(costs, name)))
     return 0
 
@@ -75,3 +73,5 @@ def lines(costs: TaskCosts, target: str) -> Iterator[str]:
         first, *others = row
         cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
         yield f"{first:<{widths[0]}}  {'  '.join(cells)}".rstrip()
+    if noisy := [one.task for one in costs.tasks if not one.certain]:
+        yield f"note: the time without {', '.join(noisy)} differs from the whole's by no more than the noise of the rounds"

@@ -75,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     resolved = resolve(args.recipe, args.overrides, tasks=args.task)
     default = "-".join([*resolved.name.split("/"), *args.task, *(["smoke"] if args.smoke else [])])
     path = Path(args.out) / (args.name or default)
+    from compactmtl.data.datasets import check_root
+
+    check_root(resolved.recipe.data)  # before what takes seconds is loaded
     from compactmtl.train import dry_run, train
 
     if args.dry_run:

@@ -22,19 +22,20 @@ _SHOWN = 6  # files that set a key, named one by one
 READERS: Mapping[Kind, Mapping[str, str]] = {
     "recipe": {
         "description": "recipes list",
-        "seed": "train, sweep",
-        "data": "train, sweep, data check; and compact --evaluate, export, report, probe, which read the run's data again",
-        "tasks": "train, sweep, export, report, predict",
-        "model": "train, sweep, latency; every command that loads the run's model",
-        "train": "train, sweep",
-        "balancing": "train, sweep",
-        "regularization": "train, sweep",
-        "overparam": "train, sweep, compact",
-        "sparsity": "train, sweep, latency, export",
-        "distillation": "train, sweep",
-        "surgery": "compact, and train where sparsity.shrink_every removes channels",
-        "targets": "export, compact (alignment), report",
-        "single_task": "train, report",
+        "seed": "train, fit, sweep",
+        "data": "train, fit, sweep, data check; and compact --evaluate, export, collect, profile, tasks, report, "
+        "predict, probe, which read the run's data again",
+        "tasks": "train, fit, sweep, export, collect, report, predict",
+        "model": "train, fit, sweep, latency; every command that loads the run's model",
+        "train": "train, fit, sweep",
+        "balancing": "train, fit, sweep",
+        "regularization": "train, fit, sweep",
+        "overparam": "train, fit, sweep, compact",
+        "sparsity": "train, fit, sweep, latency, export",
+        "distillation": "train, fit, sweep",
+        "surgery": "compact, fit, and train where sparsity.shrink_every removes channels",
+        "targets": "export, fit, tasks, compact (alignment), report",
+        "single_task": "train, fit, report",
     },
     "target": {"": "export, profile, latency, and what reads a bundle of the target"},
     "sweep": {"": "sweep"},
@@ -50,11 +51,11 @@ class Found:
     owner: str = ""
 
 
-def matches(word: str, known: Sequence[Found]) -> list[Found]:
+def matches(word: str, known: Sequence[Found], more: Sequence[str] = ()) -> list[Found]:
     """The keys that a word means: a whole dotted key, or else the end of one.
 
     A name of the user's, such as a task's, stands for `*`. `recipe.`, `target.` or `sweep.` before it says which. Raises
-    ConfigError, with the nearest keys, where there is none.
+    ConfigError, with the nearest keys, where there is none; also of those in `more`.
     """
     kind, dot, rest = word.partition(".")
     if dot and kind in READERS:
@@ -66,7 +67,7 @@ def matches(word: str, known: Sequence[Found]) -> list[Found]:
     ends = [one for one in known if _equal(parts, one.key.name.split(".")[-len(parts) :])]
     if ends:
         return ends
-    every = list(dict.fromkeys(one.key.name for one in known))
+    every = list(dict.fromkeys([*(one.key.name for one in known), *more]))
     last = {name.rpartition(".")[2]: name for name in every}
     near = close_names(word, every) or [last[one] for one in close_names(parts[-1], list(last))]
     raise ConfigError(

@@ -24,6 +24,7 @@ _LISTING: dict[Kind, str] = {
 SWEEPS = "sweeps"  # recipes/<dataset>/sweeps/<name>.yaml is the sweep <dataset>/<name>
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".yml")
+_AS_CLOSE = 0.12  # of the shares of letters that two names have in common with a word
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,16 @@ def close_names(word: str, known: list[str]) -> list[str]:
     """The known names that a misspelt word may have meant, best first, at most three."""
     by_end = {name.rpartition("/")[2]: name for name in known}
     inside = [name for name in known if word and (name.startswith(f"{word}/") or name.endswith(f"/{word}"))]
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    near += [by_end[end] for end in difflib.get_close_matches(word, list(by_end), n=3, cutoff=0.7)]
+    near = _close(word, known, 0.6)
+    near += [by_end[end] for end in _close(word, list(by_end), 0.7)]
     return list(dict.fromkeys(inside + near))[:3]
+
+
+def _close(word: str, known: list[str], cutoff: float) -> list[str]:
+    """The nearest names, best first; none that is clearly farther than the first: of `sise` size, and not resize too."""
+    found = difflib.get_close_matches(word, known, n=3, cutoff=cutoff)
+    shares = [difflib.SequenceMatcher(None, one, word).ratio() for one in found]
+    return [one for one, share in zip(found, shares, strict=True) if share > shares[0] - _AS_CLOSE]
 
 
 def name_hint(word: str, known: Sequence[str]) -> str:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.layout import META, RECIPE
 from compactmtl.config.lookup import PACKAGE, SUFFIXES, Kind
-from compactmtl.config.yaml import Node, Place, shown
+from compactmtl.config.sparsity import REDUCTIONS
+from compactmtl.config.yaml import Node, Place, flow, shown
 from compactmtl.errors import ConfigError
 
-_REDUCTIONS = ("controller", "selective", "prune")  # sections of sparsity that take a reduction target
+if TYPE_CHECKING:
+    from compactmtl.config.recipe import Recipe
+
 _RECIPE = (
     "data.root",
     "model.encoder.weights",
@@ -23,7 +27,7 @@ _RECIPE = (
     "distillation.teacher",
     "distillation.features.teacher",
     "distillation.features.encoder.weights",
-    *(f"sparsity.{section}.{key}" for section in _REDUCTIONS for key in ("latency_table", "latency.table")),
+    *(f"sparsity.{section}.{key}" for section in REDUCTIONS for key in ("latency_table", "latency.table")),
 )
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")
@@ -44,7 +48,7 @@ def anchor(kind: Kind, node: Node) -> Node:
     if kind == "recipe":
         for key in _RECIPE:
             node = _at(node, key.split("."), _path(key))
-        for section in _REDUCTIONS:
+        for section in REDUCTIONS:
             node = _at(node, ["sparsity", section, "latency", "target"], _file("latency.target"))
         return _at(node, ["targets"], _each(_file("targets")))
     if kind == "sweep":
@@ -59,16 +63,26 @@ def anchor(kind: Kind, node: Node) -> Node:
 def check_here(run: Path, overrides: Sequence[str]) -> None:
     """Check that overrides only say where a run's data is and how it is read. Raises ConfigError for any other."""
     for word in overrides:
-        key, equals, _ = word.partition("=")
-        if not equals:
+        if "=" not in word:
             raise ConfigError(
                 f"{word} is neither a run nor key=value", "name one run, and values such as data.root=/data"
             )
-        if key.strip() not in HERE:
+        if not is_here(word):
             raise ConfigError(
                 f"override `{word}`: {run} is trained, and this key cannot change afterwards",
                 f"only {', '.join(HERE)} can be given for a run; to change anything else, train another run",
             )
+
+
+def here_words(recipe: Recipe) -> list[str]:
+    """Overrides for `check_here`: where a recipe's data is, and how it is read."""
+    return [f"{key}={flow(getattr(recipe.data, key.partition('.')[2]))}" for key in HERE]
+
+
+def is_here(word: str) -> bool:
+    """Whether a `key=value` word is one of those that `check_here` passes."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and key.strip() in HERE
 
 
 def is_bundled(file: Path) -> bool:

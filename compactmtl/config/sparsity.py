@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen, Scalar, Share
+from compactmtl.config.words import key
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -28,7 +29,8 @@ _KEYS: Mapping[str, Measure] = {
     "parameter_reduction": "parameters",
     "latency": "latency",
 }
-_LIMITS = ("ms", "speedup", "reduction")
+LIMITS = ("ms", "speedup", "reduction")  # of a latency budget
+REDUCTIONS = ("selective", "controller", "prune")  # sections of sparsity that take a reduction
 
 
 class LatencyBudget(Frozen):
@@ -52,10 +54,10 @@ class LatencyBudget(Frozen):
 
     @model_validator(mode="after")
     def _one_limit(self) -> LatencyBudget:
-        given = [key for key in _LIMITS if getattr(self, key) is not None]
+        given = [key for key in LIMITS if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of {', '.join(_LIMITS)}, found {' and '.join(given) or 'none'}"
+                f"give exactly one of {', '.join(LIMITS)}, found {' and '.join(given) or 'none'}"
             )
         if self.target is None and self.table is None:
             raise ValueError("a latency budget needs a target, such as onnxruntime-cpu, or a table")
@@ -69,7 +71,7 @@ class LatencyBudget(Frozen):
     @property
     def limit(self) -> str:
         """Which limit is given."""
-        return next(key for key in _LIMITS if getattr(self, key) is not None)
+        return next(key for key in LIMITS if getattr(self, key) is not None)
 
     def milliseconds(self, whole_ms: float) -> float:
         """Most milliseconds of a model whose original takes `whole_ms`."""
@@ -302,23 +304,23 @@ class SparsityConfig(Frozen):
         """Every method needs steps between its start and its end."""
         if self.selective is not None and not self.selective.start < self.selective.end:
             raise ValueError(
-                f"sparsity.selective.start {self.selective.start} is not before sparsity.selective.end"
+                f"{key('sparsity.selective.start')} {self.selective.start} is not before {key('sparsity.selective.end')}"
                 f" {self.selective.end}"
             )
         if self.controller is not None and not self.warmup < self.controller.end:
             raise ValueError(
-                f"sparsity.warmup {self.warmup} is not before sparsity.controller.end {self.controller.end}"
+                f"{key('sparsity.warmup')} {self.warmup} is not before {key('sparsity.controller.end')} {self.controller.end}"
             )
         if self.schedule is not None and not self.warmup < self.schedule.release:
             raise ValueError(
-                f"sparsity.warmup {self.warmup} is not before sparsity.schedule.release {self.schedule.release}:"
+                f"{key('sparsity.warmup')} {self.warmup} is not before {key('sparsity.schedule.release')} {self.schedule.release}:"
                 " λ would be 0 at every step"
             )
         if self.shrink_every is not None and self.groups in ("filter", "input_channel"):
             raise ValueError(
-                f"sparsity.shrink_every removes whole channels during training, and groups of kind"
+                f"{key('sparsity.shrink_every')} removes whole channels during training, and groups of kind"
                 f" {self.groups} lie in one layer each; use coupled, block or attention_head, or leave out"
-                " sparsity.shrink_every"
+                f" {key('sparsity.shrink_every')}"
             )
         return self
 
@@ -337,21 +339,23 @@ class SparsityConfig(Frozen):
                 f"selective (the least important channels, until a target is met) and prune (a baseline), found {' and '.join(given) or 'none'}"
             )
         if self.schedule is not None and self.strength is None:
-            raise ValueError("sparsity.schedule needs sparsity.strength, which is not given")
+            raise ValueError(
+                f"{key('sparsity.schedule')} needs {key('sparsity.strength')}, which is not given"
+            )
         if self.groups in ("filter", "input_channel") and (self.selective or self.prune):
             raise ValueError(
-                f"sparsity.groups: {self.groups} lie in one layer each and remove no channel alone; "
-                f"sparsity.{given[0]} needs coupled, block or attention_head"
+                f"{key('sparsity.groups')}: {self.groups} lie in one layer each and remove no channel alone; "
+                f"{key(f'sparsity.{given[0]}')} needs coupled, block or attention_head"
             )
         prune = self.prune
         if prune is not None and prune.method == "group_norm" and prune.regularize >= prune.at:
             raise ValueError(
-                f"sparsity.prune.regularize {prune.regularize} is not before sparsity.prune.at {prune.at}"
+                f"{key('sparsity.prune.regularize')} {prune.regularize} is not before {key('sparsity.prune.at')} {prune.at}"
             )
         if self.schedule is not None and not self.warmup <= self.schedule.full <= self.schedule.release:
             raise ValueError(
-                f"sparsity.warmup {self.warmup}, sparsity.schedule.full {self.schedule.full} and "
-                f"sparsity.schedule.release {self.schedule.release} must be in rising order"
+                f"{key('sparsity.warmup')} {self.warmup}, {key('sparsity.schedule.full')} {self.schedule.full} and "
+                f"{key('sparsity.schedule.release')} {self.schedule.release} must be in rising order"
             )
         return self
 
@@ -361,9 +365,14 @@ class SparsityConfig(Frozen):
         return {key: getattr(self, key) for key in SHORT_KEYS.get(self.penalty, ())} | self.penalty_options
 
     @property
+    def section(self) -> str | None:
+        """The name of the section that states a target; None for a fixed λ."""
+        return next((name for name in REDUCTIONS if getattr(self, name) is not None), None)
+
+    @property
     def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:
         """The section that states a target; None for a fixed λ."""
-        return self.controller or self.selective or self.prune
+        return self.selective or self.controller or self.prune
 
     @property
     def begin(self) -> float:

@@ -11,20 +11,22 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from compactmtl.errors import CompactError, ConfigError
+from compactmtl.errors import CompactError, ConfigError, machine_fault
 
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
 # Of this thread (or task) and what it calls: a thread that an application starts beside it is trusted with nothing.
 _TRUSTED: ContextVar[bool] = ContextVar("compactmtl_trusted", default=False)
 # Modules that the user named on the command line, which is the user's word for these alone.
 _NAMED: ContextVar[frozenset[str]] = ContextVar("compactmtl_named", default=frozenset())
+PACKAGE = Path(__file__).parents[1]
 _MEND = "read that code first, then add --trust to the command (in Python: trust=True, or `with trusting():`)"
 
 
@@ -85,8 +87,8 @@ def import_module(name: str, key: str) -> ModuleType:
 
     Raises:
         UntrustedError: without the user's word; it says what would be imported, and from where. Nothing is run.
-        ConfigError: for a name of another form, and a module that is not there.
-        Exception: whatever the module raises while it is imported.
+        ConfigError: for a name of another form, a module that is not there, and whatever the module raises while it is
+            imported.
     """
     module, attribute = split_name(name, key)
     if not is_trusted() and module not in _NAMED.get():
@@ -95,16 +97,46 @@ def import_module(name: str, key: str) -> ModuleType:
             _MEND,
         )
     _reach(module)
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module + ".").startswith(error.name + "."):
+    with own_errors(
+        f"{key}: {module} fails when imported", f"run python -c 'import {module}' to see all of it"
+    ):
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module + ".").startswith(error.name + "."):
+                if module.endswith(".py") and source_file(module.removesuffix(".py")) is not None:
+                    raise ConfigError(
+                        f"{key}: {name!r} names a file",
+                        f"name its module: {module.removesuffix('.py')}:{attribute}",
+                    ) from None
+                raise ConfigError(
+                    f"{key}: there is no module {error.name} for {name!r}",
+                    "install the package, run the command in the module's folder, or add that to the path: "
+                    "PYTHONPATH=folder compactmtl …",
+                ) from None
+            if error.name is None:  # raised by hand
+                raise
             raise ConfigError(
-                f"{key}: there is no module {error.name} for {name!r}",
-                "install the package, run the command in the module's folder, or add that to the path: "
-                "PYTHONPATH=folder compactmtl …",
+                f"{key}: {module} needs the module {error.name}, which is not installed",
+                f"install {error.name}",
             ) from None
+
+
+@contextmanager
+def own_errors(what: str, mend: str) -> Iterator[None]:
+    """Report what code of the user's raises inside as its own fault: a ConfigError that begins with `what`.
+
+    Our own errors pass, and so do those that the machine is the cause of. A module that ends the program, as a script
+    does, is a fault too.
+    """
+    try:
+        yield
+    except CompactError:
         raise
+    except (Exception, SystemExit) as error:
+        if machine_fault(error) is not None:
+            raise
+        raise ConfigError(f"{what}: {raised_at(error)}{type(error).__name__}: {error}", mend) from error
 
 
 def _reach(module: str) -> None:
@@ -121,43 +153,40 @@ def _reach(module: str) -> None:
         importlib.invalidate_caches()
 
 
-def import_class(name: str, key: str, fits: Callable[[object], bool], what: str) -> Any:
-    """What `package.module:Class` names, imported; `fits` says whether it is such a class, `what` what that is.
+def import_class(name: str, key: str, listed: Callable[[ModuleType], Iterable[str]], what: str) -> Any:
+    """What `package.module:Class` names, imported; `listed` gives the names of a module that would fit, `what` what these
+    are.
 
-    Raises UntrustedError without the user's word, ConfigError where the module cannot be imported or has no such
-    attribute; whatever else the module raises is reported as its own error. The caller checks what it is given.
+    Raises as `import_module` does, and ConfigError where the module has no such attribute. The caller checks what it is
+    given.
     """
     module_name, attribute = split_name(name, key)
-    try:
-        module = import_module(name, key)
-    except CompactError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{key}: {module_name} needs the module {error.name}, which is not installed",
-            f"install {error.name}",
-        ) from None
-    except Exception as error:  # whatever the user's file does wrong is reported as its own error
-        raise ConfigError(
-            f"{key}: {module_name} fails when imported: {raised_at(error)}{type(error).__name__}: {error}",
-            f"run python -c 'import {module_name}' to see the whole of it",
-        ) from error
+    module = import_module(name, key)
     value = getattr(module, attribute, None)
     if value is None:
-        classes = sorted(name for name, value in vars(module).items() if fits(value))
         raise ConfigError(
             f"{key}: {module_name} has no {attribute}",
-            f"its {what} classes: {', '.join(classes) or 'none'}",
+            f"its {what}: {', '.join(sorted(listed(module))) or 'none'}",
         )
     return value
 
 
+def those(fits: Callable[[object], bool]) -> Callable[[ModuleType], list[str]]:
+    """For `import_class`: the names of a module whose values fit."""
+    return lambda module: [name for name, value in vars(module).items() if fits(value)]
+
+
 def raised_at(error: BaseException) -> str:
-    """Where in the user's code an exception came from, as "file:line: "."""
+    """Where in the user's code an exception came from, as "file:line: "; empty where it came from our own call of it."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}:{error.lineno}: "
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}: " if last is not None else ""
+    file = "" if last is None else last.tb_frame.f_code.co_filename
+    if last is None or Path(file).is_relative_to(PACKAGE):
+        return ""
+    return f"{file}:{last.tb_lineno}: "
 
 
 def library(path: str | Path, key: str) -> Path:
@@ -177,25 +206,53 @@ def library(path: str | Path, key: str) -> Path:
     return file
 
 
-def _place(module: str) -> str:
-    """Where a module lies, in words; found without importing it, or the packages that it lies in."""
+def source_of(name: str, key: str) -> Path | None:
+    """The file of the module of `package.module:Class`; None where it has none. Nothing is imported.
+
+    What is not on the Python path is looked for in the working folder, as `import_module` does.
+    """
+    return source_file(split_name(name, key)[0])
+
+
+def source_file(module: str) -> Path | None:
+    """As `source_of`, of a module's dotted name; any other text has none."""
+    spec, _ = _found(module)
+    if spec is not None:
+        return Path(spec.origin) if spec.has_location and spec.origin is not None else None
+    return next((one for one in _below(Path.cwd(), module) if one.is_file()), None)
+
+
+def _below(folder: Path, module: str) -> tuple[Path, Path]:
+    """Where a module's file would lie below a folder."""
+    stem = folder.joinpath(*module.split("."))
+    return stem.with_name(f"{stem.name}.py"), stem / "__init__.py"
+
+
+def _found(module: str) -> tuple[ModuleSpec | None, list[str]]:
+    """A module's spec, and where its own modules would lie; found without importing the packages that it lies in."""
     path: list[str] | None = None
+    spec: ModuleSpec | None = None
     parts = module.split(".")
-    spec = None
     for depth in range(len(parts)):
         name = ".".join(parts[: depth + 1])
         spec = next(
             (
-                module_spec
+                found
                 for finder in sys.meta_path
-                if hasattr(finder, "find_spec") and (module_spec := finder.find_spec(name, path)) is not None
+                if hasattr(finder, "find_spec") and (found := finder.find_spec(name, path)) is not None
             ),
             None,
         )
         if spec is None:
-            here = Path.cwd() / parts[0]
-            found = [one for one in (here.with_suffix(".py"), here) if one.exists()] if depth == 0 else []
-            return f"which lies in {found[0]}" if found else "which is not on the Python path"
+            return None, []
         path = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else []
-    assert spec is not None
-    return f"which lies in {spec.origin or ', '.join(path or []) or 'Python itself'}"
+    return spec, path or []
+
+
+def _place(module: str) -> str:
+    """Where a module lies, in words."""
+    spec, path = _found(module)
+    if spec is not None:
+        return f"which lies in {spec.origin or ', '.join(path) or 'Python itself'}"
+    here = source_file(module)
+    return "which is not on the Python path" if here is None else f"which lies in {here}"

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from compactmtl.config.keys import keys
 from compactmtl.config.lookup import close_names
+from compactmtl.config.words import key
 from compactmtl.config.yaml import Node, Place, describe, node_of
 from compactmtl.errors import ConfigError
 
@@ -94,13 +95,13 @@ def _explain(
     messages: list[str] = []
     hints: list[str] = []
     for path, details_of_path in problems.items():
-        dotted = ".".join([prefix, *path] if prefix else path)
-        message, hint = _problem(model, dotted, path, details_of_path)
+        message, hint = _problem(model, prefix, path, details_of_path)
         place = place_of(node, _named(path, message.partition(" ")[0]))
         messages.append(f"{place}: {message}" if placed else message)
         hints += [hint] if hint and hint not in hints else []
     if len(messages) > 1:
-        whose = f"{what or prefix} has " if what or prefix else ""
+        owner = what or (key(prefix) if prefix else "")
+        whose = f"{owner} has " if owner else ""
         messages.insert(0, f"{whose}{len(messages)} faults:")
     return ConfigError("\n".join(messages), "\n".join(hints))
 
@@ -127,10 +128,12 @@ def _path(node: Node, details: ErrorDetails) -> Path:
     return tuple(path)
 
 
-def _problem(model: type[BaseModel], dotted: str, path: Path, details: list[ErrorDetails]) -> tuple[str, str]:
+def _problem(model: type[BaseModel], prefix: str, path: Path, details: list[ErrorDetails]) -> tuple[str, str]:
     first = details[0]
+    whole = ".".join([prefix, *path] if prefix else path)
+    dotted = key(whole) if whole else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key `{dotted}`", _nearest_key(model, path, dotted.removesuffix(".".join(path)))
+        return f"unknown key `{dotted}`", _nearest_key(model, path, whole.removesuffix(".".join(path)))
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return f"`{dotted}` is missing", f"give `{dotted}` a value"
     if first["type"] == "value_error":
@@ -168,20 +171,20 @@ def _choices(details: ErrorDetails) -> list[str]:
 
 def _nearest_key(model: type[BaseModel], path: Path, prefix: str) -> str:
     """The mend of an unknown key: the nearest key beside it, else of that name elsewhere, else all beside it."""
-    every = [key.name for key in keys(model)]
-    beside = [key for key in every if _fits(key.split("."), path)]
-    ends = [key.rpartition(".")[2] for key in beside]
+    every = [one.name for one in keys(model)]
+    beside = [one for one in every if _fits(one.split("."), path)]
+    ends = [one.rpartition(".")[2] for one in beside]
     stem = prefix + "".join(f"{part}." for part in path[:-1])
     near = [f"{stem}{end}" for end in close_names(path[-1], ends)]
     if not near:
-        near = [f"{prefix}{key}" for key in every if key.rpartition(".")[2] == path[-1] and "*" not in key]
+        near = [f"{prefix}{one}" for one in every if one.rpartition(".")[2] == path[-1] and "*" not in one]
     if near:
-        return f"did you mean {' or '.join(f'`{key}`' for key in near)}?"
-    return f"the keys here are {', '.join(ends)}" if ends else f"remove `{prefix}{'.'.join(path)}`"
+        return f"did you mean {' or '.join(f'`{key(one)}`' for one in near)}?"
+    return f"the keys here are {', '.join(ends)}" if ends else f"remove `{key(prefix + '.'.join(path))}`"
 
 
-def _fits(key: list[str], path: Path) -> bool:
-    """Whether a dotted key of the model stands beside the last key of `path`."""
-    return len(key) == len(path) and all(
-        mine in ("*", theirs) for mine, theirs in zip(key, path[:-1], strict=False)
+def _fits(parts: list[str], path: Path) -> bool:
+    """Whether the parts of a dotted key of the model stand beside the last key of `path`."""
+    return len(parts) == len(path) and all(
+        mine in ("*", theirs) for mine, theirs in zip(parts, path[:-1], strict=False)
     )

@@ -18,6 +18,7 @@ from compactmtl.data.pixels import (
     IMAGE_SUFFIXES,
     MODES,
     ImageInfo,
+    native,
     read_picture_file,
     to_8_bits,
     turned,
@@ -68,6 +69,7 @@ def read_pixels(
             f"{path}: no file of {channels} channels, which data.channels says",
             "such images are .tif or .npy; pictures of other formats have 1, 3 or 4 channels",
         )
+    values = native(values)
     known = limits is not None and values.dtype.kind in "iuf"
     if values.dtype != np.uint8 and (known or values.dtype == np.uint16):
         values = to_8_bits(values, limits)

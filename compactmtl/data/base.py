@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
@@ -46,11 +47,23 @@ class Batch(TypedDict):
     references: NotRequired[dict[str, list[InstanceReference]]]  # by target, one an image; evaluation only
 
 
+def channel_fault(key: Literal["mean", "std"], values: Sequence[float]) -> str:
+    """What is wrong with the values of each channel that a picture is normalized by; empty where nothing is."""
+    shown = ", ".join(f"{one:g}" for one in values)
+    if len(values) == 0:
+        return f"{key} has no value: give one a channel"
+    if not all(math.isfinite(one) for one in values):
+        return f"{key} {shown}: a value is not finite"
+    if key == "std" and min(values) <= 0:
+        return f"{key} {shown}: pictures are divided by it, so that each value has to be above 0"
+    return ""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a uint8 image becomes the network's input: resize, divide by 255, subtract, divide.
 
-    It has as many channels as `mean` has values.
+    It has as many channels as `mean` has values. Raises ValueError for values by which no picture can be normalized.
     """
 
     size: tuple[int, int]
@@ -58,6 +71,15 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     resize: Resize = "stretch"
     range: tuple[float, float] | None = None  # values of more than 8 bits that become 0 and 255
+
+    def __post_init__(self) -> None:
+        for fault in (channel_fault("mean", self.mean), channel_fault("std", self.std)):
+            if fault:
+                raise ValueError(fault)
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one a channel")
+        if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            raise ValueError(f"range {self.range}: give two numbers, the lower one first")
 
     @property
     def channels(self) -> int:
@@ -67,7 +89,9 @@ class Preprocessing:
     @property
     def fit(self) -> Fit:
         """How an image gets the network's size. Padding has the mean's value, so that it is about 0 to the network."""
-        fill = tuple(min(max(int(255 * value + 0.5), 0), 255) for value in self.mean)
+        fill = (0,) * self.channels  # nothing is padded: stored samples must not seem to depend on the mean
+        if self.resize == "letterbox":
+            fill = tuple(min(max(int(255 * value + 0.5), 0), 255) for value in self.mean)
         return Fit(self.size, self.resize, self.channels, fill, self.range)
 
 

@@ -38,14 +38,13 @@ from compactmtl.data.files import (
     source_of,
 )
 from compactmtl.data.fit import Fit
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.data.maps import check_npy, check_png, nearest, relabel, stored_map
-from compactmtl.data.npy import npy_image, npy_mask, npy_positive, npy_size, numbered
-from compactmtl.data.pixels import read_picture_size
+from compactmtl.data.npy import npy_info, npy_mask, npy_picture, npy_positive, numbered
+from compactmtl.data.pixels import ImageInfo, read_picture_size
 from compactmtl.data.stored import own_size
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
-from compactmtl.tasks.placement import Size
 
 DESCRIPTION = "street scenes with segmentation, disparity and part segmentation; the user's own download"
 DEFAULT_SIZE = (128, 256)  # of MTAN and LibMTL
@@ -177,26 +176,26 @@ class OfficialTree:
             return check_png(path)
         return None if path.is_file() else f"{path}: no such file"
 
-    def image(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
-        """uint8 (3, H, W)."""
-        return read_image(record.image, fit)
+    def image(self, record: Record, fit: Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+        """uint8 (C, H, W), and what maps of it must fit."""
+        return read_picture(record.image, fit)
 
-    def size(self, record: Record) -> Size:
-        """Of the image itself."""
-        return read_picture_size(record.image).size
+    def info(self, record: Record) -> ImageInfo:
+        """What maps of an image must fit, by its header alone."""
+        return read_picture_size(record.image)
 
-    def segmentation(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
+    def segmentation(self, record: Record, fit: Fit, of: ImageInfo) -> NDArray[np.uint8]:
         """Class indices (H, W)."""
         path = record.files[0]
-        stored = _one_number(path, record.image)
+        stored = _one_number(path, of)
         place = fit.placement((stored.shape[0], stored.shape[1]))
         labels = relabel(without_unlabeled(nearest(stored, place.scaled)), self._table, path)
         return place.put(labels, IGNORE)
 
-    def disparity(self, record: Record, fit: Fit) -> NDArray[np.float32]:
+    def disparity(self, record: Record, fit: Fit, of: ImageInfo) -> NDArray[np.float32]:
         """(1, H, W) in `unit`: the files hold 256 d + 1, and 0 where unknown."""
         path = record.files[1]
-        stored = _one_number(path, record.image)
+        stored = _one_number(path, of)
         if stored.dtype.itemsize < 2:
             raise DataError(f"{path}: expected 16 bits a pixel, found 8", "fetch the file again")
         pixels = np.maximum(fit.map(stored).astype(np.float32) - 1, 0) / 256
@@ -204,9 +203,9 @@ class OfficialTree:
             pixels /= _focal_times_baseline(record.files[2])
         return pixels.astype(np.float32)[None]
 
-    def parts(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
+    def parts(self, record: Record, fit: Fit, of: ImageInfo) -> NDArray[np.uint8]:
         """Part classes (H, W)."""
-        stored = _one_number(record.files[-1], record.image)
+        stored = _one_number(record.files[-1], of)
         place = fit.placement((stored.shape[0], stored.shape[1]))
         return place.put(parts_of(nearest(stored, place.scaled)), IGNORE)
 
@@ -266,23 +265,23 @@ class NpyTree:
         """What a quick look says of a file."""
         return check_npy(path)
 
-    def image(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
-        """uint8 (3, H, W)."""
-        return npy_image(record.image, fit)
+    def image(self, record: Record, fit: Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+        """uint8 (C, H, W), and what maps of it must fit."""
+        return npy_picture(record.image, fit)
 
-    def size(self, record: Record) -> Size:
-        """Of the image itself."""
-        return npy_size(record.image)
+    def info(self, record: Record) -> ImageInfo:
+        """What maps of an image must fit; its values are not read."""
+        return npy_info(record.image)
 
-    def segmentation(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
+    def segmentation(self, record: Record, fit: Fit, of: ImageInfo) -> NDArray[np.uint8]:
         """Class indices (H, W)."""
         return npy_mask(record.files[0], fit, self._classes, IGNORE)
 
-    def disparity(self, record: Record, fit: Fit) -> NDArray[np.float32]:
+    def disparity(self, record: Record, fit: Fit, of: ImageInfo) -> NDArray[np.float32]:
         """(1, H, W) as stored; 0 where unknown."""
         return npy_positive(record.files[1], fit)
 
-    def parts(self, record: Record, fit: Fit) -> NDArray[np.uint8]:
+    def parts(self, record: Record, fit: Fit, of: ImageInfo) -> NDArray[np.uint8]:
         """Never offered."""
         raise DataError(f"{record.image}: has no parts", "use the official files")
 
@@ -299,21 +298,25 @@ def _reader(layout: Layout, fit: Fit) -> Callable[[Record], Arrays]:
 
 
 def _read(layout: Layout, fit: Fit, record: Record) -> Arrays:
+    image, of = layout.image(record, fit)  # whose header is read once, for all maps
     arrays: Arrays = {
-        "image": layout.image(record, fit),
-        **own_size(layout.size(record)),
-        "segmentation": layout.segmentation(record, fit),
+        "image": image,
+        **own_size(of.size),
+        "segmentation": layout.segmentation(record, fit, of),
     }
     if "disparity" in layout.offers:
-        arrays["disparity"] = layout.disparity(record, fit)
+        arrays["disparity"] = layout.disparity(record, fit, of)
     if "parts" in layout.offers:
-        arrays["parts"] = layout.parts(record, fit)
+        arrays["parts"] = layout.parts(record, fit, of)
     return arrays
 
 
 def _statistics(layout: Layout) -> tuple[float, float]:
     """Mean and standard deviation of disparity over some training frames, for a head that starts at the mean."""
-    maps = [layout.disparity(record, Fit((64, 128))) for record in _some(layout.records("train"))]
+    maps = [
+        layout.disparity(record, Fit((64, 128)), layout.info(record))
+        for record in _some(layout.records("train"))
+    ]
     known = np.concatenate([one[one > 0] for one in maps])
     if not known.size:
         raise DataError(f"{layout.folder}: disparity is unknown everywhere", _MEND)
@@ -334,9 +337,9 @@ def _focal_times_baseline(path: Path) -> float:
     return product
 
 
-def _one_number(path: Path, image: Path) -> NDArray[np.integer]:
+def _one_number(path: Path, of: ImageInfo) -> NDArray[np.integer]:
     """A map of one number a pixel that fits its image. Raises DataError, naming the file."""
-    values = stored_map(path, read_picture_size(image)).values
+    values = stored_map(path, of).values
     if values.ndim != 2:
         raise DataError(
             f"{path}: expected one number a pixel, found {values.shape[-1]} channels",

@@ -60,6 +60,16 @@ def dataset_module(name: str) -> DatasetModule:
     return cast(DatasetModule, importlib.import_module(f"compactmtl.data.{name}"))
 
 
+def check_root(config: DataConfig) -> None:
+    """Raise what loading a data set raises where data.root is no folder; one of the user's own may take any root."""
+    if (
+        config.root is not None
+        and not is_external(config.name)
+        and not Path(config.root).expanduser().is_dir()
+    ):
+        load_dataset(config.model_copy(update={"cache": "none"}), "train")
+
+
 def load_dataset(
     config: DataConfig | str, split: Split, *, trust: bool = False, **fields: Any
 ) -> VisionDataset:

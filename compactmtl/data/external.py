@@ -9,10 +9,11 @@ stretch), which it does with `image_fit(config)`; its samples then have an `own_
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,14 @@ from compactmtl.data.cache import Arrays, content_key, user_cache
 from compactmtl.data.files import numbers_of, source_of
 from compactmtl.data.labels import anything_known
 from compactmtl.data.stored import StoredDataset, input_layout, layout, own_size, stored_as
-from compactmtl.errors import CompactError, ConfigError, DataError
+from compactmtl.errors import CompactError, ConfigError, DataError, machine_fault
 from compactmtl.tasks.base import TargetSpec
+from compactmtl.tasks.placement import Resize
 
 _METHODS = ("__len__", "__getitem__", "identifier")
 _SHOWN = 10
+# Keys that decide when and where samples are made, and never what one holds.
+_PLACE = {"augment", "batch_size", "cache", "select_on", "share", "workers"}
 _LENGTH_TOLERANCE = 0.01  # of normals, whose coding in 8 bits costs half of that
 _MOST_INSTANCES = 2**15 - 1  # as they are stored
 
@@ -81,7 +85,7 @@ def external(name: str) -> External:
     Raises UntrustedError without the user's word (see compactmtl.config.trust), ConfigError where the module cannot be
     imported or what it names is not a data set class.
     """
-    named = trust.import_class(name, "data.name", _fits, "data set")
+    named = trust.import_class(name, "data.name", trust.those(_fits), "data set classes")
     if not _fits(named):
         lacking = [method for method in _METHODS if not callable(getattr(named, method, None))]
         what = f"lacks {', '.join(lacking)}" if inspect.isclass(named) else "is not a class"
@@ -92,11 +96,12 @@ def external(name: str) -> External:
 
 
 def _described(name: str, dataset: type[Any]) -> External:
-    splits = tuple(getattr(dataset, "splits", ("train", "val")))
-    if not {"train", "val"} <= set(splits) <= {"train", "val", "test"}:
+    splits = _names(name, dataset, "splits", ("train", "val"), ("train", "val", "test"))
+    if not {"train", "val"} <= set(splits):
         raise ConfigError(
             f"data.name: {name}.splits is {splits}", "name train and val, and test where there is one"
         )
+    resizes = _names(name, dataset, "resizes", ("stretch",), get_args(Resize))
     options = getattr(dataset, "Options", NoOptions)
     if not (inspect.isclass(options) and issubclass(options, Frozen)):
         raise ConfigError(
@@ -104,19 +109,34 @@ def _described(name: str, dataset: type[Any]) -> External:
             "derive it from compactmtl.config.recipe.Frozen, a pydantic model",
         )
     text = (inspect.getdoc(dataset) or "").strip().partition("\n")[0]
-    size = tuple(getattr(dataset, "default_size", (128, 128)))
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ConfigError(f"data.name: {name}.default_size is {size}", "give height and width in pixels")
+    size = getattr(dataset, "default_size", (128, 128))
+    if (sides := _sides(size)) is None:
+        raise ConfigError(f"data.name: {name}.default_size is {size!r}", "give height and width in pixels")
+    root = getattr(dataset, "default_root", None)
+    if not isinstance(root, str | Path | None):
+        raise ConfigError(f"data.name: {name}.default_root is {root!r}", "give the path of a folder, or None")
     return External(
         name,
         dataset,
         text or f"the class {name}",
-        (size[0], size[1]),
-        getattr(dataset, "default_root", None),
+        sides,
+        None if root is None else str(root),
         splits,
         options,
-        tuple(getattr(dataset, "resizes", ("stretch",))),
+        resizes,
     )
+
+
+def _names(
+    name: str, dataset: type[Any], attribute: str, default: tuple[str, ...], known: Sequence[str]
+) -> tuple[Any, ...]:
+    """A list of names that a class may have. Raises ConfigError for another value, and for a name that is not `known`."""
+    given = getattr(dataset, attribute, default)
+    if not isinstance(given, list | tuple | set | frozenset) or not all(one in known for one in given):
+        raise ConfigError(
+            f"data.name: {name}.{attribute} is {given!r}", f"give a tuple of names of {', '.join(known)}"
+        )
+    return tuple(one for one in known if one in given)
 
 
 class _Wrapped(StoredDataset):
@@ -132,13 +152,14 @@ class _Wrapped(StoredDataset):
         self._name, self._config = source.name, config
         self._inner = _made(source, config, source_of(split))
         specs = _specs(source.name, self._inner)
-        self._names = [str(self._inner.identifier(index)) for index in range(len(self._inner))]
+        self._names = _identifiers(source.name, self._inner)
         self._numbers = numbers_of(self._names, config.holdout, split)
         if not self._numbers:
             raise DataError(f"{source.name}: split {split} holds no sample", "check data.root")
 
         def cached() -> Path:
-            key = content_key(_code(source.dataset), self._facts(), config.model_dump(mode="json"), split)
+            said = config.model_dump(mode="json", exclude=_PLACE)
+            key = content_key(_code(source.dataset), self._facts(), said, split)
             return user_cache() / "external" / key
 
         super().__init__(config, split, specs, len(self._numbers), cached)
@@ -164,16 +185,10 @@ class _Wrapped(StoredDataset):
 
     def _make(self, index: int) -> Arrays:
         number = self._numbers[index]
-        try:
+        with _own_faults(
+            f"{self._name}: sample {self._names[number]} fails", "mend the class, or take the sample out"
+        ):
             sample = self._inner[number]
-        except (CompactError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # the user's own code: reported as a fault of that sample
-            raise DataError(
-                f"{self._name}: sample {self._names[number]} fails: "
-                f"{trust.raised_at(error)}{type(error).__name__}: {error}",
-                "mend the class, or take the sample out",
-            ) from error
         where = f"{self._name}: sample {self._names[number]}"
         return checked(sample, self.specs, self._config, where)
 
@@ -190,26 +205,24 @@ class _Wrapped(StoredDataset):
 def checked(sample: Any, specs: Mapping[str, TargetSpec], config: DataConfig, where: str) -> Arrays:
     """A sample as arrays to store. Raises DataError, beginning with `where`, for what fits neither `config` nor its specification."""
     key, given = ("inputs", "{name: tensor}") if config.inputs else ("image", "tensor")
-    try:
-        image, targets = sample[key], sample["targets"]
-        extra = sorted(set(targets) ^ set(specs))
-    except (TypeError, KeyError, IndexError) as error:
+    if (
+        not isinstance(sample, Mapping)
+        or key not in sample
+        or not isinstance(targets := sample.get("targets"), Mapping)
+    ):
+        raise DataError(f"{where} is not a Sample", f'give {{"{key}": {given}, "targets": {{name: tensor}}}}')
+    if set(targets) != set(specs):
         raise DataError(
-            f"{where} is not a Sample", f'give {{"{key}": {given}, "targets": {{name: tensor}}}}'
-        ) from error
-    if extra:
-        raise DataError(
-            f"{where}: targets are {', '.join(sorted(targets))}; specs say {', '.join(sorted(specs))}",
+            f"{where}: targets are {', '.join(sorted(map(str, targets)))}; specs say {', '.join(sorted(specs))}",
             "give exactly the targets of specs",
         )
     size = config.size
     if config.inputs:
-        arrays = _inputs(image, config, where)
+        arrays = _inputs(sample[key], config, where)
     else:
-        arrays = {"image": _array(image, (config.channels, *size), "uint8", f"{where}: image")}
+        arrays = {"image": _array(sample[key], (config.channels, *size), "uint8", f"{where}: image")}
     if "own_size" in sample:
-        height, width = sample["own_size"]
-        arrays |= own_size((int(height), int(width)))
+        arrays |= own_size(_size(sample["own_size"], f"{where}: own_size"))
     for name, spec in specs.items():
         here = f"{where}: target {name} ({spec.kind})"
         kind = layout(spec, size)
@@ -290,6 +303,25 @@ def _instances_fault(spec: TargetSpec, array: np.ndarray[Any, np.dtype[Any]]) ->
     return None
 
 
+def _size(given: Any, where: str) -> tuple[int, int]:
+    """Height and width of an upright image. Raises DataError for anything else."""
+    if (sides := _sides(given)) is None:
+        raise DataError(
+            f"{where} is {given!r}, expected height and width", "give those of the upright image in pixels"
+        )
+    return sides
+
+
+def _sides(given: Any) -> tuple[int, int] | None:
+    """Two whole numbers of 1 or more; none of any other value."""
+    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if not isinstance(values, list | tuple) or len(values) != 2:
+        return None
+    if not all(isinstance(one, int | np.integer) and not isinstance(one, bool) and one > 0 for one in values):
+        return None
+    return int(values[0]), int(values[1])
+
+
 def _array(
     value: Any,
     shape: Sequence[int],
@@ -297,7 +329,16 @@ def _array(
     where: str,
     mend: str = "give it at config.size, in the format that TargetSpec describes",
 ) -> np.ndarray[Any, np.dtype[Any]]:
-    array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # such as a list of lists of several lengths, or bfloat16
+        raise DataError(
+            f"{where} is no array: {error}", "give a tensor of whole numbers or floats"
+        ) from error
     if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
         raise DataError(
             f"{where} is {array.dtype} {array.shape}, expected {dtype} {tuple(shape)}",
@@ -306,16 +347,36 @@ def _array(
     return array
 
 
-def _made(source: External, config: DataConfig, split: Split) -> Any:
+@contextmanager
+def _own_faults(what: str, mend: str) -> Iterator[None]:
+    """Report what the user's class raises as a fault of the data."""
     try:
-        return source.dataset(config, split)
+        yield
     except CompactError:
         raise
-    except Exception as error:  # the user's own code: reported as a fault of the data set
-        raise DataError(
-            f"{source.name}: making split {split} fails: {trust.raised_at(error)}{type(error).__name__}: {error}",
-            "the class takes (config, split); see docs/how-to/own-data.md",
-        ) from error
+    except Exception as error:  # the user's own code
+        if machine_fault(error) is not None:
+            raise
+        raise DataError(f"{what}: {trust.raised_at(error)}{type(error).__name__}: {error}", mend) from error
+
+
+def _made(source: External, config: DataConfig, split: Split) -> Any:
+    with _own_faults(
+        f"{source.name}: making split {split} fails",
+        "the class takes (config, split); see docs/how-to/own-data.md",
+    ):
+        return source.dataset(config, split)
+
+
+def _identifiers(name: str, dataset: Any) -> list[str]:
+    """What the samples are called. Raises DataError where they cannot be counted or named."""
+    with _own_faults(f"{name}: len() fails", "let __len__ return the number of samples"):
+        count = len(dataset)
+    names = []
+    for index in range(count):
+        with _own_faults(f"{name}: identifier({index}) fails", "let it return what the sample is called"):
+            names.append(str(dataset.identifier(index)))
+    return names
 
 
 def _specs(name: str, dataset: Any) -> Mapping[str, TargetSpec]:

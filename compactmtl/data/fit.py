@@ -56,10 +56,22 @@ class Fit:
     def map(self, values: NDArray[Any], unknown: Any = 0, of: Size | None = None) -> NDArray[Any]:
         """A map (..., h, w) at the network's size: no value is a mixture of two pixels, and padding is `unknown`.
 
-        `of` is the size of its image, where the map may be a larger or smaller one of the same shape.
+        `of` is the size of its image, where the map may be a larger or smaller one of the same shape. A type that has no
+        such value as `unknown` becomes the next that has it: uint8 padded with -1 is int16.
         """
         place = self.placement(of or (values.shape[-2], values.shape[-1]))
+        if not place.whole:
+            values = _holding(values, unknown)
         return np.ascontiguousarray(place.put(nearest(values, place.scaled), unknown))
+
+
+def _holding(values: NDArray[Any], unknown: Any) -> NDArray[Any]:
+    """The values in their own type where that has the value `unknown`, else in the smallest that has both."""
+    with np.errstate(all="ignore"):
+        held = np.asarray(unknown).astype(values.dtype)
+    if np.array_equal(held, unknown, equal_nan=values.dtype.kind == "f"):
+        return values
+    return values.astype(np.promote_types(values.dtype, np.min_scalar_type(unknown)))
 
 
 def fit_to(size: Size | Fit) -> Fit:

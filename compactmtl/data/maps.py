@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.data.pixels import FETCH_AGAIN, ImageInfo, load, one_picture, opened, turned
+from compactmtl.data.pixels import FETCH_AGAIN, ImageInfo, load, native, one_picture, opened, turned
 from compactmtl.errors import DataError
 from compactmtl.tasks.placement import nearest as nearest
 
@@ -50,7 +50,7 @@ def stored_map(
     with opened(path, "it belongs to an image that is there; fetch it") as image:
         one_picture(image, path)
         said, rest = load(image)
-        values = np.asarray(image)
+        values = native(np.asarray(image))
     if values.dtype == np.bool_:
         values = values.astype(np.uint8)
     if values.dtype.kind not in "iu":
@@ -144,7 +144,7 @@ def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
         raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
     if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiub":
         raise DataError(f"{path}: not one array of numbers", FETCH_AGAIN)
-    values: NDArray[Any] = loaded
+    values = native(loaded)
     if values.ndim == dimensions + 1 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != dimensions or 0 in values.shape:

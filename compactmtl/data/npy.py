@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from compactmtl.data.fit import Fit, fit_to
 from compactmtl.data.maps import read_npy
+from compactmtl.data.pixels import ImageInfo
 from compactmtl.errors import DataError
 from compactmtl.tasks.placement import Size
 
@@ -20,8 +21,11 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: int(path.stem))
 
 
-def npy_image(path: Path, size: Size | Fit) -> NDArray[np.uint8]:
-    """uint8 (C, H, W) of a file with values from 0 to 1, or with bytes. Raises DataError for any others."""
+def npy_picture(path: Path, size: Size | Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+    """uint8 (C, H, W) of a file with values from 0 to 1, or with bytes, and what maps of it must fit.
+
+    Raises DataError for any others.
+    """
     values = _channels_first(path)
     if values.dtype != np.uint8:
         low, high = float(values.min()), float(values.max())
@@ -30,21 +34,22 @@ def npy_image(path: Path, size: Size | Fit) -> NDArray[np.uint8]:
                 f"{path}: values from {low:.3g} to {high:.3g}, expected 0 to 1", "fetch the data again"
             )
         values = np.rint(values * 255).astype(np.uint8)
-    return fit_to(size).rgb(values, str(path))
+    return fit_to(size).rgb(values, str(path)), ImageInfo(path, (values.shape[1], values.shape[2]))
 
 
-def npy_size(path: Path) -> Size:
-    """Height and width of an image (H, W, 3); its values are not read."""
+def npy_info(path: Path) -> ImageInfo:
+    """What maps of an image (H, W, 3) must fit; its values are not read."""
     try:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", "fetch the data again") from error
-    return shape[0], shape[1]
+    return ImageInfo(path, (shape[0], shape[1]))
 
 
 def npy_mask(path: Path, size: Size | Fit, classes: int, ignore: int) -> NDArray[np.uint8]:
     """Class indices (H, W) of a file with whole numbers from -1, which becomes `ignore`. DataError for any others."""
-    labels = fit_to(size).map(read_npy(path, 2), -1)
+    stored = read_npy(path, 2)
+    labels = fit_to(size).map(stored.astype(np.int64) if stored.dtype.kind == "b" else stored, -1)
     right = (labels == np.rint(labels)) & (labels >= -1) & (labels < classes)
     if not right.all():
         raise DataError(
@@ -63,7 +68,12 @@ def npy_positive(path: Path, size: Size | Fit | None) -> NDArray[np.float32]:
 
 def npy_normals(path: Path, size: Size | Fit) -> NDArray[np.float32]:
     """Unit normals (3, H, W); 0 where the file has none."""
-    normals = fit_to(size).map(_channels_first(path)).astype(np.float32)
+    stored = _channels_first(path)
+    if stored.dtype.kind != "f":
+        raise DataError(
+            f"{path}: normals need real numbers from -1 to 1, found {stored.dtype}", "fetch the data again"
+        )
+    normals = fit_to(size).map(stored).astype(np.float32)
     length = np.sqrt((normals**2).sum(0, keepdims=True))
     known = np.isfinite(length) & (length > 0.5)  # an averaged or empty one points nowhere
     return np.where(known, normals / np.where(known, length, 1), 0).astype(np.float32)

@@ -157,15 +157,16 @@ def _read(
     stored: bool,  # whether normals are the layout's own
     frame: Frame,
 ) -> Arrays:
-    depth = layout.depth(frame, None)
+    image, of = layout.image(frame, fit)  # whose header is read once, for all maps
+    depth = layout.depth(frame, None, of)
     arrays: Arrays = {
-        "image": layout.image(frame, fit),
+        "image": image,
         **own_size((depth.shape[1], depth.shape[2])),
-        "segmentation": layout.segmentation(frame, fit, options.classes),
+        "segmentation": layout.segmentation(frame, fit, options.classes, of),
         "depth": fit.map(depth),
     }
     if stored:
-        arrays["normals"] = turned(layout.normals(frame, fit), options.normal_axes)
+        arrays["normals"] = turned(layout.normals(frame, fit, of), options.normal_axes)
     elif options.normals != "none":
         arrays["normals"] = derived_normals(depth, fit)
     return arrays
@@ -203,7 +204,10 @@ def _chosen(layout: Layout, config: DataConfig, split: Split) -> list[Frame]:
 
 def _depth_statistics(layout: Layout) -> tuple[float, float]:
     """Mean and standard deviation over some frames to train on, for a head that starts at the mean."""
-    known = [depth[depth > 0] for depth in (layout.depth(f, (48, 64)) for f in _some(layout.frames("train")))]
+    known = [
+        depth[depth > 0]
+        for depth in (layout.depth(f, (48, 64), layout.info(f)) for f in _some(layout.frames("train")))
+    ]
     values = np.concatenate(known)
     if not values.size:
         raise DataError(f"{layout.description}: depth is unknown everywhere", _MEND)
@@ -217,11 +221,11 @@ def _notes(layout: Layout, options: Options, frames: dict[Split, list[Frame]]) -
         return ["normals are derived from depth with the known camera"]
     notes = []
     size = (120, 160)
-    stored = {s: [layout.normals(f, size) for f in _some(frames[s])] for s in SPLITS}
+    stored = {s: [layout.normals(f, size, layout.info(f)) for f in _some(frames[s])] for s in SPLITS}
     notes += [
         f"the stored normals of {s} are all unknown" for s in SPLITS if not any(n.any() for n in stored[s])
     ]
-    derived = [derived_normals(layout.depth(f, None), size) for f in _some(frames["train"])]
+    derived = [derived_normals(layout.depth(f, None, layout.info(f)), size) for f in _some(frames["train"])]
     if not any(n.any() for n in stored["train"]) or not any(n.any() for n in derived):
         return notes
     now = _angle([turned(one, options.normal_axes) for one in stored["train"]], derived)

@@ -22,13 +22,13 @@ from compactmtl.data.base import Split
 from compactmtl.data.files import Record, images_in
 from compactmtl.data.fit import Fit, fit_to
 from compactmtl.data.formats import mask_at, metres, read_depth_units, read_mask, read_normals
-from compactmtl.data.images import read_image
+from compactmtl.data.images import read_picture
 from compactmtl.data.maps import check_npy, check_png, relabel
 from compactmtl.data.normals import Intrinsics, normals_from_depth
-from compactmtl.data.npy import npy_image, npy_mask, npy_normals, npy_positive, numbered
+from compactmtl.data.npy import npy_info, npy_mask, npy_normals, npy_picture, npy_positive, numbered
 from compactmtl.data.nyuv2_labels import CLASSES_13, CLASSES_40, IGNORE, class_table, label_table
 from compactmtl.data.nyuv2_mat import MAT, MatFile
-from compactmtl.data.pixels import read_picture_size
+from compactmtl.data.pixels import ImageInfo, read_picture_size
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.placement import Size
 
@@ -60,15 +60,19 @@ class Layout(Protocol):
     def scenes(self, frames: Sequence[Frame]) -> list[str]:
         """The scene of each; empty names where it is not known."""
 
-    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]: ...
+    def image(self, frame: Frame, size: Size | Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+        """uint8 (C, H, W), and what maps of it must fit, which the others take as `of`."""
 
-    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
+    def info(self, frame: Frame) -> ImageInfo:
+        """What maps of an image must fit, its pixels not decoded."""
+
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int, of: ImageInfo) -> NDArray[np.uint8]:
         """Class indices (H, W), 255 where unlabeled."""
 
-    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
+    def depth(self, frame: Frame, size: Size | Fit | None, of: ImageInfo) -> NDArray[np.float32]:
         """Metres (1, H, W), 0 where unknown; as stored with size None."""
 
-    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
+    def normals(self, frame: Frame, size: Size | Fit, of: ImageInfo) -> NDArray[np.float32]:
         """As stored, float (3, H, W); 0 where unknown."""
 
     def faults(self, frame: Frame) -> list[str]:
@@ -114,19 +118,22 @@ class MatLayout:
         names = self._file.scenes()
         return [names[frame.number] for frame in frames]
 
-    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]:
-        return fit_to(size).rgb(self._file.image(frame.number), str(frame.image))
+    def image(self, frame: Frame, size: Size | Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+        return fit_to(size).rgb(self._file.image(frame.number), str(frame.image)), self.info(frame)
 
-    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
+    def info(self, frame: Frame) -> ImageInfo:
+        return ImageInfo(frame.image, self._file.size)
+
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int, of: ImageInfo) -> NDArray[np.uint8]:
         where = f"{frame.image}: frame {frame.name}"
         labels = relabel(self._file.labels(frame.number), label_table(classes), where)
         return mask_at(labels, size, IGNORE)
 
-    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
+    def depth(self, frame: Frame, size: Size | Fit | None, of: ImageInfo) -> NDArray[np.float32]:
         depth = self._file.depth(frame.number, self._kind)[None]
         return depth if size is None else fit_to(size).map(depth)
 
-    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
+    def normals(self, frame: Frame, size: Size | Fit, of: ImageInfo) -> NDArray[np.float32]:
         raise DataError(f"{frame.image}: has no normals", "derive them from depth")
 
     def faults(self, frame: Frame) -> list[str]:
@@ -180,20 +187,22 @@ class PngTree(_Tree):
 
     suffix = ".png"
 
-    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]:
-        return read_image(frame.image, size)
+    def image(self, frame: Frame, size: Size | Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+        return read_picture(frame.image, size)
 
-    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
+    def info(self, frame: Frame) -> ImageInfo:
+        return read_picture_size(frame.image)
+
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int, of: ImageInfo) -> NDArray[np.uint8]:
         path = frame.files[0]
-        of = read_picture_size(frame.image)
         return class_table(classes)[read_mask(path, size, len(CLASSES_40), IGNORE, of)]
 
-    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
-        units = read_depth_units(frame.files[1], read_picture_size(frame.image))
+    def depth(self, frame: Frame, size: Size | Fit | None, of: ImageInfo) -> NDArray[np.float32]:
+        units = read_depth_units(frame.files[1], of)
         return metres(units, size or (units.shape[0], units.shape[1]), DEPTH_UNITS)
 
-    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
-        return read_normals(frame.files[2], size, read_picture_size(frame.image))
+    def normals(self, frame: Frame, size: Size | Fit, of: ImageInfo) -> NDArray[np.float32]:
+        return read_normals(frame.files[2], size, of)
 
     def faults(self, frame: Frame) -> list[str]:
         return [fault for path in (frame.image, *frame.files) if (fault := check_png(path))]
@@ -207,16 +216,19 @@ class NpyTree(_Tree):
     def _images(self, folder: Path) -> list[Path]:
         return numbered(folder)
 
-    def image(self, frame: Frame, size: Size | Fit) -> NDArray[np.uint8]:
-        return npy_image(frame.image, size)
+    def image(self, frame: Frame, size: Size | Fit) -> tuple[NDArray[np.uint8], ImageInfo]:
+        return npy_picture(frame.image, size)
 
-    def segmentation(self, frame: Frame, size: Size | Fit, classes: int) -> NDArray[np.uint8]:
+    def info(self, frame: Frame) -> ImageInfo:
+        return npy_info(frame.image)
+
+    def segmentation(self, frame: Frame, size: Size | Fit, classes: int, of: ImageInfo) -> NDArray[np.uint8]:
         return npy_mask(frame.files[0], size, len(CLASSES_13), IGNORE)
 
-    def depth(self, frame: Frame, size: Size | Fit | None) -> NDArray[np.float32]:
+    def depth(self, frame: Frame, size: Size | Fit | None, of: ImageInfo) -> NDArray[np.float32]:
         return npy_positive(frame.files[1], size)
 
-    def normals(self, frame: Frame, size: Size | Fit) -> NDArray[np.float32]:
+    def normals(self, frame: Frame, size: Size | Fit, of: ImageInfo) -> NDArray[np.float32]:
         return npy_normals(frame.files[2], size)
 
     def faults(self, frame: Frame) -> list[str]:

@@ -146,6 +146,11 @@ def one_picture(image: Image.Image, path: Path) -> None:
         )
 
 
+def native(values: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers in this machine's byte order, which files of another machine do not have."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
 def to_8_bits(values: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """Numbers as 8 bits, rounded half up: value / 257 of 16 bits; with `limits` these two become 0 and 255.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import PLAN
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.precision import Precision
 from compactmtl.config.target import Target
@@ -19,12 +20,12 @@ from compactmtl.data import build_loader, load_dataset, preprocessing
 from compactmtl.data.base import Sample, VisionDataset, rules
 from compactmtl.data.inputs import Images, between, count, each, given, joined, parts
 from compactmtl.data.loader import Loader
-from compactmtl.errors import ConfigError, DataError
+from compactmtl.errors import DataError
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
 from compactmtl.export.processing import Interface
-from compactmtl.export.writer import Progress, write_module
+from compactmtl.export.writer import write_module
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
 from compactmtl.runs.identity import recipe_hash
@@ -35,15 +36,6 @@ def interface_of(run: Run, target: Target) -> Interface:
     data = run.recipe.data
     made = tuple(rules(data).values()) if data.inputs else preprocessing(data)
     return Interface.of(target.onnx, run.tasks, made)
-
-
-def check_names(run: Run, target: Target) -> None:
-    """Raise ConfigError where the target bounds a task that the run doesn't have: nothing would hold it."""
-    if unknown := sorted(set(target.parity.tasks) - set(run.tasks)):
-        raise ConfigError(
-            f"parity.tasks names {', '.join(unknown)}, which is no task; the tasks are {', '.join(run.tasks)}",
-            "name tasks of the recipe",
-        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from compactmtl.backends.base import TensorInfo
 from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import normalize_array, read_image
+from compactmtl.data.pixels import native
 from compactmtl.errors import DataError
 
 ARRAYS = (".npy", ".npz")
@@ -79,10 +80,14 @@ def _read(file: Path, inputs: Sequence[TensorInfo]) -> tuple[Tensor, ...]:
             f"{file} holds {', '.join(held) or 'nothing'}, and not {', '.join(lacking)}",
             "numpy.savez(file, **{name: array, …}) with every input of the model by name, batch first",
         )
-    return tuple(torch.from_numpy(_batched(held[one.name], one)) for one in inputs)
+    arrays = [_batched(held[one.name], one) for one in inputs]
+    for one, array in zip(inputs, arrays, strict=True):
+        if 0 in array.shape:
+            raise DataError(f"{file}: {one.name} has the shape {array.shape} and no value", "give samples")
+    return tuple(torch.from_numpy(array) for array in arrays)
 
 
 def _batched(array: NDArray[Any], info: TensorInfo) -> NDArray[Any]:
     """An array of one sample gets a batch of one."""
     single = info.shape is not None and array.ndim == len(info.shape) - 1
-    return np.ascontiguousarray(array[None] if single else array)
+    return np.ascontiguousarray(native(array[None] if single else array))

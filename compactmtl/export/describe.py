@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compactmtl.data.base import Preprocessing, Rule, Vector
-from compactmtl.export.record import InputRecord, Normalize, OutputRecord, Resize, Shape
+from compactmtl.export.record import Colors, InputRecord, Normalize, OutputRecord, Resize, Shape
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.pictures import palette
 from compactmtl.tasks.postprocess import POSTPROCESS
@@ -26,7 +26,7 @@ PICTURE = {
     f"picture without a fourth channel is refused. {_DEEP} {_ARRAYS}",
     "bands": f"Read all bands of a TIFF in their order {_UPRIGHT} Another number of bands is refused. {_DEEP} {_ARRAYS}",
 }
-_COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}  # by the number of channels
+_COLORS: Mapping[int, Colors] = {1: "gray", 3: "RGB", 4: "RGBA"}  # by the number of channels
 BY_CLASS = ("class", "label")  # names of axis 1 whose entries are the target's classes
 BAKED = "turns it to float32 (batch, color, height, width) and normalizes it as in training: do not normalize it before"
 
@@ -62,7 +62,7 @@ def _picture_record(
     )
     rows, columns = (shape[axes.index(side)] if len(shape) == 4 else "" for side in ("height", "width"))
     height, width = preprocessing.size
-    colors = _COLORS.get(preprocessing.channels, "bands")
+    colors = colors_of(preprocessing.channels)
     fit = preprocessing.fit
     normalize = None if baked else Normalize(mean=preprocessing.mean, std=preprocessing.std)
     what = f"pictures of {preprocessing.channels} bands" if colors == "bands" else f"{colors} pictures"
@@ -90,6 +90,11 @@ def _picture_record(
             "in_model": BAKED if baked else "nothing",
         }
     )
+
+
+def colors_of(channels: int) -> Colors:
+    """What the channels of an image are, by their number."""
+    return _COLORS.get(channels, "bands")
 
 
 def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after: str | None) -> OutputRecord:

@@ -105,7 +105,9 @@ def write_array_golden(
     """As `write_golden`, of a model that takes arrays: `arrays` are kept whole, so that they can be fed again."""
     outputs = run(arrays)
     tensors = {name: GoldenTensor(step=1, tolerance=0.0) for name in arrays} | {
-        name: GoldenTensor(step=-(-array.size // MOST), tolerance=_tolerance(name, array, info.target))
+        name: GoldenTensor(
+            step=max(-(-array.size // MOST), 1), tolerance=_tolerance(name, array, info.target)
+        )
         for name, array in outputs.items()
     }
     thin = {name: array.ravel()[:: tensors[name].step] for name, array in outputs.items()}
@@ -187,7 +189,7 @@ def _step(array: NDArray[Any], record: TensorRecord) -> int:
     sides = [
         size for size, axis in zip(array.shape, record.axes, strict=False) if axis in ("height", "width")
     ]
-    return -(-max(sides, default=1) // STORED)
+    return max(-(-max(sides, default=1) // STORED), 1)  # a side may be 0
 
 
 def _tolerance(name: str, output: NDArray[Any], target: Target) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BUNDLE_FILE
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends import Runner, get_backend, load_target
 from compactmtl.backends.base import Arrays
 from compactmtl.config.target import Target
@@ -21,7 +23,6 @@ from compactmtl.export.golden import write_array_golden, write_golden
 from compactmtl.export.module_file import (
     ModuleWriter,
     check_baseline,
-    check_names,
     interface_of,
     preprocessing_of,
     provenance_of,
@@ -39,19 +40,14 @@ from compactmtl.export.module_inputs import (
 from compactmtl.export.module_metrics import Evaluate, OwnEvaluation
 from compactmtl.export.module_outputs import array_input, config_of, described, records
 from compactmtl.export.onnx_file import OnnxModel
-from compactmtl.export.precision.apply import Check
 from compactmtl.export.prepare import write_prepared
 from compactmtl.export.record import BundleInfo, Golden, InputRecord, OutputRecord, Shape, Training
 from compactmtl.export.timing import COMPACT, DENSE
-from compactmtl.export.verified import Exported, check_target, write_verified
-from compactmtl.export.writer import Progress
-from compactmtl.graph.borrow import borrowed, trainable
-from compactmtl.graph.inputs import Arguments, copied, map_tensors, tensors_in
+from compactmtl.export.verified import Exported, by_batch, check_names, check_target, write_verified
+from compactmtl.graph.borrow import trainable
+from compactmtl.graph.inputs import Arguments, map_tensors, tensors_in
 from compactmtl.surgery.plan import Plan
-from compactmtl.verify.gates import export_drops
-from compactmtl.verify.result import AccuracyResult, GateResult, TaskMetrics
-
-SCORED_BATCHES = (1, 3)  # sizes beside the user's own at which a file with a free batch is scored
+from compactmtl.verify.result import AccuracyResult, TaskMetrics
 
 
 @trainable
@@ -167,14 +163,14 @@ class ExportedModule(Exported):
         progress: Progress,
     ) -> None:
         if isinstance(model, OnnxModel):
-            target = model.fitted(target)
+            target = model.fitted(target, progress)
         self.model, self.target, self.target_name = model, target, target_name
         self.name = name or (model.path.stem if isinstance(model, OnnxModel) else type(model).__name__)
         self.compact = plan is not None
         self.subject = COMPACT if plan is not None else "model"
         self.models = {DENSE: baseline, self.subject: model}
         arguments = positional(model, example_inputs)
-        found = checked_outputs(model, arguments, output_names)
+        like, found = checked_outputs(model, arguments, output_names)
         if baseline is not None:
             check_baseline(baseline, arguments, output_names, found)
         elif target.latency.min_speedup is not None or target.accuracy.compact_drop is not None:
@@ -213,8 +209,6 @@ class ExportedModule(Exported):
         self._dense: TaskMetrics | None = None  # of the baseline
         self.metrics = {}
         if evaluate is not None:
-            with borrowed(model):
-                like = model(*copied(positional(model, example_inputs)))
             self._evaluation = OwnEvaluation(evaluate, model, tuple(found), like, output_names)
             progress("evaluating the torch model")
             self._reference = self._evaluation.of_torch(model, "the torch model")
@@ -233,40 +227,26 @@ class ExportedModule(Exported):
         chosen = cases(self.model, self._example, self._calibration, self.target, self._batched)
         return [self._fed(one) for one in chosen]
 
-    def check(self, opener: Callable[[Path, Target], Runner] | None = None) -> Check | None:
-        if self._evaluation is None:
-            return None
-        opened = opener or get_backend(self.target.backend).open
-
-        def failed(path: Path) -> tuple[GateResult, ...]:
-            with opened(path, self.target) as runner:
-                accuracy = self._artifact(runner)
-            drops = export_drops(self.target, self.metrics, accuracy)
-            return tuple(gate for gate in drops if not gate.passed)
-
-        return failed
-
     def accuracy(self, runner: Runner) -> AccuracyResult:
         if self._evaluation is None:
             return AccuracyResult(samples=0, torch={}, artifact={})
-        return self._artifact(runner).model_copy(update={"baseline": self._dense})
+        return self.score(runner).model_copy(update={"baseline": self._dense})
 
-    def _artifact(self, runner: Runner) -> AccuracyResult:
+    def score(self, runner: Runner) -> AccuracyResult:
         """The user's metrics of an opened file, beside the torch model's."""
         assert self._evaluation is not None
         restore = dict if self.interface is None else self.interface.restore
         names = self.writer.input_names
 
-        def score(batch: int | None = None) -> dict[str, dict[str, float]]:
+        def measured(batch: int | None = None) -> dict[str, dict[str, float]]:
             assert self._evaluation is not None
             return self._evaluation.of_file(runner, self._fed, restore, names, batch)
 
-        sizes = SCORED_BATCHES if self.target.onnx.dynamic_batch else ()
         return AccuracyResult(
             samples=self._evaluation.samples,
             torch=self._reference,
-            artifact=score(),
-            by_batch={size: score(size) for size in sizes},
+            artifact=measured(),
+            by_batch=by_batch(self.target, measured),
             higher_is_better={
                 task: {metric: info.higher_is_better for metric, info in one.metric_info.items()}
                 for task, one in self.metrics.items()
@@ -310,7 +290,7 @@ def _target(given: str | Path | Target, latency_ms: float | None) -> tuple[Targe
         target, name = load_target(given), Path(given).stem
     if latency_ms is None:
         return target, name
-    if not latency_ms > 0:
+    if not 0 < latency_ms < math.inf:
         raise ConfigError(f"latency_ms {latency_ms} is no latency", "give milliseconds above 0")
     bound = min(latency_ms, target.latency.max_ms or latency_ms)
     latency = target.latency.model_copy(update={"max_ms": bound})

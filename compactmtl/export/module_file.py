@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends.torch.runner import named_outputs
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.precision import Precision
@@ -23,7 +24,7 @@ from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
 from compactmtl.export.processing import Interface
-from compactmtl.export.writer import Progress, write_module
+from compactmtl.export.writer import write_module
 from compactmtl.graph.inputs import Arguments, tensors_in
 from compactmtl.surgery.plan import Plan
 from compactmtl.tasks.placement import Resize
@@ -94,21 +95,12 @@ def check_baseline(
     baseline: nn.Module, arguments: Arguments, names: Sequence[str] | None, found: Mapping[str, Tensor]
 ) -> None:
     """Raise ConfigError where the baseline gives other outputs than the model."""
-    theirs = checked_outputs(baseline, arguments, names, "the baseline")
+    _, theirs = checked_outputs(baseline, arguments, names, "the baseline")
     shapes = [{name: tuple(one.shape) for name, one in outputs.items()} for outputs in (theirs, found)]
     if list(shapes[0].items()) != list(shapes[1].items()):
         raise ConfigError(
             f"the baseline gives {shapes[0]}, the model {shapes[1]}",
             "give a baseline of the same outputs, such as the model before surgery",
-        )
-
-
-def check_names(target: Target, outputs: Mapping[str, Tensor]) -> None:
-    """Raise ConfigError where the target bounds an output that the model doesn't have: nothing would hold it."""
-    if unknown := sorted(set(target.parity.tasks) - set(outputs)):
-        raise ConfigError(
-            f"parity.tasks names {', '.join(unknown)}, which is no output; the outputs are {', '.join(outputs)}",
-            "name outputs of the model",
         )
 
 
@@ -135,7 +127,12 @@ def preprocessing_of(
             )
         values: dict[str, Any] = {"size": size}
         values |= {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()}
-        given = Preprocessing(**values)
+        try:
+            given = Preprocessing(**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"images=: {error}", "give mean and std of values of 0 to 1, one number a channel"
+            ) from error
     for key, numbers in (("mean", given.mean), ("std", given.std)):
         if len(numbers) != channels:
             raise ConfigError(

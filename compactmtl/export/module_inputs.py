@@ -34,8 +34,8 @@ def names_of_tensors(model: nn.Module, arguments: Arguments) -> tuple[str, ...]:
 
 def checked_outputs(
     model: nn.Module, arguments: Arguments, names: Sequence[str] | None, who: str = "the model"
-) -> dict[str, Tensor]:
-    """The outputs of a module on its example, by name, on the CPU; the module is left as it was.
+) -> tuple[Any, dict[str, Tensor]]:
+    """The outputs of a module on its example: as it gives them, and by name on the CPU; the module is left as it was.
 
     Raises ConfigError where it is in training mode, lies on several devices or on another one than the example, and
     ArtifactError where it fails, gives no tensors, values that aren't finite, or others in a second run.
@@ -44,9 +44,10 @@ def checked_outputs(
     _check_devices(model, arguments, who)
     try:
         with borrowed(model):  # one context for both runs: it puts the random generators back at its end
+            given = model(*copied(arguments))
             first, second = (
-                {name: one.cpu() for name, one in named_outputs(model(*copied(arguments)), names).items()}
-                for _ in range(2)
+                {name: one.cpu() for name, one in named_outputs(outputs, names).items()}
+                for outputs in (given, model(*copied(arguments)))
             )
     except CompactError:
         raise
@@ -62,7 +63,7 @@ def checked_outputs(
                 "give an example as the model sees it in use, and check the weights",
             )
         _check_repeatable(name, one, second[name], who)
-    return first
+    return given, first
 
 
 def _check_mode(model: nn.Module, who: str) -> None:
@@ -118,9 +119,11 @@ def has_batches(arguments: Arguments, outputs: Mapping[str, Tensor]) -> bool:
 
 def resized(arguments: Arguments, batch: int) -> Arguments:
     """Arguments with `batch` samples along dimension 0: the first ones, repeated from the start where there are fewer."""
-    return map_tensors(
-        lambda one: one.repeat(-(-batch // len(one)), *[1] * (one.dim() - 1))[:batch], arguments
-    )
+    return map_tensors(lambda one: _repeated(one, batch), arguments)
+
+
+def _repeated(samples: Tensor, count: int) -> Tensor:
+    return samples.repeat(-(-count // len(samples)), *[1] * (samples.dim() - 1))[:count]
 
 
 def calibration_batches(
@@ -151,7 +154,7 @@ def calibration_batches(
     count = min(found, samples)
     count = -(-count // batch) * batch
     columns = [torch.cat(parts) for parts in zip(*map(tensors_in, read), strict=True)]
-    columns = [one.repeat(-(-count // len(one)), *[1] * (one.dim() - 1))[:count] for one in columns]
+    columns = [_repeated(one, count) for one in columns]
     return [
         with_tensors(example, [one[start : start + batch] for one in columns])
         for start in range(0, count, batch)

@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends import Runner, open_graph, reference_target
 from compactmtl.backends.base import TensorInfo
 from compactmtl.backends.batching import fixed_batch
@@ -21,7 +22,7 @@ from compactmtl.export.precision import PrecisionRecord, apply_precision
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.files import save
 from compactmtl.export.precision.ranges import Feed
-from compactmtl.export.writer import Progress
+from compactmtl.export.writer import EXTERNAL
 
 QDQ_OPSET = 13  # the first in which a scale an output channel can be given
 
@@ -68,8 +69,11 @@ class OnnxModel(nn.Module):
         arrays = noise_for(self.infos, self.batch or batch, shapes)
         return tuple(torch.from_numpy(arrays[name]) for name in self.input_names)
 
-    def fitted(self, target: Target) -> Target:
-        """The target as far as the file decides it: its batch. Raises ConfigError where it asks for what a file can't have."""
+    def fitted(self, target: Target, progress: Progress = lambda line: None) -> Target:
+        """The target as far as the file decides it: whether its batch is free, and else its size, which `progress` is told.
+
+        Raises ConfigError where the target asks for what the file can't have.
+        """
         config = target.onnx
         for key in ("preprocess", "postprocess", "dynamic_size"):
             if getattr(config, key):
@@ -78,7 +82,16 @@ class OnnxModel(nn.Module):
                 )
         changed = config.model_copy(update={"dynamic_batch": self.batch is None})
         latency = target.latency
-        if self.batch is not None and latency.batch != self.batch:
+        if self.batch is None:
+            return target.model_copy(update={"onnx": changed})
+        if config.dynamic_batch or latency.batch not in (1, self.batch):
+            key = "onnx.dynamic_batch" if config.dynamic_batch else f"latency.batch {latency.batch}"
+            raise ConfigError(
+                f"the target asks for {key}, and {self.path} takes {self.batch} samples at a time",
+                f"leave it out of the target, or set latency.batch to {self.batch}",
+            )
+        if latency.batch != self.batch:
+            progress(f"latency is of batch {self.batch}, which the file is fixed to, not of the target's 1")
             latency = latency.model_copy(update={"batch": self.batch})
         return target.model_copy(update={"onnx": changed, "latency": latency})
 
@@ -113,7 +126,7 @@ def write_file(
     held = {one.key: one.value for one in loaded.metadata_props}
     onnx.helper.set_model_props(loaded, {**held, **(metadata or {})})
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(loaded, path)
+    save(loaded, path, EXTERNAL[target.onnx.external_data])
     return apply_precision(path, target, feeds, check=check, progress=progress)
 
 

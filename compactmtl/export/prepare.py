@@ -20,17 +20,18 @@ from compactmtl.artifacts.files import new_folder, sha256_file, write_text
 from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.artifacts.lock import exclusive
+from compactmtl.artifacts.told import now
 from compactmtl.backends import get_backend, open_graph
 from compactmtl.backends.torch.runner import TorchRunner
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
 from compactmtl.errors import CompactError, ConfigError
-from compactmtl.export.artifact import check_names
 from compactmtl.export.bundle import write_bundle
+from compactmtl.export.in_bundle.shared import file_name
 from compactmtl.export.onnx import model_tensors
 from compactmtl.export.run import ExportedRun
-from compactmtl.export.verified import Exported, bundle_info, now
+from compactmtl.export.verified import Exported, bundle_info, check_names
 from compactmtl.graph.inputs import as_arguments, tensors_in
 from compactmtl.runs import Run
 from compactmtl.verify.gates import parity_message
@@ -101,7 +102,7 @@ def prepare_run(
             f"{run.path / 'export' / target_name} holds a bundle that was verified elsewhere",
             "remove or rename it before you prepare another",
         )
-    check_names(run, target)
+    check_names(target, run.tasks)
     with new_folder(run.path / EXPORT / target_name) as folder:
         return write_prepared(folder, ExportedRun(run, target_name, target, device=device), progress)
 
@@ -135,7 +136,8 @@ def write_prepared(folder: Path, one: Exported, progress: Callable[[str], None])
     fed = dict(zip(one.writer.input_names, tensors_in(one.writer.inputs), strict=True))
     outputs = reference_outputs(deployed, as_arguments(deployed, one.writer.inputs), names)
     inputs = {
-        name: _raw(folder, f"input.{name}.bin", tensor.numpy(force=True)) for name, tensor in fed.items()
+        name: _raw(folder, f"input.{file_name(name)}.bin", tensor.numpy(force=True))
+        for name, tensor in fed.items()
     }
     prepared = Prepared(
         target=one.target_name,
@@ -148,7 +150,9 @@ def write_prepared(folder: Path, one: Exported, progress: Callable[[str], None])
         graph_note=note,
         held=None if record is None else record.held,
         inputs=inputs,
-        outputs={name: _raw(folder, f"reference.{name}.bin", array) for name, array in outputs.items()},
+        outputs={
+            name: _raw(folder, f"reference.{file_name(name)}.bin", array) for name, array in outputs.items()
+        },
         commands=_commands(folder, path, target, inputs),
         versions=package_versions(),
         created=now(),
@@ -160,6 +164,8 @@ def write_prepared(folder: Path, one: Exported, progress: Callable[[str], None])
 
 def _raw(folder: Path, name: str, array: NDArray[Any]) -> RawTensor:
     path = folder / name
+    if path.exists():
+        raise ConfigError(f"the files of two tensors would both be {name}", "rename one of the tensors")
     path.write_bytes(np.ascontiguousarray(array).tobytes())
     return RawTensor(file=name, shape=tuple(array.shape), dtype=array.dtype.name, sha256=sha256_file(path))
 

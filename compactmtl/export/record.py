@@ -29,6 +29,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Color = Annotated[str, StringConstraints(pattern=r"^#[0-9a-f]{6}$")]
 Shape = tuple[int | str, ...]
+Colors = Literal["gray", "RGB", "RGBA", "bands"]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -92,7 +93,7 @@ class InputRecord(TensorRecord):
     channels: Annotated[int, Field(ge=1)] | None = Field(
         3, description="Channels of a picture. null: it is no picture."
     )
-    colors: Literal["gray", "RGB", "RGBA", "bands"] | None = Field(
+    colors: Colors | None = Field(
         "RGB",
         description="What the channels are, in their order. `bands`: those of the files, in theirs. null: it is no picture.",
     )

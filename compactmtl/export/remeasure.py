@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from compactmtl.artifacts.files import new_folder, sha256_file
 from compactmtl.artifacts.layout import EXPORT
 from compactmtl.artifacts.lock import exclusive
+from compactmtl.artifacts.told import now
 from compactmtl.backends.versions import package_versions
 from compactmtl.data.inputs import between
 from compactmtl.errors import ArtifactError, command
@@ -77,7 +77,7 @@ def remeasure_run(
             "gates": gates,
             "passed": verified(gates),
             "versions": package_versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": now(),
         }
     )
     with new_folder(place) as folder:

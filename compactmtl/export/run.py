@@ -11,7 +11,8 @@ import torch
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import EXPORT
 from compactmtl.artifacts.lock import exclusive
-from compactmtl.backends import Runner, get_backend
+from compactmtl.artifacts.told import Progress
+from compactmtl.backends import Runner
 from compactmtl.backends.base import Arrays
 from compactmtl.config.recipe import Recipe
 from compactmtl.config.sparsity import LatencyBudget
@@ -20,23 +21,17 @@ from compactmtl.data import preprocessing
 from compactmtl.data.base import rules
 from compactmtl.data.inputs import between
 from compactmtl.errors import ConfigError
-from compactmtl.export.artifact import ArtifactWriter, Validation, check_names, provenance
+from compactmtl.export.artifact import ArtifactWriter, Validation, provenance
 from compactmtl.export.bundle import bundle_tasks
 from compactmtl.export.describe import input_record, output_records
 from compactmtl.export.golden import write_golden
-from compactmtl.export.precision.apply import Check
 from compactmtl.export.record import BundleInfo, Golden, InputRecord, OutputRecord, Shape, Training
 from compactmtl.export.timing import COMPACT, DENSE
-from compactmtl.export.verified import Exported, check_target, write_verified
+from compactmtl.export.verified import Exported, by_batch, check_names, check_target, write_verified
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
 from compactmtl.verify.accuracy import array_runner, evaluate, evaluate_on, in_batches
-from compactmtl.verify.gates import export_drops
-from compactmtl.verify.result import AccuracyResult, GateResult, Verification
-
-SCORED_BATCHES = (1, 3)  # sizes beside the loader's at which an artifact with a free batch is scored
-
-Progress = Callable[[str], None]
+from compactmtl.verify.result import AccuracyResult, Verification
 
 
 @exclusive("export")
@@ -63,7 +58,7 @@ def export_run(
     the backend can't run here, ParityError where the artifact's outputs are not the torch model's or hold NaN.
     """
     check_target(target_name, target)
-    check_names(run, target)
+    check_names(target, run.tasks)
     target = with_budget(run, target_name, target, baseline)
     if baseline is not None:
         check_baseline(run, baseline)
@@ -182,34 +177,24 @@ class ExportedRun(Exported):
     def cases(self) -> list[Any]:
         return self.data.cases(self.target, self.writer.interface)
 
-    def check(self, opener: Callable[[Path, Target], Runner] | None = None) -> Check:
-        opened = opener or get_backend(self.target.backend).open
-
-        def failed(path: Path) -> tuple[GateResult, ...]:
-            with opened(path, self.target) as runner:
-                accuracy = self._artifact(runner)
-            drops = export_drops(self.target, self.run.tasks, accuracy)
-            return tuple(gate for gate in drops if not gate.passed)
-
-        return failed
-
     def accuracy(self, runner: Runner) -> AccuracyResult:
-        found = self._artifact(runner)
+        found = self.score(runner)
         if self._baseline is None:
             return found
         metrics = evaluate_on(self._baseline, self._device, self.data.loader, self.run.tasks, finite=True)
         return found.model_copy(update={"baseline": metrics})
 
-    def _artifact(self, runner: Runner) -> AccuracyResult:
+    def score(self, runner: Runner) -> AccuracyResult:
         """The tasks' metrics of an opened file on the val split, beside the torch model's."""
         loader, tasks = self.data.loader, self.run.tasks
         run = self.writer.interface.runner(array_runner(runner, self.writer.input_names))
-        sizes = SCORED_BATCHES if self.target.onnx.dynamic_batch else ()
         return AccuracyResult(
             samples=self.data.samples,
             torch=self._reference,
             artifact=evaluate(run, loader, tasks, finite=True),
-            by_batch={size: evaluate(in_batches(run, size), loader, tasks, finite=True) for size in sizes},
+            by_batch=by_batch(
+                self.target, lambda size: evaluate(in_batches(run, size), loader, tasks, finite=True)
+            ),
         )
 
     def inputs(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[InputRecord, ...]:

@@ -18,7 +18,14 @@ MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more
 SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
 ARRAYS_SCRIPT = "infer_arrays.py"  # infer.py of a model that takes arrays
 INPUTS_SCRIPT = "infer_inputs.py"  # infer.py of a model of several inputs
-SHOW, PICTURE, SAMPLE, PANOPTIC, RUNTIME = "show", "picture", "sample", "panoptic", "runtime"
+SHARED, SHOW, PICTURE, SAMPLE, PANOPTIC, RUNTIME = (
+    "shared",
+    "show",
+    "picture",
+    "sample",
+    "panoptic",
+    "runtime",
+)
 _OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
 _HOME = "compactmtl.export.in_bundle"
 
@@ -45,12 +52,11 @@ def scripts(info: BundleInfo) -> dict[str, str]:
         program, parts = INFER_SCRIPT, (PICTURE, SHOW)
     else:
         program = ARRAYS_SCRIPT
-    text = _with_operations(source(program), operations)
+    text = _beside(source(program))
     text = text.replace('and the runtime")', f'{info.runtime.package}")')
-    for part_of in parts:
-        text = text.replace(f"    from {_HOME}.{part_of} import", f"    from {part_of} import")
     text = text.replace("import numpy as np\n\n", "import numpy as np\n")
-    files = {f"{name}.py": source(f"{name}.py").replace(f"from {_HOME}.", "from ") for name in parts}
+    files = {f"{SHARED}.py": _with_operations(source(f"{SHARED}.py"), operations)}
+    files |= {f"{name}.py": _beside(source(f"{name}.py")) for name in parts}
     if PANOPTIC in operations:
         files[f"{PANOPTIC}.py"] = source(f"{PANOPTIC}.py")
     whole = _with_runtime(text, part)
@@ -65,12 +71,15 @@ def source(name: str) -> str:
     return (resources.files("compactmtl.export") / "in_bundle" / name).read_text(encoding="utf-8")
 
 
+def _beside(text: str) -> str:
+    """A program that imports the others of `in_bundle` from its own folder."""
+    return re.sub(rf"from {re.escape(_HOME)}\.(\w+) import", r"from \1 import", text)
+
+
 def _with_operations(text: str, operations: Set[str]) -> str:
-    """infer.py with those operations of `decode` alone that the bundle's outputs need."""
-    text = _OPERATION.sub(lambda match: match[0] if match[1] in operations else "", text)
-    line = f"    from {_HOME}.{PANOPTIC} import {PANOPTIC}\n"
-    text = text.replace(line, f"    from {PANOPTIC} import {PANOPTIC}\n" if PANOPTIC in operations else "")
-    return text
+    """The shared part with those operations of `decode` alone that the bundle's outputs need."""
+    text = _beside(_OPERATION.sub(lambda match: match[0] if match[1] in operations else "", text))
+    return text if PANOPTIC in operations else text.replace(f"from {PANOPTIC} import {PANOPTIC}\n\n", "")
 
 
 def _with_runtime(text: str, part: str) -> str:

@@ -6,12 +6,13 @@ so that the costs of two tasks do not add up to the cost of both.
 
 from __future__ import annotations
 
-import copy
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.backends import get_backend, surgery_align
@@ -20,6 +21,7 @@ from compactmtl.data.inputs import Images
 from compactmtl.errors import ConfigError
 from compactmtl.export.artifact import ArtifactWriter
 from compactmtl.graph import cost
+from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs import Run
 from compactmtl.surgery import compact
@@ -37,6 +39,7 @@ class TaskCost:
     macs: int
     parameters: int
     milliseconds: float
+    certain: bool  # whether the time differs by more than the rounds' noise
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,14 @@ class TaskCosts:
     parameters: int
     milliseconds: float
     tasks: tuple[TaskCost, ...]
-    latency: LatencyResult
 
 
 def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = lambda line: None) -> TaskCosts:
     """Measure what each task of a run costs on a target.
 
-    For each task the network of all others is made by surgery, as `compactmtl compact RUN --tasks` makes it, exported and
-    timed beside the whole. int8 networks have every layer quantized.
+    The whole is the compact model, made here for a run that has none: else channels that no task reads would count as the
+    first task's. For each task the network of all others is made by surgery, as `compactmtl compact RUN --tasks` makes it,
+    exported and timed beside the whole. int8 networks have every layer quantized.
 
     Raises ConfigError for a run of one task, MissingDependencyError where the target cannot run here.
     """
@@ -63,21 +66,30 @@ def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = la
     get_backend(target.backend).require(target)
     inputs = run.example_inputs(target.latency.batch)
     align = surgery_align(run.recipe).channels
-    models = {WHOLE: run.load_compact() if run.has_compact else run.load_plain()}
+    if run.has_compact:
+        whole_model = run.load_compact()
+    else:
+        progress("compacting all tasks")
+        whole_model = _compacted(run.load_plain(), inputs, align)
+    models = {WHOLE: whole_model}
     for task in run.tasks:
         progress(f"taking out {task}")
-        others, rest = copy.deepcopy(models[WHOLE]), [name for name in run.tasks if name != task]
-        own = isinstance(
+        rest = [name for name in run.tasks if name != task]
+        others = copy_model(whole_model)
+        if isinstance(
             others, OwnModel
-        )  # its forward computes every output: surgery finds what one alone reads
-        small = compact(
-            others if own else others.keep_tasks(rest), inputs, align=align, outputs=rest if own else ()
-        ).model
-        assert isinstance(small, MultiTaskModel)
-        models[task] = small
+        ):  # its forward computes every output: surgery finds what one alone reads
+            models[task] = _compacted(others, inputs, align, rest)
+        else:
+            models[task] = _compacted(others.keep_tasks(rest), inputs, align)
     latency = _latency(run, target, models, inputs if run.recipe.data.inputs else inputs[0], progress)
     sizes = {name: cost(model, inputs) for name, model in models.items()}
     times = {name: latency.stats[name].median_ms for name in models}
+    certain = {
+        speed.name
+        for speed in latency.speeds
+        if speed.against == WHOLE and speed.verdict in ("faster", "slower")
+    }
     whole, batch = sizes[WHOLE], target.latency.batch
     return TaskCosts(
         macs=whole.macs // batch,
@@ -89,11 +101,19 @@ def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = la
                 (whole.macs - sizes[task].macs) // batch,
                 whole.parameters - sizes[task].parameters,
                 times[WHOLE] - times[task],
+                task in certain,
             )
             for task in run.tasks
         ),
-        latency=latency,
     )
+
+
+def _compacted(
+    model: MultiTaskModel, inputs: Sequence[Tensor], align: int, outputs: Sequence[str] = ()
+) -> MultiTaskModel:
+    small = compact(model, inputs, align=align, outputs=outputs).model
+    assert isinstance(small, MultiTaskModel)
+    return small
 
 
 def _latency(

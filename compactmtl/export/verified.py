@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import MODEL_FILE
+from compactmtl.artifacts.told import Progress, now
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.base import Arrays
 from compactmtl.backends.batching import run_batched
@@ -37,10 +37,12 @@ from compactmtl.export.record import (
     Training,
 )
 from compactmtl.export.timing import measure_artifact
-from compactmtl.export.writer import Progress, Writer
-from compactmtl.verify.gates import Scored, check_gates, verified
+from compactmtl.export.writer import Writer
+from compactmtl.verify.gates import Scored, check_gates, export_drops, verified
 from compactmtl.verify.parity import check_parity
-from compactmtl.verify.result import AccuracyResult, Verification
+from compactmtl.verify.result import AccuracyResult, GateResult, TaskMetrics, Verification
+
+SCORED_BATCHES = (1, 3)  # sizes beside the data's own at which a file with a free batch is scored
 
 
 class Exported(ABC):
@@ -62,12 +64,26 @@ class Exported(ABC):
     def cases(self) -> list[Any]:
         """Inputs on which the file is compared with the torch model."""
 
-    @abstractmethod
     def check(self, opener: Callable[[Path, Target], Runner] | None = None) -> Check | None:
         """The accuracy gates that a candidate file fails; None where nothing measures it.
 
         `opener` opens the file where the target's own backend can't.
         """
+        if not self.metrics:
+            return None
+        opened = opener or get_backend(self.target.backend).open
+
+        def failed(path: Path) -> tuple[GateResult, ...]:
+            with opened(path, self.target) as runner:
+                accuracy = self.score(runner)
+            drops = export_drops(self.target, self.metrics, accuracy)
+            return tuple(gate for gate in drops if not gate.passed)
+
+        return failed
+
+    @abstractmethod
+    def score(self, runner: Runner) -> AccuracyResult:
+        """The metrics of the opened file beside the torch model's, where there are some."""
 
     @abstractmethod
     def accuracy(self, runner: Runner) -> AccuracyResult:
@@ -175,6 +191,20 @@ def bundle_info(
     )
 
 
+def by_batch(target: Target, score: Callable[[int], TaskMetrics]) -> dict[int, TaskMetrics]:
+    """The metrics of a file at batches of other sizes than its data's, where its batch is free."""
+    return {size: score(size) for size in SCORED_BATCHES} if target.onnx.dynamic_batch else {}
+
+
+def check_names(target: Target, outputs: Collection[str]) -> None:
+    """Raise ConfigError where the target bounds an output that the model doesn't have: nothing would hold it."""
+    if unknown := sorted(set(target.parity.tasks) - set(outputs)):
+        raise ConfigError(
+            f"parity.tasks names {', '.join(unknown)}, which is no output; the outputs are {', '.join(outputs)}",
+            "name tasks of the recipe, or outputs of the model",
+        )
+
+
 def check_target(name: str, target: Target, *, available: bool = True) -> None:
     """Raise ConfigError where a target runs no exported file, and MissingDependencyError where it can't run here.
 
@@ -191,8 +221,3 @@ def check_target(name: str, target: Target, *, available: bool = True) -> None:
     found = backend.availability(target)
     if available and not found.available:
         raise MissingDependencyError(f"target '{name}' can't run here: {found.reason}", found.hint)
-
-
-def now() -> str:
-    """The time as bundles keep it: UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from torch import nn
 
+from compactmtl.artifacts.told import Progress
 from compactmtl.config.precision import Precision
 from compactmtl.config.target import Target
 from compactmtl.export.onnx import export_onnx
@@ -16,7 +17,6 @@ from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
 
 EXTERNAL = {"auto": None, "always": True, "never": False}
-Progress = Callable[[str], None]
 
 
 class Writer(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,37 +12,40 @@ from compactmtl.artifacts.layout import BEST, CHECKPOINTS, WEIGHTS
 from compactmtl.backends import load_target
 from compactmtl.config import Resolved, trust
 from compactmtl.config.load import resolve_layers
-from compactmtl.config.lookup import find, name_of
+from compactmtl.config.lookup import find, name_of, names
 from compactmtl.config.merge import apply_overrides, extended, read_extended
-from compactmtl.config.sparsity import ReductionConfig
+from compactmtl.config.paths import anchor
+from compactmtl.config.sparsity import LIMITS, REDUCTIONS, ReductionConfig
 from compactmtl.config.target import Target
 from compactmtl.config.trust import is_class_name, split_name
-from compactmtl.config.yaml import Node, Place, node_of
+from compactmtl.config.yaml import Node, Place, describe, flow, node_of
 from compactmtl.errors import ConfigError
+from compactmtl.models.listing import recipe_or_module
 
 DEFAULT_TARGET = "onnxruntime-cpu"
-SECTIONS = ("selective", "controller", "prune")  # of sparsity, that take a budget
 # What a recipe without sparsity shrinks with. The whole model counts in a budget, so heads shrink too; the last 40 % of
 # the steps train what is left.
 SHRINKING = ("sparsity.scope=model", "sparsity.selective.start=0.1", "sparsity.selective.end=0.6")
 # The dense network is plain, and trained without all that makes it another one.
 DENSE = ("sparsity=null", "overparam=null")
-RECIPE, FUNCTION = (
-    "RECIPE",
-    "recipe",
-)  # of a module: its recipe as a mapping or a path, or a function that gives that
+# Of a module: its recipe as a mapping or a path, or a function that gives that.
+RECIPE, FUNCTION = "RECIPE", "recipe"
 
-Measure = Literal["latency-ms", "speedup", "macs-reduction"]
+Measure = Literal["latency-ms", "speedup", "macs-reduction", "parameters-reduction"]
 _KEYS: Mapping[Measure, str] = {
     "latency-ms": "latency.ms",
     "speedup": "latency.speedup",
     "macs-reduction": "mac_reduction",
+    "parameters-reduction": "parameter_reduction",
 }
+_FORMER = ("latency_reduction", "latency_table")  # a latency budget as recipes had it before `latency`
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the deployed network may cost: milliseconds on the target, a speedup there, or MACs that are gone."""
+    """What the deployed network may cost: milliseconds on the target, a speedup there, or the share of its MACs or
+    parameters that is gone.
+    """
 
     measure: Measure
     amount: float
@@ -54,6 +58,7 @@ class Budget:
             "latency-ms": f"{amount}ms",
             "speedup": f"{amount}x",
             "macs-reduction": f"macs-{amount}",
+            "parameters-reduction": f"parameters-{amount}",
         }[self.measure]
 
 
@@ -140,11 +145,11 @@ def plan_road(
     words = list(overrides)
     if is_class_name(subject):
         words = [*_network(subject, node), *words]
-    values = apply_overrides(node, words).plain()
+    values = anchor("recipe", apply_overrides(node, words)).plain()
     _check_whole(subject, values)
     section, shrinking, dropped = _section(values)
     given = _target_of(values, section) if target is None else target
-    words = [*shrinking, *words, *dropped, f"targets=[{given}]"]
+    words = [*shrinking, *words, *dropped, f"targets={flow([given])}"]
     words += _budget_words(values, section, budget, given)
     title = name or "-".join(title.split("/"))
     folder = Path(out) / title
@@ -164,15 +169,15 @@ def plan_road(
         dense=resolve_layers(node, [*words, *DENSE], title, path) if dense else None,
     )
     if reduction.latency is not None and not road.own_table:
-        words.append(f"sparsity.{section}.latency.table={_quoted(road.table)}")
+        words.append(f"sparsity.{section}.latency.table={_here(road.table)}")
     if dense:
         weights = road.dense_run / CHECKPOINTS / BEST / WEIGHTS
-        words.append(f"model.weights={_quoted(weights)}")
+        words.append(f"model.weights={_here(weights)}")
     return replace(road, shrunk=resolve_layers(node, words, title, path))
 
 
-def _quoted(path: Path) -> str:
-    return "'" + str(path.absolute()).replace("'", "''") + "'"
+def _here(path: Path) -> str:
+    return flow(str(path.absolute()))
 
 
 def _document(subject: str, base: str | None) -> tuple[Node, str, Path]:
@@ -183,7 +188,7 @@ def _document(subject: str, base: str | None) -> tuple[Node, str, Path]:
                 f"--recipe {base}: {subject} is a recipe itself",
                 f"extend it there, or fit {base} with key=value",
             )
-        path = find("recipe", subject)
+        path = recipe_or_module(subject)
         return read_extended("recipe", path), name_of("recipe", path), path
     module_name, _ = split_name(subject, "the network to fit")
     module = trust.import_module(subject, "the network to fit")
@@ -193,7 +198,8 @@ def _document(subject: str, base: str | None) -> tuple[Node, str, Path]:
         return read_extended("recipe", path), module_name, path
     own = getattr(module, RECIPE, None)
     if own is None and callable(getattr(module, FUNCTION, None)):
-        own = module.recipe()
+        with trust.own_errors(f"{module_name}.{FUNCTION}() fails", "mend it, or name a recipe with --recipe"):
+            own = module.recipe()
     if isinstance(own, str | Path):
         path = find("recipe", file.parent / own if str(own).endswith((".yaml", ".yml")) else own)
         return read_extended("recipe", path), module_name, path
@@ -202,8 +208,24 @@ def _document(subject: str, base: str | None) -> tuple[Node, str, Path]:
             f"{module_name}.{RECIPE} is a {type(own).__name__}",
             "let it be a mapping as a recipe's file has it, or the path of a recipe",
         )
-    node = node_of(dict(own or {}), Place(file))
+    node = node_of(_plain(own or {}, f"{module_name}.{RECIPE}"), Place(file))
     return extended("recipe", node, file), module_name, file
+
+
+def _plain(value: Any, where: str) -> Any:
+    """What a module's recipe holds, as a file would hold it. Raises ConfigError, naming the key, for what no file can."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, where) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and isfinite(value)):
+        return value
+    what = f"{value}" if isinstance(value, float) else f"a {type(value).__name__}"
+    raise ConfigError(
+        f"{where} is {what}", "give text, finite numbers, lists and mappings, as a recipe's file has them"
+    )
 
 
 def _network(subject: str, node: Node) -> list[str]:
@@ -239,58 +261,98 @@ def _check_whole(subject: str, values: Any) -> None:
 
 def _section(values: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """The section of `sparsity` that takes the budget, words that make one where there is none, and those that drop a λ."""
-    sparsity = values.get("sparsity")
-    if isinstance(sparsity, dict):
-        for section in SECTIONS:
-            if isinstance(sparsity.get(section), dict):
-                return section, (), ()
+    sparsity = _mapping(values, "sparsity")
+    for section in REDUCTIONS:
+        if _mapping(values, "sparsity", section):
+            return section, (), ()
+    if sparsity:
         # a λ alone has no budget to keep
         return "selective", SHRINKING[1:], ("sparsity.strength=null", "sparsity.schedule=null")
     return "selective", SHRINKING, ()
 
 
+def _mapping(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The section under dotted keys; empty where there is none. Raises ConfigError for a value that is no section."""
+    found: Any = values
+    for depth, key in enumerate(keys, 1):
+        found = found.get(key)
+        if found is None:
+            return {}
+        if not isinstance(found, Mapping):
+            raise ConfigError(
+                f"`{'.'.join(keys[:depth])}`: expected a mapping or null, found {describe(found)}",
+                "give it keys, or leave it out: the command's own budget makes the section",
+            )
+    return dict(found)
+
+
+def _latency_of(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The recipe's latency budget, also of one in its former keys; empty where it has another or none."""
+    own = _mapping(values, "sparsity", section)
+    share, table = (own.get(key) for key in _FORMER)
+    former = {} if share is None else {"reduction": share, "table": table}
+    latency = former | dict(_mapping(values, "sparsity", section, "latency"))
+    return {key: value for key, value in latency.items() if value is not None}
+
+
 def _target_of(values: Mapping[str, Any], section: str) -> str:
-    """The target of the recipe's budget, else its first, else the CPU."""
-    latency = ((values.get("sparsity") or {}).get(section) or {}).get("latency")
-    if isinstance(latency, dict) and latency.get("target"):
+    """The target of the recipe's budget or of the table that it names, else the recipe's first, else the CPU."""
+    latency = _latency_of(values, section)
+    if "target" in latency:
         return str(latency["target"])
+    if (table := Path(str(latency.get("table", "")))).is_file():
+        from compactmtl.sparsity import LatencyTable  # which takes seconds
+
+        named = LatencyTable.load(table).target
+        if named in names("target"):
+            return named
     targets = values.get("targets")
     return str(targets[0]) if isinstance(targets, list) and targets else DEFAULT_TARGET
 
 
 def _budget_words(values: Mapping[str, Any], section: str, budget: Budget | None, target: str) -> list[str]:
-    """Words that put `budget` in the place of the recipe's own."""
-    former = (
-        ((values.get("sparsity") or {}).get(section) or {})
-        if isinstance(values.get("sparsity"), dict)
-        else {}
-    )
-    keys = ("mac_reduction", "parameter_reduction", "latency", "latency_reduction", "latency_table")
-    given = [key for key in keys if former.get(key) is not None]
+    """Words that put `budget` in the place of the recipe's own, and the target in a latency budget.
+
+    A table that the recipe names stays, unless it is of another target.
+    """
+    at, own = f"sparsity.{section}", _mapping(values, "sparsity", section)
+    given = [
+        key
+        for key in ("mac_reduction", "parameter_reduction", "latency", *_FORMER)
+        if own.get(key) is not None
+    ]
+    latency = _latency_of(values, section)
     if budget is None:
         if not given:
             raise ConfigError(
                 "no budget: neither the command nor the recipe says what the network may cost",
                 "add --latency-ms 5, --speedup 2 or --macs-reduction 0.5",
             )
-        if "latency" in given:
-            return [f"sparsity.{section}.latency.target={target}"]
-        return []
-    words = [f"sparsity.{section}.{key}=null" for key in given]
-    key = _KEYS[budget.measure]
-    if key.startswith("latency."):
-        words.append(
-            f"sparsity.{section}.latency={{target: {target}, {key.partition('.')[2]}: {budget.amount!r}}}"
-        )
-    else:
-        words.append(f"sparsity.{section}.{key}={budget.amount!r}")
-    return words
+        if not latency:
+            return []
+    words = [f"{at}.{key}=null" for key in given]
+    key = "latency" if budget is None else _KEYS[budget.measure]
+    if not key.startswith("latency"):
+        assert budget is not None
+        return [*words, f"{at}.{key}={flow(budget.amount)}"]
+    if budget is not None:
+        latency = {key: value for key, value in latency.items() if key not in LIMITS}
+        latency[key.partition(".")[2]] = budget.amount
+    if "target" in latency and not _same_target(str(latency["target"]), target):
+        latency.pop("table", None)
+    return [*words, f"{at}.latency={flow(latency | {'target': target})}"]
+
+
+def _same_target(one: str, other: str) -> bool:
+    return one == other or find("target", one).resolve() == find("target", other).resolve()
 
 
 def _budget_of(section: ReductionConfig) -> Budget:
     """The recipe's own budget, for the name of its folder."""
     if section.latency is None:
-        return Budget("macs-reduction", section.amount)
+        return Budget(
+            "macs-reduction" if section.measure == "macs" else "parameters-reduction", section.amount
+        )
     if section.latency.ms is not None:
         return Budget("latency-ms", section.latency.ms)
     return Budget("speedup", 1 / section.latency.milliseconds(1.0))

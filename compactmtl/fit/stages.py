@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +26,8 @@ from compactmtl.artifacts.layout import (
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import align_of, get_backend, surgery_align
-from compactmtl.config import Resolved
+from compactmtl.config import Resolved, trust
+from compactmtl.config.paths import here_words
 from compactmtl.errors import ArtifactError, CompactError, ConfigError
 from compactmtl.export import Bundle, export_run
 from compactmtl.export.run import check_baseline
@@ -169,9 +169,10 @@ class _Walk:
                     f"{path} was trained from something else than is there now: {changed}",
                     "train it again with --overwrite, or choose another --name",
                 )
-            if Run.open(path).finished:
+            run = Run.open(path, here_words(resolved.recipe))
+            if run.finished:
                 self.say(f"{stage}: {path} is finished")
-                return Run.open(path)
+                return run
         self.state.note(stage, sources)
         self.say(f"{stage}: {'going on with' if begun and not over else 'training'} {path}")
         try:
@@ -249,15 +250,13 @@ class _Walk:
     def _note_code(self) -> None:
         """Say so where the module of a network of the user's own has changed since it was trained."""
         factory = self.road.shrunk.recipe.model.factory
-        spec = None if factory is None else importlib.util.find_spec(factory.partition(":")[0])
-        if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        source = None if factory is None else trust.source_of(factory, "model.factory")
+        if source is None or not source.is_file():
             return
-        facts = {"sha256": sha256_file(Path(spec.origin))}
+        facts = {"sha256": sha256_file(source)}
         known = self.state.made_from.get("code")
         if known is not None and known != facts and is_run(self.road.run):
-            self.say(
-                f"note: {spec.origin} has changed since {self.road.run} began; --overwrite trains it again"
-            )
+            self.say(f"note: {source} has changed since {self.road.run} began; --overwrite trains it again")
             return
         self.state.note("code", facts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from compactmtl.train.tracking import format_metric
 from compactmtl.verify.result import GateResult, Verification
 from compactmtl.verify.speed import band_in_words, in_words, speed_of
 
-SLACK = 0.005  # of the MACs: a budget of shares is met to within half a percent of the network
+SLACK = 0.005  # a budget of shares is met to within half a percent of the network
+_SIZES = {"macs": "MACs", "parameters": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ class Outcome:
     @property
     def mac_reduction(self) -> float:
         """The share of the network's MACs that surgery removed."""
-        macs = self.surgery["macs"]
-        return 1 - float(macs["after"]) / float(macs["before"])
+        return self._gone("macs")
+
+    def _gone(self, measure: str) -> float:
+        """The share of the network's MACs or parameters that surgery removed."""
+        sizes = self.surgery[measure]
+        return 1 - float(sizes["after"]) / float(sizes["before"])
 
     @property
     def failed(self) -> list[GateResult]:
@@ -55,10 +61,7 @@ class Outcome:
     def reduction_met(self) -> bool:
         """Whether a budget of MACs or parameters is met; one of latency is a gate of the target."""
         section = self.road.reduction
-        if section.latency is not None:
-            return True
-        sizes = self.surgery["macs" if section.measure == "macs" else "parameters"]
-        return 1 - float(sizes["after"]) / float(sizes["before"]) >= section.amount - SLACK
+        return section.latency is not None or self._gone(section.measure) >= section.amount - SLACK
 
     @property
     def passed(self) -> bool:
@@ -78,7 +81,8 @@ class Outcome:
             verdict = "met" if self.reduction_met else "missed"
             yield "budget", f"{section.key} {section.amount:g}: {verdict}"
             return
-        gates = self.latency_gates
+        of_ratio = section.latency.ms is None
+        gates = [gate for gate in self.latency_gates if _is_ratio(gate) is of_ratio]
         verdict = "met" if all(gate.passed for gate in gates) else "missed"
         if not gates:
             verdict = "not checked: the baseline is another network than the one that was shrunk"
@@ -94,11 +98,7 @@ class Outcome:
             band = band_in_words(speed)
             rounds = f", by round {band}" if band else ""
             yield "latency", f"{small:.3f} ms, dense {dense:.3f} ms: {in_words(speed)}{rounds}"
-        parameters = self.surgery["parameters"]
-        yield (
-            "removed",
-            f"{self.mac_reduction:.1%} of MACs, {1 - parameters['after'] / parameters['before']:.1%} of parameters",
-        )
+        yield "removed", f"{self._gone('macs'):.1%} of MACs, {self._gone('parameters'):.1%} of parameters"
         yield "size", f"{self.verification.megabytes:.2f} MB"
 
     def _accuracy(self) -> Iterator[tuple[str, str]]:
@@ -133,23 +133,34 @@ class Outcome:
         what = [gate.message for gate in self.failed]
         if not self.reduction_met:
             what.append(
-                f"{section.key}: {self.mac_reduction:.1%} of MACs gone, {section.amount:.1%} asked for"
+                f"{section.key}: {self._gone(section.measure):.1%} of {_SIZES[section.measure]} gone, {section.amount:.1%} asked for"
             )
         raise GateError(f"{self.run.path}: {'; '.join(what)}", self._mend())
 
     def _mend(self) -> str:
         latency = self.road.reduction.latency
-        late = next((gate for gate in self.latency_gates if not gate.passed), None)
+        late = [gate for gate in self.latency_gates if not gate.passed]
         kept = "the bundle is kept and marked as failed"
-        if late is not None and latency is not None:
-            if latency.ms is not None and late.value > 0:
-                smaller = f"--latency-ms {latency.ms * latency.ms / late.value:.3g}"
+        if late and latency is not None:
+            share = min(map(_time_to_keep, late))
+            if latency.ms is not None:
+                smaller = f"--latency-ms {latency.ms * share:.3g}"
             else:
-                smaller = f"--speedup {late.bound * late.bound / max(late.value, 1e-9):.3g}"
-            return (
-                f"{kept}; if the machine was busy, give the same command again to measure again; else ask the training "
-                f"for less ({smaller})"
-            )
+                smaller = f"--speedup {1 / (latency.milliseconds(1.0) * share):.3g}" if share else ""
+            less = f"; else ask the training for less ({smaller})" if share else ""
+            return f"{kept}; if the machine was busy, give the same command again to measure again{less}"
         if not self.reduction_met:
             return f"{kept}; train longer (train.epochs), or shrink earlier (sparsity.selective.end)"
         return f"{kept}; train longer, give it more (a larger budget), or change the target's bound knowingly"
+
+
+def _is_ratio(gate: GateResult) -> bool:
+    """Whether a gate of the latency bounds how many times as fast something is as another, and no milliseconds."""
+    return bool(gate.against)
+
+
+def _time_to_keep(gate: GateResult) -> float:
+    """The share of its time that an artifact may keep to pass a gate that it fails; 0 where nothing was measured."""
+    if not (isfinite(gate.value) and gate.value > 0):
+        return 0.0
+    return gate.value / gate.bound if _is_ratio(gate) else gate.bound / gate.value

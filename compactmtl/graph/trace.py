@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from compactmtl.errors import SurgeryError
-from compactmtl.graph.aliases import is_mutation, resolve_mutations
+from compactmtl.graph.aliases import is_mutation, resolve_mutations, written
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.contexts import inline_contexts
 from compactmtl.graph.inputs import Arguments, as_arguments, copied, register_dataclasses
@@ -222,8 +222,9 @@ def trace(
             users.append(node)
     _drop_unread(module.graph)
     _require_fixed_sizes(model, module.graph)
-    read = {tensors[node][0] for node in tensors if node.users}
     hazards = frozenset(resolve_mutations(module.graph))
+    _drop_unread(module.graph, hazards)
+    read = {tensors[node][0] for node in tensors if node.users}
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = tuple(output.all_input_nodes)
     if not outputs or any(not isinstance(node.meta.get("val"), Tensor) for node in outputs):
@@ -245,10 +246,15 @@ def _holds(model: nn.Module, name: str) -> bool:
         return False
 
 
-def _drop_unread(graph: fx.Graph) -> None:
-    """Calls whose result nothing reads, such as checks of a type, say nothing of the channels."""
+def _drop_unread(graph: fx.Graph, hazards: frozenset[fx.Node] | None = None) -> None:
+    """Calls whose result nothing reads, such as checks of a type, say nothing of the channels.
+
+    Once mutations are resolved, and their `hazards` known, neither do those whose tensor nothing reads under any name.
+    """
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and not is_mutation(node):
+        if node.op != "call_function" or node.users:
+            continue
+        if not is_mutation(node) or (hazards is not None and hazards.isdisjoint(written(node))):
             graph.erase_node(node)
 
 

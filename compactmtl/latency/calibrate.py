@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
+from compactmtl.artifacts.told import Progress
 from compactmtl.config.sparsity import ReductionConfig
 from compactmtl.config.target import Target
 from compactmtl.graph.copies import copy_model
@@ -31,7 +32,6 @@ TOLERANCE = 0.02  # of the measured time, within which a table is believed
 ROUNDS = 3
 
 Choice = TypeVar("Choice")
-Progress = Callable[[str], None]
 
 
 def agree(

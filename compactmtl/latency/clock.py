@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
+from compactmtl.artifacts.told import Progress
 from compactmtl.config.sparsity import LatencyBudget
 from compactmtl.config.target import Target
 from compactmtl.graph.space import Flags
@@ -27,8 +28,6 @@ ROUNDS = (20, 100)
 SETTLE = 3
 TRIES = 3  # timings of one network on a busy machine
 DENSE, SMALL = "dense", "small"
-
-Progress = Callable[[str], None]
 
 
 class PairedClock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.hashes import sha256
 from compactmtl.artifacts.layout import MODEL_FILE
+from compactmtl.artifacts.told import now
 from compactmtl.backends import LayerTime, get_backend
 from compactmtl.backends.precision import PrecisionError
 from compactmtl.config.target import Target
@@ -39,7 +39,16 @@ from compactmtl.latency.measure import (
     network_facts,
     points_of,
 )
-from compactmtl.latency.observe import ROUNDS, SECONDS, WARMUP, Observed, attribute, noise_feeds, widths_of
+from compactmtl.latency.observe import (
+    ROUNDS,
+    SECONDS,
+    WARMUP,
+    Observed,
+    attribute,
+    input_names,
+    noise_feeds,
+    widths_of,
+)
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.verify.speed import variation
 
@@ -145,7 +154,7 @@ def write_table_kit(
     if not full:
         raise ConfigError("the network has no convolution or linear layer", "nothing can be timed by layer")
     check_place(path)
-    names = ["image"] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
+    names = input_names(inputs)
     cutter = Cutter(model, inputs, align)
     plans = cutter.plan(settings.cuts, settings.seed)
     with kit_folder(path) as folder:
@@ -186,7 +195,7 @@ def write_table_kit(
             inputs=tuple(names),
             latency=TablePlan(),
             files={file.relative_to(folder).as_posix(): sha256_file(file) for file in files},
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=now(),
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6

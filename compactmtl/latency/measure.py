@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends import get_backend, load_target
 from compactmtl.backends.fit import package_version
 from compactmtl.backends.machine import cpu_name, nvidia_gpus
 from compactmtl.config.target import Target
+from compactmtl.config.words import key
 from compactmtl.errors import ArtifactError, ConfigError, MachineError, MissingDependencyError, command
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
@@ -35,8 +37,6 @@ from compactmtl.verify.steps import layer_of
 
 BUSY = 0.5  # variation of a network's runs above which the machine is too busy to measure on
 BUSY_CUTS = 0.5  # share of the networks that may be so
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def latency_table(
         example_inputs: a tensor, positional arguments, or a mapping of keyword arguments, batch first; a table is of their
             batch.
         target: a name (see `compactmtl targets list`), a file, or a `Target`.
-        name: what the table calls it, by default what `target` says.
+        name: what the table calls it, by default what `target` says: of a `Target` its backend.
         align: the multiple of channels that the target's kernels are written for, by default the backend's own.
         settings: how much is measured.
         store: where measurements of layers are kept; by default the user's cache for this device, target and versions.
@@ -165,9 +165,10 @@ def fitted(
     return table.model_copy(update={"error": float(np.median(errors))})
 
 
-def check_target(table: LatencyTable, name: str, target: Target) -> None:
+def check_target(table: LatencyTable, name: str, target: Target, *, anywhere: bool = False) -> None:
     """Raise ConfigError where a table that was handed in is of another backend, precision, batch or number of threads than
-    a target; and, where the target runs here, of another device or version of the runtime.
+    a target; and, where the target runs here, of another device or version of the runtime, unless a table from `anywhere`
+    will do.
     """
     wanted: dict[str, object] = {
         "precision": target.precision,
@@ -177,16 +178,17 @@ def check_target(table: LatencyTable, name: str, target: Target) -> None:
     }
     # One from a kit is of a device elsewhere, on purpose.
     if (
-        table.version >= 3
+        not anywhere
+        and table.version >= 3
         and table.kit is None
         and get_backend(target.backend).availability(target).available
     ):
         here = conditions_of(target, target.latency.batch)
         wanted |= {"device": here["device"], "runtime": here["runtime"]}
-    for key, value in wanted.items():
-        if (found := getattr(table, key)) != value:
+    for fact, value in wanted.items():
+        if (found := getattr(table, fact)) != value:
             raise ConfigError(
-                f"the latency table is of {key} {found}, and target {name} has {value}",
+                f"the latency table is of {fact} {found}, and target {name} has {value}",
                 "measure one there: " + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
             )
 
@@ -201,7 +203,7 @@ def require(target: Target, name: str) -> None:
     except MissingDependencyError as error:
         raise MissingDependencyError(
             f"the latency budget is for {name}, which can't run here: {error.message}",
-            f"{error.hint}\nor measure on its device and name the table in the budget (latency.table): "
+            f"{error.hint}\nor measure on its device and name the table in the budget ({key('latency.table')}): "
             + command("latency", "RECIPE", "--target", name, "--out", "TABLE.json"),
         ) from error
 

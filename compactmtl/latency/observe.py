@@ -77,13 +77,18 @@ def opened(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, path: P
 
     Raises ExportError, ArtifactError or MissingDependencyError where it does not run there.
     """
-    names = [IMAGE] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
+    names = input_names(inputs)
     backend = get_backend(target.backend)
     if not backend.opens_files:
         return backend.open_module(model, names, target)
     export_onnx(model, inputs, path, input_names=names, opset=target.onnx.opset)
     apply_precision(path, target, noise_feeds(names, inputs))
     return backend.open(path, target)
+
+
+def input_names(inputs: Sequence[Tensor]) -> list[str]:
+    """What the inputs of a network that is timed are called in its file."""
+    return [IMAGE] if len(inputs) == 1 else [f"input_{index}" for index in range(len(inputs))]
 
 
 def noise_feeds(names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[dict[str, NDArray[Any]]]:

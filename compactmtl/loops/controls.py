@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compactmtl.artifacts.told import tell
 from compactmtl.backends import Align, get_backend, load_target
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.config.target import Target
-from compactmtl.graph.copies import copy_model
+from compactmtl.errors import ConfigError
+from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import map_tensors
 from compactmtl.latency import PairedClock, calibrated, check_target, latency_table, require
 from compactmtl.latency.measure import conditions_of
@@ -79,13 +80,16 @@ def build_steering(
 ) -> Steering:
     """What steers the zeros of `groups` and reports them, with all that a latency budget needs, see `latency_budget`.
 
-    Raises ConfigError where the target can't be reached, and as `latency_budget`.
+    What is measured, or read from the cache, moves no random generator. Raises ConfigError where the target can't be
+    reached, and as `latency_budget`.
     """
-    budget = latency_budget(config, groups, model, inputs, align.channels, auto=auto, table=table)
+    with borrowed():
+        budget = latency_budget(config, groups, model, inputs, align.channels, auto=auto, table=table)
+        steps = align.channels if budget is None else budget.steps
+        own = None if budget is None else budget.table
+        control = build_control(config, groups, total_steps, steps, model, inputs, own)
     if budget is None:
-        control = build_control(config, groups, total_steps, align.channels, model, inputs)
         return Steering(groups, control, align)
-    control = build_control(config, groups, total_steps, budget.steps, model, inputs, budget.table)
     if auto and budget.steps:
         source = f"{steps_in_words(budget.steps) or 1}, of the latency table"
         align = Align(min(budget.steps), source)
@@ -104,9 +108,10 @@ def latency_budget(
 ) -> MeasuredBudget | None:
     """The section's latency budget: by `table`, by the file that it names, else measured here or read from the cache.
 
-    Counts are multiples of `align` or, where it is `auto`, of the steps of the table. Raises ConfigError where the file is
-    of another target, device or precision than the budget asks for, MissingDependencyError where the target cannot run
-    here and no table is given, MachineError where the machine is too busy.
+    `table` is one that was handed in or that training began with: it decides whatever machine it is of, and is corrected by
+    measurements where its target runs here. Counts are multiples of `align` or, where it is `auto`, of the steps of the
+    table. Raises ConfigError where the file is of another target, device or precision than the budget asks for,
+    MissingDependencyError where the target cannot run here and no table is given, MachineError where the machine is too busy.
     """
     section = config.target
     budget = None if section is None else section.latency
@@ -116,11 +121,16 @@ def latency_budget(
     if budget.target is None:
         assert given is not None
         return MeasuredBudget(given, _steps(groups, given, align, auto), None)
-    target = load_target(budget.target)
-    if given is not None and table is None:
-        check_target(given, budget.target, target)
-    if given is not None and not _runs_here(given, target):
-        _say(f"the table of {budget.target} is of another machine: it decides, and nothing is measured here")
+    why = None if table is None else _elsewhere(table, budget.target)
+    if why is None:
+        target = load_target(budget.target)
+        if given is not None and table is None:
+            check_target(given, budget.target, target)
+        if given is not None and not _runs_here(given, target):
+            why = "it is of another machine"
+    if why is not None:
+        assert given is not None
+        tell(f"the table of {budget.target} decides, and nothing is measured here: {why}")
         return MeasuredBudget(given, _steps(groups, given, align, auto), None)
     require(target, budget.target)
 
@@ -129,12 +139,8 @@ def latency_budget(
         return one[:1].detach().cpu().expand(batch, *one.shape[1:]).contiguous()
 
     examples = map_tensors(of_batch, inputs)
-    plain = contract(copy_model(model)).to("cpu").eval()
     if given is None:
-        found = latency_table(plain, examples, target, budget.target, align=align, progress=_say)
-        name = next(
-            name for name in ("controller", "selective", "prune") if getattr(config, name) is not None
-        )
+        found = latency_table(model, examples, target, budget.target, align=align, progress=tell)
         given = calibrated(
             found,
             groups,
@@ -143,10 +149,11 @@ def latency_budget(
             model,
             examples,
             target,
-            section=f"sparsity.{name}",
-            progress=_say,
+            section=f"sparsity.{config.section}",
+            progress=tell,
         )
-    clock = PairedClock(given, budget, plain, examples, target, progress=_say)
+    plain = contract(model).to("cpu").eval()  # a copy
+    clock = PairedClock(given, budget, plain, examples, target, progress=tell)
     return MeasuredBudget(given, _steps(groups, given, align, auto), clock)
 
 
@@ -154,12 +161,20 @@ def _steps(groups: ChannelGroups, table: LatencyTable, align: int, auto: bool) -
     return tuple(family_steps(groups, table, align) if auto else [align] * len(groups))
 
 
+def _elsewhere(table: LatencyTable, name: str) -> str | None:
+    """Why choices by a table that was handed in cannot be measured on the target of this name; None where they can.
+
+    A table knows its target by the name that it had where it was made, or by the backend of a target without a name.
+    """
+    try:
+        check_target(table, name, load_target(name), anywhere=True)
+    except ConfigError as error:
+        return error.message
+    return None
+
+
 def _runs_here(table: LatencyTable, target: Target) -> bool:
     """Whether a target runs on this machine, and its table is of it and not of a device kit."""
     if not get_backend(target.backend).availability(target).available:
         return False
     return table.kit is None and table.device in ("", conditions_of(target, target.latency.batch)["device"])
-
-
-def _say(line: str) -> None:
-    print(f"  {line} …", file=sys.stderr, flush=True)

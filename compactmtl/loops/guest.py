@@ -60,7 +60,7 @@ class Guest:
             arguments["total_steps"] = count_steps()
         if self._saved is not None and self._saved.get("table"):
             # the choice goes by the table of the start: nothing is measured again
-            arguments["table"] = LatencyTable.model_validate_json(self._saved["table"])
+            arguments["table"] = LatencyTable.from_json(self._saved["table"], "the saved state's table")
         shrinking = Shrinking(network, optimizer, _moved(self._inputs, first.device), **arguments)
         if self._saved is not None:
             shrinking.load_state_dict(self._saved)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from compactmtl.config.words import key
 from compactmtl.errors import TrainingError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import tensors_in
@@ -25,7 +26,6 @@ from compactmtl.surgery.slice_plan import Kept, compose, cut, kept_indices, noth
 
 # Two float32 networks of the same function whose sums run in another order; a wrong slice is off by far more.
 SAME = 1e-3
-_MEND = "leave out sparsity.shrink_every: `compact` removes after training what it can prove"
 
 
 class Removed:
@@ -180,14 +180,14 @@ def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> Non
             after = _named(small(*inputs))
         except Exception as failure:  # a forward that counts its channels in a way that no edit follows
             raise TrainingError(
-                f"the network does not run without its dead channels: {first_line(failure)}", _MEND
+                f"the network does not run without its dead channels: {first_line(failure)}", _mend()
             ) from failure
     for name, expected in before.items():
         if expected.shape != after[name].shape:
             raise TrainingError(
                 f"removing dead channels changed the output {name} from {tuple(expected.shape)} to"
                 f" {tuple(after[name].shape)}",
-                _MEND,
+                _mend(),
             )
         if not expected.is_floating_point():
             continue
@@ -195,8 +195,12 @@ def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> Non
         if not error <= SAME:
             raise TrainingError(
                 f"removing dead channels changed the output {name} by {error:.1e} of its largest value",
-                "this should not happen: leave out sparsity.shrink_every and report the recipe",
+                f"this should not happen: leave out {key('sparsity.shrink_every')} and report it",
             )
+
+
+def _mend() -> str:
+    return f"leave out {key('sparsity.shrink_every')}: `compact` removes after training what it can prove"
 
 
 def _named(outputs: object) -> dict[str, Tensor]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from compactmtl.config.sparsity import (
     SparsityConfig,
 )
 from compactmtl.config.validate import validate_options
-from compactmtl.errors import CompactError, ConfigError
+from compactmtl.config.words import naming
+from compactmtl.errors import ConfigError
 from compactmtl.graph.inputs import tensors_in
 from compactmtl.sparsity import LatencyTable
 
@@ -38,11 +38,14 @@ _SECTIONS: Mapping[str, type[ReductionConfig]] = {
     "controller": ControllerConfig,
     "prune": PruneConfig,
 }
-BUDGETS = ("mac_reduction", "parameter_reduction", "latency_ms", "speedup")
+DEFAULT = "selective"
+_ARGUMENTS: Mapping[str, str] = {"surgery.align": "align", "train.epochs": "total_steps"}
+LATENCY = ("latency_ms", "speedup")
+BUDGETS = ("mac_reduction", "parameter_reduction", *LATENCY)
 
 
 def section_of(
-    method: str,
+    method: str | None,
     strength: float | None,
     budget: Mapping[str, float | None],
     target: str | None,
@@ -65,8 +68,15 @@ def section_of(
                 f"strength is a λ without a target, and {next(iter(given))} is a target",
                 "give one of them; method='controller' finds the λ of a target",
             )
+        for argument, value in (("method", method), ("table", table)):
+            if value is not None:
+                raise ConfigError(
+                    f"strength is a λ without a target, and {argument} is of a budget",
+                    f"leave out {argument}, or give a budget in place of strength: {', '.join(BUDGETS)}",
+                )
         _check_known(options, {})
         return _validated({"scope": "model", **options, "strength": strength})
+    method = DEFAULT if method is None else method
     if method not in METHODS:
         raise ConfigError(f"there is no method {method!r}", f"the methods are {', '.join(METHODS)}")
     name, implied = METHODS[method]
@@ -78,6 +88,11 @@ def section_of(
             "for example Shrinking(model, optimizer, inputs, total_steps=1000, mac_reduction=0.7)",
         )
     ((what, amount),) = given.items()
+    if table is not None and what not in LATENCY:
+        raise ConfigError(
+            f"table says what layers take in milliseconds, and {what} does not ask for those",
+            f"leave out table, or give {' or '.join(LATENCY)} in place of {what}",
+        )
     section = {
         **implied,
         **{key: value for key, value in options.items() if key in fields},
@@ -89,7 +104,7 @@ def section_of(
 
 def _reduction(what: str, amount: float, target: str | None, table: LatencyTable | None) -> dict[str, Any]:
     """A budget as a method's section has it."""
-    if what not in ("latency_ms", "speedup"):
+    if what not in LATENCY:
         return {what: amount}
     if target is None and table is None:
         raise ConfigError(
@@ -113,31 +128,21 @@ def _check_known(options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
             raise ConfigError(f"there is no option {key!r} here", name_hint(key, [*known, *BUDGETS]))
 
 
-@contextmanager
-def in_own_words() -> Iterator[None]:
+def in_own_words() -> AbstractContextManager[None]:
     """Let errors name arguments, where they name keys of a recipe."""
-    try:
-        yield
-    except CompactError as error:
-        error.message, error.hint = _own_words(error.message), _own_words(error.hint)
-        error.args = (error.message,)
-        raise
+    return naming(_argument)
 
 
-def _own_words(text: str) -> str:
-    for key, argument in (
-        (r"(sparsity\.)?(selective|controller|prune)\.latency\.ms", "latency_ms"),
-        (r"(sparsity\.)?(selective|controller|prune)\.latency\.", ""),
-        (r"(sparsity\.)?(selective|controller|prune)\.", ""),
-        (r"surgery\.align", "align"),
-        (r"sparsity\.(?=[a-z])", ""),
-        (r"more epochs", "more steps"),
-        (r"; in a recipe, ", "; "),
-        (r"report the recipe", "report the network"),
-        (r"resume with the same recipe", "build the model and Shrinking as at the start"),
-    ):
-        text = re.sub(key, argument, text)
-    return text
+def _argument(dotted: str) -> str:
+    """The argument or option that a key of a recipe stands for."""
+    if dotted in _ARGUMENTS:
+        return _ARGUMENTS[dotted]
+    parts = dotted.removeprefix("sparsity.").split(".")
+    if len(parts) > 1 and parts[0] in _SECTIONS:
+        parts = parts[1:]
+    if parts[0] == "latency" and len(parts) > 1:
+        parts = ["latency_ms"] if parts[1:] == ["ms"] else parts[1:]
+    return ".".join(parts)
 
 
 def plain_module(model: nn.Module) -> nn.Module:

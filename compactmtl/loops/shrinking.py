@@ -15,6 +15,7 @@ from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import as_arguments
+from compactmtl.latency import check_target
 from compactmtl.loops.averages import masked
 from compactmtl.loops.controls import build_steering
 from compactmtl.loops.removed import Removed, cut_model
@@ -23,12 +24,14 @@ from compactmtl.loops.steering import Steering
 from compactmtl.loops.watch import Watch
 from compactmtl.loops.whole_states import WholeStates
 from compactmtl.sparsity import ChannelGroups, LatencyTable, channel_groups
+from compactmtl.sparsity.saved import check_state
 from compactmtl.surgery import CompactResult, Plan, compact
 from compactmtl.surgery.plan import signature
 from compactmtl.surgery.slice_plan import Kept
 
 Method = Literal["selective", "controller", "magnitude", "group_norm", "taylor"]
 VERSION = 1  # of the state
+_STATE = ("network", "asked", "steps", "epochs", "restarted", "removed", "table", "control")
 
 
 class Shrinking:
@@ -74,7 +77,7 @@ class Shrinking:
         latency_ms: float | None = None,
         speedup: float | None = None,
         strength: float | None = None,
-        method: Method = "selective",
+        method: Method | None = None,
         target: str | None = None,
         table: LatencyTable | None = None,
         averages: AveragedModel | Sequence[AveragedModel] = (),
@@ -94,19 +97,20 @@ class Shrinking:
             latency_ms: most milliseconds on `target`, at its batch size.
             speedup: how many times as fast as the original on `target`.
             strength: a constant λ, without a budget.
-            method: what decides: "selective", "controller" (a group lasso whose λ finds itself), or to prune once by
-                "magnitude", "group_norm" or "taylor".
-            target: name or file of the target of a latency budget. The network is timed on it, here and now, or its
-                table read from the user's cache.
-            table: a latency table that was measured before, such as on another device.
+            method: what decides how a budget is met: "selective" (the default), "controller" (a group lasso whose λ finds
+                itself), or to prune once by "magnitude", "group_norm" or "taylor".
+            target: name or file of the target. Of a latency budget the network is timed on it, here and now, or its table
+                read from the user's cache; of another budget only the target's multiple of channels is taken.
+            table: a latency table that was measured before, such as on another device, for a latency budget. Choices by it
+                are measured too where its target runs here.
             averages: averages of the model's weights.
             align: multiple that channel counts are kept at; by default each layer's step by the latency table of a budget,
-                else 1.
+                else that of the `target`, else 1.
             options: keys of a recipe's section `sparsity` and of the method in it, such as `start`, `end`, `ramp`,
                 `min_channels`, `groups`, `scope` ("model" by default) and `shrink_every`.
 
         Raises:
-            ConfigError: naming the argument, where they don't fit each other, the model has no channels to remove, or
+            ConfigError: naming the arguments, where they don't fit each other, the model has no channels to remove, or
                 the budget can't be reached.
             SurgeryError: where the model cannot be traced.
             MissingDependencyError: where the target cannot run here.
@@ -119,6 +123,8 @@ class Shrinking:
             "speedup": speedup,
         }
         self.config = section_of(method, strength, budget, target, table, options)
+        if table is not None and target is not None:
+            check_target(table, target, load_target(target), anywhere=True)
         self.model, self.optimizer = model, optimizer
         self.total_steps = total_steps
         self._network, self._optimizer = plain_module(model), plain_optimizer(optimizer)
@@ -151,12 +157,10 @@ class Shrinking:
     def _build(self, config: SparsityConfig, table: LatencyTable | None) -> Steering:
         model, inputs = self._network, self._inputs
         groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
-        before = torch.get_rng_state()  # measuring must not move what the loop draws
         align = Align(self.align, "align")
         steering = build_steering(
             config, groups, self.total_steps, align, model, inputs, auto=self._auto, table=table
         )
-        torch.set_rng_state(before)
         if self.align == 1 and steering.table is None:
             steering.align = None  # any count: nothing to say
         steering.attach(self._optimizer)
@@ -234,7 +238,8 @@ class Shrinking:
     def end_epoch(self) -> bool:
         """After an epoch's steps: remove dead channels where `shrink_every` says so. Whether the network became smaller.
 
-        Raises TrainingError where it does not run without them or has another function; nothing is removed then.
+        Raises TrainingError where they are not zero any more, or it does not run without them or has another function;
+        nothing is removed then.
         """
         self._check_alive("end_epoch()")
         self._epochs += 1
@@ -242,6 +247,7 @@ class Shrinking:
         if every is None or self._epochs % every:
             return False
         with in_own_words(), self._states.paused():
+            self._steering.check_zeros()
             plan = self._removed.find(self._network, self.groups, self._steering.dead())
             if plan is None:
                 return False
@@ -280,14 +286,17 @@ class Shrinking:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, before or after model and optimizer load theirs.
 
-        Channels are removed again. Raises ArtifactError for the state of another network, or of other settings.
+        Channels are removed again. Raises ArtifactError for the state of another network or of other settings, and for one
+        that lacks something; nothing is removed then.
         """
         self._check_alive("load_state_dict()")
+        check_state(state, (), "Shrinking")
         if state.get("version") != VERSION:
             raise ArtifactError(
                 f"the state has version {state.get('version')!r}, {VERSION} was expected",
                 "hand in what Shrinking.state_dict() returned",
             )
+        check_state(state, _STATE, "Shrinking")
         if state["network"] != self._signature:
             raise ArtifactError(
                 f"the state is of another network than this {type(self._network).__name__}: names or shapes differ",
@@ -299,16 +308,18 @@ class Shrinking:
                 "build Shrinking with the arguments of the start",
             )
         plan = Plan.from_json(state["removed"], "the state's plan")
-        table = None if self.table is None else self.table.model_dump_json()
-        if not self._removed.plan.empty and (plan != self._removed.plan or table != state["table"]):
+        saved = None
+        if state["table"] is not None:
+            saved = LatencyTable.from_json(state["table"], "the state's table")
+        if not self._removed.plan.empty and (plan != self._removed.plan or self.table != saved):
             raise ArtifactError(
                 "channels were already removed from this network, and not as the state says",
                 "load the state into a Shrinking of a model that is newly built",
             )
         with in_own_words(), self._states.paused():
-            if state["table"] is not None and state["table"] != table:
+            if saved is not None and saved != self.table:
                 # the choice goes by the table of the start, wherever the run goes on
-                self._steering = self._build(self.config, LatencyTable.model_validate_json(state["table"]))
+                self._steering = self._build(self.config, saved)
                 self._watch.steering = self._steering
             if not plan.empty and self._removed.plan.empty:
                 self._follow(plan, self._removed.again(self._network, plan, self._optimizer))
@@ -331,8 +342,12 @@ class Shrinking:
             gather: as for `compact`.
 
         Raises:
-            TrainingError: where the budget is not reached yet.
+            TrainingError: where the budget is not reached yet, or channels that were to go are not zero, such as in
+                weights from before they went.
             SurgeryError: where the model can't be edited.
+
+        Warns:
+            CompactWarning: where surgery had to leave more than the budget, as where it rolled an edit back.
         """
         self._check_alive("finish()")
         if not self.reached and not early:
@@ -345,6 +360,9 @@ class Shrinking:
                 "finish() was given an average that does not belong to this shrinking",
                 "hand it in at the start: Shrinking(…, averages=average)",
             )
+        if not early:
+            self._steering.check_zeros()
+            self._steering.check_met()
         with in_own_words(), self._states.paused():
             chosen = self._network if average is None else masked(average.module, self._network)
             if self._first is not None:
@@ -353,6 +371,8 @@ class Shrinking:
             # counts that a latency budget chose by its table's steps get no dead channels added
             align = 1 if self._auto and self.table is not None else self.align
             result = compact(chosen, self._inputs, align=align, gather=gather)
+        if not early:
+            self._steering.warn_of(result.report)
         self._states.close()
         self._watch.close()
         self._finished = True

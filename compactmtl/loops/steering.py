@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,14 +13,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import CompactWarning, ConfigError, TrainingError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.space import Flags
 from compactmtl.latency import PairedClock
 from compactmtl.sparsity import ChannelGroups, Control, LatencyTable
+from compactmtl.surgery.report import SurgeryReport
 from compactmtl.surgery.slice_plan import Kept
 
 Report = dict[str, Any]
+SLACK = 5e-3  # of a share: the compact model is counted layer by layer, a choice by what each channel frees
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,38 @@ class Steering:
         if held is not None:
             return [flags.cpu().numpy() for flags in held]
         return [~flags for flags in self.groups.alive()]
+
+    def check_zeros(self) -> None:
+        """Raise TrainingError where groups that are zero for good are not zero in the network as it is."""
+        for name, flags, alive in zip(self._names, self.dead(), self.groups.alive(), strict=True):
+            if back := int((flags & alive).sum()):
+                raise TrainingError(
+                    f"{back} of the {int(flags.sum())} channel groups of {name} that were zero are not any more",
+                    "weights of before were loaded: load those that were saved with this state",
+                )
+
+    def check_met(self) -> None:
+        """Raise TrainingError where the groups that are zero for good are too few for the target."""
+        target = self.control.target
+        if target is not None and (short := target.shortfall([~flags for flags in self.dead()])):
+            raise TrainingError(
+                f"the budget is missed: {short}", "take the network as it is: finish(early=True)"
+            )
+
+    def warn_of(self, report: SurgeryReport) -> None:
+        """Give a CompactWarning where surgery removed less of the MACs or parameters than was asked for."""
+        target = self.control.target
+        if target is None or target.config.measure == "latency":
+            return
+        left = report.parameters_after / report.parameters_before
+        found = report.mac_reduction if target.config.measure == "macs" else 1 - left
+        if found < target.config.amount - SLACK:
+            warnings.warn(
+                f"{target.config.key} is {target.config.amount:g}, and surgery could remove {found:.3f}: see what result.report"
+                " says of the rest",
+                CompactWarning,
+                stacklevel=3,
+            )
 
     def rebind(self, model: nn.Module, kept: Kept) -> None:
         """Go on in a smaller network, of whose parameters the indices `kept` are left; the optimizer has them already."""

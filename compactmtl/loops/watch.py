@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from compactmtl.errors import TrainingError
+from compactmtl.loops.settings import in_own_words
 from compactmtl.loops.steering import Steering
 from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import GroupedTensor
@@ -100,7 +101,8 @@ class Watch:
 
     @torch.no_grad()
     def _look(self) -> None:
-        self.steering.observe()
+        with in_own_words():
+            self.steering.observe()
         self._observed = True
 
     def _before_step(

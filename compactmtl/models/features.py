@@ -55,10 +55,16 @@ def tensors_in(features: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(features) if isinstance(leaf, Tensor)]
 
 
+def encoder_of(model: nn.Module) -> nn.Module | None:
+    """The submodule that is `model.encoder`; None of a model without one, or that calls something else so."""
+    encoder = getattr(model, "encoder", None)
+    return encoder if isinstance(encoder, nn.Module) else None
+
+
 def encoder_name(model: nn.Module) -> str | None:
     """The name of the submodule that is `model.encoder`; None of a model without one."""
-    encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, nn.Module):
+    encoder = encoder_of(model)
+    if encoder is None:
         return None
     return next((name for name, module in model.named_modules() if module is encoder), None)
 

@@ -18,7 +18,7 @@ from compactmtl.config.lookup import close_names
 from compactmtl.config.model import ModelConfig
 from compactmtl.data.inputs import Images, parts
 from compactmtl.errors import ConfigError
-from compactmtl.models.features import tensors_in
+from compactmtl.models.features import encoder_of, tensors_in
 from compactmtl.models.multitask import MultiTaskModel
 from compactmtl.models.user_code import construct
 
@@ -163,7 +163,7 @@ def _check_inputs(network: nn.Module, names: Sequence[str]) -> None:
 def _encoder_path(network: nn.Module, config: ModelConfig) -> str | None:
     path = config.encoder_path
     if path is None:
-        return "encoder" if isinstance(getattr(network, "encoder", None), nn.Module) else None
+        return None if encoder_of(network) is None else "encoder"
     _check_path(network, path, "model.encoder_path")
     return path
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from compactmtl.config.encoder import EncoderConfig
 from compactmtl.config.model import HeadConfig
-from compactmtl.config.trust import import_class, raised_at
-from compactmtl.errors import CompactError, ConfigError, machine_fault
+from compactmtl.config.trust import import_class, own_errors
+from compactmtl.errors import ConfigError
 from compactmtl.models.features import BuiltEncoder, FeatureMap, Needs
+from compactmtl.models.listing import networks_of
 from compactmtl.models.user_code import construct
 from compactmtl.models.whole_weights import load_whole
 
@@ -40,7 +41,7 @@ class OwnHead(nn.Module):
 
 def own_needs(name: str, key: str) -> Needs:
     """What of the encoder's maps a head class of the user's own reads. Raises as `construct` does."""
-    needs: Needs = getattr(import_class(name, key, callable, "head"), "needs", "last")
+    needs: Needs = getattr(import_class(name, key, networks_of, "networks"), "needs", "last")
     if needs not in ("last", "pyramid"):
         raise ConfigError(f"{key}: {name}.needs is {needs!r}", 'give it "last" or "pyramid", or leave it out')
     return needs
@@ -117,18 +118,10 @@ def build_own_encoder(
 def _shapes(network: nn.Module, name: str, size: tuple[int, int, int]) -> list[torch.Size]:
     """Shapes of the outputs for one image; the network is left as it was. Raises ConfigError where it cannot run."""
     probe = copy.deepcopy(network).eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            given = probe(torch.zeros(1, *size))
-    except CompactError:
-        raise
-    except Exception as error:  # whatever the user's code does wrong is reported as its own error
-        if machine_fault(error) is not None:
-            raise
-        raise ConfigError(
-            f"{_NAME}: {name} cannot take {size[0]} channels and {size[1]}x{size[2]} pixels: {raised_at(error)}{type(error).__name__}: {error}",
-            "mend its forward, which is given images (B, C, H, W), or change data.size",
-        ) from error
+    what = f"{_NAME}: {name} cannot take {size[0]} channels and {size[1]}x{size[2]} pixels"
+    mend = "mend its forward, which is given images (B, C, H, W), or change data.size"
+    with own_errors(what, mend), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        given = probe(torch.zeros(1, *size))
     maps = [given] if isinstance(given, Tensor) else given
     if not isinstance(maps, list | tuple) or not maps or not all(isinstance(one, Tensor) for one in maps):
         raise ConfigError(

@@ -10,7 +10,8 @@ from torch import nn
 
 from compactmtl.config import trust
 from compactmtl.config.lookup import close_names
-from compactmtl.errors import CompactError, ConfigError, machine_fault
+from compactmtl.errors import ConfigError
+from compactmtl.models.listing import networks_of
 
 
 def construct(
@@ -19,7 +20,8 @@ def construct(
     """The module that the function or class `package.module:name` gives for the keyword arguments `options` and `given`.
 
     Args:
-        key: where `name` stands in the recipe, and `options_key` where the options do, for messages.
+        key: where `name` stands in the recipe, and `options_key` where the options do, for messages; empty where nothing
+            gives options.
         given: further arguments, which compactmtl gives.
 
     Raises:
@@ -27,17 +29,8 @@ def construct(
         ConfigError: where it cannot be imported, does not take the arguments, fails, or gives anything but a module.
     """
     build = constructor(name, key, options_key, options, given)
-    try:
+    with trust.own_errors(f"{key}: {name} fails", f"mend it, or {options_key}" if options_key else "mend it"):
         module = build(**(given or {}), **options)
-    except CompactError:
-        raise
-    except Exception as error:  # whatever the user's code does wrong is reported as its own error
-        if machine_fault(error) is not None:
-            raise
-        raise ConfigError(
-            f"{key}: {name} fails: {trust.raised_at(error)}{type(error).__name__}: {error}",
-            f"mend it, or {options_key}",
-        ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"{key}: {name} returned a {type(module).__name__}", "name what returns an nn.Module"
@@ -49,7 +42,7 @@ def constructor(
     name: str, key: str, options_key: str, options: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
     """What `construct` calls, imported and with its arguments checked. Raises as that does; nothing is built."""
-    found = trust.import_class(name, key, callable, "network")
+    found = trust.import_class(name, key, networks_of, "networks")
     if isinstance(found, nn.Module):
         raise ConfigError(
             f"{key}: {name} is a network that is built already",
@@ -98,4 +91,7 @@ def _check_arguments(
     try:
         signature.bind(**given, **options)
     except TypeError as error:
-        raise ConfigError(f"{key}: {name}: {error}", f"give it a value in {options_key}") from None
+        raise ConfigError(
+            f"{key}: {name}: {error}",
+            f"give it a value in {options_key}" if options_key else "name one that needs no arguments",
+        ) from None

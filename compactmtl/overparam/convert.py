@@ -12,7 +12,7 @@ from torch import nn
 
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
-from compactmtl.models.features import task_names
+from compactmtl.models.features import encoder_of, task_names
 from compactmtl.overparam.check_contraction import check_contraction
 from compactmtl.overparam.kinds import (
     DIAGONAL,
@@ -194,8 +194,8 @@ def in_scope(model: nn.Module, scope: str) -> Callable[[str], bool]:
     """Whether a module or parameter name lies in `scope`: the encoder, where there is one, or the model."""
     if scope not in ("encoder", "model"):
         raise ConfigError(f"unknown scope {scope!r}", "known: encoder, model")
-    encoder = getattr(model, "encoder", None)
-    if scope == "model" or not isinstance(encoder, nn.Module):
+    encoder = encoder_of(model)
+    if scope == "model" or encoder is None:
         return lambda name: True
     paths = tuple(path for path, module in _named(model) if module is encoder)
     return lambda name: name in paths or name.startswith(tuple(f"{path}." for path in paths))
@@ -226,7 +226,7 @@ def _check_tasks(model: nn.Module, kind: str, tasks: Sequence[str], per_task: bo
         )
     if not per_task:
         return
-    if not isinstance(getattr(model, "encoder", None), nn.Module) or known is None:
+    if encoder_of(model) is None or known is None:
         raise ConfigError("per_task needs a model with an encoder and heads", "leave per_task out")
     if missing := [head for head in known if head not in tasks]:
         raise ConfigError(f"task {missing[0]} would have no encoder", "name every task for per_task")

@@ -33,7 +33,7 @@ def accuracy_table(report: Report, run: RunView, export: ExportView) -> Table:
                 cells = [_cell(theirs, info), *cells, _change(ours, theirs, info, noise)]
             arrow = "↑" if info.higher_is_better else "↓"
             rows.append(Row(f"{task.name}, {fmt.metric_name(metric)} {arrow}", tuple(cells)))
-    where = f"images of the val split of {run.data}" if run.data else "samples of the user's own evaluation"
+    where = "samples of the user's own evaluation" if export.own else f"images of the {run.split}"
     caption = f"over {accuracy.samples} {where}; own fp32: the float32 model that was exported"
     return Table(tuple(columns), tuple(rows), caption)
 

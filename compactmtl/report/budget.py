@@ -42,17 +42,15 @@ def budget(recipe: Recipe, surgery: Surgery | None) -> Budget | None:
     """The recipe's target of sparsity, held against what surgery removed; none where the recipe sets none."""
     if recipe.sparsity is None:
         return None
-    sections = {name: getattr(recipe.sparsity, name) for name in ("selective", "controller", "prune")}
-    name = next((name for name, section in sections.items() if section is not None), None)
-    if name is None:
+    section = recipe.sparsity.target
+    if section is None:
         return None
-    section = sections[name]
     reached = None
     if surgery is not None and section.measure != "latency":
         change = getattr(surgery, section.measure)
         reached = 1 - change.after / change.before
     return Budget(
-        key=f"sparsity.{name}.{section.key}",
+        key=f"sparsity.{recipe.sparsity.section}.{section.key}",
         measure=section.measure,
         asked=section.amount,
         reached=reached,

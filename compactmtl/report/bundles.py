@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import compactmtl
 from compactmtl.artifacts.files import naming, write_text
 from compactmtl.artifacts.layout import REPORT, REPORT_PAGE
+from compactmtl.artifacts.told import now
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.bundle import Bundle
 from compactmtl.report.deployment import doubts
@@ -73,7 +73,7 @@ def bundle_report(bundles: Sequence[Bundle]) -> Report:
                     "report bundles of one kind together",
                 )
     return Report(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         tasks=tuple(tasks.values()),
         baseline=None,
         delta_reference=None,
@@ -116,7 +116,12 @@ def _view(bundle: Bundle, found: Verification, name: str) -> RunView:
         stages=tuple(stages),
         surgery=None,
         exports=(
-            ExportView(target=info.target_name, verification=found, interface=interface(bundle.path, info)),
+            ExportView(
+                target=info.target_name,
+                verification=found,
+                interface=interface(bundle.path, info),
+                own=info.recipe_sha256 is None,
+            ),
         ),
         epochs=(),
         best_epoch=None,

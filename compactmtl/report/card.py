@@ -39,6 +39,7 @@ def model_card(run: RunView, report: Report) -> str:
 
 
 def _lines(run: RunView, report: Report) -> Iterator[str]:
+    height, width = run.input_size
     is_subject = run.name in {one.name for one in report.subjects}
     yield f"# {run.name}"
     yield ""
@@ -48,9 +49,11 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     names = [
         task.name for task in report.tasks if task.name in (run.final.metrics or run.trained.metrics or {})
     ]
-    takes = _takes(run)
     outputs = f"{len(names)} output{'s' * (len(names) != 1)}"
-    yield f"One network with {outputs} ({', '.join(names)}) for {takes}, trained on {run.data}."
+    images = f"{run.images} images of {height}×{width}"
+    if run.inputs:
+        images = f"{', '.join(run.inputs)} (pictures of {height}×{width})"
+    yield f"One network with {outputs} ({', '.join(names)}) for {images}, trained on {run.data}."
     if is_subject:
         yield ""
         yield "## Summary"
@@ -94,7 +97,7 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     yield ""
     yield "## Limits"
     yield ""
-    yield f"- Metrics are from the val split of {run.data} and one seed ({run.provenance.seed}). Other images give other results."
+    yield f"- Metrics are from the {run.split} and one seed ({run.provenance.seed}). Other images give other results."
     if not run.finished:
         yield "- Training was not finished."
     for export in run.exports:
@@ -122,17 +125,6 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
 
 
 _RESIZED = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}
-
-
-def _takes(run: RunView) -> str:
-    """What the network takes: RGB images, where no bundle says otherwise."""
-    height, width = run.input_size
-    export = run.shown_export or next(iter(run.exports), None)
-    interface = None if export is None else export.interface
-    if interface is not None and len(interface.inputs) > 1:
-        return f"{', '.join(one.name for one in interface.inputs)} (pictures of {height}×{width})"
-    kind = "RGB" if interface is None or interface.format is None else interface.format.kind
-    return f"{kind} images of {height}×{width}"
 
 
 def _interface(run: RunView) -> Iterator[str]:
@@ -200,7 +192,7 @@ def _metrics(run: RunView, report: Report) -> Table:
         for metric, info in task.metrics.items()
         if any(task.name in (stage.metrics or {}) for stage in run.stages)
     ]
-    return Table(tuple(stage.label for stage in run.stages), tuple(rows), f"val split of {run.data}")
+    return Table(tuple(stage.label for stage in run.stages), tuple(rows), run.split)
 
 
 def _size(run: RunView) -> Iterator[str]:

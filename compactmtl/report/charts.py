@@ -70,7 +70,8 @@ def axis(values: Sequence[float], title: str, *, whole: bool = False, margin: fl
         step = max(1.0, math.ceil(step))
     first = math.ceil(low / step - 1e-9)
     ticks = tuple(step * number for number in range(first, math.floor(high / step + 1e-9) + 1))
-    return Axis(low, high, ticks, title)
+    # A tick that is at an end but for rounding is at the end.
+    return Axis(min((low, *ticks)), max((high, *ticks)), ticks, title)
 
 
 def log_axis(values: Sequence[float], title: str) -> Axis:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,14 +23,16 @@ from compactmtl.artifacts.layout import (
     SURGERY,
     VERIFICATION_FILE,
 )
+from compactmtl.artifacts.told import now
 from compactmtl.errors import ConfigError, DataError, command
 from compactmtl.export.bundle import read_info
+from compactmtl.export.describe import colors_of
 from compactmtl.export.record import BundleInfo
 from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
 from compactmtl.report.devices import device_views, held_back_notes
-from compactmtl.report.interface import interface
+from compactmtl.report.interface import image_kind, interface
 from compactmtl.report.model import (
     ExportView,
     MetricView,
@@ -107,7 +108,7 @@ def build_report(
         entries,
     )
     return Report(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         tasks=_task_views(ordered),
         baseline=names[0] if against is not None else None,
         delta_reference=reference.label if reference is not None else None,
@@ -182,6 +183,8 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         path=str(run.path),
         description=run.recipe.description,
         data=run.recipe.data.name,
+        images=image_kind(colors_of(run.recipe.data.picture.channels), run.recipe.data.picture.channels),
+        inputs=tuple(run.recipe.data.inputs),
         input_size=run.recipe.data.size,
         stages=tuple(_stages(run, name, surgery, exports, splits, notes)),
         surgery=surgery,

@@ -34,7 +34,8 @@ class InputFormat(Frozen):
     """How an image becomes the model's input.
 
     With `baked` the model file takes uint8 values and normalizes them itself, else (value / 255 − mean) / std of each
-    channel is the caller's part. `resize` says how an image of another shape gets `size`.
+    channel is the caller's part. `resize` says how an image of another shape gets `size`, `fill` what the padding of a
+    letterbox holds before that, by channel.
     """
 
     size: tuple[int, int]  # height, width
@@ -43,12 +44,13 @@ class InputFormat(Frozen):
     baked: bool
     layout: Literal["NCHW", "NHWC"]
     resize: Literal["stretch", "letterbox", "crop"] = "stretch"
+    fill: tuple[int, ...] | None = None
     colors: Literal["gray", "RGB", "RGBA", "bands"] = "RGB"
 
     @property
     def kind(self) -> str:
         """What an image is, in words, such as RGB or `5-band`."""
-        return f"{len(self.mean)}-band" if self.colors == "bands" else self.colors
+        return image_kind(self.colors, len(self.mean))
 
     @property
     def values(self) -> str:
@@ -57,6 +59,11 @@ class InputFormat(Frozen):
             return "0 to 255, as they are in the file; the model normalizes them"
         means, stds = (", ".join(f"{one:g}" for one in values) for values in (self.mean, self.std))
         return f"(value / 255 − mean) / std of each channel, mean ({means}), std ({stds})"
+
+
+def image_kind(colors: str, channels: int) -> str:
+    """What an image is, in words, of its `colors` as bundle.json names them: gray, RGB, RGBA, or such as `5-band`."""
+    return f"{channels}-band" if colors == "bands" else colors
 
 
 class Interface(Frozen):
@@ -88,6 +95,7 @@ def interface(folder: Path, info: BundleInfo) -> Interface:
             baked=baked,
             layout="NHWC" if baked else "NCHW",
             resize=pre.resize,
+            fill=pre.fit.fill if pre.resize == "letterbox" else None,
             colors=info.inputs[0].colors or "RGB",
         ),
         inputs=tuple(

@@ -95,11 +95,12 @@ class Stage(Frozen):
 
 
 class ExportView(Frozen):
-    """One export of a run and what verification found."""
+    """One export and what verification found; `own`: of a network or file of the user's, which is of no run."""
 
     target: str
     verification: Verification
     interface: Interface | None = None  # none: of a report that an earlier version wrote
+    own: bool = False
 
     @property
     def stage(self) -> StageKey:
@@ -158,12 +159,18 @@ class TeacherView(Frozen):
 
 
 class RunView(Frozen):
-    """Everything the report says of one run."""
+    """Everything the report says of one run; of a bundle alone, what the bundle knows.
+
+    `data` is the data set by name, empty where only the bundle is there. `images` is what an image is: gray, RGB, RGBA or,
+    of 5 bands, `5-band`; `inputs` are the names of what the network takes, where the recipe names several.
+    """
 
     name: str
     path: str
     description: str
     data: str
+    images: str = "RGB"
+    inputs: tuple[str, ...] = ()
     input_size: tuple[int, int]
     stages: tuple[Stage, ...]
     surgery: Surgery | None
@@ -178,6 +185,11 @@ class RunView(Frozen):
     targets: tuple[str, ...] = ()  # that the recipe names, in its order
     budget: Budget | None = None  # none: the recipe asks for no sparsity
     teachers: tuple[TeacherView, ...] | None = ()  # none: it has some, and what they cost is unknown
+
+    @property
+    def split(self) -> str:
+        """The images that metrics are measured on."""
+        return f"val split of {self.data}" if self.data else "run's val split"
 
     @property
     def all_epochs(self) -> int | None:

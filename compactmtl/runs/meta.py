@@ -5,19 +5,17 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import compactmtl
+from compactmtl.artifacts.told import now
 from compactmtl.config import Resolved
 from compactmtl.runs.identity import recipe_hash
 from compactmtl.tasks import TargetSpec
 
 VERSION = 1
 CHANNELS_LAST = "channels_last"  # key: whether the run trains in the NHWC layout
-SUBSET = "subset"  # key: the tasks that are in, where some of another run's were taken
-SUBSET_OF = "subset_of"  # key: that run's name, and the hash of the weights
 
 
 def new_meta(
@@ -33,7 +31,7 @@ def new_meta(
         "recipe_hash": recipe_hash(resolved.recipe),
         "overrides": [key for key, origin in resolved.origins.items() if origin == "override"],
         "seed": resolved.recipe.seed,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "versions": versions(),
         "teachers": list(teachers),
         CHANNELS_LAST: channels_last,

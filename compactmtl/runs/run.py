@@ -26,6 +26,7 @@ from compactmtl.artifacts.layout import (
     PLAN,
     RECIPE,
     SOURCE,
+    SUBSET,
     WEIGHTS,
 )
 from compactmtl.artifacts.run_folder import is_run, missing, nearby, read_log
@@ -36,7 +37,7 @@ from compactmtl.errors import ArtifactError, ConfigError, command
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs.checkpoint import checked_weights, load_state, load_summary, load_weights
 from compactmtl.runs.identity import check_recipe_hash, recipe_differences, recipe_hash
-from compactmtl.runs.meta import SUBSET, VERSION, specs_from_json
+from compactmtl.runs.meta import VERSION, specs_from_json
 from compactmtl.runs.model import example_inputs, fresh_model, plain_form
 from compactmtl.surgery import load_compact
 from compactmtl.tasks import Task, build_tasks

@@ -14,13 +14,12 @@ from typing import Any
 from safetensors.torch import load_file
 
 from compactmtl.artifacts.files import new_folder, write_text
-from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LOG, META, RECIPE, WEIGHTS
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LOG, META, RECIPE, SUBSET, SUBSET_OF, WEIGHTS
 from compactmtl.artifacts.lock import exclusive, writing
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.artifacts.versions import resolve
 from compactmtl.errors import ConfigError
 from compactmtl.runs.checkpoint import checked_weights, load_summary, save_best
-from compactmtl.runs.meta import SUBSET, SUBSET_OF
 from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
 from compactmtl.tasks.common import nearest

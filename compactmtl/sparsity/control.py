@@ -18,6 +18,7 @@ from compactmtl.sparsity import questions
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.saved import RESUME, check_state
 from compactmtl.sparsity.target import Target
 
 
@@ -81,7 +82,7 @@ class Control(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups, or one that lacks something."""
 
     @abstractmethod
     def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
@@ -171,6 +172,7 @@ class StrengthSchedule(Control):
         return {"steps": self._steps, **attached(self._proximal).state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_state(state, ("steps",), "a λ")
         attached(self._proximal).load_state_dict(dict(state))
         self._steps = int(state["steps"])
 
@@ -194,8 +196,6 @@ def load_vectors(
     """Copy saved vectors, one a family, over the live ones. Raises ArtifactError for those of other groups."""
     for name, values in vectors.items():
         if name not in state or [len(value) for value in state[name]] != list(sizes):
-            raise ArtifactError(
-                f"the saved state of {what} is of other channel groups", "resume with the same recipe"
-            )
+            raise ArtifactError(f"the saved state of {what} is of other channel groups", RESUME)
         for value, saved in zip(values, state[name], strict=True):
             value.copy_(saved)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from compactmtl.config.sparsity import ControllerConfig
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, attached, load_vectors
@@ -25,6 +26,7 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.target import Target, as_flags, as_values
 
 WIDEST = 100.0  # the largest factor between a layer's λ and the mean, either way
@@ -61,8 +63,9 @@ class StrengthController(Control):
         self.start, self.end = round(warmup * total_steps), max(round(config.end * total_steps), 1)
         if not self.start < self.end:
             raise ConfigError(
-                f"sparsity.warmup {warmup} and sparsity.controller.end {config.end} leave no step of {total_steps} to shrink in",
-                "give a later end, a shorter warmup, or more epochs",
+                f"{key('sparsity.warmup')} {warmup} and {key('sparsity.controller.end')} {config.end} leave no step of"
+                f" {total_steps} to shrink in",
+                f"give a later end, a shorter warmup, or more {key('train.epochs')}",
             )
         self.target: Target = Target(self.groups, config, align, "sparsity.controller", table)
         if config.weights == "cost":
@@ -172,6 +175,7 @@ class StrengthController(Control):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_state(state, ("steps", "forced", "before"), "the controller")
         proximal = attached(self._proximal)
         proximal.load_state_dict(dict(state))
         exempt = [torch.zeros_like(dead) for dead in proximal.dead]

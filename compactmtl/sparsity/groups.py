@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError, SurgeryError
 from compactmtl.graph.groups import GroupFamily
 from compactmtl.sparsity.grouped_tensor import BoundFamily, bind, to_host
@@ -129,7 +130,7 @@ class ChannelGroups(Sequence[GroupFamily]):
                 if (stays != alive).any() or (stays != (place >= 0).any(1)).any():
                     raise SurgeryError(
                         f"channel group {family.name}: only a part of a group was removed",
-                        "remove whole groups; in a recipe, leave out sparsity.shrink_every",
+                        f"remove whole groups, or leave out {key('sparsity.shrink_every')}",
                     )
             assert alive is not None
             members = tuple(

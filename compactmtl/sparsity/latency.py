@@ -186,17 +186,24 @@ class LatencyTable(BaseModel):
     def load(cls, path: Path | str) -> LatencyTable:
         """Read a table. Raises ConfigError where there is none, ArtifactError where it is damaged."""
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            content = Path(path).read_bytes()
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{path}: no such latency table",
                 "measure one: compactmtl latency RECIPE --target TARGET --out TABLE.json",
             ) from error
+        return cls.from_json(content, str(path))
+
+    @classmethod
+    def from_json(cls, content: str | bytes, what: str) -> LatencyTable:
+        """The table in a text, which errors call `what`. Raises ArtifactError where it is none."""
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise ArtifactError(
-                f"{path}: not a latency table: {where}: {first['msg']}", "measure it again"
+                f"{what}: not a latency table: {where}: {first['msg']}", "measure it again"
             ) from error
 
     def save(self, path: Path | str) -> None:

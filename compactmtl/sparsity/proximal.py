@@ -18,6 +18,7 @@ from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.prox import Metric
 from compactmtl.sparsity.questions import Asking, answered, answered_together, read
+from compactmtl.sparsity.saved import RESUME, check_state
 
 TINY = 1e-30  # an element this small is set to zero
 FLUSH_EVERY = 4  # steps
@@ -172,12 +173,11 @@ class ProximalStep:
         return {"strength": self.penalty.strength, "count": self._count, "dead": dead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups, or one that lacks something."""
+        check_state(state, ("strength", "count", "dead"), "the proximal step")
         dead: list[Tensor] = list(state["dead"])
         if [len(d) for d in dead] != [family.size for family in self._families]:
-            raise ArtifactError(
-                "the saved proximal state is of other channel groups", "resume with the same recipe"
-            )
+            raise ArtifactError("the saved proximal state is of other channel groups", RESUME)
         self.penalty.strength = float(state["strength"])
         self._count = int(state["count"])
         self._dead = [d.to(old.device) for d, old in zip(dead, self._dead, strict=True)]

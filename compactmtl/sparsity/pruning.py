@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compactmtl.config.sparsity import PruneConfig
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.control import Control, load_vectors
@@ -17,6 +18,7 @@ from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.pruner import Magnitude, Pruner
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.target import Target, as_flags
 from compactmtl.sparsity.torch_pruning_adapter import GroupNorm, Taylor
 
@@ -40,7 +42,7 @@ class Pruning(Control):
         if not groups.direct:
             raise ConfigError(
                 "these channel groups free no MACs alone, only together with those of other layers",
-                "pruning needs coupled groups: sparsity.groups=coupled",
+                f"pruning needs coupled groups: {key('sparsity.groups')}=coupled",
             )
         self.groups = groups
         self.config = config
@@ -106,6 +108,7 @@ class Pruning(Control):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_state(state, ("steps",), "pruning")
         if "target" in state:
             self.target.load_state_dict(state["target"])
         load_vectors(self._vectors(), state, "pruning", [family.size for family in self.groups])

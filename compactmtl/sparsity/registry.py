@@ -9,6 +9,7 @@ from compactmtl.config.registry import class_in, file_names
 from compactmtl.config.schema import Frozen
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.config.validate import validate_options
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.penalty import Penalty
@@ -29,8 +30,9 @@ def penalty_class(name: str) -> type[Penalty]:
     ConfigError where there is no such penalty, its module cannot be imported or the class is not a whole penalty.
     """
     if trust.is_class_name(name):
-        return _checked(trust.import_class(name, KEY, _is_penalty, "penalty"), name)
-    return class_in(FOLDER, name, _is_penalty, KEY, "penalty")
+        listed = trust.those(_is_penalty)
+        return _checked(trust.import_class(name, key(KEY), listed, "penalty classes"), name)
+    return class_in(FOLDER, name, _is_penalty, key(KEY), "penalty")
 
 
 def penalty_options(config: SparsityConfig) -> Frozen:
@@ -53,12 +55,12 @@ def _is_penalty(value: object) -> bool:
 def _checked(value: object, name: str) -> type[Penalty]:
     mend = "derive it from compactmtl.sparsity.Penalty; see docs/sparsity.md for what a penalty class has"
     if not (inspect.isclass(value) and issubclass(value, Penalty)):
-        raise ConfigError(f"{KEY}: {name} is not a penalty class", mend)
+        raise ConfigError(f"{key(KEY)}: {name} is not a penalty class", mend)
     if inspect.isabstract(value):
-        raise ConfigError(f"{KEY}: {name} lacks {', '.join(sorted(value.__abstractmethods__))}", mend)
+        raise ConfigError(f"{key(KEY)}: {name} lacks {', '.join(sorted(value.__abstractmethods__))}", mend)
     if not (inspect.isclass(value.Options) and issubclass(value.Options, Frozen)):
         raise ConfigError(
-            f"{KEY}: {name}.Options does not refuse unknown keys",
+            f"{key(KEY)}: {name}.Options does not refuse unknown keys",
             "derive it from compactmtl.config.recipe.Frozen, a pydantic model",
         )
     return value

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from compactmtl.config.sparsity import SelectiveConfig
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity import questions
@@ -27,6 +28,7 @@ from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import prox_asking
 from compactmtl.sparsity.questions import Asking, answered, answered_together, read
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
 
 Ramp = Literal["cubic", "linear", "cosine", "geometric"]
@@ -98,13 +100,14 @@ class SelectiveShrinking(Control):
         if not groups.direct:
             raise ConfigError(
                 "these channel groups free no MACs alone, only together with those of other layers",
-                "selective shrinking needs coupled groups: sparsity.groups=coupled",
+                f"selective shrinking needs coupled groups: {key('sparsity.groups')}=coupled",
             )
         start, end = (max(round(share * total_steps), 1) for share in (config.start, config.end))
         if not start < end:
             raise ConfigError(
-                f"sparsity.selective.start {config.start} and sparsity.selective.end {config.end} leave no step of {total_steps} to shrink in",
-                "give a later end, an earlier start, or more epochs",
+                f"{key('sparsity.selective.start')} {config.start} and {key('sparsity.selective.end')} {config.end} leave no step"
+                f" of {total_steps} to shrink in",
+                f"give a later end, an earlier start, or more {key('train.epochs')}",
             )
         self.config = config
         self.target: Target = Target(groups, config, align, "sparsity.selective", table)
@@ -218,8 +221,10 @@ class SelectiveShrinking(Control):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state of other groups, or one that lacks something."""
+        check_state(state, ("steps",), "selective shrinking")
         if "target" in state:  # checkpoints of earlier versions measured nothing
+            check_state(state, ("costs",), "selective shrinking")
             self.target.load_state_dict(state["target"])
             self._whole = state["costs"]
         sizes = [family.size for family in self._families]

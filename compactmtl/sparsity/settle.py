@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from compactmtl.graph.space import Flags
+from compactmtl.sparsity.saved import check_state
 
 ROUNDS = 5  # measurements of a final choice
 LEAST, MOST = 0.94, 0.99  # shares of the budget between which a measured choice is taken
@@ -57,32 +59,42 @@ class Truth:
             self.factor = measured / predicted
         return measured
 
+    def of(self, predicted: float) -> float | None:
+        """Milliseconds of the final choice of which the table says `predicted`; None where it was not measured."""
+        own = (one for one in reversed(self.checks) if one.share >= 1)
+        return next((one.measured for one in own if math.isclose(one.predicted, predicted)), None)
+
     def settle(
         self, choose: Callable[[], list[Flags]], cost: Callable[[Sequence[Flags]], float], budget: float
     ) -> list[Flags]:
         """The final choice: `choose`, which follows the factor, until what is measured is within the budget and close to it.
 
-        Of those that were measured the slowest within the budget or, where none is, the fastest. A choice that could not be
-        measured is taken as it is.
+        Of those that were measured the slowest within the budget or, where none is, the fastest. Where a measurement
+        fails, the rounds end; a choice that could not be measured is taken only where none before it was within the budget.
         """
         tried: list[tuple[float, list[Flags]]] = []
+        unmeasured: list[Flags] | None = None
         for _ in range(ROUNDS if self.clock is not None else 0):
             gone = choose()
             keep = [~flags for flags in gone]
             measured = self.measure(keep, cost(keep))
             if measured is None:
-                return gone
+                unmeasured = gone
+                break
             again = any(measured == ms for ms, _ in tried)  # a step of which the table knows nothing
             tried.append((measured, gone))
             if LEAST * budget <= measured <= MOST * budget or (again and measured <= budget):
                 break
             if again:
                 self.factor *= FURTHER
-        if not tried:
-            return choose()
         within = [one for one in tried if one[0] <= budget]
-        best = max(within, key=_ms) if within else min(tried, key=_ms)
-        return best[1]
+        if within:
+            return max(within, key=_ms)[1]
+        if (
+            unmeasured is not None
+        ):  # it follows what was measured of the choices before, which were all too slow
+            return unmeasured
+        return min(tried, key=_ms)[1] if tried else choose()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -92,7 +104,8 @@ class Truth:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state that lacks something."""
+        check_state(state, ("factor", "checks"), "a target")
         self.factor = float(state["factor"])
         self.checks = [Check(*map(float, one)) for one in state["checks"]]
 

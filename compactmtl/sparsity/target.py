@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from compactmtl.config.sparsity import ReductionConfig
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity import questions
 from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32, to_host
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.selection import (
     CostFunction,
     limits_of,
@@ -27,6 +29,8 @@ from compactmtl.sparsity.selection import (
     with_tied,
 )
 from compactmtl.sparsity.settle import Truth
+
+ROUNDING = 1e-6  # of sums over layers in another order
 
 
 class Target:
@@ -48,7 +52,9 @@ class Target:
         """
         steps = [align] * len(groups) if isinstance(align, int) else list(align)
         if min(steps, default=1) < 1:
-            raise ConfigError(f"surgery.align is {align}", "channel counts are multiples of a number >= 1")
+            raise ConfigError(
+                f"{key('surgery.align')} is {align}", "channel counts are multiples of a number >= 1"
+            )
         self.config = config
         self._steps = steps
         self.truth = Truth()
@@ -63,10 +69,11 @@ class Target:
 
     def _check_reachable(self, section: str) -> None:
         config, align = self.config, steps_in_words(self._steps)
+        asked = key(f"{section}.{config.key}")
         least = self.cost(self._least())
         if self.reduction <= 0:
             raise ConfigError(
-                f"{section}.{config.key} {config.amount:g}: the original model takes {self.total:.3g} ms, which is within"
+                f"{asked} {config.amount:g}: the original model takes {self.total:.3g} ms, which is within"
                 " the budget: there is nothing to remove",
                 "deploy the dense model, or ask for less",
             )
@@ -77,12 +84,12 @@ class Target:
             else:
                 found = f"{math.floor(most * 1000) / 1000:.3f} is the most"
             raise ConfigError(
-                f"{section}.{config.key} {config.amount:g} cannot be reached:"
-                f" {found} with {section}.min_channels {config.min_channels}"
-                + (f" and {section}.min_share {config.min_share}" if config.min_share else "")
+                f"{asked} {config.amount:g} cannot be reached:"
+                f" {found} with {key(f'{section}.min_channels')} {config.min_channels}"
+                + (f" and {key(f'{section}.min_share')} {config.min_share}" if config.min_share else "")
                 + (f" and channels in multiples of {align}" if align else ""),
-                f"{'raise' if config.key == 'latency.ms' else 'lower'} {section}.{config.key}, or lower what has to stay"
-                + (", such as surgery.align" if align else ""),
+                f"{'raise' if config.key == 'latency.ms' else 'lower'} {asked}, or lower what has to stay"
+                + (f", such as {key('surgery.align')}" if align else ""),
             )
 
     def bind(self, groups: ChannelGroups) -> None:
@@ -105,10 +112,12 @@ class Target:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`. Raises ArtifactError for a state that lacks something, or a table that is none."""
+        check_state(state, ("table", "total", "reduction"), "a target")
+        saved = LatencyTable.from_json(state["table"], "the saved state's table") if state["table"] else None
         self.truth.load_state_dict(state)
-        if state["table"] and (self._table is None or state["table"] != self._table.model_dump_json()):
-            self._table = LatencyTable.model_validate_json(state["table"])
+        if saved is not None and saved != self._table:
+            self._table = saved
             self.bind(self.groups)
             self.total, self.reduction = float(state["total"]), float(state["reduction"])
 
@@ -143,6 +152,27 @@ class Target:
         """What the model may cost in the end."""
         return self.total * (1 - self.reduction)
 
+    def shortfall(self, keep: Sequence[Flags]) -> str:
+        """In what the network with only the groups in `keep` misses the target, in words; empty where it meets it.
+
+        A choice that was measured counts as it was measured.
+        """
+        cost = self.cost(keep)
+        if self.config.measure != "latency":
+            gone = 1 - cost / self.total
+            missed = gone < self.reduction - ROUNDING
+            return (
+                f"{gone:.3f} of the {self.config.measure} can go, {self.reduction:g} have to"
+                if missed
+                else ""
+            )
+        measured = self.truth.of(cost)
+        known = cost if measured is None else measured
+        if known <= self.budget * (1 + ROUNDING) or (measured is None and self.truth.checks):
+            return ""
+        how = "by the table" if measured is None else "as measured"
+        return f"what is left takes {known:.3g} ms {how}, {self.budget:.3g} ms are the most"
+
     def checked(self, choose: Callable[[], list[Flags]], share: float) -> list[Flags]:
         """What `choose` says for `share` of the reduction, once more where a measurement then says otherwise.
 
@@ -171,6 +201,16 @@ class Target:
             kept[: limits.least] = True
             flags.append(kept)
         return flags
+
+
+def table_in(control: object) -> LatencyTable | None:
+    """The latency table in the state of a control; None where its target has none.
+
+    What goes on from that state chooses by this table. Raises ArtifactError where it is damaged.
+    """
+    target = control.get("target") if isinstance(control, Mapping) else None
+    text = target.get("table") if isinstance(target, Mapping) else None
+    return LatencyTable.from_json(text, "the saved state's table") if text else None
 
 
 def steps_in_words(steps: Sequence[int]) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compactmtl.errors import ConfigError, MissingDependencyError
+from compactmtl.config.words import key
+from compactmtl.errors import ConfigError, MissingDependencyError, TrainingError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity.groups import ChannelGroups
 from compactmtl.sparsity.pruner import Pruner
@@ -35,7 +36,7 @@ class TorchPruning(Pruner):
             import torch_pruning
         except ImportError as error:
             raise MissingDependencyError(
-                f"sparsity.prune.method {method} needs the package torch-pruning",
+                f"{key('sparsity.prune.method')} {method} needs the package torch-pruning",
                 "pip install 'compactmtl[baselines]'",
             ) from error
         self._library: Any = torch_pruning
@@ -49,8 +50,8 @@ class TorchPruning(Pruner):
         """The library's pruner of the model as it was when it was first asked for."""
         if self._live is None:
             modes = {module: module.training for module in self._model.modules()}
-            heads = getattr(self._model, "heads", None) or {}
-            own = {id(module) for head in dict(heads).values() for module in head.modules()}
+            heads = getattr(self._model, "heads", None)  # of another's model it may be a number
+            own = {id(module) for module in heads.modules()} if isinstance(heads, nn.Module) else set()
             ignored = [
                 module
                 for name, module in self._model.named_modules()
@@ -73,13 +74,23 @@ class TorchPruning(Pruner):
 
     def choose(self, target: Target) -> list[Flags]:
         worth = self.importance(target.groups)
+        for family, values in zip(target.groups, worth, strict=True):
+            if not np.isfinite(values).all():
+                raise TrainingError(
+                    f"the importance of the channels of {family.name} is not finite, so that none can be chosen",
+                    "look for weights that are NaN or infinite; a lower learning rate may keep them finite",
+                )
         dead = [np.zeros(len(values), dtype=bool) for values in worth]
         return target.choose(worth, dead, [1.0] * len(worth))
 
     @torch.no_grad()
     def importance(self, groups: ChannelGroups) -> list[Values]:
-        """What the pruner makes of every group now. Raises ConfigError for a layer that it does not see."""
-        worth = [np.full(family.size, np.nan) for family in groups]
+        """What the pruner makes of every group now; not finite where weights or gradients are not.
+
+        Raises ConfigError for a layer that it does not see.
+        """
+        worth = [np.zeros(family.size) for family in groups]
+        seen = [np.zeros(family.size, dtype=bool) for family in groups]
         for group, family, group_of, channels in self._groups():
             values = self.live.estimate_importance(group)
             if values is None:
@@ -87,11 +98,12 @@ class TorchPruning(Pruner):
             for channel, value in zip(channels, values.double().tolist(), strict=True):
                 if channel in group_of:
                     worth[family][group_of[channel]] = value
-        for own, values in zip(groups, worth, strict=True):
-            if np.isnan(values).any():
+                    seen[family][group_of[channel]] = True
+        for own, found in zip(groups, seen, strict=True):
+            if not found.all():
                 raise ConfigError(
                     f"Torch-Pruning finds no group for the channels of {own.name}",
-                    "use sparsity.prune.method=magnitude",
+                    f"use {key('sparsity.prune.method')}=magnitude",
                 )
         return worth
 

@@ -16,8 +16,9 @@ from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery import full_width, recurrent
 from compactmtl.surgery.contraction import contract_layers
 from compactmtl.surgery.gather import install
-from compactmtl.surgery.outputs import replace, select
+from compactmtl.surgery.outputs import select
 from compactmtl.surgery.plan import BiasShift, FullWidthEdit, Gather, Merge, Plan, Scale, Slice, signature
+from compactmtl.surgery.stand_ins import Absent, constant, put
 
 _MEND = "rebuild the model from the recipe that the plan was made for"
 
@@ -38,9 +39,13 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     copied = copy_model(model, share=not plan.fused)
     if plan.outputs:
         select(copied, plan.outputs)
+    for known in plan.constants:
+        module = _module(copied, known.module, f"makes a constant of {known.module}")
+        like = next((value for value in module.parameters() if value.is_floating_point()), None)
+        put(copied, known.module, constant(known.shape, known.values, known.size, like))
     for path, shape in plan.absent.items():
         _module(copied, path, f"takes out {path}")
-        replace(copied, path, shape)
+        put(copied, path, Absent(shape))
     try:
         contract_layers(copied, plan.fused, plan.contracted)
     except KeyError as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from compactmtl.errors import CompactError, SurgeryError
@@ -20,6 +21,7 @@ from compactmtl.graph.trace import check_inputs, check_model, first_line, trace
 from compactmtl.graph.unreached import CHOICES, Unreached, unreached_modules
 from compactmtl.overparam import contract
 from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
+from compactmtl.surgery.depth import shorten
 from compactmtl.surgery.not_pruned import ROLLED_BACK, not_pruned
 from compactmtl.surgery.outputs import Name, check_outputs, remove_unread, select
 from compactmtl.surgery.plan import Plan, signature
@@ -98,12 +100,19 @@ def _compact(
     inputs = copied(check_inputs(model, example_inputs))
     plain = _plain_copy(model)
     chosen = _choose_outputs(plain, inputs, outputs) if outputs else _Chosen(plain, reference(plain, inputs))
-    settings = _Settings(chosen.model, inputs, chosen.expected, align, tolerance, gather, unreached)
-    removal = _smallest(settings)
+    graph = ChannelGraph.trace(chosen.model, inputs, unreached)
+    short = shorten(chosen.model, inputs, graph, chosen.expected)
+    whole = layer_changes(graph, np.ones(graph.classes, dtype=bool)) if short else ()
+    if short:
+        graph = ChannelGraph.trace(short.model, inputs, unreached)
+    form = short.model if short else chosen.model
+    settings = _Settings(form, inputs, chosen.expected, align, tolerance, gather, unreached)
+    removal = _smallest(settings, graph)
     edits = {
         "align": align,
         "outputs": tuple(outputs),
-        "absent": chosen.absent,
+        "absent": {**chosen.absent, **(short.absent if short else {})},
+        "constants": short.constants if short else (),
         "signature": signature(plain),
     }
     plan, small = removal.plan.model_copy(update=edits), removal.model
@@ -113,7 +122,7 @@ def _compact(
         macs_after=after.macs,
         parameters_before=before.parameters,
         parameters_after=after.parameters,
-        layers=removal.layers,
+        layers=_with_those_that_left(whole, removal.layers) if short else removal.layers,
         proof=removal.proof,
         not_pruned=removal.not_pruned,
         unreached=removal.unreached,
@@ -140,7 +149,7 @@ def _choose_outputs(plain: nn.Module, inputs: Arguments, outputs: Sequence[Name]
     model = copy_model(plain, share=True)
     select(model, outputs)
     expected = reference(model, inputs)
-    return _Chosen(model, expected, remove_unread(model, inputs, unread))
+    return _Chosen(model, expected, remove_unread(model, inputs, unread, expected))
 
 
 @dataclass(frozen=True)
@@ -164,10 +173,17 @@ class _Removal:
     unreached: tuple[str, ...]
 
 
-def _smallest(settings: _Settings) -> _Removal:
+def _with_those_that_left(
+    before: Sequence[LayerChange], after: Sequence[LayerChange]
+) -> tuple[LayerChange, ...]:
+    """All layers in the order of their calls, those that left whole with no channels."""
+    left = {layer.name: layer for layer in after}
+    return tuple(left.get(layer.name, replace(layer, after=(0, 0), macs_after=0)) for layer in before)
+
+
+def _smallest(settings: _Settings, graph: ChannelGraph) -> _Removal:
     """Remove what is dead, with layers and blocks contracted first where that leads to a smaller model."""
     plain, inputs = settings.plain, settings.inputs
-    graph = ChannelGraph.trace(plain, inputs, settings.unreached)
     removal = None
     computed = find_computed(graph, plain)
     if computed:

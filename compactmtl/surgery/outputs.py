@@ -7,40 +7,37 @@ computed from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph.borrow import borrowed
-from compactmtl.graph.inputs import Arguments, batch_size, copied
+from compactmtl.graph.inputs import Arguments, copied
 from compactmtl.graph.trace import trace
 from compactmtl.graph.unreached import unreached_modules
+from compactmtl.surgery.prove import Reference, compare
+from compactmtl.surgery.stand_ins import Absent, put_where_it_holds, size_behind_batch
 
 _ATTRIBUTE = "kept_outputs"
 
 Name = str | int  # of an output: its key in a dict, its position in a list or tuple
 
 
-class Absent(nn.Module):
-    """In place of a module that left: zeros (B, *shape) in the type of the first tensor that it is given, B as that one's."""
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.shape = tuple(shape)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        given = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        return given.new_zeros(()).expand(given.shape[0], *self.shape)
-
-
 def select(model: nn.Module, outputs: Sequence[Name]) -> None:
-    """Let the model's forward give these of its outputs alone, in the model's own order; in place."""
+    """Let the model's forward give these of its outputs alone, in the model's own order; in place.
+
+    Names and positions are of what the forward gives now: of a model with selected outputs, of those.
+    """
+    earlier: tuple[Name, ...] | None = getattr(model, _ATTRIBUTE, None)
+    if earlier is None:
+        model.register_forward_hook(_only)
+    else:  # the hook sees all outputs of the forward: positions are counted there
+        left = sorted(name for name in earlier if isinstance(name, int))
+        outputs = [left[name] if isinstance(name, int) and left else name for name in outputs]
     setattr(model, _ATTRIBUTE, tuple(outputs))
-    model.register_forward_hook(_only)
 
 
 def _only(model: nn.Module, args: Any, output: Any) -> Any:
@@ -75,41 +72,63 @@ def check_outputs(model: nn.Module, arguments: Arguments, outputs: Sequence[Name
 
 
 def remove_unread(
-    model: nn.Module, arguments: Arguments, before: Sequence[str]
+    model: nn.Module, arguments: Arguments, before: Sequence[str], expected: Reference
 ) -> dict[str, tuple[int, ...]]:
     """Replace the modules that no selected output reads, in place; for each its path and shape behind the batch.
 
-    `before` are the modules that were not reached with all outputs: they stay, whoever calls them. So does a module whose
-    result is not one tensor (batch, …), or whose shape changes from call to call.
+    `before` are the modules that were not reached before: they stay, whoever calls them. So does a module whose result is
+    not one tensor as long as the first that it is given, or whose shape changes from call to call; and one whose zeros the forward cannot take on some
+    case of `expected`, such as maps of one size that it joins with maps of the input's size.
 
     Raises SurgeryError where the model cannot be traced.
     """
     candidates = [path for path in unreached_modules(model, trace(model, arguments)) if path not in before]
     shapes = _shapes(model, arguments, candidates)
-    for path, shape in shapes.items():
-        replace(model, path, shape)
-    return shapes
+    absent: dict[str, tuple[int, ...]] = {}
+
+    def holds() -> bool:
+        return compare(expected, model).passed
+
+    pending = _outermost(shapes)
+    while pending:
+        # One value for all positions fits inputs of any size, and costs nothing where the forward goes on to compute with it.
+        for one in (True, False):
+            tried = {
+                path: (1,) * len(shapes[path]) if one else shapes[path]
+                for path in pending
+                if path not in absent
+            }
+            stand_ins = {path: Absent(shape) for path, shape in tried.items()}
+            absent.update((path, tried[path]) for path in put_where_it_holds(model, stand_ins, holds))
+        # A block that hands its input on, with both its branches dead, reads no parameter: what is inside it can go.
+        inside = [
+            path
+            for outer in pending
+            if outer not in absent
+            for path in shapes
+            if path.startswith(f"{outer}.")
+        ]
+        pending = _outermost(inside)
+    return absent
 
 
-def replace(model: nn.Module, path: str, shape: Sequence[int]) -> None:
-    """Put an `Absent` in the place of a module. Raises AttributeError where there is none."""
-    parent, _, leaf = path.rpartition(".")
-    model.get_submodule(path)
-    setattr(model.get_submodule(parent), leaf, Absent(shape))
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Of paths of which parents come first those that lie in no other."""
+    found: list[str] = []
+    for path in paths:
+        if not any(path.startswith(f"{outer}.") for outer in found):
+            found.append(path)
+    return found
 
 
 def _shapes(model: nn.Module, arguments: Arguments, candidates: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Of the outermost modules among, or below, the candidates that are called: the one shape that they give."""
+    """Of the modules with parameters among, or below, the candidates that are called: the one shape that they give."""
     seen: dict[str, set[tuple[int, ...] | None]] = {}
-    batch = batch_size(arguments)
     hooks = []
 
     def watch(path: str, module: nn.Module) -> None:
         def note(_: nn.Module, args: Any, output: Any) -> None:
-            plain = isinstance(output, Tensor) and output.ndim > 0 and output.shape[0] == batch
-            first = next((leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)), None)
-            fits = plain and first is not None and first.ndim > 0 and first.shape[0] == batch
-            seen.setdefault(path, set()).add(tuple(output.shape[1:]) if fits else None)
+            seen.setdefault(path, set()).add(size_behind_batch(args, output))
 
         hooks.append(module.register_forward_hook(note))
 
@@ -123,10 +142,9 @@ def _shapes(model: nn.Module, arguments: Arguments, candidates: Sequence[str]) -
     finally:
         for hook in hooks:
             hook.remove()
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in named:  # parents come first
-        found = seen.get(path, {None})
-        inside = any(path.startswith(f"{outer}.") for outer in shapes)
-        if not inside and len(found) == 1 and (shape := next(iter(found))) is not None:
-            shapes[path] = shape
-    return shapes
+    alone = {path: next(iter(found)) for path, found in seen.items() if len(found) == 1}
+    return {
+        path: shape
+        for path, module in named.items()  # parents come first
+        if (shape := alone.get(path)) is not None and any(True for _ in module.parameters())
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,6 +98,25 @@ class Gather(_Edit):
     constants: tuple[float, ...] = ()
 
 
+class ConstantEdit(_Edit):
+    """A module that gives one value a channel whatever its input: the values stand in its place, and it leaves.
+
+    `shape` is that of the values, such as (1, C, 1, 1), and () for the number 0; with `size` they are expanded to it behind
+    the batch.
+    """
+
+    module: str
+    shape: tuple[Index, ...] = ()
+    values: tuple[float, ...] = ()
+    size: tuple[Index, ...] = ()
+
+    @model_validator(mode="after")
+    def _a_value_each(self) -> ConstantEdit:
+        if len(self.values) != (math.prod(self.shape) if self.shape else 0):
+            raise ValueError(f"it has {len(self.values)} values for the shape {self.shape} of {self.module}")
+        return self
+
+
 class FullWidthEdit(_Edit):
     """A module that runs at full width, such as a LayerNorm: it gets the removed channels back as zeros, and drops them.
 
@@ -123,7 +143,7 @@ def _read_as_current(version: object) -> object:
 
 
 class Plan(_Edit):
-    """Edits in the order in which they are applied: outputs that leave with their modules, fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
+    """Edits in the order in which they are applied: outputs that leave, constant modules, modules that nothing reads, fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
     modules at full width.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
@@ -137,8 +157,9 @@ class Plan(_Edit):
     )
     absent: dict[str, tuple[Index, ...]] = Field(
         default_factory=dict,
-        description="modules that only other outputs read, and the shape behind the batch of the zeros in their place",
+        description="modules that no output reads any more, and the shape behind the batch of the zeros in their place",
     )
+    constants: tuple[ConstantEdit, ...] = ()
     fused: tuple[str, ...] = Field(
         (), description="blocks of branches that become one layer, by their own method"
     )
@@ -185,7 +206,7 @@ class Plan(_Edit):
             self.fused,
             self.full_width,
         )
-        return any(edits) or bool(self.outputs or self.absent)
+        return any(edits) or bool(self.outputs or self.absent or self.constants)
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)

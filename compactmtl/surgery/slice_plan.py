@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compactmtl.config.words import key
 from compactmtl.errors import SurgeryError
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily
@@ -51,7 +52,7 @@ def plan_slices(
     if plan.merges or plan.biases or plan.scales or any(cut.groups > 1 for cut in plan.slices):
         raise SurgeryError(
             "channels at zero cannot be removed from this model by slices alone",
-            "leave out sparsity.shrink_every",
+            f"leave out {key('sparsity.shrink_every')}",
         )
     return plan
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import EXPORT, SWEEP_LATENCY
+from compactmtl.artifacts.told import now
 from compactmtl.backends.batching import fixed_batch
 from compactmtl.backends.noise import noise_for
 from compactmtl.config import SweepConfig
@@ -69,7 +69,7 @@ def sweep_latencies(
             say(f"latency of {len(bundles)} exports of seed {seed}, side by side")
             latency = _measured(bundles, say)
             if latency is not None:
-                found[seed] = SeedLatency(bundles=hashes, latency=latency, created=_now())
+                found[seed] = SeedLatency(bundles=hashes, latency=latency, created=now())
     both = {**known, **found}  # seeds that were not asked for stay
     if both != known:
         write_text(out / SWEEP_LATENCY, SweepLatency(seeds=both).model_dump_json(indent=1) + "\n")
@@ -120,7 +120,3 @@ def _measured(bundles: dict[str, Bundle], say: Callable[[str], None]) -> Latency
             repeats=max(one.repeats for one in settings),
             settle=max(one.settle for one in settings),
         )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -81,10 +81,7 @@ def binary_focal(output: Tensor, target: Tensor, valid: Tensor, gamma: float, al
     """
     from torchvision.ops import sigmoid_focal_loss
 
-    labels = torch.where(valid, target, torch.zeros_like(target)).to(
-        torch.promote_types(output.dtype, torch.float32)
-    )
-    values = sigmoid_focal_loss(
-        at_least_float32(output), labels, alpha=-1 if alpha is None else alpha, gamma=gamma
-    )
+    logits = at_least_float32(output)
+    labels = torch.where(valid, target, torch.zeros_like(target)).to(logits.dtype)
+    values = sigmoid_focal_loss(logits, labels, alpha=-1 if alpha is None else alpha, gamma=gamma)
     return masked_mean(values, valid)

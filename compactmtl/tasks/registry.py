@@ -33,7 +33,7 @@ def task_class(kind: str, key: str) -> type[Task]:
         ConfigError: where there is no such kind, the module cannot be imported, or the class is not a whole task.
     """
     if trust.is_class_name(kind):
-        return _checked(trust.import_class(kind, key, _is_task, "task"), kind, key)
+        return _checked(trust.import_class(kind, key, trust.those(_is_task), "task classes"), kind, key)
     return class_in(KINDS, kind, _is_task, key, "kind of task")
 
 

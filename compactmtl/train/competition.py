@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.data.base import Batch
+from compactmtl.models.features import encoder_of
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.overparam import contract, factorized_layers
 from compactmtl.train.session import Session
@@ -29,7 +30,7 @@ def competition(session: Session) -> dict[str, Any] | None:
     statistics and random generators stay as they were.
     """
     count = session.recipe.train.competition
-    shared = len(session.tasks) > 1 and not isinstance(getattr(session.model, "encoder", None), TaskEncoders)
+    shared = len(session.tasks) > 1 and not isinstance(encoder_of(session.model), TaskEncoders)
     cosines: dict[str, dict[str, float]] = {}
     if count and shared:
         loader = session.train_loader

@@ -115,13 +115,14 @@ def _light(recipe: Recipe) -> Recipe:
 def _without_measuring(recipe: Recipe) -> Recipe:
     """The recipe with a share of MACs in place of a latency budget that would have to be measured."""
     sparsity = recipe.sparsity
-    section = None if sparsity is None else sparsity.target
-    if sparsity is None or section is None or section.latency is None or section.latency.table is not None:
+    if sparsity is None or sparsity.section is None or sparsity.target is None:
+        return recipe
+    section = sparsity.target
+    if section.latency is None or section.latency.table is not None:
         return recipe
     require(load_target(section.latency.target or ""), section.latency.target or "")
-    name = next(name for name in ("controller", "selective", "prune") if getattr(sparsity, name) is section)
     instead = section.model_copy(update={"latency": None, "mac_reduction": 0.01})
-    return recipe.model_copy(update={"sparsity": sparsity.model_copy(update={name: instead})})
+    return recipe.model_copy(update={"sparsity": sparsity.model_copy(update={sparsity.section: instead})})
 
 
 def dry_run(recipe: Recipe) -> DryRun:

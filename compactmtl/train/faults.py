@@ -16,7 +16,7 @@ from compactmtl.errors import CompactError, ConfigError, MachineError, machine_f
 from compactmtl.train.machine import CUBLAS, CUBLAS_FIXED
 
 # the messages of torch's functional norms where there is a single value to take statistics of
-_ONE_VALUE = ("Expected more than 1 value per channel", "Expected more than 1 spatial element")
+ONE_VALUE = ("Expected more than 1 value per channel", "Expected more than 1 spatial element")
 
 # torch's message of an operator under use_deterministic_algorithms
 _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -31,7 +31,7 @@ def explained(recipe: Recipe) -> Iterator[None]:
     except CompactError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(_ONE_VALUE):
+        if isinstance(error, ValueError) and str(error).startswith(ONE_VALUE):
             raise _one_value(error, recipe) from error
         if isinstance(error, RuntimeError) and (unordered := _without_order(error, recipe)):
             raise unordered from error
@@ -63,7 +63,7 @@ def _without_order(error: RuntimeError, recipe: Recipe) -> ConfigError | None:
 def _one_value(error: ValueError, recipe: Recipe) -> ConfigError:
     name = _layer(error.__traceback__)
     shape = str(error).partition("torch.Size(")[2].rstrip(")")
-    instance = str(error).startswith(_ONE_VALUE[1])
+    instance = str(error).startswith(ONE_VALUE[1])
     mend = "raise data.size so that its map is larger than 1x1"
     if not instance:
         mend = f"raise data.batch_size, which is {recipe.data.batch_size}, to 2 images or more; or {mend}"

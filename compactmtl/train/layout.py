@@ -33,7 +33,7 @@ from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs.model import example_inputs
 from compactmtl.train.optimizers import build_optimizer
-from compactmtl.train.random_state import random_state, restore_random_state
+from compactmtl.train.random_state import same_random_state
 
 FEWEST_STEPS = 200  # timing takes as long as eight steps or so: 4 % of this many
 ROUNDS = 3  # of one step in each layout, after one that is not timed
@@ -108,16 +108,13 @@ def step_seconds(recipe: Recipe, model: MultiTaskModel, rounds: int = ROUNDS) ->
     A step is the forward pass of a random batch, a backward pass and the optimizer's step: without the data, the
     recipe's balancing and its other parts.
     """
-    before = random_state()
     device = next(model.parameters()).device
     inputs = tuple(one.to(device) for one in example_inputs(recipe, recipe.data.batch_size))
-    steps = {last: _Steps(recipe, model, inputs, Layout(last, "recipe")) for last in (False, True)}
-    try:
+    with same_random_state(device):
+        steps = {last: _Steps(recipe, model, inputs, Layout(last, "recipe")) for last in (False, True)}
         for number in range(rounds + 1):
             for one in steps.values():
                 one.step(timed=number > 0)
-    finally:
-        restore_random_state(before)
     return min(steps[False].seconds), min(steps[True].seconds)
 
 

@@ -38,9 +38,10 @@ from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.machine import pinned, torch_settings
 from compactmtl.train.part import Position
-from compactmtl.train.resume import Progress, restore, save_last
+from compactmtl.train.resume import Progress, read_last, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
 from compactmtl.train.session import Session, build_session
+from compactmtl.train.sparse import table_of
 from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner
@@ -97,11 +98,18 @@ def train(
 def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progress, list[str]]:
     """Session and progress where the run's last checkpoint left them, and how the data set has changed since."""
     layout = _layout_of(run, recipe)
-    session = build_session(recipe, specs_from_json(run.meta["specs"]), lambda model, steps: layout)
+    state = read_last(recipe, run.path / CHECKPOINTS / LAST)
+    session = build_session(
+        recipe,
+        specs_from_json(run.meta["specs"]),
+        lambda model, steps: layout,
+        None if state is None else table_of(state["session"]),
+    )
     progress = Progress()
     splits = fingerprints(session)
     changed = check_data(splits, session, run, accept=accept)
-    restore(session, progress, run.path / CHECKPOINTS / LAST)
+    if state is not None:
+        restore(session, progress, run.path / CHECKPOINTS / LAST, state)
     update_meta(run.path, {**run.meta, CHANNELS_LAST: layout.channels_last})
     update_recipe(run.path, dump_recipe(recipe))
     write_text(run.path / DATA, dump_data(splits))

@@ -21,11 +21,11 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.copies import copy_model
 from compactmtl.models.own import KEY, OwnModel
 from compactmtl.tasks import Task
+from compactmtl.train.faults import ONE_VALUE
 
 Inputs = tuple[Tensor, ...]
 BATCH = 2
 SAME = 1e-4  # of the largest output: two networks of one function whose kernels sum in another order
-_BATCH_NORM = "Expected more than 1 value per channel"  # of torch; explained where training meets it
 
 
 def check_own(
@@ -83,7 +83,9 @@ def _run(model: nn.Module, image: Inputs, when: str) -> dict[str, Tensor]:
     except CompactError:
         raise
     except Exception as error:  # whatever the user's code does wrong is reported as its own error
-        if machine_fault(error) is not None or str(error).startswith(_BATCH_NORM):
+        if machine_fault(error) is not None or str(error).startswith(
+            ONE_VALUE
+        ):  # explained where training meets it
             raise
         raise ConfigError(
             f"{KEY}: the forward of the network fails{when} on {_shown_inputs(model, image)}: "

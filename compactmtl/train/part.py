@@ -16,6 +16,7 @@ from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.data.inputs import Images, image_of
 from compactmtl.models import MultiTaskModel
+from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import Task
 
@@ -173,3 +174,4 @@ class Setup:
     inputs: tuple[Tensor, ...]  # example inputs on the device, (1, 3, H, W)
     steps_per_epoch: int
     total_steps: int
+    table: LatencyTable | None = None  # that of a run that goes on; none: as the recipe says

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,16 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device = CPU) -
         other = torch.device(name)
         if now.type == other.type and (other.index or 0) < _module(other).device_count():
             _module(other).set_rng_state(value, other)
+
+
+@contextmanager
+def same_random_state(device: torch.device = CPU) -> Iterator[None]:
+    """Put every global generator back to where it was, also where what happens between fails."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        restore_random_state(before, device)
 
 
 def seed_everything(seed: int) -> None:

@@ -15,6 +15,7 @@ from compactmtl.config.schema import ScheduleConfig
 from compactmtl.data.inputs import Images, each, size_of
 from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel, OwnModel, build_model
+from compactmtl.models.features import encoder_of
 from compactmtl.models.mtan import SharedAttention
 from compactmtl.overparam import contract
 from compactmtl.runs.model import example_inputs
@@ -72,7 +73,7 @@ class Penalties(Part):
         return strength * rate(schedule, step, self._total_steps)
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
-        self._encoder = _encoder(model)
+        self._encoder = encoder_of(model)
         if self.dgr is not None:
             self.dgr.attend(attention_of(model))
 
@@ -100,7 +101,7 @@ def build_penalties(setup: Setup) -> Penalties | None:
     dgr = None if config.dgr is None else build_dgr(config.dgr, setup.recipe, setup.model, setup.tasks)
     if dgr is not None:
         dgr = dgr.to(setup.device)
-    return Penalties(config, _encoder(setup.model), dgr, setup.total_steps)
+    return Penalties(config, encoder_of(setup.model), dgr, setup.total_steps)
 
 
 def build_dgr(
@@ -126,15 +127,9 @@ def build_dgr(
     )
 
 
-def _encoder(model: MultiTaskModel) -> nn.Module | None:
-    """None of a network that shows no encoder; what needs one is refused before."""
-    encoder = getattr(model, "encoder", None)
-    return encoder if isinstance(encoder, nn.Module) else None
-
-
 def attention_of(model: MultiTaskModel) -> nn.Module | None:
     """What heads of kind mtan share, where the model has such."""
-    attention = getattr(_encoder(model), "attention", None)
+    attention = getattr(encoder_of(model), "attention", None)  # what needs an encoder is refused before
     return attention if isinstance(attention, SharedAttention) else None
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from compactmtl.config import Recipe
 from compactmtl.runs.checkpoint import load_state, load_weights, save_checkpoint
 from compactmtl.runs.identity import check_recipe_hash, recipe_hash
 from compactmtl.train.random_state import random_state, restore_random_state
@@ -39,16 +42,22 @@ def save_last(session: Session, progress: Progress, folder: Path) -> None:
     save_checkpoint(folder, session.weights(), state)
 
 
-def restore(session: Session, progress: Progress, folder: Path) -> None:
-    """Put session, progress and random generators to where the checkpoint `folder` was written.
+def read_last(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    """What `save_last` wrote beside the weights; None where the run was killed before its first checkpoint.
 
-    Nothing happens where there is none: the run was killed before its first. Raises ArtifactError for a
-    checkpoint that is damaged or of another recipe.
+    Raises ArtifactError for a checkpoint that is damaged or of another recipe.
     """
     state = load_state(folder)
-    if state is None:
-        return
-    check_recipe_hash(state, session.recipe, folder)
+    if state is not None:
+        check_recipe_hash(state, recipe, folder)
+    return state
+
+
+def restore(session: Session, progress: Progress, folder: Path, state: Mapping[str, Any]) -> None:
+    """Put session, progress and random generators to where the checkpoint `folder`, of this `state`, was written.
+
+    Raises ArtifactError where it does not fit the session.
+    """
     load_weights(session.model, folder)
     session.load_state_dict(state["session"])
     for name, value in state["progress"].items():

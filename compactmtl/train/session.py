@@ -26,6 +26,7 @@ from compactmtl.data.loader import Loader
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs.model import example_inputs, fresh_model
+from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, delta_m
 from compactmtl.train.alternating import DiagonalPass
@@ -43,7 +44,7 @@ from compactmtl.train.own_check import check_own
 from compactmtl.train.own_parts import check_parts
 from compactmtl.train.part import ForwardPass, Part, Position, Setup
 from compactmtl.train.parts import build_parts, find_part
-from compactmtl.train.random_state import random_state, restore_random_state, seed_everything
+from compactmtl.train.random_state import same_random_state, seed_everything
 from compactmtl.train.shrink import Shrinker
 from compactmtl.train.sparse import Sparsifier
 from compactmtl.train.training_data import TrainingData, load_data
@@ -297,11 +298,13 @@ def build_session(
     recipe: Recipe,
     specs: Mapping[str, TargetSpec] | None = None,
     layout: Callable[[MultiTaskModel, int], Layout] | None = None,
+    table: LatencyTable | None = None,
 ) -> Session:
     """Data, model, parts and optimizer of a recipe, seeded.
 
     `specs` are the targets' of a run that goes on, by default what the data set says. `layout` decides on the memory layout
-    from the model and the number of steps; by default it is what the recipe says, and NCHW where that says `auto`.
+    from the model and the number of steps; by default it is what the recipe says, and NCHW where that says `auto`. `table`
+    is the one that a run with a latency budget began with; by default it is as the recipe says.
 
     Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
     """
@@ -332,6 +335,7 @@ def build_session(
             inputs=inputs,
             steps_per_epoch=len(data.train),
             total_steps=steps,
+            table=table,
         )
     )
     groups = parameter_groups(
@@ -367,7 +371,6 @@ def _check_network(
     recipe: Recipe, model: OwnModel, tasks: Mapping[str, Task], weighing: Balancer, inputs: tuple[Tensor, ...]
 ) -> None:
     """Raise ConfigError where a network of the user's own breaks a rule or lacks what the recipe needs of it."""
-    before = random_state(inputs[0].device)
-    check_own(model, tasks, recipe.data, lambda: fresh_model(recipe, tasks, initialize=False))
-    check_parts(recipe, model, weighing, inputs)
-    restore_random_state(before)
+    with same_random_state(inputs[0].device):
+        check_own(model, tasks, recipe.data, lambda: fresh_model(recipe, tasks, initialize=False))
+        check_parts(recipe, model, weighing, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch.optim import Optimizer
@@ -12,12 +13,12 @@ from compactmtl.graph.space import Flags
 from compactmtl.loops.controls import build_steering
 from compactmtl.loops.steering import Foreseen, Report, Steering
 from compactmtl.models import MultiTaskModel
-from compactmtl.sparsity import ChannelGroups, Control, channel_groups
+from compactmtl.sparsity import ChannelGroups, Control, LatencyTable, channel_groups
+from compactmtl.sparsity.target import table_in
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.train.part import Part, Setup, Training
-from compactmtl.train.random_state import random_state, restore_random_state
 
-__all__ = ["Foreseen", "Sparsifier", "build_sparsifier"]
+__all__ = ["Foreseen", "Sparsifier", "build_sparsifier", "table_of"]
 
 
 class Sparsifier(Part):
@@ -84,6 +85,11 @@ class Sparsifier(Part):
         self.steering.load_state_dict(state)
 
 
+def table_of(session: Mapping[str, Any]) -> LatencyTable | None:
+    """The latency table in the state of a session; None where the run has no budget of that kind."""
+    return table_in(session.get(Sparsifier.name))
+
+
 def build_sparsifier(setup: Setup) -> Sparsifier | None:
     """The recipe's sparsity over the shared encoder, or None where it asks for none.
 
@@ -95,8 +101,6 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
     if config is None:
         return None
     groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
-    # what is measured here or read from the cache must not move what is drawn after it
-    before = random_state(setup.device)
     steering = build_steering(
         config,
         groups,
@@ -105,6 +109,6 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
         model,
         inputs,
         auto=recipe.surgery.align == "auto",
+        table=setup.table,
     )
-    restore_random_state(before)
     return Sparsifier(steering)

@@ -18,7 +18,7 @@ from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
 from compactmtl.models.build import encoder_for
-from compactmtl.models.features import tensors_in
+from compactmtl.models.features import encoder_of, tensors_in
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.models.packaged import package_of
 from compactmtl.runs.run import Run
@@ -112,7 +112,7 @@ def run_teacher(setup: Setup, name: str) -> Teacher:
                 f"name a run whose images are prepared alike, or set data.{key}",
             )
     model = run.load_plain()
-    if isinstance(getattr(model, "encoder", None), TaskEncoders):
+    if isinstance(encoder_of(model), TaskEncoders):
         raise ConfigError(
             f"distillation: the teacher {run.path} has an encoder for each task, so its features are not one network's",
             "name a run without overparam.per_task",

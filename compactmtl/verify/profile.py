@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compactmtl.artifacts.told import now
 from compactmtl.backends import Runner, get_backend
 from compactmtl.backends.base import LayerTime
 from compactmtl.backends.batching import fixed_batch
@@ -92,7 +92,7 @@ def profile(
             for name, one in subjects.items()
         },
         versions=package_versions(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
     )
 
 

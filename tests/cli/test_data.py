@@ -37,7 +37,7 @@ def test_the_picture_has_a_default_name(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["utkface", "root=/nowhere/at/all"], "no such folder"),
         (["scnes"], "did you mean scenes?"),
-        (["scenes", "sise=[8,8]"], "did you mean `size`"),
+        (["scenes", "sise=[8,8]"], "did you mean `size`?"),
         (["scenes", "options.trian=3"], "options.train"),
         (["scenes", "size=[24]"], "size"),
         (["scenes", *SMALL, "--split", "dev"], "no split 'dev'"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from compactmtl.cli.explain import option_keys, schema_keys
-from compactmtl.cli.main import main
+from compactmtl import cli
+from compactmtl.cli.explain import option_keys, option_names, schema_keys
+from compactmtl.cli.main import VERBS, main
 from compactmtl.config.explain import READERS, explained, matches
 from compactmtl.config.lookup import Kind
 from compactmtl.errors import ConfigError
@@ -54,6 +57,34 @@ def test_every_section_says_who_reads_it(kind: Kind) -> None:
     assert "" in READERS[kind] or set(READERS[kind]) == top
 
 
+def named(text: str) -> set[str]:
+    """The commands that a reader's text names."""
+    return set(re.findall(r"[a-z]+", text)) & set(VERBS)
+
+
+def verbs_with(pattern: str) -> set[str]:
+    """Commands whose module has a text."""
+    sources = {verb: (Path(cli.__file__).parent / f"{verb}.py").read_text("utf-8") for verb in VERBS}
+    return {verb for verb, source in sources.items() if re.search(pattern, source)}
+
+
+def test_every_command_that_reads_a_recipe_is_a_reader() -> None:
+    readers = READERS["recipe"]
+    reading = verbs_with(r"\bRun\.open\(|\b(load_recipe|resolve_recipe|plan_road)\b")
+    assert {"train", "fit", "tasks", "export"} <= reading
+    reading.remove("demo")  # which gives a recipe of its own to other commands
+    assert reading <= set().union(*map(named, readers.values()))
+
+
+def test_what_trains_reads_all_that_decides_a_training() -> None:
+    """But for what is read after it."""
+    training = verbs_with(r"from compactmtl\.(train|fit|sweep)(\.run|\.compose)? import")
+    assert training == {"train", "fit", "sweep"}
+    after = {"description", "surgery", "targets", "single_task"}
+    for section, text in READERS["recipe"].items():
+        assert section in after or training <= named(text), section
+
+
 def test_a_key_is_found_by_its_end_and_by_names_of_ones_own() -> None:
     assert [one.key.name for one in matches("decay", KNOWN)] == ["train.ema.decay"]
     assert [one.key.name for one in matches("tasks.my_depth.loss", KNOWN)] == ["tasks.*.loss"]
@@ -80,6 +111,26 @@ def test_the_command_lists_sections_their_keys_and_who_sets_one(capsys: pytest.C
     assert "onnxruntime-cpu (onnxruntime)" in told
     assert main(["explain", "train.epoch"]) == 2
     assert "train.epochs" in capsys.readouterr().err
+
+
+def test_names_of_options_that_are_read_from_text_are_those_of_the_classes() -> None:
+    assert set(option_names()) == {one.key.name for one in option_keys()}
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("nosie", "did you mean data.options.noise?"), ("data.options.nosie", "did you mean data.options.noise"),
+     ("foo", "`compactmtl explain` lists the sections"), ("foo.bar.baz", "lists the sections")],
+)  # fmt: skip
+def test_a_key_that_there_is_not_is_refused_without_loading_torch(word: str, hint: str) -> None:
+    code = (
+        "import sys; from compactmtl.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "explain", word], capture_output=True, text=True, check=True
+    )
+    assert hint in done.stderr
+    assert done.stdout.split() == ["2", "False"]
 
 
 @pytest.mark.slow

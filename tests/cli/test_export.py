@@ -32,7 +32,7 @@ from compactmtl.verify import (
 )
 from compactmtl.verify.parity import ParityError
 from tests.support.real_runs import SCENES, write_run
-from tests.support.synthetic_runs import FLOAT, SLOW_INT8, timed
+from tests.support.synthetic_verification import FLOAT, SLOW_INT8, timed
 
 FACES = """
 data: {name: utkface, root: ROOT, size: [16, 16], batch_size: 4}

@@ -133,3 +133,15 @@ def test_help_exits_with_zero(train: Parser, capsys: pytest.CaptureFixture[str])
     assert stop.value.code == 0
     assert isinstance(train, argparse.ArgumentParser)
     assert "usage: compactmtl train" in capsys.readouterr().out
+
+
+def test_it_is_known_what_the_command_line_has(train: Parser) -> None:
+    assert train.parse_args(["demo", "a=1"]).given == frozenset()
+    assert train.parse_args(["demo", "--out", "runs", "--resume"]).given == {"out", "resume"}
+    assert train.parse_args(["--out=runs", "demo"]).given == {"out"}
+
+
+@pytest.mark.parametrize("line", [["demo", "--out", ""], ["--out=", "demo"]])
+def test_an_empty_value_is_an_error(train: Parser, line: list[str]) -> None:
+    with pytest.raises(ConfigError, match="argument --out: the value is empty"):
+        train.parse_args(line)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from compactmtl.cli.main import main
+from compactmtl.errors import USAGE
 from compactmtl.report import write
 from compactmtl.train import Run
-from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe, scaled, write_run
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe, write_run
+from tests.support.synthetic_verification import scaled
 from tests.support.tiny_val import TinySplits
 
 
@@ -111,3 +113,25 @@ def test_an_output_that_is_a_file_exits_2_and_names_it(
     (tmp_path / "file").write_text("")
     assert main(["report", str(runs["dense"].path), "--out", str(tmp_path / "file")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--baseline", "dense"], "--baseline"),
+        (["--latex"], "--latex"),
+        (["--device", "cpu"], "--device"),
+        (["data.root=/data"], "key=value"),
+    ],
+)
+def test_bundles_alone_take_no_option_of_runs(
+    words: list[str],
+    named: str,
+    runs: dict[str, SyntheticRun],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = runs["compact"].path / "export/onnxruntime-cpu"
+    assert main(["report", str(bundle), "--out", str(tmp_path / "out"), *words]) == USAGE
+    assert f"{named} has no meaning for bundles alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

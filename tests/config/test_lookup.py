@@ -84,3 +84,8 @@ def test_an_unknown_name_comes_with_the_nearest(folders: Path, word: str, hint: 
 def test_a_file_is_named_by_its_path_below_its_root(folders: Path) -> None:
     assert lookup.name_of("recipe", folders / "checkout/recipes/scenes/dense.yaml") == "scenes/dense"
     assert lookup.name_of("recipe", folders / "elsewhere" / "my.yaml") == "my"
+
+
+def test_a_name_that_is_clearly_farther_is_no_guess() -> None:
+    assert lookup.close_names("sise", ["size", "resize", "share"]) == ["size"]
+    assert lookup.close_names("bat", ["bar", "baz", "bazaar"]) == ["baz", "bar"]  # both as close

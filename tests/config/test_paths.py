@@ -8,6 +8,9 @@ import pytest
 
 from compactmtl.config import load_recipe, resolve_recipe, resolve_sweep
 from compactmtl.config.load import dump_recipe
+from compactmtl.config.merge import apply_overrides
+from compactmtl.config.paths import HERE, check_here, here_words, is_here
+from compactmtl.config.yaml import Node, Place
 from compactmtl.errors import ConfigError
 
 BASE = """
@@ -143,3 +146,22 @@ def test_the_origin_of_a_path_is_still_the_line_that_gave_it(project: Path) -> N
     resolved = resolve_recipe(project / "mine.yaml", ["model.encoder.weights=w.safetensors"])
     assert resolved.origins["data.root"].endswith("base.yaml:2")
     assert resolved.origins["model.encoder.weights"] == "override"
+
+
+@pytest.mark.parametrize("root", ["/data", "/my data, {of} [mine]", '/it\'s #1: "a"', "null", "3"])
+def test_the_place_of_data_as_words_reads_back_as_it_was(root: str) -> None:
+    recipe = load_recipe("utkface/dense", ["data.workers=3", "data.cache=disk"])
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+    words = here_words(recipe)
+    check_here(Path("run"), words)
+    held = apply_overrides(Node({}, Place(None)), words).plain()["data"]
+    assert held == {"root": root, "workers": 3, "cache": "disk"}
+    assert set(HERE) == {f"data.{key}" for key in held}
+
+
+@pytest.mark.parametrize(
+    ("word", "here"),
+    [("data.root=/x", True), ("data.workers = 0", True), ("data.cache=none", True), ("data.rooted=/x", False), ("data.root", False)],
+)  # fmt: skip
+def test_a_word_says_where_data_is(word: str, here: bool) -> None:
+    assert is_here(word) is here

@@ -69,6 +69,25 @@ def test_the_word_lets_it_run_and_ends_with_its_block(place: Path) -> None:
         trust.import_module("strange.inner:Thing", "data.name")
 
 
+@pytest.mark.parametrize(
+    "name", ["strange:Thing", "strange.inner:Thing", "strange.none:Thing", "nowhere.at:All"]
+)
+def test_the_file_of_a_module_is_found_without_running_anything(place: Path, name: str) -> None:
+    files = {"strange:Thing": "__init__.py", "strange.inner:Thing": "inner.py"}
+    expected = place / "strange" / files[name] if name in files else None
+    assert trust.source_of(name, "model.factory") == expected
+    assert ran(place) == []
+
+
+def test_the_file_of_a_module_of_the_working_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "only_here").mkdir()
+    (tmp_path / "only_here" / "nets.py").touch()
+    assert trust.source_of("only_here.nets:Net", "model.factory") == tmp_path / "only_here" / "nets.py"
+
+
 def test_a_word_that_was_not_given_takes_none_back(place: Path) -> None:
     with trusting(), trusting(False):
         assert trust.is_trusted()
@@ -123,6 +142,8 @@ OWN_NAMES = {
     "config/registry.py",
     "graph/rules/__init__.py",
 }
+# Where it is asked whether a package of a list of its own is there.
+ASKED = {"models/packaged.py", "export/kit/script.py"}
 # Where NVIDIA's driver is loaded, by the name that the system knows it under.
 DRIVER = {"backends/tensorrt/in_bundle.py", "backends/tensorrt/kit_cuda.py"}
 DRIVER_NAME = "'nvcuda.dll' if sys.platform == 'win32' else 'libcuda.so.1'"
@@ -156,8 +177,12 @@ def test_no_other_way_in() -> None:
             keywords = {keyword.arg: keyword.value for keyword in node.keywords}
             if called == "CDLL" and name in DRIVER and ast.unparse(node.args[0]) == DRIVER_NAME:
                 continue
-            if called in FORBIDDEN or (
-                called == "import_module" and name not in OWN_NAMES and not _is_door(name, node)
+            # Python's own imports the packages that a module lies in, so it takes names of our own alone.
+            computed = called == "find_spec" and not isinstance(node.args[0], ast.Constant)
+            if (
+                called in FORBIDDEN
+                or (called == "import_module" and name not in OWN_NAMES and not _is_door(name, node))
+                or (computed and name not in OWN_NAMES | ASKED)
             ):
                 found.append(where)
             elif called == "load" and ast.unparse(node.func) == "torch.load":

@@ -177,3 +177,13 @@ def test_bands_are_shown_as_colors() -> None:
     bands = BANDS.transpose(2, 0, 1)
     np.testing.assert_array_equal(as_rgb(bands), bands[:3])
     np.testing.assert_array_equal(as_rgb(bands[:2]), np.stack([bands[0]] * 3))
+
+
+@pytest.mark.parametrize("kind", [">u2", "<u2"])
+def test_arrays_of_another_machine_are_read_alike_here_and_by_the_program_of_a_bundle(
+    tmp_path: Path, kind: str
+) -> None:
+    deep = (BANDS.astype(np.uint16) * 257).astype(kind)
+    np.testing.assert_array_equal(read(save(tmp_path / "deep.npy", deep), 5), BANDS)
+    half = np.floor(BANDS / 2 + 0.5)  # twice the range, rounded half up
+    np.testing.assert_array_equal(read(save(tmp_path / "deep.npy", deep), 5, (0, 2 * 65535)), half)

@@ -112,6 +112,18 @@ def test_the_disk_cache_follows_code_and_files(place: Path, monkeypatch: pytest.
     assert torch.equal(load_dataset(config(place, cache="disk"), "val")[0]["image"], 255 - changed)
 
 
+def test_the_disk_cache_does_not_follow_the_machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "xdg"))
+    folder = place / "xdg/compactmtl/external"
+    load_dataset(config(place, cache="disk"), "train")
+    load_dataset(
+        config(place, cache="disk", workers=3, batch_size=5, share=0.5, augment={"flip": True}), "train"
+    )
+    assert len(list(folder.iterdir())) == 1
+    load_dataset(config(place, cache="disk", size=(4, 6)), "train")
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_a_class_may_declare_options_and_splits(place: Path) -> None:
     code = (
         (place / "mydata.py")
@@ -169,6 +181,16 @@ def test_a_module_that_cannot_be_imported_says_where(place: Path) -> None:
         ('{"kind": kind}}', '{"sort": kind}}', "targets are sort; specs say kind"),
         ("        kind = ", "        kind = 1 / 0 or ", r"mydata\.py:\d+: ZeroDivisionError"),
         ('{"image":', '{"picture":', "not a Sample"),
+        ('{"kind": kind}}', '["kind"]}', "not a Sample"),
+        ('{"kind": kind}}', '{"kind": kind, 3: kind}}', "targets are 3, kind; specs say kind"),
+        ('{"kind": kind}}', '{"kind": None}}', "target kind .* is object"),
+        ('{"kind": kind}}', '{"kind": [[1], [1, 2]]}}', "target kind .* is no array"),
+        ('{"kind": kind}}', '{"kind": kind}, "own_size": 12}', r"own_size is 12, expected height and width"),
+        ('{"kind": kind}}', '{"kind": kind}, "own_size": (12, 10, 3)}', r"own_size is \(12, 10, 3\)"),
+        ('{"kind": kind}}', '{"kind": kind}, "own_size": (0, 10)}', r"own_size is \(0, 10\)"),
+        ('{"kind": kind}}', '{"kind": kind}, "own_size": (12.5, 10)}', r"own_size is \(12.5, 10\)"),
+        ('{"kind": kind}}', '{"kind": kind}, "own_size": "ab"}', r"own_size is 'ab'"),
+        ('{"kind": kind}}', '{"kind": kind}, "own_size": None}', r"own_size is None"),
     ],
 )
 def test_a_sample_that_does_not_fit_is_named(old: str, new: str, match: str, place: Path) -> None:
@@ -195,6 +217,64 @@ def test_what_the_constructor_does_wrong_is_told(place: Path) -> None:
     write(place, code)
     with pytest.raises(DataError, match="holds no sample"):
         load_dataset(config(place, root=str(place / "none")), "train")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("        return len(", "        return -len(", "len.. fails: ValueError"),
+        ("        return len(", "        return 1.5 * len(", "len.. fails: TypeError"),
+        (
+            "        return str(",
+            "        return 1 / 0 or str(",
+            r"identifier.0. fails: .*mydata\.py:\d+: ZeroDivisionError",
+        ),
+    ],
+)
+def test_samples_that_cannot_be_counted_or_named_are_a_fault_of_the_class(
+    old: str, new: str, match: str, place: Path
+) -> None:
+    code = (place / "mydata.py").read_text()
+    assert old in code
+    write(place, code.replace(old, new))
+    with pytest.raises(DataError, match=f"mydata:Birds: {match}"):
+        load_dataset(config(place), "train")
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ('splits = "train"', "splits is 'train'"),
+        ("splits = 3", "splits is 3"),
+        ('splits = ("train", "vla")', r"splits is \('train', 'vla'\)"),
+        ('splits = ("val",)', r"splits is \('val',\)"),
+        ('resizes = "letterbox"', "resizes is 'letterbox'"),
+        ('resizes = ("letterbocks",)', "resizes is"),
+        ("resizes = [[]]", "resizes is"),
+        ("default_size = 224", "default_size is 224"),
+        ("default_size = (224, 0)", "default_size is"),
+        ("default_size = (True, 3)", "default_size is"),
+        ("default_root = 3", "default_root is 3"),
+    ],
+)
+def test_attributes_of_no_meaning_are_refused(line: str, match: str, place: Path) -> None:
+    code = (place / "mydata.py").read_text()
+    write(place, code.replace('    """Birds', f'    {line}\n    """Birds'))
+    with pytest.raises(ConfigError, match=f"mydata:Birds.{match}"):
+        load_dataset(config(place), "train")
+
+
+@pytest.mark.parametrize(
+    "own", ["(12, 10)", "[12, 10]", "torch.tensor([12, 10])", "self.fit.size and torch.Size((12, 10))"]
+)
+def test_an_own_size_may_be_any_two_whole_numbers(own: str, place: Path) -> None:
+    code = (
+        (place / "mydata.py")
+        .read_text()
+        .replace('    """Birds', '    resizes = ("letterbox",)\n    """Birds')
+    )
+    write(place, code.replace('{"kind": kind}}', f'{{"kind": kind}}, "own_size": {own}}}'))
+    assert load_dataset(config(place, resize="letterbox"), "train")[0]["own_size"] == (12, 10)
 
 
 def held(spec: TargetSpec, value: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:

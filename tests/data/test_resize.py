@@ -44,7 +44,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "utkface": write_utkface,
 }
 TALL = (64, 24)  # of another shape than any picture of the layouts
-FILL = Preprocessing(TALL).fit.fill
+FILL = Preprocessing(TALL, resize="letterbox").fit.fill
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -106,6 +106,19 @@ def test_every_cache_keeps_where_the_image_lies(
         assert sample["inside"].sum() == 24 * 32
     stretched = load_dataset("folder", "train", root=tmp_path / "data", size=(32, 32), cache=cache)[0]
     assert "own_size" not in stretched and stretched["targets"]["segmentation"].shape == (32, 32)
+
+
+@pytest.mark.parametrize(("how", "kept"), [("stretch", 1), ("crop", 1), ("letterbox", 2)])
+def test_a_disk_cache_depends_on_the_mean_where_it_pads(
+    tmp_path: Path, how: Any, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_folder(tmp_path / "data", size=(24, 32))
+    for mean in ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4)):
+        load_dataset(
+            "folder", "train", root=tmp_path / "data", size=(32, 32), resize=how, mean=mean, cache="disk"
+        )
+    assert len(list((tmp_path / "cache/compactmtl/folder").iterdir())) == kept
 
 
 def test_gray_of_every_data_set(written: tuple[str, Path]) -> None:
@@ -209,8 +222,20 @@ def test_a_batch_of_letterboxes_is_augmented_the_same_for_any_number_of_workers(
         }
     )  # fmt: skip
     dataset = load_dataset(config, "train")
-    batch = next(iter(build_loader(dataset, config, train=True, seed=0)))
-    assert batch["image"].shape == (4, 3, 32, 32) and torch.isfinite(batch["image"]).all()
+    own, *others = (
+        list(build_loader(dataset, config.model_copy(update={"workers": count}), train=True, seed=0))
+        for count in (0, 1, 2)
+    )
+    assert own[0]["image"].shape == (4, 3, 32, 32) and torch.isfinite(own[0]["image"]).all()
+    assert not torch.equal(own[0]["image"], own[1]["image"])
+    for batches in others:
+        assert len(batches) == len(own) == 2
+        for batch, expected in zip(batches, own, strict=True):
+            assert torch.equal(batch["image"], expected["image"])
+            assert all(
+                torch.equal(batch["targets"][name].nan_to_num(), target.nan_to_num())
+                for name, target in expected["targets"].items()
+            )
 
 
 def test_instances_of_a_letterbox_are_scored_at_the_images_own_size(tmp_path: Path) -> None:
@@ -285,3 +310,22 @@ def test_a_map_of_another_size_is_named_with_its_image(tmp_path: Path, how: str)
         dataset[0]
     assert dataset.identifier(0) in caught.value.message
     assert any(str(path) in caught.value.message for path in maps)
+
+
+@pytest.mark.parametrize("how", [*WRITERS, "nyuv2 png"])
+def test_an_image_file_is_opened_once_for_a_sample(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, form = how.partition(" ")
+    (write_nyuv2_png if form else WRITERS[name])(tmp_path)
+    dataset = load_dataset(name, "train", root=tmp_path, size=TALL, cache="none")
+    opened: list[str] = []
+    former = Image.open
+
+    def counting(file: Any, *args: Any, **kwargs: Any) -> Image.Image:
+        opened.append(str(getattr(file, "name", file)))
+        return former(file, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", counting)
+    dataset[0]
+    assert opened.count(dataset.identifier(0)) <= 1  # none of a file of arrays

@@ -26,7 +26,7 @@ from compactmtl.errors import DataError
 from compactmtl.export.bundle import Bundle, write_bundle
 from compactmtl.export.describe import output_record
 from compactmtl.export.golden import write_golden
-from compactmtl.export.in_bundle import infer, picture, show
+from compactmtl.export.in_bundle import picture, shared, show
 from compactmtl.export.record import BundleInfo, Runtime
 from compactmtl.export.script import MOST_LINES, scripts
 from compactmtl.tasks.postprocess import POSTPROCESS
@@ -34,6 +34,7 @@ from compactmtl.tasks.registry import task_kinds
 from tests.support.bundles import conv_bundle
 from tests.support.task_kinds import usual_task
 
+PARTS = {"shared", "show", "picture", "panoptic", "runtime"}
 ALLOWED = {
     "numpy",
     "PIL",
@@ -42,10 +43,7 @@ ALLOWED = {
     "tensorrt",
     "tensorrt_rtx_bindings",
     "tifffile",
-    "show",
-    "picture",
-    "panoptic",
-    "runtime",
+    *PARTS,
 }
 RGB = {"colors": "RGB", "channels": 3, "values": None}
 BEHIND = [(kind, after) for kind in task_kinds() for after in (None, *usual_task(kind).postprocess)]
@@ -74,7 +72,7 @@ def program(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    for name in ("show", "picture"):
+    for name in ("shared", "show", "picture"):
         sys.modules.pop(name)
 
 
@@ -101,7 +99,7 @@ def test_an_output_is_decoded_as_its_task_does(kind: str, after: str | None, see
         output = POSTPROCESS[after].apply(torch.from_numpy(raw)).numpy()
     record = output_record("it", output.shape, output.dtype.name, task, after)
     assert record.decode is not None and len(record.axes) == output.ndim
-    found = infer.decode(output[0], record.decode.model_dump(mode="json"))
+    found = shared.decode(output[0], record.decode.model_dump(mode="json"))
     assert np.shape(found) == expected.shape
     # float32 kernels round the exponential in the last place
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
@@ -178,14 +176,12 @@ def test_every_target_gets_programs_that_need_the_runtime_alone(target: str, who
     ]
     for shown in (info.outputs, tuple(outputs)):
         files = scripts(info.model_copy(update={"outputs": shown}))
-        assert {"infer.py", "show.py"} <= set(files)
+        assert {"infer.py", "shared.py", "show.py"} <= set(files)
         assert len(files["infer.py"].splitlines()) <= MOST_LINES
         for name, text in files.items():
             compile(text, name, "exec")
             assert imports(text) - set(sys.stdlib_module_names) <= ALLOWED, name
-            assert {f"{one}.py" for one in imports(text) & {"show", "picture", "panoptic", "runtime"}} <= set(
-                files
-            ), name
+            assert {f"{one}.py" for one in imports(text) & PARTS} <= set(files), name
             assert not {"eval", "exec", "pickle"} & set(text.replace("(", " ").split())
 
 
@@ -327,7 +323,7 @@ def test_every_map_has_a_picture(kind: str) -> None:
     task = usual_task(kind)
     raw = np.random.default_rng(0).normal(size=(1, task.channels, 6, 8)).astype(np.float32) * 4
     record = output_record("it", raw.shape, "float32", task, None).model_dump(mode="json")
-    value = infer.decode(raw[0], record["decode"])
+    value = shared.decode(raw[0], record["decode"])
     picture = show.picture(record, value)
     assert picture.size == value.shape[-2:][::-1]
     assert np.ptp(np.asarray(picture)) > 0

@@ -214,3 +214,19 @@ def test_pictures_need_a_value_a_channel_and_a_known_way_to_their_size(tmp_path:
     said = refused(tmp_path, scene(), images={"mean": [0.5], "std": [0.5]})
     assert "mean of 1 values" in said and "3 channels" in said
     assert "resize 'fill'" in refused(tmp_path, scene(), images={"resize": "fill"})
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ({"std": [0, 0, 0]}, "std 0, 0, 0: pictures are divided by it"),
+        ({"std": [0.2, -0.2, 0.2]}, "each value has to be above 0"),
+        ({"std": [0.2, math.nan, 0.2]}, "std 0.2, nan, 0.2: a value is not finite"),
+        ({"mean": [0, math.inf, 0]}, "mean 0, inf, 0: a value is not finite"),
+        ({"mean": []}, "mean has no value"),
+        ({"mean": [0.5]}, "mean has 1 values and std 3"),
+        ({"range": (5, 5)}, "range (5, 5)"),
+    ],
+)
+def test_values_by_which_no_picture_is_normalized(tmp_path: Path, said: dict[str, Any], fault: str) -> None:
+    assert fault in refused(tmp_path, scene(), images=said)

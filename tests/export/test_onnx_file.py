@@ -17,7 +17,7 @@ from compactmtl.data.base import Preprocessing
 from compactmtl.errors import ArtifactError, ConfigError, DataError
 from compactmtl.export import Bundle, export_bundle
 from compactmtl.export.calibration_files import batches_in
-from compactmtl.export.onnx_file import OnnxModel
+from compactmtl.export.onnx_file import OnnxModel, write_file
 from tests.support.onnx_files import TwoHeads, write_onnx
 
 INT8 = Target(
@@ -77,7 +77,56 @@ def test_a_file_of_an_old_opset_and_a_fixed_batch(tmp_path: Path) -> None:
     assert bundle.doubt == ""
     assert "converting from opset 11 to 18, which int8 needs" in said
     assert bundle.info.target.latency.batch == 2  # the file decides
+    assert "latency is of batch 2, which the file is fixed to, not of the target's 1" in said
     assert Bundle.open(tmp_path / "b").info.inputs[0].name == "x.1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"latency": LatencyConfig(batch=8)}, "latency.batch 8, and .* takes 2 samples at a time"),
+        ({"onnx": OnnxConfig(dynamic_batch=True)}, "onnx.dynamic_batch, and .* takes 2 samples"),
+    ],
+)
+def test_a_batch_that_the_file_cannot_have(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    model = OnnxModel(old_file(tmp_path / "old.onnx", opset=11))
+    with pytest.raises(ConfigError, match=says):
+        model.fitted(INT8.model_copy(update=changes))
+
+
+def wide_file(path: Path) -> Path:
+    """A matrix of 64 x 64, which is large enough to lie beside the file."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+        [onnx.numpy_helper.from_array(np.eye(64, dtype=np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize(("where", "beside"), [("always", True), ("auto", False), ("never", False)])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_weights_lie_where_the_target_says(tmp_path: Path, where: Any, beside: bool, precision: Any) -> None:
+    model = OnnxModel(wide_file(tmp_path / "wide.onnx"))
+    target = INT8.model_copy(update={"precision": precision, "onnx": OnnxConfig(external_data=where)})
+    feeds = [{"x": np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)}]
+    file = tmp_path / "out" / "model.onnx"
+    write_file(model, file, target, feeds)
+    assert (tmp_path / "out" / "model.onnx.data").exists() is beside
+    assert len(OnnxModel(file).infos) == 1 if precision == "fp32" else file.exists()
+
+
+def test_weights_that_do_not_fit_into_a_file_which_they_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compactmtl.export.precision.files.LARGEST", 1000)
+    model = OnnxModel(wide_file(tmp_path / "wide.onnx"))
+    target = INT8.model_copy(update={"precision": "fp32", "onnx": OnnxConfig(external_data="never")})
+    with pytest.raises(ConfigError, match=r"onnx\.external_data is never"):
+        write_file(model, tmp_path / "model.onnx", target, [])
 
 
 def test_files_that_are_no_use(file: Path, tmp_path: Path) -> None:
@@ -106,11 +155,21 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     both = [one for (one,) in batches_in(tmp_path, [info], None, 128)]
     assert [tuple(one.shape) for one in both] == [(2, 6), (1, 6)]
     assert torch.equal(both[1][0], both[0][0])
+    np.save(tmp_path / "big.npy", array.astype(">f4"))  # of another machine
+    ((big,),) = batches_in(tmp_path / "big.npy", [info], None, 128)
+    assert torch.equal(big, both[0])
+    (tmp_path / "big.npy").unlink()
     with pytest.raises(DataError, match="holds x, label, and not y"):
         next(batches_in(tmp_path / "a.npz", [TensorInfo("y", (None, 6), "float32")], None, 128))
     (tmp_path / "c.npy").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"c\.npy can't be read"):
         list(batches_in(tmp_path, [info], None, 128))
+
+
+def test_an_array_of_no_sample_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((0, 6), np.float32))
+    with pytest.raises(DataError, match=r"a\.npz: x has the shape \(0, 6\) and no value"):
+        next(batches_in(tmp_path / "a.npz", [TensorInfo("x", (None, 6), "float32")], None, 128))
 
 
 def test_pictures_in_a_folder_are_spread_evenly_and_prepared(tmp_path: Path) -> None:

@@ -123,6 +123,14 @@ def test_format_1_with_a_kind_of_the_users_own_imports_nothing(bundle: Bundle) -
     assert other.values == "raw" and other.decode is None
 
 
+def test_a_normalization_that_nothing_can_do_is_named_as_damage(bundle: Bundle) -> None:
+    said = json.loads((bundle.path / "bundle.json").read_text())
+    said["training"]["preprocessing"]["std"] = [0.2, 0, 0.2]
+    (bundle.path / "bundle.json").write_text(json.dumps(said))
+    with pytest.raises(ArtifactError, match=r"bundle\.json: training\.preprocessing.*std 0\.2, 0, 0\.2"):
+        Bundle.open(bundle.path)
+
+
 def test_damage_in_format_1_is_named(bundle: Bundle) -> None:
     old = as_format_1(bundle.info)
     del old["preprocessing"]

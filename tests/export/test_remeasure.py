@@ -85,3 +85,11 @@ def test_what_update_does_not_go_with_is_said(tmp_path: Path, capsys: pytest.Cap
     assert "--update takes one run" in capsys.readouterr().err
     assert main(["profile", str(tmp_path), "--baseline", str(tmp_path)]) == USAGE
     assert "--baseline is for --update" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--repeats", "100"], ["--out", "there"], ["--no-layers"]])
+def test_what_the_target_decides_is_not_asked_for(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", str(tmp_path), "--update", *words]) == USAGE
+    assert f"{words[0]} has no meaning for --update" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 
 from compactmtl.cli.main import main
 from compactmtl.errors import GATE, OK, USAGE
+from tests.support.layouts.folder import write_folder
 from tests.support.own_networks import NETWORKS, RECIPE
 
 TARGET = """
@@ -150,9 +151,33 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
-        (["sparsity.selective.min_channels=64"], "cannot be reached"),
+        (["sparsity.selective.min_channels=64"], "--macs-reduction 0.4 cannot be reached"),
+        (["sparsity.selective.min_channels=64"], "lower --macs-reduction, or"),
         (["model.options.widht=3"], "did you mean width?"),
     ):
         assert main([*FIT, *words]) == USAGE
         assert message in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_read_where_its_data_is_now(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data moves after training: what is made again reads it at the place that the command names."""
+    write_folder(place / "first", count=12, split=True)
+    Path("faces.yaml").write_text(
+        "data: {name: folder, size: [32, 48], batch_size: 4, workers: 1, cache: disk}\n"
+        "tasks: {depth: {kind: depth, head: {kind: fcn, width: 8}}}\n"
+        "model: {encoder: {name: resnet10t, options: {channels: [16, 16, 24, 32], stem_width: 16}}}\n"
+        "train: {epochs: 2, threads: 1}\nsurgery: {align: 1}\n"
+    )
+    words = ["fit", "faces.yaml", "--target", "t.yaml", "--macs-reduction", "0.3"]
+    words += ["sparsity.selective.min_channels=4"]
+    assert main([*words, "data.root=first"]) == OK
+    (place / "first").rename(place / "second place")
+    Path("t.yaml").write_text(TARGET + "onnx: {opset: 19}\n")
+    capsys.readouterr()
+    assert main([*words, "data.root=second place", "data.workers=0"]) == OK
+    told = capsys.readouterr().out
+    assert "dense: runs/faces/dense is finished" in told and "export: t\n" in told

@@ -14,7 +14,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from compactmtl.errors import ArtifactError, CompactError, ConfigError, TrainingError
 from compactmtl.loops import Shrinking
+from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.torch_pruning_adapter import TorchPruning
 from tests.loops.nets import TwoHeads, adam, backward, example, loss_of, two_heads
+
+_EACH = Regime(step=1, outputs=1e-3)
+TABLE = LatencyTable(
+    target="mine",
+    layers={"shape": StaircaseLatency(full=(3, 16), align=1, aligned=_EACH, ragged=_EACH)},
+)
 
 
 def shrinking_of(model: nn.Module, optimizer: Any = None, **more: Any) -> Shrinking:
@@ -160,6 +168,76 @@ def test_the_state_of_another_model_or_of_other_settings() -> None:
         shrinking_of(two_heads()).load_state_dict({})
 
 
+def whole_state(**more: Any) -> dict[str, Any]:
+    return shrinking_of(two_heads(), **more).state_dict()
+
+
+@pytest.mark.parametrize("key", [key for key in whole_state() if key != "version"])
+def test_a_state_that_lacks_something(key: str) -> None:
+    state = whole_state()
+    del state[key]
+    with pytest.raises(ArtifactError, match=f"the saved state of Shrinking lacks {key}") as caught:
+        shrinking_of(two_heads()).load_state_dict(state)
+    assert "state_dict()" in caught.value.hint
+
+
+def test_a_state_that_is_none_or_is_damaged() -> None:
+    shrinking = shrinking_of(two_heads())
+    with pytest.raises(ArtifactError, match="lacks network, asked, steps"):
+        shrinking.load_state_dict({"version": 1})
+    with pytest.raises(ArtifactError, match="state of Shrinking is a list, a mapping was expected"):
+        shrinking.load_state_dict([1])  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="the state's table: not a latency table"):
+        shrinking.load_state_dict({**shrinking.state_dict(), "table": "{}"})
+    with pytest.raises(ArtifactError, match="the state's plan"):
+        shrinking.load_state_dict({**shrinking.state_dict(), "removed": "{}"})
+    with pytest.raises(ArtifactError, match="selective shrinking is a list"):
+        shrinking.load_state_dict({**shrinking.state_dict(), "control": []})
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "selective": {},
+    "controller": {"method": "controller"},
+    "magnitude": {"method": "magnitude", "every": None},
+    "strength": {"strength": 0.1, "mac_reduction": None, "min_channels": None, "every": None},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_control_s_state_that_lacks_something(way: str) -> None:
+    given: dict[str, Any] = {
+        "total_steps": 4,
+        "mac_reduction": 0.5,
+        "min_channels": 2,
+        "every": 1,
+        **WAYS[way],
+    }
+    arguments = {key: value for key, value in given.items() if value is not None}
+
+    def fresh() -> Shrinking:
+        model = two_heads()
+        return Shrinking(model, adam(model), example(), **arguments)
+
+    whole = fresh().state_dict()
+    places = [("control",)] + ([("control", "target")] if "target" in whole["control"] else [])
+    for place in places:
+        inner = whole
+        for step in place:
+            inner = inner[step]
+        for key in inner:
+            state = copy.deepcopy(whole)
+            holder = state
+            for step in place:
+                holder = holder[step]
+            del holder[key]
+            if (key, place) == ("target", ("control",)):
+                continue  # checkpoints of earlier versions had none
+            with pytest.raises(
+                ArtifactError, match=rf"saved .*state of .* (lacks {key}|other channel groups)"
+            ):
+                fresh().load_state_dict(state)
+
+
 def test_a_model_on_two_devices() -> None:
     model = two_heads()
     optimizer = adam(model)
@@ -194,6 +272,15 @@ def test_a_wrapper_of_several_devices() -> None:
         ({"stare": 0.5}, "no option 'stare' here.*start"),
         ({"selective": {"end": 0.5}}, "no option 'selective' here"),
         ({"strength": 0.1, "mac_reduction": None}, "no option 'min_channels' here"),
+        (
+            {"strength": 0.1, "mac_reduction": None, "method": "controller"},
+            "strength is a λ without a target, and method is of a budget",
+        ),
+        (
+            {"strength": 0.1, "mac_reduction": None, "table": TABLE},
+            "strength is a λ without a target, and table is of a budget",
+        ),
+        ({"table": TABLE}, "table .* milliseconds, and mac_reduction .*leave out table"),
         ({"mac_reduction": 1.5}, "mac_reduction"),
         ({"start": 0.7, "end": 0.6}, "start"),
         ({"groups": "filter", "shrink_every": 1}, "shrink_every"),
@@ -216,6 +303,81 @@ def test_finishing_before_the_budget_and_going_on_after_the_end() -> None:
     for call in (shrinking.step, shrinking.end_epoch, shrinking.finish, shrinking.observe):
         with pytest.raises(TrainingError, match=r"\(\) after finish\(\)"):
             call()
+
+
+class Prune(nn.Module):
+    """A network whose layers have names that sound like settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prune = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.selective = nn.Conv2d(16, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.selective(self.prune(image))
+        return out
+
+
+def test_names_of_layers_are_said_as_they_are() -> None:
+    model = Prune().double()
+    with pytest.raises(ConfigError, match=r"^prune\.0\.weight belongs to a channel group"):
+        shrinking_of(model, adam(model.selective))
+
+
+class Unsure(nn.Module):
+    """A network whose own error speaks of epochs, which is its author's word."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        raise RuntimeError("sparsity.selective.fusion needs more epochs")
+
+
+def test_words_of_a_user_s_own_error_are_said_as_they_are() -> None:
+    model = Unsure()
+    model.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    with pytest.raises(CompactError) as caught:
+        shrinking_of(model)
+    assert "sparsity.selective.fusion needs more epochs" in said(caught.value)
+
+
+@pytest.mark.slow
+def test_what_is_found_while_gradients_are_looked_at_names_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_pruning")
+    monkeypatch.setattr(TorchPruning, "_groups", lambda self: [])
+    model = two_heads()
+    shrinking = Shrinking(
+        model, adam(model), example(), total_steps=4, mac_reduction=0.5, method="taylor", at=0.9
+    )
+    image = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    for look in (shrinking.observe, shrinking.optimizer.step):
+        backward(loss_of(model(image), image))
+        with pytest.raises(ConfigError, match="finds no group") as caught:
+            look()
+        assert caught.value.hint == "use method=magnitude"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"total_steps": 1, "every": 1}, "^start 0.2 and end 0.6 leave no step of 1 .*more total_steps"),
+        ({"groups": "filter", "shrink_every": 1}, "^shrink_every removes .* leave out shrink_every"),
+        ({"min_channels": 0}, "`min_channels`: expected a number of at least 1"),
+        ({"schedule": {"ful": 1}}, "unknown key `schedule.ful`.*`schedule.full`"),
+        ({"align": 0}, "^align is 0"),
+        ({"mac_reduction": None, "parameter_reduction": 1.0}, "`parameter_reduction`: expected"),
+        ({"mac_reduction": None, "speedup": 0.5, "target": "torch-cpu"}, "`speedup`: expected"),
+        ({"mac_reduction": None, "latency_ms": 0.0, "target": "torch-cpu"}, "`latency_ms`: expected"),
+        (
+            {"method": "group_norm", "every": None, "regularize": 0.9, "at": 0.5},
+            "^regularize 0.9 .*before at",
+        ),
+    ],
+)
+def test_settings_are_called_by_their_arguments(arguments: dict[str, Any], message: str) -> None:
+    given = {**{"total_steps": 4, "mac_reduction": 0.5, "every": 1}, **arguments}
+    model = two_heads()
+    with pytest.raises(ConfigError) as caught:
+        Shrinking(model, adam(model), example(), **{k: v for k, v in given.items() if v is not None})
+    assert re.search(message, said(caught.value), re.DOTALL)
 
 
 def test_an_average_of_something_else() -> None:

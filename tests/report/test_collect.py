@@ -16,7 +16,8 @@ from compactmtl.report.read import Surgery
 from compactmtl.tasks.gain import delta_m
 from compactmtl.train import Run
 from compactmtl.verify.accuracy import evaluate, torch_runner
-from tests.support.synthetic_runs import SURGERY, SyntheticRun, make_recipe, scaled
+from tests.support.synthetic_runs import SURGERY, SyntheticRun, make_recipe
+from tests.support.synthetic_verification import scaled
 from tests.support.tiny_val import TinySplits
 
 Pair = tuple[SyntheticRun, SyntheticRun]

@@ -17,7 +17,8 @@ from compactmtl.report.delta_formats import grid, shows_more
 from compactmtl.report.reference import Single
 from compactmtl.report.rows import DeltaRow, Spread
 from compactmtl.train import Run
-from tests.support.synthetic_runs import BEST, FACE_TASKS, SyntheticRun, make_recipe
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe
+from tests.support.synthetic_verification import BEST
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

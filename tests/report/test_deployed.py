@@ -18,14 +18,8 @@ from compactmtl.report.paired import sweep_report
 from compactmtl.report.svg import drawn
 from compactmtl.train import Run
 from compactmtl.verify.result import AccuracyResult, LatencyResult
-from tests.support.synthetic_runs import (
-    SyntheticRun,
-    add_export,
-    make_recipe,
-    scaled,
-    timed,
-    verification,
-)
+from tests.support.synthetic_runs import SyntheticRun, add_export, make_recipe
+from tests.support.synthetic_verification import scaled, timed, verification
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

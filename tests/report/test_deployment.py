@@ -17,15 +17,8 @@ from compactmtl.report.model import ExportView, Report
 from compactmtl.report.table import Cell, comparison
 from compactmtl.train import Run
 from compactmtl.verify.result import SINGLE, Verification
-from tests.support.synthetic_runs import (
-    SLOW_INT8,
-    SyntheticRun,
-    add_export,
-    make_recipe,
-    scaled,
-    timed,
-    verification,
-)
+from tests.support.synthetic_runs import SyntheticRun, add_export, make_recipe
+from tests.support.synthetic_verification import SLOW_INT8, scaled, timed, verification
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

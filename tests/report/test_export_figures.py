@@ -12,7 +12,7 @@ from compactmtl.backends import LayerTime
 from compactmtl.report.export_figures import error_pictures, layer_of, layer_times
 from compactmtl.verify.result import ErrorMap, LatencyResult, Measured
 from compactmtl.verify.speed import subject_latency
-from tests.support.synthetic_runs import stats, verification
+from tests.support.synthetic_verification import stats, verification
 
 
 def step(name: str, milliseconds: float) -> LayerTime:

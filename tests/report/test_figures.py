@@ -15,7 +15,7 @@ from compactmtl.report import figures
 from compactmtl.report.charts import Axis, axis, log_axis, number, staircase
 from compactmtl.report.model import MetricView, TaskView
 from compactmtl.report.read import Competition, Epoch, Sparsity, TrainLosses
-from tests.support.synthetic_runs import verification
+from tests.support.synthetic_verification import verification
 
 TASK = TaskView(
     name="depth",
@@ -128,6 +128,7 @@ def test_latencies_beyond_the_axis_are_counted() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(0, 0.3))
+@example([1.0, 1.8e-23], 0.0)  # an end that is a tick but for rounding
 @example([0.0, -4e-15], 0.1)  # a gain that is 0 but for rounding
 def test_an_axis_holds_its_values_and_its_ticks(values: list[float], margin: float) -> None:
     found = axis(values, "", margin=margin)

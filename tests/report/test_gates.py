@@ -14,7 +14,8 @@ from compactmtl.report.table import Cell, Tone
 from compactmtl.train import Run
 from compactmtl.verify.gates import BASELINE
 from compactmtl.verify.result import GateResult
-from tests.support.synthetic_runs import SyntheticRun, add_export, verification
+from tests.support.synthetic_runs import SyntheticRun, add_export
+from tests.support.synthetic_verification import verification
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

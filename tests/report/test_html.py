@@ -16,7 +16,8 @@ from PIL import Image
 
 from compactmtl.report import Report, collect, write_collected
 from compactmtl.train import Run
-from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe, scaled, write_pair
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe, write_pair
+from tests.support.synthetic_verification import scaled
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

@@ -18,7 +18,8 @@ from compactmtl.report.paired import paired_cells, sweep_report
 from compactmtl.report.table import Cell
 from compactmtl.tasks.gain import definition
 from compactmtl.train import Run
-from tests.support.synthetic_runs import BEST, FACE_TASKS, SyntheticRun, make_recipe
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe
+from tests.support.synthetic_verification import BEST
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

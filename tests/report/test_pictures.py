@@ -14,7 +14,8 @@ from PIL import Image
 from compactmtl.report.pictures import comparison_strip, data_uri
 from compactmtl.report.samples import SampleView, TaskSample, View, below, predict_samples, spread
 from compactmtl.tasks import build_tasks
-from tests.support.synthetic_runs import FACE_TASKS, ROOM_TASKS, SPECS, SyntheticRun, make_recipe, write_run
+from tests.support.synthetic_runs import FACE_TASKS, SPECS, SyntheticRun, make_recipe, write_run
+from tests.support.synthetic_verification import ROOM_TASKS
 from tests.support.tiny_val import TinySplits, TinyVal
 
 

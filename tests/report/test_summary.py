@@ -25,15 +25,8 @@ from compactmtl.report.summary import (
 from compactmtl.report.table import Cell, Table, comparison
 from compactmtl.train import Run
 from compactmtl.verify.speed import speed_of
-from tests.support.synthetic_runs import (
-    SLOW_INT8,
-    SyntheticRun,
-    add_export,
-    make_recipe,
-    scaled,
-    timed,
-    verification,
-)
+from tests.support.synthetic_runs import SyntheticRun, add_export, make_recipe
+from tests.support.synthetic_verification import SLOW_INT8, scaled, timed, verification
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

@@ -21,7 +21,8 @@ from compactmtl.report.table import (
     speed_cell,
 )
 from compactmtl.train import Run
-from tests.support.synthetic_runs import FACE_TASKS, SLOW_INT8, SyntheticRun, make_recipe, scaled, timed
+from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe
+from tests.support.synthetic_verification import SLOW_INT8, scaled, timed
 from tests.support.tiny_val import TinySplits
 
 MakeRun = Callable[..., SyntheticRun]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,22 @@ def test_the_table_of_costs_is_what_subsets_save(rooms: Run, capsys: pytest.Capt
     assert whole.macs > small.macs
     assert rows["segmentation"][1] == f"{whole.macs - small.macs:,}"
     assert rows["segmentation"][3] == f"{whole.parameters - small.parameters:,}"
+
+
+@pytest.mark.slow
+def test_channels_that_nobody_reads_are_no_task_s_cost(rooms: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    compact_half(rooms)
+    target = rooms.path.parent / "quick.yaml"
+    target.write_text("extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\n")
+
+    def counts() -> list[list[str]]:
+        assert main(["tasks", str(rooms.path), "--target", str(target)]) == OK
+        words = [line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("note")]
+        return [[word for word in line if "." not in word] for line in words]  # without times and shares
+
+    compacted = counts()
+    shutil.rmtree(rooms.path / "compact")
+    assert counts() == compacted
 
 
 def test_one_task_has_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

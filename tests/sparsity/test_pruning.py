@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from compactmtl.config.sparsity import PruneConfig
-from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError, TrainingError
 from compactmtl.graph import cost
 from compactmtl.sparsity import Pruning, channel_groups, zero_share
 from compactmtl.surgery import compact
@@ -154,6 +155,63 @@ def test_taylor_keeps_what_the_loss_depends_on() -> None:
     control.observe()
     control.step()
     assert bool((model.encoder["inner"][0].weight[:12] == 0).all())  # type: ignore[index]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_whose_gradients_are_not_finite_teaches_taylor_nothing(value: float) -> None:
+    """A loss scaler skips such a step."""
+    pytest.importorskip("torch_pruning")
+    model, control = trained("taylor", 0.4, 5)
+    before = control.state_dict()["importance"]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+    control.observe()
+    after = control.state_dict()["importance"]
+    assert all(bool(one.any()) for one in before)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_named_where_channels_are_chosen() -> None:
+    pytest.importorskip("torch_pruning")
+    model, control = trained("group_norm", 0.4, 9)
+    model.encoder["inner"][0].weight.data[3] = float("nan")  # type: ignore[index]
+    with pytest.raises(TrainingError, match=r"channels of encoder\.\w+\.0 is not finite"):
+        control.step()
+
+
+class Elsewhere(Net):
+    """The one head is `last`; `heads` is whatever the author calls so."""
+
+    def __init__(self, heads: Callable[[nn.Module], object]) -> None:
+        super().__init__()
+        (self.last,) = self.heads.values()
+        del self.heads
+        self.heads = heads(self.last)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder["stem"](x)
+        x = (x + self.encoder["outer"](self.encoder["inner"](x))).relu()
+        output: Tensor = self.last(x.mean((2, 3)))
+        return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "heads", [lambda head: 12, lambda head: "one", nn.Sequential, lambda head: nn.ModuleList([head])]
+)
+def test_heads_of_another_kind_stop_no_baseline(heads: Callable[[nn.Module], object]) -> None:
+    """As vision transformers call a sequence so, or a number."""
+    pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    model = Elsewhere(heads)
+    config = PruneConfig(method="taylor", mac_reduction=0.4, min_channels=2, at=0.05)
+    control = Pruning(channel_groups(model, IMAGE), config, 20, model, (IMAGE,))
+    (model(IMAGE) ** 2).sum().backward()
+    control.observe()
+    control.step()
+    assert control.removed() >= 0.4
 
 
 class Headed(Net):

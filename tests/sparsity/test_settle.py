@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity import channel_groups
 from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
-from compactmtl.sparsity.settle import MILESTONES, ROUNDS, Truth
+from compactmtl.sparsity.settle import LEAST, MILESTONES, ROUNDS, Clock, Truth
 from compactmtl.sparsity.target import Target
 
 INPUT = (torch.zeros(1, 3, 8, 8),)
@@ -79,6 +79,44 @@ def test_what_cannot_be_measured_is_taken_as_it_is() -> None:
     aim.truth.clock = lambda keep: None
     assert 90 <= settled(aim) <= 99
     assert aim.truth.checks == []
+
+
+def busy_after(real: Measured, rounds: int) -> Clock:
+    """A clock that measures so often, and then finds the machine too busy."""
+    left = [rounds]
+
+    def clock(keep: Sequence[Flags]) -> float | None:
+        left[0] -= 1
+        return real(int(keep[0].sum())) if left[0] >= 0 else None
+
+    return clock
+
+
+def test_what_was_measured_within_the_budget_stays_where_the_next_measurement_fails() -> None:
+    """The first choice is within the budget and not close to it; the choice after it cannot be measured."""
+
+    def real(width: int) -> float:
+        return 0.6e-3 * width
+
+    aim = target(None)
+    aim.truth.clock = busy_after(real, 1)
+    first = settled(target(None))
+    assert real(first) < LEAST * BUDGET
+    width = settled(aim)
+    assert len(aim.truth.checks) == 1
+    assert real(width) == aim.truth.checks[0].measured
+
+
+def test_what_was_too_slow_is_not_taken_where_the_next_measurement_fails() -> None:
+    """The next choice follows what was measured, so that it is within the budget by all that is known."""
+
+    def real(width: int) -> float:
+        return 1.5e-3 * width
+
+    aim = target(None)
+    aim.truth.clock = busy_after(real, 1)
+    width = settled(aim)
+    assert aim.truth.checks[0].measured > BUDGET >= real(width)
 
 
 def test_a_choice_on_the_way_is_measured_once_a_milestone() -> None:

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.fake_tensorrt import HostStream
+from tests.support.host_stream import HostStream
 
 FULL = 2  # CUDA_ERROR_OUT_OF_MEMORY
 

@@ -23,11 +23,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
-from torch import Tensor
 
 from compactmtl.backends.driver import CudaDevice
 from compactmtl.backends.tensorrt.types import compute_types
+from tests.support.host_stream import HostStream
 
 STUB = Path(__file__).resolve().parents[2] / "tools" / "stubs" / "tensorrt" / "__init__.pyi"
 GPU = CudaDevice("Fake GPU", "8.6", 8 << 30, "13.0")
@@ -88,43 +87,6 @@ def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Fake:
     monkeypatch.setattr("compactmtl.backends.tensorrt.backend.torch_failure", lambda device: "")
     monkeypatch.setattr("compactmtl.backends.cuda.CudaStream", HostStream)
     return fake
-
-
-class Mark:
-    """An event whose time is its number."""
-
-    count = 0
-
-    def __init__(self) -> None:
-        Mark.count += 1
-        self.number = Mark.count
-
-    def elapsed_time(self, other: Mark) -> float:
-        return float(other.number - self.number)
-
-
-class HostStream:
-    """CudaStream's methods in host memory, at once."""
-
-    handle = 77
-
-    def device_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
-
-    def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
-
-    def copy(self, target: Tensor, source: Tensor) -> None:
-        target.copy_(source)
-
-    def mark(self) -> Mark:
-        return Mark()
-
-    def record(self, launch: Callable[[], None]) -> Callable[[], None]:
-        return launch
-
-    def synchronize(self) -> None:
-        pass
 
 
 def _fill(fake: Fake) -> None:

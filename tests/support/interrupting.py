@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ from compactmtl.train import Run, TrainingInterrupted, train
 from compactmtl.train.session import Session
 
 
-def trained_in_two_parts(resolved: Resolved, path: Path, console: Console, steps: int) -> Run:
-    """A run that was interrupted after so many optimizer steps, and resumed; fails where it was not interrupted."""
+def trained_in_two_parts(
+    resolved: Resolved, path: Path, console: Console, steps: int, between: Callable[[], object] = lambda: None
+) -> Run:
+    """A run that was interrupted after so many optimizer steps, and resumed after `between`; fails where it was not
+    interrupted.
+    """
     update, calls = Session.update, 0
 
     def stop(self: Session, loss: Tensor) -> None:
@@ -29,4 +34,5 @@ def trained_in_two_parts(resolved: Resolved, path: Path, console: Console, steps
         patched.setattr(Session, "update", stop)
         with pytest.raises(TrainingInterrupted):
             train(resolved, path, console=console)
+    between()
     return train(resolved, path, resume=True, console=console)

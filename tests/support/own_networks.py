@@ -60,6 +60,19 @@ class Named(nn.Module):
         return self.decoder["seg"](features, size), self.decoder["z"](features, size)
 
 
+class Pooled(Shown):
+    """Normalizes a map of one pixel by its own statistics."""
+
+    def __init__(self, width=16):
+        super().__init__(width)
+        self.norm = nn.InstanceNorm2d(2 * width)
+
+    def forward(self, image):
+        features = self.encoder(image)
+        features = features + self.norm(features.mean((2, 3), keepdim=True))
+        return {name: head(features, image.shape[-2:]) for name, head in self.heads.items()}
+
+
 class Closed(nn.Module):
     """A network that shows no parts."""
 

@@ -113,10 +113,11 @@ def test_align_keeps_multiples(net, image) -> None:  # type: ignore[no-untyped-d
     assert _same(net, result.model, image) <= EXACT
 
 
-def test_layer_wholly_dead_keeps_one_channel(net, image) -> None:  # type: ignore[no-untyped-def]
+def test_layer_wholly_dead_leaves(net, image) -> None:  # type: ignore[no-untyped-def]
     _kill_filters(net.conv1, list(range(12)), net.bn1)
     result = compact(net, image)
-    assert _loose(result.model).conv1.out_channels == 1
+    assert not list(_loose(result.model).conv1.parameters())
+    assert {layer.name: layer.macs_after for layer in result.report.layers}["conv1"] == 0
     assert _same(net, result.model, image) <= EXACT
 
 

@@ -160,3 +160,55 @@ def test_outputs_of_a_tuple_are_chosen_by_position(tmp_path: Path) -> None:
 def test_one_output_has_no_parts() -> None:
     with pytest.raises(SurgeryError, match="gives a Tensor, which has no parts"):
         compact(nn.Sequential(nn.Conv2d(3, 4, 1)), (torch.randn(1, 3, 4, 4),), outputs=["a"])
+
+
+def test_positions_of_a_selected_model_are_of_what_it_gives() -> None:
+    torch.manual_seed(0)
+    model = InOrder().double().eval()
+    expected = model(IMAGE)
+    two = compact(model, (IMAGE,), outputs=[0, 2])
+    for position, original in ((0, 0), (1, 2)):
+        one = compact(two.model, (IMAGE,), outputs=[position])
+        (found,) = one.model(IMAGE)
+        torch.testing.assert_close(found, expected[original], rtol=0, atol=1e-12)
+        again = apply_plan(apply_plan(model, two.plan), one.plan).eval()
+        assert torch.equal(again(IMAGE)[0], found)
+    assert len(two.model(IMAGE)) == 2
+    with pytest.raises(SurgeryError, match="no output 2"):
+        compact(two.model, (IMAGE,), outputs=[2])
+
+
+def test_names_of_a_selected_model_are_of_what_it_gives(model: nn.Module) -> None:
+    two = compact(model, (IMAGE,), outputs=["masks", "label"]).model
+    one = compact(two, (IMAGE,), outputs=["label"]).model
+    assert list(one(IMAGE)) == ["label"]
+    torch.testing.assert_close(one(IMAGE)["label"], model(IMAGE)["label"], rtol=0, atol=1e-12)
+    with pytest.raises(SurgeryError, match="no output 'depth'"):
+        compact(two, (IMAGE,), outputs=["depth"])
+
+
+class Joined(ThreeOutputs):
+    """A branch of one size, whatever the input's, is joined with maps of the input's size for an output that leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(2 * HALF, 4, 1)
+        self.fuse = nn.Conv2d(5 + 4, 2, 1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.body(image)
+        joined = torch.cat((self.masks(features), self.spread(features)), 1)
+        return {
+            "masks": self.masks(features),
+            "both": self.fuse(joined) + torch.relu(self.spread(features)).mean((2, 3), keepdim=True)[:, :2],
+        }
+
+
+def test_a_module_whose_zeros_fit_one_size_alone_stays_where_sizes_differ(model: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = Joined().double().eval()
+    result = compact(model, (IMAGE,), outputs=["masks"])
+    assert "fuse" in result.plan.absent
+    assert "spread" not in result.plan.absent
+    for image in (IMAGE, torch.randn(3, 3, 24, 40, dtype=torch.float64)):
+        torch.testing.assert_close(result.model(image)["masks"], model(image)["masks"], rtol=0, atol=1e-12)

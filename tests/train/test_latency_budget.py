@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError
 from compactmtl.latency import PairedClock
 from compactmtl.runs import compact_run
-from compactmtl.train import dry_run, train
+from compactmtl.runs.checkpoint import load_state
+from compactmtl.train import dry_run, loop, train
 from compactmtl.train.dry_run import check_recipe
+from compactmtl.train.session import Session, build_session
+from compactmtl.train.sparse import table_of
 from tests.support import made_up_runtime
 from tests.support.interrupting import trained_in_two_parts
 from tests.support.made_up_runtime import cost
@@ -79,6 +83,41 @@ def test_what_is_measured_moves_no_random_number_and_a_resumed_run_is_bit_equal(
     for other in (known, resumed):
         for name, value in other.load_model("last").state_dict().items():
             assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("align", ["4", "auto"])
+def test_a_run_that_goes_on_elsewhere_chooses_by_the_table_of_its_start(
+    align: str,
+    tiny: Make,
+    calls: list[int],
+    tmp_path: Path,
+    quiet: Callable[[], Console],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There its cache is empty, and networks take twice as long; a share is of the dense network in the same rounds."""
+    resolved = recipe(tiny, "speedup: 1.5", f"surgery.align={align}")
+    run = train(resolved, tmp_path / "whole", console=quiet())
+    built: list[Session] = []
+
+    def build(*given: Any) -> Session:
+        built.append(build_session(*given))
+        return built[-1]
+
+    def elsewhere() -> None:
+        capsys.readouterr()
+        made_up_runtime.install(monkeypatch, tmp_path / "elsewhere", factor=2.0)
+        monkeypatch.setattr(loop, "build_session", build)
+
+    resumed = trained_in_two_parts(resolved, tmp_path / "parts", quiet(), 2, elsewhere)
+    assert "timing the whole network" not in capsys.readouterr().err
+    began = table_of(load_state(run.path / "checkpoints" / "last")["session"])  # type: ignore[index]
+    assert began is not None and built[0].sparsifier is not None
+    assert built[0].sparsifier.steering.table == began
+    expected = run.load_model("last").state_dict()
+    for name, value in resumed.load_model("last").state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from compactmtl.config import Resolved, resolve_recipe, trusting
 from compactmtl.config.trust import UntrustedError
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.models import OwnModel
+from compactmtl.train import session as session_module
+from compactmtl.train.faults import explained
 from compactmtl.train.session import Session, build_session
 from tests.support.own_networks import NETWORKS, RECIPE
 
@@ -187,6 +189,31 @@ def test_a_broken_rule_names_itself_and_the_mend(make: Make, network: str, messa
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_statistics_of_one_value_are_explained_as_in_training(make: Make) -> None:
+    resolved = make(network="Pooled")
+    with (
+        pytest.raises(
+            ConfigError, match=r"layer \S*norm normalizes by .* one value per channel \[2, 32, 1, 1\]"
+        ),
+        explained(resolved.recipe),
+    ):
+        session_of(resolved)
+
+
+def test_a_broken_rule_moves_no_random_number(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[Tensor] = []
+
+    def broken(*given: object) -> None:
+        states.append(torch.get_rng_state())
+        torch.rand(3)
+        raise ConfigError("broken", "mend it")
+
+    monkeypatch.setattr(session_module, "check_own", broken)
+    with pytest.raises(ConfigError, match="broken"):
+        session_of(make())
+    assert torch.equal(torch.get_rng_state(), states[0])
 
 
 def test_nothing_to_shrink(make: Make) -> None:

@@ -20,7 +20,7 @@ from torch import equal
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.versions import resolve
 from compactmtl.cli.main import main
-from compactmtl.config import Resolved
+from compactmtl.config import resolve_recipe
 from compactmtl.errors import ArtifactError, HeldError
 from compactmtl.export import export_run
 from compactmtl.train import Run, compact_run, train
@@ -191,20 +191,17 @@ def test_of_two_trainings_that_begin_at_once_one_trains(tmp_path: Path, start: S
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_anywhere_resumes_bit_equal(
-    tmp_path: Path, start: Start, uninterrupted: tuple[Resolved, Run]
-) -> None:
-    resolved, whole = uninterrupted
+def test_a_training_that_is_killed_anywhere_resumes_bit_equal(tmp_path: Path, start: Start) -> None:
+    recipe, longer = (
+        TINY.with_name("everything.yaml"),
+        "train.epochs=8",
+    )  # so that no kill comes after the end
+    resolved = resolve_recipe(recipe, [longer])
+    whole = train(resolved, tmp_path / "whole", console=Console(quiet=True))
     moments = random.Random(0)
+    epoch_seconds = min(event["seconds"] for event in whole.log() if event["event"] == "epoch")
     log = tmp_path / "run" / "log.jsonl"
-    words: Sequence[str] = (
-        "train",
-        str(TINY.with_name("everything.yaml")),
-        "--out",
-        str(tmp_path),
-        "--name",
-        "run",
-    )
+    words: Sequence[str] = ("train", str(recipe), longer, "--out", str(tmp_path), "--name", "run")
     for attempt in range(5):
         process = start(*words, *(["--resume"] if attempt else []))
         before = log.stat().st_size if log.exists() else 0
@@ -214,7 +211,7 @@ def test_a_training_that_is_killed_anywhere_resumes_bit_equal(
             ),  # type: ignore[misc]
             process,
         )
-        time.sleep(moments.uniform(0, 0.6))
+        time.sleep(moments.uniform(0, epoch_seconds))
         process.kill()
         if process.wait() == 0:  # a fast machine is done before the last kill
             break

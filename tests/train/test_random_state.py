@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from compactmtl.runs.checkpoint import load_state, save_checkpoint
-from compactmtl.train.random_state import random_state, restore_random_state, seed_everything
+from compactmtl.train.random_state import (
+    random_state,
+    restore_random_state,
+    same_random_state,
+    seed_everything,
+)
 
 
 def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
@@ -23,6 +28,20 @@ def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
     expected = draw()
     seed_everything(4)
     restore_random_state(state["random"])
+    assert draw() == expected
+
+
+def test_generators_are_put_back_also_after_an_error() -> None:
+    seed_everything(3)
+    expected = draw()
+    seed_everything(3)
+
+    def fails() -> None:
+        draw()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), same_random_state():
+        fails()
     assert draw() == expected
 
 

@@ -20,7 +20,7 @@ from compactmtl.verify.speed import (
     told,
     variation,
 )
-from tests.support.synthetic_runs import FLOAT, SLOW_INT8, stats, timed
+from tests.support.synthetic_verification import FLOAT, SLOW_INT8, stats, timed
 
 TIMES = st.lists(st.floats(0.01, 100), min_size=3, max_size=40)
 

@@ -21,7 +21,7 @@ from compactmtl.sparsity import GroupLasso, ProximalStep, channel_groups, split_
 from compactmtl.surgery import compact
 from compactmtl.train import dry_run
 from compactmtl.train.machine import torch_settings
-from compactmtl.train.resume import Progress, restore, save_last
+from compactmtl.train.resume import Progress, read_last, restore, save_last
 from compactmtl.train.session import Session, build_session
 from tools.gpu_checks import CheckFailed, Setting
 
@@ -174,9 +174,11 @@ def deterministic(setting: Setting) -> dict[str, Any]:
     with session_of(given) as session:
         train_steps(session, steps // 2)
         save_last(session, Progress(), setting.folder / "last")
+    state = read_last(given, setting.folder / "last")
+    assert state is not None
     with session_of(given) as session:
         torch.rand(3, device=session.device)  # another place in the generator's sequence
-        restore(session, Progress(), setting.folder / "last")
+        restore(session, Progress(), setting.folder / "last", state)
         train_steps(session)
         digests.append(_digest(session.model))
     measured = {"steps": steps, "sha256": digests}

@@ -1,7 +1,6 @@
 """Run this bundle: `python infer.py IMAGE... [--out FOLDER]`, or `--check`. bundle.json says what is done here."""
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,27 +9,13 @@ try:
     import numpy as np
 
     from compactmtl.backends.onnxruntime.in_bundle import open_model
-    from compactmtl.export.in_bundle.panoptic import panoptic
     from compactmtl.export.in_bundle.picture import back, prepare, read, visible
+    from compactmtl.export.in_bundle.shared import decode, differs, file_name, opened
     from compactmtl.export.in_bundle.show import save_map, words
 except ImportError as error:
     sys.exit(f"error: {error}: pip install numpy pillow and the runtime")
 
 HERE = Path(__file__).resolve().parent
-
-
-def decode(x, rule):
-    """The value that one picture's output stands for, by `decode` of the output."""
-    return {
-        "none": lambda: x,
-        "first": lambda: x[0],
-        "argmax": lambda: x.argmax(0),
-        "threshold": lambda: (x > rule["threshold"]).astype(np.float32),
-        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
-        "expectation": lambda: np.average(rule["centers"], weights=np.exp(x - x.max())),
-        "unit_vector": lambda: x / np.maximum(np.sqrt((x * x).sum(0)), 1e-12),
-        "panoptic": lambda: panoptic(x, rule["panoptic"]),
-    }[rule["op"]]()
 
 
 def check(info, arrays):
@@ -39,10 +24,7 @@ def check(info, arrays):
     for one in info["inputs"] + info["outputs"]:
         rule, there = info["golden"]["tensors"][one["name"]], stored[one["name"]]
         step = [slice(None, None, rule["step"] if side in ("height", "width") else 1) for side in one["axes"]]
-        off = np.abs(arrays[one["name"]][:1][tuple(step)].astype(np.float64) - there)
-        share = (off > 0).mean() if there.dtype.kind in "iu" else off.max() / max(np.abs(there).max(), 1e-9)
-        print(f"{one['name']}: off by {share:.1e}, at most {rule['tolerance']:.1e} is right")
-        wrong |= not share <= rule["tolerance"]
+        wrong |= differs(one["name"], arrays[one["name"]][:1][tuple(step)], there, rule["tolerance"])
     return wrong
 
 
@@ -57,15 +39,7 @@ def main():
     if not args.check and len(places) < max(1, len(args.images)):
         parser.error("give --check, or pictures that do not write the same files")
     info = json.loads((HERE / "bundle.json").read_text("utf-8"))
-    for name, expected in info["files"].items():
-        if not (HERE / name).is_file():
-            sys.exit(f"error: {HERE / name} is missing")
-        if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != expected:
-            sys.exit(f"error: {HERE / name} is not the file that bundle.json tells of: its hash differs")
-    try:
-        run, (want,) = open_model(HERE / info["model"], info["target"]), info["inputs"]
-    except Exception as error:  # each runtime has its own
-        sys.exit(f"error: {HERE / info['model']} cannot be opened here: {error}")
+    run, (want,) = opened(HERE, info, open_model), info["inputs"]
     for path in [HERE / info["golden"]["picture"]] if args.check else args.images:
         try:
             image = read(path, want)
@@ -82,7 +56,7 @@ def main():
             value = visible(value, size, rule) if one["map"] else value
             print(f"{path}: {one['name']} {words(one, x, value)}")
             value = back(value, size, rule, one["unknown"]) if one["map"] else value
-            save_map(one, value, (args.out or path.parent) / f"{path.stem}.{one['name']}")
+            save_map(one, value, (args.out or path.parent) / f"{path.stem}.{file_name(one['name'])}")
 
 
 if __name__ == "__main__":

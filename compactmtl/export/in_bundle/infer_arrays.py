@@ -4,7 +4,6 @@ ARRAYS are .npz archives that hold the inputs by name, or input=file.npy, one fo
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,30 +12,42 @@ try:
     import numpy as np
 
     from compactmtl.backends.onnxruntime.in_bundle import open_model
-    from compactmtl.export.in_bundle.panoptic import panoptic
+    from compactmtl.export.in_bundle.shared import decode, differs, file_name, opened
 except ImportError as error:
     sys.exit(f"error: {error}: pip install numpy and the runtime")
 
 HERE = Path(__file__).resolve().parent
 
 
-def load(place):
-    """The arrays of an archive by name, or the one array of `name=file` or `file`."""
-    name, _, file = place.rpartition("=")
-    if Path(file).read_bytes()[:2] not in (b"\x93N", b"PK"):
-        raise ValueError(f"{file} is no .npy or .npz file: this bundle takes arrays, not pictures")
-    found = np.load(file, allow_pickle=False)
-    return {name: found} if isinstance(found, np.ndarray) else dict(found)
+def load(place, inputs):
+    """The arrays of an archive by name, or the one array of `input=file` or `file`; a path may hold = itself."""
+    named = {
+        one["name"]: Path(place[len(one["name"]) + 1 :])
+        for one in inputs
+        if place.startswith(one["name"] + "=")
+    }
+    name, file = next(((name, file) for name, file in named.items() if file.is_file()), ("", Path(place)))
+    with file.open("rb") as stream:
+        if stream.read(2) not in (b"\x93N", b"PK"):
+            raise ValueError(f"{file} is no .npy or .npz file: this bundle takes arrays, not pictures")
+        stream.seek(0)
+        found = np.load(stream, allow_pickle=False)
+        return {name: found} if isinstance(found, np.ndarray) else dict(found)
 
 
 def read(places, inputs):
     """The inputs by name, from archives and single arrays; each of the type and shape that the model takes."""
-    arrays = {name: array for place in places for name, array in load(place).items()}
+    names = {"", *(one["name"] for one in inputs)}
+    found = [pair for place in places for pair in load(place, inputs).items() if pair[0] in names]
+    arrays, given = dict(found), [name for name, _ in found]
+    if twice := sorted({name or "an array without a name" for name in given if given.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} is given twice")
     if len(inputs) == 1 and set(arrays) == {""}:  # one input needs no name
         arrays = {inputs[0]["name"]: arrays[""]}
     for one in inputs:
         if one["name"] not in arrays:
-            raise ValueError(f"the model takes {one['name']}, and there are only {', '.join(arrays)}")
+            there = ", ".join(name or "an array without a name" for name in arrays)
+            raise ValueError(f"the model takes {one['name']}, and there is only {there}")
         shape, want = arrays[one["name"]].shape, one["shape"]
         fits = [isinstance(side, str) or side == size for side, size in zip(want, shape, strict=False)]
         if len(shape) != len(want) or not all(fits):
@@ -44,20 +55,6 @@ def read(places, inputs):
         if arrays[one["name"]].dtype != one["dtype"]:
             raise ValueError(f"{one['name']} takes {one['dtype']}, found {arrays[one['name']].dtype}")
     return {one["name"]: np.ascontiguousarray(arrays[one["name"]]) for one in inputs}
-
-
-def decode(x, rule):
-    """The value that one sample's output stands for, by `decode` of the output."""
-    return {
-        "none": lambda: x,
-        "first": lambda: x[0],
-        "argmax": lambda: x.argmax(0),
-        "threshold": lambda: (x > rule["threshold"]).astype(np.float32),
-        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
-        "expectation": lambda: np.average(rule["centers"], weights=np.exp(x - x.max())),
-        "unit_vector": lambda: x / np.maximum(np.sqrt((x * x).sum(0)), 1e-12),
-        "panoptic": lambda: panoptic(x, rule["panoptic"]),
-    }[rule["op"]]()
 
 
 def value_of(x, rule):
@@ -74,10 +71,7 @@ def check(info, stored, outputs):
     for one in info["outputs"]:
         rule, there = info["golden"]["tensors"][one["name"]], stored[one["name"]]
         x = outputs[one["name"]].ravel()[:: rule["step"]]
-        off = np.abs(x.astype(np.float64) - there)
-        share = (off > 0).mean() if there.dtype.kind in "iu" else off.max() / max(np.abs(there).max(), 1e-9)
-        print(f"{one['name']}: off by {share:.1e}, at most {rule['tolerance']:.1e} is right")
-        wrong |= not share <= rule["tolerance"]
+        wrong |= differs(one["name"], x, there, rule["tolerance"])
     return wrong
 
 
@@ -91,19 +85,11 @@ def main():
     if args.check == bool(args.arrays):
         parser.error("give arrays, or --check")
     info = json.loads((HERE / "bundle.json").read_text("utf-8"))
-    for name, expected in info["files"].items():
-        if not (HERE / name).is_file():
-            sys.exit(f"error: {HERE / name} is missing")
-        if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != expected:
-            sys.exit(f"error: {HERE / name} is not the file that bundle.json tells of: its hash differs")
-    try:
-        run = open_model(HERE / info["model"], info["target"])
-    except Exception as error:  # each runtime has its own
-        sys.exit(f"error: {HERE / info['model']} cannot be opened here: {error}")
+    run = opened(HERE, info, open_model)
     golden = HERE / info["golden"]["arrays"]
     try:
         arrays = read([str(golden)] if args.check else args.arrays, info["inputs"])
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged files raise many kinds
         sys.exit(f"error: {error}")
     outputs = run(arrays)
     if args.check:
@@ -113,7 +99,7 @@ def main():
         value = value_of(outputs[one["name"]], one["decode"])
         span = f"{value.min():.6g} to {value.max():.6g}" if value.size else "empty"
         print(f"{one['name']}: {list(value.shape)} {value.dtype}, {span} {one['unit']}".rstrip())
-        np.save(args.out / f"{one['name']}.npy", value)
+        np.save(args.out / f"{file_name(one['name'])}.npy", value)
 
 
 if __name__ == "__main__":

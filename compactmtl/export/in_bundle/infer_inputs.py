@@ -5,7 +5,6 @@ with commas, as in camera=525,525,319.5. Maps are named after the first picture 
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -14,28 +13,14 @@ try:
     import numpy as np
 
     from compactmtl.backends.onnxruntime.in_bundle import open_model
-    from compactmtl.export.in_bundle.panoptic import panoptic
     from compactmtl.export.in_bundle.picture import back, visible
     from compactmtl.export.in_bundle.sample import load, samples
+    from compactmtl.export.in_bundle.shared import decode, differs, file_name, opened
     from compactmtl.export.in_bundle.show import save_map, words
 except ImportError as error:
     sys.exit(f"error: {error}: pip install numpy pillow and the runtime")
 
 HERE = Path(__file__).resolve().parent
-
-
-def decode(x, rule):
-    """The value that one sample's output stands for, by `decode` of the output."""
-    return {
-        "none": lambda: x,
-        "first": lambda: x[0],
-        "argmax": lambda: x.argmax(0),
-        "threshold": lambda: (x > rule["threshold"]).astype(np.float32),
-        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
-        "expectation": lambda: np.average(rule["centers"], weights=np.exp(x - x.max())),
-        "unit_vector": lambda: x / np.maximum(np.sqrt((x * x).sum(0)), 1e-12),
-        "panoptic": lambda: panoptic(x, rule["panoptic"]),
-    }[rule["op"]]()
 
 
 def check(info, arrays):
@@ -44,10 +29,7 @@ def check(info, arrays):
     for one in info["inputs"] + info["outputs"]:
         rule, there = info["golden"]["tensors"][one["name"]], stored[one["name"]]
         step = [slice(None, None, rule["step"] if side in ("height", "width") else 1) for side in one["axes"]]
-        off = np.abs(arrays[one["name"]][:1][tuple(step)].astype(np.float64) - there)
-        share = (off > 0).mean() if there.dtype.kind in "iu" else off.max() / max(np.abs(there).max(), 1e-9)
-        print(f"{one['name']}: off by {share:.1e}, at most {rule['tolerance']:.1e} is right")
-        wrong |= not share <= rule["tolerance"]
+        wrong |= differs(one["name"], arrays[one["name"]][:1][tuple(step)], there, rule["tolerance"])
     return wrong
 
 
@@ -61,17 +43,9 @@ def main():
     if args.check == bool(args.inputs):
         parser.error("give inputs, or --check")
     info = json.loads((HERE / "bundle.json").read_text("utf-8"))
-    for name, expected in info["files"].items():
-        if not (HERE / name).is_file():
-            sys.exit(f"error: {HERE / name} is missing")
-        if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != expected:
-            sys.exit(f"error: {HERE / name} is not the file that bundle.json tells of: its hash differs")
+    run = opened(HERE, info, open_model)
     golden = {name: str(HERE / file) for name, file in info["golden"]["inputs"].items()}
     main_input = next(one["name"] for one in info["inputs"] if one["resize"])
-    try:
-        run = open_model(HERE / info["model"], info["target"])
-    except Exception as error:  # each runtime has its own
-        sys.exit(f"error: {HERE / info['model']} cannot be opened here: {error}")
     try:
         todo = [golden] if args.check else samples(args.inputs, info["inputs"])
         places = [(args.out or Path(one[main_input]).parent) / Path(one[main_input]).stem for one in todo]
@@ -93,7 +67,7 @@ def main():
             value = visible(value, size, rule) if one["map"] else value
             print(f"{sample[main_input]}: {one['name']} {words(one, x, value)}")
             value = back(value, size, rule, one["unknown"]) if one["map"] else value
-            save_map(one, value, place.parent / f"{place.name}.{one['name']}")
+            save_map(one, value, place.parent / f"{place.name}.{file_name(one['name'])}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def read(path, want):
         values, turn = read_pillow(path, KINDS[want["colors"]], want["values"])
     if values.ndim != 3 or values.shape[-1] != want["channels"]:
         raise ValueError(f"it is of shape {values.shape}, the model takes {want['channels']} channels")
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)  # a file may be of another machine
     if values.dtype == np.uint16 or (
         want["values"] and values.dtype.kind in "iuf" and values.dtype != np.uint8
     ):

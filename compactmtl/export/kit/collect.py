@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,6 +16,7 @@ from torch import Tensor
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import EXPORT
 from compactmtl.artifacts.lock import exclusive
+from compactmtl.artifacts.told import now
 from compactmtl.backends import Description, get_backend
 from compactmtl.backends.precision import PrecisionError, show_layers
 from compactmtl.config.target import Target
@@ -147,7 +147,7 @@ def collect_results(
         states=results.states,
         versions=results.versions,
         measured=results.created,
-        collected=datetime.now(UTC).isoformat(timespec="seconds"),
+        collected=now(),
     )
     return Collected(record, folder, keep_record(folder, record))
 

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from compactmtl.artifacts.files import new_folder, sha256_file
 from compactmtl.artifacts.layout import EXPORT, MODEL_FILE
 from compactmtl.artifacts.lock import exclusive
+from compactmtl.artifacts.told import now
 from compactmtl.backends import get_backend
 from compactmtl.backends.base import DeviceKit
 from compactmtl.backends.model_file import model_files
@@ -120,7 +120,7 @@ def write_kit(
             ),
             images=packed,
             files={file.relative_to(folder).as_posix(): sha256_file(file) for file in files},
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=now(),
         )
         content = (manifest.model_dump_json(indent=1) + "\n").encode()
         (folder / MANIFEST).write_bytes(content)

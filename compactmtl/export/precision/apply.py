@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from compactmtl.artifacts.told import Progress
 from compactmtl.backends import get_backend
 from compactmtl.backends.model_file import model_files
 from compactmtl.config.precision import HalfConfig
@@ -23,7 +24,6 @@ from compactmtl.export.precision.record import KeptNode, PrecisionRecord
 from compactmtl.export.precision.search import find_float_layers, layer_errors, rank_layers
 from compactmtl.verify.result import GateResult
 
-Progress = Callable[[str], None]
 Check = Callable[[Path], Sequence[GateResult]]  # a candidate file to the accuracy gates that it fails
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from compactmtl.backends.model_file import data_file
+from compactmtl.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,13 +41,21 @@ def fill_node_names(graph: onnx.GraphProto) -> None:
         taken.add(node.name)
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path, external: bool | None = None) -> None:
     """Write the model; its weights beside it in `<name>.data` where they lay there, or don't fit into one file.
 
+    `external` True writes them beside it anyhow, False forbids it: then ConfigError is raised where they don't fit.
     Tensors below 1 KB stay in the model file, for shapes are inferred from them.
     """
     beside = data_file(path)
-    external = beside.exists() or _weight_bytes(model) > LARGEST
+    size = _weight_bytes(model)
+    if external is False and size > LARGEST:
+        raise ConfigError(
+            f"onnx.external_data is never, and {size / 1e9:.1f} GB of weights don't fit into one ONNX file",
+            "set onnx.external_data to auto",
+        )
+    if external is None:
+        external = beside.exists() or size > LARGEST
     beside.unlink(missing_ok=True)
     onnx.save_model(model, path, save_as_external_data=external, location=beside.name if external else None)
 

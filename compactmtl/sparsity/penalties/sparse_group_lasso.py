@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compactmtl.config.schema import Frozen
 from compactmtl.config.sparsity import NonNegative
+from compactmtl.config.words import key
 from compactmtl.errors import ConfigError
 from compactmtl.sparsity.grouped_tensor import BoundFamily, Scratch, at_least_float32
 from compactmtl.sparsity.groups import ChannelGroups
@@ -31,7 +32,9 @@ class SparseGroupLasso(AskingPenalty):
         @model_validator(mode="after")
         def _one_part(self) -> SparseGroupLasso.Options:
             if not self.l1 and not self.l2:
-                raise ValueError("sparsity.l1 and sparsity.l2 are both 0: there is no penalty")
+                raise ValueError(
+                    f"{key('sparsity.l1')} and {key('sparsity.l2')} are both 0: there is no penalty"
+                )
             return self
 
     def __init__(self, groups: ChannelGroups, strength: float, l1: float = 1.0, l2: float = 1.0) -> None:

@@ -54,7 +54,7 @@ def program(bundle: Bundle, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    for name in ("show", "runtime"):
+    for name in ("shared", "show", "runtime"):
         sys.modules.pop(name, None)
 
 

@@ -1,0 +1,55 @@
+"""What both programs of a bundle do alike, of pictures and of arrays; each gets it as a part of its infer.py."""
+
+import hashlib
+import sys
+
+import numpy as np
+
+from compactmtl.export.in_bundle.panoptic import panoptic
+
+
+def opened(folder, info, open_model):
+    """The model as a function of arrays by name, of files that bundle.json tells of; else the program ends."""
+    for name, expected in info["files"].items():
+        if not (folder / name).is_file():
+            sys.exit(f"error: {folder / name} is missing")
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+            sys.exit(f"error: {folder / name} is not the file that bundle.json tells of: its hash differs")
+    try:
+        return open_model(folder / info["model"], info["target"])
+    except Exception as error:  # each runtime has its own
+        sys.exit(f"error: {folder / info['model']} cannot be opened here: {error}")
+
+
+def decode(x, rule):
+    """The value that one sample's output stands for, by `decode` of the output."""
+    return {
+        "none": lambda: x,
+        "first": lambda: x[0],
+        "argmax": lambda: x.argmax(0),
+        "threshold": lambda: (x > rule["threshold"]).astype(np.float32),
+        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+        "expectation": lambda: np.average(rule["centers"], weights=np.exp(x - x.max())),
+        "unit_vector": lambda: x / np.maximum(np.sqrt((x * x).sum(0)), 1e-12),
+        "panoptic": lambda: panoptic(x, rule["panoptic"]),
+    }[rule["op"]]()
+
+
+def differs(name, x, there, tolerance):
+    """Whether an array is further from the stored one than it may be; how far it is, is printed."""
+    if x.shape != there.shape:
+        print(f"{name}: {list(x.shape)}, {list(there.shape)} is right")
+        return True
+    off, greatest = np.abs(x.astype(np.float64) - there), max(np.abs(there).max(initial=0), 1e-9)
+    share = (
+        np.count_nonzero(off) / max(off.size, 1)
+        if there.dtype.kind in "iu"
+        else off.max(initial=0) / greatest
+    )
+    print(f"{name}: off by {share:.1e}, at most {tolerance:.1e} is right")
+    return not share <= tolerance
+
+
+def file_name(name: str) -> str:
+    """An output's name as part of a file's: ONNX allows in it what a file system does not, such as /."""
+    return "".join(one if one.isalnum() or one in "._-" else "_" for one in name)

@@ -1,0 +1,113 @@
+"""What stands in a module's place once its result is known or unread: the forward calls it as before, and it computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+class Absent(nn.Module):
+    """In place of a module whose result nothing reads: zeros (B, *shape) in the type of the first tensor given, B as that one's."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        given = _first_tensor(args, kwargs)
+        if all(size == 1 for size in self.shape):
+            return given.new_zeros((given.shape[0], *self.shape))  # which the forward may write into
+        return given.new_zeros(()).expand(given.shape[0], *self.shape)
+
+
+class Zero(nn.Module):
+    """In place of a module that gives zeros: the number 0, which adds nothing and may be added to in place."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> float:
+        return 0.0
+
+
+class Constant(nn.Module):
+    """In place of a module that gives one value for each channel.
+
+    It gives the values as they are, such as (1, C, 1, 1), to be broadcast; or, with `size`, at (B, *size), B as that of the
+    first tensor given.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Tensor, size: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+        self.size = tuple(size)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.size:
+            return self.value.clone()  # the forward may write into it
+        size = (_first_tensor(args, kwargs).shape[0], *self.size)
+        return self.value.expand(size).clone()
+
+
+def size_behind_batch(args: Any, output: Any) -> tuple[int, ...] | None:
+    """The size behind the first dimension that a stand-in can give, for it takes that from its first tensor; None: it cannot."""
+    first = next((leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)), None)
+    if first is None or not isinstance(output, Tensor) or not output.ndim or not first.ndim:
+        return None
+    return tuple(output.shape[1:]) if output.shape[0] == first.shape[0] else None
+
+
+def _first_tensor(args: Any, kwargs: Any) -> Tensor:
+    return next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Put a module into the place of another, in place, and give that. Raises AttributeError where there is none."""
+    replaced = model.get_submodule(path)
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+    return replaced
+
+
+def put_where_it_holds(
+    model: nn.Module, modules: Mapping[str, nn.Module], holds: Callable[[], bool]
+) -> tuple[str, ...]:
+    """Put modules into their places, in place, as far as `holds` stays true; the paths of those that stay.
+
+    All are tried together, and where that fails those of one parent are, and then one after another, the last first: what
+    gives its place to a stand-in may be read by those behind it alone.
+    """
+
+    def attempt(paths: Sequence[str]) -> bool:
+        before = {path: put(model, path, modules[path]) for path in paths}
+        if holds():
+            return True
+        for path, module in before.items():
+            put(model, path, module)
+        return False
+
+    if not modules or attempt(list(modules)):
+        return tuple(modules)
+    siblings: dict[str, list[str]] = {}
+    for path in modules:
+        siblings.setdefault(path.rpartition(".")[0], []).append(path)
+    kept = set[str]()
+    for paths in siblings.values():
+        if len(siblings) > 1 and attempt(paths):
+            kept.update(paths)
+        elif len(modules) > 1 and (len(siblings) == 1 or len(paths) > 1):
+            kept.update(path for path in reversed(paths) if attempt([path]))
+    return tuple(path for path in modules if path in kept)
+
+
+def constant(
+    shape: Sequence[int], values: Sequence[float], size: Sequence[int], like: Tensor | None
+) -> nn.Module:
+    """The stand-in for `values` of this shape, in the type and on the device of `like`: see `Constant`; `Zero` where the shape is ()."""
+    if not shape:
+        return Zero()
+    dtype, device = (like.dtype, like.device) if like is not None else (torch.float32, None)
+    return Constant(torch.tensor(values, dtype=dtype, device=device).reshape(tuple(shape)), size)
