@@ -18,8 +18,8 @@ from compactmtl.cli.main import main
 from compactmtl.config import trusting
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
+from compactmtl.data.checked import checked
 from compactmtl.data.datasets import dataset_module
-from compactmtl.data.external import checked
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec
 

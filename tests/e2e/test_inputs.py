@@ -66,6 +66,15 @@ def test_the_whole_road(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert surgery["macs"]["after"] <= 0.65 * surgery["macs"]["before"]
     for target in ("t", "baked", "int8"):
         assert main(["export", str(run), "--target", f"{target}.yaml", *trust]) == OK
+    # A kit times and scores the file where only its runtime is.
+    assert (
+        main(["export", str(run), "--target", "t.yaml", "--kit-out", "kit", "--kit-images", "3", *trust])
+        == OK
+    )
+    subprocess.run([sys.executable, "kit.py", "--repeats", "3"], cwd="kit", check=True, capture_output=True)
+    assert main(["collect", str(run), "kit/results.json", *trust]) == OK
+    assert main(["profile", str(run), "--warmup", "1", "--repeats", "3", "--target", "t.yaml", *trust]) == OK
+    assert main(["tasks", str(run), "--target", "t.yaml", *trust]) == OK
     assert main(["report", str(run), *trust]) == OK
     assert "rgb=FILE depth=FILE camera=FILE" in (run / "README.md").read_text()
     assert main(["predict", str(run), *SAMPLE, *SECOND, "--out", "of_run", "--maps", *trust]) == OK
