@@ -131,7 +131,7 @@ def compare(run: Run, device: torch.device) -> str:
     trained = evaluate_on(run.load_plain(), device, loader, run.tasks)
     compacted = evaluate_on(run.load_compact(), device, loader, run.tasks)
     lines = ["val, trained and compact:"]
-    for name, task in run.tasks.items():
+    for name, task in run.measured.items():
         for metric, value in trained[name].items():
             other = compacted[name][metric]
             lines.append(

@@ -117,14 +117,24 @@ def _config(name: str, overrides: list[str]) -> DataConfig:
     return validate(DataConfig, node, "the command line")
 
 
+def _sections(config: DataConfig) -> dict[str, DataConfig]:
+    """The section, or that of each source by the key that it stands under."""
+    from compactmtl.config.sources import of_source
+
+    own = {f"sources.{source.called}.": of_source(config, source, deployed=True) for source in config.sources}
+    return own or {"": config}
+
+
 def _print_report(config: DataConfig, report: DataReport) -> None:
-    from compactmtl.data.datasets import dataset_module
+    from compactmtl.data.datasets import dataset_module, splits_of
     from compactmtl.data.labels import label_line
 
-    module = dataset_module(config.name)
-    print(f"{config.name}: {module.DESCRIPTION}")
-    if config.root is not None:
-        print(f"root     {config.root}")
+    sections = _sections(config)
+    for name in dict.fromkeys(section.name for section in sections.values()):
+        print(f"{name}: {dataset_module(name).DESCRIPTION}")
+    for root in dict.fromkeys(section.root for section in sections.values()):
+        if root is not None:
+            print(f"root     {root}")
     how = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}[
         config.resize
     ]
@@ -135,7 +145,7 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
         print(f"input    {name}: {what}")
     for split, count in report.counts.items():
         print(f"{split:<8} {count} samples")
-    for missing in (split for split in module.SPLITS if split not in report.counts):
+    for missing in (split for split in splits_of(config) if split not in report.counts):
         print(f"{missing:<8} missing")
     if report.endings:
         print(f"images   {', '.join(f'{count} {ending}' for ending, count in report.endings.items())}")
@@ -143,8 +153,10 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
         print(f"labels   {label_line(split, report.counts[split], known)}")
     for target, text in report.targets.items():
         print(f"target   {target}: {text}")
-    for name, field in module.Options.model_fields.items():
-        print(f"option   options.{name}={config.options.get(name, field.default)}: {field.description}")
+    for where, section in sections.items():
+        for name, field in dataset_module(section.name).Options.model_fields.items():
+            given = section.options.get(name, field.default)
+            print(f"option   {where}options.{name}={given}: {field.description}")
     for note in report.notes:
         print(f"note     {note}")
     for problem in report.problems:
@@ -154,10 +166,11 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
 def _write_picture(config: DataConfig, split: Split, samples: int, out: Path) -> None:
     from PIL import Image
 
+    from compactmtl.config.sources import as_deployed
     from compactmtl.data.check import sample_sheet
     from compactmtl.data.datasets import load_dataset
 
-    dataset = load_dataset(config.model_copy(update={"cache": "none"}), split)
+    dataset = load_dataset(as_deployed(config.model_copy(update={"cache": "none"})), split)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sample_sheet(dataset, samples)).save(out)
     print(f"picture  {out}")

@@ -297,12 +297,14 @@ def latency_lines(latency: LatencyResult, elsewhere: int | None = None) -> Itera
 
 def accuracy_lines(accuracy: AccuracyResult, tasks: Mapping[str, Scored]) -> Iterator[str]:
     """Every metric of torch's model, the artifact and, where there is one, the baseline, as a table."""
+    from compactmtl.tasks.by_source import task_of
+
     rows = [("", "", "torch", "artifact", *(["baseline"] if accuracy.baseline else []))]
     for task, metrics in accuracy.torch.items():
         for metric, value in metrics.items():
             others = [accuracy.artifact, *([accuracy.baseline] if accuracy.baseline else [])]
             values = [value, *(one.get(task, {}).get(metric, math.nan) for one in others)]
-            info = tasks[task].metric_info[metric]
+            info = tasks[task_of(task)].metric_info[metric]
             shown = [
                 f"{v:.2%}" if info.share else f"{v:.4g}{' ' + info.unit if info.unit else ''}" for v in values
             ]

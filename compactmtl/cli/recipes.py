@@ -143,7 +143,10 @@ def _check_references(recipe: Recipe) -> None:
 
     for target in recipe.targets:
         load_target(target)
-    validate_options(dataset_module(recipe.data.name).Options, recipe.data.options, "data.options")
+    for one in recipe.data.sources:
+        validate_options(dataset_module(one.name).Options, one.options, f"data.sources: {one.called}.options")
+    if not recipe.data.sources:
+        validate_options(dataset_module(recipe.data.name).Options, recipe.data.options, "data.options")
     _check_network(recipe)
     for name, task in recipe.tasks.items():
         task_class(task.kind, f"tasks.{name}.kind")

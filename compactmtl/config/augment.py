@@ -1,4 +1,4 @@
-"""Random changes of training samples (`data.augment`)."""
+"""Random joint transforms of training images, as a recipe states them."""
 
 from __future__ import annotations
 

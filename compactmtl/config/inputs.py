@@ -82,8 +82,24 @@ class InputConfig(Frozen):
         return self
 
 
-def check_inputs(inputs: Mapping[str, InputConfig]) -> None:
-    """Raise ValueError where they cannot be a network's inputs."""
+# What `data` says of one picture, where a recipe names no inputs.
+OF_ONE: Mapping[str, object] = {"channels": 3, "range": None, **_IMAGENET}
+
+
+def check_inputs(inputs: Mapping[str, InputConfig], of_one: Mapping[str, object], *, several: bool) -> None:
+    """Raise ValueError where they cannot be a network's inputs.
+
+    `of_one` is what the recipe says under the keys of `OF_ONE`, `several` whether it draws from several data sets.
+    """
+    if several:
+        raise ValueError(
+            "inputs: several data sets (data.sources) give one picture each; leave one of the two out"
+        )
+    for key, value in of_one.items():
+        if value != OF_ONE[key]:
+            raise ValueError(
+                f"{key} is of a recipe with one picture; give it in inputs.{next(iter(inputs))}.{key}"
+            )
     if wrong := [name for name in inputs if not name.isidentifier() or name.startswith("_")]:
         raise ValueError(
             f"inputs: {wrong[0]!r} cannot be the name of an argument of forward; use letters, digits and _"

@@ -27,7 +27,7 @@ _BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 class Key:
     """One key of a schema.
 
-    `name` is dotted; `*` in it stands for a name that the user chooses, such as a task's. `type` says in words which
+    `name` is dotted; `*` in it stands for a name that the user chooses, such as a task's, or for a place in a list. `type` says in words which
     values are allowed; `choices` are the names among them. `default` is written as in YAML; it is None where the key must
     be given. A `section` has keys of its own, which follow it.
     """
@@ -64,6 +64,8 @@ def _sections(annotation: Any, key: str) -> Iterator[tuple[type[BaseModel], str]
         yield from _sections(arguments[0], key)
     elif origin is dict:
         yield from _sections(arguments[1], f"{key}.*")
+    elif origin is tuple:
+        yield from _sections(arguments[0], f"{key}.*")
 
 
 def _type(annotation: Any) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compactmtl.config.kept import keep_sources
 from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
 from compactmtl.config.merge import apply_overrides, merge, read_extended
 from compactmtl.config.paths import anchor
@@ -150,7 +151,12 @@ def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
     if numbers is not None and isinstance(numbers.value, dict):
         numbered = {name: gone for name, gone in dropped.items() if name in numbers.value}
         over |= {"single_task": Node(numbered, Place(None))} if numbered else {}
-    return merge(node, Node(over, Place(None)))
+    merged = merge(node, Node(over, Place(None)))
+    assert isinstance(merged.value, dict)
+    data = merged.value.get("data")
+    if data is None or not isinstance(data.value, dict) or "sources" not in data.value:
+        return merged
+    return Node({**merged.value, "data": keep_sources(data, set(dropped))}, merged.place)
 
 
 def origins(model: Frozen, node: Node) -> Iterator[tuple[str, str]]:

@@ -40,8 +40,11 @@ def extended(kind: Kind, node: Node, path: Path, ancestors: tuple[Path, ...] = (
 def merge(base: Node, over: Node) -> Node:
     """Merge `over` into `base`: mappings merge key by key, everything else is replaced.
 
-    Under a key null removes a mapping, and an empty one, `{}`, takes its place: what was inherited is gone.
+    Under a key null removes a mapping, and an empty one, `{}`, takes its place: what was inherited is gone. A mapping laid
+    over a list of mappings that have an `alias` or a `name` is merged into those that its keys name.
     """
+    if (listed := _into_named(base, over)) is not None:
+        return listed
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
     result = dict(base.value)
@@ -54,6 +57,27 @@ def merge(base: Node, over: Node) -> Node:
         else:
             result[key] = node if under is None else merge(under, node)
     return Node(result, over.place)
+
+
+def _into_named(base: Node, over: Node) -> Node | None:
+    """A list of named mappings with others merged into it by their names; none where it is not that."""
+    if not (isinstance(base.value, list) and isinstance(over.value, dict) and over.value):
+        return None
+    items: list[Node] = list(base.value)
+    places = {name: number for number, item in enumerate(items) if (name := _name_of(item)) is not None}
+    if not set(over.value) <= set(places):
+        return None
+    for name, node in over.value.items():
+        items[places[name]] = merge(items[places[name]], node)
+    return Node(items, base.place)
+
+
+def _name_of(item: Node) -> str | None:
+    """What a mapping in a list is called: its `alias`, else its `name`, of a class of the user's own the class's."""
+    if not isinstance(item.value, dict):
+        return None
+    named = (item.value[key].value for key in ("alias", "name") if key in item.value)
+    return next((name.rpartition(":")[2] for name in named if isinstance(name, str)), None)
 
 
 def apply_overrides(node: Node, overrides: Sequence[str]) -> Node:

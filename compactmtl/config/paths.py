@@ -7,6 +7,7 @@ a recipe that comes with the package, at the working folder. What is resolved ha
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ _RECIPE = (
 )
 # what a verb that reads a run takes as key=value: where its data lies and how it is read
 HERE = ("data.root", "data.workers", "data.cache")
+_ROOT_OF_SOURCE = re.compile(r"data\.sources\.[^.=]+\.root")  # and where one of several data sets lies
 _NAMES = {
     "distillation.teacher": "self",
     "distillation.features.teacher": "self",
@@ -48,6 +50,9 @@ def anchor(kind: Kind, node: Node) -> Node:
     if kind == "recipe":
         for key in _RECIPE:
             node = _at(node, key.split("."), _path(key))
+        node = _at(
+            node, ["data", "sources"], _each(lambda one: _at(one, ["root"], _path("data.sources.*.root")))
+        )
         for section in REDUCTIONS:
             node = _at(node, ["sparsity", section, "latency", "target"], _file("latency.target"))
         return _at(node, ["targets"], _each(_file("targets")))
@@ -76,13 +81,18 @@ def check_here(run: Path, overrides: Sequence[str]) -> None:
 
 def here_words(recipe: Recipe) -> list[str]:
     """Overrides for `check_here`: where a recipe's data is, and how it is read."""
-    return [f"{key}={flow(getattr(recipe.data, key.partition('.')[2]))}" for key in HERE]
+    own = [
+        f"data.sources.{source.called}.root={flow(source.root)}"
+        for source in recipe.data.sources
+        if source.root is not None
+    ]
+    return [*(f"{key}={flow(getattr(recipe.data, key.partition('.')[2]))}" for key in HERE), *own]
 
 
 def is_here(word: str) -> bool:
     """Whether a `key=value` word is one of those that `check_here` passes."""
     key, equals, _ = word.partition("=")
-    return bool(equals) and key.strip() in HERE
+    return bool(equals) and (key.strip() in HERE or _ROOT_OF_SOURCE.fullmatch(key.strip()) is not None)
 
 
 def is_bundled(file: Path) -> bool:

@@ -10,7 +10,7 @@ from compactmtl.config.augment import AugmentConfig as AugmentConfig
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
 from compactmtl.config.distillation import DistillationConfig as DistillationConfig
 from compactmtl.config.encoder import EncoderConfig as EncoderConfig
-from compactmtl.config.inputs import AVERAGE, IMAGE, InputConfig, check_inputs
+from compactmtl.config.inputs import AVERAGE, IMAGE, OF_ONE, InputConfig, check_inputs
 from compactmtl.config.model import HeadConfig as HeadConfig
 from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
@@ -20,18 +20,20 @@ from compactmtl.config.schema import Positive as Positive
 from compactmtl.config.schema import Scalar as Scalar
 from compactmtl.config.schema import ScheduleConfig as ScheduleConfig
 from compactmtl.config.schema import Share as Share
+from compactmtl.config.sources import Sourced, check_sources, check_tasks
 from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
 
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
 
 
-class DataConfig(Frozen):
-    """The data set, the input size and the batches."""
+class DataConfig(Sourced):
+    """The data set, or several of them, the input size and the batches."""
 
     name: str = Field(
+        "",
         description="Data set by name, such as `scenes` or `utkface`, or a class of your own as "
-        "`package.module:Class`.",
+        "`package.module:Class`. It must be given unless there are `sources`, from which it follows.",
     )
     root: str | None = Field(None, description="Folder of the data set. Generated data sets need none.")
     size: tuple[int, int] = Field(description="Height and width of the network's input in pixels.")
@@ -111,18 +113,10 @@ class DataConfig(Frozen):
                 )
         if self.select_on == "holdout" and self.holdout == 0:
             raise ValueError("select_on: holdout needs holdout > 0")
+        check_sources(self)
         if self.inputs:
-            self._check_inputs()
+            check_inputs(self.inputs, {key: getattr(self, key) for key in OF_ONE}, several=bool(self.sources))
         return self
-
-    def _check_inputs(self) -> None:
-        check_inputs(self.inputs)
-        usual = {"channels": 3, "range": None, "mean": _default("mean"), "std": _default("std")}
-        for key, value in usual.items():
-            if getattr(self, key) != value:
-                raise ValueError(
-                    f"{key} is of a recipe with one picture; give it in inputs.{next(iter(self.inputs))}.{key}"
-                )
 
     @property
     def given(self) -> dict[str, InputConfig]:
@@ -146,11 +140,6 @@ class DataConfig(Frozen):
     def others(self) -> dict[str, InputConfig]:
         """What the network is given beside the first picture."""
         return {name: one for name, one in self.inputs.items() if name != self.first}
-
-
-def _default(key: str) -> object:
-    """What a key of `data` is where a recipe does not name it."""
-    return DataConfig.model_fields[key].default
 
 
 class TaskConfig(Frozen):
@@ -320,6 +309,11 @@ class Recipe(Frozen):
         description="Metrics of single-task networks (task → metric → value), against which the log shows"
         " Δm.",
     )
+
+    @model_validator(mode="after")
+    def _sources_of_tasks(self) -> Recipe:
+        check_tasks(self)
+        return self
 
     @model_validator(mode="after")
     def _one_weight_to_shrink(self) -> Recipe:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compactmtl.config.load import Resolved, resolve_recipe
 from compactmtl.config.paths import PACKAGE_PREFIX
+from compactmtl.config.recipe import Recipe
 
 OVERLAY = "_smoke"
 SELECTIVE = (
@@ -32,7 +33,13 @@ def resolve_smoke(
     packaged = (recipe.model.encoder.weights or "").startswith(PACKAGE_PREFIX)
     return resolve_recipe(
         name_or_path,
-        [*overrides, *(STEPS if two_steps else ())],
+        [*_room(recipe), *overrides, *(STEPS if two_steps else ())],
         overlays=[OVERLAY, *([SELECTIVE] if selective else []), *([PACKAGED] if packaged else [])],
         tasks=tasks,
     )
+
+
+def _room(recipe: Recipe) -> list[str]:
+    """A batch that has an image of every source, where batches are joined of more of them than the overlay has images."""
+    joined = recipe.data.mixing.batches == "joined"
+    return [f"data.batch_size={len(recipe.data.sources)}"] if joined and len(recipe.data.sources) > 2 else []

@@ -75,10 +75,21 @@ def validate_options(model_class: type[M], options: Mapping[str, Any], where: st
 def place_of(node: Node, path: Path) -> Place:
     """Where the deepest node on a path was written, or what took it away."""
     for part in path:
-        if node.removed or not isinstance(node.value, dict) or part not in node.value:
+        inner = None if node.removed else _child(node, part)
+        if inner is None:
             break
-        node = node.value[part]
+        node = inner
     return node.place
+
+
+def _child(node: Node, part: str | int) -> Node | None:
+    """What stands under a key of a mapping, or at a number of a list of mappings; none where that is nothing."""
+    if isinstance(node.value, dict):
+        return node.value.get(str(part))
+    if isinstance(node.value, list) and str(part).isdecimal() and int(part) < len(node.value):
+        item = node.value[int(part)]
+        return item if isinstance(item.value, dict) else None
+    return None
 
 
 def _explain(
@@ -113,18 +124,18 @@ def _named(path: Path, word: str) -> Path:
 
 
 def _path(node: Node, details: ErrorDetails) -> Path:
-    """The keys of an error's location, without pydantic's marks of union branches and list positions."""
+    """The keys of an error's location, without pydantic's marks of union branches and positions among plain values."""
     path: list[str] = []
     location = details["loc"]
     for part in location:
-        if not (isinstance(part, str) and isinstance(node.value, dict)):
+        inner = _child(node, part) if isinstance(part, str) or isinstance(node.value, list) else None
+        if inner is None:
+            of_mapping = isinstance(part, str) and isinstance(node.value, dict)
+            if of_mapping and details["type"] == "missing" and part == location[-1]:
+                path.append(str(part))
             break
-        if part not in node.value:
-            if details["type"] == "missing" and part == location[-1]:
-                path.append(part)
-            break
-        path.append(part)
-        node = node.value[part]
+        path.append(str(part))
+        node = inner
     return tuple(path)
 
 

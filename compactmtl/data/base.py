@@ -45,6 +45,7 @@ class Batch(TypedDict):
     inputs: NotRequired[tuple[Tensor, ...]]  # where the recipe names them, in their order; see `inputs.given`
     targets: dict[str, Tensor]
     references: NotRequired[dict[str, list[InstanceReference]]]  # by target, one an image; evaluation only
+    sources: NotRequired[list[str]]  # the data set of each image, where there are several
 
 
 def channel_fault(key: Literal["mean", "std"], values: Sequence[float]) -> str:

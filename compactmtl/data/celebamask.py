@@ -38,6 +38,7 @@ from compactmtl.data.formats import read_mask
 from compactmtl.data.images import read_picture
 from compactmtl.data.maps import check_fits, read_map
 from compactmtl.data.stored import own_size
+from compactmtl.data.tables import UNKNOWN_CLASS
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -74,7 +75,8 @@ _FACE = {
     "neck",
 }
 _TO_REGION = np.array([1 if c in _FACE else 2 if c == "hair" else 0 for c in CLASSES], np.uint8)
-_IGNORE = 255  # no pixel is unknown; for the border that a random shift lays bare
+_IGNORE = 255  # of images without a mask, and of the border that a random shift lays bare
+_UNKNOWN = -1  # an attribute of an image without a row in the list
 _VAL_FROM, _TEST_FROM = 162771, 182638
 _SHARES: Mapping[Split, float] = {"val": 0.1, "test": 0.1}  # where the mapping is missing
 _DEFAULT_ATTRIBUTES = ("Male", "Smiling")
@@ -100,7 +102,7 @@ class Options(Frozen):
 
 @dataclass(frozen=True)
 class Face(Record):
-    """One image: its merged label map, or the files of its parts, and its attributes (1 present, 0 absent)."""
+    """One image: its merged label map, or the files of its parts, and its attributes (1 present, 0 absent, -1 unknown)."""
 
     merged: Path | None = None
     parts: tuple[tuple[str, Path], ...] = ()
@@ -211,27 +213,39 @@ def list_faces(folder: Path, requested: Sequence[str] | None) -> tuple[Listing, 
     for image in images:
         number = int(image.stem) if image.stem.isdigit() else -1
         own = tuple(parts.get(number, ()))
-        if image.stem not in merged and not own:
+        label = merged.get(image.stem)
+        lacking: tuple[str, ...] = ()
+        if label is None and not own:
             bare.append(image.name)
-            continue
+            lacking = ("segmentation",)
         if chosen and image.name not in table:
             unknown.append(image.name)
-            continue
-        values = tuple(table[image.name][column] for column in columns) if chosen else ()
-        label = merged.get(image.stem)
+            lacking = (*lacking, "attributes", *(name.lower() for name in chosen))
+        if lacking and (not chosen or len(lacking) == len(chosen) + 2):
+            continue  # nothing is known
+        known = image.name in table
+        values = tuple(table[image.name][column] if known else _UNKNOWN for column in columns)
         files = (label,) if label is not None else tuple(path for _, path in own)
-        faces.append(Face(image.stem, image, files, label, own if label is None else (), values))
+        parts_of_face = own if label is None else ()
+        faces.append(Face(image.stem, image, files, label, parts_of_face, values, unknown=lacking))
     if not faces:
         raise DataError(f"{folder}: no image of {IMAGES}/ has masks in {MASKS}/ or {MERGED}/", _MEND)
-    notes = [f"{len(bare)} images have no mask and are passed over: {some(bare)}"] if bare else []
+    notes = [f"{len(bare)} images have no mask{_of_these(chosen)}: {some(bare)}"] if bare else []
     if unparsed:
         notes.append(f"{len(unparsed)} files in {MASKS}/ are of no known part, such as {some(unparsed)}")
     if unknown:
-        notes.append(f"{len(unknown)} images are not in {ATTRIBUTES} and are passed over: {some(unknown)}")
+        notes.append(
+            f"{len(unknown)} images are not in {ATTRIBUTES}; their attributes are unknown: {some(unknown)}"
+        )
     if not chosen and requested is None:
         notes.append(f"no {ATTRIBUTES}: attributes are not offered as targets")
     by_split, said = _splits(folder, faces)
     return Listing(by_split, (*notes, *said)), chosen
+
+
+def _of_these(chosen: Sequence[str]) -> str:
+    """What becomes of images without a mask."""
+    return "; of those with attributes their segmentation is unknown" if chosen else " and are passed over"
 
 
 def load(config: DataConfig, split: Split) -> FileDataset[Face]:
@@ -245,18 +259,23 @@ def load(config: DataConfig, split: Split) -> FileDataset[Face]:
     listing, chosen = list_faces(folder, options.attributes)
     records = held_apart(listing.faces[source_of(split)], config, split)
     values = [record.attributes for record in records]  # part of what a disk cache holds
-    reader, specs = _reader(config, options, chosen), specs_of(options, chosen)
+    every = [face for faces in listing.faces.values() for face in faces]
+    unknown = any("attributes" in face.unknown for face in every)
+    reader, specs = _reader(config, options, chosen), specs_of(options, chosen, unknown=unknown)
     return FileDataset(config, split, specs, Files(folder, records, reader, values, listing.notes))
 
 
-def specs_of(options: Options, chosen: Sequence[str]) -> dict[str, TargetSpec]:
-    """The targets that these options offer."""
+def specs_of(options: Options, chosen: Sequence[str], *, unknown: bool = False) -> dict[str, TargetSpec]:
+    """The targets that these options offer; `unknown`: whether some face has no attributes."""
     classes = REGIONS if options.classes == 3 else CLASSES
     sides = SIDES if options.classes == 19 else ()
     specs = {"segmentation": TargetSpec("mask", classes=classes, ignore_index=_IGNORE, mirrored=sides)}
     if chosen:
         specs["attributes"] = TargetSpec("multilabel", classes=tuple(chosen))
-    return specs | {name.lower(): TargetSpec("class", classes=("no", "yes")) for name in chosen}
+    ignore = UNKNOWN_CLASS if unknown else None
+    return specs | {
+        name.lower(): TargetSpec("class", classes=("no", "yes"), ignore_index=ignore) for name in chosen
+    }
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -317,24 +336,23 @@ def _reader(config: DataConfig, options: Options, chosen: Sequence[str]) -> Call
 
 
 def _read(fit: Fit, classes: int, chosen: Sequence[str], face: Face) -> Arrays:
-    if face.merged is not None:
-        labels = read_mask(face.merged, None, len(CLASSES))
-    else:
-        labels = merge_parts(face.parts)
-    if classes == 3:
-        labels = _TO_REGION[labels]
     image, picture = read_picture(face.image, fit)
-    # The official masks have half the side of their images.
-    check_fits(face.merged or face.parts[0][1], labels.shape, picture, scaled=True)
-    arrays: Arrays = {
-        "image": image,
-        **own_size(picture.size),
-        "segmentation": fit.map(labels, PADDED, picture.size),
-    }
+    arrays: Arrays = {"image": image, **own_size(picture.size)}
+    if "segmentation" in face.unknown:
+        arrays["segmentation"] = np.full(fit.size, _IGNORE, np.uint8)
+    else:
+        labels = (
+            merge_parts(face.parts) if face.merged is None else read_mask(face.merged, None, len(CLASSES))
+        )
+        if classes == 3:
+            labels = _TO_REGION[labels]
+        # The official masks have half the side of their images.
+        check_fits(face.merged or face.parts[0][1], labels.shape, picture, scaled=True)
+        arrays["segmentation"] = fit.map(labels, PADDED, picture.size)
     if chosen:
         arrays["attributes"] = np.array(face.attributes, np.float32)
     for name, value in zip(chosen, face.attributes, strict=True):
-        arrays[name.lower()] = np.array(value, np.int64)
+        arrays[name.lower()] = np.array(UNKNOWN_CLASS if value == _UNKNOWN else value, np.int64)
     return arrays
 
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from compactmtl.config.recipe import DataConfig, TaskConfig
+from compactmtl.config.sources import as_deployed, of_source
 from compactmtl.data.base import DataReport, Sample, Split, VisionDataset
-from compactmtl.data.datasets import check_inputs, dataset_module, load_dataset
+from compactmtl.data.datasets import check_inputs, dataset_module, load_dataset, splits_of
 from compactmtl.data.external import is_external
 from compactmtl.data.files import some
 from compactmtl.data.fit import as_rgb
-from compactmtl.data.labels import anything_known, known_labels
+from compactmtl.data.labels import anything_known, known_labels, parts
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 from compactmtl.tasks.registry import usual_kind
@@ -35,18 +36,17 @@ def check_dataset(config: DataConfig) -> DataReport:
 
     Raises ConfigError where `config` itself is wrong: an unknown name or option.
     """
-    module = dataset_module(config.name)
     check_inputs(config)
-    plain = config.model_copy(update={"cache": "none"})  # a look leaves nothing behind
+    plain = as_deployed(config.model_copy(update={"cache": "none"}))  # a look leaves nothing behind
     counts: dict[str, int] = {}
     known: dict[str, dict[str, int | None]] = {}
     endings: Counter[str] = Counter()
     targets: dict[str, str] = {}
     try:
-        problems, notes = module.problems(plain)
+        problems, notes = _problems(plain)
     except DataError as error:
         return DataReport(counts, [str(error)])
-    splits: list[Split] = list(module.SPLITS)
+    splits: list[Split] = list(splits_of(config))
     if config.holdout:
         splits.append("holdout")
     for split in splits:
@@ -56,8 +56,9 @@ def check_dataset(config: DataConfig) -> DataReport:
             if split != "test" and error.message not in problems:
                 problems.append(error.message)
             continue
-        counts[split] = len(dataset)
-        known[split] = _known(dataset)
+        for called, one in (*parts(split, dataset), (split, dataset)):
+            counts[called] = len(one)
+            known[called] = _known(one)
         endings.update(PurePath(dataset.identifier(index)).suffix.lower() for index in range(len(dataset)))
         notes += [
             f"target {name}: no sample of {split} has a label, so a task of it cannot be "
@@ -67,11 +68,25 @@ def check_dataset(config: DataConfig) -> DataReport:
         ]
         if split == "train":
             # Of published data it is known which classes are rare.
-            own = config.name == "folder" or is_external(config.name)
+            own = any(name == "folder" or is_external(name) for name in config.names)
             targets, said = _distributions(dataset, own=own)
             notes += said + (dark_pictures(dataset, config) if own else [])
     del endings[""]  # of samples that are no files
     return DataReport(counts, problems, notes, known, dict(endings.most_common()), targets)
+
+
+def _problems(config: DataConfig) -> tuple[list[str], list[str]]:
+    """What the data set's own check finds, or that of each of several: (problems, notes)."""
+    if not config.sources:
+        return dataset_module(config.name).problems(config)
+    problems: list[str] = []
+    notes: list[str] = []
+    for source in config.sources:
+        one = of_source(config, source, deployed=True)
+        bad, said = dataset_module(one.name).problems(one)
+        problems += [f"{source.called}: {text}" for text in bad]
+        notes += [f"{source.called}: {text}" for text in said]
+    return problems, notes
 
 
 def target_tasks(specs: Mapping[str, TargetSpec]) -> dict[str, Task]:
@@ -164,7 +179,7 @@ def _spread(dataset: VisionDataset, count: int) -> Iterator[tuple[int, Sample]]:
 
 def _known(dataset: VisionDataset) -> dict[str, int | None]:
     """Samples with a label by target; those of a data set that cannot say are decoded, but the damaged ones."""
-    known = known_labels(dataset, dataset.specs)
+    known = known_labels(dataset, getattr(dataset, "own_targets", dataset.specs))
     open_ones = [name for name, count in known.items() if count is None]
     if open_ones:
         known |= dict.fromkeys(open_ones, 0)

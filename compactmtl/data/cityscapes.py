@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from compactmtl.data.files import (
     root_folder,
     some,
     source_of,
+    without_labels,
 )
 from compactmtl.data.fit import Fit
 from compactmtl.data.images import read_picture
@@ -123,6 +124,7 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
             fault
             for r in records
             for path in (r.image, *r.files)
+            if path == r.image or path.is_file()  # a label that is not there is unknown
             if (fault := layout.fault(path)) is not None
         ]
         bad += faults[:10] + ([f"... and {len(faults) - 10} more in {split}"] if len(faults) > 10 else [])
@@ -148,8 +150,8 @@ class OfficialTree:
             )
 
     def records(self, split: Split) -> list[Record]:
-        """Frames that have labels, in the order of their names. Raises DataError where there are none."""
-        frames = [r for r in self._frames(split) if r.files[0].is_file()]
+        """Frames that have a label of some target, in the order of their names. Raises DataError where there are none."""
+        frames = [r for r in self._frames(split) if len(r.unknown) <= len(self.offers)]
         if not frames:
             raise DataError(
                 f"{self.folder}: no frame of {split} with labels, such as gtFine/{split}/<city>/*_gtFine_labelIds.png",
@@ -158,9 +160,11 @@ class OfficialTree:
         return frames
 
     def passed_over(self, split: Split) -> list[str]:
-        """Notes on frames without labels."""
-        without = [r.name for r in self._frames(split) if not r.files[0].is_file()]
-        return [f"{len(without)} frames of {split} have no labels: {some(without)}"] if without else []
+        """Notes on frames without labels: of all targets, or of some."""
+        frames = self._frames(split)
+        without = [r.name for r in frames if "segmentation" in r.unknown]
+        said = [f"{len(without)} frames of {split} have no labels: {some(without)}"] if without else []
+        return said + without_labels(frames, self.offers, f"the frames of {split}")
 
     def missing(self) -> list[str]:
         """Notes on targets that the folder does not offer."""
@@ -219,8 +223,18 @@ class OfficialTree:
                 self.folder / part / split / city / f"{name}{suffix}"
                 for part, suffix, _ in (_FOLDERS[one] for one in folders)
             ]
-            frames.append(Record(name, image, (labels, *others)))
+            frames.append(
+                Record(name, image, (labels, *others), unknown=self._unknown(folders, labels, others))
+            )
         return frames
+
+    def _unknown(self, folders: Sequence[str], labels: Path, others: Sequence[Path]) -> tuple[str, ...]:
+        """The targets of which a frame has no file; of disparity in 1/m also no calibration."""
+        there = {name for name, path in zip(folders, others, strict=True) if path.is_file()}
+        if self._metric and "camera" not in there:
+            there.discard("disparity")
+        there |= {"segmentation"} if labels.is_file() else set()
+        return tuple(name for name in ("segmentation", *self.offers) if name not in there)
 
 
 class NpyTree:
@@ -251,11 +265,20 @@ class NpyTree:
         if not images:
             raise DataError(f"{top / 'image'}: no .npy files", _MEND)
         parts = [self._labels, *(["depth"] if self.offers else [])]
-        return [Record(f.stem, f, tuple(top / part / f.name for part in parts)) for f in images]
+        frames = []
+        for image in images:
+            files = tuple(top / part / image.name for part in parts)
+            targets = ("segmentation", *self.offers)
+            unknown = tuple(name for name, path in zip(targets, files, strict=True) if not path.is_file())
+            if len(unknown) < len(targets):
+                frames.append(Record(image.stem, image, files, unknown=unknown))
+        if not frames:
+            raise DataError(f"{top / self._labels}: no file with the name of an image", _MEND)
+        return frames
 
     def passed_over(self, split: Split) -> list[str]:
-        """None."""
-        return []
+        """Notes on frames without labels of some target."""
+        return without_labels(self.records(split), ("segmentation", *self.offers), f"the frames of {split}")
 
     def missing(self) -> list[str]:
         """Notes on targets that the folder does not offer."""
@@ -302,22 +325,27 @@ def _read(layout: Layout, fit: Fit, record: Record) -> Arrays:
     arrays: Arrays = {
         "image": image,
         **own_size(of.size),
-        "segmentation": layout.segmentation(record, fit, of),
     }
-    if "disparity" in layout.offers:
-        arrays["disparity"] = layout.disparity(record, fit, of)
-    if "parts" in layout.offers:
-        arrays["parts"] = layout.parts(record, fit, of)
+    readers: dict[str, Callable[[Record, Fit, ImageInfo], NDArray[Any]]] = {
+        "segmentation": layout.segmentation,
+        "disparity": layout.disparity,
+        "parts": layout.parts,
+    }
+    for name in ("segmentation", *layout.offers):
+        if name not in record.unknown:
+            arrays[name] = readers[name](record, fit, of)
+        elif name == "disparity":
+            arrays[name] = np.zeros((1, *fit.size), np.float32)
+        else:
+            arrays[name] = np.full(fit.size, IGNORE, np.uint8)
     return arrays
 
 
 def _statistics(layout: Layout) -> tuple[float, float]:
     """Mean and standard deviation of disparity over some training frames, for a head that starts at the mean."""
-    maps = [
-        layout.disparity(record, Fit((64, 128)), layout.info(record))
-        for record in _some(layout.records("train"))
-    ]
-    known = np.concatenate([one[one > 0] for one in maps])
+    records = [record for record in layout.records("train") if "disparity" not in record.unknown]
+    maps = [layout.disparity(record, Fit((64, 128)), layout.info(record)) for record in _some(records)]
+    known = np.concatenate([np.zeros(0, np.float32), *(one[one > 0] for one in maps)])
     if not known.size:
         raise DataError(f"{layout.folder}: disparity is unknown everywhere", _MEND)
     return float(known.mean()), float(known.std()) or float(known.mean())
@@ -350,4 +378,6 @@ def _one_number(path: Path, of: ImageInfo) -> NDArray[np.integer]:
 
 def _some(records: Sequence[Record]) -> list[Record]:
     """Up to a dozen, spread evenly."""
+    if not records:
+        return []
     return [records[i] for i in np.unique(np.linspace(0, len(records) - 1, _LOOKED_AT).astype(int))]

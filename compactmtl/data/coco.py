@@ -32,6 +32,7 @@ from compactmtl.data.files import (
     root_folder,
     some,
     source_of,
+    without_labels,
 )
 from compactmtl.data.fit import Fit
 from compactmtl.data.images import read_picture
@@ -152,7 +153,8 @@ def load(config: DataConfig, split: Split) -> CocoDataset:
     if source_of(split) == "train" and not options.empty:
         records = [record for record in records if any(not one["iscrowd"] for one in record.annotations)]
     records = held_apart(records, config, split)
-    files = Files(folder, records, _reader(config, things, options), _key(folder, source))
+    notes = without_labels(records, ("segmentation",), f"the images of {source}")
+    files = Files(folder, records, _reader(config, things, options), _key(folder, source), notes)
     dataset = CocoDataset(config, split, specs_of(things, options), files)
     if split == "train":
         dataset.repeat = options.repeat
@@ -193,6 +195,7 @@ def list_records(
     records: list[CocoRecord] = []
     for picture in annotations.pictures:
         stuff = maps / f"{Path(picture.file).stem}.png" if options.stuff else None
+        lacking = stuff is not None and not stuff.is_file()
         path = images / Path(picture.file).name  # the name alone: a path in the file leads nowhere else
         records.append(
             CocoRecord(
@@ -204,6 +207,7 @@ def list_records(
                 width=picture.width,
                 annotations=_labeled(picture, index),
                 stuff=stuff,
+                unknown=("segmentation",) if lacking else (),
             )
         )
     return records
@@ -224,6 +228,7 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
             bad.append(error.message)
             continue
         bad += damaged(records, _checker(config, things, options), source)
+        notes += without_labels(records, ("segmentation",), f"the images of {source}")
         listed = {record.image.name for record in records}
         extra = [path.name for path in images_in(folder / f"{source}2017") if path.name not in listed]
         if extra:
@@ -278,7 +283,9 @@ def _read(fit: Fit, table: NDArray[np.uint8], record: CocoRecord) -> Arrays:
         numbers, labels = draw(record.annotations, there, place.scaled)
     except DataError as error:
         raise DataError(f"{record.image}: {error.message}", error.hint) from error
-    if record.stuff is None:
+    if "segmentation" in record.unknown:
+        semantic = np.full(place.scaled, _IGNORE, np.uint8)
+    elif record.stuff is None:
         semantic = np.where(numbers != 0, labels + 1, 0).astype(np.uint8)
     else:
         stored = stored_map(record.stuff, ImageInfo(record.image, there)).values

@@ -12,11 +12,13 @@ from pydantic import BaseModel
 from compactmtl.config import validate_options
 from compactmtl.config.lookup import name_hint
 from compactmtl.config.recipe import DataConfig
+from compactmtl.config.sources import of_source
 from compactmtl.config.trust import trusting
 from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.external import external, is_external
 from compactmtl.data.part import Part
 from compactmtl.data.registry import DATASETS
+from compactmtl.data.sources import load_sources
 from compactmtl.errors import ConfigError, DataError
 
 
@@ -60,14 +62,18 @@ def dataset_module(name: str) -> DatasetModule:
     return cast(DatasetModule, importlib.import_module(f"compactmtl.data.{name}"))
 
 
+def splits_of(config: DataConfig) -> tuple[Split, ...]:
+    """The splits of a data section's data set; of several those that all of them have."""
+    offered = [dataset_module(name).SPLITS for name in sorted(config.names)]
+    return tuple(split for split in offered[0] if all(split in others for others in offered))
+
+
 def check_root(config: DataConfig) -> None:
     """Raise what loading a data set raises where data.root is no folder; one of the user's own may take any root."""
-    if (
-        config.root is not None
-        and not is_external(config.name)
-        and not Path(config.root).expanduser().is_dir()
-    ):
-        load_dataset(config.model_copy(update={"cache": "none"}), "train")
+    sections = [of_source(config, source, deployed=True) for source in config.sources] or [config]
+    for one in sections:
+        if one.root is not None and not is_external(one.name) and not Path(one.root).expanduser().is_dir():
+            load_dataset(one.model_copy(update={"cache": "none"}), "train")
 
 
 def load_dataset(
@@ -98,6 +104,12 @@ def _load(config: DataConfig | str, split: Split, fields: Mapping[str, Any]) -> 
         config = validate_options(DataConfig, plain, "data")
     elif fields:
         raise TypeError("keywords go with a data set's name; change a DataConfig with model_copy(update=...)")
+    if config.sources:
+        return load_sources(config, split, _load_one)
+    return _load_one(config, split)
+
+
+def _load_one(config: DataConfig, split: Split) -> VisionDataset:
     module = dataset_module(config.name)
     if split not in (*module.SPLITS, "holdout"):
         raise DataError(f"{config.name} has no split {split!r}", f"its splits are {', '.join(module.SPLITS)}")

@@ -76,7 +76,7 @@ class FileDataset(StoredDataset, Generic[R]):
         self._records, self._read = files.records, files.read
 
         def cached() -> Path:
-            stamps = [(r.name, *(size_and_time(f) for f in (r.image, *r.files))) for r in files.records]
+            stamps = [(r.name, *(_stamp(f) for f in (r.image, *r.files))) for r in files.records]
             stored = ["image", *specs]
             folder = str(files.folder.resolve())
             key = content_key(folder, stamps, stored, repr(image_fit(config)), config.options, files.key)
@@ -101,6 +101,16 @@ class FileDataset(StoredDataset, Generic[R]):
 
     def _make(self, index: int) -> Arrays:
         return self._read(self._records[index])
+
+
+def without_labels(records: Sequence[R], targets: Sequence[str], where: str) -> list[str]:
+    """Notes on samples that lack a label of these targets, such as those of frames that lack a file."""
+    lacking = {target: [one.name for one in records if target in one.unknown] for target in targets}
+    return [
+        f"{len(names)} of {where} have no {target}, which is unknown there: {some(names)}"
+        for target, names in lacking.items()
+        if names
+    ]
 
 
 def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequence[str], mend: str) -> Path:
@@ -196,6 +206,11 @@ def damaged(records: Iterable[R], read: Read[R], where: str) -> list[str]:
 def some(names: Sequence[str], count: int = 3) -> str:
     """A few names, as examples."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """`size_and_time` of a file; none where it is not there, as of a label that is unknown."""
+    return size_and_time(path) if path.is_file() else None
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

@@ -57,23 +57,31 @@ def label_line(split: str, count: int, known: Mapping[str, int | None]) -> str:
     return f"{split}: {', '.join(parts)}"
 
 
+def parts(split: str, dataset: VisionDataset) -> list[tuple[str, VisionDataset]]:
+    """The data sets in one of several (see `sources`), with what each is called in that split; none of one alone."""
+    return [(f"{split} of {part.name}", part) for part in getattr(dataset, "parts", ())]
+
+
 def label_lines(splits: Mapping[str, VisionDataset], targets: Mapping[str, str]) -> tuple[str, ...]:
     """What training says of its data: for each split how many samples have a label of each task, and its notes.
 
-    `targets` gives each task's. Raises DataError for a split in which no sample has a label of a task: it could be
-    neither learned nor measured there.
+    `targets` gives each task's. Of several data sets each is counted by itself. Raises DataError for a split in which no
+    sample has a label of a task, or none of a data set that should: it could be neither learned nor measured there.
     """
     lines: list[str] = []
     notes: dict[str, None] = {}
     for split, dataset in splits.items():
-        by_target = known_labels(dataset, targets.values())
-        known = {task: by_target[target] for task, target in targets.items()}
-        for task, count in known.items():
-            if count == 0:
-                raise DataError(
-                    f"task {task!r}: not one sample of split {split} has a label of it",
-                    "give labels of it in that split, choose other splits, or take the task out of the recipe",
-                )
-        lines.append(f"labels of {label_line(split, len(dataset), known)}")
+        for called, one in (*parts(split, dataset), (split, dataset)):
+            own = getattr(one, "own_targets", None)
+            asked = {task: target for task, target in targets.items() if own is None or target in own}
+            by_target = known_labels(one, asked.values())
+            known = {task: by_target[target] for task, target in asked.items()}
+            for task, count in known.items():
+                if count == 0:
+                    raise DataError(
+                        f"task {task!r}: not one sample of split {called} has a label of it",
+                        "give labels of it in that split, choose other splits, or take the task out of the recipe",
+                    )
+            lines.append(f"labels of {label_line(called, len(one), known)}")
         notes |= dict.fromkeys(getattr(dataset, "notes", ()))
     return (*lines, *(f"note: {note}" for note in notes))

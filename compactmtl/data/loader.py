@@ -7,57 +7,21 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Batch, Sample, Vector, VisionDataset, rules
 from compactmtl.data.images import normalize
 from compactmtl.data.inputs import given, parts
 from compactmtl.data.jitter import jitter
-from compactmtl.data.seeds import generator
+from compactmtl.data.mixing import MixedSampler, PartSampler
+from compactmtl.data.sampling import EpochSampler as EpochSampler
+from compactmtl.data.sampling import Keys
+from compactmtl.data.sources import SourcesDataset
 from compactmtl.data.transforms import augment, draw
 from compactmtl.errors import CompactError, ConfigError
-
-Keys = tuple[int, Sequence[int]]  # epoch, and the samples of one batch
-
-
-class EpochSampler(Sampler[Keys]):
-    """The batches of an epoch: shuffled by (seed, epoch) in training, in order otherwise.
-
-    In training a last batch of a single sample is left out (unless it is the only one): batch norm cannot learn
-    from it at 1x1 resolution.
-    """
-
-    def __init__(self, count: int, batch_size: int, *, shuffle: bool, seed: int) -> None:
-        self.epoch = 0
-        self.start = 0
-        self._count, self._batch_size, self._shuffle, self._seed = count, batch_size, shuffle, seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, from its first batch."""
-        self.epoch, self.start = epoch, 0
-
-    def set_start(self, batch_index: int) -> None:
-        """Begin the next pass at this batch of the epoch, as if those before it had passed; once."""
-        self.start = batch_index
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch, wherever the next pass starts."""
-        full, rest = divmod(self._count, self._batch_size)
-        single = rest == 1 and full > 0 and self._shuffle
-        return full + (rest > 0) - single
-
-    def __iter__(self) -> Iterator[Keys]:
-        order = np.arange(self._count)
-        if self._shuffle:
-            order = generator("order", self._seed, self.epoch).permutation(self._count)
-        epoch, start = self.epoch, self.start
-        self.start = 0
-        for batch in range(start, len(self)):
-            yield epoch, order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist()
 
 
 class BatchView(Dataset[Batch | CompactError]):
@@ -79,11 +43,12 @@ class BatchView(Dataset[Batch | CompactError]):
             _share(batch)
         return batch
 
-    def _batch(self, epoch: int, indices: Sequence[int]) -> Batch:
+    def _batch(self, epoch: int, indices: Sequence[int], numbers: Sequence[int] | None = None) -> Batch:
+        """`numbers` are what augmentation knows the samples by, where that is not their indices."""
         samples = [self._dataset[index] for index in indices]
         factors: Tensor | None = None
         if self._train and (self._augment.moves or self._augment.color):
-            choices = [draw(self._augment, self._seed, epoch, index) for index in indices]
+            choices = [draw(self._augment, self._seed, epoch, number) for number in numbers or indices]
             if self._augment.moves:
                 samples = [
                     augment(sample, self._dataset.specs, self._augment, choice)
@@ -105,6 +70,36 @@ class BatchView(Dataset[Batch | CompactError]):
             names = list(samples[0]["references"])
             batch["references"] = {name: [sample["references"][name] for sample in samples] for name in names}
         return batch
+
+
+class SourcesView(BatchView):
+    """Whole batches of several data sets: each one's images with its own augmentation and normalization."""
+
+    def __init__(self, dataset: SourcesDataset, config: DataConfig, *, train: bool, seed: int) -> None:
+        super().__init__(dataset, config, train=train, seed=seed)
+        self._dataset: SourcesDataset = dataset
+        self._views = [BatchView(part, part.config, train=train, seed=seed) for part in dataset.parts]
+
+    def _batch(self, epoch: int, indices: Sequence[int], numbers: Sequence[int] | None = None) -> Batch:
+        by_part: dict[int, tuple[list[int], list[int]]] = {}
+        for index in indices:
+            part, inner = self._dataset.place(
+                index % len(self._dataset)
+            )  # it may come again: see MixedSampler
+            inners, known_by = by_part.setdefault(part, ([], []))
+            inners.append(inner)
+            known_by.append(index)
+        batches = [self._views[part]._batch(epoch, *by_part[part]) for part in sorted(by_part)]
+        sources = [self._dataset.parts[part].name for part in sorted(by_part) for _ in by_part[part][0]]
+        if len(batches) == 1:
+            return {**batches[0], "sources": sources}
+        return {
+            "image": torch.cat([batch["image"] for batch in batches]),
+            "targets": {
+                name: torch.cat([batch["targets"][name] for batch in batches]) for name in self._dataset.specs
+            },
+            "sources": sources,
+        }
 
 
 def normalized(
@@ -136,6 +131,7 @@ class Loader(DataLoader[Any]):
     """A torch DataLoader of `Batch`; its `sampler` takes set_epoch and set_start before a pass."""
 
     sampler: EpochSampler
+    labeled_apart: frozenset[str] = frozenset()  # targets that several data sets have, measured on each
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator class
         """One pass; raises DataError for a sample that cannot be read."""
@@ -156,21 +152,41 @@ def build_loader(
 
     Raises ConfigError where workers have to be started anew and the data set cannot be handed to them.
     """
-    view = BatchView(dataset, config, train=train, seed=seed)
+    view, sampler = _view(dataset, config, train=train, seed=seed)
     if config.workers and _start_method() != "fork":
         _check_can_move(view, config)
     own = torch.Generator()  # so that a pass leaves torch's global random state alone
     own.manual_seed(seed)
-    return Loader(
+    loader = Loader(
         view,
         batch_size=None,  # the view makes batches itself
-        sampler=EpochSampler(len(dataset), config.batch_size, shuffle=train, seed=seed),
+        sampler=sampler,
         num_workers=config.workers,
         collate_fn=_as_is,
         persistent_workers=config.workers > 0,
         pin_memory=pin,
         generator=own,
     )
+    if isinstance(dataset, SourcesDataset):
+        owned = [target for part in dataset.parts for target in part.own_targets]
+        loader.labeled_apart = frozenset(target for target in owned if owned.count(target) > 1)
+    return loader
+
+
+def _view(
+    dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int
+) -> tuple[BatchView, EpochSampler]:
+    if not isinstance(dataset, SourcesDataset):
+        view = BatchView(dataset, config, train=train, seed=seed)
+        return view, EpochSampler(len(dataset), config.batch_size, shuffle=train, seed=seed)
+    counts = [len(part) for part in dataset.parts]
+    names = [part.name for part in dataset.parts]
+    sampler = (
+        MixedSampler(config.mixing, names, counts, config.batch_size, seed)
+        if train
+        else PartSampler(counts, config.batch_size)
+    )
+    return SourcesView(dataset, config, train=train, seed=seed), sampler
 
 
 def _share(batch: Batch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,15 @@ from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays
-from compactmtl.data.files import FileDataset, Files, damaged, held_apart, root_folder, source_of
+from compactmtl.data.files import (
+    FileDataset,
+    Files,
+    damaged,
+    held_apart,
+    root_folder,
+    source_of,
+    without_labels,
+)
 from compactmtl.data.fit import Fit
 from compactmtl.data.nyuv2_labels import CLASS_NAMES, IGNORE
 from compactmtl.data.nyuv2_layouts import Frame, Layout, derived_normals, open_layout
@@ -80,7 +89,8 @@ def load(config: DataConfig, split: Split) -> NYUv2:
     options = validate_options(Options, config.options, "data.options")
     folder = folder_of(config.root)
     layout = open_layout(folder, options.depth, options.classes)
-    frames = _chosen(layout, config, split)
+    frames = _labeled(layout, options, _chosen(layout, config, split))
+    lacking = without_labels(frames, _targets(options), f"the frames of {source_of(split)}")
     mean, std = _depth_statistics(layout)
     specs = {
         "segmentation": TargetSpec("mask", classes=CLASS_NAMES[options.classes], ignore_index=IGNORE),
@@ -89,7 +99,7 @@ def load(config: DataConfig, split: Split) -> NYUv2:
     if options.normals != "none":
         specs["normals"] = TargetSpec("normals")
     reader = _reader(layout, options, image_fit(config))
-    return NYUv2(config, split, specs, Files(folder, frames, reader, [layout.description, options]))
+    return NYUv2(config, split, specs, Files(folder, frames, reader, [layout.description, options], lacking))
 
 
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
@@ -104,10 +114,11 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
     frames: dict[Split, list[Frame]] = {}
     for split in SPLITS:
         try:
-            frames[split] = layout.frames(split)
+            frames[split] = _labeled(layout, options, layout.frames(split))
         except DataError as error:
             bad.append(error.message)
             continue
+        notes += without_labels(frames[split], _targets(options), f"the frames of {split}")
         faults = [fault for frame in frames[split] for fault in layout.faults(frame)]
         bad += faults[:10] + ([f"... and {len(faults) - 10} more in {split}"] if len(faults) > 10 else [])
         if not faults:
@@ -158,18 +169,42 @@ def _read(
     frame: Frame,
 ) -> Arrays:
     image, of = layout.image(frame, fit)  # whose header is read once, for all maps
-    depth = layout.depth(frame, None, of)
-    arrays: Arrays = {
-        "image": image,
-        **own_size((depth.shape[1], depth.shape[2])),
-        "segmentation": layout.segmentation(frame, fit, options.classes, of),
-        "depth": fit.map(depth),
-    }
-    if stored:
+    depth = None if "depth" in frame.unknown else layout.depth(frame, None, of)
+    size = of.size if depth is None else (depth.shape[1], depth.shape[2])
+    arrays: Arrays = {"image": image, **own_size(size)}
+    if "segmentation" in frame.unknown:
+        arrays["segmentation"] = np.full(fit.size, IGNORE, np.uint8)
+    else:
+        arrays["segmentation"] = layout.segmentation(frame, fit, options.classes, of)
+    arrays["depth"] = np.zeros((1, *fit.size), np.float32) if depth is None else fit.map(depth)
+    if options.normals == "none":
+        return arrays
+    if "normals" in _unknown(frame, stored=stored):
+        arrays["normals"] = np.zeros((3, *fit.size), np.float32)
+    elif stored:
         arrays["normals"] = turned(layout.normals(frame, fit, of), options.normal_axes)
-    elif options.normals != "none":
+    else:
+        assert depth is not None
         arrays["normals"] = derived_normals(depth, fit)
     return arrays
+
+
+def _unknown(frame: Frame, *, stored: bool) -> tuple[str, ...]:
+    """The targets of which a frame has no label, where normals are the layout's own or derived from depth."""
+    lacking = [name for name in frame.unknown if name != "normals"]
+    source = "normals" if stored else "depth"
+    return (*lacking, *(["normals"] if source in frame.unknown else []))
+
+
+def _labeled(layout: Layout, options: Options, frames: Sequence[Frame]) -> list[Frame]:
+    """The frames with what each lacks as these options read it; those that lack everything are left out."""
+    stored = _takes_stored(layout, options)
+    told = [replace(frame, unknown=_unknown(frame, stored=stored)) for frame in frames]
+    return [frame for frame in told if not set(_targets(options)) <= set(frame.unknown)]
+
+
+def _targets(options: Options) -> tuple[str, ...]:
+    return ("segmentation", "depth", *(["normals"] if options.normals != "none" else []))
 
 
 def _takes_stored(layout: Layout, options: Options) -> bool:
@@ -204,11 +239,9 @@ def _chosen(layout: Layout, config: DataConfig, split: Split) -> list[Frame]:
 
 def _depth_statistics(layout: Layout) -> tuple[float, float]:
     """Mean and standard deviation over some frames to train on, for a head that starts at the mean."""
-    known = [
-        depth[depth > 0]
-        for depth in (layout.depth(f, (48, 64), layout.info(f)) for f in _some(layout.frames("train")))
-    ]
-    values = np.concatenate(known)
+    frames = [frame for frame in layout.frames("train") if "depth" not in frame.unknown]
+    known = [depth[depth > 0] for depth in (layout.depth(f, (48, 64), layout.info(f)) for f in _some(frames))]
+    values = np.concatenate([np.zeros(0, np.float32), *known])
     if not values.size:
         raise DataError(f"{layout.description}: depth is unknown everywhere", _MEND)
     return float(values.mean()), float(max(values.std(), 1e-3))
@@ -221,11 +254,14 @@ def _notes(layout: Layout, options: Options, frames: dict[Split, list[Frame]]) -
         return ["normals are derived from depth with the known camera"]
     notes = []
     size = (120, 160)
-    stored = {s: [layout.normals(f, size, layout.info(f)) for f in _some(frames[s])] for s in SPLITS}
+    with_normals = {s: [f for f in frames[s] if "normals" not in f.unknown] for s in SPLITS}
+    stored = {s: [layout.normals(f, size, layout.info(f)) for f in _some(with_normals[s])] for s in SPLITS}
     notes += [
         f"the stored normals of {s} are all unknown" for s in SPLITS if not any(n.any() for n in stored[s])
     ]
-    derived = [derived_normals(layout.depth(f, None, layout.info(f)), size) for f in _some(frames["train"])]
+    both = [f for f in with_normals["train"] if "depth" not in f.unknown]
+    stored["train"] = [layout.normals(f, size, layout.info(f)) for f in _some(both)]
+    derived = [derived_normals(layout.depth(f, None, layout.info(f)), size) for f in _some(both)]
     if not any(n.any() for n in stored["train"]) or not any(n.any() for n in derived):
         return notes
     now = _angle([turned(one, options.normal_axes) for one in stored["train"]], derived)
@@ -248,4 +284,6 @@ def _angle(some: Sequence[NDArray[np.float32]], others: Sequence[NDArray[np.floa
 
 def _some(frames: Sequence[Frame]) -> list[Frame]:
     """Up to a dozen, spread evenly."""
+    if not frames:
+        return []
     return [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, _LOOKED_AT).astype(int))]

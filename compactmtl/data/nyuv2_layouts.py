@@ -37,6 +37,7 @@ CAMERA = Intrinsics((480, 640), (518.857901, 519.469611), (325.582449, 253.73616
 DEPTH_UNITS = 5000.0  # to the metre, in the PNG files
 SCENES = "scenes.json"
 PARTS = ("image", "label", "depth", "normal")
+TARGETS = {"label": "segmentation", "depth": "depth", "normal": "normals"}
 
 DepthKind = Literal["filled", "raw"]
 
@@ -157,7 +158,19 @@ class _Tree:
                 f"{self.folder / split / 'image'}: no {self.suffix} files",
                 "train/ and val/ are both needed; see tools/prepare_nyuv2.py",
             )
-        return [Frame(f.stem, f, tuple(self._beside(f, part) for part in self._parts())) for f in images]
+        frames = [self._frame(image) for image in images]
+        labeled = [frame for frame in frames if len(frame.unknown) < len(self._parts())]
+        if not labeled:
+            raise DataError(
+                f"{self.folder / split}: no image has a file of the same name in {', '.join(self._parts())}",
+                "see tools/prepare_nyuv2.py",
+            )
+        return labeled
+
+    def _frame(self, image: Path) -> Frame:
+        files = {part: self._beside(image, part) for part in self._parts()}
+        unknown = tuple(TARGETS[part] for part, path in files.items() if not path.is_file())
+        return Frame(image.stem, image, tuple(files.values()), unknown=unknown)
 
     def scenes(self, frames: Sequence[Frame]) -> list[str]:
         path = self.folder / SCENES
@@ -205,7 +218,7 @@ class PngTree(_Tree):
         return read_normals(frame.files[2], size, of)
 
     def faults(self, frame: Frame) -> list[str]:
-        return [fault for path in (frame.image, *frame.files) if (fault := check_png(path))]
+        return [fault for path in there(frame) if (fault := check_png(path))]
 
 
 class NpyTree(_Tree):
@@ -232,7 +245,12 @@ class NpyTree(_Tree):
         return npy_normals(frame.files[2], size)
 
     def faults(self, frame: Frame) -> list[str]:
-        return [fault for path in (frame.image, *frame.files) if (fault := check_npy(path))]
+        return [fault for path in there(frame) if (fault := check_npy(path))]
+
+
+def there(frame: Frame) -> list[Path]:
+    """The files of a frame; a label that is not there is unknown."""
+    return [frame.image, *(path for path in frame.files if path.is_file())]
 
 
 def derived_normals(depth: NDArray[np.float32], size: Size | Fit) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
-"""A part of a training split, for learning curves over its size."""
+"""A part of a data set: a share of a training split, for learning curves over its size, or samples by number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 import numpy as np
@@ -53,3 +53,26 @@ class Part:
     def sources(self, index: int) -> Sources:
         """The whole split's."""
         return sources_of(self._whole, self._numbers[index])
+
+
+class Chosen:
+    """Some samples of a data set, by index; an index may come twice."""
+
+    def __init__(self, whole: VisionDataset, indices: Sequence[int]) -> None:
+        self.whole, self.indices = whole, indices
+        self.specs, self.split = whole.specs, whole.split
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.whole[self.indices[index]]
+
+    def labeled(self, target: str) -> NDArray[np.bool_] | None:
+        """Which samples have a label of a target: bool (N,); None where the whole split cannot say."""
+        flags = labeled(self.whole, target)
+        return None if flags is None else flags[list(self.indices)]
+
+    def identifier(self, index: int) -> str:
+        """The whole split's."""
+        return self.whole.identifier(self.indices[index])

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from compactmtl.config import validate_options
@@ -67,7 +68,7 @@ class Options(Frozen):
 class Frame(Record):
     """One image with its depth and, perhaps, its normals."""
 
-    depth: Path = Path()
+    depth: Path | None = None
     normal: Path | None = None
 
 
@@ -78,9 +79,9 @@ def folder_of(root: str | None) -> Path:
 
 
 def list_split(folder: Path, split: Split, *, with_normals: bool) -> tuple[list[Frame], list[str]]:
-    """Frames of `<split>/rgb` that have depth (and normals, where asked), and the names of those that lack one.
+    """Frames of `<split>/rgb` that have depth (or normals, where asked), and the names of those that lack one.
 
-    Raises DataError for a missing folder, or one without a whole frame.
+    What a frame has no file of is unknown there. Raises DataError for a missing folder, or one without such a frame.
     """
     here = folder / split
     depths = {path.stem: path for path in images_in(here / "depth")}
@@ -89,16 +90,20 @@ def list_split(folder: Path, split: Split, *, with_normals: bool) -> tuple[list[
     partial: list[str] = []
     for image in images_in(here / "rgb"):
         depth, normal = depths.get(image.stem), normals.get(image.stem)
-        if depth is None or (with_normals and normal is None):
+        lacking = (
+            *(["depth"] if depth is None else []),
+            *(["normals"] if normal is None and with_normals else []),
+        )
+        if lacking:
             partial.append(image.name)
-        else:
-            files = (depth,) if normal is None else (depth, normal)
-            frames.append(Frame(image.stem, image, files, depth, normal))
+        if depth is not None or normal is not None:
+            files = tuple(path for path in (depth, normal) if path is not None)
+            frames.append(Frame(image.stem, image, files, depth, normal, unknown=lacking))
+    for part in ("rgb", "depth", *(["normal"] if with_normals else [])):
+        if not (here / part).is_dir():
+            raise DataError(f"{here / part}: no such folder", _MEND)
     if not frames:
-        for part in ("rgb", "depth", *(["normal"] if with_normals else [])):
-            if not (here / part).is_dir():
-                raise DataError(f"{here / part}: no such folder", _MEND)
-        raise DataError(f"{here}: no image of rgb/ has a file of the same name in every other folder", _MEND)
+        raise DataError(f"{here}: no image of rgb/ has a file of the same name in another folder", _MEND)
     return frames, partial
 
 
@@ -169,7 +174,8 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
 
 
 def _notes(split: Split, partial: Sequence[str]) -> list[str]:
-    return [f"{len(partial)} frames of {split} lack depth or normals: {some(partial)}"] if partial else []
+    said = f"{len(partial)} frames of {split} lack depth or normals, which are unknown there: {some(partial)}"
+    return [said] if partial else []
 
 
 def _source_of_normals(folder: Path, options: Options) -> str:
@@ -185,15 +191,16 @@ def _reader(config: DataConfig, options: Options, folder: Path, normals: str) ->
 def _read(config: DataConfig, options: Options, folder: Path, normals: str, frame: Frame) -> Arrays:
     fit = image_fit(config)
     image, picture = read_picture(frame.image, fit)
-    units = read_depth_units(frame.depth, picture)
-    arrays: Arrays = {
-        "image": image,
-        **own_size(picture.size),
-        "depth": metres(units, fit, options.units_per_metre, options.max_depth, picture.size),
-    }
-    if normals == "files" and frame.normal is not None:
-        arrays["normals"] = read_normals(frame.normal, fit, picture)
-    elif normals == "depth":
+    arrays: Arrays = {"image": image, **own_size(picture.size)}
+    units = None if frame.depth is None else read_depth_units(frame.depth, picture)
+    if units is None:
+        arrays["depth"] = np.zeros((1, *fit.size), np.float32)
+    else:
+        arrays["depth"] = metres(units, fit, options.units_per_metre, options.max_depth, picture.size)
+    if normals == "files":
+        unknown = np.zeros((3, *fit.size), np.float32)
+        arrays["normals"] = unknown if frame.normal is None else read_normals(frame.normal, fit, picture)
+    elif normals == "depth" and units is not None:  # each such frame has depth
         whole = metres(units, units.shape, options.units_per_metre, options.max_depth)[0]
         # At the file's own resolution: the fit needs neighbors that lie close on the surface.
         derived = normals_from_depth(whole, read_camera(folder, units.shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,14 @@ from compactmtl.artifacts.layout import PLAN
 from compactmtl.artifacts.told import Progress
 from compactmtl.backends.versions import package_versions
 from compactmtl.config.precision import Precision
+from compactmtl.config.sources import as_deployed
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
-from compactmtl.data.base import Sample, VisionDataset, rules
+from compactmtl.data.base import rules
 from compactmtl.data.inputs import Images, between, count, each, given, joined, parts
 from compactmtl.data.loader import Loader
-from compactmtl.errors import DataError
+from compactmtl.data.sources import choose, first, spread
+from compactmtl.errors import ConfigError, DataError
 from compactmtl.export.precision import PrecisionRecord
 from compactmtl.export.precision.apply import Check
 from compactmtl.export.precision.ranges import Feed
@@ -32,8 +34,18 @@ from compactmtl.runs.identity import recipe_hash
 
 
 def interface_of(run: Run, target: Target) -> Interface:
-    """What the model file of the run takes and gives on the target."""
+    """What the model file of the run takes and gives on the target.
+
+    Raises ConfigError where the file would normalize, and data sets of the run have a normalization of their own.
+    """
     data = run.recipe.data
+    apart = [source.called for source in data.sources if source.normalized_apart]
+    if apart and target.onnx.preprocess:
+        raise ConfigError(
+            f"onnx.preprocess: the file would normalize all images alike, and those of {', '.join(apart)} have a mean and "
+            "std of their own",
+            "set onnx.preprocess: false, or train with one normalization for all data.sources",
+        )
     made = tuple(rules(data).values()) if data.inputs else preprocessing(data)
     return Interface.of(target.onnx, run.tasks, made)
 
@@ -98,12 +110,12 @@ def calibration_feeds(run: Run, target: Target, interface: Interface, batch: int
     if not samples:
         return []
     config = run.recipe.data
-    dataset = load_dataset(config, "train")
+    dataset = load_dataset(as_deployed(config), "train")
     if len(dataset) == 0:
         raise DataError("the train split is empty: there is nothing to calibrate on", "check data.root")
     samples = -(-min(samples, len(dataset)) // batch) * batch
-    indices = [position * len(dataset) // samples for position in range(samples)]
-    loader = build_loader(Chosen(dataset, indices), config, train=False, seed=run.recipe.seed)
+    chosen = choose(dataset, spread(dataset, samples))
+    loader = build_loader(chosen, config, train=False, seed=run.recipe.seed)
     images = joined([given(one) for one in loader])
     fed = [interface.feed(between(images, start, start + batch)) for start in range(0, count(images), batch)]
     return [{name: one.numpy() for name, one in zip(config.given, parts(case), strict=True)} for case in fed]
@@ -121,23 +133,6 @@ def provenance(run: Run) -> dict[str, str]:
     }
 
 
-class Chosen:
-    """Some samples of a data set, by index; an index may come twice."""
-
-    def __init__(self, whole: VisionDataset, indices: Sequence[int]) -> None:
-        self.whole, self.indices = whole, indices
-        self.specs, self.split = whole.specs, whole.split
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.whole[self.indices[index]]
-
-    def identifier(self, index: int) -> str:
-        return self.whole.identifier(self.indices[index])
-
-
 PARITY_IMAGES = 8  # real images, beside random ones
 
 
@@ -151,14 +146,21 @@ class Validation:
 
     @classmethod
     def load(cls, run: Run, target: Target) -> Validation:
-        """The first `target.accuracy.samples` of the val split, or all. Raises DataError where it is empty."""
+        """The first `target.accuracy.samples` of the val split, of every source some, or all.
+
+        Raises DataError where it is empty.
+        """
         config = run.recipe.data
         dataset = load_dataset(config, "val")
         if len(dataset) == 0:
             raise DataError("the val split is empty: there is nothing to verify on", "check data.root")
-        samples = min(target.accuracy.samples or len(dataset), len(dataset))
-        loader = build_loader(Chosen(dataset, range(samples)), config, train=False, seed=run.recipe.seed)
-        return cls(loader, _first_images(loader, max(PARITY_IMAGES, target.latency.batch)), samples)
+        numbers = first(dataset, target.accuracy.samples or len(dataset))
+        loader = build_loader(choose(dataset, numbers), config, train=False, seed=run.recipe.seed)
+        count = max(PARITY_IMAGES, target.latency.batch)
+        looked_at = build_loader(
+            choose(dataset, first(dataset, min(count, len(numbers)))), config, train=False, seed=0
+        )
+        return cls(loader, _first_images(looked_at, count), len(numbers))
 
     def cases(self, target: Target, interface: Interface) -> list[Tensor | tuple[Tensor, ...]]:
         """Images and noise as the file takes them, in batches that it takes; several sizes where they are free."""

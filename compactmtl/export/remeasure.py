@@ -63,7 +63,7 @@ def remeasure_run(
         )
     gates = check_gates(
         target,
-        run.tasks,
+        run.measured,
         parity=before.parity,
         accuracy=before.accuracy,
         latency=latency,

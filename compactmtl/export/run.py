@@ -14,7 +14,7 @@ from compactmtl.artifacts.lock import exclusive
 from compactmtl.artifacts.told import Progress
 from compactmtl.backends import Runner
 from compactmtl.backends.base import Arrays
-from compactmtl.config.recipe import Recipe
+from compactmtl.config.recipe import DataConfig, Recipe
 from compactmtl.config.sparsity import LatencyBudget
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
@@ -135,13 +135,21 @@ def check_baseline(run: Run, baseline: Run) -> None:
             f"baseline {baseline.path} lacks the tasks {missing} of {run.path}",
             "give a run of the same tasks",
         )
-    for key in ("name", "size", "options", "inputs"):
-        one, other = getattr(run.recipe.data, key), getattr(baseline.recipe.data, key)
+    for key in ("name", "size", "options", "sources", "inputs"):
+        one, other = (_compared(each.recipe.data, key) for each in (run, baseline))
         if one != other:
             raise ConfigError(
                 f"baseline {baseline.path} has data.{key} {other!r}, {run.path} has {one!r}",
                 "give a run on the same data at the same size",
             )
+
+
+def _compared(data: DataConfig, key: str) -> object:
+    """A value that decides what a run is measured on; of several data sets all but where they lie and how they are drawn."""
+    if key != "sources":
+        return getattr(data, key)
+    apart = {"root", "size", "resize", "augment"}
+    return [source.model_dump(mode="json", exclude=apart) for source in data.sources]
 
 
 class ExportedRun(Exported):
@@ -165,7 +173,7 @@ class ExportedRun(Exported):
         self.subject = COMPACT if run.has_compact else "model"
         self.model = run.load_compact() if run.has_compact else run.load_plain()
         self.models: Mapping[str, MultiTaskModel | None] = {DENSE: dense, self.subject: self.model}
-        self.metrics = run.tasks
+        self.metrics = run.measured
         self.provenance = provenance(run)
         self.data = Validation.load(run, target)
         self.writer = ArtifactWriter(run, target, between(self.data.images, 0, target.latency.batch))

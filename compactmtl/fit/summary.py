@@ -103,7 +103,7 @@ class Outcome:
 
     def _accuracy(self) -> Iterator[tuple[str, str]]:
         accuracy = self.verification.accuracy
-        for name, task in self.run.tasks.items():
+        for name, task in self.run.measured.items():
             value = accuracy.artifact.get(name, {}).get(task.primary)
             if value is None:
                 continue

@@ -17,6 +17,7 @@ from compactmtl.report.gates import gates_in_words
 from compactmtl.report.html import environment
 from compactmtl.report.interface import interface
 from compactmtl.report.model import ExportView, MetricView, Provenance, Report, RunView, Stage, TaskView
+from compactmtl.tasks.by_source import measured
 from compactmtl.verify.result import AccuracyResult, Verification
 
 OWN = "own"  # kind of a group of metrics that no kind of task defines
@@ -157,5 +158,5 @@ def _tasks(bundle: Bundle, accuracy: AccuracyResult) -> dict[str, TaskView]:
                 for metric, info in task.metric_info.items()
             },
         )
-        for name, task in bundle.tasks.items()
+        for name, task in measured(bundle.tasks, accuracy.torch).items()
     }

@@ -32,6 +32,7 @@ from compactmtl.report.budget import budget
 from compactmtl.report.delta_table import Entries, delta_table
 from compactmtl.report.deployment import doubts, prepared_views
 from compactmtl.report.devices import device_views, held_back_notes
+from compactmtl.report.folding import folding_notes
 from compactmtl.report.interface import image_kind, interface
 from compactmtl.report.model import (
     ExportView,
@@ -48,6 +49,7 @@ from compactmtl.report.read import Epoch, Surgery
 from compactmtl.report.reference import (
     Reference,
     Single,
+    check_comparable,
     of_baseline,
     of_recipes,
     of_seeds,
@@ -79,7 +81,7 @@ def build_report(
     """
     subjects, singles, against = _roles(runs, baseline)
     ordered = [*([against] if against is not None else []), *subjects, *singles]
-    _check_comparable(ordered)
+    check_comparable(ordered)
     names = _unique_names(ordered)
     notes: list[str] = []
     views = [_view(run, name, splits, notes, against) for run, name in zip(ordered, names, strict=True)]
@@ -128,23 +130,6 @@ def _roles(runs: Sequence[Run], baseline: Run | Single | None) -> tuple[list[Run
     if not subjects:
         raise ConfigError("the baseline is the only run", "name at least one other run beside it")
     return subjects, [], baseline
-
-
-def _check_comparable(runs: Sequence[Run]) -> None:
-    first, seen = runs[0], set(runs[0].tasks)
-    for run in runs[1:]:
-        if run.recipe.data.name != first.recipe.data.name:
-            raise ConfigError(
-                f"{run.path} was trained on {run.recipe.data.name}, {first.path} on {first.recipe.data.name}",
-                "a report compares runs on one data set; make one report for each",
-            )
-        if not set(run.tasks) & seen:
-            raise ConfigError(
-                f"{run.path} and {first.path} have no task in common "
-                f"({', '.join(run.tasks)}; {', '.join(first.tasks)})",
-                "compare runs that share at least one task",
-            )
-        seen |= set(run.tasks)
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
@@ -200,6 +185,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         budget=budget(run.recipe, surgery),
         teachers=teacher_views(run, name, meta, notes),
     )
+    notes.extend(folding_notes(name, view.epochs, view.best_epoch, run.measured))
     if view.current_exports and not any(one.holds for one in view.current_exports):
         notes.append(f"{name}: no export held all of its gates, so no target is the headline")
     return view
@@ -338,12 +324,12 @@ def _with_delta(view: RunView, run: Run, reference: Reference, notes: list[str])
     if metrics is None:
         notes.append(f"{view.name}: no Δm, {reference.label} has no finished run of seed {run.recipe.seed}")
         return view
-    ours = {task: metrics[task] for task in run.tasks if task in metrics}
+    ours = {task: metrics[task] for task in run.measured if task in metrics}
     stages = []
     for stage in view.stages:
         if stage.metrics is not None:
             try:
-                gain = delta_m(stage.metrics, ours, run.tasks)
+                gain = delta_m(stage.metrics, ours, run.measured)
             except ConfigError as error:
                 notes.append(f"{view.name}: no Δm, {error.message}")
             else:
@@ -358,7 +344,7 @@ def _with_delta(view: RunView, run: Run, reference: Reference, notes: list[str])
 def _task_views(runs: Sequence[Run]) -> tuple[TaskView, ...]:
     tasks: dict[str, TaskView] = {}
     for run in runs:
-        for name, task in run.tasks.items():
+        for name, task in run.measured.items():
             metrics = {
                 metric: MetricView(
                     higher_is_better=info.higher_is_better, unit=info.unit, share=info.share, gain=info.gain

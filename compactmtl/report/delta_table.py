@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compactmtl.report.model import RunView, Size, StageKey, shown_stages
 from compactmtl.report.reference import settings
 from compactmtl.report.rows import DeltaRow, DeltaTable, Spread
+from compactmtl.tasks.by_source import measured
 from compactmtl.verify.speed import artifact_speed, slowdowns
 
 if TYPE_CHECKING:
@@ -206,8 +207,9 @@ def _single_row(singles: Sequence[Pair]) -> DeltaRow:
         (task,) = run.tasks
         by_task.setdefault(task, []).append(view)
     metrics = {
-        task: _spreads([(view.trained.metrics or {})[task] for view in views])
+        name: _spreads([(view.trained.metrics or {})[name] for view in views])
         for task, views in by_task.items()
+        for name in measured({task: task}, views[0].trained.metrics or {})
     }
     return DeltaRow(
         label="single-task networks",

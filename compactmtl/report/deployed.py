@@ -50,7 +50,7 @@ def with_deployed(
     rows = []
     for target in targets:
         for entry, by_seed in seen.items():
-            row = _row(entry, target, by_seed, base, baseline, latencies, runs[entry][0].tasks)
+            row = _row(entry, target, by_seed, base, baseline, latencies, runs[entry][0].measured)
             if row is not None:
                 rows.append(row.model_copy(update={"series": series.get(entry, entry)}))
     view = report.sweep.model_copy(update={"deployed": tuple(rows), "timed": _timed(latencies)})

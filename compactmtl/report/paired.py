@@ -40,13 +40,13 @@ def sweep_report(
     assert report.delta_table is not None
     rows = {row.label: row for row in report.delta_table.rows}
     paired = [
-        _paired(row, rows[known], runs[label][0].tasks)
+        _paired(row, rows[known], runs[label][0].measured)
         for label, row in rows.items()
         if known is not None and label != known
     ]
     for label, other in (against or {}).items():
         if label in rows and other in rows and other != known:
-            difference = _paired(rows[label], rows[other], runs[label][0].tasks)
+            difference = _paired(rows[label], rows[other], runs[label][0].measured)
             paired.append(difference and difference.model_copy(update={"against": other}))
     view = SweepView(
         name=name,

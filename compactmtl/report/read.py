@@ -95,6 +95,12 @@ class Competition(Read):
         return statistics.fmean(values[pair] for values in self.cosines.values() if pair in values)
 
 
+class SourceNorms(Read):
+    """The metrics with each data set's own statistics of batch norm, before they are folded."""
+
+    own_statistics: TaskMetrics = {}
+
+
 class TrainLosses(Read):
     """Mean weighted loss of an epoch and the single tasks' losses."""
 
@@ -115,3 +121,4 @@ class Epoch(Read):
     delta_m: float | None = None
     sparsity: Sparsity | None = None
     competition: Competition | None = None
+    batch_norm: SourceNorms | None = None

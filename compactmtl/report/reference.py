@@ -66,6 +66,25 @@ def split_single(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     return subjects, singles
 
 
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raise ConfigError where runs share no task, or not the data sets: those of a single task are some of another's."""
+    first, seen = runs[0], set(runs[0].tasks)
+    for run in runs[1:]:
+        one, other = run.recipe.data.names, first.recipe.data.names
+        if not (one <= other or other <= one):
+            raise ConfigError(
+                f"{run.path} was trained on {run.recipe.data.name}, {first.path} on {first.recipe.data.name}",
+                "a report compares runs on one data set; make one report for each",
+            )
+        if not set(run.tasks) & seen:
+            raise ConfigError(
+                f"{run.path} and {first.path} have no task in common "
+                f"({', '.join(run.tasks)}; {', '.join(first.tasks)})",
+                "compare runs that share at least one task",
+            )
+        seen |= set(run.tasks)
+
+
 def of_single_runs(views: Sequence[RunView]) -> Reference:
     """Each task's metrics over its single-task runs as trained: the mean over seeds."""
     return Reference(_mean(views), "single-task networks")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from compactmtl.config.recipe import DataConfig
     from compactmtl.data.base import Batch, Sample, VisionDataset
     from compactmtl.runs import Run
     from compactmtl.tasks.base import Task
@@ -79,10 +80,20 @@ class ValSplits:
         from compactmtl.data import load_dataset, preprocessing
 
         data = recipe.data
-        key = repr((data.name, data.root, preprocessing(data).fit, data.options, data.cache, data.inputs))
+        fit = preprocessing(data).fit
+        key = repr((data.name, data.root, fit, data.options, data.cache, data.sources, data.inputs))
         if key not in self._datasets:
             self._datasets[key] = load_dataset(data, "val")
         return self._datasets[key]
+
+    def section(self, recipe: Recipe, index: int) -> DataConfig:
+        """The data section of a sample: the recipe's, or of several data sets that of its own."""
+        from compactmtl.data.sources import SourcesDataset
+
+        dataset = self.dataset(recipe)
+        if not isinstance(dataset, SourcesDataset):
+            return recipe.data
+        return dataset.parts[dataset.place(index)[0]].config
 
     def loader(self, recipe: Recipe) -> Iterable[Batch]:
         """Normalized batches of the val split, in order."""
@@ -106,7 +117,16 @@ def predict_samples(
     """
     _, _, first = models[0]
     dataset = splits.dataset(first.recipe)
-    return [_sample(index, models, splits) for index in spread(len(dataset), count)]
+    return [_sample(index, models, splits) for index in _numbers(dataset, count)]
+
+
+def _numbers(dataset: VisionDataset, count: int) -> list[int]:
+    """Samples spread over the split; of several data sets over each."""
+    from compactmtl.data import sources
+
+    if isinstance(dataset, sources.SourcesDataset):
+        return sorted(set(sources.spread(dataset, min(count, len(dataset)))))
+    return spread(len(dataset), count)
 
 
 def below(identifier: str, root: str | None) -> str:
@@ -122,7 +142,9 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
     dataset = splits.dataset(first.recipe)
     sample = dataset[index]
     seen = {label: splits.dataset(run.recipe)[index] for label, _, run in models}  # at each recipe's own size
-    outputs = {label: _run(model, seen[label], run.recipe) for label, model, run in models}
+    outputs = {
+        label: _run(model, seen[label], splits.section(run.recipe, index)) for label, model, run in models
+    }
     tasks = []
     for name, task in _all_tasks(models).items():
         owners = [(label, run.tasks[name], run) for label, _, run in models if name in run.tasks]
@@ -149,7 +171,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
             )
         )
     return SampleView(
-        identifier=below(dataset.identifier(index), first.recipe.data.root),
+        identifier=below(dataset.identifier(index), splits.section(first.recipe, index).root),
         image=_image(sample, first.recipe),
         tasks=tuple(tasks),
     )
@@ -201,14 +223,14 @@ def _all_tasks(models: Sequence[tuple[str, nn.Module, Run]]) -> dict[str, Task]:
     return tasks
 
 
-def _run(model: nn.Module, sample: Sample, recipe: Recipe) -> dict[str, Tensor]:
+def _run(model: nn.Module, sample: Sample, data: DataConfig) -> dict[str, Tensor]:
     """One sample through the model, as outputs by task with a batch dimension of 1."""
     import torch
 
     from compactmtl.data.loader import normalized
 
     with torch.no_grad():
-        outputs: dict[str, Tensor] = model.eval()(*normalized([sample], recipe.data).values())
+        outputs: dict[str, Tensor] = model.eval()(*normalized([sample], data).values())
     return outputs
 
 

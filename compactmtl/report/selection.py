@@ -52,7 +52,7 @@ def selection_cells(report: Report, runs: Mapping[str, Sequence[Run]]) -> Table 
 def _gain(pairs: Sequence[tuple[TaskMetrics, TaskMetrics]], run: Run) -> Cell:
     if not pairs:
         return delta_formats.MISSING
-    gains = gains_of(pairs, {name: task for name, task in run.tasks.items() if name in pairs[0][1]})
+    gains = gains_of(pairs, {name: task for name, task in run.measured.items() if name in pairs[0][1]})
     if gains is None:
         return delta_formats.MISSING
     return delta_formats.difference(Spread.of(gains), None, sum(gain > 0 for gain in gains), len(gains))

@@ -30,6 +30,7 @@ _PLACE = frozenset(
 )
 
 _LAYOUT = "train.channels_last"
+_SOURCES = "data.sources"  # a list of sections, each with its own place
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -67,6 +68,8 @@ def deciding(recipe: Recipe, defaults: bool = True) -> dict[str, Any]:
     # The default was false before it was auto: a run of then is no other run now. Only true is told apart.
     if flat.get(_LAYOUT) is not True:
         flat.pop(_LAYOUT, None)
+    if isinstance(sources := flat.get(_SOURCES), list):
+        flat[_SOURCES] = [{key: value for key, value in one.items() if key != "root"} for one in sources]
     return {key: value for key, value in flat.items() if key not in _PLACE}
 
 

@@ -41,6 +41,7 @@ from compactmtl.runs.meta import VERSION, specs_from_json
 from compactmtl.runs.model import example_inputs, fresh_model, plain_form
 from compactmtl.surgery import load_compact
 from compactmtl.tasks import Task, build_tasks
+from compactmtl.tasks.by_source import measured, names_by_source
 from compactmtl.verify.result import TaskMetrics
 
 Checkpoint = Literal["best", "last"]
@@ -104,6 +105,11 @@ class Run:
                 "put back the run's own file, or train again with --overwrite",
             ) from error
         return build_tasks(self.recipe.tasks, specs)
+
+    @cached_property
+    def measured(self) -> dict[str, Task]:
+        """The tasks as they are measured: one that several data sets label, on each of them (see compactmtl.tasks.by_source)."""
+        return measured(self.tasks, names_by_source(self.recipe.data.labels_apart))
 
     def load_model(self, checkpoint: Checkpoint = "best") -> MultiTaskModel:
         """The model in its training form (factorized where the recipe says so), in eval mode; of a subset, with all heads."""

@@ -22,6 +22,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.runs.checkpoint import checked_weights, load_summary, save_best
 from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
+from compactmtl.tasks.by_source import measured, task_of
 from compactmtl.tasks.common import nearest
 from compactmtl.tasks.gain import mean_score
 
@@ -96,7 +97,7 @@ def _write(run: Run, path: Path, chosen: Sequence[str]) -> None:
     events = [_restricted(event, everything, kept) for event in run.log()]
     for event, metrics in [(summary, summary["metrics"]), *((event, event.get("val")) for event in events)]:
         if "score" in event and metrics:
-            event["score"] = mean_score(metrics, kept)
+            event["score"] = mean_score(metrics, measured(kept, metrics))
     if path.exists():
         with writing(path, "its replacing"):  # whoever writes into it goes first
             pass
@@ -118,8 +119,8 @@ def _restricted(
     found = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            by_task = bool(value) and set(value) <= set(everything)
-            value = {name: one for name, one in value.items() if name in kept} if by_task else value
+            by_task = bool(value) and {task_of(name) for name in value} <= set(everything)
+            value = {name: one for name, one in value.items() if task_of(name) in kept} if by_task else value
             found[key] = value if by_task else _restricted(value, everything, kept)
         else:
             found[key] = value

@@ -41,6 +41,7 @@ from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, read_last, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
 from compactmtl.train.session import Session, build_session
+from compactmtl.train.source_norms import SourceNorms, folding_line
 from compactmtl.train.sparse import table_of
 from compactmtl.train.tracking import Tracker
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
@@ -89,7 +90,7 @@ def train(
                 teachers = dump_teachers(teacher_costs(recipe))
                 meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
-            tracker = Tracker(path, session.tasks, session.total_steps, session.position.step, console)
+            tracker = Tracker(path, session.measured, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
                 Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
     return Run.open(path)
@@ -227,8 +228,15 @@ class Loop:
             self.tracker.phase(self.session.position.epoch, "validation", next(numbers), len(loader))
             return run(image)
 
+        norms = self.session.part(SourceNorms)
         with run.held():
-            return evaluate(interruptible, loader, self.session.tasks)
+            metrics = evaluate(interruptible, loader, self.session.tasks)
+            if norms is not None:
+                norms.measure(interruptible, loader, self.session.tasks)
+                self.tracker.say(
+                    folding_line(metrics, norms.report()["own_statistics"], self.session.measured)
+                )
+            return metrics
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
@@ -250,8 +258,8 @@ class Loop:
         """Score, checkpoint and log; then the next epoch is in progress."""
         session, progress, position = self.session, self.progress, self.session.position
         single = session.recipe.single_task
-        gain = delta_m(metrics, single, session.tasks) if single else None
-        score = mean_score(metrics, session.tasks) if gain is None else gain
+        gain = delta_m(metrics, single, session.measured) if single else None
+        score = mean_score(metrics, session.measured) if gain is None else gain
         # before a sparse run has reached its target the best model would be the dense one
         eligible = session.eligible
         best = eligible and score > progress.best_score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -103,7 +103,7 @@ class Part:
 
     A step calls, for all parts in the order of `compactmtl.train.parts`:
 
-        before_forward, [forward pass], after_forward, before_backward, [backward pass], after_backward,
+        before_forward, [forward pass, in each forward_context], after_forward, before_backward, [backward pass], after_backward,
         [gradient clipping, optimizer step], after_step
 
     `name` is the key of the part's state in checkpoints, empty for a part without state. `logs` is the key under which
@@ -124,6 +124,10 @@ class Part:
 
     def attach(self, optimizer: Optimizer) -> None:
         """Once, when the optimizer is built and before the first step."""
+
+    def forward_context(self, batch: Batch) -> AbstractContextManager[None]:
+        """What the model's pass over a batch happens in."""
+        return nullcontext()
 
     def before_forward(self, image: Images) -> Images:
         """The image, or the inputs, that the model is given, on its device."""
@@ -174,4 +178,5 @@ class Setup:
     inputs: tuple[Tensor, ...]  # example inputs on the device, (1, 3, H, W)
     steps_per_epoch: int
     total_steps: int
+    shares: Mapping[str, float] = field(default_factory=dict)  # of several data sets, of the training images
     table: LatencyTable | None = None  # that of a run that goes on; none: as the recipe says

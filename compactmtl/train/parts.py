@@ -15,6 +15,7 @@ from compactmtl.train.part import Part, Setup
 from compactmtl.train.pseudo import build_pseudo_heads
 from compactmtl.train.regularize import build_penalties
 from compactmtl.train.shrink import build_shrinker
+from compactmtl.train.source_norms import build_source_norms
 from compactmtl.train.sparse import build_sparsifier
 from compactmtl.train.uphill import build_uphill
 
@@ -26,6 +27,7 @@ ORDER: tuple[Callable[[Setup], Part | None], ...] = (
     build_pseudo_heads,  # a task's loss is the mean over its heads ...
     build_distiller,  # ... and the teacher's term is added to that; its teacher is loaded at the network's first size,
     build_shrinker,  # then removed channels go again, and what follows loads the state of the smaller network
+    build_source_norms,  # what of the norms is left; they hold folded statistics whenever others read them
     build_uphill,  # replaces the gradients, so it comes before all that reads them
     build_sparsifier,  # reads the gradients; its proximal step directly follows the optimizer's
     build_balancing,  # combines losses that are complete; looks at them again when all weights have moved

@@ -11,6 +11,7 @@ from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, PROBE
 from compactmtl.artifacts.lock import writing
 from compactmtl.balancing.universality import loss_gap
+from compactmtl.config.sources import as_deployed
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.inputs import given, to_device
 from compactmtl.errors import ConfigError
@@ -107,7 +108,7 @@ def _features(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """For each task the features (N, C) that its head reads, averaged over a map, and its targets."""
     config = run.recipe.data
-    dataset = load_dataset(config, "train" if split == "train" else "val")
+    dataset = load_dataset(as_deployed(config), "train" if split == "train" else "val")
     loader = build_loader(dataset, config, train=False, seed=seed)
     features: dict[str, list[Tensor]] = {name: [] for name in run.tasks}
     targets: dict[str, list[Tensor]] = {name: [] for name in run.tasks}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,12 +24,14 @@ from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.data.inputs import Images, given, parts, to_device
 from compactmtl.data.loader import Loader
+from compactmtl.data.mixing import shares_of
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs.model import example_inputs, fresh_model
 from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, delta_m
+from compactmtl.tasks.by_source import measured, names_by_source
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.average import WeightAverage
 from compactmtl.train.balance import Balancing
@@ -94,6 +97,11 @@ class Session:
         return self.part(DiagonalPass)
 
     @property
+    def measured(self) -> dict[str, Task]:
+        """The tasks as they are measured: one that several data sets label, on each of them."""
+        return measured(self.tasks, names_by_source(self.recipe.data.labels_apart))
+
+    @property
     def eligible(self) -> bool:
         """Whether the model as it is now may become the best checkpoint."""
         return all(part.eligible for part in self.parts)
@@ -148,7 +156,9 @@ class Session:
         image = self.image(batch)
         for part in self.parts:
             image = part.before_forward(image)
-        with self.autocast():
+        with self.autocast(), ExitStack() as contexts:
+            for part in self.parts:
+                contexts.enter_context(part.forward_context(batch))
             # Views, none of which is computed from another: gradients by them add up to the encoder's.
             features, outputs = self.model.pass_through(image, lambda x: x.view_as(x))
         targets, losses = {}, {}
@@ -311,8 +321,9 @@ def build_session(
     device = find_device(recipe.train.device)
     data, tasks = load_data(recipe, specs)
     if recipe.single_task:
+        by_source = measured(tasks, names_by_source(recipe.data.labels_apart))
         delta_m(
-            recipe.single_task, recipe.single_task, tasks
+            recipe.single_task, recipe.single_task, by_source
         )  # raises now what it would raise after an epoch
     seed_everything(recipe.seed)
     model = fresh_model(recipe, tasks).to(device)
@@ -335,6 +346,7 @@ def build_session(
             inputs=inputs,
             steps_per_epoch=len(data.train),
             total_steps=steps,
+            shares=shares_of(data.train.sampler),
             table=table,
         )
     )

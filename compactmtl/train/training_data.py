@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compactmtl.config import Recipe
+from compactmtl.config.recipe import DataConfig
+from compactmtl.config.sources import of_source
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import VisionDataset
 from compactmtl.data.labels import label_lines
 from compactmtl.data.loader import Loader
+from compactmtl.data.mixing import mixing_notes
 from compactmtl.models.packaged import normalization_notes
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 from compactmtl.train.machine import pinned
@@ -42,8 +45,23 @@ def load_data(
     if "val" not in shown:  # the run ends with its metrics there
         shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
     notes = label_lines(shown, {name: task.target for name, task in tasks.items()})
-    notes = (*notes, *normalization_notes(recipe.model.encoder, config))
     pin = pinned(recipe)
     train_loader = build_loader(train_set, config, train=True, seed=recipe.seed, pin=pin)
+    notes = (
+        *notes,
+        *mixing_notes(train_loader.sampler),
+        *_apart_notes(config),
+        *normalization_notes(recipe.model.encoder, config),
+    )
     select_loader = build_loader(select_set, config, train=False, seed=recipe.seed, pin=pin)
     return TrainingData(splits, specs, train_loader, select_loader, notes), tasks
+
+
+def _apart_notes(config: DataConfig) -> tuple[str, ...]:
+    """That images of some data sets are normalized apart, which whoever deploys the network must know."""
+    apart = [of_source(config, source, deployed=True) for source in config.sources if source.normalized_apart]
+    return tuple(
+        f"images of {one.name} are normalized by a mean and std of their own, {list(one.mean)} and {list(one.std)}; "
+        "predict and bundles take data.mean and data.std"
+        for one in apart
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,12 @@ from compactmtl.data.inputs import Images, between, count, given, parts, size_of
 from compactmtl.errors import ArtifactError, DataError
 from compactmtl.graph.float32 import float32_products
 from compactmtl.tasks import Task
-from compactmtl.tasks.base import ReferenceMetrics
+from compactmtl.tasks.base import Metrics, ReferenceMetrics
+from compactmtl.tasks.by_source import on_source, task_of
 from compactmtl.verify.result import TaskMetrics
+
+if TYPE_CHECKING:
+    from compactmtl.tasks.instance_scoring import InstanceReference
 
 Run = Callable[[Any], Mapping[str, Tensor]]  # `Images`, such as (B, 3, H, W), to {task: output}
 
@@ -29,6 +33,7 @@ def evaluate(
 ) -> TaskMetrics:
     """Every metric of every task over all batches of `loader`, accumulated exactly; {task: {metric: value}}.
 
+    A task that several data sets label has those on each beside those on all, as {task@source: {metric: value}}.
     `run` maps a batch of images to the raw outputs by task (see `torch_runner` and `array_runner`); outputs of other
     names are passed over. A task whose output held NaN, on one image or more, has NaN for every metric: an argmax over
     NaN is a class, and its metrics would be numbers. With `finite` so has one whose output held infinity. float32 is
@@ -59,6 +64,8 @@ def evaluate_on(
 
 def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], finite: bool) -> TaskMetrics:
     metrics = {name: task.metrics() for name, task in tasks.items()}
+    by_source: dict[str, dict[str, Metrics]] = {name: {} for name in tasks}
+    apart: Collection[str] = getattr(loader, "labeled_apart", ())
     broken: set[str] = set()
     empty = True
     for batch in loader:
@@ -80,21 +87,47 @@ def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], fini
             output, found = outputs[name].detach(), metrics[name]
             if bool((~output.isfinite() if finite else output.isnan()).any()):
                 broken.add(name)
-            references = batch.get("references", {}).get(task.target)
-            if references is not None and task.scores_references:
-                cast(ReferenceMetrics, found).update(output, target, references)
-            else:
-                found.update(output, target.to(output.device, non_blocking=True))
+            references = batch.get("references", {}).get(task.target) if task.scores_references else None
+            _update(found, output, target, references)
+            sources = batch.get("sources", []) if task.target in apart else []
+            for source, rows in _rows(sources).items():
+                known_by = [references[row] for row in rows] if references is not None else None
+                if bool(task.known(target[rows]).any()):
+                    own = by_source[name].setdefault(source, task.metrics())
+                    _update(own, output[rows], target[rows], known_by)
     if empty:
         raise DataError(
             "the split to evaluate on is empty",
             "look at the data set: `compactmtl data check NAME root=FOLDER`",
         )
     computed = {name: found.compute() for name, found in metrics.items()}
+    computed |= {
+        on_source(name, source): found.compute()
+        for name, sources in by_source.items()
+        if len(sources) > 1
+        for source, found in sources.items()
+    }
     return {
-        name: dict.fromkeys(values, math.nan) if name in broken else values
+        name: dict.fromkeys(values, math.nan) if task_of(name) in broken else values
         for name, values in computed.items()
     }
+
+
+def _update(
+    found: Metrics, output: Tensor, target: Tensor, references: Sequence[InstanceReference] | None
+) -> None:
+    if references is not None:
+        cast(ReferenceMetrics, found).update(output, target, references)
+    else:
+        found.update(output, target.to(output.device, non_blocking=True))
+
+
+def _rows(sources: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of a batch by the data set that they are of."""
+    rows: dict[str, list[int]] = {}
+    for row, source in enumerate(sources):
+        rows.setdefault(source, []).append(row)
+    return rows
 
 
 def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> ModuleRun:

@@ -11,6 +11,7 @@ from PIL import Image
 from compactmtl.cli import data
 from compactmtl.cli.main import main
 from compactmtl.data import DATASETS
+from tests.support.layouts.ccp import write_ccp
 from tests.support.layouts.folder import write_folder
 
 SMALL = ["size=[24,32]", "options.train=4", "options.val=2", "options.test=2"]
@@ -110,3 +111,30 @@ def test_labels_and_endings_are_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert sum("depth 7 of 8" in line or "depth 1 of 2" in line for line in labels) == 1
     assert "1 files are not read (.heic is no ending that is): 005.heic" in printed
     assert "DS_Store" not in printed
+
+
+def test_several_data_sets_are_counted_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "rooms", split=True)
+    write_ccp(tmp_path / "ccp", count=3)
+    recipe = tmp_path / "both.yaml"
+    recipe.write_text(
+        "data:\n"
+        "  size: [24, 32]\n"
+        "  mixing: {batches: alternating}\n"
+        "  sources:\n"
+        "    - {name: folder, root: rooms, tasks: [depth], size: [12, 16]}\n"
+        "    - {name: ccp, root: ., tasks: [segmentation], options: {classes: grouped}}\n"
+        "tasks: {depth: {kind: depth}, segmentation: {kind: segmentation}}\n"
+    )
+    out = tmp_path / "both.png"
+    assert main(["data", "check", str(recipe), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "train of folder 5 samples" in printed
+    assert "labels   train of ccp: segmentation 3 of 3" in printed
+    assert "labels   train: depth 5 of 8, segmentation 3 of 8" in printed
+    assert "option   sources.ccp.options.classes=grouped" in printed
+    assert out.is_file()
+    assert main(["recipes", "check", str(recipe)]) == 0
+    recipe.write_text(recipe.read_text().replace("classes:", "clases:"))
+    assert main(["recipes", "check", str(recipe)]) == 2
+    assert "data.sources: ccp.options" in capsys.readouterr().err

@@ -94,3 +94,9 @@ def test_what_several_inputs_are_made_by_reads_back_equal() -> None:
     rules = {"rgb": Preprocessing((8, 9)), "camera": Vector((1.0,), (2.0,))}
     trained = Training(tasks={}, preprocessing=None, inputs=rules)
     assert Training.model_validate_json(trained.model_dump_json()).inputs == rules
+
+
+def test_several_data_sets_give_one_picture_each(tmp_path: Path) -> None:
+    sources = "data.sources=[{name: scenes, tasks: [kind, focal]}, {name: utkface, tasks: [focal]}]"
+    with pytest.raises(ConfigError, match=r"several data sets \(data\.sources\) give one picture each"):
+        resolved(tmp_path, RECIPE, 'data.name=""', sources)

@@ -24,6 +24,7 @@ from compactmtl.data.celebamask import (
     merge_parts,
     read_mapping,
 )
+from compactmtl.data.labels import known_labels
 from compactmtl.errors import ConfigError, DataError
 from tests.support.layouts.celebamask import write_celebamask
 from tools.prepare_celebamask import main as prepare
@@ -181,3 +182,27 @@ def test_a_flip_exchanges_left_and_right(root: Path) -> None:
     sided = {name for name in spec.classes if name.startswith(("l_", "r_")) and not name.endswith("lip")}
     assert sided == {name for pair in spec.mirrored for name in pair}
     assert not load_dataset(config(root, options={"classes": 3}), "train").specs["segmentation"].mirrored
+
+
+def test_a_face_without_a_mask_or_a_row_is_unknown_to_that_task_alone(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "faces")
+    folder = next((tmp_path / "faces").rglob("CelebA-HQ-img")).parent
+    before = load_dataset(config(tmp_path / "faces"), "train")
+    whole = [before[index] for index in range(len(before))]
+    masked, listed = (Path(before.identifier(index)) for index in (0, 1))
+    for mask in (folder / "CelebAMask-HQ-mask-anno").rglob(f"{int(masked.stem):05d}_*.png"):
+        mask.unlink()
+    path = folder / "CelebAMask-HQ-attribute-anno.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(f"{listed.name} ")))
+    dataset = load_dataset(config(tmp_path / "faces"), "train")
+    assert len(dataset) == len(whole)
+    face, other = dataset[0]["targets"], dataset[1]["targets"]
+    assert (face["segmentation"] == 255).all()
+    assert torch.equal(face["attributes"], whole[0]["targets"]["attributes"])
+    assert torch.equal(other["segmentation"], whole[1]["targets"]["segmentation"])
+    assert other["attributes"].tolist() == [-1, -1]
+    assert other["male"] == dataset.specs["male"].ignore_index
+    count = len(dataset)
+    assert known_labels(dataset, dataset.specs) == dict.fromkeys(dataset.specs, count - 1)
+    assert before.specs["male"].ignore_index is None  # as it was where nothing is unknown

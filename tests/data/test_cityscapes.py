@@ -12,6 +12,7 @@ import torch
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
 from compactmtl.data.cityscapes_labels import CLASSES_7, CLASSES_19, PARTS, label_table, parts_of
+from compactmtl.data.labels import known_labels
 from compactmtl.errors import ConfigError, DataError
 from tests.support.layouts.cityscapes import BASELINE, FX, write_cityscapes, write_cityscapes_npy
 
@@ -134,11 +135,50 @@ def test_damaged_missing_and_unlabeled_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "gtFinePanopticParts" / f"{city}_gtFinePanopticParts.tif").unlink()
     (tmp_path / "gtFine" / "val" / "lindau" / "lindau_000000_000019_gtFine_labelIds.png").unlink()
     report = check_dataset(config(tmp_path))
-    assert report.problems[:2] == [
-        f"{disparity}: cut short",
-        f"{tmp_path / 'gtFinePanopticParts' / city}_gtFinePanopticParts.tif: no such file",
-    ]
+    assert report.problems == [f"{disparity}: cut short"]
     assert "1 frames of val have no labels: lindau_000000_000019" in report.notes
+    assert "1 of the frames of train have no parts, which is unknown there: ulm_000001_000019" in report.notes
+
+
+def test_a_file_that_is_not_there_is_unknown_to_its_task_alone(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path)
+    frame = "train/ulm/ulm_000001_000019"
+    before = load_dataset(config(tmp_path, options={"disparity": "1/m"}), "train")
+    whole = [before[index] for index in range(len(before))]
+    (tmp_path / "gtFinePanopticParts" / f"{frame}_gtFinePanopticParts.tif").unlink()
+    (tmp_path / "camera" / f"{frame}_camera.json").unlink()
+    dataset = load_dataset(config(tmp_path, options={"disparity": "1/m"}), "train")
+    assert len(dataset) == len(whole)
+    one = next(n for n in range(len(dataset)) if "ulm_000001" in dataset.identifier(n))
+    now = dataset[one]["targets"]
+    assert torch.equal(whole[one]["targets"]["segmentation"], now["segmentation"])
+    assert (now["parts"] == 255).all() and not now["disparity"].any()
+    (tmp_path / "gtFine" / f"{frame}_gtFine_labelIds.png").unlink()
+    (tmp_path / "camera" / f"{frame}_camera.json").write_text(
+        '{"intrinsic": {"fx": 2262}, "extrinsic": {"baseline": 0.2}}'
+    )
+    dataset = load_dataset(config(tmp_path, options={"disparity": "1/m"}), "train")
+    assert known_labels(dataset, dataset.specs) == {
+        "segmentation": len(dataset) - 1,
+        "disparity": len(dataset),
+        "parts": len(dataset) - 1,
+    }
+    assert (dataset[one]["targets"]["segmentation"] == 255).all()
+    assert dataset[one]["targets"]["disparity"].any()
+    (tmp_path / "disparity" / f"{frame}_disparity.png").unlink()
+    assert len(load_dataset(config(tmp_path), "train")) == len(whole) - 1  # nothing is known of it
+
+
+def test_of_numbered_arrays_too_a_missing_one_is_unknown(tmp_path: Path) -> None:
+    write_cityscapes_npy(tmp_path)
+    (tmp_path / "train" / "depth" / "1.npy").unlink()
+    dataset = load_dataset(config(tmp_path), "train")
+    assert known_labels(dataset, dataset.specs) == {"segmentation": 3, "disparity": 2}
+    assert not dataset[1]["targets"]["disparity"].any()
+    assert any(
+        "have no disparity, which is unknown there: 1" in note
+        for note in check_dataset(config(tmp_path)).notes
+    )
 
 
 def test_colored_labels_and_8_bit_disparity_are_refused(tmp_path: Path) -> None:

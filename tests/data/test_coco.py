@@ -220,3 +220,17 @@ def test_missing_data_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"instances_train2017\.json: no such file"):
         coco(tmp_path)
     assert len(coco(tmp_path, "val")) == 4
+
+
+def test_an_image_without_a_stuff_map_has_its_instances(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path, stuff=True)
+    before = load_dataset(config(tmp_path, options={"stuff": True}), "train")
+    whole = [before[index] for index in range(len(before))]
+    sorted((folder / "stuffthingmaps" / "train2017").iterdir())[0].unlink()
+    dataset = load_dataset(config(tmp_path, options={"stuff": True}), "train")
+    assert len(dataset) == len(whole)
+    assert torch.equal(dataset[0]["targets"]["instances"], whole[0]["targets"]["instances"])
+    assert (dataset[0]["targets"]["segmentation"] == 255).all()
+    report = check_dataset(config(tmp_path, options={"stuff": True}))
+    assert report.known["train"] == {"instances": 4, "segmentation": 3}
+    assert any(note.startswith("1 of the images of train have no segmentation") for note in report.notes)

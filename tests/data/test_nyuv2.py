@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy.io import savemat
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import build_loader, check_dataset, load_dataset
+from compactmtl.data.labels import known_labels
 from compactmtl.data.nyuv2 import turned
 from compactmtl.data.nyuv2_labels import (
     CLASSES_13,
@@ -279,7 +281,48 @@ def test_the_check_names_damaged_and_missing_files(tmp_path: Path) -> None:
     image, label = root / "train" / "image" / "0002.png", root / "val" / "label" / "0001.png"
     image.write_bytes(image.read_bytes()[:-20])
     label.unlink()
-    assert check_dataset(config(root)).problems[:2] == [f"{image}: cut short", f"{label}: no such file"]
+    report = check_dataset(config(root))
+    assert report.problems[:1] == [f"{image}: cut short"]
+    assert "1 of the frames of val have no segmentation, which is unknown there: 0001" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("write", "part", "lacking"),
+    [
+        (write_nyuv2_png, "label", {"segmentation"}),
+        (write_nyuv2_png, "depth", {"depth", "normals"}),  # which are derived
+        (write_nyuv2_npy, "label", {"segmentation"}),
+        (write_nyuv2_npy, "depth", {"depth"}),
+        (write_nyuv2_npy, "normal", {"normals"}),
+    ],
+)
+def test_a_file_that_is_not_there_is_unknown_to_its_task_alone(
+    write: Callable[[Path], Path], part: str, lacking: set[str], tmp_path: Path
+) -> None:
+    root = write(tmp_path)
+    before = load_dataset(config(root), "train")
+    whole = [before[index] for index in range(len(before))]
+    sorted((root / "train" / part).iterdir())[1].unlink()
+    dataset = load_dataset(config(root), "train")
+    assert len(dataset) == len(whole)
+    for name in dataset.specs:
+        value = dataset[1]["targets"][name]
+        if name in lacking:
+            assert (value == (255 if name == "segmentation" else 0)).all()
+        else:
+            assert torch.equal(value, whole[1]["targets"][name])
+    count = len(dataset)
+    assert known_labels(dataset, dataset.specs) == {n: count - (n in lacking) for n in dataset.specs}
+
+
+def test_normals_from_depth_are_unknown_without_it(tmp_path: Path) -> None:
+    root = write_nyuv2_png(tmp_path)
+    (root / "train" / "depth" / "0002.png").unlink()
+    dataset = load_dataset(config(root, options={"normals": "derived"}), "train")
+    assert known_labels(dataset, dataset.specs) == {"segmentation": 3, "depth": 2, "normals": 2}
+    assert not dataset[1]["targets"]["normals"].any()
+    (root / "train" / "label" / "0002.png").unlink()
+    assert len(load_dataset(config(root, options={"normals": "derived"}), "train")) == 2
 
 
 def test_a_missing_folder_says_where_to_get_the_data(tmp_path: Path) -> None:

@@ -94,7 +94,23 @@ def test_frames_without_depth_are_noted_and_damage_is_named(root: Path) -> None:
     report = check_dataset(config(root))
     assert "1 frames of train lack" in report.notes[0]
     assert "val/normal/frame-000001.png" in report.problems[0]
-    assert report.counts["train"] == 2
+    assert report.counts["train"] == 3
+    assert report.known["train"] == {"depth": 2, "normals": 3}
+
+
+def test_a_file_that_is_not_there_is_unknown_to_its_task_alone(root: Path) -> None:
+    before = load_dataset(config(root), "train")
+    whole = [before[index] for index in range(len(before))]
+    (root / "train/depth/frame-000000.png").unlink()
+    (root / "train/normal/frame-000001.png").unlink()
+    dataset = load_dataset(config(root), "train")
+    assert len(dataset) == len(whole) == 3
+    assert not dataset[0]["targets"]["depth"].any() and not dataset[1]["targets"]["normals"].any()
+    assert torch.equal(dataset[0]["targets"]["normals"], whole[0]["targets"]["normals"])
+    assert torch.equal(dataset[1]["targets"]["depth"], whole[1]["targets"]["depth"])
+    # where normals come of depth, a frame without it has nothing
+    derived = load_dataset(config(root, options={"normals": "depth"}), "train")
+    assert len(derived) == 2
 
 
 def test_a_raw_scene_is_converted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

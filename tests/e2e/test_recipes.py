@@ -41,8 +41,9 @@ def data_overrides(name: str, layouts: dict[str, Path], factory: pytest.TempPath
         return GENERATED[name]
     if name not in layouts:
         root = factory.mktemp(name)
-        module = importlib.import_module(f"tests.support.layouts.{name}")
-        getattr(module, f"write_{name}")(root)
+        for one in name.split("+"):  # of several data sets, side by side
+            module = importlib.import_module(f"tests.support.layouts.{one}")
+            getattr(module, f"write_{one}")(root)
         layouts[name] = root
     return [f"data.root={layouts[name]}"]
 

@@ -40,6 +40,7 @@ def write_run(folder: Path, recipe: str = SCENES) -> Run:
     dataset = load_dataset(resolved.recipe.data, "val")
     torch.manual_seed(0)
     model = fresh_model(resolved.recipe, build_tasks(resolved.recipe.tasks, dataset.specs))
+    open_branches(model)
     settle_norms(model, next(iter(build_loader(dataset, resolved.recipe.data, train=False, seed=0)))["image"])
     create_folder(folder, dump_recipe(resolved.recipe), new_meta(resolved, dataset.specs), overwrite=False)
     summary = {
@@ -51,6 +52,14 @@ def write_run(folder: Path, recipe: str = SCENES) -> Run:
     }
     save_best(folder / "checkpoints" / "best", model, summary)
     return Run.open(folder)
+
+
+def open_branches(model: nn.Module) -> None:
+    """Undo timm's start of residual branches at zero: surgery would take them out whole, as it does of no trained network."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.any():
+                module.weight.fill_(1)
 
 
 def settle_norms(model: nn.Module, images: Tensor) -> None:

@@ -86,6 +86,10 @@ class SyntheticRun:
     def tasks(self) -> dict[str, Task]:
         return build_tasks(self.recipe.tasks, SPECS)
 
+    @property
+    def measured(self) -> dict[str, Task]:
+        return self.tasks
+
     def load_plain(self, checkpoint: str = "best") -> nn.Module:
         return TinyModel(self.tasks).eval()
 

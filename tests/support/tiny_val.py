@@ -57,7 +57,7 @@ class TinySplits(ValSplits):
         self.loads += 1
         return TinyVal()
 
-    def preprocessing(self, recipe: Recipe) -> Preprocessing:
+    def preprocessing(self, recipe: Recipe, index: int) -> Preprocessing:
         return Preprocessing(size=SIZE)
 
     def loader(self, recipe: Recipe) -> list[Batch]:

@@ -23,8 +23,9 @@ from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.inputs import Images, parts
 from compactmtl.data.inputs import count as size_of_batch
+from compactmtl.data.sources import choose, first
 from compactmtl.errors import ArtifactError, DataError
-from compactmtl.export.artifact import Chosen, interface_of
+from compactmtl.export.artifact import interface_of
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.kit.files import (
     DeviceRecord,
@@ -114,7 +115,7 @@ def collect_results(
         types,
         *check_gates(
             target,
-            run.tasks,
+            run.measured,
             parity=parity,
             accuracy=accuracy,
             latency=latency,
@@ -264,8 +265,8 @@ def _accuracy(path: Path, run: Run, results: Results, manifest: Manifest, bundle
     outputs = _outputs(path, results, manifest, bundle)
     config = run.recipe.data
     dataset = load_dataset(config, "val")
-    count = min(manifest.images.count, len(dataset))
-    loader = build_loader(Chosen(dataset, range(count)), config, train=False, seed=run.recipe.seed)
+    numbers = first(dataset, manifest.images.count)
+    loader = build_loader(choose(dataset, numbers), config, train=False, seed=run.recipe.seed)
     fed = Digest()
     position = 0
 

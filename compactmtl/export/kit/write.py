@@ -25,8 +25,9 @@ from compactmtl.backends.base import DeviceKit
 from compactmtl.backends.model_file import model_files
 from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.inputs import between, given, parts
+from compactmtl.data.sources import choose, first
 from compactmtl.errors import ArtifactError, ConfigError, command
-from compactmtl.export.artifact import ArtifactWriter, Chosen, Validation
+from compactmtl.export.artifact import ArtifactWriter, Validation
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.kit.files import Digest, KitImages, KitModel, Manifest, Plan, keep_manifest
 from compactmtl.export.kit.on_device import IMAGES, INPUTS, MANIFEST, REFERENCES, RESULTS, SCRIPT, array_key
@@ -217,8 +218,8 @@ def _write_images(
     run = writer.run
     config = run.recipe.data
     dataset = load_dataset(config, "val")
-    count = min(count, len(dataset))
-    loader = build_loader(Chosen(dataset, range(count)), config, train=False, seed=run.recipe.seed)
+    numbers = first(dataset, count)
+    loader = build_loader(choose(dataset, numbers), config, train=False, seed=run.recipe.seed)
     fed = [parts(writer.interface.feed(given(batch))) for batch in loader]
     columns = [np.concatenate([one.numpy() for one in column]) for column in zip(*fed, strict=True)]
     digest = Digest()
@@ -226,7 +227,7 @@ def _write_images(
         digest.update([one.numpy() for one in batch])
     save_arrays(folder / IMAGES, dict(zip(writer.input_names, columns, strict=True)))
     return KitImages(
-        count=count,
+        count=len(numbers),
         batch=writer.target.latency.batch,
         sha256=digest.text,
         torch=evaluate(torch_runner(model), loader, run.tasks, finite=True),

@@ -1,0 +1,77 @@
+"""What is left of several data sets where some of a recipe's tasks are left out, before the recipe is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+
+from compactmtl.config.yaml import Node
+
+_BY_TASK = ("targets", "classes")  # of a source
+
+
+def keep_sources(data: Node, dropped: Set[str]) -> Node:
+    """The data section without the tasks `dropped`, without sources that label no other, and with the shares of the rest."""
+    assert isinstance(data.value, dict)
+    listed = data.value["sources"]
+    if not isinstance(listed.value, list):
+        return data  # the check of the recipe says what is wrong with it
+    rest = [_without(one, dropped) for one in listed.value]
+    sources = [one for one in rest if _labels(one)]
+    gone = {_called(one) for one in rest if not _labels(one)}
+    values = {**data.value, "sources": Node(sources, listed.place)}
+    if gone and "mixing" in values:
+        values["mixing"] = _mixing(values["mixing"], gone)
+    if gone and values.get("name", data).value != "":
+        values.pop("name", None)  # it follows from the sources
+    return Node(values, data.place)
+
+
+def _without(source: Node, dropped: Set[str]) -> Node:
+    if not isinstance(source.value, dict):
+        return source
+    values = dict(source.value)
+    tasks = values.get("tasks")
+    if tasks is not None and isinstance(tasks.value, list):
+        values["tasks"] = Node([one for one in tasks.value if one.value not in dropped], tasks.place)
+    for key in _BY_TASK:
+        section = values.get(key)
+        if section is not None and isinstance(section.value, dict):
+            kept = {task: node for task, node in section.value.items() if task not in dropped}
+            values[key] = Node(kept, section.place)
+    return Node(values, source.place)
+
+
+def _labels(source: Node) -> bool:
+    """Whether a source has a task left; what is no source is left for the check."""
+    return not (
+        isinstance(source.value, dict) and "tasks" in source.value and source.value["tasks"].value == []
+    )
+
+
+def _called(source: Node) -> str:
+    """As `SourceConfig.called`."""
+    assert isinstance(source.value, dict)
+    named = [source.value[key].plain() for key in ("alias", "name") if key in source.value]
+    return next((str(name).rpartition(":")[2] for name in named if name), "")
+
+
+def _mixing(mixing: Node, gone: Set[str]) -> Node:
+    """Without the sources that went: shares are of the rest, and an epoch is none of theirs."""
+    if not isinstance(mixing.value, dict):
+        return mixing
+    values = dict(mixing.value)
+    shares = values.get("shares")
+    if shares is not None and isinstance(shares.value, dict):
+        numbers = {name: node for name, node in shares.value.items() if name not in gone}
+        total = sum(node.value for node in numbers.values() if isinstance(node.value, int | float))
+        scaled = {
+            name: replace(node, value=node.value / total)
+            if isinstance(node.value, int | float) and total
+            else node
+            for name, node in numbers.items()
+        }
+        values["shares"] = Node(scaled, shares.place)
+    if "epoch" in values and values["epoch"].value in gone:
+        values["epoch"] = Node(None, values["epoch"].place)
+    return Node(values, mixing.place)
