@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 
-def input_gradient_penalty(loss: Tensor, image: Tensor) -> Tensor:
+def input_gradient_penalty(loss: Tensor, image: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Mean over images of the squared norm of each image's own gradient, of a `loss` that is a mean over the batch.
 
-    image (B, ...) requires a gradient. The result has a graph: following it costs a double backward through the whole
+    image (B, ...) requires a gradient; of several inputs the norm is of all gradients together. The result has a graph: following it costs a double backward through the whole
     network. Source: Drucker and LeCun, "Improving generalization performance using double backpropagation", 1992.
     """
-    (slope,) = torch.autograd.grad(loss, image, create_graph=True)
-    return len(image) * slope.square().sum()
+    inputs = (image,) if isinstance(image, Tensor) else image
+    slopes = torch.autograd.grad(loss, inputs, create_graph=True)
+    squares = [slope.square().sum() for slope in slopes]
+    return len(inputs[0]) * (squares[0] if len(squares) == 1 else torch.stack(squares).sum())
 
 
 def weight_gradient_penalty(loss: Tensor, weights: Iterable[Tensor]) -> Tensor:

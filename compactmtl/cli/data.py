@@ -138,7 +138,11 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
     how = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}[
         config.resize
     ]
-    print(f"size     {how} {config.size[0]} x {config.size[1]} (height x width), channels: {config.channels}")
+    size = f"{how} {config.size[0]} x {config.size[1]} (height x width)"
+    print(f"size     {size}" + ("" if config.inputs else f", channels: {config.channels}"))
+    for name, one in config.inputs.items():
+        what = f"picture, channels: {one.channels}" if one.is_picture else f"vector of {one.channels}"
+        print(f"input    {name}: {what}")
     for split, count in report.counts.items():
         print(f"{split:<8} {count} samples")
     for missing in (split for split in splits_of(config) if split not in report.counts):

@@ -122,7 +122,11 @@ def _fit(args: argparse.Namespace) -> Outcome:
     print(f"\n{args.subject} for {road.target_name}")
     print("\n".join(f"  {line}" for line in outcome.lines()))
     if outcome.passed:
-        print(f"next: {command('predict', outcome.bundle, 'IMAGE')}")
+        inputs = outcome.road.shrunk.recipe.data.inputs
+        print(
+            f"next: {command('predict', outcome.bundle, *(f'{name}=FILE' for name in inputs or ()))}"
+            + ("" if inputs else " IMAGE")
+        )
     return outcome
 
 

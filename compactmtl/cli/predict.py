@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="RUN_OR_BUNDLE", help="a run folder, or a bundle such as RUN/export/TARGET"
     )
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files; of a model of several inputs NAME=FILE for each, sample after sample (a vector's numbers may stand "
+        "for its file: camera=525,525,319.5)",
+    )
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -69,11 +76,12 @@ def run(args: argparse.Namespace) -> int:
     with Predictor.open(args.source, lean_runtime=args.lean_runtime, device=args.device) as predictor:
         if predictor.doubt:
             print(f"warning: {args.source} cannot be trusted: {predictor.doubt}", file=sys.stderr)
-        paths = [Path(image) for image in images]
+        samples = samples_of(images, list(predictor.inputs))
+        paths = [Path(one if isinstance(one, str) else one[predictor.first]) for one in samples]
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
-        for path, name in zip(paths, picture_names(paths), strict=True):
-            photo = predictor.photo(path)
+        for path, name, sample in zip(paths, picture_names(paths), samples, strict=True):
+            photo = predictor.photo(Path(sample) if isinstance(sample, str) else sample)
             predictions = predictor.predict(photo)
             if args.out is not None:
                 sheet(photo.visible, predictions, predictor.tasks).save(args.out / name)
@@ -88,6 +96,31 @@ def run(args: argparse.Namespace) -> int:
     write_text(args.out / PREDICTIONS, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"pictures and {PREDICTIONS}: {args.out}")
     return 0
+
+
+def samples_of(words: list[str], inputs: list[str]) -> Sequence[str | dict[str, str]]:
+    """Image files; or where the model has `inputs`, the file of each by name for every sample.
+
+    The nth file of a name is of the nth sample. Raises ConfigError for a name that the model does not take, and where a
+    sample lacks an input.
+    """
+    if not inputs:
+        return words
+    files: dict[str, list[str]] = {name: [] for name in inputs}
+    for word in words:
+        name, equals, file = word.partition("=")
+        if not equals or name not in files:
+            raise ConfigError(
+                f"{word}: the model takes {', '.join(inputs)}",
+                f"name each input: {' '.join(f'{one}=FILE' for one in inputs)}",
+            )
+        files[name].append(file)
+    if len({len(one) for one in files.values()}) != 1:
+        counts = ", ".join(f"{len(one)} of {name}" for name, one in files.items())
+        raise ConfigError(
+            f"each sample needs one file of each input, found {counts}", "name the missing ones"
+        )
+    return [dict(zip(files, sample, strict=True)) for sample in zip(*files.values(), strict=True)]
 
 
 def write_maps(photo: Photo, predictions: list[Prediction], tasks: dict[str, Task], path: Path) -> None:

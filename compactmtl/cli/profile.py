@@ -308,17 +308,18 @@ def _open(
 
 def _export(run: Run, target: Target, batch: int, path: Path) -> Path:
     """The run's deployed model as a file for the target, in its precision: int8 with every layer quantized."""
-    import torch
-
     from compactmtl.backends import get_backend
+    from compactmtl.data.inputs import each
     from compactmtl.export.artifact import ArtifactWriter
 
     get_backend(target.backend).require(target)
     model = run.load_compact() if run.has_compact else run.load_plain()
-    height, width = run.recipe.data.size
+    inputs = run.example_inputs(batch)
     # a free batch, so that throughput can be measured at several sizes
     free = target.model_copy(update={"onnx": target.onnx.model_copy(update={"dynamic_batch": True})})
-    ArtifactWriter(run, free, torch.zeros(batch, run.recipe.data.channels, height, width)).write(model, path)
+    ArtifactWriter(
+        run, free, each(lambda one: one.new_zeros(one.shape), inputs if run.recipe.data.inputs else inputs[0])
+    ).write(model, path)
     return path
 
 

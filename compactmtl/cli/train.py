@@ -119,7 +119,9 @@ def describe(result: DryRun) -> str:
         ("samples", samples),
         *(("data", line) for line in result.data),
         *(("layout", line) for line in result.layout),
-        ("input", _shape(result.input)),
+        ("input", _shape(result.input))
+        if len(result.inputs) == 1
+        else ("inputs", ", ".join(f"{name} {_shape(one)}" for name, one in result.inputs.items())),
         *((f"output {name}", _shape(shape)) for name, shape in result.outputs.items()),
         *((f"loss {name}", f"{value:.4g}") for name, value in result.losses.items()),
         ("parameters", parameters),

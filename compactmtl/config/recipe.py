@@ -10,6 +10,7 @@ from compactmtl.config.augment import AugmentConfig as AugmentConfig
 from compactmtl.config.balancing import BalancingConfig, RegularizationConfig
 from compactmtl.config.distillation import DistillationConfig as DistillationConfig
 from compactmtl.config.encoder import EncoderConfig as EncoderConfig
+from compactmtl.config.inputs import AVERAGE, IMAGE, OF_ONE, InputConfig, check_inputs
 from compactmtl.config.model import HeadConfig as HeadConfig
 from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
@@ -24,10 +25,6 @@ from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
 
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
-
-
-# Mean and standard deviation of each channel where a recipe gives none and there are not three: ImageNet's, averaged.
-_AVERAGE = {"mean": 0.449, "std": 0.226}
 
 
 class DataConfig(Sourced):
@@ -55,6 +52,15 @@ class DataConfig(Sourced):
         None,
         description="Values of a file that become 0 and 255, of files with more than 8 bits a value; what lies beyond is "
         "clipped. null: 0 and 65535 for 16 bits, and other numbers, such as floating-point ones, are refused.",
+    )
+    inputs: dict[str, InputConfig] = Field(
+        default_factory=dict,
+        exclude_if=lambda inputs: (
+            not inputs
+        ),  # a recipe of one picture reads as it did before there were several
+        description="Inputs of `model.factory`'s network by name, such as `rgb` and `depth`, where it takes more than one "
+        "picture or names what it takes. Its forward is called with them by these names. By default the one picture that "
+        "`channels`, `range`, `mean` and `std` describe.",
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images per optimizer step.")
     workers: Annotated[int, Field(ge=0)] = Field(
@@ -97,7 +103,7 @@ class DataConfig(Sourced):
             raise ValueError(f"size needs positive height and width, found {list(self.size)}")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range needs low < high, found {list(self.range)}")
-        for key, average in _AVERAGE.items():
+        for key, average in AVERAGE.items():
             if self.channels != 3 and key not in self.model_fields_set:
                 # The default follows the channels. A factory would too, but then no value would count as the default.
                 object.__setattr__(self, key, (average,) * self.channels)
@@ -108,7 +114,32 @@ class DataConfig(Sourced):
         if self.select_on == "holdout" and self.holdout == 0:
             raise ValueError("select_on: holdout needs holdout > 0")
         check_sources(self)
+        if self.inputs:
+            check_inputs(self.inputs, {key: getattr(self, key) for key in OF_ONE}, several=bool(self.sources))
         return self
+
+    @property
+    def given(self) -> dict[str, InputConfig]:
+        """What the network is given, by name: `inputs`, or the one picture as `image`."""
+        if self.inputs:
+            return self.inputs
+        one = InputConfig(channels=self.channels, range=self.range, mean=self.mean, std=self.std)
+        return {IMAGE: one}
+
+    @property
+    def first(self) -> str:
+        """The first picture's name: targets, predictions and pictures in reports are of it."""
+        return next(name for name, one in self.given.items() if one.is_picture)
+
+    @property
+    def picture(self) -> InputConfig:
+        """The first picture."""
+        return self.given[self.first]
+
+    @property
+    def others(self) -> dict[str, InputConfig]:
+        """What the network is given beside the first picture."""
+        return {name: one for name, one in self.inputs.items() if name != self.first}
 
 
 class TaskConfig(Frozen):
@@ -296,6 +327,11 @@ class Recipe(Frozen):
     def _parts_of_ones_own(self) -> Recipe:
         """A network of the user's own is built whole: nothing else of the recipe builds a part of it."""
         if self.model.factory is None:
+            if self.data.inputs:
+                raise ValueError(
+                    f"data.inputs: model.encoder takes one picture, and {', '.join(self.data.inputs)} are named; give a "
+                    "network that takes them as model.factory, or leave inputs out"
+                )
             return self
         for name, task in self.tasks.items():
             if task.head is not None:

@@ -14,6 +14,7 @@ from compactmtl.tasks.placement import Resize
 if TYPE_CHECKING:  # whoever only reads a bundle loads no torch
     from torch import Tensor
 
+    from compactmtl.config.inputs import InputConfig
     from compactmtl.config.recipe import DataConfig
     from compactmtl.tasks.instance_scoring import InstanceReference
 
@@ -21,9 +22,14 @@ Split = Literal["train", "holdout", "val", "test"]
 
 
 class Sample(TypedDict):
-    """One image, uint8 (C, H, W), and its targets without a batch dimension (see TargetSpec)."""
+    """One image, uint8 (C, H, W), and its targets without a batch dimension (see TargetSpec).
 
-    image: Tensor
+    Where the recipe names its inputs (`data.inputs`), a data set of the user's own gives all of them as `inputs`, in place
+    of `image`: pictures uint8 (C, H, W), vectors float32 (n,).
+    """
+
+    image: Tensor  # the first picture where there are several inputs
+    others: NotRequired[dict[str, Tensor]]  # by name the inputs beside it
     targets: dict[str, Tensor]
     references: NotRequired[
         dict[str, InstanceReference]
@@ -35,7 +41,8 @@ class Sample(TypedDict):
 class Batch(TypedDict):
     """A collated batch: image float32 (B, C, H, W), normalized; targets as in TargetSpec."""
 
-    image: Tensor
+    image: Tensor  # the first picture where there are several inputs
+    inputs: NotRequired[tuple[Tensor, ...]]  # where the recipe names them, in their order; see `inputs.given`
     targets: dict[str, Tensor]
     references: NotRequired[dict[str, list[InstanceReference]]]  # by target, one an image; evaluation only
     sources: NotRequired[list[str]]  # the data set of each image, where there are several
@@ -89,14 +96,42 @@ class Preprocessing:
         return Fit(self.size, self.resize, self.channels, fill, self.range)
 
 
+@dataclass(frozen=True)
+class Vector:
+    """How the numbers of a vector become the network's input: subtract, divide."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """How many numbers it has."""
+        return len(self.mean)
+
+
+Rule = Preprocessing | Vector
+
+
+def rules(config: DataConfig) -> dict[str, Rule]:
+    """How each of the network's inputs is made, by name and in their order; the one picture of others is `image`."""
+    return {
+        name: _preprocessing(config, one) if one.is_picture else Vector(one.mean, one.std)
+        for name, one in config.given.items()
+    }
+
+
 def preprocessing(config: DataConfig) -> Preprocessing:
-    """How an image becomes the network's input, for training and for deployment."""
-    return Preprocessing(config.size, config.mean, config.std, config.resize, config.range)
+    """How an image becomes the network's input, for training and for deployment; of several inputs the first picture."""
+    return _preprocessing(config, config.picture)
 
 
-def image_fit(config: DataConfig) -> Fit:
-    """How a recipe's images and maps get the network's size and channels."""
-    return preprocessing(config).fit
+def _preprocessing(config: DataConfig, one: InputConfig) -> Preprocessing:
+    return Preprocessing(config.size, one.mean, one.std, config.resize, one.range)
+
+
+def image_fit(config: DataConfig, name: str | None = None) -> Fit:
+    """How a recipe's images and maps get the network's size and channels; of several inputs the first picture's, or `name`'s."""
+    return _preprocessing(config, config.picture if name is None else config.given[name]).fit
 
 
 @dataclass(frozen=True)

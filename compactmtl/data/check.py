@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from compactmtl.config.recipe import DataConfig, TaskConfig
 from compactmtl.config.sources import as_deployed, of_source
 from compactmtl.data.base import DataReport, Sample, Split, VisionDataset
-from compactmtl.data.datasets import dataset_module, load_dataset, splits_of
+from compactmtl.data.datasets import check_inputs, dataset_module, load_dataset, splits_of
 from compactmtl.data.external import is_external
 from compactmtl.data.files import some
 from compactmtl.data.fit import as_rgb
@@ -36,6 +36,7 @@ def check_dataset(config: DataConfig) -> DataReport:
 
     Raises ConfigError where `config` itself is wrong: an unknown name or option.
     """
+    check_inputs(config)
     plain = as_deployed(config.model_copy(update={"cache": "none"}))  # a look leaves nothing behind
     counts: dict[str, int] = {}
     known: dict[str, dict[str, int | None]] = {}
@@ -69,7 +70,7 @@ def check_dataset(config: DataConfig) -> DataReport:
             # Of published data it is known which classes are rare.
             own = any(name == "folder" or is_external(name) for name in config.names)
             targets, said = _distributions(dataset, own=own)
-            notes += said
+            notes += said + (dark_pictures(dataset, config) if own else [])
     del endings[""]  # of samples that are no files
     return DataReport(counts, problems, notes, known, dict(endings.most_common()), targets)
 
@@ -106,16 +107,25 @@ def sample_sheet(dataset: VisionDataset, count: int = 6) -> NDArray[np.uint8]:
     words = [name for name, task in tasks.items() if not task.dense]
     rows: list[list[NDArray[np.uint8]]] = []
     captions: list[str] = []
+    titles: list[str] = []
     for index, sample in _spread(dataset, count):
         values = {name: target.numpy() for name, target in sample["targets"].items()}
-        rows.append(
-            [as_rgb(sample["image"].numpy()).transpose(1, 2, 0)] + [tasks[n].picture(values[n]) for n in maps]
-        )
+        beside = {name: one.numpy() for name, one in sample.get("others", {}).items()}
+        pictures = {name: one for name, one in beside.items() if one.ndim == 3}
+        shown = [as_rgb(one).transpose(1, 2, 0) for one in (sample["image"].numpy(), *pictures.values())]
+        rows.append(shown + [tasks[n].picture(values[n]) for n in maps])
+        titles = ["image", *pictures, *maps]
         said = [f"{name}: {tasks[name].caption(values[name])}" for name in words]
+        said += [f"{name}: {_numbers(one)}" for name, one in beside.items() if name not in pictures]
         captions.append("\n".join([dataset.identifier(index).rpartition("/")[2], *said]))
     if not rows:
         raise DataError(f"split {dataset.split} has no sample that can be shown", "see the problems above")
-    return _sheet(rows, ["image", *maps], captions, _legend(dataset.specs))
+    return _sheet(rows, titles, captions, _legend(dataset.specs))
+
+
+def _numbers(vector: NDArray[Any]) -> str:
+    """The first numbers of a vector."""
+    return some([f"{value:.4g}" for value in vector], 4)
 
 
 def _legend(specs: Mapping[str, TargetSpec]) -> list[tuple[str, tuple[int, ...]]]:
@@ -183,22 +193,34 @@ def _known(dataset: VisionDataset) -> dict[str, int | None]:
 def _distributions(dataset: VisionDataset, *, own: bool) -> tuple[dict[str, str], list[str]]:
     """A line a target, and notes on what looks wrong in the labels of a data set of the user's own."""
     dense = any(spec.kind in _DENSE for spec in dataset.specs.values())
-    looked_at = [sample for _, sample in _spread(dataset, _LOOKED_AT["dense" if dense else "labels"])]
-    samples = [sample["targets"] for sample in looked_at]
+    looked_at = _LOOKED_AT["dense" if dense else "labels"]
+    samples = [sample["targets"] for _, sample in _spread(dataset, looked_at)]
     lines: dict[str, str] = {}
     notes: list[str] = []
-    brightest = max((int(sample["image"].max()) for sample in looked_at), default=255)
-    if own and brightest < _DARK:
-        notes.append(
-            f"no pixel of the {len(looked_at)} images looked at is above {brightest} of 255; 16-bit images are read as "
-            "value / 257: where they have fewer bits, say their range in data.range"
-        )
     for name, spec in dataset.specs.items() if samples else ():
         values = np.stack([targets[name].numpy() for targets in samples])
         lines[name] = describe_target(spec, values)
         if own:
             notes += [f"target {name}: {text}" for text in odd_labels(spec, values)]
     return lines, notes
+
+
+def dark_pictures(dataset: VisionDataset, config: DataConfig) -> list[str]:
+    """A note on each picture that is dark in every sample looked at: files of fewer bits than 16 are read as 16."""
+    brightest: dict[str, int] = {}
+    count = 0
+    for _, sample in _spread(dataset, _LOOKED_AT["dense"]):
+        count += 1
+        for name, one in {config.first: sample["image"], **sample.get("others", {})}.items():
+            if config.given[name].is_picture:
+                brightest[name] = max(brightest.get(name, 0), int(one.max()))
+    return [
+        f"no pixel of the {count} images{f' of input {name}' if config.inputs else ''} looked at is above {value} of 255; "
+        "16-bit images are read as value / 257: where they have fewer bits, say their range in "
+        + (f"data.inputs.{name}.range" if config.inputs else "data.range")
+        for name, value in brightest.items()
+        if value < _DARK
+    ]
 
 
 def odd_labels(spec: TargetSpec, values: NDArray[Any]) -> list[str]:

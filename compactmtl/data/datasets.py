@@ -115,8 +115,18 @@ def _load_one(config: DataConfig, split: Split) -> VisionDataset:
         raise DataError(f"{config.name} has no split {split!r}", f"its splits are {', '.join(module.SPLITS)}")
     if split == "holdout" and config.holdout == 0:
         raise ConfigError("data.holdout is 0, so there is no split holdout", "set data.holdout, such as 0.1")
+    check_inputs(config)
     whole = module.load(config, split)
     return Part(whole, config.share) if split == "train" and config.share < 1 else whole
+
+
+def check_inputs(config: DataConfig) -> None:
+    """Raise ConfigError where the data set gives one picture, and the recipe names inputs."""
+    if config.inputs and not (config.name == "folder" or is_external(config.name)):
+        raise ConfigError(
+            f"data.inputs: the data set {config.name} gives one picture, and {', '.join(config.inputs)} are named",
+            "name a class of your own as package.module:Class, or data.name=folder, which give inputs by name",
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -75,6 +75,12 @@ class FolderDescription(Frozen):
 
     description: str = ""
     images: str = Field("images", description="folder of the images")
+    inputs: dict[str, str] = Field(
+        default_factory=dict,
+        exclude_if=lambda inputs: not inputs,
+        description="folder of pictures or .csv file of an input beside the images, by the name that data.inputs gives it; by "
+        "default the input's name",
+    )
     targets: dict[str, FolderTarget] = Field(min_length=1)
     drawn: Literal["upright", "stored"] | None = Field(
         None,

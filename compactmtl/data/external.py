@@ -3,7 +3,8 @@
 The class takes (config: DataConfig, split: Split) and has what `VisionDataset` says: `specs`, len(), indexing that gives
 a Sample at config.size, and `identifier`. It may name its splits (`splits`, by default train and val), its options
 (`Options`, a subclass of Frozen), a `default_size`, and the values of data.resize that it heeds (`resizes`, by default
-stretch), which it does with `image_fit(config)`; its samples then have an `own_size`. The holdout, the caches and the checks of every sample are done here.
+stretch), which it does with `image_fit(config)`; its samples then have an `own_size`. Where the recipe names its inputs,
+a sample has them as `inputs`, in place of `image`. The holdout, the caches and the checks of every sample are done here.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from torch import Tensor
 
 from compactmtl.config import trust, validate_options
 from compactmtl.config.recipe import DataConfig
 from compactmtl.config.schema import Frozen, NoOptions
 from compactmtl.data.base import Split, VisionDataset
 from compactmtl.data.cache import Arrays, content_key, user_cache
+from compactmtl.data.checked import checked, sides_of
 from compactmtl.data.files import numbers_of, source_of
 from compactmtl.data.labels import anything_known
-from compactmtl.data.stored import StoredDataset, layout, own_size
+from compactmtl.data.stored import StoredDataset
 from compactmtl.errors import CompactError, ConfigError, DataError, machine_fault
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.placement import Resize
@@ -36,8 +37,6 @@ _METHODS = ("__len__", "__getitem__", "identifier")
 _SHOWN = 10
 # Keys that decide when and where samples are made, and never what one holds.
 _PLACE = {"augment", "batch_size", "cache", "select_on", "share", "workers"}
-_LENGTH_TOLERANCE = 0.01  # of normals, whose coding in 8 bits costs half of that
-_MOST_INSTANCES = 2**15 - 1  # as they are stored
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _described(name: str, dataset: type[Any]) -> External:
         )
     text = (inspect.getdoc(dataset) or "").strip().partition("\n")[0]
     size = getattr(dataset, "default_size", (128, 128))
-    if (sides := _sides(size)) is None:
+    if (found := sides_of(size)) is None:
         raise ConfigError(f"data.name: {name}.default_size is {size!r}", "give height and width in pixels")
     root = getattr(dataset, "default_root", None)
     if not isinstance(root, str | Path | None):
@@ -119,7 +118,7 @@ def _described(name: str, dataset: type[Any]) -> External:
         name,
         dataset,
         text or f"the class {name}",
-        sides,
+        found,
         None if root is None else str(root),
         splits,
         options,
@@ -149,7 +148,7 @@ class _Wrapped(StoredDataset):
                 f"data.resize: {source.name} does not say that it can {config.resize}, only {', '.join(source.resizes)}",
                 "name what it can in its attribute `resizes`, and read images with compactmtl.data.image_fit(config)",
             )
-        self._name, self._channels, self._size = source.name, config.channels, config.size
+        self._name, self._config = source.name, config
         self._inner = _made(source, config, source_of(split))
         specs = _specs(source.name, self._inner)
         self._names = _identifiers(source.name, self._inner)
@@ -190,7 +189,7 @@ class _Wrapped(StoredDataset):
         ):
             sample = self._inner[number]
         where = f"{self._name}: sample {self._names[number]}"
-        return checked(sample, self.specs, (self._channels, *self._size), where)
+        return checked(sample, self.specs, self._config, where)
 
     def _facts(self) -> list[tuple[str, int, int]]:
         """Names, with size and time of those that are files, so that a cache does not outlive a change."""
@@ -200,110 +199,6 @@ class _Wrapped(StoredDataset):
             status = path.stat() if path.is_file() else None
             facts.append((str(path), status.st_size if status else 0, status.st_mtime_ns if status else 0))
         return facts
-
-
-def checked(sample: Any, specs: Mapping[str, TargetSpec], shape: tuple[int, int, int], where: str) -> Arrays:
-    """A sample as arrays to store, its image of `shape` (C, H, W). Raises DataError, beginning with `where`, for what does not fit its specification."""
-    if (
-        not isinstance(sample, Mapping)
-        or "image" not in sample
-        or not isinstance(targets := sample.get("targets"), Mapping)
-    ):
-        raise DataError(f"{where} is not a Sample", 'give {"image": tensor, "targets": {name: tensor}}')
-    if set(targets) != set(specs):
-        raise DataError(
-            f"{where}: targets are {', '.join(sorted(map(str, targets)))}; specs say {', '.join(sorted(specs))}",
-            "give exactly the targets of specs",
-        )
-    size = shape[1:]
-    arrays = {"image": _array(sample["image"], shape, "uint8", f"{where}: image")}
-    if "own_size" in sample:
-        arrays |= own_size(_size(sample["own_size"], f"{where}: own_size"))
-    for name, spec in specs.items():
-        here = f"{where}: target {name} ({spec.kind})"
-        kind = layout(spec, size)
-        array = _array(targets[name], kind.shape, "int64" if kind.dtype != "float32" else "float32", here)
-        if fault := _float_fault(spec, array) if kind.dtype == "float32" else None:
-            raise DataError(f"{here} holds {fault}", "mark unknown values as TargetSpec says")
-        if spec.kind in ("mask", "class"):
-            wrong = (array < 0) | (array >= len(spec.classes))
-            if spec.ignore_index is not None:
-                wrong &= array != spec.ignore_index
-            if wrong.any():
-                raise DataError(
-                    f"{here} holds {int(array[wrong][0])}; its {len(spec.classes)} classes are "
-                    f"0 to {len(spec.classes) - 1}",
-                    "mend the labels, or name an ignore_index in the TargetSpec",
-                )
-        if spec.kind == "instances" and (fault := _instances_fault(spec, array)):
-            raise DataError(f"{here} holds {fault}", "see TargetSpec for the format")
-        arrays[name] = array.astype(kind.dtype)
-    return arrays
-
-
-def _float_fault(spec: TargetSpec, array: np.ndarray[Any, np.dtype[Any]]) -> str | None:
-    """What is wrong with a target of real numbers."""
-    if spec.kind == "scalar":
-        return "an infinite value" if np.isinf(array).any() else None
-    if not np.isfinite(array).all():
-        return "a value that is not finite"
-    if spec.kind == "multilabel" and not np.isin(array, (1, 0, -1)).all():
-        return "a value other than 1 (present), 0 (absent) and -1 (unknown)"
-    if spec.kind in ("depth", "disparity") and (array < 0).any():
-        return "a negative value"
-    if spec.kind == "normals":
-        length = np.sqrt((array**2).sum(0))
-        if (np.abs(length[length != 0] - 1) > _LENGTH_TOLERANCE).any():
-            return "a vector that is neither of length 1 nor 0"
-    return None
-
-
-def _instances_fault(spec: TargetSpec, array: np.ndarray[Any, np.dtype[Any]]) -> str | None:
-    numbers, labels = array
-    if numbers.min() < -1 or numbers.max() > _MOST_INSTANCES:
-        return f"an instance number outside -1 to {_MOST_INSTANCES}"
-    own = labels[numbers > 0]
-    if ((own < 0) | (own >= len(spec.classes))).any():
-        return f"an instance of a class outside 0 to {len(spec.classes) - 1}"
-    return None
-
-
-def _size(given: Any, where: str) -> tuple[int, int]:
-    """Height and width of an upright image. Raises DataError for anything else."""
-    if (sides := _sides(given)) is None:
-        raise DataError(
-            f"{where} is {given!r}, expected height and width", "give those of the upright image in pixels"
-        )
-    return sides
-
-
-def _sides(given: Any) -> tuple[int, int] | None:
-    """Two whole numbers of 1 or more; none of any other value."""
-    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
-    if not isinstance(values, list | tuple) or len(values) != 2:
-        return None
-    if not all(isinstance(one, int | np.integer) and not isinstance(one, bool) and one > 0 for one in values):
-        return None
-    return int(values[0]), int(values[1])
-
-
-def _array(value: Any, shape: Sequence[int], dtype: str, where: str) -> np.ndarray[Any, np.dtype[Any]]:
-    try:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # such as a list of lists of several lengths, or bfloat16
-        raise DataError(
-            f"{where} is no array: {error}", "give a tensor of whole numbers or floats"
-        ) from error
-    if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
-        raise DataError(
-            f"{where} is {array.dtype} {array.shape}, expected {dtype} {tuple(shape)}",
-            "give it at config.size, in the format that TargetSpec describes",
-        )
-    return array
 
 
 @contextmanager

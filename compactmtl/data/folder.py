@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,7 @@ from compactmtl.data.cache import Arrays
 from compactmtl.data.description import MAPS, FolderDescription, FolderTarget
 from compactmtl.data.files import FileDataset, Files, Record, damaged, held_apart, part, some, source_of
 from compactmtl.data.fit import Fit
+from compactmtl.data.folder_inputs import Input, inputs_beside, read_inputs
 from compactmtl.data.formats import read_depth, read_mask, read_normals
 from compactmtl.data.images import read_picture
 from compactmtl.data.names import Listing, Names, list_files, name_of
@@ -50,6 +51,7 @@ class Item(Record):
 
     maps: tuple[tuple[str, Path], ...] = ()
     values: tuple[tuple[str, Values], ...] = ()
+    inputs: tuple[tuple[str, Input], ...] = ()  # beside the image
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,17 @@ def open_folder(root: str | None) -> Folder:
 def load(config: DataConfig, split: Split) -> FileDataset[Item]:
     """The images of a split with the targets that dataset.yaml names; a label that an image lacks is unknown."""
     validate_options(Options, config.options, "data.options")
-    folder = open_folder(config.root)
+    folder = _with_inputs(open_folder(config.root), config)
     source = source_of(split)
     if not folder.items[source]:
         raise DataError(f"{folder.path}: split {source} holds no image", _MEND)
     records = held_apart(folder.items[source], config, split)
     training = held_apart(folder.items["train"], config, "train")
     values = [(record.values, record.unknown) for record in records]  # part of what a disk cache holds
-    key = [folder.described.model_dump(mode="json"), dict(folder.ignored), values]
+    key: list[object] = [folder.described.model_dump(mode="json"), dict(folder.ignored), values]
+    if config.inputs:
+        inputs = {name: one.model_dump(mode="json") for name, one in config.inputs.items()}
+        key += [inputs, [record.inputs for record in records]]
     files = Files(folder.path, records, _reader(config, folder), key, folder.notes)
     return FileDataset(config, split, _specs(folder, training), files)
 
@@ -121,13 +126,31 @@ def load(config: DataConfig, split: Split) -> FileDataset[Item]:
 def problems(config: DataConfig) -> tuple[list[str], list[str]]:
     """What would stop training, and what is passed over: (problems, notes)."""
     validate_options(Options, config.options, "data.options")
-    folder = open_folder(config.root)
+    folder = _with_inputs(open_folder(config.root), config)
     bad: list[str] = []
     for split, items in folder.items.items():
         if not items and split != "test":
             bad.append(f"{folder.path}: split {split} holds no image")
         bad += damaged(items, _reader(config, folder), split)
     return bad, list(folder.notes)
+
+
+def _with_inputs(folder: Folder, config: DataConfig) -> Folder:
+    """The folder with what the recipe's network takes beside the images. Raises as `inputs_beside` does."""
+    described, images = folder.described, folder.path / folder.described.images
+    names = [item.name for items in folder.items.values() for item in items]
+    beside = inputs_beside(folder.path, described.inputs, config, names, images)
+    if not beside:
+        return folder
+
+    def completed(item: Item) -> Item:
+        inputs = tuple((name, values[item.name]) for name, values in beside.items())
+        files = tuple(one for _, one in inputs if isinstance(one, Path))
+        return replace(item, inputs=inputs, files=(*item.files, *files))
+
+    return replace(
+        folder, items={split: [completed(item) for item in items] for split, items in folder.items.items()}
+    )
 
 
 def _not_read(listing: Listing) -> str:
@@ -282,12 +305,19 @@ def _specs(folder: Folder, training: Sequence[Item]) -> dict[str, TargetSpec]:
 
 
 def _reader(config: DataConfig, folder: Folder) -> Callable[[Item], Arrays]:
-    return partial(_read, image_fit(config), folder.described, folder.ignored)
+    fits = {name: image_fit(config, name) for name, one in config.others.items() if one.is_picture}
+    return partial(_read, image_fit(config), fits, folder.described, folder.ignored)
 
 
-def _read(fit: Fit, described: FolderDescription, ignored: Mapping[str, int | None], item: Item) -> Arrays:
+def _read(
+    fit: Fit,
+    fits: Mapping[str, Fit],
+    described: FolderDescription,
+    ignored: Mapping[str, int | None],
+    item: Item,
+) -> Arrays:
     image, info = read_picture(item.image, fit)
-    arrays: Arrays = {"image": image, **own_size(info.size)}
+    arrays: Arrays = {"image": image, **own_size(info.size), **read_inputs(item.inputs, fits, info)}
     maps = dict(item.maps)
     for key, target in described.targets.items():
         if target.kind in MAPS:

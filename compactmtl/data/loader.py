@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from compactmtl.config.recipe import DataConfig
-from compactmtl.data.base import Batch, Sample, VisionDataset, preprocessing
+from compactmtl.data.base import Batch, Sample, Vector, VisionDataset, rules
 from compactmtl.data.images import normalize
+from compactmtl.data.inputs import given, parts
 from compactmtl.data.jitter import jitter
 from compactmtl.data.mixing import MixedSampler, PartSampler
 from compactmtl.data.sampling import EpochSampler as EpochSampler
@@ -31,8 +32,7 @@ class BatchView(Dataset[Batch | CompactError]):
 
     def __init__(self, dataset: VisionDataset, config: DataConfig, *, train: bool, seed: int) -> None:
         self._dataset, self._train, self._seed = dataset, train, seed
-        self._augment = config.augment
-        self._preprocessing = preprocessing(config)
+        self._augment, self._config = config.augment, config
 
     def __getitem__(self, keys: Keys) -> Batch | CompactError:
         try:
@@ -56,16 +56,16 @@ class BatchView(Dataset[Batch | CompactError]):
                 ]
             if self._augment.color:
                 factors = torch.tensor([choice.color for choice in choices], dtype=torch.float32)
-        images = torch.stack([sample["image"] for sample in samples])
-        if factors is not None:
-            images = jitter(images.to(torch.float32), factors, _inside(samples))
+        inputs = normalized(samples, self._config, factors)
         batch: Batch = {
-            "image": normalize(images, self._preprocessing),
+            "image": inputs[self._config.first],
             "targets": {
                 name: torch.stack([sample["targets"][name] for sample in samples])
                 for name in self._dataset.specs
             },
         }
+        if self._config.inputs:
+            batch["inputs"] = tuple(inputs.values())
         if not self._train and "references" in samples[0]:
             names = list(samples[0]["references"])
             batch["references"] = {name: [sample["references"][name] for sample in samples] for name in names}
@@ -100,6 +100,23 @@ class SourcesView(BatchView):
             },
             "sources": sources,
         }
+
+
+def normalized(
+    samples: Sequence[Sample], config: DataConfig, factors: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What the network is given of a batch of samples, by name; `factors` (B, 3) are random changes of color."""
+    made: dict[str, Tensor] = {}
+    for name, rule in rules(config).items():
+        first = name == config.first
+        values = torch.stack([one["image"] if first else one["others"][name] for one in samples])
+        if isinstance(rule, Vector):
+            made[name] = (values - torch.tensor(rule.mean)) / torch.tensor(rule.std)
+            continue
+        if factors is not None and (config.given[name].colored or not config.inputs):
+            values = jitter(values.to(torch.float32), factors, _inside(samples))
+        made[name] = normalize(values, rule)
+    return made
 
 
 def _inside(samples: Sequence[Sample]) -> Tensor | None:
@@ -177,7 +194,7 @@ def _share(batch: Batch) -> None:
 
     There a full /dev/shm would be printed and the batch lost, and the parent would wait for it for ever.
     """
-    for tensor in (batch["image"], *batch["targets"].values()):
+    for tensor in (*parts(given(batch)), *batch["targets"].values()):
         tensor.share_memory_()  # type: ignore[no-untyped-call]
 
 

@@ -77,6 +77,15 @@ def check_fits(path: Path, size: tuple[int, ...], of: ImageInfo, *, scaled: bool
         raise DataError(_sizes(path, size, of), _mend(of, scaled=scaled))
 
 
+def check_beside(path: Path, size: tuple[int, ...], first: ImageInfo, name: str) -> None:
+    """Raise DataError, naming both files, unless the picture of input `name` has the shape of its sample's first one."""
+    if not _fits(size, first.size, scaled=True):
+        raise DataError(
+            _sizes(path, size, first),
+            f"the pictures of one sample need one aspect ratio: crop that of input {name!r}",
+        )
+
+
 def turned_vectors(normals: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Vectors (3, H, W) whose pixels were put upright from this EXIF orientation, with x right and y down again."""
     x, y, z = normals

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compactmtl.config.inputs import InputConfig
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, open_store
@@ -40,6 +41,16 @@ def layout(spec: TargetSpec, size: tuple[int, int]) -> Layout:
             return Layout((), "float32")
 
 
+def input_layout(one: InputConfig, size: Size) -> Layout:
+    """How an input of one sample is stored."""
+    return Layout((one.channels, *size), "uint8") if one.is_picture else Layout((one.channels,), "float32")
+
+
+def stored_as(name: str) -> str:
+    """The array of a sample that holds an input beside the first picture; no target has this name."""
+    return f"input {name}"
+
+
 OWN_SIZE = "own size"  # the array of a sample that holds its upright image's height and width
 
 
@@ -66,6 +77,8 @@ def fitted_specs(specs: Mapping[str, TargetSpec], config: DataConfig) -> dict[st
 class StoredDataset(ABC):
     """Samples of one split, stored as arrays: the image uint8 (C, H, W) and each target of `specs` at `config.size`.
 
+    Each further input of `config.inputs` is an array, too, named by `stored_as`.
+
     Where `data.resize` keeps the image's shape, `_make` also gives `OWN_SIZE`, unless every image fills the picture.
 
     A subclass sets what its `_make` needs before it calls `__init__`. `folder` gives the folder of a disk cache, and is
@@ -87,7 +100,9 @@ class StoredDataset(ABC):
         self.specs: Mapping[str, TargetSpec] = fitted_specs(specs, config)
         self._count = count
         self._size, self._resize = config.size, config.resize
-        layouts = {"image": Layout((config.channels, *config.size), "uint8")}
+        layouts = {"image": Layout((config.picture.channels, *config.size), "uint8")}
+        self._others = tuple(config.others)
+        layouts |= {stored_as(name): input_layout(one, config.size) for name, one in config.others.items()}
         if config.resize != "stretch":
             layouts[OWN_SIZE] = Layout((2,), "int32")
         layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
@@ -106,6 +121,8 @@ class StoredDataset(ABC):
             value = torch.from_numpy(np.asarray(arrays[name]))
             targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
         sample: Sample = {"image": torch.from_numpy(arrays["image"]), "targets": targets}
+        if self._others:
+            sample["others"] = {name: torch.from_numpy(arrays[stored_as(name)]) for name in self._others}
         if OWN_SIZE in arrays:
             height, width = arrays[OWN_SIZE].tolist()
             place = Placement.of(self._resize, (height, width), self._size)

@@ -131,6 +131,38 @@ def read_table(path: Path, target: FolderTarget) -> Table:
     return Table(path, rows)
 
 
+def read_numbers(path: Path, count: int) -> Table:
+    """A CSV file with the column `image` and `count` further ones of any names, which hold an image's vector.
+
+    Raises DataError, naming the line, for what does not parse; every number is needed.
+    """
+    lines = _read_lines(path)
+    columns = lines[0][1] if lines else []
+    if columns[:1] != ["image"] or len(columns) != count + 1:
+        raise DataError(
+            f"{path}:1: columns {', '.join(columns) or 'none'}, expected image and {count} more, one for each number",
+            "name the columns as you like, or set channels of the input in data.inputs",
+        )
+    rows: dict[str, Row] = {}
+    for line, (image, *cells) in lines[1:]:
+        name = name_of(image)
+        if len(cells) != count:
+            raise DataError(f"{path}:{line}: {len(cells)} numbers, expected {count}", _MEND)
+        if name in rows or not name:
+            said = f"image {image} is listed twice" if name else "the row names no image"
+            raise DataError(f"{path}:{line}: {said}", "give each image one row")
+        if wrong := [cell for cell in cells if not _is_number(cell)]:
+            raise DataError(
+                f"{path}:{line}: {wrong[0]!r} is not a number", "give a finite value with a decimal point"
+            )
+        rows[name] = Row(line, image, tuple(map(float, cells)))
+    return Table(path, rows)
+
+
+def _is_number(word: str) -> bool:
+    return _NUMBER.fullmatch(word) is not None and math.isfinite(float(word))
+
+
 def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
     """Line number and trimmed cells of every line that holds anything."""
     try:
@@ -169,7 +201,7 @@ def _value(word: str, target: FolderTarget, where: str) -> float:
         return float(word or -1)
     if not word:
         return math.nan
-    if not _NUMBER.fullmatch(word) or not math.isfinite(float(word)):
+    if not _is_number(word):
         comma = "; a decimal point is needed, not a comma" if "," in word else ""
         raise DataError(
             f"{where}: {word!r} is not a number", f"give a finite value, or nothing for unknown{comma}"

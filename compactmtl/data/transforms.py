@@ -260,6 +260,7 @@ def turn(value: Tensor, angle: float, fill: float | None = 0) -> Tensor:
 
 _IMAGE = ""  # the image among the maps; no target has this name
 _INSIDE = " inside"  # where the image is and no padding; no target has this name either
+_OTHER = " input "  # and nothing begins so: a picture beside the image, by its name
 
 
 @dataclass(frozen=True)
@@ -304,9 +305,14 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
     """The sample zoomed, turned, shifted and mirrored; color is for `jitter`, on the whole batch.
 
     A turn and a shift repeat the image's border; targets are unknown there (ignore index, 0), but a mask without an
-    ignore index repeats its border like the image. Padding moves with the image.
+    ignore index repeats its border like the image. Padding moves with the image, and so do pictures beside it; vectors stay
+    as they are.
     """
     maps = {_IMAGE: cast(Tensor, tv_tensors.Image(sample["image"]))}
+    beside = sample.get("others", {})
+    pictures = {_OTHER + name: value for name, value in beside.items() if value.ndim == 3}
+    maps |= {key: cast(Tensor, tv_tensors.Image(value)) for key, value in pictures.items()}
+    shown = {_IMAGE, _INSIDE, *pictures}  # no targets
     others: dict[str, Tensor] = {}
     if "inside" in sample:
         maps[_INSIDE] = tv_tensors.Mask(sample["inside"][None])
@@ -335,14 +341,14 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
         maps = {name: zoom(value, choices.zoom, translate) for name, value in maps.items()}
     if choices.angle:
         for name, value in maps.items():
-            fill = None if name in (_IMAGE, _INSIDE) else _unknown(specs[name])
+            fill = None if name in shown else _unknown(specs[name])
             maps[name] = turn(value, choices.angle, fill)
     if config.shift:
         span = config.shift
         left = span + round(choices.shift[0] * span)
         top = span + round(choices.shift[1] * span)
         for name, value in maps.items():
-            of_image = name in (_IMAGE, _INSIDE)
+            of_image = name in shown
             ignore = None if of_image else _unknown(specs[name])
             edge = of_image or (specs[name].kind == "mask" and ignore is None)
             padded = F.pad(value, [span] * 4, fill=ignore or 0, padding_mode="edge" if edge else "constant")
@@ -350,14 +356,17 @@ def augment(sample: Sample, specs: Mapping[str, TargetSpec], config: AugmentConf
     if choices.flip:
         maps = {name: F.horizontal_flip(value) for name, value in maps.items()}
         for name, value in maps.items():
-            if name not in (_IMAGE, _INSIDE) and specs[name].mirrored:
+            if name not in shown and specs[name].mirrored:
                 maps[name] = _sides_changed(value, specs[name])
     image = _plain(maps.pop(_IMAGE))
     inside = maps.pop(_INSIDE, None)
+    inputs = {name: _plain(maps.pop(_OTHER + name, value)) for name, value in beside.items()}
     for name, value in maps.items():
         plain = _plain(value)
         others[name] = plain[0] if specs[name].kind == "mask" else plain
     moved: Sample = {"image": image, "targets": {name: others[name] for name in sample["targets"]}}
+    if beside:
+        moved["others"] = inputs
     if inside is not None:
         moved["inside"] = _plain(inside)[0]
     return moved

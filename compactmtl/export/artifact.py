@@ -18,6 +18,8 @@ from compactmtl.config.precision import Precision
 from compactmtl.config.sources import as_deployed
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset, preprocessing
+from compactmtl.data.base import rules
+from compactmtl.data.inputs import Images, between, count, each, given, joined, parts
 from compactmtl.data.loader import Loader
 from compactmtl.data.sources import choose, first, spread
 from compactmtl.errors import ConfigError, DataError
@@ -30,22 +32,22 @@ from compactmtl.models import MultiTaskModel
 from compactmtl.runs import Run
 from compactmtl.runs.identity import recipe_hash
 
-INPUT = "image"
-
 
 def interface_of(run: Run, target: Target) -> Interface:
     """What the model file of the run takes and gives on the target.
 
     Raises ConfigError where the file would normalize, and data sets of the run have a normalization of their own.
     """
-    apart = [source.called for source in run.recipe.data.sources if source.normalized_apart]
+    data = run.recipe.data
+    apart = [source.called for source in data.sources if source.normalized_apart]
     if apart and target.onnx.preprocess:
         raise ConfigError(
             f"onnx.preprocess: the file would normalize all images alike, and those of {', '.join(apart)} have a mean and "
             "std of their own",
             "set onnx.preprocess: false, or train with one normalization for all data.sources",
         )
-    return Interface.of(target.onnx, run.tasks, preprocessing(run.recipe.data))
+    made = tuple(rules(data).values()) if data.inputs else preprocessing(data)
+    return Interface.of(target.onnx, run.tasks, made)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ArtifactWriter:
 
     run: Run
     target: Target
-    example: Tensor  # normalized images (B, 3, H, W)
+    example: Images  # normalized images (B, 3, H, W), or the inputs that the recipe names
 
     @cached_property
     def interface(self) -> Interface:
@@ -62,14 +64,14 @@ class ArtifactWriter:
         return interface_of(self.run, self.target)
 
     @property
-    def inputs(self) -> tuple[Tensor]:
+    def inputs(self) -> tuple[Tensor, ...]:
         """The example as the files take it."""
-        return (self.interface.feed(self.example),)
+        return parts(self.interface.feed(self.example))
 
     @property
-    def input_names(self) -> tuple[str]:
-        """Of the one input."""
-        return (INPUT,)
+    def input_names(self) -> tuple[str, ...]:
+        """Of the inputs, in their order; `image` where the recipe names none."""
+        return tuple(self.run.recipe.data.given)
 
     def write(
         self,
@@ -86,7 +88,7 @@ class ArtifactWriter:
             self.inputs,
             path,
             self.target,
-            lambda: calibration_feeds(self.run, self.target, self.interface, len(self.example)),
+            lambda: calibration_feeds(self.run, self.target, self.interface, count(self.example)),
             input_names=self.input_names,
             size_dimensions=(1, 2) if self.target.onnx.preprocess else (2, 3),
             metadata=metadata,
@@ -114,11 +116,9 @@ def calibration_feeds(run: Run, target: Target, interface: Interface, batch: int
     samples = -(-min(samples, len(dataset)) // batch) * batch
     chosen = choose(dataset, spread(dataset, samples))
     loader = build_loader(chosen, config, train=False, seed=run.recipe.seed)
-    images = torch.cat([one["image"] for one in loader])
-    return [
-        {INPUT: interface.feed(images[start : start + batch]).numpy()}
-        for start in range(0, len(images), batch)
-    ]
+    images = joined([given(one) for one in loader])
+    fed = [interface.feed(between(images, start, start + batch)) for start in range(0, count(images), batch)]
+    return [{name: one.numpy() for name, one in zip(config.given, parts(case), strict=True)} for case in fed]
 
 
 def provenance(run: Run) -> dict[str, str]:
@@ -141,7 +141,7 @@ class Validation:
     """The split that verification looks at: a loader over its samples and the first images of it."""
 
     loader: Loader
-    images: Tensor  # float32 (N, 3, H, W), normalized, at least as many as one batch of the target
+    images: Images  # float32 (N, 3, H, W), normalized, at least as many as one batch of the target; or inputs
     samples: int
 
     @classmethod
@@ -165,22 +165,23 @@ class Validation:
     def cases(self, target: Target, interface: Interface) -> list[Tensor | tuple[Tensor, ...]]:
         """Images and noise as the file takes them, in batches that it takes; several sizes where they are free."""
         images, batch = self.images, target.latency.batch
-        starts = range(0, len(images) - batch + 1, batch)
-        cases = [images[start : start + batch] for start in starts]
-        cases.append(torch.randn(batch, *images.shape[1:], generator=torch.Generator().manual_seed(0)))
+        generator = torch.Generator().manual_seed(0)
+        starts = range(0, count(images) - batch + 1, batch)
+        cases = [between(images, start, start + batch) for start in starts]
+        cases.append(each(lambda one: torch.randn(batch, *one.shape[1:], generator=generator), images))
         if target.onnx.dynamic_batch:
-            cases += [images[:1], images[:3]]
+            cases += [between(images, 0, 1), between(images, 0, 3)]
         if target.onnx.dynamic_size:
-            cases.append(torch.cat([images[:batch]] * 2, dim=3))
+            cases.append(each(lambda one: torch.cat([one] * 2, dim=3), between(images, 0, batch)))
         return [interface.feed(case) for case in cases]
 
 
-def _first_images(loader: Loader, count: int) -> Tensor:
-    """The first `count` images, repeated from the start where the set has fewer."""
-    batches: list[Tensor] = []
+def _first_images(loader: Loader, wanted: int) -> Images:
+    """The first `wanted` images, repeated from the start where the set has fewer."""
+    batches: list[Images] = []
     for batch in loader:
-        batches.append(batch["image"])
-        if sum(map(len, batches)) >= count:
+        batches.append(given(batch))
+        if sum(map(count, batches)) >= wanted:
             break
-    images = torch.cat(batches)
-    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+    images = joined(batches)
+    return between(joined([images] * -(-wanted // count(images))), 0, wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compactmtl.data.base import Preprocessing
+from compactmtl.data.base import Preprocessing, Rule, Vector
 from compactmtl.export.record import Colors, InputRecord, Normalize, OutputRecord, Resize, Shape
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.pictures import palette
@@ -31,10 +31,32 @@ BY_CLASS = ("class", "label")  # names of axis 1 whose entries are the target's 
 BAKED = "turns it to float32 (batch, color, height, width) and normalizes it as in training: do not normalize it before"
 
 
-def input_record(
+def input_record(name: str, shape: Shape, dtype: str, rule: Rule, *, baked: bool) -> InputRecord:
+    """An input that takes pictures or vectors; `baked`: the model takes values as they are and normalizes them itself."""
+    if isinstance(rule, Vector):
+        return _vector_record(name, shape, dtype, rule, baked=baked)
+    return _picture_record(name, shape, dtype, rule, baked=baked)
+
+
+def _vector_record(name: str, shape: Shape, dtype: str, rule: Vector, *, baked: bool) -> InputRecord:
+    what = f"{rule.channels} numbers of a sample"
+    return InputRecord(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        axes=("batch", "number"),
+        meaning=what if baked else f"{what}, normalized",
+        layout=None,
+        channels=None,
+        colors=None,
+        normalize=None if baked else Normalize(scale=1.0, mean=rule.mean, std=rule.std),
+        in_model="normalizes them as in training: do not normalize them before" if baked else "nothing",
+    )
+
+
+def _picture_record(
     name: str, shape: Shape, dtype: str, preprocessing: Preprocessing, *, baked: bool
 ) -> InputRecord:
-    """The input that takes pictures; `baked`: the model takes values of 0 to 255 and normalizes them itself."""
     axes: tuple[str, ...] = (
         ("batch", "height", "width", "color") if baked else ("batch", "color", "height", "width")
     )

@@ -20,9 +20,11 @@ from PIL import Image
 from compactmtl.artifacts.files import write_bytes
 from compactmtl.artifacts.layout import GOLDEN_ARRAYS, GOLDEN_BANDS, GOLDEN_PICTURE
 from compactmtl.config.target import Target
+from compactmtl.data.base import Preprocessing, Vector
 from compactmtl.data.images import read_picture
+from compactmtl.data.vectors import read_vector
 from compactmtl.errors import ArtifactError
-from compactmtl.export.interface import feed, restore
+from compactmtl.export.interface import feed_all, restore
 from compactmtl.export.record import BundleInfo, Golden, GoldenTensor, TensorRecord
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.placement import Placement
@@ -51,10 +53,21 @@ def write_golden(
     images = info.preprocessing
     if images is None:
         raise ArtifactError("the bundle does not say how pictures become its input", "give images=")
-    picture = _write_picture(folder, draw(images.size), images.channels)
-    pixels, read = read_picture(folder / picture, images.fit)
-    fed = feed(pixels, images, baked=info.target.onnx.preprocess)
-    arrays = {one.name: fed for one in info.inputs}
+    several = info.training.inputs
+    files: dict[str, str] = {}
+    values: dict[str, NDArray[Any]] = {}
+    for number, (name, rule) in enumerate(info.rules.items()):
+        if isinstance(rule, Vector):
+            # Numbers that lie on both sides of the mean, none twice.
+            numbers = np.array(rule.mean) + np.array(rule.std) * np.linspace(-1.5, 1, rule.channels)
+            files[name] = _write_numbers(folder, f"golden-{name}.npy", numbers.astype(np.float32))
+            values[name] = read_vector(folder / files[name], rule.channels, name)
+            continue
+        # Each picture another one: none can take another's place unseen.
+        drawn = np.roll(draw(rule.size), number, -1)
+        files[name] = _write_picture(folder, drawn, rule.channels, f"-{name}" if several else "")
+        values[name], read = read_picture(folder / files[name], rule.fit)
+    arrays = feed_all(values, info.rules, baked=info.target.onnx.preprocess)
     outputs = run(arrays)
     records = {one.name: one for one in (*info.inputs, *info.outputs)}
     tensors = {
@@ -72,7 +85,8 @@ def write_golden(
     }
     write_bytes(folder / GOLDEN_ARRAYS, _npz(stored))
     return Golden(
-        picture=picture,
+        picture=files[next(name for name, rule in info.rules.items() if isinstance(rule, Preprocessing))],
+        inputs=files if several else {},
         arrays=GOLDEN_ARRAYS,
         tensors=tensors,
         values=_values(info, tasks, outputs, images.fit.placement(read.size)),
@@ -142,22 +156,27 @@ def draw(size: tuple[int, int]) -> NDArray[np.uint8]:
     return picture.round().astype(np.uint8)
 
 
-def _write_picture(folder: Path, picture: NDArray[np.uint8], channels: int) -> str:
-    """The picture with so many channels as a file of the bundle; its name."""
+def _write_numbers(folder: Path, name: str, values: NDArray[Any]) -> str:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    write_bytes(folder / name, buffer.getvalue())
+    return name
+
+
+def _write_picture(folder: Path, picture: NDArray[np.uint8], channels: int, of: str = "") -> str:
+    """The picture with so many channels as a file of the bundle; its name, `of` a part of it."""
+    image, numbers = (name.replace("golden", f"golden{of}", 1) for name in (GOLDEN_PICTURE, GOLDEN_BANDS))
     if channels in (1, 3):  # gray is read from colors, which is a way to go wrong too
-        write_bytes(folder / GOLDEN_PICTURE, _png(picture))
-        return GOLDEN_PICTURE
+        write_bytes(folder / image, _png(picture))
+        return image
     # The further bands are others upside down: no two can change places unseen.
     bands = np.stack(
         [np.roll(picture, 3 * (n // 3), 0)[:: 1 - 2 * (n // 3 % 2), :, n % 3] for n in range(channels)], -1
     )
     if channels == 4:
-        write_bytes(folder / GOLDEN_PICTURE, _png(bands))
-        return GOLDEN_PICTURE
-    buffer = io.BytesIO()
-    np.save(buffer, bands)
-    write_bytes(folder / GOLDEN_BANDS, buffer.getvalue())
-    return GOLDEN_BANDS
+        write_bytes(folder / image, _png(bands))
+        return image
+    return _write_numbers(folder, numbers, bands)
 
 
 def thinned(array: NDArray[Any], record: TensorRecord, step: int) -> NDArray[Any]:

@@ -234,8 +234,8 @@ def _traced(module: nn.Module, asked: _Asked) -> torch.onnx.ONNXProgram:
     """The module as an ONNX graph in memory, with nodes named after its modules."""
     arguments, free = tuple(asked.inputs.values()), asked.free
     names = {index: torch.export.Dim(name) for index, name in free.items()}
-    several = isinstance(module, OfTensors)  # whose forward takes all tensors as one argument of many
-    shapes = _each(arguments, names, several) if free else None
+    named = _named_arguments(module)
+    shapes = _each(arguments, names, named) if free else None
     # A named size must hold for every number, and no network with a stride takes them all: the tracer finds the range.
     traced_free = {index: torch.export.Dim.DYNAMIC if index else name for index, name in names.items()}
     try:
@@ -246,7 +246,7 @@ def _traced(module: nn.Module, asked: _Asked) -> torch.onnx.ONNXProgram:
             traced = torch.export.export(
                 module,
                 arguments,
-                dynamic_shapes=_each(arguments, traced_free, several) if free else None,
+                dynamic_shapes=_each(arguments, traced_free, named) if free else None,
                 strict=False,
             )
             # Several inputs have one free batch, and it one name.
@@ -273,10 +273,17 @@ def _traced(module: nn.Module, asked: _Asked) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _each(arguments: tuple[Tensor, ...], free: Mapping[int, Any], several: bool) -> tuple[Any, ...]:
+def _named_arguments(module: nn.Module) -> int | None:
+    """How many arguments the forward takes before a `*rest`, which torch counts as one argument; None without one."""
+    kinds = [one.kind for one in inspect.signature(module.forward).parameters.values()]
+    rest = inspect.Parameter.VAR_POSITIONAL
+    return kinds.index(rest) if rest in kinds else None
+
+
+def _each(arguments: tuple[Tensor, ...], free: Mapping[int, Any], named: int | None) -> tuple[Any, ...]:
     """The free dimensions of every input that has them."""
     each = tuple({index: dim for index, dim in free.items() if index < tensor.dim()} for tensor in arguments)
-    return (each,) if several else each
+    return each if named is None or len(each) <= named else (*each[:named], each[named:])
 
 
 def _reason(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,11 +15,14 @@ from compactmtl.artifacts.layout import BUNDLE_FILE, INFER_SCRIPT
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import Runner
 from compactmtl.backends.batching import run_batched
-from compactmtl.data.base import Preprocessing
+from compactmtl.data.base import Preprocessing, Rule, Vector
 from compactmtl.data.images import read_picture
+from compactmtl.data.maps import check_beside
+from compactmtl.data.pixels import ImageInfo
+from compactmtl.data.vectors import read_vector
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.export.bundle import Bundle
-from compactmtl.export.interface import feed, restore
+from compactmtl.export.interface import feed, feed_all, restore
 from compactmtl.tasks.base import Task
 from compactmtl.tasks.placement import Placement
 from compactmtl.tasks.reading import Reading, readings_of
@@ -31,6 +34,9 @@ class Photo:
 
     pixels: NDArray[np.uint8]
     place: Placement
+    others: Mapping[str, NDArray[Any]] = field(
+        default_factory=dict
+    )  # inputs beside it, of a model of several
 
     @property
     def visible(self) -> NDArray[np.uint8]:
@@ -68,6 +74,7 @@ class Predictor:
         *,
         baked: bool = False,
         postprocess: Mapping[str, str] | None = None,
+        inputs: Mapping[str, Rule] | None = None,
     ) -> None:
         self.runner = runner
         self.tasks = dict(tasks)
@@ -75,6 +82,7 @@ class Predictor:
         self.doubt = doubt  # why not to trust it, in words; empty where there is no reason
         self.baked = baked  # whether the model file takes uint8 images and normalizes them itself
         self.postprocess = dict(postprocess or {})  # what the model file has behind its outputs
+        self.inputs = dict(inputs or {})  # by name, of a model of several; else empty
 
     @classmethod
     def open(cls, path: str | Path, *, lean_runtime: Path | None = None, device: str = "cpu") -> Predictor:
@@ -105,6 +113,7 @@ class Predictor:
                 bundle.doubt,
                 baked=onnx.preprocess,
                 postprocess=onnx.postprocess,
+                inputs=bundle.info.training.inputs,
             )
         if lean_runtime is not None:
             raise ConfigError(
@@ -117,6 +126,7 @@ class Predictor:
         from compactmtl.backends.torch.device import find_device
         from compactmtl.backends.torch.runner import TorchRunner
         from compactmtl.data import preprocessing
+        from compactmtl.data.base import rules
         from compactmtl.runs.run import Run
 
         if not is_run(path):
@@ -128,12 +138,19 @@ class Predictor:
         model = run.load_compact() if run.has_compact else run.load_plain()
         model = model.to(find_device(device, "--device"))
         tasks = run.tasks
-        return cls(TorchRunner(model, ["image"], list(tasks)), tasks, preprocessing(run.recipe.data))
+        data = run.recipe.data
+        runner = TorchRunner(model, list(data.given), list(tasks))
+        return cls(runner, tasks, preprocessing(data), inputs=rules(data) if data.inputs else None)
 
     @property
     def readings(self) -> dict[str, Reading]:
         """Deprecated: `tasks`."""
         return readings_of(self.tasks, "Predictor")
+
+    @property
+    def first(self) -> str:
+        """The first picture of a model of several inputs, whose size maps have; else empty."""
+        return next((name for name, rule in self.inputs.items() if isinstance(rule, Preprocessing)), "")
 
     def __enter__(self) -> Self:
         return self
@@ -147,11 +164,42 @@ class Predictor:
         """An image file as the network sees it, uint8 (C, H, W). Raises DataError naming a file that is no image."""
         return self.photo(path).pixels
 
-    def photo(self, path: Path) -> Photo:
-        """An image file as the network sees it, with the way back to its own size. Raises DataError as `read` does."""
+    def photo(self, path: Path | Mapping[str, Path | str]) -> Photo:
+        """An image file as the network sees it, with the way back to its own size. Raises DataError as `read` does.
+
+        Of a model of several inputs a file each by name; a vector may be its numbers, as `read_vector` takes them. Pictures
+        of one sample need one aspect ratio.
+        """
+        if isinstance(path, Mapping):
+            return self._sample(path)
+        if self.inputs:
+            raise ConfigError(
+                f"the model takes {', '.join(self.inputs)}, and one file is given: {path}",
+                f"name each: {' '.join(f'{name}=FILE' for name in self.inputs)}",
+            )
         fit = self.prepare.fit
         pixels, read = read_picture(path, fit)
         return Photo(pixels, fit.placement(read.size))
+
+    def _sample(self, given: Mapping[str, Path | str]) -> Photo:
+        known = list(self.inputs) or ["one picture without a name"]
+        if set(given) != set(self.inputs):
+            raise ConfigError(
+                f"the model takes {', '.join(known)}, found {', '.join(given) or 'none'}",
+                "name each input of a sample once, as NAME=FILE",
+            )
+        values: dict[str, NDArray[Any]] = {}
+        first: ImageInfo | None = None
+        for name, rule in self.inputs.items():
+            if isinstance(rule, Vector):
+                values[name] = read_vector(given[name], rule.channels, name)
+                continue
+            values[name], read = read_picture(Path(given[name]), rule.fit)
+            first = first or read
+            check_beside(Path(given[name]), read.size, first, name)
+        assert first is not None  # the recipe is refused without a picture
+        pixels = values.pop(self.first)
+        return Photo(pixels, self.prepare.fit.placement(first.size), values)
 
     def predict(self, image: NDArray[np.uint8] | Photo) -> list[Prediction]:
         """One prediction a task for an image as `read` or `photo` gives it.
@@ -160,8 +208,13 @@ class Predictor:
         """
         photo = image if isinstance(image, Photo) else None
         pixels = image.pixels if isinstance(image, Photo) else image
-        array = feed(pixels, self.prepare, baked=self.baked)
-        outputs = run_batched(self.runner, dict.fromkeys(self.runner.input_names, array))
+        if self.inputs:
+            if photo is None:
+                raise ConfigError("the model takes several inputs", "give what `photo` returns")
+            fed = feed_all({self.first: pixels, **photo.others}, self.inputs, baked=self.baked)
+        else:
+            fed = dict.fromkeys(self.runner.input_names, feed(pixels, self.prepare, baked=self.baked))
+        outputs = run_batched(self.runner, fed)
         return [self._read(name, one, outputs, photo) for name, one in self.tasks.items()]
 
     def _read(

@@ -16,7 +16,7 @@ from compactmtl.artifacts.layout import BUNDLE_SCHEMA
 from compactmtl.config.recipe import TaskConfig
 from compactmtl.config.schema import Frozen
 from compactmtl.config.target import Target
-from compactmtl.data.base import Preprocessing
+from compactmtl.data.base import Preprocessing, Rule
 from compactmtl.export.precision.record import PrecisionRecord
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.decoding import Decoding, Values
@@ -107,7 +107,8 @@ class InputRecord(TensorRecord):
     resize: Resize | None = Field(None, description="How a picture gets the network's size.")
     normalize: Normalize | None = Field(
         None,
-        description="What the program has to do to the values of 0 to 255. null: nothing, the model does it itself.",
+        description="What the program has to do to the values of 0 to 255, or to the numbers of a vector. null: nothing, the "
+        "model does it itself.",
     )
     range: tuple[float, float] | None = Field(
         None, description="Least and greatest value that the input can have after all that."
@@ -169,6 +170,11 @@ class Golden(Frozen):
     arrays: FileName = Field(
         description="A numpy archive (.npz) by name: the input as the model takes it, each output as the model gives it."
     )
+    inputs: dict[str, FileName] = Field(
+        default_factory=dict,
+        exclude_if=lambda inputs: not inputs,
+        description="Of a model of several inputs the file of each, by name: made pictures, and vectors as .npy.",
+    )
     tensors: dict[str, GoldenTensor] = Field(description="By input or output.")
     values: dict[str, Any] = Field(
         description="By output the decoded value in a few figures, as the verb `predict` keeps it."
@@ -207,7 +213,14 @@ class Training(Frozen):
     tasks: dict[str, BundleTask] = Field(description="By task.")
     preprocessing: Annotated[Preprocessing | None, WithJsonSchema({"type": ["object", "null"]})] = Field(
         description="How the images of training were made: `size`, `mean`, `std`, `resize`, `range`. What a program has to do "
-        "is in `inputs`. null: the inputs are arrays, or nobody said how pictures become them."
+        "is in `inputs`. null: the inputs are arrays, or nobody said how pictures become them. Of several inputs it is the "
+        "first picture's."
+    )
+    inputs: Annotated[dict[str, Rule], WithJsonSchema({"type": "object"})] = Field(
+        default_factory=dict,
+        exclude_if=lambda inputs: not inputs,
+        description="The same of each input by name, and `mean` and `std` of vectors. It is there where the model takes more "
+        "than one picture, or its inputs have names.",
     )
 
 
@@ -257,6 +270,13 @@ class BundleInfo(Frozen):
     def preprocessing(self) -> Preprocessing | None:
         """How the images of training were made; None where the model takes arrays."""
         return self.training.preprocessing
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """How each input is made, by name; none where the model takes arrays."""
+        if self.training.inputs or self.preprocessing is None:
+            return dict(self.training.inputs)
+        return {one.name: self.preprocessing for one in self.inputs}
 
     def text(self) -> str:
         """The file's content: lists of numbers and names on one line, and of `decode` only what its operation needs."""

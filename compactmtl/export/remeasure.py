@@ -10,6 +10,7 @@ from compactmtl.artifacts.layout import EXPORT
 from compactmtl.artifacts.lock import exclusive
 from compactmtl.artifacts.told import now
 from compactmtl.backends.versions import package_versions
+from compactmtl.data.inputs import between
 from compactmtl.errors import ArtifactError, command
 from compactmtl.export.artifact import ArtifactWriter, Validation
 from compactmtl.export.bundle import Bundle, write_verification
@@ -53,7 +54,7 @@ def remeasure_run(
     if run.has_compact or baseline is not None:
         dense = run.load_plain() if baseline is None else baseline.load_plain()
     data = Validation.load(run, target)
-    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
+    writer = ArtifactWriter(run, target, between(data.images, 0, target.latency.batch))
     subject = COMPACT if run.has_compact else "model"
     progress(f"measuring latency, {target.latency.repeats} rounds")
     with bundle.runner() as runner:

@@ -18,6 +18,8 @@ from compactmtl.config.recipe import DataConfig, Recipe
 from compactmtl.config.sparsity import LatencyBudget
 from compactmtl.config.target import Target
 from compactmtl.data import preprocessing
+from compactmtl.data.base import rules
+from compactmtl.data.inputs import between
 from compactmtl.errors import ConfigError
 from compactmtl.export.artifact import ArtifactWriter, Validation, provenance
 from compactmtl.export.bundle import bundle_tasks
@@ -133,7 +135,7 @@ def check_baseline(run: Run, baseline: Run) -> None:
             f"baseline {baseline.path} lacks the tasks {missing} of {run.path}",
             "give a run of the same tasks",
         )
-    for key in ("name", "size", "options", "sources"):
+    for key in ("name", "size", "options", "sources", "inputs"):
         one, other = (_compared(each.recipe.data, key) for each in (run, baseline))
         if one != other:
             raise ConfigError(
@@ -174,7 +176,7 @@ class ExportedRun(Exported):
         self.metrics = run.measured
         self.provenance = provenance(run)
         self.data = Validation.load(run, target)
-        self.writer = ArtifactWriter(run, target, self.data.images[: target.latency.batch])
+        self.writer = ArtifactWriter(run, target, between(self.data.images, 0, target.latency.batch))
         self.deployed = self.writer.interface.wrap(self.model)
         self._baseline = dense if compare else None
         self._device = device
@@ -193,7 +195,7 @@ class ExportedRun(Exported):
     def score(self, runner: Runner) -> AccuracyResult:
         """The tasks' metrics of an opened file on the val split, beside the torch model's."""
         loader, tasks = self.data.loader, self.run.tasks
-        run = self.writer.interface.runner(array_runner(runner))
+        run = self.writer.interface.runner(array_runner(runner, self.writer.input_names))
         return AccuracyResult(
             samples=self.data.samples,
             torch=self._reference,
@@ -204,9 +206,9 @@ class ExportedRun(Exported):
         )
 
     def inputs(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[InputRecord, ...]:
-        images, baked = preprocessing(self.run.recipe.data), self.target.onnx.preprocess
+        made, baked = rules(self.run.recipe.data), self.target.onnx.preprocess
         return tuple(
-            input_record(name, shape, dtypes[name], images, baked=baked) for name, shape in shapes.items()
+            input_record(name, shape, dtypes[name], made[name], baked=baked) for name, shape in shapes.items()
         )
 
     def outputs(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> tuple[OutputRecord, ...]:
@@ -214,7 +216,10 @@ class ExportedRun(Exported):
 
     def training(self) -> Training:
         tasks = bundle_tasks(self.run.tasks, self.run.recipe.tasks)
-        return Training(tasks=tasks, preprocessing=preprocessing(self.run.recipe.data))
+        data = self.run.recipe.data
+        return Training(
+            tasks=tasks, preprocessing=preprocessing(data), inputs=rules(data) if data.inputs else {}
+        )
 
     def golden(self, folder: Path, info: BundleInfo, run: Callable[[Arrays], Arrays], made_by: str) -> Golden:
         return write_golden(folder, info, self.run.tasks, run, made_by)

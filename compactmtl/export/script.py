@@ -17,7 +17,15 @@ from compactmtl.export.record import BundleInfo
 MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more lies beside it.
 SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
 ARRAYS_SCRIPT = "infer_arrays.py"  # infer.py of a model that takes arrays
-SHARED, SHOW, PICTURE, PANOPTIC, RUNTIME = "shared", "show", "picture", "panoptic", "runtime"
+INPUTS_SCRIPT = "infer_inputs.py"  # infer.py of a model of several inputs
+SHARED, SHOW, PICTURE, SAMPLE, PANOPTIC, RUNTIME = (
+    "shared",
+    "show",
+    "picture",
+    "sample",
+    "panoptic",
+    "runtime",
+)
 _OPERATION = re.compile(r' {8}"(\w+)": lambda: .*\n')
 _HOME = "compactmtl.export.in_bundle"
 
@@ -37,13 +45,18 @@ def scripts(info: BundleInfo) -> dict[str, str]:
     ):
         return {}
     operations = {one.decode.op for one in info.outputs if one.decode is not None}
-    pictures = info.golden.picture is not None
-    text = _beside(source(INFER_SCRIPT if pictures else ARRAYS_SCRIPT))
+    parts: tuple[str, ...] = ()
+    if info.golden.inputs:
+        program, parts = INPUTS_SCRIPT, (PICTURE, SAMPLE, SHOW)
+    elif info.golden.picture is not None:
+        program, parts = INFER_SCRIPT, (PICTURE, SHOW)
+    else:
+        program = ARRAYS_SCRIPT
+    text = _beside(source(program))
     text = text.replace('and the runtime")', f'{info.runtime.package}")')
     text = text.replace("import numpy as np\n\n", "import numpy as np\n")
     files = {f"{SHARED}.py": _with_operations(source(f"{SHARED}.py"), operations)}
-    if pictures:
-        files |= {f"{name}.py": source(f"{name}.py") for name in (PICTURE, SHOW)}
+    files |= {f"{name}.py": _beside(source(f"{name}.py")) for name in parts}
     if PANOPTIC in operations:
         files[f"{PANOPTIC}.py"] = source(f"{PANOPTIC}.py")
     whole = _with_runtime(text, part)

@@ -17,6 +17,7 @@ from torch import Tensor
 from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.backends import get_backend, surgery_align
 from compactmtl.config.target import Target
+from compactmtl.data.inputs import Images
 from compactmtl.errors import ConfigError
 from compactmtl.export.artifact import ArtifactWriter
 from compactmtl.graph import cost
@@ -81,7 +82,7 @@ def task_costs(run: Run, target: Target, *, progress: Callable[[str], None] = la
             models[task] = _compacted(others, inputs, align, rest)
         else:
             models[task] = _compacted(others.keep_tasks(rest), inputs, align)
-    latency = _latency(run, target, models, inputs[0], progress)
+    latency = _latency(run, target, models, inputs if run.recipe.data.inputs else inputs[0], progress)
     sizes = {name: cost(model, inputs) for name, model in models.items()}
     times = {name: latency.stats[name].median_ms for name in models}
     certain = {
@@ -119,7 +120,7 @@ def _latency(
     run: Run,
     target: Target,
     models: Mapping[str, MultiTaskModel],
-    images: Tensor,
+    images: Images,
     progress: Callable[[str], None],
 ) -> LatencyResult:
     """All models as files of the target, in rounds in which each runs once."""

@@ -39,7 +39,7 @@ def build_model(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool =
 
 def _build(recipe: Recipe, tasks: Mapping[str, Task], *, initialize: bool) -> MultiTaskModel:
     if recipe.model.factory is not None:
-        return build_own(recipe.model, list(tasks))
+        return build_own(recipe.model, list(tasks), list(recipe.data.inputs))
     configs = {name: head_config(task, recipe.tasks[name].head) for name, task in tasks.items()}
     encoder = encoder_for(recipe, tasks, recipe.model.encoder, initialize=initialize)
     heads = {

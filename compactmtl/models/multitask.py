@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from compactmtl.data.inputs import Images, parts, size_of
 from compactmtl.errors import ConfigError
 from compactmtl.models.features import last_map
 from compactmtl.models.mtan import MTANHead
@@ -56,16 +57,16 @@ class MultiTaskModel(nn.Module):
         return ("heads.",)
 
     def pass_through(
-        self, image: Tensor, cut: Callable[[Tensor], Tensor] = lambda x: x
+        self, image: Images, cut: Callable[[Tensor], Tensor] = lambda x: x
     ) -> tuple[Any, dict[str, Tensor]]:
         """The encoder's features, each of their tensors as `cut` gives it on to the heads, and the outputs."""
-        features = tree_map(cut, self.encoder(image))
-        size = (image.shape[-2], image.shape[-1])
+        features = tree_map(cut, self.features(image))
+        size = size_of(image)
         return features, {name: self.run_head(name, features, size) for name in self.heads}
 
-    def features(self, image: Tensor) -> Any:
+    def features(self, image: Images) -> Any:
         """What the encoder gives for images (B, C, H, W)."""
-        return self.encoder(image)
+        return self.encoder(*parts(image))
 
     def keep_tasks(self, names: Iterable[str]) -> MultiTaskModel:
         """Take the heads of all other tasks out, and their encoders where each task has its own; in place."""

@@ -1,11 +1,13 @@
 """A network of the user's own, built whole by a function that the recipe names (`model.factory`).
 
-Its forward takes the images (B, C, H, W) and gives its outputs by name. What lies in it is not known, unless it has an
+Its forward takes the images (B, C, H, W), or the inputs that the recipe names by those names (`data.inputs`), and gives its
+outputs by name. What lies in it is not known, unless it has an
 encoder and heads, as submodules of these names or under paths that the recipe gives.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from compactmtl.config.lookup import close_names
 from compactmtl.config.model import ModelConfig
+from compactmtl.data.inputs import Images, parts
 from compactmtl.errors import ConfigError
 from compactmtl.models.features import encoder_of, tensors_in
 from compactmtl.models.multitask import MultiTaskModel
@@ -26,13 +29,20 @@ KEY = "model.factory"
 class OwnModel(MultiTaskModel):
     """A module of the user's own as a multi-task network: image (B, C, H, W) to {task: output}, in the order of `tasks`.
 
-    `encoder` and `heads` are there where the module has them. The forward pass is always the module's own.
+    Where the recipe names its inputs it takes one tensor each, in their order. `encoder` and `heads` are there where the module has them. The forward pass is always the module's own.
     """
 
-    def __init__(self, network: nn.Module, tasks: Sequence[str], config: ModelConfig) -> None:
-        """`network` is what the factory of `config` gave. Raises ConfigError for a path that it does not have."""
+    def __init__(
+        self, network: nn.Module, tasks: Sequence[str], config: ModelConfig, inputs: Sequence[str] = ()
+    ) -> None:
+        """`network` is what the factory of `config` gave, `inputs` the names that its forward is called with, if any.
+
+        Raises ConfigError for a path that it does not have, or a name that it does not take.
+        """
         nn.Module.__init__(self)
+        _check_inputs(network, inputs)
         self.network = network
+        self.input_names = tuple(inputs)
         self._tasks = self._all_tasks = tuple(tasks)
         self._outputs = config.outputs
         self.encoder_path = _encoder_path(network, config)
@@ -61,13 +71,17 @@ class OwnModel(MultiTaskModel):
         """What the names of the heads' parameters begin with."""
         return tuple(f"{NETWORK}.{path}." for path in self.head_paths.values())
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        given = named_outputs(self.network(image), self._outputs)
+    def forward(self, image: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        if self.input_names:
+            raw = self.network(**dict(zip(self.input_names, (image, *others), strict=True)))
+        else:
+            raw = self.network(image)
+        given = named_outputs(raw, self._outputs)
         check_names(given, self.task_names, (*self._outputs, *self._all_tasks))
         return {task: given[task] for task in self.task_names}
 
     def pass_through(
-        self, image: Tensor, cut: Callable[[Tensor], Tensor] = lambda x: x
+        self, image: Images, cut: Callable[[Tensor], Tensor] = lambda x: x
     ) -> tuple[Any, dict[str, Tensor]]:
         """The encoder's features and the outputs; None for the features of a module without an encoder.
 
@@ -75,7 +89,7 @@ class OwnModel(MultiTaskModel):
         before the module goes on with it.
         """
         if self.encoder_path is None:
-            return None, self(image)
+            return None, self(*parts(image))
         seen: list[Any] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> Any:
@@ -84,13 +98,13 @@ class OwnModel(MultiTaskModel):
 
         handle = self.encoder.register_forward_hook(keep)
         try:
-            outputs = self(image)
+            outputs = self(*parts(image))
         finally:
             handle.remove()
         features = seen[-1] if seen else []
         return (features if isinstance(features, Tensor) else tensors_in(features)), outputs
 
-    def features(self, image: Tensor) -> Any:
+    def features(self, image: Images) -> Any:
         return self.pass_through(image)[0]
 
     def run_head(self, name: str, features: Any, size: tuple[int, int]) -> Tensor:
@@ -99,11 +113,11 @@ class OwnModel(MultiTaskModel):
         )
 
 
-def build_own(config: ModelConfig, tasks: Sequence[str]) -> OwnModel:
-    """The network that the factory of `config` gives, in training mode.
+def build_own(config: ModelConfig, tasks: Sequence[str], inputs: Sequence[str] = ()) -> OwnModel:
+    """The network that the factory of `config` gives, in training mode; `inputs` are the recipe's, where it names them.
 
     Raises UntrustedError without the user's word for the code, ConfigError where the factory cannot be imported, does not
-    take the options, fails, or gives anything but a network.
+    take the options, fails, or gives anything but a network that takes the inputs.
     """
     assert config.factory is not None
     network = construct(config.factory, KEY, "model.options", config.options)
@@ -120,7 +134,30 @@ def build_own(config: ModelConfig, tasks: Sequence[str]) -> OwnModel:
             f"{KEY}: {config.factory} puts its network on {len(devices)} devices: {places}",
             "build all of it on the CPU; train.device says where it trains",
         )
-    return OwnModel(network, tasks, config).train()
+    return OwnModel(network, tasks, config, inputs).train()
+
+
+def _check_inputs(network: nn.Module, names: Sequence[str]) -> None:
+    """Raise ConfigError unless the network's forward can be called with these names, or, without any, with one image."""
+    try:
+        signature = inspect.signature(network.forward)
+    except (TypeError, ValueError):  # of a compiled module: what it does not take, it says when it is called
+        return
+    takes = [
+        one.name
+        for one in signature.parameters.values()
+        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    try:
+        signature.bind(**dict.fromkeys(names)) if names else signature.bind(None)
+    except TypeError as error:
+        given = f"is called with {', '.join(names)}" if names else "is called with the images alone"
+        raise ConfigError(
+            f"{KEY}: the forward of the network takes {', '.join(takes) or 'no arguments by name'}, and {given}: {error}",
+            "name the inputs as forward does: data.inputs={"
+            + ", ".join(f"{one}: {{}}" for one in takes)
+            + "}",
+        ) from None
 
 
 def _encoder_path(network: nn.Module, config: ModelConfig) -> str | None:

@@ -50,7 +50,10 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
         task.name for task in report.tasks if task.name in (run.final.metrics or run.trained.metrics or {})
     ]
     outputs = f"{len(names)} output{'s' * (len(names) != 1)}"
-    yield f"One network with {outputs} ({', '.join(names)}) for {run.images} images of {height}×{width}, trained on {run.data}."
+    images = f"{run.images} images of {height}×{width}"
+    if run.inputs:
+        images = f"{', '.join(run.inputs)} (pictures of {height}×{width})"
+    yield f"One network with {outputs} ({', '.join(names)}) for {images}, trained on {run.data}."
     if is_subject:
         yield ""
         yield "## Summary"
@@ -133,8 +136,18 @@ def _interface(run: RunView) -> Iterator[str]:
     yield ""
     yield "## Input and outputs"
     yield ""
-    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, 'IMAGE')}` runs it on one image."
-    if interface.format is not None:
+    several = len(interface.inputs) > 1
+    words = [f"{one.name}=FILE" for one in interface.inputs] if several else ["IMAGE"]
+    what = "sample" if several else "image"
+    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, *words)}` runs it on one {what}."
+    if interface.format is not None and several:
+        height, width = interface.format.size
+        yield ""
+        yield (
+            f"Pictures are {_RESIZED[interface.format.resize]} {height}×{width} (height × width) by a bilinear filter with "
+            "antialiasing."
+        )
+    elif interface.format is not None:
         height, width = interface.format.size
         yield ""
         yield (

@@ -168,7 +168,8 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         path=str(run.path),
         description=run.recipe.description,
         data=run.recipe.data.name,
-        images=image_kind(colors_of(run.recipe.data.channels), run.recipe.data.channels),
+        images=image_kind(colors_of(run.recipe.data.picture.channels), run.recipe.data.picture.channels),
+        inputs=tuple(run.recipe.data.inputs),
         input_size=run.recipe.data.size,
         stages=tuple(_stages(run, name, surgery, exports, splits, notes)),
         surgery=surgery,
@@ -308,12 +309,10 @@ def _evaluate(
 
 
 def _cost(run: Run, model: nn.Module) -> Size:
-    import torch
-
     from compactmtl.graph import cost
+    from compactmtl.runs.model import example_inputs
 
-    height, width = run.recipe.data.size
-    measured = cost(model.eval(), (torch.zeros(1, run.recipe.data.channels, height, width),))
+    measured = cost(model.eval(), example_inputs(run.recipe))
     return Size(parameters=measured.parameters, macs=measured.macs)
 
 

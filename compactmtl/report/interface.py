@@ -9,7 +9,7 @@ from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
 from compactmtl.config.schema import Frozen
 
 if TYPE_CHECKING:
-    from compactmtl.export.record import BundleInfo, TensorRecord
+    from compactmtl.export.record import BundleInfo, InputRecord, TensorRecord
 
 
 class BundleFile(Frozen):
@@ -103,7 +103,7 @@ def interface(folder: Path, info: BundleInfo) -> Interface:
                 name=one.name,
                 shape=one.shape,
                 dtype=one.dtype,
-                meaning=one.meaning if pre is None else _axes(one.meaning or "image", one),
+                meaning=_meaning(one, info),
             )
             for one in info.inputs
         ),
@@ -119,6 +119,18 @@ def interface(folder: Path, info: BundleInfo) -> Interface:
             for one in info.outputs
         ),
     )
+
+
+def _meaning(one: InputRecord, info: BundleInfo) -> str:
+    """What an input holds; of several inputs how each is made, too."""
+    what = one.meaning if info.preprocessing is None else _axes(one.meaning or "image", one)
+    if not info.training.inputs or one.normalize is None:
+        return what
+    means, stds = (
+        ", ".join(f"{value:g}" for value in values) for values in (one.normalize.mean, one.normalize.std)
+    )
+    value = "value" if one.resize is None else "value / 255"
+    return f"{what}: ({value} − mean) / std, mean ({means}), std ({stds})"
 
 
 def _axes(what: str, tensor: TensorRecord) -> str:

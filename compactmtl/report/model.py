@@ -162,7 +162,7 @@ class RunView(Frozen):
     """Everything the report says of one run; of a bundle alone, what the bundle knows.
 
     `data` is the data set by name, empty where only the bundle is there. `images` is what an image is: gray, RGB, RGBA or,
-    of 5 bands, `5-band`.
+    of 5 bands, `5-band`; `inputs` are the names of what the network takes, where the recipe names several.
     """
 
     name: str
@@ -170,6 +170,7 @@ class RunView(Frozen):
     description: str
     data: str
     images: str = "RGB"
+    inputs: tuple[str, ...] = ()
     input_size: tuple[int, int]
     stages: tuple[Stage, ...]
     surgery: Surgery | None

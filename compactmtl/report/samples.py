@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compactmtl.config.recipe import DataConfig
-    from compactmtl.data.base import Batch, Preprocessing, Sample, VisionDataset
+    from compactmtl.data.base import Batch, Sample, VisionDataset
     from compactmtl.runs import Run
     from compactmtl.tasks.base import Task
 
@@ -80,7 +80,8 @@ class ValSplits:
         from compactmtl.data import load_dataset, preprocessing
 
         data = recipe.data
-        key = repr((data.name, data.root, preprocessing(data).fit, data.options, data.cache, data.sources))
+        fit = preprocessing(data).fit
+        key = repr((data.name, data.root, fit, data.options, data.cache, data.sources, data.inputs))
         if key not in self._datasets:
             self._datasets[key] = load_dataset(data, "val")
         return self._datasets[key]
@@ -93,12 +94,6 @@ class ValSplits:
         if not isinstance(dataset, SourcesDataset):
             return recipe.data
         return dataset.parts[dataset.place(index)[0]].config
-
-    def preprocessing(self, recipe: Recipe, index: int) -> Preprocessing:
-        """How `recipe` turns a sample's uint8 image into the network's input."""
-        from compactmtl.data import preprocessing
-
-        return preprocessing(self.section(recipe, index))
 
     def loader(self, recipe: Recipe) -> Iterable[Batch]:
         """Normalized batches of the val split, in order."""
@@ -148,8 +143,7 @@ def _sample(index: int, models: Sequence[tuple[str, nn.Module, Run]], splits: Va
     sample = dataset[index]
     seen = {label: splits.dataset(run.recipe)[index] for label, _, run in models}  # at each recipe's own size
     outputs = {
-        label: _run(model, seen[label]["image"], splits.preprocessing(run.recipe, index))
-        for label, model, run in models
+        label: _run(model, seen[label], splits.section(run.recipe, index)) for label, model, run in models
     }
     tasks = []
     for name, task in _all_tasks(models).items():
@@ -229,14 +223,14 @@ def _all_tasks(models: Sequence[tuple[str, nn.Module, Run]]) -> dict[str, Task]:
     return tasks
 
 
-def _run(model: nn.Module, image: Tensor, steps: Preprocessing) -> dict[str, Tensor]:
-    """One uint8 image (C, H, W) through the model, as outputs by task with a batch dimension of 1."""
+def _run(model: nn.Module, sample: Sample, data: DataConfig) -> dict[str, Tensor]:
+    """One sample through the model, as outputs by task with a batch dimension of 1."""
     import torch
 
-    from compactmtl.data.images import normalize
+    from compactmtl.data.loader import normalized
 
     with torch.no_grad():
-        outputs: dict[str, Tensor] = model.eval()(normalize(image[None], steps))
+        outputs: dict[str, Tensor] = model.eval()(*normalized([sample], data).values())
     return outputs
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
 from compactmtl.artifacts.lock import exclusive
@@ -25,7 +23,7 @@ def compact_run(run: Run, align: int | None = None, gather: bool = False) -> Com
     where another process is writing into the run.
     """
     model = run.load_plain()
-    inputs: tuple[Tensor] = run.example_inputs()
+    inputs = run.example_inputs()
     multiple = align if align is not None else surgery_align(run.recipe).channels
     chosen: tuple[str, ...] = ()
     if isinstance(model, OwnModel) and len(run.tasks) < len(run.trained_tasks):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compactmtl.config import Recipe
+from compactmtl.data.inputs import random_inputs
 from compactmtl.models import MultiTaskModel, build_model
 from compactmtl.overparam import contract, overparameterize
 from compactmtl.tasks import Task
@@ -39,8 +40,6 @@ def plain_form(recipe: Recipe, model: MultiTaskModel) -> MultiTaskModel:
     return model if options is None else contract(model, options.keep_factors_below)
 
 
-def example_inputs(recipe: Recipe, batch: int = 1) -> tuple[Tensor]:
-    """A deterministic random batch at the recipe's size, float32 (batch, C, H, W)."""
-    height, width = recipe.data.size
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(batch, recipe.data.channels, height, width, generator=generator),)
+def example_inputs(recipe: Recipe, batch: int = 1) -> tuple[Tensor, ...]:
+    """A deterministic random batch at the recipe's size, float32 (batch, C, H, W); a tensor for each of its inputs."""
+    return random_inputs(recipe.data, batch, torch.Generator().manual_seed(0))

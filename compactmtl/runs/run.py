@@ -164,8 +164,8 @@ class Run:
             return self.compact_folder / WEIGHTS
         return resolve(self.path / CHECKPOINTS / BEST) / WEIGHTS
 
-    def example_inputs(self, batch: int = 1) -> tuple[Tensor]:
-        """A deterministic random batch at the recipe's size, float32 (batch, 3, H, W)."""
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """A deterministic random batch at the recipe's size, float32 (batch, 3, H, W); a tensor for each of its inputs."""
         return example_inputs(self.recipe, batch)
 
     def log(self) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compactmtl.config.distillation import OWN, DistillationConfig, FeatureDistillationConfig
+from compactmtl.data.inputs import each
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery.slice_plan import Kept
@@ -69,7 +70,8 @@ class Distiller(Part):
     def after_forward(self, training: Training, current: ForwardPass) -> None:
         if self._config.teacher is None or training.position.step < self._start:
             return
-        teacher, image = self._teacher("outputs", training.model), current.image.detach()
+        teacher = self._teacher("outputs", training.model)
+        image = each(Tensor.detach, current.inputs)
         features, targets = teacher.look(image, current.outputs)
         if self._mimicry is not None and self._teacher("features", training.model) is teacher:
             current.taught = features
@@ -84,7 +86,7 @@ class Distiller(Part):
             return
         taught = current.taught
         if taught is None:
-            taught = self._teacher("features", training.model).features(current.image.detach())
+            taught = self._teacher("features", training.model).features(each(Tensor.detach, current.inputs))
         current.penalties[FEATURES] = features.weight * self._mimicry.loss(current.features, taught)
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compactmtl.backends import load_target
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
+from compactmtl.data.inputs import given, parts, to_device
 from compactmtl.errors import ConfigError
 from compactmtl.graph import cost
 from compactmtl.latency import require
@@ -44,7 +45,8 @@ class DryRun:
 
     samples: dict[str, int]  # split -> samples
     data: tuple[str, ...]  # notes on the data that training would print at its start
-    input: tuple[int, ...]  # (B, 3, H, W)
+    input: tuple[int, ...]  # (B, 3, H, W); of several inputs the first picture
+    inputs: dict[str, tuple[int, ...]]  # by name, as the network takes them
     outputs: dict[str, tuple[int, ...]]  # task -> shape
     parameters: int  # of the deployed (plain) model
     trained_parameters: int  # of the model while it trains, factors included
@@ -132,8 +134,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     with torch_settings(recipe), explained(recipe):
         session = build_session(recipe, layout=partial(choose, recipe, keep=False))
         plain = plain_form(recipe, session.model)
-        (image,) = example_inputs(recipe)
-        deployed = cost(plain, (image.to(session.device),))
+        deployed = cost(plain, tuple(one.to(session.device) for one in example_inputs(recipe)))
         sparsifier = session.sparsifier
         remaining = sparsifier.foreseen() if sparsifier else None
         notes = tuple(sparsifier.notes()) if sparsifier else ()
@@ -143,17 +144,18 @@ def dry_run(recipe: Recipe) -> DryRun:
             activations, losses = _activation_bytes(session, batch)
         seconds = min(_step_seconds(session, batch) for _ in range(2))
         diagonal_seconds = min(_diagonal_seconds(session, batch) for _ in range(2))
-        shape = tuple(batch["image"].shape)
+        shapes = [tuple(one.shape) for one in parts(given(batch))]
         session.model.eval()
         with torch.no_grad():
-            outputs = session.model(batch["image"].to(session.device))
+            outputs = session.model(*parts(to_device(given(batch), session.device)))
     state = session.optimizer.state.values()
     parameters = list(session.model.parameters())
     return DryRun(
         samples=session.samples,
         data=session.data.notes,
         layout=session.layout.notes(),
-        input=shape,
+        input=tuple(batch["image"].shape),
+        inputs=dict(zip(recipe.data.given, shapes, strict=True)),
         outputs={name: tuple(output.shape) for name, output in outputs.items()},
         parameters=deployed.parameters,
         trained_parameters=sum(parameter.numel() for parameter in parameters),

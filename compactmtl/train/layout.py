@@ -27,6 +27,7 @@ import compactmtl
 from compactmtl.backends.machine import cpu_flags, cpu_name
 from compactmtl.config import Recipe
 from compactmtl.data.cache import user_cache
+from compactmtl.data.inputs import Images, each, parts
 from compactmtl.errors import CompactWarning
 from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
@@ -53,9 +54,13 @@ class Layout:
     origin: str
     seconds: tuple[float, float] | None = None
 
-    def lay(self, image: Tensor) -> Tensor:
-        """The image, (B, 3, H, W), in this layout."""
-        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+    def lay(self, image: Images) -> Images:
+        """The image, (B, 3, H, W), in this layout; of several inputs each picture."""
+        return each(self._laid, image) if self.channels_last else image
+
+    @staticmethod
+    def _laid(one: Tensor) -> Tensor:
+        return one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one
 
     def apply(self, model: MultiTaskModel) -> MultiTaskModel:
         """Put a model's weights into this layout, in place."""
@@ -104,10 +109,9 @@ def step_seconds(recipe: Recipe, model: MultiTaskModel, rounds: int = ROUNDS) ->
     recipe's balancing and its other parts.
     """
     device = next(model.parameters()).device
+    inputs = tuple(one.to(device) for one in example_inputs(recipe, recipe.data.batch_size))
     with same_random_state(device):
-        (image,) = example_inputs(recipe, recipe.data.batch_size)
-        image = image.to(device)
-        steps = {last: _Steps(recipe, model, image, Layout(last, "recipe")) for last in (False, True)}
+        steps = {last: _Steps(recipe, model, inputs, Layout(last, "recipe")) for last in (False, True)}
         for number in range(rounds + 1):
             for one in steps.values():
                 one.step(timed=number > 0)
@@ -117,15 +121,17 @@ def step_seconds(recipe: Recipe, model: MultiTaskModel, rounds: int = ROUNDS) ->
 class _Steps:
     """Training steps of a copy of a model in one layout."""
 
-    def __init__(self, recipe: Recipe, model: MultiTaskModel, image: Tensor, layout: Layout) -> None:
+    def __init__(
+        self, recipe: Recipe, model: MultiTaskModel, inputs: tuple[Tensor, ...], layout: Layout
+    ) -> None:
         self._model = layout.apply(copy_model(model).train())
-        self._image = layout.lay(image)
+        self._inputs = parts(layout.lay(inputs))
         self._optimizer = build_optimizer(
             recipe.train.optimizer, [{"params": list(self._model.parameters())}]
         )
         name = recipe.train.autocast
         self._autocast = torch.autocast(
-            image.device.type,
+            inputs[0].device.type,
             dtype=torch.float16 if name == "float16" else torch.bfloat16,
             enabled=name != "off",
         )
@@ -134,12 +140,12 @@ class _Steps:
     def step(self, *, timed: bool) -> None:
         start = time.perf_counter()
         with self._autocast:
-            outputs = self._model(self._image)
+            outputs = self._model(*self._inputs)
         torch.stack([output.float().square().mean() for output in outputs.values()]).sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._image.device.type == "cuda":
-            torch.cuda.synchronize(self._image.device)
+        if self._inputs[0].device.type == "cuda":
+            torch.cuda.synchronize(self._inputs[0].device)
         if timed:
             self.seconds.append(time.perf_counter() - start)
 
@@ -147,7 +153,7 @@ class _Steps:
 def _key(recipe: Recipe, model: MultiTaskModel) -> str:
     """A name for all that a step's time depends on: network, batch, arithmetic, machine and versions."""
     device = next(model.parameters()).device
-    parts: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "version": VERSION,
         "network": repr(model),  # every layer with its settings
         "size": recipe.data.size,
@@ -159,7 +165,7 @@ def _key(recipe: Recipe, model: MultiTaskModel) -> str:
         "processor": [cpu_name(), cpu_flags()],
         "versions": [compactmtl.__version__, *(metadata.version(name) for name in ("torch", "timm"))],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _read(path: Path) -> Layout | None:

@@ -23,6 +23,7 @@ from compactmtl.artifacts.run_folder import check_folder, create_folder, update_
 from compactmtl.artifacts.versions import resolve
 from compactmtl.config import Recipe, Resolved, dump_recipe, trusting
 from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.inputs import Images
 from compactmtl.errors import DataError, TrainingError
 from compactmtl.runs.checkpoint import save_best
 from compactmtl.runs.identity import recipe_hash
@@ -221,7 +222,7 @@ class Loop:
         run, loader = torch_runner(self.session.deployed, self.session.device), self.session.select_loader
         numbers = itertools.count()
 
-        def interruptible(image: Tensor) -> Mapping[str, Tensor]:
+        def interruptible(image: Images) -> Mapping[str, Tensor]:
             if self.interrupt.requested:
                 raise _StopRequested
             self.tracker.phase(self.session.position.epoch, "validation", next(numbers), len(loader))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.distributions import Beta
 
+from compactmtl.data.inputs import Images, count, each, image_of
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.registry import all_classes
 from compactmtl.train.part import ForwardPass, Part, Setup, Training
@@ -21,10 +21,10 @@ class Mixup(Part):
         self._shares = Beta(torch.tensor(alpha), torch.tensor(alpha))
         self._share, self._order = 1.0, torch.empty(0, dtype=torch.int64)
 
-    def before_forward(self, image: Tensor) -> Tensor:
+    def before_forward(self, image: Images) -> Images:
         self._share = float(self._shares.sample())
-        self._order = torch.randperm(len(image)).to(image.device)
-        return image.mul(self._share).add_(image[self._order], alpha=1 - self._share)
+        self._order = order = torch.randperm(count(image)).to(image_of(image).device)
+        return each(lambda one: one.mul(self._share).add_(one[order], alpha=1 - self._share), image)
 
     def after_forward(self, training: Training, current: ForwardPass) -> None:
         """Replace the losses; where a task mixes its targets, those too."""

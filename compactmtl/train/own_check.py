@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compactmtl.config.recipe import DataConfig
 from compactmtl.config.trust import raised_at
+from compactmtl.data.inputs import random_inputs, size_of
 from compactmtl.errors import CompactError, ConfigError, machine_fault
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.copies import copy_model
@@ -21,23 +23,24 @@ from compactmtl.models.own import KEY, OwnModel
 from compactmtl.tasks import Task
 from compactmtl.train.faults import ONE_VALUE
 
+Inputs = tuple[Tensor, ...]
 BATCH = 2
 SAME = 1e-4  # of the largest output: two networks of one function whose kernels sum in another order
 
 
 def check_own(
-    model: OwnModel, tasks: Mapping[str, Task], size: tuple[int, int, int], rebuild: Callable[[], nn.Module]
+    model: OwnModel, tasks: Mapping[str, Task], data: DataConfig, rebuild: Callable[[], nn.Module]
 ) -> None:
     """Raise ConfigError for the first rule that the network breaks.
 
     Args:
         model: the network, on the device that it trains on.
-        size: channels, height and width of the images.
+        data: the recipe's, for the size of the images or inputs.
         rebuild: builds the network anew, as a run's folder will have to.
     """
     device = _check_devices(model)
     generator = torch.Generator().manual_seed(0)
-    image, other = (torch.randn(BATCH, *size, generator=generator).to(device) for _ in range(2))
+    image, other = (tuple(one.to(device) for one in random_inputs(data, BATCH, generator)) for _ in range(2))
     with borrowed(model, evaluate=False), torch.enable_grad():
         copied = copy_model(model)
         _check_outputs(copied.train(), tasks, image, " in training mode")
@@ -74,9 +77,9 @@ def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}", value
 
 
-def _run(model: nn.Module, image: Tensor, when: str) -> dict[str, Tensor]:
+def _run(model: nn.Module, image: Inputs, when: str) -> dict[str, Tensor]:
     try:
-        return model(image)  # type: ignore[no-any-return]
+        return model(*image)  # type: ignore[no-any-return]
     except CompactError:
         raise
     except Exception as error:  # whatever the user's code does wrong is reported as its own error
@@ -85,13 +88,27 @@ def _run(model: nn.Module, image: Tensor, when: str) -> dict[str, Tensor]:
         ):  # explained where training meets it
             raise
         raise ConfigError(
-            f"{KEY}: the forward of the network fails{when} on {len(image)} images of {tuple(image.shape[1:])}: "
+            f"{KEY}: the forward of the network fails{when} on {_shown_inputs(model, image)}: "
             f"{raised_at(error)}{type(error).__name__}: {error}",
-            "mend the forward, which is given images (B, C, H, W) as data.size says, in batches of any size",
+            f"mend the forward, which is given {_given(model)} as data.size says, in batches of any size",
         ) from error
 
 
-def _check_outputs(model: OwnModel, tasks: Mapping[str, Task], image: Tensor, when: str) -> dict[str, Tensor]:
+def _shown_inputs(model: nn.Module, image: Inputs) -> str:
+    """Such as "2 images of (3, 32, 32)", or "2 samples of rgb (3, 32, 32), depth (1, 32, 32)"."""
+    names = model.input_names if isinstance(model, OwnModel) else ()
+    if not names:
+        return f"{len(image[0])} images of {tuple(image[0].shape[1:])}"
+    shapes = ", ".join(f"{name} {tuple(one.shape[1:])}" for name, one in zip(names, image, strict=True))
+    return f"{len(image[0])} samples of {shapes}"
+
+
+def _given(model: nn.Module) -> str:
+    names = model.input_names if isinstance(model, OwnModel) else ()
+    return f"{', '.join(names)} by name" if names else "images (B, C, H, W)"
+
+
+def _check_outputs(model: OwnModel, tasks: Mapping[str, Task], image: Inputs, when: str) -> dict[str, Tensor]:
     """The outputs, each of the shape that its task reads."""
     outputs = _run(model, image, when)
     for name, task in tasks.items():
@@ -100,9 +117,9 @@ def _check_outputs(model: OwnModel, tasks: Mapping[str, Task], image: Tensor, wh
             raise ConfigError(
                 f"{KEY}: output {name!r} is a {type(output).__name__}{when}", "give one tensor a task"
             )
-        if output.device != image.device:
+        if output.device != image[0].device:
             raise ConfigError(
-                f"{KEY}: output {name!r} is on {output.device}{when}, the images are on {image.device}",
+                f"{KEY}: output {name!r} is on {output.device}{when}, the images are on {image[0].device}",
                 "let the forward leave tensors on the device of the images",
             )
         if not output.is_floating_point():
@@ -110,7 +127,7 @@ def _check_outputs(model: OwnModel, tasks: Mapping[str, Task], image: Tensor, wh
                 f"{KEY}: output {name!r} is of {str(output.dtype).removeprefix('torch.')}{when}",
                 "give raw outputs, such as logits: the task decodes them itself",
             )
-        sides = tuple(-(-side // task.stride) for side in image.shape[2:]) if task.dense else ()
+        sides = tuple(-(-side // task.stride) for side in size_of(image)) if task.dense else ()
         expected = (BATCH, task.channels, *sides)
         if tuple(output.shape) != expected:
             raise ConfigError(
@@ -172,7 +189,7 @@ def _check_trained(model: OwnModel, outputs: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_repeats(model: OwnModel, image: Tensor) -> None:
+def _check_repeats(model: OwnModel, image: Inputs) -> None:
     """In eval mode the same images give the same outputs."""
     drawing = _Drawing()
     with torch.no_grad(), _calls(model, drawing), drawing:
@@ -241,7 +258,7 @@ def _shown(name: str) -> str:
     return name.removeprefix("network").removeprefix(".") or "the network"
 
 
-def _check_read(model: OwnModel, image: Tensor, other: Tensor) -> None:
+def _check_read(model: OwnModel, image: Inputs, other: Inputs) -> None:
     """Every output depends on the images, also where a layer starts at zero."""
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -256,10 +273,21 @@ def _check_read(model: OwnModel, image: Tensor, other: Tensor) -> None:
                 f"{KEY}: output {name!r} is the same whatever the images are",
                 "compute it from the argument of forward",
             )
+    for number, name in enumerate(model.input_names if len(image) > 1 else ()):
+        changed = tuple(
+            new if place == number else old for place, (old, new) in enumerate(zip(image, other, strict=True))
+        )
+        with torch.no_grad():
+            three = _run(model, changed, "")
+        if all(torch.equal(output, three[task]) for task, output in one.items()):
+            raise ConfigError(
+                f"{KEY}: no output depends on the input {name!r} of data.inputs",
+                "let the forward read it, or take it out of data.inputs",
+            )
 
 
 def _check_rebuilt(
-    model: OwnModel, rebuild: Callable[[], nn.Module], image: Tensor, device: torch.device
+    model: OwnModel, rebuild: Callable[[], nn.Module], image: Inputs, device: torch.device
 ) -> None:
     """The network that is built anew, with the same weights, is the same function: a run's folder holds weights alone."""
     fresh = rebuild()

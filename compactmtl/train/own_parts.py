@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from compactmtl.balancing import Balancer, GradientBalancer
 from compactmtl.config import Recipe
+from compactmtl.data.inputs import size_of
 from compactmtl.errors import ConfigError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.models.features import tensors_in
@@ -51,7 +52,7 @@ def head_users(recipe: Recipe, weighing: Balancer) -> Iterator[str]:
     )
 
 
-def check_parts(recipe: Recipe, model: OwnModel, weighing: Balancer, image: Tensor) -> None:
+def check_parts(recipe: Recipe, model: OwnModel, weighing: Balancer, image: tuple[Tensor, ...]) -> None:
     """Raise ConfigError, naming the key, where the recipe needs parts that the network does not have or show."""
     users = list(encoder_users(recipe, weighing))
     if users and model.encoder_path is None:
@@ -84,14 +85,16 @@ def _check_complete(model: OwnModel, method: str) -> None:
             )
 
 
-def _check_encoder_call(model: OwnModel, key: str, image: Tensor) -> None:
+def _check_encoder_call(model: OwnModel, key: str, image: tuple[Tensor, ...]) -> None:
     calls = _watch(model, image)[0]
     given = (
         [leaf for leaf in tree_flatten((calls[0][0], calls[0][1]))[0] if isinstance(leaf, Tensor)]
         if calls
         else []
     )
-    if len(calls) != 1 or len(given) != 1 or not torch.equal(given[0], image) or not tensors_in(calls[0][2]):
+    # Of several inputs the encoder may read what it likes.
+    alone = len(image) > 1 or (len(given) == 1 and torch.equal(given[0], image[0]))
+    if len(calls) != 1 or not alone or not tensors_in(calls[0][2]):
         how = f"calls it {len(calls)} times" if len(calls) != 1 else "does not call it with the images alone"
         raise ConfigError(
             f"{key} needs the encoder's features, and the forward of model.factory's network {how} "
@@ -103,7 +106,9 @@ def _check_encoder_call(model: OwnModel, key: str, image: Tensor) -> None:
 Call = tuple[tuple[Any, ...], dict[str, Any], Any]
 
 
-def _watch(model: OwnModel, image: Tensor) -> tuple[list[Call], dict[str, list[Call]], dict[str, Tensor]]:
+def _watch(
+    model: OwnModel, image: tuple[Tensor, ...]
+) -> tuple[list[Call], dict[str, list[Call]], dict[str, Tensor]]:
     """The calls of the encoder and of each head in one forward, and the outputs."""
     calls: list[Call] = []
     of_heads: dict[str, list[Call]] = {task: [] for task in model.head_paths}
@@ -122,7 +127,7 @@ def _watch(model: OwnModel, image: Tensor) -> tuple[list[Call], dict[str, list[C
         handles.append(module.register_forward_hook(keep(into), with_kwargs=True))
     try:
         with borrowed(model):
-            outputs = model(image)
+            outputs = model(*image)
             # Copies: what hangs on the modules is put back as it was, these lists too.
             return list(calls), {task: list(of_one) for task, of_one in of_heads.items()}, outputs
     finally:
@@ -156,14 +161,14 @@ class CalledHead(nn.Module):
         return self.head(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-def called_heads(model: OwnModel, image: Tensor) -> dict[str, nn.Module]:
+def called_heads(model: OwnModel, image: tuple[Tensor, ...]) -> dict[str, nn.Module]:
     """The heads of `model` for what calls them apart from its forward: dummy heads and pseudo-tasks.
 
     Raises ConfigError for a head that reads anything but the encoder's features, or whose output the forward changes.
     """
     encoder_calls, of_heads, outputs = _watch(model, image)
     numbers = {id(tensor): number for number, tensor in enumerate(tensors_in(encoder_calls[0][2]))}
-    size = tuple(image.shape[-2:])
+    size = size_of(image)
     heads: dict[str, nn.Module] = {}
     for task, calls in of_heads.items():
         path = model.head_paths[task]

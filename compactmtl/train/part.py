@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from compactmtl.balancing import Balancer
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
+from compactmtl.data.inputs import Images, image_of
 from compactmtl.models import MultiTaskModel
 from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
@@ -44,7 +45,7 @@ class ForwardPass:
     """
 
     batch: Batch
-    image: Tensor  # (B, 3, H, W) on the model's device
+    inputs: Images  # what the model was given: images (B, 3, H, W) on its device, or a tensor for each of its inputs
     features: Any
     outputs: dict[str, Tensor]  # task -> raw output
     targets: dict[str, Tensor]
@@ -53,6 +54,11 @@ class ForwardPass:
     penalties: dict[str, Tensor] = field(default_factory=dict)
     head_parameters: dict[str, list[nn.Parameter]] = field(default_factory=dict)
     taught: Any = None
+
+    @property
+    def image(self) -> Tensor:
+        """The images, (B, 3, H, W); of several inputs the first picture."""
+        return image_of(self.inputs)
 
 
 class Training(Protocol):
@@ -79,8 +85,8 @@ class Training(Protocol):
     def batches(self, order: int, first: int, last: int) -> Iterator[Batch]:
         """Training batches `first` to `last` (not included) of the data in the order of epoch number `order`."""
 
-    def image(self, batch: Batch) -> Tensor:
-        """A batch's images as the model takes them, (B, 3, H, W) on its device."""
+    def image(self, batch: Batch) -> Images:
+        """A batch's images as the model takes them, (B, 3, H, W) on its device; or its inputs."""
 
     def forward_pass(self, batch: Batch) -> ForwardPass:
         """A forward pass with each task's loss; nothing is balanced."""
@@ -123,8 +129,8 @@ class Part:
         """What the model's pass over a batch happens in."""
         return nullcontext()
 
-    def before_forward(self, image: Tensor) -> Tensor:
-        """The image that the model is given, on its device."""
+    def before_forward(self, image: Images) -> Images:
+        """The image, or the inputs, that the model is given, on its device."""
         return image
 
     def after_forward(self, training: Training, current: ForwardPass) -> None:
@@ -169,7 +175,7 @@ class Setup:
     model: MultiTaskModel
     balancer: Balancer
     device: torch.device
-    inputs: tuple[Tensor]  # example inputs on the device, (1, 3, H, W)
+    inputs: tuple[Tensor, ...]  # example inputs on the device, (1, 3, H, W)
     steps_per_epoch: int
     total_steps: int
     shares: Mapping[str, float] = field(default_factory=dict)  # of several data sets, of the training images

@@ -13,6 +13,7 @@ from compactmtl.artifacts.lock import writing
 from compactmtl.balancing.universality import loss_gap
 from compactmtl.config.sources import as_deployed
 from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.inputs import given, to_device
 from compactmtl.errors import ConfigError
 from compactmtl.graph.float32 import float32_products
 from compactmtl.models import LinearHead, MultiTaskModel, OwnModel
@@ -114,7 +115,7 @@ def _features(
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad(), float32_products():
         for batch in loader:
-            maps = model.features(batch["image"].to(device, non_blocking=True))
+            maps = model.features(to_device(given(batch), device))
             for name, task in run.tasks.items():
                 last = last_map(maps[name] if isinstance(model.encoder, TaskEncoders) else maps)
                 features[name].append((last.float() if last.ndim == 2 else last.float().mean((2, 3))).cpu())

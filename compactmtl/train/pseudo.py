@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from compactmtl.balancing.pta import PseudoTasks
+from compactmtl.data.inputs import size_of
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.train.part import ForwardPass, Part, Setup, Training
@@ -23,7 +24,7 @@ class PseudoHeads(Part):
         self.learned = pseudo if pseudo.learns else None
 
     def after_forward(self, training: Training, current: ForwardPass) -> None:
-        size = (current.image.shape[-2], current.image.shape[-1])
+        size = size_of(current.inputs)
         with training.autocast():
             outputs = self.pseudo.outputs(current.features, size)
         for name, task in training.tasks.items():

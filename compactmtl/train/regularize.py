@@ -12,6 +12,7 @@ from compactmtl.balancing.penalties import input_gradient_penalty, weight_gradie
 from compactmtl.config import Recipe
 from compactmtl.config.balancing import DgrConfig, RegularizationConfig
 from compactmtl.config.schema import ScheduleConfig
+from compactmtl.data.inputs import Images, each, size_of
 from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel, OwnModel, build_model
 from compactmtl.models.features import encoder_of
@@ -41,9 +42,9 @@ class Penalties(Part):
         self.dgr = dgr
         self._config, self._encoder, self._total_steps = config, encoder, total_steps
 
-    def before_forward(self, image: Tensor) -> Tensor:
+    def before_forward(self, image: Images) -> Images:
         if self._config.input_gradient is not None and torch.is_grad_enabled():
-            return image.detach().requires_grad_()
+            return each(lambda one: one.detach().requires_grad_(), image)
         return image
 
     def before_backward(self, training: Training, current: ForwardPass) -> None:
@@ -57,11 +58,11 @@ class Penalties(Part):
         config = self._config
         terms: dict[str, Tensor] = {}
         if config.dgr is not None and self.dgr is not None:
-            size = (current.image.shape[-2], current.image.shape[-1])
+            size = size_of(current.inputs)
             value = self.dgr(current.features, current.targets, size)
             terms["dgr"] = self._strength(config.dgr.strength, config.dgr.schedule, step) * value
         if (penalty := config.input_gradient) is not None:
-            value = input_gradient_penalty(total, current.image)
+            value = input_gradient_penalty(total, current.inputs)
             terms["input_gradient"] = self._strength(penalty.strength, penalty.schedule, step) * value
         if (penalty := config.weight_gradient) is not None and self._encoder is not None:
             value = weight_gradient_penalty(total, self._encoder.parameters())
@@ -137,8 +138,8 @@ def plain_heads(recipe: Recipe, model: MultiTaskModel) -> dict[str, nn.Module]:
     overparam = recipe.overparam
     plain = model if overparam is None or overparam.scope == "encoder" else contract(model)
     if isinstance(plain, OwnModel):
-        (image,) = example_inputs(recipe)
-        return called_heads(plain, image.to(next(plain.parameters()).device))
+        device = next(plain.parameters()).device
+        return called_heads(plain, tuple(one.to(device) for one in example_inputs(recipe)))
     return dict(plain.heads.items())
 
 

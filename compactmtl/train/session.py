@@ -22,6 +22,7 @@ from compactmtl.backends.torch.device import find_device
 from compactmtl.balancing import Balancer, balancer
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
+from compactmtl.data.inputs import Images, given, parts, to_device
 from compactmtl.data.loader import Loader
 from compactmtl.data.mixing import shares_of
 from compactmtl.errors import ArtifactError
@@ -146,9 +147,9 @@ class Session:
         self.train_loader.sampler.set_start(first)
         return itertools.islice(self.train_loader, last - first)
 
-    def image(self, batch: Batch) -> Tensor:
-        """A batch's images as the model takes them, (B, 3, H, W) on its device."""
-        return self.layout.lay(batch["image"].to(self.device, non_blocking=True))
+    def image(self, batch: Batch) -> Images:
+        """A batch's images as the model takes them, (B, 3, H, W) on its device; or its inputs."""
+        return self.layout.lay(to_device(given(batch), self.device))
 
     def forward_pass(self, batch: Batch) -> ForwardPass:
         """A forward pass with each task's loss, in float32 whatever the outputs' precision; nothing is balanced."""
@@ -179,9 +180,9 @@ class Session:
 
     def task_losses(self, model: MultiTaskModel, batch: Batch) -> dict[str, Tensor]:
         """Each task's loss of another model of these tasks on a batch, without what parts add."""
-        image = batch["image"].to(self.device, non_blocking=True)
+        image = to_device(given(batch), self.device)
         with self.autocast():
-            outputs = model(image)
+            outputs = model(*parts(image))
         return {
             name: task.loss(
                 outputs[name].float(), batch["targets"][task.target].to(self.device, non_blocking=True)
@@ -332,9 +333,9 @@ def build_session(
     weighing = balancer(
         recipe.balancing.name, tasks, at=recipe.balancing.at, options=recipe.balancing.options
     ).to(device)
-    (image,) = example_inputs(recipe)
+    inputs = tuple(one.to(device) for one in example_inputs(recipe))
     if isinstance(model, OwnModel):
-        _check_network(recipe, model, tasks, weighing, image.to(device))
+        _check_network(recipe, model, tasks, weighing, inputs)
     parts = build_parts(
         Setup(
             recipe=recipe,
@@ -342,7 +343,7 @@ def build_session(
             model=model,
             balancer=weighing,
             device=device,
-            inputs=(image.to(device),),
+            inputs=inputs,
             steps_per_epoch=len(data.train),
             total_steps=steps,
             shares=shares_of(data.train.sampler),
@@ -379,14 +380,9 @@ def build_session(
 
 
 def _check_network(
-    recipe: Recipe, model: OwnModel, tasks: Mapping[str, Task], weighing: Balancer, image: Tensor
+    recipe: Recipe, model: OwnModel, tasks: Mapping[str, Task], weighing: Balancer, inputs: tuple[Tensor, ...]
 ) -> None:
     """Raise ConfigError where a network of the user's own breaks a rule or lacks what the recipe needs of it."""
-    with same_random_state(image.device):
-        check_own(
-            model,
-            tasks,
-            (recipe.data.channels, *recipe.data.size),
-            lambda: fresh_model(recipe, tasks, initialize=False),
-        )
-        check_parts(recipe, model, weighing, image)
+    with same_random_state(inputs[0].device):
+        check_own(model, tasks, recipe.data, lambda: fresh_model(recipe, tasks, initialize=False))
+        check_parts(recipe, model, weighing, inputs)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compactmtl.config.distillation import FeatureDistillationConfig
 from compactmtl.config.recipe import DataConfig
+from compactmtl.data.inputs import Images, each, parts
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.graph.copies import copy_model
 from compactmtl.models import MultiTaskModel
@@ -39,28 +40,30 @@ class Teacher:
         self._change = _change(shown, known or shown)
 
     @torch.no_grad()
-    def features(self, image: Tensor) -> Any:
-        """What the teacher's encoder gives for the recipe's images (B, C, H, W)."""
+    def features(self, image: Images) -> Any:
+        """What the teacher's encoder gives for the recipe's images (B, C, H, W), or its inputs."""
         image, network = self._known(image), self.network
-        return network.features(image) if isinstance(network, MultiTaskModel) else network(image)
+        return network.features(image) if isinstance(network, MultiTaskModel) else network(*parts(image))
 
     def shapes(self, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
         """The shapes of its features for example inputs."""
-        return [tuple(level.shape) for level in levels_of(self.features(*inputs))]
+        return [
+            tuple(level.shape) for level in levels_of(self.features(inputs if len(inputs) > 1 else inputs[0]))
+        ]
 
     @torch.no_grad()
-    def look(self, image: Tensor, names: Iterable[str]) -> tuple[Any, dict[str, Tensor]]:
+    def look(self, image: Images, names: Iterable[str]) -> tuple[Any, dict[str, Tensor]]:
         """Its features for the recipe's images (B, 3, H, W), and the raw outputs of some tasks."""
         assert isinstance(self.network, MultiTaskModel)
         features, outputs = self.network.pass_through(self._known(image))
         return features, {name: outputs[name].float() for name in names}
 
-    def _known(self, image: Tensor) -> Tensor:
-        """The images as its own training had them."""
+    def _known(self, image: Images) -> Images:
+        """The images as its own training had them; of several inputs nothing differs (see `run_teacher`)."""
         if self._change is None:
             return image
         scale, offset = self._change
-        return image * scale.to(image) + offset.to(image)
+        return each(lambda one: one * scale.to(one) + offset.to(one), image)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,11 +104,11 @@ def run_teacher(setup: Setup, name: str) -> Teacher:
             f"distillation: the teacher was trained on {list(run.recipe.data.size)} pixels, the recipe has {list(recipe.data.size)}",
             "name a run of the same size",
         )
-    for key in ("resize", "channels", "range"):
+    for key in ("resize", "channels", "range", "inputs"):
         theirs, ours = getattr(run.recipe.data, key), getattr(recipe.data, key)
         if theirs != ours:
             raise ConfigError(
-                f"distillation: the teacher was trained with data.{key}={theirs}, the recipe has {ours}",
+                f"distillation: the teacher was trained with data.{key}={_shown(theirs)}, the recipe has {_shown(ours)}",
                 f"name a run whose images are prepared alike, or set data.{key}",
             )
     model = run.load_plain()
@@ -117,6 +120,13 @@ def run_teacher(setup: Setup, name: str) -> Teacher:
     return Teacher(model.to(setup.device), statistics(recipe.data), statistics(run.recipe.data))
 
 
+def _shown(value: Any) -> str:
+    """A value of `data` as a message names it: of inputs each with its values."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "; ".join(f"{name}: {one}" for name, one in value.items()) or "none"
+
+
 def encoder_teacher(setup: Setup, config: FeatureDistillationConfig) -> Teacher:
     """The encoder that `distillation.features.encoder` names, with the outputs that the recipe's heads read.
 
@@ -124,6 +134,11 @@ def encoder_teacher(setup: Setup, config: FeatureDistillationConfig) -> Teacher:
     """
     recipe, encoder = setup.recipe, config.encoder
     assert encoder is not None
+    if recipe.data.inputs:
+        raise ConfigError(
+            f"distillation.features.encoder takes one picture, and data.inputs names {', '.join(recipe.data.inputs)}",
+            "take a run with the same inputs as the teacher, or `self`",
+        )
     try:
         with torch.random.fork_rng(devices=[]):  # weights that are drawn and then replaced
             network = encoder_for(recipe, setup.tasks, encoder).module

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compactmtl.backends.base import Runner
 from compactmtl.backends.batching import run_batched
 from compactmtl.data.base import Batch
+from compactmtl.data.inputs import Images, between, count, given, parts, size_of, to_device
 from compactmtl.errors import ArtifactError, DataError
 from compactmtl.graph.float32 import float32_products
 from compactmtl.tasks import Task
@@ -24,7 +25,7 @@ from compactmtl.verify.result import TaskMetrics
 if TYPE_CHECKING:
     from compactmtl.tasks.instance_scoring import InstanceReference
 
-Run = Callable[[Tensor], Mapping[str, Tensor]]  # image (B, 3, H, W) to {task: output}
+Run = Callable[[Any], Mapping[str, Tensor]]  # `Images`, such as (B, 3, H, W), to {task: output}
 
 
 def evaluate(
@@ -69,7 +70,7 @@ def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], fini
     empty = True
     for batch in loader:
         empty = False
-        outputs = run(batch["image"])
+        outputs = run(given(batch))
         for name, task in tasks.items():
             if name not in outputs:
                 raise ArtifactError(
@@ -148,9 +149,9 @@ class ModuleRun:
     device: torch.device | str
     _is_held: bool = False
 
-    def __call__(self, image: Tensor) -> Mapping[str, Tensor]:
+    def __call__(self, image: Images) -> Mapping[str, Tensor]:
         with nullcontext() if self._is_held else evaluating(self.model), torch.no_grad():
-            outputs: Mapping[str, Tensor] = self.model(image.to(self.device, non_blocking=True))
+            outputs: Mapping[str, Tensor] = self.model(*parts(to_device(image, self.device)))
         return outputs
 
     @contextmanager
@@ -180,20 +181,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def array_runner(runner: Runner) -> Run:
-    """An opened model with one image input, for `evaluate`.
+def array_runner(runner: Runner, names: Sequence[str] = ()) -> Run:
+    """An opened model for `evaluate`, with one image input, or with those of these names in this order.
 
     A model of fixed batch size is fed in chunks of it, the last one filled up.
     """
-    if len(runner.input_names) != 1:
+    found = runner.input_names
+    names = tuple(names) or tuple(found)[:1]
+    if set(names) != set(found):
+        wanted = "one image" if len(names) == 1 else ", ".join(names)
         raise ArtifactError(
-            f"the model takes {len(runner.input_names)} inputs ({', '.join(runner.input_names)}), expected one image",
+            f"the model takes {len(found)} inputs ({', '.join(found)}), expected {wanted}",
             "export it again with `compactmtl export RUN --target NAME`",
         )
-    name = runner.input_names[0]
 
-    def run(image: Tensor) -> Mapping[str, Tensor]:
-        outputs = run_batched(runner, {name: image.numpy(force=True)})
+    def run(image: Images) -> Mapping[str, Tensor]:
+        arrays = [one.numpy(force=True) for one in parts(image)]
+        outputs = run_batched(runner, dict(zip(names, arrays, strict=True)))
         return {output: torch.from_numpy(array) for output, array in outputs.items()}
 
     return run
@@ -202,16 +206,16 @@ def array_runner(runner: Runner) -> Run:
 def in_batches(run: Run, size: int) -> Run:
     """`run` fed with at most `size` images at a time, whatever batch it is given."""
 
-    def chunked(image: Tensor) -> Mapping[str, Tensor]:
-        chunks = [run(image[start : start + size]) for start in range(0, len(image), size)]
+    def chunked(image: Images) -> Mapping[str, Tensor]:
+        chunks = [run(between(image, start, start + size)) for start in range(0, count(image), size)]
         return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     return chunked
 
 
-def _check_shape(task: Task, output: Tensor, image: Tensor) -> None:
-    size = tuple(-(-side // task.stride) for side in image.shape[-2:]) if task.dense else ()
-    expected = (len(image), task.channels, *size)
+def _check_shape(task: Task, output: Tensor, image: Images) -> None:
+    size = tuple(-(-side // task.stride) for side in size_of(image)) if task.dense else ()
+    expected = (count(image), task.channels, *size)
     if tuple(output.shape) != expected:
         raise ArtifactError(
             f"output {task.name!r} has shape {tuple(output.shape)}, expected {expected}",

@@ -18,8 +18,8 @@ from compactmtl.cli.main import main
 from compactmtl.config import trusting
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data import check_dataset, load_dataset
+from compactmtl.data.checked import checked
 from compactmtl.data.datasets import dataset_module
-from compactmtl.data.external import checked
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec
 
@@ -280,7 +280,7 @@ def test_an_own_size_may_be_any_two_whole_numbers(own: str, place: Path) -> None
 def held(spec: TargetSpec, value: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:
     """What is stored of a sample of 2 x 3 pixels with this target."""
     sample = {"image": torch.zeros(3, 2, 3, dtype=torch.uint8), "targets": {"it": value}}
-    return checked(sample, {"it": spec}, (3, 2, 3), "sample 1")
+    return checked(sample, {"it": spec}, DataConfig(name="own:Data", size=(2, 3)), "sample 1")
 
 
 def test_an_unknown_number_is_kept() -> None:

@@ -262,3 +262,19 @@ def test_a_state_behind_an_empty_buffer_is_exported(tmp_path: Path) -> None:
     model = Tracking().eval()
     path = export_onnx(model, (torch.randn(2, 3, 5, 5),), tmp_path / "model.onnx")
     assert path.is_file() and not model.mean.any() and set(model._buffers) == {"grid", "mean", "last"}
+
+
+class Sum(nn.Module):
+    """Takes any number of tensors behind the first."""
+
+    def forward(self, first: Tensor, *rest: Tensor) -> dict[str, Tensor]:
+        return {"sum": first + torch.stack([one.mean((1, 2, 3)) for one in rest]).sum(0)[:, None]}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_free_batch_of_a_forward_with_a_rest(count: int, tmp_path: Path) -> None:
+    example = (torch.randn(2, 4), *(torch.randn(2, 3, 5, 5) for _ in range(count)))
+    names = ["first", *(f"rest_{number}" for number in range(count))]
+    path = export_onnx(Sum(), example, tmp_path / "m.onnx", input_names=names, dynamic_batch=True)
+    assert {name: shape[0] for name, shape in model_tensors(path)[0].items()} == dict.fromkeys(names, "batch")
+    assert check_parity(Sum(), path, example).passed

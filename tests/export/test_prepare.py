@@ -15,6 +15,7 @@ from compactmtl.backends.tensorrt.engine import EngineFacts
 from compactmtl.cli.main import main
 from compactmtl.cli.preparing import raise_missing, summary
 from compactmtl.config.target import Target
+from compactmtl.data.inputs import image_of
 from compactmtl.errors import MISSING, USAGE, ConfigError, GateError, MissingDependencyError
 from compactmtl.export import Bundle
 from compactmtl.export.artifact import Validation
@@ -101,7 +102,7 @@ def test_the_int8_graph_meant_for_tensorrt_runs_on_the_cpu(run: Run) -> None:
     # its values are shown and not bounded: int8 is judged by the tasks' metrics
     assert found.graph is not None and found.graph.passed
     images = list(
-        Validation.load(run, target).images[:, None]
+        image_of(Validation.load(run, target).images)[:, None]
     )  # one by one; noise lies beyond the calibrated ranges
     with open_graph(run.path / "export" / "int8" / "model.onnx", target) as runner:
         graph = compare_outputs(run.load_compact(), runner, images, target, "graph")

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from compactmtl.config import Resolved, resolve_recipe
+from compactmtl.data.inputs import parts
 from compactmtl.errors import ConfigError
 from compactmtl.train import TrainingInterrupted, train
 from compactmtl.train.mixup import Mixup
@@ -101,7 +102,8 @@ def test_shares_follow_the_distribution() -> None:
 
 def test_an_image_stays_in_its_memory_layout() -> None:
     image = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
-    assert Mixup(1.0).before_forward(image).is_contiguous(memory_format=torch.channels_last)
+    (mixed,) = parts(Mixup(1.0).before_forward(image))
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_task_whose_targets_do_not_mix_is_refused(tiny: Make) -> None:

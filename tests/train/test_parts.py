@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
+from compactmtl.data.inputs import Images
 from compactmtl.errors import ArtifactError
 from compactmtl.runs.checkpoint import load_state
 from compactmtl.train import parts as order
@@ -46,7 +46,7 @@ class Recorder(Part):
         self.norm = 0.0
         self.steps = 0
 
-    def before_forward(self, image: Tensor) -> Tensor:
+    def before_forward(self, image: Images) -> Images:
         self.calls.append("before_forward")
         return image
 

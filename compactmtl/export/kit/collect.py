@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,15 @@ from compactmtl.backends import Description, get_backend
 from compactmtl.backends.precision import PrecisionError, show_layers
 from compactmtl.config.target import Target
 from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.inputs import Images, parts
+from compactmtl.data.inputs import count as size_of_batch
 from compactmtl.data.sources import choose, first
 from compactmtl.errors import ArtifactError, DataError
 from compactmtl.export.artifact import interface_of
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.kit.files import (
     DeviceRecord,
+    Digest,
     Manifest,
     Results,
     find_manifest,
@@ -265,19 +267,19 @@ def _accuracy(path: Path, run: Run, results: Results, manifest: Manifest, bundle
     dataset = load_dataset(config, "val")
     numbers = first(dataset, manifest.images.count)
     loader = build_loader(choose(dataset, numbers), config, train=False, seed=run.recipe.seed)
-    fed = hashlib.sha256()
+    fed = Digest()
     position = 0
 
-    def recorded(images: Tensor) -> dict[str, Tensor]:
+    def recorded(images: Images) -> dict[str, Tensor]:
         nonlocal position
-        fed.update(np.ascontiguousarray(images.numpy()).tobytes())
-        start, position = position, position + len(images)
+        fed.update([one.numpy() for one in parts(images)])
+        start, position = position, position + size_of_batch(images)
         return {name: torch.from_numpy(array[start:position]) for name, array in outputs.items()}
 
     artifact = evaluate(
         interface_of(run, bundle.info.target).runner(recorded), loader, run.tasks, finite=True
     )
-    if fed.hexdigest() != manifest.images.sha256:
+    if fed.text != manifest.images.sha256:
         raise DataError(
             f"the first {manifest.images.count} images of the val split are not those that the kit was packed with",
             "give the data that the kit was exported with, such as data.root=/data, or export a new kit",

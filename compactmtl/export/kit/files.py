@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compactmtl.artifacts.files import sha256_file, write_bytes
@@ -29,6 +33,25 @@ from compactmtl.verify.result import (
 KIT_PREFIX = "kit-"  # of a manifest in a bundle, before the first digits of its hash
 _AGAIN = "export the kit again: compactmtl export RUN --target NAME --kit"
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Digest:
+    """SHA-256 of what a file is given, batch by batch; of several inputs over the digests of each."""
+
+    def __init__(self) -> None:
+        self._inputs: list[hashlib._Hash] = []
+
+    def update(self, fed: Sequence[NDArray[Any]]) -> None:
+        """One batch of every input."""
+        self._inputs = self._inputs or [hashlib.sha256() for _ in fed]
+        for one, array in zip(self._inputs, fed, strict=True):
+            one.update(np.ascontiguousarray(array).tobytes())
+
+    @property
+    def text(self) -> str:
+        """In hexadecimal digits."""
+        texts = [one.hexdigest() for one in self._inputs]
+        return texts[0] if len(texts) == 1 else hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 class KitModel(Frozen):

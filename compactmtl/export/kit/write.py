@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,12 @@ from compactmtl.backends import get_backend
 from compactmtl.backends.base import DeviceKit
 from compactmtl.backends.model_file import model_files
 from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.inputs import between, given, parts
 from compactmtl.data.sources import choose, first
 from compactmtl.errors import ArtifactError, ConfigError, command
-from compactmtl.export.artifact import INPUT, ArtifactWriter, Validation
+from compactmtl.export.artifact import ArtifactWriter, Validation
 from compactmtl.export.bundle import Bundle
-from compactmtl.export.kit.files import KitImages, KitModel, Manifest, Plan, keep_manifest
+from compactmtl.export.kit.files import Digest, KitImages, KitModel, Manifest, Plan, keep_manifest
 from compactmtl.export.kit.on_device import IMAGES, INPUTS, MANIFEST, REFERENCES, RESULTS, SCRIPT, array_key
 from compactmtl.export.kit.script import script
 from compactmtl.export.timing import COMPACT, DENSE
@@ -87,7 +87,7 @@ def write_kit(
         raise ConfigError(f"backend {backend.name} has no device kit", "choose a target of another backend")
     check_place(path)
     data = Validation.load(run, target)
-    writer = ArtifactWriter(run, target, data.images[: target.latency.batch])
+    writer = ArtifactWriter(run, target, between(data.images, 0, target.latency.batch))
     model = run.load_compact() if run.has_compact else run.load_plain()
     subject = COMPACT if run.has_compact else "model"
     dense = (baseline or run).load_plain() if run.has_compact or baseline is not None else None
@@ -96,7 +96,7 @@ def write_kit(
         models = _write_models(folder, writer, {DENSE: dense, subject: model}, bundle)
         wrapped = writer.interface.wrap(model)
         cases = data.cases(target, writer.interface)
-        outputs = _write_cases(folder, wrapped, cases)
+        outputs = _write_cases(folder, writer.input_names, wrapped, cases)
         packed = None
         if images:
             progress("packing images of the val split")
@@ -112,7 +112,7 @@ def write_kit(
             reference=DENSE if dense is not None else subject,
             models=models,
             runtime=dict(device.settings),
-            inputs=(INPUT,),
+            inputs=writer.input_names,
             outputs=outputs,
             tolerances={name: None if math.isinf(one) else one for name, one in tolerances.items()},
             cases=len(cases),
@@ -193,13 +193,16 @@ def _write_models(
     return written
 
 
-def _write_cases(folder: Path, model: torch.nn.Module, cases: list[Any]) -> tuple[str, ...]:
+def _write_cases(
+    folder: Path, input_names: Sequence[str], model: torch.nn.Module, cases: list[Any]
+) -> tuple[str, ...]:
     """Inputs and the torch model's outputs of every case; the outputs' names."""
     inputs: dict[str, NDArray[Any]] = {}
     references: dict[str, NDArray[Any]] = {}
     names: tuple[str, ...] = ()
     for index, case in enumerate(cases):
-        inputs[array_key(index, INPUT)] = case.numpy()
+        for name, one in zip(input_names, parts(case), strict=True):
+            inputs[array_key(index, name)] = one.numpy()
         outputs = reference_outputs(model, as_arguments(model, case))
         names = tuple(outputs)
         references |= {array_key(index, name): array for name, array in outputs.items()}
@@ -217,12 +220,16 @@ def _write_images(
     dataset = load_dataset(config, "val")
     numbers = first(dataset, count)
     loader = build_loader(choose(dataset, numbers), config, train=False, seed=run.recipe.seed)
-    fed = np.concatenate([writer.interface.feed(batch["image"]).numpy() for batch in loader])
-    save_arrays(folder / IMAGES, {INPUT: fed})
+    fed = [parts(writer.interface.feed(given(batch))) for batch in loader]
+    columns = [np.concatenate([one.numpy() for one in column]) for column in zip(*fed, strict=True)]
+    digest = Digest()
+    for batch in fed:
+        digest.update([one.numpy() for one in batch])
+    save_arrays(folder / IMAGES, dict(zip(writer.input_names, columns, strict=True)))
     return KitImages(
         count=len(numbers),
         batch=writer.target.latency.batch,
-        sha256=hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest(),
+        sha256=digest.text,
         torch=evaluate(torch_runner(model), loader, run.tasks, finite=True),
         baseline=None if dense is None else evaluate(torch_runner(dense), loader, run.tasks, finite=True),
     )
