@@ -113,7 +113,10 @@ class Parser(argparse.ArgumentParser):
             while rest and not sign and action is not None and self._takes(action, groups[-1][1], rest[0]):
                 groups[-1][1].append(rest.pop(0))
             if action is not None and "" in (groups[-1][1][1:] if not sign else [value]):
-                self.error(f"argument {name}: the value is empty, as of a variable that is not set")
+                wanted = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+                self.error(
+                    f"argument {name}: the value is empty, as of a variable that is not set; it takes {wanted}"
+                )
         positionals = [action for action in self._actions if not action.option_strings]
         takes_overrides = any(action.dest == OVERRIDES for action in positionals)
         overrides = [word for word in plain if takes_overrides and _OVERRIDE.fullmatch(word)]

@@ -97,6 +97,13 @@ def colors_of(channels: int) -> Colors:
     return _COLORS.get(channels, "bands")
 
 
+TO_PICTURE = (
+    "decode first, then leave out the padding that `resize` of the input put around the picture. Row r of the picture's h rows "
+    "is row floor((2r + 1) H / (2h)) of the H rows that the resized picture has, columns likewise: nothing is interpolated. "
+    "What a crop cut off is `unknown`"
+)
+
+
 def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after: str | None) -> OutputRecord:
     """One output; `task` is none where its meaning is unknown, `after` the function that the file has behind it."""
     if task is None:
@@ -122,6 +129,7 @@ def output_record(name: str, shape: Shape, dtype: str, task: Task | None, after:
             "classes": classes,
             "colors": tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes))),
             "map": task.dense,
+            "to_picture": TO_PICTURE if task.dense else "",
             "unknown": task.unknown,
             "in_model": after,
             "decode": decoding,

@@ -132,8 +132,13 @@ class OutputRecord(TensorRecord):
     colors: tuple[Color, ...] = Field((), description="Color of each class in pictures, by index.")
     map: bool = Field(
         False,
-        description="Whether it is a map over the picture. A map has the network's size: bring it back to the picture's by "
-        "`resize` of the input, without its padding, and without a filter where it holds classes.",
+        description="Whether it is a map over the picture. A map has the network's size: `to_picture` says how it gets the "
+        "picture's.",
+    )
+    to_picture: str = Field(
+        "",
+        description="How a map gets the picture's own size, in sentences. Empty: it is none, or the bundle is of an older "
+        "version; then by `resize` of the input, without its padding, and without a filter where it holds classes.",
     )
     unknown: int | None = Field(
         0,
@@ -177,7 +182,8 @@ class Golden(Frozen):
     )
     tensors: dict[str, GoldenTensor] = Field(description="By input or output.")
     values: dict[str, Any] = Field(
-        description="By output the decoded value in a few figures, as the verb `predict` keeps it."
+        description="By output the decoded value in a few figures. Of a map they are taken at the network's size, without "
+        "padding; classes without a pixel are left out."
     )
     made_by: str = Field(description="What ran the model: the runtime with its version, or torch.")
 

@@ -24,7 +24,7 @@ from compactmtl.config.target import Target
 from compactmtl.data.images import read_image
 from compactmtl.errors import DataError
 from compactmtl.export.bundle import Bundle, write_bundle
-from compactmtl.export.describe import output_record
+from compactmtl.export.describe import TO_PICTURE, output_record
 from compactmtl.export.golden import write_golden
 from compactmtl.export.in_bundle import picture, shared, show
 from compactmtl.export.record import BundleInfo, Runtime
@@ -216,13 +216,32 @@ def test_maps_lie_beside_the_picture_or_in_a_folder(
     assert f"{photo}: logits " in capsys.readouterr().out
 
 
-def test_two_pictures_never_write_the_same_file(
-    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
+def test_a_map_comes_to_the_picture_by_the_rule_that_the_bundle_states(
+    rows: int, columns: int, height: int, width: int
 ) -> None:
-    for words in (["a.png", "a.jpg"], ["x/a.png", "y/a.png", "--out", "z"], []):
+    """A reader who has the sentence of `to_picture` alone gets what the program gets, on every tie."""
+    assert "row floor((2r + 1) H / (2h)) of the H rows" in TO_PICTURE
+    value = np.arange(rows * columns).reshape(rows, columns)
+    rule = {"how": "stretch", "height": rows, "width": columns}
+    found = picture.back(value, (height, width), rule, 0)
+    down = [(2 * r + 1) * rows // (2 * height) for r in range(height)]
+    across = [(2 * c + 1) * columns // (2 * width) for c in range(width)]
+    np.testing.assert_array_equal(found, value[np.ix_(down, across)])
+
+
+def test_two_pictures_never_write_the_same_file(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, told in (
+        (["a.png", "a.jpg"], "a.png and a.jpg"),
+        (["x/a.png", "y/a.png", "--out", "z"], "x/a.png and y/a.png"),
+        ([], "give pictures, or --check"),
+    ):
         with pytest.raises(SystemExit) as caught:
             run(program, monkeypatch, *words)
         assert caught.value.code == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_picture_is_named(

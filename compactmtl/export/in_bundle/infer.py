@@ -31,13 +31,22 @@ def check(info, arrays):
 def main():
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", nargs="*", type=Path)
-    parser.add_argument("--out", type=Path, help="folder for maps; by default they lie beside each picture")
+    parser.add_argument(
+        "images", nargs="*", type=Path, help="pictures; shares of a map are printed at the network's size"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for maps, .npy and .png; by default they lie beside each picture"
+    )
     parser.add_argument("--check", action="store_true", help="hold the golden picture against what is stored")
     args = parser.parse_args()
-    places = {(args.out or path.parent) / path.stem for path in args.images}
-    if not args.check and len(places) < max(1, len(args.images)):
-        parser.error("give --check, or pictures that do not write the same files")
+    places = {path: (args.out or path.parent) / path.stem for path in args.images}
+    if not args.check and not places:
+        parser.error("give pictures, or --check")
+    twice = [str(path) for path in args.images if list(places.values()).count(places[path]) > 1]
+    if twice:
+        parser.error(
+            f"maps of {' and '.join(twice)} would have the same names: run them apart, with another --out"
+        )
     info = json.loads((HERE / "bundle.json").read_text("utf-8"))
     run, (want,) = opened(HERE, info, open_model), info["inputs"]
     for path in [HERE / info["golden"]["picture"]] if args.check else args.images:
