@@ -123,10 +123,8 @@ def _fit(args: argparse.Namespace) -> Outcome:
     print("\n".join(f"  {line}" for line in outcome.lines()))
     if outcome.passed:
         inputs = outcome.road.shrunk.recipe.data.inputs
-        print(
-            f"next: {command('predict', outcome.bundle, *(f'{name}=FILE' for name in inputs or ()))}"
-            + ("" if inputs else " IMAGE")
-        )
+        first, *others = [f"{name}=FILE" for name in inputs or ()] or ["IMAGE"]
+        print(f"next: {command('predict', outcome.bundle, first, *others)}")
     return outcome
 
 

@@ -223,10 +223,13 @@ def check_tasks(recipe: Recipe) -> None:
     if not sources:
         return
     labeled = {task for source in sources for task in source.tasks}
+    unknown = [(source, task) for source in sources for task in source.tasks if task not in recipe.tasks]
     for task, config in recipe.tasks.items():
         if task not in labeled:
+            mistyped = [f", and {one.called} names {name}, which is no task" for one, name in unknown]
             raise ValueError(
-                f"tasks.{task}: no source labels it; name it in the `tasks` of one of data.sources, or take it out"
+                f"tasks.{task}: no source labels it{''.join(mistyped)}; name it in the `tasks` of one of data.sources, or "
+                "take it out"
             )
         if config.target is not None:
             raise ValueError(
@@ -241,12 +244,12 @@ def check_tasks(recipe: Recipe) -> None:
         )
     if recipe.data.mixing.batch_norm == "per_source":
         _check_norms(recipe)
-    for source in sources:
-        if unknown := [task for task in source.tasks if task not in recipe.tasks]:
-            raise ValueError(
-                f"data.sources: {source.called} names {', '.join(unknown)}, which is no task of the recipe; its tasks are "
-                f"{', '.join(recipe.tasks)}"
-            )
+    if unknown:
+        source, task = unknown[0]
+        raise ValueError(
+            f"data.sources: {source.called} names {task}, which is no task of the recipe; its tasks are "
+            f"{', '.join(recipe.tasks)}"
+        )
 
 
 def _check_norms(recipe: Recipe) -> None:

@@ -122,7 +122,9 @@ class StoredDataset(ABC):
             targets[name] = value.long() if spec.kind in ("mask", "class", "instances") else value
         sample: Sample = {"image": torch.from_numpy(arrays["image"]), "targets": targets}
         if self._others:
-            sample["others"] = {name: torch.from_numpy(arrays[stored_as(name)]) for name in self._others}
+            # a copy where the array may not be written, as of a file that is mapped: torch warns of such
+            others = {name: np.require(arrays[stored_as(name)], requirements="W") for name in self._others}
+            sample["others"] = {name: torch.from_numpy(value) for name, value in others.items()}
         if OWN_SIZE in arrays:
             height, width = arrays[OWN_SIZE].tolist()
             place = Placement.of(self._resize, (height, width), self._size)

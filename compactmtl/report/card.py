@@ -137,9 +137,9 @@ def _interface(run: RunView) -> Iterator[str]:
     yield "## Input and outputs"
     yield ""
     several = len(interface.inputs) > 1
-    words = [f"{one.name}=FILE" for one in interface.inputs] if several else ["IMAGE"]
+    first, *others = [f"{one.name}=FILE" for one in interface.inputs] if several else ["IMAGE"]
     what = "sample" if several else "image"
-    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, *words)}` runs it on one {what}."
+    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, first, *others)}` runs it on one {what}."
     if interface.format is not None and several:
         height, width = interface.format.size
         yield ""

@@ -13,6 +13,7 @@ them too, under `fused` and `contracted`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -50,11 +51,15 @@ def contract_layers(model: nn.Module, branched: Sequence[str] = (), computed: Se
 
 
 def find_branched(model: nn.Module) -> list[str]:
-    """Names of the outermost blocks below `model` that have one of the methods."""
+    """Names of the outermost blocks below `model` that have one of the methods; a module in them of such a name is none."""
     names: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in names)
-        if name and not inside and any(callable(getattr(module, method, None)) for method in _BRANCHED):
+        if (
+            name
+            and not inside
+            and any(map(inspect.ismethod, (getattr(module, way, None) for way in _BRANCHED)))
+        ):
             names.append(name)
     return names
 

@@ -54,6 +54,7 @@ def test_one_data_set_is_written_as_before_there_could_be_several(tmp_path: Path
     [
         ({"batch_size": 1}, "data.batch_size", "raise it"),
         ({"sources": [FACES, CLOTHES | {"tasks": ["parsing"]}]}, "tasks.segmentation", "name it in the `tasks`"),
+        ({"sources": [FACES, CLOTHES | {"tasks": ["segmentatoin"]}]}, "ccp names segmentatoin, which is no task", "name it"),
         ({"sources": [FACES, CLOTHES, CLOTHES | {"alias": "b", "tasks": ["x"]}]}, "data.sources: b", "its tasks are age"),
         ({"sources": [FACES, CLOTHES, FACES]}, "two are called 'utkface'", "alias"),
         ({"sources": [FACES | {"mean": [0.5]}, CLOTHES]}, "data.channels is 3", "one value for each"),

@@ -102,6 +102,13 @@ def test_an_impossible_budget_says_the_least() -> None:
         target(ms=0.01)
 
 
+def test_an_impossible_share_says_what_it_asks_for() -> None:
+    with pytest.raises(
+        ConfigError, match=r"0.04 ms of 0.25 ms is the least, and it asks for 0.0125 ms: with"
+    ):
+        target(speedup=20)
+
+
 def test_a_budget_without_a_table_says_how_to_get_one() -> None:
     config = SelectiveConfig(latency=LatencyBudget(target="mine", ms=1.0))
     with pytest.raises(ConfigError, match="needs a table"):

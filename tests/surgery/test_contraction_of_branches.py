@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.surgery import apply_plan, compact
+from compactmtl.surgery.contraction import find_branched
 from compactmtl.surgery.plan import Plan
 from tests.support.masking import assert_close
 
@@ -74,3 +75,16 @@ def test_a_block_of_one_branch_stays_what_it_is() -> None:
     result = compact(net, (torch.randn(1, 3, 64, 64),))
     assert not result.plan.fused
     assert set(result.model.state_dict()) == set(net.state_dict())
+
+
+def test_a_module_named_as_the_method_is_no_block_of_branches() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fuse = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            joined: Tensor = self.fuse(x)
+            return joined
+
+    assert not find_branched(nn.Sequential(Joined()))
