@@ -71,7 +71,14 @@ def fit(
     get_backend(road.target.backend).require(road.target)
     with writing(road.folder, "fit"):
         walk = _Walk(road, baseline, device, say, console, overwrite, _State.read(road.state))
-        return walk.walk()
+        again = " without --overwrite" if overwrite else ""
+        hint = f"give the same command again{again} to go on from there"
+        try:
+            return walk.walk()
+        except TrainingInterrupted as error:
+            raise TrainingInterrupted(error.message, hint) from None
+        except KeyboardInterrupt:
+            raise TrainingInterrupted("interrupted", hint) from None
 
 
 @dataclass
@@ -175,13 +182,7 @@ class _Walk:
                 return run
         self.state.note(stage, sources)
         self.say(f"{stage}: {'going on with' if begun and not over else 'training'} {path}")
-        try:
-            return train(resolved, path, resume=begun and not over, overwrite=over, console=self.console)
-        except TrainingInterrupted as error:
-            again = " without --overwrite" if self.overwrite else ""
-            raise TrainingInterrupted(
-                error.message, f"give the same command again{again} to go on from there"
-            ) from None
+        return train(resolved, path, resume=begun and not over, overwrite=over, console=self.console)
 
     def _compact(self, run: Run) -> Facts:
         facts = {

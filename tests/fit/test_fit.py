@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from compactmtl.cli.main import main
-from compactmtl.errors import GATE, OK, USAGE
+from compactmtl.errors import GATE, INTERRUPTED, OK, USAGE
 from tests.support.layouts.folder import write_folder
 from tests.support.own_networks import NETWORKS, RECIPE
 
@@ -102,6 +102,25 @@ def test_a_killed_fit_ends_bit_equal(place: Path, capsys: pytest.CaptureFixture[
     killed.mkdir()
     (place / "killed").rename(killed / "runs")
     assert results(killed) == results(place)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"), [([], "command again to"), (["--overwrite"], "without --overwrite")]
+)
+def test_ctrl_c_outside_of_training_says_how_to_go_on(
+    words: list[str],
+    hint: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compactmtl.fit.stages._Walk._measure", stop)
+    assert main([*FIT, *words]) == INTERRUPTED
+    told = capsys.readouterr().err
+    assert "interrupted" in told and hint in told
 
 
 @pytest.mark.slow
