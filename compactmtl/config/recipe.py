@@ -312,7 +312,19 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _sources_of_tasks(self) -> Recipe:
-        check_tasks(self)
+        sparsity, overparam = self.sparsity, self.overparam
+        replaced = {
+            "train.ema": self.train.ema is not None,
+            "sparsity.norm_batches": sparsity is not None and sparsity.norm_batches is not None,
+            "overparam.kind: repvgg": overparam is not None and overparam.kind == "repvgg",
+            "overparam.per_task": overparam is not None and overparam.per_task,
+        }
+        check_tasks(
+            self.data,
+            {name: task.target for name, task in self.tasks.items()},
+            distilled=self.distillation is not None,
+            replaced=[key for key, taken in replaced.items() if taken],
+        )
         return self
 
     @model_validator(mode="after")

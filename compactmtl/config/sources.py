@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 from pydantic_core import PydanticKnownError
 
 from compactmtl.config.augment import AugmentConfig
 from compactmtl.config.schema import Frozen, Positive, Scalar
-
-if TYPE_CHECKING:
-    from compactmtl.config.recipe import DataConfig, Recipe
 
 AT = "@"  # between a task and a source, in the names of metrics; no task's name has it
 _TOLERANCE = 1e-6  # of a sum of shares that are written in decimals
@@ -131,6 +128,11 @@ class Sourced(Frozen):
     )
     if TYPE_CHECKING:  # the section's own, declared after these
         name: str
+        root: str | None
+        size: tuple[int, int]
+        channels: int
+        batch_size: int
+        options: dict[str, Scalar | list[Scalar]]
     mixing: MixingConfig = Field(
         MixingConfig(), description="How training batches are drawn from `data.sources`."
     )
@@ -169,7 +171,10 @@ class Sourced(Frozen):
         return {task: sources for task, sources in named.items() if len(sources) > 1}
 
 
-def of_source(config: DataConfig, source: SourceConfig, *, deployed: bool) -> DataConfig:
+Section = TypeVar("Section", bound=Sourced)
+
+
+def of_source(config: Section, source: SourceConfig, *, deployed: bool) -> Section:
     """The data section of one source alone; `deployed`: at the size that the network is deployed at."""
     changed: dict[str, Any] = {
         "name": source.name,
@@ -183,7 +188,7 @@ def of_source(config: DataConfig, source: SourceConfig, *, deployed: bool) -> Da
     return config.model_copy(update=changed)
 
 
-def as_deployed(config: DataConfig) -> DataConfig:
+def as_deployed(config: Section) -> Section:
     """The section with every source at the size that the network is deployed at, also of its training split."""
     own = {"size": None, "resize": None}
     return config.model_copy(
@@ -191,7 +196,7 @@ def as_deployed(config: DataConfig) -> DataConfig:
     )
 
 
-def check_sources(config: DataConfig) -> None:
+def check_sources(config: Sourced) -> None:
     """Raise ValueError where the sources or their mixing do not fit each other or the rest of the section."""
     if not config.sources:
         if config.mixing != MixingConfig():
@@ -217,57 +222,50 @@ def check_sources(config: DataConfig) -> None:
     _check_mixing(config, names)
 
 
-def check_tasks(recipe: Recipe) -> None:
-    """Raise ValueError where the recipe's tasks and its sources do not fit each other."""
-    sources = recipe.data.sources
+def check_tasks(
+    config: Sourced, targets: Mapping[str, str | None], *, distilled: bool, replaced: Sequence[str]
+) -> None:
+    """Raise ValueError where a recipe's tasks and its sources do not fit each other.
+
+    `targets` are what each task says its target is called, `replaced` the recipe's keys that replace or average the
+    statistics of batch norm: they cannot know of those by source.
+    """
+    sources = config.sources
     if not sources:
         return
     labeled = {task for source in sources for task in source.tasks}
-    unknown = [(source, task) for source in sources for task in source.tasks if task not in recipe.tasks]
-    for task, config in recipe.tasks.items():
+    unknown = [(source, task) for source in sources for task in source.tasks if task not in targets]
+    for task, target in targets.items():
         if task not in labeled:
             mistyped = [f", and {one.called} names {name}, which is no task" for one, name in unknown]
             raise ValueError(
                 f"tasks.{task}: no source labels it{''.join(mistyped)}; name it in the `tasks` of one of data.sources, or "
                 "take it out"
             )
-        if config.target is not None:
+        if target is not None:
             raise ValueError(
                 f"tasks.{task}.target: with data.sources each source says what it calls the target; leave it out and write "
-                f"`targets: {{{task}: {config.target}}}` in the source"
+                f"`targets: {{{task}: {target}}}` in the source"
             )
     apart = [source.called for source in sources if source.normalized_apart]
-    if apart and recipe.distillation is not None:
+    if apart and distilled:
         raise ValueError(
             f"distillation: a teacher takes images of one normalization, and {', '.join(apart)} has its own; remove "
             "the source's mean and std, or distillation"
         )
-    if recipe.data.mixing.batch_norm == "per_source":
-        _check_norms(recipe)
+    if config.mixing.batch_norm == "per_source" and replaced:
+        raise ValueError(
+            f"data.mixing.batch_norm: per_source does not go with {replaced[0]}; remove one of the two"
+        )
     if unknown:
         source, task = unknown[0]
         raise ValueError(
             f"data.sources: {source.called} names {task}, which is no task of the recipe; its tasks are "
-            f"{', '.join(recipe.tasks)}"
+            f"{', '.join(targets)}"
         )
 
 
-def _check_norms(recipe: Recipe) -> None:
-    """What else replaces or averages the statistics of batch norm cannot know of those by source."""
-    sparsity, overparam = recipe.sparsity, recipe.overparam
-    for taken, key in (
-        (recipe.train.ema is not None, "train.ema"),
-        (sparsity is not None and sparsity.norm_batches is not None, "sparsity.norm_batches"),
-        (overparam is not None and overparam.kind == "repvgg", "overparam.kind: repvgg"),
-        (overparam is not None and overparam.per_task, "overparam.per_task"),
-    ):
-        if taken:
-            raise ValueError(
-                f"data.mixing.batch_norm: per_source does not go with {key}; remove one of the two"
-            )
-
-
-def _check_source(config: DataConfig, source: SourceConfig) -> None:
+def _check_source(config: Sourced, source: SourceConfig) -> None:
     if len(set(source.tasks)) != len(source.tasks):
         raise ValueError(f"data.sources: {source.called} names a task twice; name each once")
     for key in ("targets", "classes"):
@@ -296,7 +294,7 @@ def _check_source(config: DataConfig, source: SourceConfig) -> None:
         raise ValueError(f"data.sources: {source.called}: range needs low < high, found {list(source.range)}")
 
 
-def _check_mixing(config: DataConfig, names: Sequence[str]) -> None:
+def _check_mixing(config: Sourced, names: Sequence[str]) -> None:
     mixing = config.mixing
     if mixing.batches == "joined":
         sizes = {source.called: source.size or config.size for source in config.sources}
