@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -75,12 +75,13 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; on success it becomes `path`, else `path` stays as it was.
+    """Yield an empty folder to fill; on success it becomes `path`, else `path` and the folders around it stay as they were.
 
     A folder cannot be replaced in one rename: between the two there is only `.NAME.previous`, which `present` gives
     to readers and the next writer puts back. One writer at a time (see compactmtl.artifacts.lock).
     """
     temporary, previous = path.with_name(f".{path.name}.tmp"), _previous(path)
+    made = [folder for folder in path.parents if not folder.exists()]  # the nearest first
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path)
@@ -98,6 +99,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         _recover(path)
+        with suppress(OSError):  # what others have put something into stays
+            for folder in made:
+                folder.rmdir()
         raise
     shutil.rmtree(previous, ignore_errors=True)
 

@@ -110,3 +110,13 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
         write_text(folder / "state", "new")
     assert names(path) == ["state"]
     assert names(tmp_path) == ["last"]
+
+
+def test_a_folder_that_fails_leaves_none_around_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "a" / "b" / "c") as folder:
+        write_text(folder / "missing" / "file", "x")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    with pytest.raises(KeyError), new_folder(tmp_path / "a" / "b" / "c"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
