@@ -92,8 +92,9 @@ def small_data(recipe: Recipe) -> Iterator[list[str]]:
     with tempfile.TemporaryDirectory(prefix="compactmtl-data-") as folder:
         root = Path(folder) / recipe.data.name
         root.mkdir()
-        module = importlib.import_module(f"tests.support.layouts.{recipe.data.name}")
-        getattr(module, f"write_{recipe.data.name}")(root)
+        for name in sorted(recipe.data.names):  # of several data sets, side by side
+            module = importlib.import_module(f"tests.support.layouts.{name}")
+            getattr(module, f"write_{name}")(root)
         yield [f"data.root={root}"]
 
 
