@@ -39,9 +39,12 @@ class ChannelGraph(Questions):
         state: State,
         parameters: Mapping[str, tuple[str, int]],
         unreached: tuple[str, ...] = (),
+        elsewhere: Sequence[Ids] = (),
     ) -> None:
-        """`parameters` gives for every name of a parameter the first of its names, and its number of elements."""
+        """`parameters` gives for every name of a parameter the first of its names, and its number of elements; `elsewhere`
+        the coordinates that unreached modules may read or write."""
         super().__init__(state)
+        self._elsewhere = np.unique(np.concatenate([own.ravel() for own in elsewhere])) if elsewhere else None
         self.unreached = unreached  # modules, and single parameters, that the traced forward does not read
         self._parameters = parameters
         self.labels: Ids = state.space.classes()
@@ -95,12 +98,13 @@ class ChannelGraph(Questions):
                 'pass a model without these modules, or unreached="keep", which keeps what they may read',
             )
         state = _analysed(traced, arguments)
-        if names and unreached == "keep":
-            for pin in kept_for_unreached(model, arguments, state, names, _analysed):
-                state.space.pin(pin.ids, pin.reason)
+        kept = kept_for_unreached(model, arguments, state, names, _analysed) if unreached == "keep" else []
+        for pin in kept:
+            state.space.pin(pin.ids, pin.reason)
         first = {id(parameter): name for name, parameter in model.named_parameters()}
         named = model.named_parameters(remove_duplicate=False)
-        return cls(state, {name: (first[id(value)], value.numel()) for name, value in named}, names)
+        sizes = {name: (first[id(value)], value.numel()) for name, value in named}
+        return cls(state, sizes, names, [pin.ids for pin in kept])
 
     # -- what surgery reads beside single calls --------------------------------------------------------
 
@@ -132,6 +136,15 @@ class ChannelGraph(Questions):
     def parameter_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter or buffer that some call reads."""
         return tuple(self._state.named[name].shape)
+
+    def is_read_elsewhere(self, node: fx.Node) -> bool:
+        """Whether modules that the forward does not reach may read or write a tensor."""
+        axis = self.axis(node)
+        return (
+            axis is not None
+            and self._elsewhere is not None
+            and bool(np.isin(axis.ids, self._elsewhere).any())
+        )
 
     def pin_reasons(self) -> dict[int, str]:
         """Class -> why it has to stay, of those that an operator keeps."""

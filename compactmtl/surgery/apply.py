@@ -40,9 +40,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.outputs:
         select(copied, plan.outputs)
     for known in plan.constants:
-        module = _module(copied, known.module, f"makes a constant of {known.module}")
-        like = next((value for value in module.parameters() if value.is_floating_point()), None)
-        put(copied, known.module, constant(known.shape, known.values, known.size, like))
+        _module(copied, known.module, f"makes a constant of {known.module}")
+        put(copied, known.module, constant(copied, known))
     for path, shape in plan.absent.items():
         _module(copied, path, f"takes out {path}")
         put(copied, path, Absent(shape))

@@ -25,7 +25,7 @@ from compactmtl.surgery.depth import shorten
 from compactmtl.surgery.not_pruned import ROLLED_BACK, not_pruned
 from compactmtl.surgery.outputs import Name, check_outputs, remove_unread, select
 from compactmtl.surgery.plan import Plan, signature
-from compactmtl.surgery.prove import Proof, Reference, compare, reference
+from compactmtl.surgery.prove import Proof, Reference, compare, holder, reference
 from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
 from compactmtl.surgery.search import Search
 
@@ -99,9 +99,13 @@ def _compact(
     # A forward may write into its inputs: the caller's stay as they were.
     inputs = copied(check_inputs(model, example_inputs))
     plain = _plain_copy(model)
-    chosen = _choose_outputs(plain, inputs, outputs) if outputs else _Chosen(plain, reference(plain, inputs))
+    chosen = (
+        _choose_outputs(plain, inputs, outputs, tolerance)
+        if outputs
+        else _Chosen(plain, reference(plain, inputs))
+    )
     graph = ChannelGraph.trace(chosen.model, inputs, unreached)
-    short = shorten(chosen.model, inputs, graph, chosen.expected)
+    short = shorten(chosen.model, inputs, graph, chosen.expected, tolerance)
     whole = layer_changes(graph, np.ones(graph.classes, dtype=bool)) if short else ()
     if short:
         graph = ChannelGraph.trace(short.model, inputs, unreached)
@@ -142,14 +146,17 @@ class _Chosen:
     absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def _choose_outputs(plain: nn.Module, inputs: Arguments, outputs: Sequence[Name]) -> _Chosen:
+def _choose_outputs(
+    plain: nn.Module, inputs: Arguments, outputs: Sequence[Name], tolerance: float | None
+) -> _Chosen:
     traced = trace(plain, inputs)  # which says what is wrong with a model or its inputs
     check_outputs(plain, inputs, outputs)
     unread = unreached_modules(plain, traced)
     model = copy_model(plain, share=True)
     select(model, outputs)
     expected = reference(model, inputs)
-    return _Chosen(model, expected, remove_unread(model, inputs, unread, expected))
+    holds = holder(copy_model(model, share=True), model, expected, tolerance)
+    return _Chosen(model, expected, remove_unread(model, inputs, unread, holds))
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph import ChannelGraph
-from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.calls import stack_of
 from compactmtl.graph.copies import copy_model
-from compactmtl.graph.inputs import Arguments, copied
+from compactmtl.graph.inputs import Arguments
 from compactmtl.graph.trace import trace
 from compactmtl.graph.unreached import unreached_modules
 from compactmtl.surgery.outputs import remove_unread
 from compactmtl.surgery.plan import ConstantEdit
-from compactmtl.surgery.prove import Reference, compare
-from compactmtl.surgery.stand_ins import constant, put_where_it_holds, size_behind_batch
+from compactmtl.surgery.prove import Reference, holder
+from compactmtl.surgery.stand_ins import constant, put_where_it_holds, size_behind_batch, watch_outputs
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,18 @@ class Shortened:
     constants: tuple[ConstantEdit, ...]
     absent: Mapping[str, tuple[int, ...]]
 
-    def left(self, path: str) -> bool:
-        """Whether a module is no longer there."""
-        gone = [*(edit.module for edit in self.constants), *self.absent]
-        return any(path == one or path.startswith(f"{one}.") for one in gone)
-
 
 def shorten(
-    model: nn.Module, arguments: Arguments, graph: ChannelGraph, expected: Reference
+    model: nn.Module,
+    arguments: Arguments,
+    graph: ChannelGraph,
+    expected: Reference,
+    tolerance: float | None = None,
 ) -> Shortened | None:
     """Take out the constant modules of a traced model; None where there are none, or none can go.
 
-    `model` is left as it was; the result shares its tensors. Each replacement is held against `expected`. What a module
+    `model` is left as it was; the result shares its tensors. Each replacement is held against `expected` by the `tolerance` of
+    `compare`, and in training mode. What a module
     gives may be taken as a number, at one value a channel, or at the size of the example, and the first that fits stays.
     """
     found = _constant_modules(model, arguments, graph)
@@ -56,25 +54,19 @@ def shorten(
         return None
     short = copy_model(model, share=True)
     edits: dict[str, ConstantEdit] = {}
-
-    def holds() -> bool:
-        return compare(expected, short).passed
-
+    holds = holder(model, short, expected, tolerance)
     for form in range(3):
         pending = {
             path: edit
             for path, forms in found.items()
             if path not in edits and (edit := forms[form]) is not None
         }
-        modules = {
-            path: constant(edit.shape, edit.values, edit.size, _like(short.get_submodule(path)))
-            for path, edit in pending.items()
-        }
+        modules = {path: constant(short, edit) for path, edit in pending.items()}
         edits.update((path, pending[path]) for path in put_where_it_holds(short, modules, holds))
     if not edits:
         return None
     try:
-        absent = remove_unread(short, arguments, graph.unreached, expected)
+        absent = remove_unread(short, arguments, graph.unreached, holds)
         still = unreached_modules(short, trace(short, arguments))
     except SurgeryError:  # a stand-in that runs may still be more than the tracer takes
         return None
@@ -84,28 +76,45 @@ def shorten(
     return Shortened(short, tuple(edits.values()), absent)
 
 
-def _like(module: nn.Module) -> Tensor | None:
-    return next((value for value in module.parameters() if value.is_floating_point()), None)
-
-
 _Forms = tuple[ConstantEdit | None, ConstantEdit, ConstantEdit | None]
 
 
 def _constant_modules(model: nn.Module, arguments: Arguments, graph: ChannelGraph) -> dict[str, _Forms]:
     """The outermost modules that give a constant which something else reads, each with the forms that it can take."""
     candidates = _candidates(graph)
-    sizes = _sizes(model, arguments, candidates)
+    sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {}
+
+    def note(path: str, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes[path] = tuple(output.shape), size_behind_batch(args, output)
+
+    watch_outputs(model, arguments, candidates, note)
     ends = {
         node: path
         for path, node in candidates.items()
-        if path in sizes and sizes[path][0] == graph.shape(node)
+        if path in sizes and sizes[path][0] == graph.shape(node) and not graph.is_read_elsewhere(node)
     }
+    ends = _without_what_is_read_elsewhere(graph, ends)
     # What stands before a constant is not read: only the last of a chain of constants is replaced.
     read = _reached(graph, ends)
     lost = [node for node in graph.calls if node not in read]
     if not any(graph.product(node) is not None or graph.macs_of(node) for node in lost):
         return {}
     return {path: _forms(path, graph, node, sizes[path][1]) for node, path in ends.items() if node in read}
+
+
+def _without_what_is_read_elsewhere(graph: ChannelGraph, ends: dict[fx.Node, str]) -> dict[fx.Node, str]:
+    """The constants behind which nothing stands that modules which the forward does not reach may read."""
+    needed = {node for node in graph.calls if graph.is_read_elsewhere(node)} & _reached(graph, ())
+    kept = dict(ends)
+    while kept and needed - _reached(graph, kept):
+        before = len(kept)
+        for node in ends:
+            if needed & (_reached(graph, [end for end in kept if end is not node]) - _reached(graph, kept)):
+                kept.pop(node, None)
+        if len(kept) == before:  # none of them alone
+            return {}
+    return kept
 
 
 def _reached(graph: ChannelGraph, ends: Iterable[fx.Node]) -> set[fx.Node]:
@@ -170,27 +179,3 @@ def _broadcast(values: NDArray[np.float64], dims: Sequence[int], count: int) -> 
         return np.zeros((1,) * count)
     spread = values.reshape(values.shape + (1,) * (count - values.ndim))
     return np.moveaxis(spread, range(values.ndim), dims)
-
-
-def _sizes(
-    model: nn.Module, arguments: Arguments, paths: Iterable[str]
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]]:
-    """Of the modules that give one tensor: its shape, and the size behind the batch where a stand-in can give it."""
-    sizes, hooks = dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]](), []
-
-    def watch(path: str) -> None:
-        def note(_: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                sizes[path] = tuple(output.shape), size_behind_batch(args, output)
-
-        hooks.append(model.get_submodule(path).register_forward_hook(note))
-
-    for path in paths:
-        watch(path)
-    try:
-        with borrowed(model, weights=False), torch.no_grad():
-            model(*copied(arguments))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sizes

@@ -7,7 +7,7 @@ computed from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import Arguments, copied
 from compactmtl.graph.trace import trace
 from compactmtl.graph.unreached import unreached_modules
-from compactmtl.surgery.prove import Reference, compare
-from compactmtl.surgery.stand_ins import Absent, put_where_it_holds, size_behind_batch
+from compactmtl.surgery.stand_ins import Absent, put_where_it_holds, size_behind_batch, watch_outputs
 
 _ATTRIBUTE = "kept_outputs"
 
@@ -72,23 +71,19 @@ def check_outputs(model: nn.Module, arguments: Arguments, outputs: Sequence[Name
 
 
 def remove_unread(
-    model: nn.Module, arguments: Arguments, before: Sequence[str], expected: Reference
+    model: nn.Module, arguments: Arguments, before: Sequence[str], holds: Callable[[], bool]
 ) -> dict[str, tuple[int, ...]]:
     """Replace the modules that no selected output reads, in place; for each its path and shape behind the batch.
 
     `before` are the modules that were not reached before: they stay, whoever calls them. So does a module whose result is
-    not one tensor as long as the first that it is given, or whose shape changes from call to call; and one whose zeros the forward cannot take on some
-    case of `expected`, such as maps of one size that it joins with maps of the input's size.
+    not one tensor as long as the first that it is given, or whose shape changes from call to call; and one without which
+    `holds` is false, as where the forward joins its maps, of one size, with maps of the input's size.
 
     Raises SurgeryError where the model cannot be traced.
     """
     candidates = [path for path in unreached_modules(model, trace(model, arguments)) if path not in before]
     shapes = _shapes(model, arguments, candidates)
     absent: dict[str, tuple[int, ...]] = {}
-
-    def holds() -> bool:
-        return compare(expected, model).passed
-
     pending = _outermost(shapes)
     while pending:
         # One value for all positions fits inputs of any size, and costs nothing where the forward goes on to compute with it.
@@ -124,24 +119,14 @@ def _outermost(paths: Iterable[str]) -> list[str]:
 def _shapes(model: nn.Module, arguments: Arguments, candidates: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Of the modules with parameters among, or below, the candidates that are called: the one shape that they give."""
     seen: dict[str, set[tuple[int, ...] | None]] = {}
-    hooks = []
-
-    def watch(path: str, module: nn.Module) -> None:
-        def note(_: nn.Module, args: Any, output: Any) -> None:
-            seen.setdefault(path, set()).add(size_behind_batch(args, output))
-
-        hooks.append(module.register_forward_hook(note))
-
     named = dict(model.named_modules())
-    for path, module in named.items():
-        if any(path == one or path.startswith(f"{one}.") for one in candidates):
-            watch(path, module)
-    try:
-        with borrowed(model, weights=False), torch.no_grad():
-            model(*copied(arguments))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    inside = [path for path in named if any(path == one or path.startswith(f"{one}.") for one in candidates)]
+    watch_outputs(
+        model,
+        arguments,
+        inside,
+        lambda path, args, output: seen.setdefault(path, set()).add(size_behind_batch(args, output)),
+    )
     alone = {path: next(iter(found)) for path, found in seen.items() if len(found) == 1}
     return {
         path: shape

@@ -148,6 +148,34 @@ def compare(
     return Proof(tuple(cases), tolerance, dtype)
 
 
+def holder(
+    original: nn.Module, model: nn.Module, expected: Reference, tolerance: float | None = None
+) -> Callable[[], bool]:
+    """Whether `model`, whose modules are being replaced, still passes the proof, and runs in training mode if the original does.
+
+    Modules that pass their input on in eval mode, such as dropout of paths, compute with it in training.
+    """
+    inputs, form = expected.inputs[min(1, len(expected.inputs) - 1)], expected.form
+    shapes = _training_shapes(original, inputs, form)
+    return lambda: (
+        compare(expected, model, tolerance).passed
+        and (shapes is None or _training_shapes(model, inputs, form) == shapes)
+    )
+
+
+def _training_shapes(model: nn.Module, inputs: Sequence[Any], form: _Form) -> list[torch.Size] | None:
+    """Shapes of the outputs in training mode; None where the model does not run in it."""
+    own = copy_model(model, dtype=form.dtype)
+    with borrowed(own, evaluate=False, weights=False), in_double() if form.precise else nullcontext():
+        own.train()
+        try:
+            outputs = own(*copied(inputs))
+            register_dataclasses(outputs)
+            return [value.shape for value in tensors_in(outputs)]
+        except Exception:
+            return None
+
+
 def prove(
     original: nn.Module,
     small: nn.Module,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.inputs import Arguments, copied
+from compactmtl.surgery.plan import ConstantEdit
 
 
 class Absent(nn.Module):
@@ -103,11 +107,33 @@ def put_where_it_holds(
     return tuple(path for path in modules if path in kept)
 
 
-def constant(
-    shape: Sequence[int], values: Sequence[float], size: Sequence[int], like: Tensor | None
-) -> nn.Module:
-    """The stand-in for `values` of this shape, in the type and on the device of `like`: see `Constant`; `Zero` where the shape is ()."""
-    if not shape:
+def constant(model: nn.Module, edit: ConstantEdit) -> nn.Module:
+    """The stand-in that an edit asks for: `Zero`, or a `Constant` in the type and on the device of the module's parameters.
+
+    A module without any takes those of the model's first. Raises AttributeError where the model has no such module.
+    """
+    module = model.get_submodule(edit.module)
+    if not edit.shape:
         return Zero()
-    dtype, device = (like.dtype, like.device) if like is not None else (torch.float32, None)
-    return Constant(torch.tensor(values, dtype=dtype, device=device).reshape(tuple(shape)), size)
+    parameters = (value for part in (module, model) for value in part.parameters())
+    like = next((value for value in parameters if value.is_floating_point()), torch.empty(0))
+    values = torch.tensor(edit.values, dtype=like.dtype, device=like.device)
+    return Constant(values.reshape(edit.shape), edit.size)
+
+
+def watch_outputs(
+    model: nn.Module, arguments: Arguments, paths: Iterable[str], note: Callable[[str, Any, Any], None]
+) -> None:
+    """Run the model once in eval mode, a copy of one's own, and tell `note` each call of these modules: path, arguments, output."""
+    hooks = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _, args, output, path=path: note(path, args, output)
+        )
+        for path in paths
+    ]
+    try:
+        with borrowed(model, weights=False), torch.no_grad():
+            model(*copied(arguments))
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -190,6 +190,91 @@ def test_a_branch_that_is_read_twice_or_called_twice_is_right() -> None:
     torch.testing.assert_close(result.model(OTHER), model(OTHER), rtol=0, atol=1e-12)
 
 
+class Ends(Branch):
+    """A branch that ends in a module without parameters, and is dropped for whole samples in training."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.drop(self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
+        if self.training:
+            out = out * torch.ones(out.shape[0], 1, 1, 1, dtype=out.dtype)
+        return x + out
+
+
+def _with_ends(constant: float) -> nn.Module:
+    model = network("", (1, 3), constant)
+    for index in (1, 3):
+        block = Ends().double().eval()
+        block.load_state_dict(model.get_submodule(f"blocks.{index}").state_dict())
+        put(model, f"blocks.{index}", block)
+    return model
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0])
+def test_it_runs_in_training_mode_where_the_original_does(constant: float) -> None:
+    """In eval mode dropout of paths hands on whatever it is given, and a number would do."""
+    model = _with_ends(constant)
+    result = compact(model, (IMAGE,))
+    assert {edit.module for edit in result.plan.constants} == {"blocks.1.drop", "blocks.3.drop"}
+    assert all(edit.shape for edit in result.plan.constants)
+    result.model.train()
+    assert result.model(OTHER).shape == model.train()(OTHER).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_constant_has_the_model_s_type(dtype: torch.dtype) -> None:
+    """Also in the place of a module that has no parameter to take it from."""
+    model = _with_ends(1.0).to(dtype)
+    result = compact(model, (IMAGE.to(dtype),))
+    assert result.plan.constants
+    assert {value.dtype for value in result.model.state_dict().values() if value.is_floating_point()} == {
+        dtype
+    }
+    assert result.model(IMAGE.to(dtype)).dtype == dtype
+    assert apply_plan(model, result.plan).eval()(IMAGE.to(dtype)).dtype == dtype
+
+
+def test_what_a_head_of_training_reads_stays() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+            self.first, self.last = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+            self.auxiliary = nn.Conv2d(6, 2, 1)
+
+        def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = torch.relu(self.stem(image))
+            inner = torch.relu(self.first(x))
+            out: Tensor = self.head((x + self.last(inner)).mean((2, 3)))
+            return (out, self.auxiliary(inner)) if self.training else out
+
+    torch.manual_seed(0)
+    model = Beside().double().eval()
+    with torch.no_grad():
+        for value in model.last.parameters():
+            value.zero_()
+    kept = compact(model, (IMAGE,))
+    assert "first" not in kept.plan.absent
+    for one, other in zip(kept.model.train()(IMAGE), model.train()(IMAGE), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    told = compact(model.eval(), (IMAGE,), unreached="report")
+    assert "first" in told.plan.absent
+
+
+def test_a_constant_that_is_rounded_holds_the_caller_s_tolerance() -> None:
+    model = network("", ()).float()
+    with torch.no_grad():  # the norm makes the constant, in float32
+        model.get_parameter("blocks.1.conv2.weight").zero_()
+        model.get_buffer("blocks.1.bn2.running_mean").fill_(1 / 3)
+    assert compact(model, (IMAGE.float(),)).plan.constants
+    strict = compact(model, (IMAGE.float(),), tolerance=1e-15)
+    assert not strict.plan.constants
+    assert strict.report.proof.passed
+
+
 def _nodes(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 
