@@ -98,7 +98,8 @@ class ChannelGraph(Questions):
                 'pass a model without these modules, or unreached="keep", which keeps what they may read',
             )
         state = _analysed(traced, arguments)
-        kept = kept_for_unreached(model, arguments, state, names, _analysed) if unreached == "keep" else []
+        keep = names and unreached == "keep"
+        kept = kept_for_unreached(model, arguments, state, names, _analysed) if keep else []
         for pin in kept:
             state.space.pin(pin.ids, pin.reason)
         first = {id(parameter): name for name, parameter in model.named_parameters()}
