@@ -31,6 +31,12 @@ def known_labels(dataset: VisionDataset, targets: Iterable[str]) -> dict[str, in
 
 def anything_known(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
     """Of targets (N, ...) in the format of `spec`, which say anything: bool (N,)."""
+    known = known_elements(spec, values)
+    return np.asarray(known.reshape(len(values), math.prod(known.shape[1:])).any(1), np.bool_)
+
+
+def known_elements(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of targets (N, ...) in the format of `spec`, what is known of each: bool (N, ...), of maps of vectors without them."""
     if spec.kind in ("mask", "class") and spec.ignore_index is not None:
         known = values != spec.ignore_index
     elif spec.kind == "scalar":
@@ -45,7 +51,7 @@ def anything_known(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
         known = values[:, 0] >= 0
     else:  # a mask or a class without an ignore index
         known = np.ones(values.shape, np.bool_)
-    return np.asarray(known.reshape(len(values), math.prod(known.shape[1:])).any(1), np.bool_)
+    return np.asarray(known, np.bool_)
 
 
 def label_line(split: str, count: int, known: Mapping[str, int | None]) -> str:
