@@ -7,7 +7,7 @@ one by one. A label goes in before augmentation, so that it moves with its image
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -35,24 +35,27 @@ _AT_ONCE = 256  # stored labels that are counted at a time
 
 @dataclass(frozen=True)
 class Filled:
-    """What came of a teacher's labels in one data set: samples, those known without it, those it was asked for, and those
-    that it labeled.
+    """What came of a teacher's labels: samples, those that have a label without it, those it was asked for and labeled.
 
-    `share` is that of the pixels or tags of the samples it labeled that it was sure of.
+    `sure` is the pixels or tags that it was sure of, `elements` all of the samples that it labeled.
     """
 
-    samples: int
-    known: int
-    asked: int
-    filled: int
-    share: float
+    samples: int = 0
+    known: int = 0
+    asked: int = 0
+    filled: int = 0
+    sure: int = 0
+    elements: int = 0
+
+    def __add__(self, other: Filled) -> Filled:
+        return Filled(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Filled)))
 
 
 class PseudoLabels:
     """The labels that a teacher gives samples of a data set: of those in `numbers`, which have none."""
 
-    def __init__(self, target: str, spec: TargetSpec, numbers: Sequence[int], store: Store, samples: int) -> None:
-        self.target, self.spec, self.samples = target, spec, samples
+    def __init__(self, target: str, spec: TargetSpec, numbers: Sequence[int], store: Store) -> None:
+        self.target, self.spec = target, spec
         self._store = store
         self._places = {number: place for place, number in enumerate(numbers)}
 
@@ -76,22 +79,20 @@ class PseudoLabels:
         self._store.fill()
 
     def counted(self) -> Filled:
-        """How many of the samples have a label, with the teacher and without; the labels are filled."""
-        known = self.samples - len(self)
-        filled, elements, of = 0, 0, 0
+        """What the teacher labeled; `known` is left to the data set. The labels are filled."""
+        filled, sure, elements = 0, 0, 0
         column = self._store.column(_LABEL)
         assert column is not None  # `fill` came first
         for start in range(0, len(column), _AT_ONCE):
             some = column[start : start + _AT_ONCE]
-            sure = anything_known(self.spec, some)
-            filled += int(sure.sum())
-            counts = known_elements(self.spec, some[sure])
-            elements, of = elements + int(counts.sum()), of + counts.size
-        return Filled(self.samples, known, len(self), filled, elements / of if of else 0.0)
+            found = anything_known(self.spec, some)
+            counts = known_elements(self.spec, some[found])
+            filled, sure, elements = filled + int(found.sum()), sure + int(counts.sum()), elements + counts.size
+        return Filled(0, 0, len(self), filled, sure, elements)
 
     def chosen(self, indices: Sequence[int]) -> PseudoLabels:
         """Those of some of the samples, numbered as they come in `indices`."""
-        one = PseudoLabels(self.target, self.spec, (), self._store, len(indices))
+        one = PseudoLabels(self.target, self.spec, (), self._store)
         one._places = {
             number: self._places[index] for number, index in enumerate(indices) if index in self._places
         }
@@ -171,7 +172,7 @@ def pseudo_labels(
     on_disk = cache == "disk"
     home = folder(numbers) if on_disk else Path()
     store = open_store("disk" if on_disk else "memory", len(numbers), layouts, make, home)
-    return PseudoLabels(target, spec, numbers, store, len(dataset))
+    return PseudoLabels(target, spec, numbers, store)
 
 
 class _Making:
