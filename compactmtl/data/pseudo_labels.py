@@ -54,8 +54,17 @@ class Filled:
 class PseudoLabels:
     """The labels that a teacher gives samples of a data set: of those in `numbers`, which have none."""
 
-    def __init__(self, target: str, spec: TargetSpec, numbers: Sequence[int], store: Store) -> None:
+    def __init__(
+        self,
+        target: str,
+        spec: TargetSpec,
+        numbers: Sequence[int],
+        store: Store,
+        filled: Callable[[], None] | None = None,
+    ) -> None:
+        """`filled` is called once every label is made."""
         self.target, self.spec = target, spec
+        self._filled = filled
         self._store = store
         self._places = {number: place for place, number in enumerate(numbers)}
 
@@ -77,6 +86,9 @@ class PseudoLabels:
     def fill(self) -> None:
         """Ask the teacher for every label now."""
         self._store.fill()
+        if self._filled is not None:
+            self._filled()
+            self._filled = None
 
     def counted(self) -> Filled:
         """What the teacher labeled; `known` is left to the data set. The labels are filled."""
@@ -150,29 +162,29 @@ def unlabeled(dataset: VisionDataset, target: str) -> list[int]:
 def pseudo_labels(
     dataset: VisionDataset,
     target: str,
+    numbers: Sequence[int],
     label: Label,
     size: Size,
     cache: Literal["memory", "disk", "none"],
-    folder: Callable[[Sequence[int]], Path],
-) -> PseudoLabels | None:
-    """The labels of a target that `label` is to give the samples without one; None where all have one.
+    folder: Callable[[], Path],
+) -> PseudoLabels:
+    """The labels of a target that `label` is to give some samples of a data set.
 
     Args:
+        numbers: the samples, at least one (see `unlabeled`).
         label: a teacher; it is asked for one sample at a time.
         size: of the data set's maps.
         cache: `data.cache`; where samples are not kept, labels are, in memory.
-        folder: the folder of a disk cache, from the samples that are labeled.
+        folder: the folder of a disk cache, whose name changes with whatever decides the labels.
     """
-    numbers = unlabeled(dataset, target)
-    if not numbers:
-        return None
     spec = dataset.specs[target]
     make = _Making(dataset, target, numbers, label)
     layouts = {_LABEL: layout(spec, size)}
     on_disk = cache == "disk"
-    home = folder(numbers) if on_disk else Path()
-    store = open_store("disk" if on_disk else "memory", len(numbers), layouts, make, home)
-    return PseudoLabels(target, spec, numbers, store)
+    store = open_store(
+        "disk" if on_disk else "memory", len(numbers), layouts, make, folder() if on_disk else Path()
+    )
+    return PseudoLabels(target, spec, numbers, store, make.release)
 
 
 class _Making:
@@ -199,6 +211,10 @@ class _Making:
         assert spec.unknown is not None  # a sample without a label
         value = torch.where(sure, label.to(torch.float64), spec.unknown)
         return {_LABEL: value.numpy()}
+
+    def release(self) -> None:
+        """Let the teacher go: all labels are made."""
+        self._label = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_label": None, "_lock": None}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compactmtl.artifacts.told import tell
 from compactmtl.config import Recipe
+from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.data.cache import content_key, user_cache
 from compactmtl.data.labels import known_labels
@@ -29,6 +30,7 @@ from compactmtl.data.pseudo_labels import (
     mirrored,
     pseudo_labels,
     resized,
+    unlabeled,
 )
 from compactmtl.data.sources import SourcePart, SourcesDataset
 from compactmtl.errors import DataError
@@ -112,28 +114,34 @@ def _taught_task(
     numbers = class_numbers(teacher, task.spec, where)
     check_bound(teacher, config, where)
     label = _Labeler(teacher, task.spec, numbers, config.confidence, config.agreement)
-    made: list[PseudoLabels | None] = []
     for whole in wholes:
-        data = whole.config if isinstance(whole, SourcePart) else recipe.data
-        check_prepared(teacher, data, whole.name if isinstance(whole, SourcePart) else "", where)
-        said = config.model_dump(mode="json", exclude={"teacher"})
-        key = partial(_folder, whole, task, [teacher.sha256, said, repr(task.spec), device.type])
-        made.append(pseudo_labels(whole, task.target, label, data.size, data.cache, key))
-    asked = sum(len(one) for one in made if one is not None)
+        called = whole.name if isinstance(whole, SourcePart) else ""
+        check_prepared(teacher, _section(whole, recipe), called, where)
+    lacking = [unlabeled(whole, task.target) for whole in wholes]
+    asked = sum(map(len, lacking))
+    if fill and asked:
+        tell(f"{teacher.name} labels {task.name} of {asked:,} training images")
+    said = config.model_dump(mode="json", exclude={"teacher"})
+    facts = [teacher.sha256, said, repr(task.spec), device.type]
+    made: list[PseudoLabels | None] = []
+    for whole, some in zip(wholes, lacking, strict=True):
+        data, key = _section(whole, recipe), partial(_folder, whole, task, facts, some)
+        one = pseudo_labels(whole, task.target, some, label, data.size, data.cache, key) if some else None
+        made.append(one)
     parts = "pixels" if task.dense else "tags" if task.target_kind == "multilabel" else ""
     result = TaughtTask(task.name, teacher.name, teacher.sha256, config.bound, parts, asked, None)
     if not fill:
+        if asked:  # what the teacher gives is looked at here as in training
+            whole, some = next((one, rows) for one, rows in zip(wholes, lacking, strict=True) if rows)
+            label(whole[some[0]])
         return made, result
-    if asked:
-        tell(f"{teacher.name} labels {task.name} of {asked:,} training images")
     found = Filled()
-    for whole, one in zip(wholes, made, strict=True):
+    for whole, some, one in zip(wholes, lacking, made, strict=True):
         known = known_labels(whole, [task.target])[task.target]
+        found += Filled(len(whole), len(whole) - len(some) if known is None else known)
         if one is not None:
             one.fill()
             found += one.counted()
-        asked_here = len(one) if one is not None else 0
-        found += Filled(len(whole), len(whole) - asked_here if known is None else known)
     if not found.known and not found.filled:
         raise DataError(
             f"task {task.name!r}: not one sample of split train has a label of it, and {teacher.name} is sure of "
@@ -141,6 +149,11 @@ def _taught_task(
             f"take a looser bound in {where}, another teacher, or give labels",
         )
     return made, replace(result, filled=found)
+
+
+def _section(whole: VisionDataset, recipe: Recipe) -> DataConfig:
+    """The data section that a data set was loaded with."""
+    return whole.config if isinstance(whole, SourcePart) else recipe.data
 
 
 class _Labeler:
