@@ -21,17 +21,18 @@ def write_brightness(
     channels: int = 3,
     names: Sequence[str] = ("segmentation", "weather", "height"),
     times: float = 100.0,
+    steep: float = STEEP,
 ) -> Path:
     """image (batch, channels, H, W), of values in [0, 1], to a map of classes, a class of the picture, and a number.
 
-    A pixel of brightness b, its first channel, has the logits STEEP (k b - k² / (2 (classes - 1))): the class k nearest to
+    A pixel of brightness b, its first channel, has the logits `steep` (k b - k² / (2 (classes - 1))): the class k nearest to
     b (classes - 1). The picture's class is that of its mean brightness, and its number is `times` that. `after` is put
     behind the classes.
     """
     steps = np.arange(classes, dtype=np.float32)
     weight = np.zeros((classes, channels, 1, 1), np.float32)
-    weight[:, 0, 0, 0] = STEEP * steps
-    bias = (-STEEP * steps**2 / (2 * (classes - 1))).astype(np.float32)
+    weight[:, 0, 0, 0] = steep * steps
+    bias = (-steep * steps**2 / (2 * (classes - 1))).astype(np.float32)
     first = np.zeros((1, channels, 1, 1), np.float32)
     first[0, 0, 0, 0] = times
     weights = [
