@@ -21,7 +21,7 @@ from compactmtl.export.bundle import Bundle
 from compactmtl.export.predict import Predictor
 from compactmtl.export.run import export_run
 from compactmtl.report.collect import build_report
-from compactmtl.report.html import render_report
+from compactmtl.report.html import render
 from compactmtl.report.samples import ValSplits
 from compactmtl.runs.subset import subset_run
 from compactmtl.train import Run, train
@@ -116,7 +116,7 @@ def test_a_run_labels_what_a_source_does_not(root: Path, teacher: Run, tmp_path:
     report = build_report([run], None, ValSplits())
     (_, shown) = report.runs[0].pseudo_labels
     assert (shown.task, shown.known, shown.filled) == ("weather", 5, 5)
-    assert "5 known, 5 filled by" in render_report(report)
+    assert "5 known, 5 filled by" in render(report, [])
     part = subset_run(run, ["segmentation"])
     assert [one.task for one in build_report([part], None, ValSplits()).runs[0].pseudo_labels] == ["segmentation"]
 
