@@ -143,13 +143,15 @@ def _of_file(
             f"{where}.output: {path} has no output {output!r}; it has {', '.join(runner.output_names)}",
             nearest(output, list(runner.output_names)),
         )
+    for key in ("mean", "std"):
+        values = getattr(config, key)
+        if values is not None and len(values) != data.channels:
+            raise ConfigError(
+                f"{where}.{key}: {len(values)} values, and data.channels is {data.channels}", "give one a channel"
+            )
     prepare = Preprocessing(
         _file_size(runner, path, where, config, data), config.mean or data.mean, config.std or data.std
     )
-    if prepare.channels != data.channels:
-        raise ConfigError(
-            f"{where}.mean: {prepare.channels} values, and data.channels is {data.channels}", "give one a channel"
-        )
     task = _reading_task(name, spec, config, where)
     given = runner.input_names[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_a_run_labels_what_a_source_does_not(root: Path, teacher: Run, tmp_path:
     )
     # what the loader has is what predict says of the same pictures
     session = build_session(run.recipe)
-    dataset: SourcesDataset = session.train_loader.dataset._dataset
+    view: Any = session.train_loader.dataset
+    dataset: SourcesDataset = view._dataset
     own = load_dataset(run.recipe.data, "train")
     assert isinstance(own, SourcesDataset)
     with Predictor.open(teacher.path) as predictor:
@@ -132,7 +134,8 @@ def test_a_bundle_says_what_its_run_says(root: Path, teacher: Run, tmp_path: Pat
         build_session(student(root, f"{{segmentation: {{teacher: {path}, confidence: 0.4}}}}").recipe)
         for path in (teacher.path, bundle.path)
     ]
-    one, other = (session.train_loader.dataset._dataset for session in sessions)
+    views: list[Any] = [session.train_loader.dataset for session in sessions]
+    one, other = (view._dataset for view in views)
     masks = [torch.stack([dataset[n]["targets"]["segmentation"] for n in range(5, 10)]) for dataset in (one, other)]
     assert (masks[0] != 255).any()
     # float32 on two runtimes: a pixel at the bound or between two classes may fall to either side
