@@ -97,7 +97,9 @@ class PseudoLabeled(Frozen):
 
     pseudo_labels: dict[str, PseudoLabelConfig] = Field(
         default_factory=dict,
-        exclude_if=lambda given: not given,  # a recipe without teachers reads as it did before there could be any
+        exclude_if=lambda given: (
+            not given
+        ),  # a recipe without teachers reads as it did before there could be any
         description="Teachers (task → teacher) that label training images of which the data set has no label. They are used "
         "for training alone: no split that is measured has any.",
     )

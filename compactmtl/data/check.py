@@ -70,9 +70,7 @@ def check_dataset(config: DataConfig, tasks: Mapping[str, str] | None = None) ->
             notes += said + (dark_pictures(dataset, config) if own else [])
     del endings[""]  # of samples that are no files
     taught, missing = _taught(config, tasks or {}, counts, known)
-    return DataReport(
-        counts, problems + missing, notes, known, dict(endings.most_common()), targets, taught
-    )
+    return DataReport(counts, problems + missing, notes, known, dict(endings.most_common()), targets, taught)
 
 
 def _without_any(

@@ -166,7 +166,10 @@ def _statistics(labels: Sequence[Labels]) -> tuple[float, float]:
         return labels[0].spec.mean, labels[0].spec.std
     labels = [one for one in labels if one.count]
     if not labels:
-        return 0.0, 1.0  # of no label at all, as of one data set: nothing can be learned from it, and who counts says so
+        return (
+            0.0,
+            1.0,
+        )  # of no label at all, as of one data set: nothing can be learned from it, and who counts says so
     weights = np.array([one.count for one in labels], np.float64)
     weights /= weights.sum()
     means, stds = (

@@ -27,7 +27,9 @@ from compactmtl.data.transforms import Draw, augment
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.placement import Size, nearest
 
-Label = Callable[[Sample], tuple[Tensor, Tensor]]  # a sample's label without a batch dimension, and where it counts
+Label = Callable[
+    [Sample], tuple[Tensor, Tensor]
+]  # a sample's label without a batch dimension, and where it counts
 
 _LABEL = "label"  # the array of a store
 _AT_ONCE = 256  # stored labels that are counted at a time
@@ -99,7 +101,11 @@ class PseudoLabels:
             some = column[start : start + _AT_ONCE]
             found = anything_known(self.spec, some)
             counts = known_elements(self.spec, some[found])
-            filled, sure, elements = filled + int(found.sum()), sure + int(counts.sum()), elements + counts.size
+            filled, sure, elements = (
+                filled + int(found.sum()),
+                sure + int(counts.sum()),
+                elements + counts.size,
+            )
         return Filled(0, 0, len(self), filled, sure, elements)
 
     def chosen(self, indices: Sequence[int]) -> PseudoLabels:
@@ -224,7 +230,8 @@ def resized(sample: Sample, size: Size) -> Sample:
     """The sample's pictures stretched to a teacher's size, without its targets."""
     pictures = {"image": sample["image"], **_pictures(sample)}
     fitted = {
-        name: torch.from_numpy(np.ascontiguousarray(scaled(one.numpy(), size))) for name, one in pictures.items()
+        name: torch.from_numpy(np.ascontiguousarray(scaled(one.numpy(), size)))
+        for name, one in pictures.items()
     }
     moved: Sample = {"image": fitted.pop("image"), "targets": {}}
     if "others" in sample:

@@ -93,7 +93,9 @@ class SourcePart:
     def chosen(self, indices: Sequence[int]) -> SourcePart:
         """Some of its samples."""
         taught = [one.chosen(indices) for one in self._taught]
-        return SourcePart(self.source, self.config, Chosen(self.inner, indices), self.specs, self._maps, taught)
+        return SourcePart(
+            self.source, self.config, Chosen(self.inner, indices), self.specs, self._maps, taught
+        )
 
     def taught(self, labels: Sequence[PseudoLabels]) -> SourcePart:
         """The same with a teacher's labels beside its own."""

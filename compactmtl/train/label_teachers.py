@@ -70,7 +70,13 @@ def open_teacher(
         return _of_bundle(path, where, config.output or task, recipe)
     if is_run(path):
         return _of_run(path, where, config.output or task, device)
-    found = "is a file" if path.is_file() else "holds neither a run nor a bundle" if path.is_dir() else "is not there"
+    found = (
+        "is a file"
+        if path.is_file()
+        else "holds neither a run nor a bundle"
+        if path.is_dir()
+        else "is not there"
+    )
     raise ConfigError(
         f"{where}.teacher: {path} {found}",
         f"name the folder of a finished run, an export/TARGET folder, or a file that ends in {ONNX}",
@@ -107,7 +113,9 @@ def _of_bundle(path: Path, where: str, output: str, recipe: Recipe) -> LabelTeac
             "name a bundle of an ONNX Runtime target, or the run that it was exported from",
         )
     if images is None or info.training.inputs:
-        takes = "several inputs" if info.training.inputs else "arrays, and does not say how pictures become them"
+        takes = (
+            "several inputs" if info.training.inputs else "arrays, and does not say how pictures become them"
+        )
         raise ConfigError(f"{where}.teacher: {path} takes {takes}", "name the run that it was exported from")
     task = _task_of(bundle.tasks, output, path, where)
     after = info.target.onnx.postprocess.get(output)
@@ -147,7 +155,8 @@ def _of_file(
         values = getattr(config, key)
         if values is not None and len(values) != data.channels:
             raise ConfigError(
-                f"{where}.{key}: {len(values)} values, and data.channels is {data.channels}", "give one a channel"
+                f"{where}.{key}: {len(values)} values, and data.channels is {data.channels}",
+                "give one a channel",
             )
     prepare = Preprocessing(
         _file_size(runner, path, where, config, data), config.mean or data.mean, config.std or data.std
@@ -179,7 +188,9 @@ def _task_of(tasks: Mapping[str, Task], name: str, path: Path, where: str) -> Ta
     if name not in tasks:
         raise ConfigError(
             f"{where}.teacher: {path} has no task {name!r}; it has {', '.join(tasks) or 'none'}",
-            f"name one of them in {where}.output; {nearest(name, list(tasks))}" if tasks else "name another teacher",
+            f"name one of them in {where}.output; {nearest(name, list(tasks))}"
+            if tasks
+            else "name another teacher",
         )
     return tasks[name]
 
@@ -241,10 +252,14 @@ def _raw(given: NDArray[Any], task: Task, config: PseudoLabelConfig, what: str) 
         given = given[:, None]
     if given.ndim != rank or given.shape[1] != task.channels:
         names = f", {', '.join(task.spec.classes)}" if task.spec.classes else ""
-        raise _misfit(what, f"has shape {given.shape}, expected {task.channels} channels on its second axis{names}")
+        raise _misfit(
+            what, f"has shape {given.shape}, expected {task.channels} channels on its second axis{names}"
+        )
     if config.values == "probabilities":
         if given.size and not (given.min() >= 0 and given.max() <= 1 + 1e-3):
-            raise _misfit(what, f"holds values from {given.min():.3g} to {given.max():.3g}, which are no probabilities")
+            raise _misfit(
+                what, f"holds values from {given.min():.3g} to {given.max():.3g}, which are no probabilities"
+            )
         return restore(given, "sigmoid" if task.spec.kind == "multilabel" else "softmax", task.channels)
     return given
 
@@ -333,5 +348,6 @@ def check_answer(teacher: LabelTeacher, output: Tensor, sample: Sample) -> None:
         )
     if bool(output.isnan().any()):
         raise ArtifactError(
-            f"{teacher.name}: output {task.name!r} holds NaN", "look at the teacher: such a label would be none"
+            f"{teacher.name}: output {task.name!r} holds NaN",
+            "look at the teacher: such a label would be none",
         )

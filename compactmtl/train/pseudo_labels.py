@@ -67,7 +67,11 @@ class TaughtTask:
         if self.filled is None:
             return f"pseudo-labels of train: {self.task}: {self.asked:,} images to label by {who}"
         found = self.filled
-        share = f" ({found.sure / found.elements:.1%} of their {self.parts})" if self.parts and found.filled else ""
+        share = (
+            f" ({found.sure / found.elements:.1%} of their {self.parts})"
+            if self.parts and found.filled
+            else ""
+        )
         return (
             f"pseudo-labels of train: {self.task}: {found.known:,} known, {found.filled:,} filled by {who}{share}, "
             f"of {found.samples:,}"
@@ -76,7 +80,13 @@ class TaughtTask:
     def record(self) -> dict[str, Any]:
         """As log.jsonl has it."""
         counts = asdict(self.filled) if self.filled is not None else {}
-        return {"task": self.task, "teacher": self.teacher, "sha256": self.sha256, "bound": self.bound.strip(), **counts}
+        return {
+            "task": self.task,
+            "teacher": self.teacher,
+            "sha256": self.sha256,
+            "bound": self.bound.strip(),
+            **counts,
+        }
 
 
 def taught(

@@ -14,7 +14,13 @@ from compactmtl.errors import ConfigError
 from compactmtl.runs.identity import recipe_differences, recipe_hash
 
 RUN: dict[str, Any] = {"teacher": "runs/seed{seed}", "agreement": 5.0}
-FILE: dict[str, Any] = {"teacher": "net.onnx", "confidence": 0.9, "mean": [0.5], "std": [0.2], "size": [32, 32]}
+FILE: dict[str, Any] = {
+    "teacher": "net.onnx",
+    "confidence": 0.9,
+    "mean": [0.5],
+    "std": [0.2],
+    "size": [32, 32],
+}
 
 
 def write(folder: Path, tasks: dict[str, Any] | None = None, **teachers: Any) -> Path:

@@ -34,7 +34,9 @@ def config(root: Path, tasks: tuple[str, ...] = ("height", "segmentation"), **fi
         {"name": "folder", "alias": name, "root": str(root / name), "tasks": list(tasks)}
         for name in ("one", "other")
     ]
-    return validate_options(DataConfig, {"size": [24, 32], "batch_size": 4, "sources": sources} | fields, "data")
+    return validate_options(
+        DataConfig, {"size": [24, 32], "batch_size": 4, "sources": sources} | fields, "data"
+    )
 
 
 def test_a_source_without_a_label_of_its_task_is_noted(root: Path) -> None:
@@ -44,7 +46,9 @@ def test_a_source_without_a_label_of_its_task_is_noted(root: Path) -> None:
     assert report.known["train of other"]["height"] == 0
     assert report.known["train"]["height"] == 5
     (note,) = [note for note in report.notes if "height" in note]
-    assert note.startswith("target height: no sample of train of other has a label, so a task of it cannot be learned")
+    assert note.startswith(
+        "target height: no sample of train of other has a label, so a task of it cannot be learned"
+    )
 
 
 def test_a_task_that_no_source_has_a_label_of_is_noted_once(root: Path) -> None:

@@ -61,7 +61,9 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / "data" / "segmentation" / "train" / f"{number:03d}.png").unlink()
     for table in ("height", "weather"):
         path = tmp_path / "data" / f"{table}.csv"
-        kept = [line for line in path.read_text().splitlines() if not line.startswith(("train/000", "train/002"))]
+        kept = [
+            line for line in path.read_text().splitlines() if not line.startswith(("train/000", "train/002"))
+        ]
         path.write_text("\n".join(kept) + "\n")
     return tmp_path / "data"
 
@@ -150,7 +152,10 @@ def test_a_label_moves_with_its_image(root: Path) -> None:
             assert torch.equal(batch["image"], without["image"])
             mean, std = (torch.tensor(one).view(3, 1, 1) for one in (data.mean, data.std))
             for image, mask, own in zip(
-                batch["image"], batch["targets"]["segmentation"], without["targets"]["segmentation"], strict=True
+                batch["image"],
+                batch["targets"]["segmentation"],
+                without["targets"]["segmentation"],
+                strict=True,
             ):
                 if (own == 255).all():
                     picture = ((image * std + mean) * 255).round().to(torch.uint8)
@@ -196,9 +201,7 @@ def test_kept_on_disk_they_are_made_once(root: Path, tmp_path: Path) -> None:
         one.fill()
     assert len(asked) == 2
     label, sure = brightness(dataset[1])
-    assert torch.equal(
-        Taught(dataset, [one])[1]["targets"]["segmentation"], torch.where(sure, label, 255)
-    )
+    assert torch.equal(Taught(dataset, [one])[1]["targets"]["segmentation"], torch.where(sure, label, 255))
 
 
 def test_of_several_data_sets_each_has_its_own(root: Path) -> None:

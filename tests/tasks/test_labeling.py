@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compactmtl.tasks.labeling import sure_labels
@@ -34,7 +34,7 @@ def test_a_label_has_the_targets_format(kind: str) -> None:
     assert sure.all()
     assert task.known(label).all()
     assert torch.equal(label, task.decode(output))
-    assert float(task.loss(output, label)) >= 0
+    assert task.loss(output, label).isfinite()  # it is a target like any other
 
 
 def test_a_class_counts_from_its_probability_on() -> None:
@@ -67,9 +67,7 @@ def test_a_number_counts_where_the_mirror_agrees_in_its_unit(kind: str) -> None:
     task = usual_task(kind)
     output = torch.randn(3, task.channels, generator=torch.Generator().manual_seed(0))
     label = task.decode(output)
-    found, sure = sure_labels(
-        task, output, agreement=2.0, mirrored=label + torch.tensor([0.0, 1.9, -2.1])
-    )
+    found, sure = sure_labels(task, output, agreement=2.0, mirrored=label + torch.tensor([0.0, 1.9, -2.1]))
     assert torch.equal(found, label)
     assert sure.tolist() == [True, True, False]
 
@@ -103,8 +101,11 @@ def test_a_normal_counts_where_the_mirror_agrees_in_degrees() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LABELING if all_classes()[kind].sureness == "probability"])
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), low=st.floats(0.01, 1), high=st.floats(0.01, 1))
-def test_a_higher_bound_takes_a_part_of_the_same_labels(kind: str, seed: int, low: float, high: float) -> None:
+def test_a_higher_bound_takes_a_part_of_the_same_labels(
+    kind: str, seed: int, low: float, high: float
+) -> None:
     low, high = sorted((low, high))
     task = usual_task(kind)
     shape = (2, task.channels, 3, 3) if task.dense else (5, task.channels)

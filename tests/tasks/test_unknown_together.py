@@ -73,6 +73,7 @@ def test_every_kind_is_here() -> None:
     assert {task.kind for task in TASKS.values()} == set(task_kinds())
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -80,7 +81,9 @@ def test_every_kind_is_here() -> None:
         st.lists(st.booleans(), min_size=IMAGES, max_size=IMAGES), min_size=len(TASKS), max_size=len(TASKS)
     ),
 )
-def test_the_batchs_gradient_is_the_sum_of_those_of_each_tasks_rows(seed: int, masks: list[list[bool]]) -> None:
+def test_the_batchs_gradient_is_the_sum_of_those_of_each_tasks_rows(
+    seed: int, masks: list[list[bool]]
+) -> None:
     model, images = network(TASKS, seed), picture(seed)
     targets = {name: batch(task, seed)[1] for name, task in TASKS.items()}
     known = dict(zip(TASKS, masks, strict=True))
@@ -97,12 +100,15 @@ def test_the_batchs_gradient_is_the_sum_of_those_of_each_tasks_rows(seed: int, m
             torch.testing.assert_close(together[name], alone[name], rtol=1e-12, atol=1e-12)
         else:
             assert together[name] == 0
-    expected = gradients(model, list(alone.values())) if alone else [torch.zeros_like(p) for p in model.parameters()]
+    expected = (
+        gradients(model, list(alone.values())) if alone else [torch.zeros_like(p) for p in model.parameters()]
+    )
     for found, one in zip(gradients(model, list(together.values())), expected, strict=True):
         # sums over rows in another order: 1e-16 a term
         torch.testing.assert_close(found, one, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -113,7 +119,9 @@ def test_the_batchs_gradient_is_the_sum_of_those_of_each_tasks_rows(seed: int, m
     ),
     cut=st.integers(1, IMAGES - 1),
 )
-def test_the_splits_metrics_are_those_of_each_tasks_rows(seed: int, masks: list[list[bool]], cut: int) -> None:
+def test_the_splits_metrics_are_those_of_each_tasks_rows(
+    seed: int, masks: list[list[bool]], cut: int
+) -> None:
     pytest.importorskip("pycocotools")
     model, images = network(TASKS, seed), picture(seed)
     targets = {name: batch(task, seed)[1] for name, task in TASKS.items()}
@@ -122,7 +130,8 @@ def test_the_splits_metrics_are_those_of_each_tasks_rows(seed: int, masks: list[
             targets[name][0, :, :4], targets[name][0, :, 4:] = 0, 1  # boundaries need one
     known = {name: [True, *mask] for name, mask in zip(TASKS, masks, strict=True)}
     given_targets = {
-        name: hidden(task, targets[name], by_image(known[name], targets[name])) for name, task in TASKS.items()
+        name: hidden(task, targets[name], by_image(known[name], targets[name]))
+        for name, task in TASKS.items()
     }
     runner = torch_runner(model)
 

@@ -59,9 +59,7 @@ def recipe(root: Path, data: str, *overrides: str) -> Resolved:
 
 def student(root: Path, teachers: str, *overrides: str) -> Resolved:
     """Two sources with a task each, and the other's from teachers."""
-    data = (
-        f'{{name: "", root: ., batch_size: 4, options: {{}}, sources: [{ONE}, {OTHER}], pseudo_labels: {teachers}}}'
-    )
+    data = f'{{name: "", root: ., batch_size: 4, options: {{}}, sources: [{ONE}, {OTHER}], pseudo_labels: {teachers}}}'
     return recipe(root, data, *overrides)
 
 
@@ -87,7 +85,8 @@ def test_a_run_labels_what_a_source_does_not(root: Path, teacher: Run, tmp_path:
     run = train(student(root, teachers, "train.epochs=1"), tmp_path / "run", console=console)
     assert isinstance(console.file, io.StringIO)
     assert (
-        f"pseudo-labels of train: weather: 5 known, 5 filled by {teacher.path}, of 10" in console.file.getvalue()
+        f"pseudo-labels of train: weather: 5 known, 5 filled by {teacher.path}, of 10"
+        in console.file.getvalue()
     )
     # what the loader has is what predict says of the same pictures
     session = build_session(run.recipe)
@@ -120,7 +119,9 @@ def test_a_run_labels_what_a_source_does_not(root: Path, teacher: Run, tmp_path:
     assert (shown.task, shown.known, shown.filled) == ("weather", 5, 5)
     assert "5 known, 5 filled by" in render(report, [])
     part = subset_run(run, ["segmentation"])
-    assert [one.task for one in build_report([part], None, ValSplits()).runs[0].pseudo_labels] == ["segmentation"]
+    assert [one.task for one in build_report([part], None, ValSplits()).runs[0].pseudo_labels] == [
+        "segmentation"
+    ]
 
 
 @pytest.mark.slow
@@ -136,7 +137,9 @@ def test_a_bundle_says_what_its_run_says(root: Path, teacher: Run, tmp_path: Pat
     ]
     views: list[Any] = [session.train_loader.dataset for session in sessions]
     one, other = (view._dataset for view in views)
-    masks = [torch.stack([dataset[n]["targets"]["segmentation"] for n in range(5, 10)]) for dataset in (one, other)]
+    masks = [
+        torch.stack([dataset[n]["targets"]["segmentation"] for n in range(5, 10)]) for dataset in (one, other)
+    ]
     assert (masks[0] != 255).any()
     # float32 on two runtimes: a pixel at the bound or between two classes may fall to either side
     assert (masks[0] == masks[1]).double().mean() > 0.99
@@ -147,10 +150,12 @@ def test_a_bundle_says_what_its_run_says(root: Path, teacher: Run, tmp_path: Pat
 def test_a_teacher_without_the_task_is_refused(root: Path, teacher: Run) -> None:
     with pytest.raises(ConfigError, match="has no task 'wether'; it has segmentation, weather"):
         build_session(student(root, f"{{weather: {{teacher: {teacher.path}, output: wether}}}}").recipe)
-    with pytest.raises(ConfigError, match="kind of the teacher's segmentation is 'mask', that of the target 'class'"):
+    with pytest.raises(
+        ConfigError, match="kind of the teacher's segmentation is 'mask', that of the target 'class'"
+    ):
         build_session(student(root, f"{{weather: {{teacher: {teacher.path}, output: segmentation}}}}").recipe)
+    letterbox = "data.sources.one.resize=letterbox"
     with pytest.raises(ConfigError, match="images of resize stretch, those of one have letterbox"):
-        letterbox = "data.sources.one.resize=letterbox"
         build_session(student(root, f"{{weather: {{teacher: {teacher.path}}}}}", letterbox).recipe)
 
 

@@ -117,7 +117,7 @@ def test_a_file_labels_what_has_no_label_where_it_is_sure(root: Path, after: str
         f"pseudo-labels of train: segmentation: 3 known, 2 filled by {root / 'net.onnx'} at confidence >= 0.9 {share}, of 5"
     )
     # all else is as without a teacher
-    without, plain = session_of(root, "{}")
+    _, plain = session_of(root, "{}")
     others = [row for row in range(5) if row not in rows]
     assert torch.equal(batch["image"], plain["image"])
     assert torch.equal(batch["targets"]["segmentation"][others], plain["targets"]["segmentation"][others])
@@ -135,7 +135,9 @@ def test_what_is_measured_has_no_such_label(root: Path) -> None:
     known = 0
     for one in session.select_loader:
         known += int(one["targets"]["height"].isfinite().sum())
-        assert ((one["targets"]["segmentation"] != 255).flatten(1).any(1) == one["targets"]["height"].isfinite()).all()
+        assert (
+            (one["targets"]["segmentation"] != 255).flatten(1).any(1) == one["targets"]["height"].isfinite()
+        ).all()
     assert known == 4  # one of five has none
 
 
@@ -169,7 +171,7 @@ def test_classes_in_another_order_are_mapped_by_name(root: Path) -> None:
 
 def test_class_indices_are_taken_as_they_are(root: Path) -> None:
     write_brightness(root / "net.onnx", after="ArgMax")
-    (session, one) = session_of(root, f"{{segmentation: {{teacher: net.onnx, values: class index, {PLAIN}}}}}")
+    (_, one) = session_of(root, f"{{segmentation: {{teacher: net.onnx, values: class index, {PLAIN}}}}}")
     (_, other) = session_of(root, f"{{segmentation: {{teacher: three.onnx, {PLAIN}}}}}")
     assert torch.equal(one["targets"]["segmentation"], other["targets"]["segmentation"])
 
@@ -186,16 +188,18 @@ def test_a_file_of_another_size_is_given_pictures_of_it(root: Path) -> None:
 
 def test_an_output_by_another_name(root: Path) -> None:
     write_brightness(root / "net.onnx", names=("a", "b", "c"))
-    session, batch = session_of(root, f"{{height: {{teacher: net.onnx, output: c, {PLAIN}}}}}")
+    _, batch = session_of(root, f"{{height: {{teacher: net.onnx, output: c, {PLAIN}}}}}")
     assert batch["targets"]["height"].isfinite().all()
 
 
+@pytest.mark.slow
 def test_two_sessions_have_the_same_labels(root: Path) -> None:
     teachers = f"{{segmentation: {{teacher: three.onnx, confidence: 0.8, {PLAIN}}}}}"
     (_, one), (_, other) = session_of(root, teachers), session_of(root, teachers, "data.workers=1")
     assert torch.equal(one["targets"]["segmentation"], other["targets"]["segmentation"])
 
 
+@pytest.mark.slow
 def test_kept_on_disk_they_are_of_these_images_and_this_teacher(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +233,7 @@ def test_a_split_that_only_a_teacher_labels_can_be_learned(root: Path) -> None:
     session, _ = session_of(root, f"{{segmentation: {{teacher: three.onnx, {PLAIN}}}}}")
     assert any("0 known, 5 filled" in line for line in session.data.notes)
     write_brightness(root / "flat.onnx", steep=0.0)
-    with pytest.raises(DataError, match="is sure of none at confidence >= 0.9"):
+    with pytest.raises(DataError, match=r"is sure of none at confidence >= 0\.9"):
         session_of(root, f"{{segmentation: {{teacher: flat.onnx, confidence: 0.9, {PLAIN}}}}}")
 
 
