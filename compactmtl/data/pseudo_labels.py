@@ -152,9 +152,8 @@ def unlabeled(dataset: VisionDataset, target: str) -> list[int]:
     Samples are decoded where the data set cannot say.
     """
     flags, spec = labeled(dataset, target), dataset.specs[target]
-    if flags is None:
-        doubtful = range(len(dataset))
-    else:
+    doubtful = list(range(len(dataset)))
+    if flags is not None:
         doubtful = np.flatnonzero(flags).tolist() if spec.kind == "multilabel" else []
     found = [] if flags is None else np.flatnonzero(~flags).tolist()
     for index in doubtful:

@@ -128,7 +128,12 @@ def _of_bundle(path: Path, where: str, output: str, recipe: Recipe) -> LabelTeac
         raw = restore(run_batched(runner, fed)[output], after, task.channels)
         return torch.from_numpy(np.asarray(raw, np.float32))
 
-    prepared = {"resize": images.resize, "channels": images.channels, "range": images.range, "inputs": {}}
+    prepared: dict[str, Any] = {
+        "resize": images.resize,
+        "channels": images.channels,
+        "range": images.range,
+        "inputs": {},
+    }
     return LabelTeacher(str(path), bundle.sha256, task, after != "argmax", images.size, prepared, answer)
 
 

@@ -59,7 +59,7 @@ def write_brightness(
         else:
             nodes.append(helper.make_node("Identity", [inner], [name]))
     height, width = size or ("height", "width")
-    shapes = [["batch", classes, height, width], ["batch", classes]]
+    shapes: list[list[str | int | None]] = [["batch", classes, height, width], ["batch", classes]]
     if after == "ArgMax":
         shapes = [["batch", height, width], ["batch"]]
     outputs = [
@@ -67,7 +67,8 @@ def write_brightness(
         for name, kind, shape in zip((maps, picture), types, shapes, strict=True)
     ]
     outputs.append(helper.make_tensor_value_info(number, TensorProto.FLOAT, ["batch", 1]))
-    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels, height, width])]
+    taken: list[str | int | None] = ["batch", channels, height, width]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, taken)]
     graph = helper.make_graph(nodes, "brightness", inputs, outputs, weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     return path

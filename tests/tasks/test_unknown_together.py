@@ -62,7 +62,7 @@ TASKS = {f"task_{kind}": named(case, f"task_{kind}") for kind, case in FIRST.ite
 
 
 def gradients(model: MultiTaskModel, losses: list[Tensor]) -> list[Tensor]:
-    found = torch.autograd.grad(sum(losses), list(model.parameters()), allow_unused=True)
+    found = torch.autograd.grad(torch.stack(losses).sum(), list(model.parameters()), allow_unused=True)
     return [
         torch.zeros_like(parameter) if gradient is None else gradient
         for parameter, gradient in zip(model.parameters(), found, strict=True)
