@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -129,8 +130,8 @@ def test_what_was_too_slow_is_not_taken_where_the_next_measurement_fails() -> No
     ],
 )
 def test_of_choices_that_are_not_close_the_nearest_is_taken(shares: list[float], taken: float) -> None:
-    left = iter([*shares, shares[-1]])  # the last one is chosen again: no better one is known
-    truth = Truth(clock=lambda keep: next(left, None))
+    left = chain(shares, repeat(shares[-1]))  # the last one is chosen again: no better one is known
+    truth = Truth(clock=lambda keep: next(left))
     choices = iter(range(1, 9))
     by_number: list[int] = []
 
