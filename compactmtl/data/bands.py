@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from compactmtl.artifacts.arrays import load_array
 from compactmtl.data.pixels import (
     FETCH_AGAIN,
     IMAGE_SUFFIXES,
@@ -119,12 +120,11 @@ def _is_tiff(path: Path) -> bool:
 def _array(path: Path, channels: int) -> NDArray[Any]:
     """(H, W, channels) of a .npy file."""
     try:
-        loaded = np.load(path, allow_pickle=False)
+        values = load_array(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "check the path") from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
-    values: NDArray[Any] = np.asarray(loaded)
     return _channels_last(values, channels, path)
 
 
