@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +141,7 @@ def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
         loaded = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "it belongs to an image that is there; fetch it") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
     if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiub":
         raise DataError(f"{path}: not one array of numbers", FETCH_AGAIN)
@@ -189,6 +190,6 @@ def check_npy(path: Path) -> str | None:
         np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return f"{path}: no such file"
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         return f"{path}: not a whole .npy array ({error})"
     return None

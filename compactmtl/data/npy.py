@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def npy_info(path: Path) -> ImageInfo:
     """What maps of an image (H, W, 3) must fit; its values are not read."""
     try:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", "fetch the data again") from error
     return ImageInfo(path, (shape[0], shape[1]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,13 @@ def read_vector(word: Path | str, count: int, name: str) -> NDArray[np.float32]:
             values = np.load(word, allow_pickle=False)
         else:
             values = np.array([float(one) for one in str(word).split(",")])
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{word}: not the numbers of input {name!r} ({error})", mend) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (count,):
         found = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
         raise DataError(f"{word}: input {name!r} has {count} numbers, found {found}", mend)
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):  # a number beyond float32 is told as one that is not finite
+        numbers = values.astype(np.float32)
+    if not np.isfinite(numbers).all():
         raise DataError(f"{word}: input {name!r} holds a value that is not finite", mend)
-    return values.astype(np.float32)
+    return numbers
