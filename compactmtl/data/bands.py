@@ -122,13 +122,15 @@ def _is_tiff(path: Path) -> bool:
 def _array(path: Path, channels: int) -> NDArray[Any]:
     """(H, W, channels) of a .npy file."""
     try:
-        loaded = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # numpy leaves a damaged archive open
+            loaded = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "check the path") from error
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
-    values: NDArray[Any] = np.asarray(loaded)
-    return _channels_last(values, channels, path)
+    if not isinstance(loaded, np.ndarray):
+        raise DataError(f"{path}: not a whole .npy array (an archive)", FETCH_AGAIN)
+    return _channels_last(loaded, channels, path)
 
 
 def _tiff(path: Path, channels: int) -> tuple[NDArray[Any], int | None]:

@@ -138,7 +138,8 @@ def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
     Raises DataError, naming the file, where it is missing, cut short, or of another form.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # numpy leaves a damaged archive open
+            loaded = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "it belongs to an image that is there; fetch it") from error
     except (OSError, ValueError, EOFError, BadZipFile) as error:

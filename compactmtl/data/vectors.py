@@ -19,7 +19,8 @@ def read_vector(word: Path | str, count: int, name: str) -> NDArray[np.float32]:
     mend = f"give {count} numbers as {name}=1.5,2,… or in a .npy file of shape ({count},)"
     try:
         if str(word).lower().endswith(".npy"):
-            values = np.load(word, allow_pickle=False)
+            with Path(word).open("rb") as file:  # numpy leaves a damaged archive open
+                values = np.load(file, allow_pickle=False)
         else:
             values = np.array([float(one) for one in str(word).split(",")])
     except (OSError, ValueError, EOFError, BadZipFile) as error:

@@ -186,7 +186,9 @@ class Predictor:
         if not self.inputs or set(given) != set(self.inputs):
             raise ConfigError(
                 f"the model takes {known}, found {', '.join(given) or 'none'}",
-                "give `photo` a file for each input by its name" if self.inputs else "give `photo` the file itself",
+                "give `photo` a file for each input by its name"
+                if self.inputs
+                else "give `photo` the file itself",
             )
         values: dict[str, NDArray[Any]] = {}
         first: ImageInfo | None = None
@@ -226,7 +228,9 @@ class Predictor:
             )
         for name, rule in rules.items():
             value, vector = given[name], isinstance(rule, Vector)
-            kind, axes = ("float32", f"({rule.channels},)") if vector else ("uint8", f"({rule.channels}, H, W)")
+            kind, axes = (
+                ("float32", f"({rule.channels},)") if vector else ("uint8", f"({rule.channels}, H, W)")
+            )
             if value.dtype != kind or value.ndim != (1 if vector else 3) or len(value) != rule.channels:
                 raise ConfigError(
                     f"{f'input {name!r}' if name else 'the image'} is {value.dtype} of shape {value.shape}, expected {kind} of"

@@ -204,10 +204,10 @@ def test_int8_is_proved_by_the_graph_that_runs_and_timed_by_layer(tmp_path: Path
 
 def test_float32_is_float32_on_a_device_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's provider rounds products to TF32 unless it is told not to: by a device kit and by a bundle's program as here."""
-    real, given = onnxruntime.InferenceSession, list[object]()
+    real, given = onnxruntime.InferenceSession, list[tuple[str, dict[str, str]]]()
 
     class Session(real):  # type: ignore[misc, valid-type]
-        def __init__(self, model: str, options: object, providers: list[object]) -> None:
+        def __init__(self, model: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
             given.extend(providers)
             super().__init__(model, providers=["CPUExecutionProvider"])
 
@@ -221,7 +221,7 @@ def test_float32_is_float32_on_a_device_too(path: Path, monkeypatch: pytest.Monk
     part: dict[str, Any] = {}
     exec(compile(BACKEND.in_bundle(CUDA), "part", "exec"), part)
     part["open_model"](path, {"provider": "CUDAExecutionProvider", "threads": 1})
-    assert [tuple(one) for one in given] == [("CUDAExecutionProvider", {"use_tf32": "0"})] * 2  # type: ignore[call-overload]
+    assert given == [("CUDAExecutionProvider", {"use_tf32": "0"})] * 2
 
 
 def test_a_kit_asks_the_gpu_that_cuda_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:

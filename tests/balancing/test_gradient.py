@@ -244,6 +244,8 @@ def test_a_deep_encoder_is_waited_for_no_more_often_than_a_shallow_one(name: str
             balanced_backward(
                 gradient_balancer(name), losses, [features], encoder.parameters(), own, scale=scale
             )
-        return sum("gradient.py" in place for place in counted.places)  # what a method asks of the gramian lies on the CPU
+        return sum(
+            "gradient.py" in place for place in counted.places
+        )  # what a method asks of the gramian lies on the CPU
 
     assert reads(12) == reads(2) > 0

@@ -19,7 +19,6 @@ from compactmtl.errors import CompactError, ConfigError, DataError
 from compactmtl.export import Predictor
 from compactmtl.export.bundle import Bundle
 from compactmtl.export.golden import INPUT
-from compactmtl.export.in_bundle import picture, sample
 from compactmtl.export.predict import Photo
 from compactmtl.export.script import MOST_LINES
 from tests.export.test_in_bundle import PARTS, golden_bundle
@@ -201,9 +200,15 @@ def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
         (lambda photo: photo.pixels, "the model takes a, b, c, d, u, v, found a"),
         (lambda photo: without(photo, "u"), "the model takes a, b, c, d, u, v, found a, b, c, d, v"),
         (changed("a", lambda one: one / np.float32(255)), "input 'a' is float32 of shape"),
-        (changed("b", lambda one: one.transpose(1, 2, 0)), r"input 'b' .* expected uint8 of shape \(3, H, W\)"),
+        (
+            changed("b", lambda one: one.transpose(1, 2, 0)),
+            r"input 'b' .* expected uint8 of shape \(3, H, W\)",
+        ),
         (changed("c", lambda one: one[:1]), r"input 'c' is uint8 of shape \(1, 8, 8\)"),
-        (changed("u", lambda one: one[:2]), r"input 'u' is float32 of shape \(2,\), expected float32 of shape \(3,\)"),
+        (
+            changed("u", lambda one: one[:2]),
+            r"input 'u' is float32 of shape \(2,\), expected float32 of shape \(3,\)",
+        ),
         (changed("v", lambda one: one[None]), r"input 'v' is float32 of shape \(1, 3\)"),
     ],
 )
@@ -224,11 +229,6 @@ def test_one_picture_is_no_sample_of_named_ones(tmp_path: Path) -> None:
             with pytest.raises(CompactError, match="takes one picture without a name"):
                 predictor.photo(files)
         with pytest.raises(ConfigError, match=r"the image is float32 of shape \(3, 8, 8\), expected uint8"):
-            predictor.predict(np.zeros((3, 8, 8), np.float32))  # type: ignore[arg-type]
+            predictor.predict(np.zeros((3, 8, 8), np.float32))
         with pytest.raises(ConfigError, match=r"the image is uint8 of shape \(8, 8, 3\)"):
             predictor.predict(np.zeros((8, 8, 3), np.uint8))
-
-
-def test_a_picture_is_prepared_as_in_the_part_that_all_share() -> None:
-    """The road of several inputs has no preparation of its own."""
-    assert sample.prepare is picture.prepare

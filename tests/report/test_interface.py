@@ -60,10 +60,12 @@ def test_each_of_several_inputs_is_described_on_its_own(info: BundleInfo, tmp_pa
 
 
 def test_what_the_model_does_itself_is_said_of_each(info: BundleInfo, tmp_path: Path) -> None:
-    target = info.target.model_copy(
-        update={"onnx": info.target.onnx.model_copy(update={"preprocess": True})}
-    )
-    said = [line for line in lines(interface(tmp_path, info.model_copy(update={"target": target}))) if line[:2] == "- "]
+    target = info.target.model_copy(update={"onnx": info.target.onnx.model_copy(update={"preprocess": True})})
+    said = [
+        line
+        for line in lines(interface(tmp_path, info.model_copy(update={"target": target})))
+        if line[:2] == "- "
+    ]
     assert all("the model normalizes them" in line for line in said) and "NHWC" in said[1]
 
 

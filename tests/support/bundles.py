@@ -48,7 +48,7 @@ def _write_several(path: Path, rules: Mapping[str, Rule]) -> Path:
     nodes, parts, inputs = [], [], []
     for name, rule in rules.items():
         vector = isinstance(rule, Vector)
-        shape = ["batch", 3] if vector else ["batch", 3, SIZE, SIZE]
+        shape: list[str | int | None] = ["batch", 3] if vector else ["batch", 3, SIZE, SIZE]
         inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         if not vector:
             nodes.append(helper.make_node("GlobalAveragePool", [name], [f"{name}.pooled"]))

@@ -19,7 +19,8 @@ def later_than_38(source: str) -> list[str]:
     """What 3.8 would refuse or lack, each with its line. Raises SyntaxError for its syntax."""
     tree = ast.parse(source, feature_version=PYTHON)
     postponed = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
-    return sorted({f"line {line}: {what}" for line, what in _found(tree, postponed)})
+    found = [*_found(tree, postponed), *_starred(tree, source)]
+    return sorted({f"line {line}: {what}" for line, what in found})
 
 
 def _found(tree: ast.AST, postponed: bool) -> Iterator[tuple[int, str]]:
@@ -40,3 +41,12 @@ def _found(tree: ast.AST, postponed: bool) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "a union of dicts"
         elif isinstance(node, ast.Subscript) and not postponed and getattr(node.value, "id", "") in GENERIC:
             yield node.lineno, "a generic type that is evaluated"
+
+
+def _starred(tree: ast.AST, source: str) -> Iterator[tuple[int, str]]:
+    """Indices such as `a[*b]`, which `ast.parse` takes whatever the version; `a[(*b,)]` is older."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+            bare = not (ast.get_source_segment(source, node.slice) or "").startswith("(")
+            if bare and any(isinstance(one, ast.Starred) for one in node.slice.elts):
+                yield node.lineno, "a star in an index"

@@ -7,7 +7,9 @@ import onnxruntime_ep_nv_tensorrt_rtx as plugin
 def open_model(path, target):
     """The model on the target's provider, as a function of arrays by name."""
     options, provider = onnxruntime.SessionOptions(), target["provider"]
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # else nodes would move to the CPU
+    options.add_session_config_entry(
+        "session.disable_cpu_ep_fallback", "1"
+    )  # else nodes would move to the CPU
     onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
     devices = [one for one in onnxruntime.get_ep_devices() if one.ep_name == provider]
     if not devices:

@@ -42,7 +42,10 @@ def decoded(path, want):
     """The numbers of the file; raises what decoders raise, and Refused."""
     suffix, turn, channels, limits = path.suffix.lower(), 1, want["channels"], want["values"]
     if suffix == ".npy":
-        values = np.asarray(np.load(path, allow_pickle=False))
+        with path.open("rb") as file:  # numpy leaves a damaged archive open
+            values = np.load(file, allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            raise Refused("not a whole .npy array (an archive)")
         values = values[..., None] if values.ndim == 2 else values
         if values.ndim == 3 and values.shape[-1] != channels == len(values):
             values = values.transpose(1, 2, 0)

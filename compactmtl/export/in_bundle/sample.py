@@ -27,8 +27,11 @@ def numbers(file, want):
     """A vector as the model's input: normalized unless the model does that. Raises ValueError naming what is wrong."""
     name, count = want["name"], want["shape"][1]
     try:
-        array = file.lower().endswith(".npy")
-        values = np.load(file, allow_pickle=False) if array else np.array([float(x) for x in file.split(",")])
+        if file.lower().endswith(".npy"):
+            with Path(file).open("rb") as stream:  # numpy leaves a damaged archive open
+                values = np.load(stream, allow_pickle=False)
+        else:
+            values = np.array([float(number) for number in file.split(",")])
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{file}: not the numbers of input {name!r} ({error})") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (count,):

@@ -217,7 +217,12 @@ def _gpu(board: str) -> dict[str, Any]:
     for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):
         fields = (*GPU_FIELDS, reasons)
         said = _asked(
-            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={board}"]
+            [
+                "nvidia-smi",
+                f"--query-gpu={','.join(fields)}",
+                "--format=csv,noheader,nounits",
+                f"--id={board}",
+            ]
         )
         values = [value.strip() for value in said.splitlines()[0].split(",")] if said else []
         if len(values) == len(fields):

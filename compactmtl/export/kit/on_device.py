@@ -320,7 +320,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--repeats", type=int, default=0, help="rounds of the latency (default: the target's)"
     )
     parser.add_argument(
-        "--table", action="store_true", help="measure a latency table, which takes a kit of its own: says how to get one"
+        "--table",
+        action="store_true",
+        help="measure a latency table, which takes a kit of its own: says how to get one",
     )
     return parser.parse_args(argv)
 

@@ -79,7 +79,9 @@ def main_of_table(kind: type[DeviceRuntime], folder: Path, argv: list[str] | Non
         "--out", type=Path, default=Path(RESULTS), help=f"file of the results (default: {RESULTS})"
     )
     parser.add_argument(
-        "--table", action="store_true", help="measure a latency table: what this kit does, with the word or without"
+        "--table",
+        action="store_true",
+        help="measure a latency table: what this kit does, with the word or without",
     )
     args = parser.parse_args(argv)
     try:

@@ -7,13 +7,14 @@ that is there, so mypy sees nothing of what they take.
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 
 import pytest
 
 from compactmtl.backends import get_backend
 from compactmtl.backends.targets import load_target
-from compactmtl.export.kit.script import script
+from compactmtl.backends.tensorrt import kit
 from tools.check_tensorrt_api import STUB, used_names
 
 MODULES = {"trt", "tensorrt", "module"}  # how the programs call TensorRT's module
@@ -72,9 +73,10 @@ def programs() -> dict[str, str]:
     found = {}
     for name in ("tensorrt", "tensorrt-rtx"):
         target, backend = load_target(f"{name}-fp32"), get_backend(name)
-        kit = backend.device_kit(target, {"image": (1, 3, 8, 8)})
-        assert kit is not None
-        found[f"{name}, kit"] = script(kit.runtime, kit.install)
+        device = backend.device_kit(target, {"image": (1, 3, 8, 8)})
+        assert device is not None
+        assert device.runtime is kit.TensorRtOnDevice
+        found[f"{name}, kit"] = inspect.getsource(kit)
         text = backend.in_bundle(target)
         found[f"{name}, bundle"] = text.replace("tensorrt_rtx_bindings as tensorrt", "tensorrt")
     return found

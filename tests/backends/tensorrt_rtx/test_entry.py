@@ -141,7 +141,9 @@ def test_the_builder_reports_its_phases(model: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_bar_shows_the_builders_phases(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(watch, "Console", lambda **options: Console(file=screen, force_terminal=True, width=100))
+    monkeypatch.setattr(
+        watch, "Console", lambda **options: Console(file=screen, force_terminal=True, width=100)
+    )
     build(model, target())
     assert "Building engine" in screen.getvalue()
 

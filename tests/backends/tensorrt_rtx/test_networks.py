@@ -162,9 +162,7 @@ def test_free_batch_and_size_with_a_profile(tmp_path: Path) -> None:
     )
 
 
-def check_inputs(
-    model: nn.Module, inputs: Mapping[str, Tensor], folder: Path
-) -> None:
+def check_inputs(model: nn.Module, inputs: Mapping[str, Tensor], folder: Path) -> None:
     """Every precision for every capability, of a model whose inputs are no one picture in float32; its batch is free."""
     for precision in PRECISIONS:
         target = target_of(precision)
@@ -196,7 +194,9 @@ def test_pixels_in_and_classes_out(tmp_path: Path) -> None:
 
     after = {"areas": "argmax", "edges": "sigmoid", "shape": "softmax"}
     deployed = Deployed(Parts(), Preprocessing(size=(16, 24)), after).eval()
-    pixels = torch.randint(0, 256, (2, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (2, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     check_inputs(deployed, {"image": pixels}, tmp_path)
 
 

@@ -19,6 +19,7 @@ from tests.support.python38 import later_than_38
 
 SHAPES = {"image": (1, 3, 16, 24)}
 
+
 def kits() -> Iterator[tuple[str, DeviceKit]]:
     for backend in all_backends():
         kit = kit_of(backend)
