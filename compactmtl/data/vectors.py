@@ -28,6 +28,8 @@ def read_vector(word: Path | str, count: int, name: str) -> NDArray[np.float32]:
         raise DataError(
             f"{word}: input {name!r} has {count} numbers, found {values.dtype} of shape {values.shape}", mend
         )
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):  # a number beyond float32 is told as one that is not finite
+        numbers = values.astype(np.float32)
+    if not np.isfinite(numbers).all():
         raise DataError(f"{word}: input {name!r} holds a value that is not finite", mend)
-    return values.astype(np.float32)
+    return numbers

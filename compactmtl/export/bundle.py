@@ -1,7 +1,7 @@
 """The bundle: a model file with all that is needed to run it and to know where it came from.
 
     <bundle>/ model.onnx (· model.onnx.data) · bundle.json · bundle.schema.json · golden.png · golden.npz
-              · infer.py · shared.py (· picture.py · show.py · panoptic.py · runtime.py) · verification.json · hashes.json
+              · infer.py · shared.py (· picture.py · pixels.py · sample.py · show.py · panoptic.py · runtime.py) · verification.json · hashes.json
 
 bundle.json lists the SHA-256 of each model file; verification.json names the SHA-256 of bundle.json; hashes.json lists
 that of every file.
