@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.layout import DATA
 from compactmtl.data.fingerprint import Fingerprint, differences, fingerprint
 from compactmtl.errors import ArtifactError, CompactWarning, DataError
@@ -87,7 +88,7 @@ def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> 
 def _read(path: Path) -> tuple[Splits, dict[str, str]] | None:
     """The fingerprints of a run's splits, and its teachers of pseudo-labels; none where an older version began the run."""
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = parse_json(path.read_text(encoding="utf-8"))
         if values["version"] != VERSION:
             raise ValueError(f"it is of version {values['version']}, this compactmtl reads {VERSION}")
         splits: Splits = values["splits"]
