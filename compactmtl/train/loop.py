@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,8 @@ from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.result import TaskMetrics
 
+Watch = Callable[[int, float], None]  # is told each epoch and its score
+
 
 def train(
     resolved: Resolved,
@@ -58,12 +60,14 @@ def train(
     accept_changed_data: bool = False,
     console: Console | None = None,
     trust: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
     """Train a recipe into the folder `run_dir` and return the run.
 
     `resume` goes on with a run from its last checkpoint (from the start where there is none yet), `overwrite` replaces
     a run that is there. `accept_changed_data` goes on although the data set is not what it was at the start. `trust` lets
-    a class be imported that the recipe names as its data set.
+    a class be imported that the recipe names as its data set. `watch` is called after every epoch but the last, once its
+    checkpoint is written, with the epoch and its score; what it raises ends the training, which can be resumed.
 
     Raises ConfigError where the folder is taken, there is no run to resume or it is of another recipe; HeldError where
     another process is writing into the run; DataError where the data set has changed; TrainingError where a loss is
@@ -92,7 +96,7 @@ def train(
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
             tracker = Tracker(path, session.measured, session.total_steps, session.position.step, console)
             with tracker, Interrupt() as interrupt:
-                Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
+                Loop(session, progress, path, tracker, interrupt, watch).run(resumed=changed)
     return Run.open(path)
 
 
@@ -134,6 +138,7 @@ class Loop:
     path: Path
     tracker: Tracker
     interrupt: Interrupt
+    watch: Watch | None = None
 
     def run(self, *, resumed: list[str] | None = None) -> None:
         """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
@@ -302,6 +307,8 @@ class Loop:
         progress.epoch_seconds, progress.epoch_images, progress.sums = 0.0, 0, {}
         session.position = Position(position.epoch + 1, 0, position.step)
         self._save_last()
+        if self.watch is not None and not self._done():
+            self.watch(position.epoch, score)
 
     def _save_last(self) -> None:
         save_last(self.session, self.progress, self.path / CHECKPOINTS / LAST)
