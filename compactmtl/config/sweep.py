@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from compactmtl.config.schema import Frozen
 from compactmtl.config.search import SearchConfig
 
+SEARCH_FOLDERS = ("trials", "best")  # of the trials' runs and of the best recipes, beside the entries'
 _NAME = re.compile(r"\w[\w.-]*")  # it names a folder
 
 
@@ -92,6 +93,8 @@ class SweepConfig(Frozen):
         return self
 
     def _check_search(self, search: SearchConfig) -> None:
+        if taken := [name for name in SEARCH_FOLDERS if name in self.entries]:
+            raise ValueError(f"entries.{taken[0]}: a search has a folder of this name; rename the entry")
         if search.recipe is None and self.recipe is None:
             raise ValueError("search: no recipe; name one here or for the sweep")
         if self.baseline is None and any(one.name == "delta_m" for one in search.objectives):

@@ -18,11 +18,10 @@ from compactmtl.report.charts import Axis, axis, ratio_axis
 from compactmtl.report.deployed import Place, Plane
 from compactmtl.report.svg import drawn
 from compactmtl.report.table import NOTHING, Cell, Row, Table
-from compactmtl.sweep.space import trial_jobs, trial_name
+from compactmtl.sweep.space import BEST, trial_jobs, trial_name
 from compactmtl.sweep.study import REASON, SEEDS, Study
 
 RESULTS, PAGE = "search.json", "search.md"
-BEST = "best"  # folder of the recipes
 FRONT, OTHERS = "no other trial is better in all", "other trials"
 
 

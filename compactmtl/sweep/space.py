@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compactmtl.config import Resolved, SweepConfig
 from compactmtl.config.search import ParameterConfig, SearchConfig
+from compactmtl.config.sweep import SEARCH_FOLDERS
 from compactmtl.config.yaml import flow
 from compactmtl.errors import ConfigError
 from compactmtl.runs.identity import deciding
@@ -17,7 +18,7 @@ from compactmtl.sweep.jobs import Job, plan_jobs, resolve_for
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-TRIALS = "trials"  # folder of a sweep with the runs of a search
+TRIALS, BEST = SEARCH_FOLDERS
 
 Params = Mapping[str, Any]  # by the recipe's key, as Optuna has them
 
