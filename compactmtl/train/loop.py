@@ -37,6 +37,7 @@ from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.machine import pinned, torch_settings
+from compactmtl.train.mlflow_log import require_mlflow
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, read_last, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
@@ -76,6 +77,8 @@ def train(
     """
     recipe, path = resolved.recipe, Path(run_dir)
     console = console or Console()
+    if recipe.train.mlflow is not None:
+        require_mlflow()  # before what takes minutes
     check_folder(path, resume=resume, overwrite=overwrite)
     if resume:
         check_same_recipe(path, recipe)
@@ -94,7 +97,9 @@ def train(
                 teachers = dump_teachers(teacher_costs(recipe))
                 meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
-            tracker = Tracker(path, session.measured, session.total_steps, session.position.step, console)
+            tracker = Tracker(
+                path, session.measured, session.total_steps, session.position.step, console, recipe
+            )
             with tracker, Interrupt() as interrupt:
                 Loop(session, progress, path, tracker, interrupt, watch).run(resumed=changed)
     return Run.open(path)
