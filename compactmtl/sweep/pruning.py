@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from compactmtl.config.search import PruningConfig, SearchConfig
+from compactmtl.train import GivenUp
 
 Costs = tuple[float, ...]
 
 
-class Hopeless(Exception):
+class Hopeless(GivenUp):
     """A trial is given up: after `epoch` its best score is below `bound`, of `count` others."""
 
     def __init__(self, epoch: int, score: float, bound: float, count: int) -> None:

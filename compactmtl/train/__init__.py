@@ -2,11 +2,12 @@
 
 from compactmtl.runs import Run, compact_run, is_run, recipe_hash
 from compactmtl.train.dry_run import DryRun, check_recipe, dry_run, expected_cost, measured_table
-from compactmtl.train.interrupt import TrainingInterrupted
+from compactmtl.train.interrupt import GivenUp, TrainingInterrupted
 from compactmtl.train.loop import train
 
 __all__ = [
     "DryRun",
+    "GivenUp",
     "Run",
     "TrainingInterrupted",
     "check_recipe",

@@ -37,7 +37,7 @@ from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.machine import pinned, torch_settings
-from compactmtl.train.mlflow_log import require_mlflow
+from compactmtl.train.mlflow_log import check_store
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, read_last, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
@@ -78,7 +78,7 @@ def train(
     recipe, path = resolved.recipe, Path(run_dir)
     console = console or Console()
     if recipe.train.mlflow is not None:
-        require_mlflow()  # before what takes minutes
+        check_store(recipe.train.mlflow)  # before what takes minutes, and before the run's folder is made
     check_folder(path, resume=resume, overwrite=overwrite)
     if resume:
         check_same_recipe(path, recipe)

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,29 @@ _LONGEST = 500  # characters of a parameter's value that every store takes
 _FOREIGN = re.compile(r"[^\w.\-/ ]", re.ASCII)  # what a name may not hold
 
 
-def require_mlflow() -> None:
-    """Raise MissingDependencyError where MLflow cannot be imported."""
+def check_store(config: MlflowConfig) -> None:
+    """Raise MissingDependencyError where MLflow cannot be imported, ConfigError where its store cannot be opened."""
+    _require()
+    from mlflow.tracking import MlflowClient
+
+    with _opening(config):
+        MlflowClient(tracking_uri=config.uri).get_experiment_by_name(config.experiment)
+
+
+@contextmanager
+def _opening(config: MlflowConfig) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError, ImportError) as error:
+        raise ConfigError(
+            f"train.mlflow.uri: {config.uri} cannot be opened: {_first_line(error)}",
+            "name a store such as sqlite:///mlflow.db, or set train.mlflow=null",
+        ) from error
+
+
+def _require() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report its use over the network
     try:
         import mlflow.tracking  # noqa: F401
@@ -48,23 +70,17 @@ class MlflowLog:
     """
 
     def __init__(self, config: MlflowConfig, path: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
-        require_mlflow()
-        from mlflow.exceptions import MlflowException
+        _require()
         from mlflow.tracking import MlflowClient
 
         self._path = path
         self._say = say
         self._lost = False  # whether the last try failed
-        try:
+        with _opening(config):
             self._client = MlflowClient(tracking_uri=config.uri)
             experiment = _experiment(self._client, config.experiment)
             self._id = _known(path, config.uri, self._client) or self._begin(config, experiment, recipe)
             history = self._client.get_metric_history(self._id, "epoch")
-        except (MlflowException, OSError, ImportError) as error:
-            raise ConfigError(
-                f"train.mlflow.uri: {config.uri} cannot be opened: {_first_line(error)}",
-                "name a store such as sqlite:///mlflow.db, or set train.mlflow=null",
-            ) from error
         self._sent = {int(one.value) for one in history}
 
     def _begin(self, config: MlflowConfig, experiment: str, recipe: Recipe) -> str:

@@ -18,7 +18,7 @@ from compactmtl.artifacts.layout import LOG, TENSORBOARD
 from compactmtl.artifacts.run_folder import read_log
 from compactmtl.config import Recipe
 from compactmtl.tasks import Task
-from compactmtl.train.interrupt import TrainingInterrupted
+from compactmtl.train.interrupt import GivenUp, TrainingInterrupted
 from compactmtl.train.mlflow_log import MlflowLog, scalars
 
 EVERY = 30.0  # seconds between lines of progress where there is no terminal
@@ -96,7 +96,7 @@ class Tracker:
             self._bar[0].stop()
         self._writer.close()
         if self._mlflow is not None:
-            stopped = kind is not None and issubclass(kind, TrainingInterrupted | KeyboardInterrupt)
+            stopped = kind is not None and issubclass(kind, GivenUp | TrainingInterrupted | KeyboardInterrupt)
             self._mlflow.end("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
     def groups(self, notes: Sequence[str]) -> None:
