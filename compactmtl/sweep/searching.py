@@ -16,7 +16,7 @@ from compactmtl.sweep.found import collect, front_cells, write_found
 from compactmtl.sweep.run import Failure, SweepRuns
 from compactmtl.sweep.search import Worker, baselines, for_trials, front_runs
 from compactmtl.sweep.space import check_space, identity
-from compactmtl.sweep.storage import JOURNAL, shown
+from compactmtl.sweep.storage import JOURNAL, require_optuna, shown
 from compactmtl.sweep.study import Study, open_study
 from compactmtl.train import check_recipe
 
@@ -72,6 +72,7 @@ def open_search(
     where no trial has begun, and what `open_study` raises.
     """
     assert sweep.search is not None
+    require_optuna()
     base = check_space(sweep, overrides, smoke=smoke)
     wanted = identity(sweep, base, overrides, smoke=smoke)
     place = storage or str(out / JOURNAL)
