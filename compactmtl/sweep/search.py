@@ -178,7 +178,7 @@ class _Trial:
             for by_seed, objective in zip(self.values, worker.search.objectives, strict=True):
                 by_seed[job.seed] = measured(objective, run, worker.baselines.get(job.seed))
         labels = [one.label for one in worker.search.objectives]
-        self.claimed.trial.set_user_attr(
+        self.claimed.note(
             SEEDS,
             {
                 label: {str(seed): value for seed, value in by_seed.items()}
@@ -206,7 +206,7 @@ class _Trial:
                 say(self.worker.console, "what it will cost is not known before, so it is not given up early")
                 return None
             expected = list(found)
-            self.claimed.trial.set_user_attr(EXPECTED, expected)
+            self.claimed.note(EXPECTED, expected)
         return costs_of(search, expected)
 
     def _look(self, job: Job, costs: Costs | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,26 @@ def shown(storage: str) -> str:
         return make_url(storage).render_as_string(hide_password=True)
     except ArgumentError:  # what it is made of is not known, nor where a password would stand
         return storage.partition("://")[0] + "://…"
+
+
+@contextmanager
+def storage_errors(name: str) -> Iterator[None]:
+    """Raise ArtifactError where a storage that was opened fails, such as a server that has gone."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise ArtifactError(
+            f"the storage {name} failed: {first_line(error)}", "give the same command again to go on"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def open_storage(storage: str, *, must_exist: bool = False) -> BaseStorage:
@@ -137,5 +158,4 @@ def _database(url: str, must_exist: bool) -> BaseStorage:
     except NoSuchModuleError as error:
         raise ConfigError(f"the storage {name} cannot be opened: {error}", hint) from error
     except (SQLAlchemyError, OptunaError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"the storage {name} cannot be opened: {reason}", hint) from error
+        raise ConfigError(f"the storage {name} cannot be opened: {first_line(error)}", hint) from error

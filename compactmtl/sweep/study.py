@@ -8,6 +8,7 @@ without clocks; Optuna's heartbeat knows databases alone, waits, and begins such
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from compactmtl.artifacts.lock import writing
 from compactmtl.config.search import SamplerConfig, SearchConfig
 from compactmtl.errors import ArtifactError, ConfigError, HeldError
 from compactmtl.sweep.space import TRIALS, differences, distributions, trial_folder
-from compactmtl.sweep.storage import PATIENCE, open_storage, shown
+from compactmtl.sweep.storage import PATIENCE, open_storage, shown, storage_errors
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -42,34 +43,46 @@ class Claimed:
     taken_over: bool
     trial: Trial
     _lock: ExitStack = field(repr=False)
+    _storage: str  # as it may be printed
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep something beside the trial, as JSON holds it."""
+        with storage_errors(self._storage):
+            self.trial.set_user_attr(key, value)
 
     def release(self) -> None:
+        """Leave the trial to others, if it has not come to its end."""
         self._lock.close()
 
 
 class Study:
     """The study of a search, whose runs lie below `out`. Made by `open_study`."""
 
-    def __init__(self, search: SearchConfig, study: OptunaStudy, storage: BaseStorage, out: Path) -> None:
+    def __init__(
+        self, search: SearchConfig, study: OptunaStudy, storage: BaseStorage, out: Path, name: str
+    ) -> None:
         self._search = search
         self._study = study
         self._storage = storage
         self._out = out
+        self._name = name  # of the storage, as it may be printed
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial by number."""
-        return self._study.get_trials(deepcopy=False)
+        with storage_errors(self._name):
+            return self._study.get_trials(deepcopy=False)
 
     def front(self) -> list[FrozenTrial]:
         """The finished trials that no other beats in one objective without being beaten in another, by number."""
-        return sorted(self._study.best_trials, key=lambda one: one.number)
+        with storage_errors(self._name):
+            return sorted(self._study.best_trials, key=lambda one: one.number)
 
     def claim(self, total: int) -> Claimed | None:
         """A trial for this process: one whose worker died, else a new one where there are fewer than `total`.
 
         None where there is none to take now. Raises HeldError where others don't come to an end with claiming.
         """
-        with self._turn():
+        with self._turn(), storage_errors(self._name):
             trials = self.trials()
             for one in trials:
                 if _is(one, "RUNNING") and (taken := self._take_over(one.number)) is not None:
@@ -86,7 +99,8 @@ class Study:
 
     def complete(self, claimed: Claimed, values: Sequence[float]) -> None:
         """End a trial with a value for each objective."""
-        self._study.tell(claimed.trial, list(values))
+        with storage_errors(self._name):
+            self._study.tell(claimed.trial, list(values))
 
     def fail(self, claimed: Claimed, reason: str) -> None:
         """End a trial that gave no values."""
@@ -99,8 +113,9 @@ class Study:
     def _end(self, claimed: Claimed, reason: str, state: str) -> None:
         from optuna.trial import TrialState
 
-        claimed.trial.set_user_attr(REASON, reason)
-        self._study.tell(claimed.trial, state=TrialState[state])
+        claimed.note(REASON, reason)
+        with storage_errors(self._name):
+            self._study.tell(claimed.trial, state=TrialState[state])
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -139,7 +154,7 @@ class Study:
         except BaseException:
             lock.close()
             raise
-        return Claimed(trial.number, params, taken_over, trial, lock)
+        return Claimed(trial.number, params, taken_over, trial, lock, self._name)
 
 
 def _suggest(trial: Trial, key: str, drawn: Any) -> None:
@@ -160,6 +175,7 @@ def _is(trial: FrozenTrial, state: str) -> bool:
 def sampler(config: SamplerConfig, number: int) -> BaseSampler:
     """The sampler of trial `number`, with a seed of its own: workers with one seed would all draw the same values."""
     import numpy as np
+    from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
     seed = int(np.random.SeedSequence([config.seed % 2**63, number]).generate_state(1)[0])
@@ -167,8 +183,10 @@ def sampler(config: SamplerConfig, number: int) -> BaseSampler:
         return RandomSampler(seed=seed)
     if config.name == "nsga2":
         return NSGAIISampler(seed=seed)
-    # constant_liar: values near those that other workers try now are left to them
-    return TPESampler(seed=seed, n_startup_trials=config.startup, constant_liar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # values near those that other workers try now are left to them
+        return TPESampler(seed=seed, n_startup_trials=config.startup, constant_liar=True)
 
 
 def open_study(
@@ -205,7 +223,7 @@ def open_study(
                 f"the storage {shown(storage)} cannot be read: {error}", "name another one with --storage"
             ) from error
         _check(name, storage, attributes.get(IDENTITY), wanted, out)
-    return Study(search, study, opened, out)
+    return Study(search, study, opened, out, shown(storage))
 
 
 def _check(

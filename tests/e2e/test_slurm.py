@@ -65,9 +65,9 @@ def in_a_trial(array: StubSlurm, tasks: set[int]) -> tuple[int, str]:
 def test_an_array_finishes_a_search_whatever_happens_to_its_tasks(array: StubSlurm) -> None:
     array.submit()
     lost, orphan = in_a_trial(array, {0, 1, 2})
-    array.signal(lost, signal.SIGKILL)
+    array.lose(lost)
     stopped, _ = in_a_trial(array, {0, 1, 2} - {lost})
-    array.signal(stopped, signal.SIGTERM)
+    array.warn(stopped)
     array.wait(240)
 
     assert array.codes[lost] == [-signal.SIGKILL]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _ARRAY = re.compile(r"^#SBATCH --array=(\d+)-(\d+)\b", re.MULTILINE)
-_SRUN = '#!/bin/bash\nexec "$@"\n'
-_SCONTROL = '#!/bin/bash\n[ "$1" = requeue ] && echo "$2" >> "$STUB_REQUEUED"\n'
+_SRUN = '#!/bin/bash\necho $$ > "$STUB_FOLDER/step-$SLURM_ARRAY_TASK_ID"\nexec "$@"\n'
+_SCONTROL = '#!/bin/bash\n[ "$1" = requeue ] && echo "$2" >> "$STUB_FOLDER/requeued"\n'
 
 
 @dataclass
@@ -49,7 +49,7 @@ class StubSlurm:
             "OMP_NUM_THREADS": "1",
             "SLURM_ARRAY_JOB_ID": "77",
             "SLURM_ARRAY_TASK_ID": str(task),
-            "STUB_REQUEUED": str(self.folder / "requeued"),
+            "STUB_FOLDER": str(self.folder),
         }
         with (self.folder / f"77-{task}.txt").open("ab") as output:
             self.tasks[task] = subprocess.Popen(
@@ -65,9 +65,13 @@ class StubSlurm:
         """What a task has said."""
         return (self.folder / f"77-{task}.txt").read_text()
 
-    def signal(self, task: int, number: signal.Signals) -> None:
-        """Send a signal to all processes of a task: SIGKILL is a node that is lost, SIGTERM a time that is nearly up."""
-        os.killpg(self.tasks[task].pid, number)
+    def lose(self, task: int) -> None:
+        """Kill all processes of a task at once, as the loss of its node does."""
+        os.killpg(self.tasks[task].pid, signal.SIGKILL)
+
+    def warn(self, task: int) -> None:
+        """Send SIGTERM to a task's step, and not to its script, as `--signal=TERM@…` does before the time is up."""
+        os.kill(int((self.folder / f"step-{task}").read_text()), signal.SIGTERM)
 
     def wait(self, seconds: float) -> None:
         """Wait until every task has ended, and start those again that asked for it."""
