@@ -49,6 +49,9 @@ PREVIEW = "preview.png"
 # of a sweep, of `profile` and of `predict`
 SWEEP_TABLE, SWEEP = "sweep.md", "sweep.json"
 SWEEP_LATENCY = "latency.json"  # of all its exports, measured side by side
+SEARCH, SEARCH_TABLE, SEARCH_JOURNAL = "search.json", "search.md", "search.journal"
+SEARCH_TRIALS, SEARCH_BEST = "trials", "best"  # folders of the trials' runs and of the best recipes
+SEARCH_MARK = ".study"  # in the former: what tells it from any other
 PROFILE = "profile.json"
 PREDICTIONS = "predictions.json"
 

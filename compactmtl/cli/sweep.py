@@ -179,15 +179,16 @@ def _check_options(args: argparse.Namespace, sweep: SweepConfig) -> None:
 
 
 def _print_plan(args: argparse.Namespace, sweep: SweepConfig, jobs: Sequence[Job], out: Path) -> None:
+    from compactmtl.artifacts.layout import SEARCH_TRIALS
     from compactmtl.config.yaml import flow
-    from compactmtl.sweep.space import TRIALS, check_space
+    from compactmtl.sweep.space import check_space
 
     for job in jobs:
         print(f"{job.path}  {job.resolved.name}")
     if sweep.search is None:
         return
     base = check_space(sweep, args.overrides, smoke=args.smoke)
-    print(f"{out / TRIALS}/*  {base.name}, {args.trials or 'some'} trials over {len(sweep.seeds)} seeds")
+    print(f"{out / SEARCH_TRIALS}/*  {base.name}, {args.trials or 'some'} trials over {len(sweep.seeds)} seeds")
     for key, one in sweep.search.parameters.items():
         print(f"  {key}  {flow(one.model_dump(mode='json', exclude_defaults=True))}")
 

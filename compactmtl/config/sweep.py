@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from compactmtl.artifacts.layout import SEARCH_BEST, SEARCH_TRIALS
 from compactmtl.config.schema import Frozen
 from compactmtl.config.search import SearchConfig
 
-SEARCH_FOLDERS = ("trials", "best")  # of the trials' runs and of the best recipes, beside the entries'
 _NAME = re.compile(r"\w[\w.-]*")  # it names a folder
 
 
@@ -93,7 +93,7 @@ class SweepConfig(Frozen):
         return self
 
     def _check_search(self, search: SearchConfig) -> None:
-        if taken := [name for name in SEARCH_FOLDERS if name in self.entries]:
+        if taken := [name for name in (SEARCH_TRIALS, SEARCH_BEST) if name in self.entries]:
             raise ValueError(f"entries.{taken[0]}: a search has a folder of this name; rename the entry")
         if search.recipe is None and self.recipe is None:
             raise ValueError("search: no recipe; name one here or for the sweep")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compactmtl.artifacts.files import new_folder, write_text
+from compactmtl.artifacts.layout import SEARCH, SEARCH_BEST, SEARCH_TABLE
 from compactmtl.config import SweepConfig, dump_recipe
 from compactmtl.config.search import ObjectiveConfig
 from compactmtl.report import format as fmt
@@ -18,10 +19,9 @@ from compactmtl.report.charts import Axis, axis, ratio_axis
 from compactmtl.report.deployed import Place, Plane
 from compactmtl.report.svg import drawn
 from compactmtl.report.table import NOTHING, Cell, Row, Table
-from compactmtl.sweep.space import BEST, trial_jobs, trial_name
+from compactmtl.sweep.space import trial_jobs, trial_name
 from compactmtl.sweep.study import REASON, SEEDS, Study
 
-RESULTS, PAGE = "search.json", "search.md"
 FRONT, OTHERS = "no other trial is better in all", "other trials"
 
 
@@ -93,9 +93,9 @@ def write_found(
         "objectives": [one.label for one in found.objectives],
         "trials": list(found.trials),
     }
-    write_text(out / RESULTS, json.dumps(results, indent=1) + "\n")
-    write_text(out / PAGE, describe(sweep, found, name, command, planes))
-    with new_folder(out / BEST) as folder:
+    write_text(out / SEARCH, json.dumps(results, indent=1) + "\n")
+    write_text(out / SEARCH_TABLE, describe(sweep, found, name, command, planes))
+    with new_folder(out / SEARCH_BEST) as folder:
         for one in found.front:
             jobs = trial_jobs(sweep, one["number"], one["parameters"], out, overrides, smoke=smoke)
             values = ", ".join(
@@ -115,7 +115,7 @@ def describe(
     parts = [f"# {name}: search", sweep.description, f"`{command}`", f"Trials: {counts or 'none'}."]
     if found.front:
         parts += ["## Best trials", markdown(front_cells(found))]
-        parts.append(f"Their recipes are in `{BEST}/`; `compactmtl train` takes them.")
+        parts.append(f"Their recipes are in `{SEARCH_BEST}/`; `compactmtl train` takes them.")
     parts += [f"![{plane.title}]({file})" for file, plane in planes.items()]
     if found.trials:
         parts += ["## All trials", markdown(trial_cells(found))]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from compactmtl.artifacts.layout import SEARCH_JOURNAL
 from compactmtl.config import Resolved, SweepConfig
 from compactmtl.errors import CompactError
 from compactmtl.report.table import Table
@@ -16,7 +17,7 @@ from compactmtl.sweep.found import collect, front_cells, write_found
 from compactmtl.sweep.run import Failure, SweepRuns
 from compactmtl.sweep.search import Worker, baselines, for_trials, front_runs
 from compactmtl.sweep.space import check_space, identity
-from compactmtl.sweep.storage import JOURNAL, require_optuna, shown
+from compactmtl.sweep.storage import require_optuna, shown
 from compactmtl.sweep.study import Study, open_study
 from compactmtl.train import check_recipe
 
@@ -75,7 +76,7 @@ def open_search(
     require_optuna()
     base = check_space(sweep, overrides, smoke=smoke)
     wanted = identity(sweep, base, overrides, smoke=smoke)
-    place = storage or str(out / JOURNAL)
+    place = storage or str(out / SEARCH_JOURNAL)
     named = sweep.search.study or name
     study = open_study(sweep.search, named, place, out, wanted, must_exist=must_exist)
     if not must_exist and not study.trials():

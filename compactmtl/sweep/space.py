@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.artifacts.layout import SEARCH_TRIALS
 from compactmtl.config import Resolved, SweepConfig
 from compactmtl.config.search import ParameterConfig, SearchConfig
-from compactmtl.config.sweep import SEARCH_FOLDERS
 from compactmtl.config.yaml import flow
 from compactmtl.errors import ConfigError
 from compactmtl.runs.identity import deciding
@@ -17,8 +17,6 @@ from compactmtl.sweep.jobs import Job, plan_jobs, resolve_for
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-TRIALS, BEST = SEARCH_FOLDERS
 
 Params = Mapping[str, Any]  # by the recipe's key, as Optuna has them
 
@@ -64,7 +62,7 @@ def trial_name(number: int) -> str:
 
 def trial_folder(out: Path, number: int) -> Path:
     """The folder of a trial's runs."""
-    return out / TRIALS / trial_name(number)
+    return out / SEARCH_TRIALS / trial_name(number)
 
 
 def trial_jobs(

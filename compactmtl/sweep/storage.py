@@ -14,7 +14,6 @@ from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-JOURNAL = "search.journal"  # in the sweep's folder, where no storage is named
 PATIENCE = 120.0  # seconds that another process's short turn at a storage is waited for
 _DRIVERS = "for PostgreSQL psycopg, for MySQL PyMySQL, with a URL that names it: postgresql+psycopg://, mysql+pymysql://"
 

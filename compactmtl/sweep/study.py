@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.layout import SEARCH_MARK, SEARCH_TRIALS
 from compactmtl.artifacts.lock import writing
 from compactmtl.config.search import SamplerConfig, SearchConfig
 from compactmtl.errors import ArtifactError, ConfigError, HeldError
-from compactmtl.sweep.space import TRIALS, differences, distributions, trial_folder
+from compactmtl.sweep.space import differences, distributions, trial_folder
 from compactmtl.sweep.storage import PATIENCE, open_storage, shown, storage_errors
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 IDENTITY = "compactmtl"  # attribute of a study: its space and its folder
 REASON, SEEDS, EXPECTED = "reason", "seeds", "expected"  # attributes of a trial
 _SPACE, _FOLDER = "space", "folder"  # in it
-_MARK = ".study"  # file of the folder that holds what tells it from any other
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Study:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        with writing(self._out / TRIALS, "claiming a trial", wait=PATIENCE):
+        with writing(self._out / SEARCH_TRIALS, "claiming a trial", wait=PATIENCE):
             yield
 
     def _lock_of(self, number: int) -> ExitStack:
@@ -200,8 +200,8 @@ def open_study(
     import optuna
 
     directions = ["maximize" if one.name == "delta_m" else "minimize" for one in search.objectives]
-    (out / TRIALS).mkdir(parents=True, exist_ok=True)  # stays, so that no claimer's lock is removed under another
-    with writing(out / TRIALS, "opening the study", wait=PATIENCE):  # tables of a database are made once
+    (out / SEARCH_TRIALS).mkdir(parents=True, exist_ok=True)  # stays, so that no claimer's lock is removed under another
+    with writing(out / SEARCH_TRIALS, "opening the study", wait=PATIENCE):  # tables of a database are made once
         opened = open_storage(storage, must_exist=must_exist)
         try:
             if must_exist:
@@ -250,7 +250,7 @@ def _check(
 
 def _mark(out: Path) -> str:
     """What tells the folder from any other, wherever it is mounted; made where there is none. Under the claimers' lock."""
-    path = out / TRIALS / _MARK
+    path = out / SEARCH_TRIALS / SEARCH_MARK
     if not path.is_file():
         write_text(path, uuid.uuid4().hex + "\n")
     return path.read_text(encoding="utf-8").strip()
