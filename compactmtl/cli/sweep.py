@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.layout import SEARCH_JOURNAL
 from compactmtl.cli.parser import add_trust, refuse
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from compactmtl.report.table import Table
     from compactmtl.sweep import Failure, Job, Searching
 
-HELP = (
-    "train several recipes over several seeds, or search among many; the same command continues an interrupted sweep"
-)
+HELP = "train several recipes over several seeds, or search among many; the same command continues an interrupted sweep"
 EXAMPLE = """\
 compactmtl sweep --list
 compactmtl sweep utkface/overparam data.root=/data
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--storage",
         metavar="URL",
         help="where the search is kept: a database by its URL, such as sqlite:///search.db, or the path of a journal file "
-        "(default: search.journal in the folder of the runs)",
+        f"(default: {SEARCH_JOURNAL} in the folder of the runs)",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -173,9 +172,13 @@ def _check_options(args: argparse.Namespace, sweep: SweepConfig) -> None:
         return
     refuse(args, ("only", "seeds"), "a search, whose trials need all entries and seeds")
     if args.trials is not None and args.trials < 1:
-        raise ConfigError(f"--trials {args.trials}: a search needs at least one trial", "give a number above 0")
+        raise ConfigError(
+            f"--trials {args.trials}: a search needs at least one trial", "give a number above 0"
+        )
     if args.trials is None and not (args.table or args.dry_run):
-        raise ConfigError("how many trials the search is to have is not said", "give --trials, such as --trials 50")
+        raise ConfigError(
+            "how many trials the search is to have is not said", "give --trials, such as --trials 50"
+        )
 
 
 def _print_plan(args: argparse.Namespace, sweep: SweepConfig, jobs: Sequence[Job], out: Path) -> None:
@@ -188,7 +191,9 @@ def _print_plan(args: argparse.Namespace, sweep: SweepConfig, jobs: Sequence[Job
     if sweep.search is None:
         return
     base = check_space(sweep, args.overrides, smoke=args.smoke)
-    print(f"{out / SEARCH_TRIALS}/*  {base.name}, {args.trials or 'some'} trials over {len(sweep.seeds)} seeds")
+    print(
+        f"{out / SEARCH_TRIALS}/*  {base.name}, {args.trials or 'some'} trials over {len(sweep.seeds)} seeds"
+    )
     for key, one in sweep.search.parameters.items():
         print(f"  {key}  {flow(one.model_dump(mode='json', exclude_defaults=True))}")
 

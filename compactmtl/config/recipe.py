@@ -261,7 +261,8 @@ class TrainConfig(Frozen):
         None, description="Stop after this many optimizer steps, for smoke runs. null: no limit."
     )
     mlflow: MlflowConfig | None = Field(
-        None, description="Log the run to MLflow too, with the extra `mlflow`. null: to the run's folder alone."
+        None,
+        description="Log the run to MLflow too, with the extra `mlflow`. null: to the run's folder alone.",
     )
 
 

@@ -21,12 +21,15 @@ class ParameterConfig(Frozen):
     kind: Literal["choice", "float", "int"] = Field(
         description="`choice` takes one of `values`; `float` and `int` a number from `low` to `high`."
     )
-    values: tuple[Choice, ...] = Field((), description="What a `choice` is among: scalars and lists of scalars.")
+    values: tuple[Choice, ...] = Field(
+        (), description="What a `choice` is among: scalars and lists of scalars."
+    )
     low: float | None = Field(None, description="Smallest value of a number.")
     high: float | None = Field(None, description="Largest value of a number.")
     log: bool = Field(False, description="Draw a number evenly on a logarithmic scale.")
     step: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Distance of the values of a number. null: any value of a `float`, every one of an `int`."
+        None,
+        description="Distance of the values of a number. null: any value of a `float`, every one of an `int`.",
     )
 
     @model_validator(mode="after")
@@ -146,5 +149,7 @@ class SearchConfig(Frozen):
         if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
             raise ValueError(f"objectives has {twice[0]} twice")
         if "seed" in self.parameters:
-            raise ValueError("parameters: seed is no parameter; every trial is trained with the sweep's seeds")
+            raise ValueError(
+                "parameters: seed is no parameter; every trial is trained with the sweep's seeds"
+            )
         return self

@@ -65,7 +65,8 @@ class SweepConfig(Frozen):
         "then timed side by side.",
     )
     entries: dict[str, EntryConfig] = Field(
-        default_factory=dict, description="The rows of the table by name, at least one unless there is a `search`."
+        default_factory=dict,
+        description="The rows of the table by name, at least one unless there is a `search`.",
     )
     search: SearchConfig | None = Field(
         None,
@@ -98,4 +99,6 @@ class SweepConfig(Frozen):
         if search.recipe is None and self.recipe is None:
             raise ValueError("search: no recipe; name one here or for the sweep")
         if self.baseline is None and any(one.name == "delta_m" for one in search.objectives):
-            raise ValueError("search.objectives: delta_m needs the sweep's baseline; name an entry as baseline")
+            raise ValueError(
+                "search.objectives: delta_m needs the sweep's baseline; name an entry as baseline"
+            )

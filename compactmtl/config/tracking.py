@@ -15,4 +15,6 @@ class MlflowConfig(Frozen):
         description="Tracking store as MLflow names it, such as `sqlite:///mlflow.db` or a server's URL. A relative path "
         "begins at the working folder.",
     )
-    experiment: str = Field("compactmtl", min_length=1, description="Experiment of the store. It is made where it is missing.")
+    experiment: str = Field(
+        "compactmtl", min_length=1, description="Experiment of the store. It is made where it is missing."
+    )

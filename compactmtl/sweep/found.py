@@ -98,18 +98,14 @@ def write_found(
     with new_folder(out / SEARCH_BEST) as folder:
         for one in found.front:
             jobs = trial_jobs(sweep, one["number"], one["parameters"], out, overrides, smoke=smoke)
-            values = ", ".join(
-                f"{label} {_value(label, value)}" for label, value in one["values"].items()
-            )
+            values = ", ".join(f"{label} {_value(label, value)}" for label, value in one["values"].items())
             header = f"# {one['name']} of the search {name}: {values}\n"
             (folder / f"{one['name']}.yaml").write_text(
                 header + dump_recipe(jobs[0].resolved.recipe), encoding="utf-8"
             )
 
 
-def describe(
-    sweep: SweepConfig, found: Found, name: str, command: str, planes: Mapping[str, Plane]
-) -> str:
+def describe(sweep: SweepConfig, found: Found, name: str, command: str, planes: Mapping[str, Plane]) -> str:
     """The page: how far the search is, the best trials, the figures, all trials."""
     counts = ", ".join(f"{count} {state}" for state, count in found.counts().items())
     parts = [f"# {name}: search", sweep.description, f"`{command}`", f"Trials: {counts or 'none'}."]
@@ -140,10 +136,14 @@ def _cells(found: Found, trials: Sequence[Mapping[str, Any]], caption: str, *, s
     rows = []
     for one in trials:
         values = [
-            NOTHING if one["values"] is None else Cell(_value(objective.label, one["values"][objective.label]))
+            NOTHING
+            if one["values"] is None
+            else Cell(_value(objective.label, one["values"][objective.label]))
             for objective in found.objectives
         ]
-        texts = [Cell(_parameter(one["parameters"][key])) if key in one["parameters"] else NOTHING for key in keys]
+        texts = [
+            Cell(_parameter(one["parameters"][key])) if key in one["parameters"] else NOTHING for key in keys
+        ]
         rows.append(Row(one["name"], (*([Cell(one["state"])] if state else []), *values, *texts)))
     columns = (*(["state"] if state else []), *map(_heading, found.objectives), *keys)
     return Table(tuple(columns), tuple(rows), caption)
@@ -188,9 +188,7 @@ def _plane(trials: Sequence[Mapping[str, Any]], first: ObjectiveConfig, other: O
         )
         for one in sorted(trials, key=lambda one: one["values"][other.label])
     ]
-    curves = {
-        series: [one for one in places if one.series == series] for series in (FRONT, OTHERS)
-    }
+    curves = {series: [one for one in places if one.series == series] for series in (FRONT, OTHERS)}
     title = f"{_plain(first)} against {_plain(other)}"
     return Plane(
         title,

@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ class _Trial:
                 job.path,
                 resume=is_run(job.path),
                 console=worker.console,
-                watch=lambda epoch, score, job=job: self._look(job, costs),
+                watch=partial(self._look, job, costs),
             )
             finish(run, worker.sweep, worker.console, self.failed)
             if any(one.code != GATE for one in self.failed.values()):
@@ -209,8 +210,8 @@ class _Trial:
             self.claimed.note(EXPECTED, expected)
         return costs_of(search, expected)
 
-    def _look(self, job: Job, costs: Costs | None) -> None:
-        """Give the trial up where its scores are too low. Raises Hopeless."""
+    def _look(self, job: Job, costs: Costs | None, epoch: int, score: float) -> None:
+        """Give the trial up where its scores, which the log has, are too low. Raises Hopeless."""
         pruning = self.worker.search.pruning
         if pruning is not None:
             check_hopeless(pruning, costs, scores_of(job.path), list(self._peers(job.seed)))
@@ -240,9 +241,7 @@ def measured(objective: ObjectiveConfig, run: Run, baseline: Run | None) -> floa
     if objective.name == "delta_m":
         assert baseline is not None  # `baselines` has one for every seed
         tasks = run.measured
-        value = delta_m(
-            run.best, {name: one for name, one in baseline.best.items() if name in tasks}, tasks
-        )
+        value = delta_m(run.best, {name: one for name, one in baseline.best.items() if name in tasks}, tasks)
     elif objective.name == "latency":
         assert objective.target is not None  # the search was validated
         verification = Bundle.open(run.path / EXPORT / objective.target).verification

@@ -88,4 +88,6 @@ def _check_first(base: Resolved) -> None:
     try:
         check_recipe(base.recipe)
     except CompactError as error:
-        raise type(error)(f"the search with each parameter's first value: {error.message}", error.hint) from error
+        raise type(error)(
+            f"the search with each parameter's first value: {error.message}", error.hint
+        ) from error

@@ -119,9 +119,7 @@ def check_space(sweep: SweepConfig, overrides: Sequence[str], *, smoke: bool) ->
     return base
 
 
-def identity(
-    sweep: SweepConfig, base: Resolved, overrides: Sequence[str], *, smoke: bool
-) -> dict[str, Any]:
+def identity(sweep: SweepConfig, base: Resolved, overrides: Sequence[str], *, smoke: bool) -> dict[str, Any]:
     """What all trials of a study must share: the space, the objectives, the seeds, and the recipes that decide results."""
     search = sweep.search
     assert search is not None
@@ -140,9 +138,7 @@ def identity(
     }
     if sweep.baseline is not None and any(one.name == "delta_m" for one in search.objectives):
         entry = sweep.entries[sweep.baseline]
-        jobs = plan_jobs(
-            sweep, Path(), overrides, only=[sweep.baseline], seeds=sweep.seeds[:1], smoke=smoke
-        )
+        jobs = plan_jobs(sweep, Path(), overrides, only=[sweep.baseline], seeds=sweep.seeds[:1], smoke=smoke)
         wanted["baseline"] = {
             "runs": list(entry.runs),
             **{

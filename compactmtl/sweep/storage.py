@@ -82,7 +82,9 @@ def _journal(path: Path, must_exist: bool) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     if must_exist and not path.is_file():
-        raise ConfigError(f"there is no journal {path}", "start the search, or name its storage with --storage")
+        raise ConfigError(
+            f"there is no journal {path}", "start the search, or name its storage with --storage"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = _JournalLock(path)
     try:
@@ -143,16 +145,16 @@ def _database(url: str, must_exist: bool) -> BaseStorage:
         lite = parts.get_backend_name() == "sqlite"
         if must_exist and lite and not Path(parts.database or "").is_file():
             raise ConfigError(
-                f"there is no database {parts.database}", "start the search, or name its storage with --storage"
+                f"there is no database {parts.database}",
+                "start the search, or name its storage with --storage",
             )
         # SQLite locks the whole file for a writer; a server may have closed a connection that a training left idle
-        options: dict[str, Any] = (
-            {"connect_args": {"timeout": PATIENCE}} if lite else {"pool_pre_ping": True}
-        )
+        options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if lite else {"pool_pre_ping": True}
         return RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         raise MissingDependencyError(
-            f"the storage {name} needs a package that cannot be imported: {error}", f"install it: {_DRIVERS}"
+            f"the storage {name} needs a package that cannot be imported: {error.__cause__ or error}",
+            f"install it: {_DRIVERS}",
         ) from error
     except NoSuchModuleError as error:
         raise ConfigError(f"the storage {name} cannot be opened: {error}", hint) from error

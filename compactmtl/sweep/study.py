@@ -198,10 +198,18 @@ def open_study(
     another folder; and what `open_storage` raises.
     """
     import optuna
+    from optuna.study import StudyDirection
 
-    directions = ["maximize" if one.name == "delta_m" else "minimize" for one in search.objectives]
-    (out / SEARCH_TRIALS).mkdir(parents=True, exist_ok=True)  # stays, so that no claimer's lock is removed under another
-    with writing(out / SEARCH_TRIALS, "opening the study", wait=PATIENCE):  # tables of a database are made once
+    directions = [
+        StudyDirection.MAXIMIZE if one.name == "delta_m" else StudyDirection.MINIMIZE
+        for one in search.objectives
+    ]
+    (out / SEARCH_TRIALS).mkdir(
+        parents=True, exist_ok=True
+    )  # stays, so that no claimer's lock is removed under another
+    with writing(
+        out / SEARCH_TRIALS, "opening the study", wait=PATIENCE
+    ):  # tables of a database are made once
         opened = open_storage(storage, must_exist=must_exist)
         try:
             if must_exist:
@@ -216,7 +224,8 @@ def open_study(
                 attributes = study.user_attrs
         except KeyError as error:
             raise ConfigError(
-                f"{shown(storage)} has no study {name!r}", "start the search, or name its storage with --storage"
+                f"{shown(storage)} has no study {name!r}",
+                "start the search, or name its storage with --storage",
             ) from error
         except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(

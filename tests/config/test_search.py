@@ -62,7 +62,10 @@ def test_a_search_needs_no_entries_where_nothing_is_compared(tmp_path: Path) -> 
         ("recipe: demo\nentries: {}\n", "entries needs at least one"),
         (f"recipe: demo\nsearch:\n{PARAMETERS}{OBJECTIVES}", "delta_m needs the sweep's baseline"),
         (f"search:\n{PARAMETERS}  objectives: [{{name: macs}}]\n", "search: no recipe"),
-        (f"recipe: demo\nentries:\n  best: {{}}\nsearch:\n{PARAMETERS}  objectives: [{{name: macs}}]\n", "entries.best"),
+        (
+            f"recipe: demo\nentries:\n  best: {{}}\nsearch:\n{PARAMETERS}  objectives: [{{name: macs}}]\n",
+            "entries.best",
+        ),
         (
             "recipe: demo\nsearch:\n  parameters:\n    seed: {kind: int, low: 0, high: 3}\n  objectives: [{name: macs}]\n",
             "seed is no parameter",

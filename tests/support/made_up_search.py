@@ -49,7 +49,11 @@ def main() -> None:
     def measured(objective: Any, run: Any, baseline: Any) -> float:
         train_config = run.recipe.train
         by_name = dict(
-            zip(("macs", "parameters"), values_of(train_config.optimizer.lr, int(train_config.clip)), strict=True)
+            zip(
+                ("macs", "parameters"),
+                values_of(train_config.optimizer.lr, int(train_config.clip)),
+                strict=True,
+            )
         )
         return by_name[objective.name]
 

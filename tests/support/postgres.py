@@ -40,7 +40,9 @@ def postgres() -> Iterator[str]:
     """The URL of a fresh database; the test is skipped, with the reason, where there is no server or no driver."""
     programs, user = _programs(), _user()
     if programs is None or user is None:
-        pytest.skip(f"PostgreSQL: {'initdb is not installed' if programs is None else 'no user to run it as'}")
+        pytest.skip(
+            f"PostgreSQL: {'initdb is not installed' if programs is None else 'no user to run it as'}"
+        )
     pytest.importorskip("psycopg", reason="PostgreSQL: psycopg is not installed")
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket's path must be short
     if not os.getuid():
@@ -50,7 +52,13 @@ def postgres() -> Iterator[str]:
 
     def call(*words: object) -> None:
         done = subprocess.run(
-            [str(word) for word in words], capture_output=True, text=True, cwd=folder, check=False, timeout=120, **become  # type: ignore[call-overload]
+            [str(word) for word in words],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            check=False,
+            timeout=120,
+            **become,  # type: ignore[call-overload]
         )
         if done.returncode:
             raise RuntimeError(f"{words[0]}: {done.stdout}{done.stderr}")

@@ -16,7 +16,8 @@ def search(*names: str) -> SearchConfig:
     return SearchConfig(
         parameters={"train.clip": ParameterConfig(kind="float", low=1, high=2)},
         objectives=tuple(
-            ObjectiveConfig.model_validate({"name": name, "target": "x" if name == "latency" else None}) for name in names
+            ObjectiveConfig.model_validate({"name": name, "target": "x" if name == "latency" else None})
+            for name in names
         ),
     )
 

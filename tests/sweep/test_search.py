@@ -136,7 +136,10 @@ def test_a_failing_trial_is_told_and_leaves_the_others(
     assert main(["sweep", str(path), "--out", str(out), "--trials", "2"]) == 2
     assert "failed: " in capsys.readouterr().err
     trials = json.loads((out / "search.json").read_text())["trials"]
-    assert [(one["state"], one["reason"]) for one in trials] == [("fail", "the loss is nan"), ("complete", None)]
+    assert [(one["state"], one["reason"]) for one in trials] == [
+        ("fail", "the loss is nan"),
+        ("complete", None),
+    ]
     assert "trial-0000: the loss is nan" in (out / "search.md").read_text()
 
 
@@ -159,9 +162,7 @@ def test_a_full_disk_ends_the_worker_and_not_the_trial(
 
 
 @pytest.mark.slow
-def test_hopeless_trials_are_given_up(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hopeless_trials_are_given_up(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = SPACE.replace("{name: delta_m}, {name: macs}", "{name: delta_m}").replace("epochs=2", "epochs=3")
     path.write_text(text + "  pruning: {after_epochs: 1, after_trials: 1, quantile: 0.5}\n", "utf-8")
     out = tmp_path / "runs"

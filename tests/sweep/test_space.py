@@ -40,7 +40,9 @@ def sweep(tmp_path: Path, text: str = SPACE) -> SweepConfig:
 def test_what_is_drawn_makes_a_recipe(tmp_path: Path) -> None:
     import optuna
 
-    found = sweep(tmp_path, SPACE.replace("    train.mixup: {kind: float, low: 0.5, high: 1.0, step: 0.25}\n", ""))
+    found = sweep(
+        tmp_path, SPACE.replace("    train.mixup: {kind: float, low: 0.5, high: 1.0, step: 0.25}\n", "")
+    )
     assert found.search is not None
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
     for number in range(4):
@@ -62,14 +64,20 @@ def test_words_are_exact() -> None:
 @pytest.mark.parametrize(
     ("parameter", "message"),
     [
-        ("train.optimizer.lrr: {kind: float, low: 0.1, high: 1}", r"search\.parameters\.train\.optimizer\.lrr, 0\.1: .*lrr"),
+        (
+            "train.optimizer.lrr: {kind: float, low: 0.1, high: 1}",
+            r"search\.parameters\.train\.optimizer\.lrr, 0\.1: .*lrr",
+        ),
         ("train.clip: {kind: float, low: -1, high: 1}", r"search\.parameters\.train\.clip, -1"),
         ("data.batch_size: {kind: int, low: 0, high: 4}", r"search\.parameters\.data\.batch_size, 0: "),
         ("train.epochs: {kind: choice, values: [3, many]}", r"search\.parameters\.train\.epochs, many: "),
     ],
 )
 def test_a_value_that_a_recipe_does_not_take_is_named(tmp_path: Path, parameter: str, message: str) -> None:
-    text = SPACE.partition("  parameters:")[0] + f"  parameters:\n    {parameter}\n  objectives: [{{name: macs}}]\n"
+    text = (
+        SPACE.partition("  parameters:")[0]
+        + f"  parameters:\n    {parameter}\n  objectives: [{{name: macs}}]\n"
+    )
     with pytest.raises(ConfigError, match=message):
         check_space(sweep(tmp_path, text), [], smoke=False)
 
@@ -80,7 +88,9 @@ def test_an_override_of_a_parameter_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_holdout_chooses_in_entries_and_trials(tmp_path: Path) -> None:
-    found = sweep(tmp_path, SPACE.replace("    train.mixup: {kind: float, low: 0.5, high: 1.0, step: 0.25}\n", ""))
+    found = sweep(
+        tmp_path, SPACE.replace("    train.mixup: {kind: float, low: 0.5, high: 1.0, step: 0.25}\n", "")
+    )
     (job, *_) = plan_jobs(found, tmp_path)
     base = check_space(found, [], smoke=False)
     for recipe in (job.resolved.recipe, base.recipe):
@@ -100,10 +110,14 @@ def test_two_spaces_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     wider = sweep(tmp_path, text.replace("high: 1e-2", "high: 1e-1"))
     other = identity(wider, check_space(wider, [], smoke=False), [], smoke=False)
     assert differences(one, other) == ["parameters: train.optimizer.lr: high: 0.01 and 0.1"]
-    longer = identity(found, check_space(found, ["train.epochs=9"], smoke=False), ["train.epochs=9"], smoke=False)
+    longer = identity(
+        found, check_space(found, ["train.epochs=9"], smoke=False), ["train.epochs=9"], smoke=False
+    )
     assert differences(one, longer) == [
         "baseline: train.epochs: 3 and 9",
         "recipe: train.epochs: 3 and 9",
     ]
-    elsewhere = identity(found, check_space(found, ["data.root=/x"], smoke=False), ["data.root=/x"], smoke=False)
+    elsewhere = identity(
+        found, check_space(found, ["data.root=/x"], smoke=False), ["data.root=/x"], smoke=False
+    )
     assert elsewhere == one

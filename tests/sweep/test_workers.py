@@ -109,7 +109,8 @@ def test_every_trial_is_done_once_whoever_dies(tmp_path: Path, storage: str) -> 
     beaten = {
         one
         for one, other in itertools.permutations(values, 2)
-        if values[other] != values[one] and all(b <= a for a, b in zip(values[one], values[other], strict=True))
+        if values[other] != values[one]
+        and all(b <= a for a, b in zip(values[one], values[other], strict=True))
     }
     front = sorted(set(values) - beaten)
     assert 1 < len(front) < TRIALS

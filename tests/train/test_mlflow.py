@@ -83,7 +83,9 @@ def test_a_store_that_fails_for_a_while_gets_everything_at_the_end(
 
 
 @pytest.mark.slow
-def test_a_failed_training_is_failed_there(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_training_is_failed_there(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from compactmtl.train.session import Session
 
     def broken(self: Session, batch: object) -> None:
@@ -108,7 +110,9 @@ def test_a_store_that_cannot_be_opened_is_said_before_a_run_is_made(tmp_path: Pa
 
 def test_without_mlflow_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
-        raise MissingDependencyError("train.mlflow: MLflow cannot be imported", "pip install 'compactmtl[mlflow]'")
+        raise MissingDependencyError(
+            "train.mlflow: MLflow cannot be imported", "pip install 'compactmtl[mlflow]'"
+        )
 
     monkeypatch.setattr(module, "_require", missing)
     with pytest.raises(MissingDependencyError) as caught:

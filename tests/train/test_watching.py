@@ -52,4 +52,3 @@ def test_what_a_network_will_cost_is_known_before_unless_a_strength_decides_it(
     half = expected_cost(tiny(more="sparsity: {selective: {mac_reduction: 0.4, min_channels: 4}}").recipe)
     assert half is not None and 0.5 < half[0] / whole.macs < 0.7 and half[1] < whole.parameters
     assert expected_cost(tiny(more="sparsity: {strength: 1e-3}").recipe) is None
-
