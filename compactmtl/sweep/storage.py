@@ -137,6 +137,7 @@ def _database(url: str, must_exist: bool) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
     name = shown(url)
     hint = "write it like sqlite:///search.db or postgresql+psycopg://user@host/name, or name a file for a journal"
@@ -148,8 +149,12 @@ def _database(url: str, must_exist: bool) -> BaseStorage:
                 f"there is no database {parts.database}",
                 "start the search, or name its storage with --storage",
             )
-        # SQLite locks the whole file for a writer; a server may have closed a connection that a training left idle
-        options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if lite else {"pool_pre_ping": True}
+        if lite and (parts.database or ":memory:") == ":memory:":
+            raise ConfigError(f"{name} is kept in memory, where no other worker finds it", hint)
+        # A connection for each turn: those that a pool keeps may have been closed by the server during a training.
+        options: dict[str, Any] = {"poolclass": NullPool}
+        if lite:  # it locks the whole file for a writer
+            options["connect_args"] = {"timeout": PATIENCE}
         return RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         raise MissingDependencyError(

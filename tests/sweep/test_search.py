@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_killed_workers_trial_goes_on_from_its_checkpoint(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    path.write_text(SPACE.replace("epochs=2", "epochs=25"), "utf-8")
+    path.write_text(SPACE.replace("epochs=2", "epochs=12"), "utf-8")
     words = ["sweep", str(path), "--out", str(out), "--trials", "1"]
     words += ["--storage", f"sqlite:///{tmp_path / 'search.db'}"]
     run = out / "trials" / "trial-0000" / "seed0"

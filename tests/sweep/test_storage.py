@@ -67,6 +67,7 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
     ("storage", "message"),
     [
         ("sqlite:////no/such/folder/search.db", "cannot be opened: .*unable to open database file"),
+        ("sqlite://", "in memory"),
         ("nonsense://x", "cannot be opened: .*nonsense"),
         ("://", "cannot be opened"),
     ],

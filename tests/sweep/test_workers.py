@@ -84,7 +84,7 @@ def test_every_trial_is_done_once_whoever_dies(tmp_path: Path, storage: str) -> 
     wait_until(tmp_path, ["end", "9"], *others)
     assert ["begin", "2", "one"] not in told(tmp_path) and ["begin", "2", "two"] not in told(tmp_path)
     doomed.kill()
-    doomed.wait()
+    doomed.communicate()
     for process in others:
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
