@@ -23,6 +23,7 @@ from compactmtl.config.schema import Share as Share
 from compactmtl.config.sources import Sourced, check_sources, check_tasks
 from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
+from compactmtl.config.tracking import MlflowConfig
 
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
 
@@ -258,6 +259,10 @@ class TrainConfig(Frozen):
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many optimizer steps, for smoke runs. null: no limit."
+    )
+    mlflow: MlflowConfig | None = Field(
+        None,
+        description="Log the run to MLflow too, with the extra `mlflow`. null: to the run's folder alone.",
     )
 
 

@@ -93,6 +93,25 @@ def check_recipe(recipe: Recipe) -> None:
         build_session(recipe)
 
 
+def expected_cost(recipe: Recipe) -> tuple[float, float] | None:
+    """MACs for one image and parameters of the network that training will leave, about, before it has begun.
+
+    None where that is not known: of a sparse recipe whose λ has no target, or whose budget of latency would have to be
+    measured first. Raises what training would raise at its start.
+    """
+    if _without_measuring(recipe) is not recipe:
+        return None
+    recipe = _light(recipe)
+    with torch_settings(recipe), explained(recipe):
+        session = build_session(recipe)
+        if session.sparsifier is not None:
+            remaining = session.sparsifier.foreseen()
+            return None if remaining is None else (remaining.macs, remaining.parameters)
+        plain = plain_form(recipe, session.model)
+        deployed = cost(plain, tuple(one.to(session.device) for one in example_inputs(recipe)))
+    return float(deployed.macs), float(deployed.parameters)
+
+
 def measured_table(recipe: Recipe) -> LatencyTable:
     """The latency table of a recipe's budget, measured or from the cache, as training would make it at its start.
 

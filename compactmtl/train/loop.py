@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.machine import pinned, torch_settings
+from compactmtl.train.mlflow_log import check_store
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, read_last, restore, save_last
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
@@ -48,6 +49,8 @@ from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from compactmtl.verify.result import TaskMetrics
 
+Watch = Callable[[int, float], None]  # is told each epoch and its score
+
 
 def train(
     resolved: Resolved,
@@ -58,12 +61,14 @@ def train(
     accept_changed_data: bool = False,
     console: Console | None = None,
     trust: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
     """Train a recipe into the folder `run_dir` and return the run.
 
     `resume` goes on with a run from its last checkpoint (from the start where there is none yet), `overwrite` replaces
     a run that is there. `accept_changed_data` goes on although the data set is not what it was at the start. `trust` lets
-    a class be imported that the recipe names as its data set.
+    a class be imported that the recipe names as its data set. `watch` is called after every epoch but the last, once its
+    checkpoint is written, with the epoch and its score; what it raises ends the training, which can be resumed.
 
     Raises ConfigError where the folder is taken, there is no run to resume or it is of another recipe; HeldError where
     another process is writing into the run; DataError where the data set has changed; TrainingError where a loss is
@@ -72,6 +77,8 @@ def train(
     """
     recipe, path = resolved.recipe, Path(run_dir)
     console = console or Console()
+    if recipe.train.mlflow is not None:
+        check_store(recipe.train.mlflow)  # before what takes minutes, and before the run's folder is made
     check_folder(path, resume=resume, overwrite=overwrite)
     if resume:
         check_same_recipe(path, recipe)
@@ -90,9 +97,11 @@ def train(
                 teachers = dump_teachers(teacher_costs(recipe))
                 meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
-            tracker = Tracker(path, session.measured, session.total_steps, session.position.step, console)
+            tracker = Tracker(
+                path, session.measured, session.total_steps, session.position.step, console, recipe
+            )
             with tracker, Interrupt() as interrupt:
-                Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
+                Loop(session, progress, path, tracker, interrupt, watch).run(resumed=changed)
     return Run.open(path)
 
 
@@ -134,6 +143,7 @@ class Loop:
     path: Path
     tracker: Tracker
     interrupt: Interrupt
+    watch: Watch | None = None
 
     def run(self, *, resumed: list[str] | None = None) -> None:
         """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
@@ -302,6 +312,8 @@ class Loop:
         progress.epoch_seconds, progress.epoch_images, progress.sums = 0.0, 0, {}
         session.position = Position(position.epoch + 1, 0, position.step)
         self._save_last()
+        if self.watch is not None and not self._done():
+            self.watch(position.epoch, score)
 
     def _save_last(self) -> None:
         save_last(self.session, self.progress, self.path / CHECKPOINTS / LAST)
