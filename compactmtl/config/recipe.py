@@ -14,6 +14,7 @@ from compactmtl.config.inputs import AVERAGE, IMAGE, OF_ONE, InputConfig, check_
 from compactmtl.config.model import HeadConfig as HeadConfig
 from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
+from compactmtl.config.pseudo_labels import PseudoLabeled, check_pseudo_labels
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen as Frozen
 from compactmtl.config.schema import Positive as Positive
@@ -28,7 +29,7 @@ from compactmtl.config.tracking import MlflowConfig
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
 
 
-class DataConfig(Sourced):
+class DataConfig(Sourced, PseudoLabeled):
     """The data set, or several of them, the input size and the batches."""
 
     name: str = Field(
@@ -323,6 +324,7 @@ class Recipe(Frozen):
             "sparsity.norm_batches": sparsity is not None and sparsity.norm_batches is not None,
             "overparam.kind: repvgg": overparam is not None and overparam.kind == "repvgg",
             "overparam.per_task": overparam is not None and overparam.per_task,
+            "train.mixup": self.train.mixup is not None and self.data.mixing.batches == "joined",
         }
         check_tasks(
             self.data,
@@ -330,6 +332,7 @@ class Recipe(Frozen):
             distilled=self.distillation is not None,
             replaced=[key for key, taken in replaced.items() if taken],
         )
+        check_pseudo_labels(self.data, {name: task.target or name for name, task in self.tasks.items()})
         return self
 
     @model_validator(mode="after")

@@ -56,7 +56,7 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
-from compactmtl.report.teachers import teacher_views
+from compactmtl.report.teachers import pseudo_label_views, teacher_views
 from compactmtl.tasks.gain import wrong_in_words
 from compactmtl.verify.result import TaskMetrics, Verification
 
@@ -183,6 +183,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
         targets=tuple(Path(target).stem for target in run.recipe.targets),
         budget=budget(run.recipe, surgery),
+        pseudo_labels=pseudo_label_views(run, log),
         teachers=teacher_views(run, name, meta, notes),
     )
     notes.extend(folding_notes(name, view.epochs, view.best_epoch, run.measured))

@@ -90,7 +90,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     recipe = _without_measuring(_light(recipe))
     with torch_settings(recipe), explained(recipe):
-        build_session(recipe)
+        build_session(recipe, fill=False)
 
 
 def expected_cost(recipe: Recipe) -> tuple[float, float] | None:
@@ -119,7 +119,7 @@ def measured_table(recipe: Recipe) -> LatencyTable:
     """
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        sparsifier = build_session(recipe).sparsifier
+        sparsifier = build_session(recipe, fill=False).sparsifier
     if sparsifier is None or sparsifier.steering.table is None:
         raise ConfigError("the recipe has no latency budget", "give sparsity.selective.latency a limit")
     return sparsifier.steering.table
@@ -151,7 +151,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        session = build_session(recipe, layout=partial(choose, recipe, keep=False))
+        session = build_session(recipe, layout=partial(choose, recipe, keep=False), fill=False)
         plain = plain_form(recipe, session.model)
         deployed = cost(plain, tuple(one.to(session.device) for one in example_inputs(recipe)))
         sparsifier = session.sparsifier

@@ -40,7 +40,7 @@ from compactmtl.train.machine import pinned, torch_settings
 from compactmtl.train.mlflow_log import check_store
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, read_last, restore, save_last
-from compactmtl.train.same_data import check_data, dump_data, fingerprints
+from compactmtl.train.same_data import check_data, dump_data, fingerprints, teachers_of
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.source_norms import SourceNorms, folding_line
 from compactmtl.train.sparse import table_of
@@ -93,7 +93,7 @@ def train(
                 session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)
             else:
                 session = build_session(recipe, layout=partial(choose, recipe))
-                progress, data = Progress(), dump_data(fingerprints(session))
+                progress, data = Progress(), dump_data(fingerprints(session), teachers_of(session))
                 teachers = dump_teachers(teacher_costs(recipe))
                 meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
                 create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
@@ -122,7 +122,7 @@ def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progre
         restore(session, progress, run.path / CHECKPOINTS / LAST, state)
     update_meta(run.path, {**run.meta, CHANNELS_LAST: layout.channels_last})
     update_recipe(run.path, dump_recipe(recipe))
-    write_text(run.path / DATA, dump_data(splits))
+    write_text(run.path / DATA, dump_data(splits, teachers_of(session)))
     return session, progress, changed
 
 
@@ -149,7 +149,7 @@ class Loop:
         """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
         session, progress, tracker = self.session, self.progress, self.tracker
         if resumed is None:
-            tracker.start(versions(), asdict(session.layout))
+            tracker.start(versions(), asdict(session.layout), [one.record() for one in session.data.taught])
             for line in (*session.data.notes, *session.layout.notes()):
                 tracker.say(line)
             if session.sparsifier:

@@ -21,6 +21,7 @@ from compactmtl.tasks import Task
 from compactmtl.train.interrupt import GivenUp, TrainingInterrupted
 from compactmtl.train.mlflow_log import MlflowLog, scalars
 
+PSEUDO_LABELS = "pseudo_labels"  # key of the event `start`
 EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -108,8 +109,12 @@ class Tracker:
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def start(self, versions: Mapping[str, str], layout: Mapping[str, Any]) -> None:
-        self.log.append("start", **versions, layout=dict(layout))
+    def start(
+        self, versions: Mapping[str, str], layout: Mapping[str, Any], taught: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Log the start; `taught` are the tasks whose unlabeled images have a teacher, each with what came of it."""
+        labels = {PSEUDO_LABELS: [dict(one) for one in taught]} if taught else {}
+        self.log.append("start", **versions, layout=dict(layout), **labels)
 
     def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
         """Log that training goes on in `epoch` after `step` steps, on data that changed in what `changed` says."""

@@ -19,7 +19,7 @@ from compactmtl.errors import ArtifactError, DataError
 from compactmtl.graph.float32 import float32_products
 from compactmtl.tasks import Task
 from compactmtl.tasks.base import Metrics, ReferenceMetrics
-from compactmtl.tasks.by_source import on_source, task_of
+from compactmtl.tasks.by_source import on_source, rows_by_source, task_of
 from compactmtl.verify.result import TaskMetrics
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], fini
             references = batch.get("references", {}).get(task.target) if task.scores_references else None
             _update(found, output, target, references)
             sources = batch.get("sources", []) if task.target in apart else []
-            for source, rows in _rows(sources).items():
+            for source, rows in rows_by_source(sources).items():
                 known_by = [references[row] for row in rows] if references is not None else None
                 if bool(task.known(target[rows]).any()):
                     own = by_source[name].setdefault(source, task.metrics())
@@ -120,14 +120,6 @@ def _update(
         cast(ReferenceMetrics, found).update(output, target, references)
     else:
         found.update(output, target.to(output.device, non_blocking=True))
-
-
-def _rows(sources: Sequence[str]) -> dict[str, list[int]]:
-    """The rows of a batch by the data set that they are of."""
-    rows: dict[str, list[int]] = {}
-    for row, source in enumerate(sources):
-        rows.setdefault(source, []).append(row)
-    return rows
 
 
 def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> ModuleRun:
