@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.data.base import Batch
+from compactmtl.distributed.processes import average
 from compactmtl.models.features import encoder_of
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.overparam import contract, factorized_layers
@@ -64,6 +65,7 @@ def gradient_cosines(session: Session, batches: Iterable[Batch]) -> dict[str, di
                 for name, gradient in zip(weights, gradients, strict=True):
                     if gradient is not None:
                         sums[task][name] = sums[task].get(name, torch.zeros_like(gradient)) + gradient
+    average([total for of_task in sums.values() for total in of_task.values()])
     return {
         name: {
             f"{one}|{other}": _cosine(sums[one][name], sums[other][name])

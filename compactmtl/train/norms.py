@@ -11,6 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compactmtl.data.inputs import parts
+from compactmtl.distributed.sums import joined
 from compactmtl.models import MultiTaskModel
 from compactmtl.train.part import Part, Setup, Training
 from compactmtl.train.sparse import Sparsifier
@@ -47,7 +48,7 @@ class NormEstimates(Part):
             norm.train()
         try:
             for batch in training.batches(ORDER, 0, self._batches):
-                with training.autocast():
+                with joined(), training.autocast():
                     model(*parts(training.image(batch)))
         finally:
             for norm, momentum, count in zip(norms, moments, counts, strict=True):

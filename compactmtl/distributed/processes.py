@@ -1,0 +1,125 @@
+"""The processes of `torch.distributed`'s default group: how many, which one this is, tensors averaged over them.
+
+They exchange tensors of a GPU by NCCL and all else by gloo, see `launch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from compactmtl.errors import MachineError
+
+BUCKET = 25 * 2**20  # bytes that are sent as one, as DistributedDataParallel has it
+
+
+def distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if distributed() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if distributed() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and talks: the only one, or number 0."""
+    return rank() == 0
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Raise MachineError where another process has ended or no longer answers."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo and torch's DistError
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise MachineError(
+            f"process {rank()} of {world()} stops: another one has ended or no longer answers ({first})",
+            "the other's own message says why, and torchrun shows its exit code; once that is mended give the same command "
+            "with --resume",
+        ) from error
+
+
+def sum_over(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes, sent in buckets of one type and device.
+
+    The tensors and their order must be alike on all.
+    """
+    buckets = list(_buckets(tensors))
+    with reached(), torch.no_grad():
+        flat = [
+            bucket[0].view(-1)
+            if len(bucket) == 1 and bucket[0].is_contiguous()
+            else torch.cat([one.reshape(-1) for one in bucket])
+            for bucket in buckets
+        ]
+        works = [dist.all_reduce(one, async_op=True) for one in flat]
+        for bucket, values, work in zip(buckets, flat, works, strict=True):
+            work.wait()
+            if values.data_ptr() == bucket[0].data_ptr():
+                continue
+            pieces = values.split([one.numel() for one in bucket])  # type: ignore[no-untyped-call]
+            for one, piece in zip(bucket, pieces, strict=True):
+                one.copy_(piece.view(one.shape))  # whatever the memory layout
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes; alone they stay."""
+    if not distributed():
+        return
+    sum_over(tensors)
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor /= world()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors in their order, as many of one type and device as fit into a bucket."""
+    bucket: list[Tensor] = []
+    size = 0
+    for one in tensors:
+        length = one.numel() * one.element_size()
+        apart = bool(bucket) and (bucket[0].dtype, bucket[0].device) != (one.dtype, one.device)
+        if bucket and (apart or size + length > BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(one)
+        size += length
+    if bucket:
+        yield bucket
+
+
+def first_process_decides(tensor: Tensor, device: torch.device) -> Tensor:
+    """The first process's value, for methods that draw at random."""
+    if not distributed():
+        return tensor
+    shared = tensor.to(device)
+    with reached():
+        dist.broadcast(shared, src=0)
+    return shared.to(tensor.device)
+
+
+@contextmanager
+def own_draws(device: torch.device) -> Iterator[None]:
+    """Random numbers of this process's own, for what is drawn for its part of a batch, such as dropout.
+
+    torch's generators go on afterwards as if one number had been drawn, alike on all processes. Alone nothing happens.
+    """
+    if not distributed():
+        yield
+        return
+    drawn = int(torch.randint(2**40, ()))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(drawn * world() + rank())
+        yield
