@@ -5,12 +5,12 @@ They exchange tensors of a GPU by NCCL and all else by gloo, see `launch`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from compactmtl.errors import MachineError
 
@@ -51,37 +51,85 @@ def reached() -> Iterator[None]:
         ) from error
 
 
-def sum_over(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, sent in buckets of one type and device.
+class _Sent:
+    """A bucket of tensors of one type and device on its way: their sum over all processes."""
+
+    def __init__(self, bucket: Sequence[Tensor]) -> None:
+        self._bucket = bucket
+        self._alone = len(bucket) == 1 and bucket[0].is_contiguous()
+        self._flat = bucket[0].view(-1) if self._alone else torch.cat([one.reshape(-1) for one in bucket])
+        with reached():
+            self._work = dist.all_reduce(self._flat, async_op=True)
+
+    def arrive(self, divisor: int) -> None:
+        """Wait for the sum and put it, over `divisor`, into the tensors."""
+        with reached():
+            self._work.wait()
+        if divisor != 1:
+            self._flat /= divisor
+        if self._alone:
+            return
+        pieces = self._flat.split([one.numel() for one in self._bucket])  # type: ignore[no-untyped-call]
+        for one, piece in zip(self._bucket, pieces, strict=True):
+            one.copy_(piece.view(one.shape))  # whatever the memory layout
+
+
+@torch.no_grad()
+def sum_over(tensors: Sequence[Tensor], divisor: int = 1) -> None:
+    """Replace each tensor by its sum over all processes, over `divisor`, sent in buckets of one type and device.
 
     The tensors and their order must be alike on all.
     """
-    buckets = list(_buckets(tensors))
-    with reached(), torch.no_grad():
-        flat = [
-            bucket[0].view(-1)
-            if len(bucket) == 1 and bucket[0].is_contiguous()
-            else torch.cat([one.reshape(-1) for one in bucket])
-            for bucket in buckets
-        ]
-        works = [dist.all_reduce(one, async_op=True) for one in flat]
-        for bucket, values, work in zip(buckets, flat, works, strict=True):
-            work.wait()
-            if values.data_ptr() == bucket[0].data_ptr():
-                continue
-            pieces = values.split([one.numel() for one in bucket])  # type: ignore[no-untyped-call]
-            for one, piece in zip(bucket, pieces, strict=True):
-                one.copy_(piece.view(one.shape))  # whatever the memory layout
+    for sent in [_Sent(bucket) for bucket in _buckets(tensors)]:
+        sent.arrive(divisor)
 
 
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over all processes; alone they stay."""
+    if distributed():
+        sum_over(tensors, world())
+
+
+@contextmanager
+def averaging(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """The gradients that a backward pass within leaves in `parameters` are averaged over all processes.
+
+    Each bucket is sent as soon as all of it is there, while the pass goes on, in an order that is alike on all processes:
+    from the last parameter to the first. Alone nothing happens.
+    """
     if not distributed():
+        yield
         return
-    sum_over(tensors)
+    buckets = list(_buckets([p for p in reversed(list(parameters)) if p.requires_grad]))
+    place = {id(parameter): number for number, bucket in enumerate(buckets) for parameter in bucket}
+    missing = [len(bucket) for bucket in buckets]
+    sent: list[_Sent] = []
+    begun = 0
+
+    @torch.no_grad()
+    def send(number: int) -> None:
+        gradients = [parameter.grad for parameter in buckets[number] if parameter.grad is not None]
+        if gradients:
+            sent.append(_Sent(gradients))
+
+    def note(parameter: Tensor) -> None:
+        nonlocal begun
+        missing[place[id(parameter)]] -= 1
+        while begun < len(buckets) and not missing[begun]:
+            send(begun)
+            begun += 1
+
+    hooks = [one.register_post_accumulate_grad_hook(note) for bucket in buckets for one in bucket]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for number in range(begun, len(buckets)):  # of parameters that the pass does not reach
+        send(number)
     with torch.no_grad():
-        for tensor in tensors:
-            tensor /= world()
+        for one in sent:
+            one.arrive(world())
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

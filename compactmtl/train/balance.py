@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compactmtl.balancing import Balancer, GradientBalancer, balanced_backward, still_statistics
 from compactmtl.data.base import Batch
-from compactmtl.distributed.processes import average
+from compactmtl.distributed.processes import averaging
 from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel
 from compactmtl.models.mtan import SharedAttention
@@ -65,8 +65,8 @@ class Balancing(Part):
         scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
         balancer.loss_scale = scale
         if not isinstance(balancer, GradientBalancer):
-            scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            average([parameter.grad for parameter in trained if parameter.grad is not None])
+            with averaging(trained):
+                scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             return
         features = current.features
         if isinstance(features, Mapping):
