@@ -18,6 +18,7 @@ from compactmtl.distributed.processes import average
 from compactmtl.models.features import encoder_of
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.overparam import contract, factorized_layers
+from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session
 
 ORDER = 0  # the same batches at each epoch's end: an order that no epoch of training has
@@ -46,7 +47,8 @@ def gradient_cosines(session: Session, batches: Iterable[Batch]) -> dict[str, di
 
     A layer that one of the losses does not reach is left out.
     """
-    model = contract(session.model).train()
+    model = contract(session.model)
+    train_mode(model, session.recipe)
     weights = {
         name.removesuffix(".weight"): parameter.requires_grad_()
         for name, parameter in model.encoder.named_parameters()

@@ -39,6 +39,7 @@ from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.machine import pinned, torch_settings
+from compactmtl.train.norms import train_mode
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, save_last
 from compactmtl.train.session import Session
@@ -162,11 +163,11 @@ class Loop:
         """The rest of the epoch's batches, after those of its pass 1 where it has one."""
         session, progress, position = self.session, self.progress, self.session.position
         if session.diagonals is not None:
-            session.model.train()
+            train_mode(session.model, session.recipe)
             self._train_diagonals(session.diagonals)
         names = [*session.tasks, *session.penalties, "total"]
         watch = LossWatch(names, session.device, progress.sums)
-        session.model.train()
+        train_mode(session.model, session.recipe)
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
         last = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
         for batch in session.batches(position.epoch, position.batch, last):

@@ -26,6 +26,7 @@ SELECTIVE = "selective: {mac_reduction: 0.4, start: 0.1, end: 0.6, every: 1, min
 # Of each case a recipe's sections as overrides.
 CASES: Mapping[str, tuple[str, ...]] = {
     "plain": ("train.clip=1.0",),
+    "frozen": ("train.batch_norm=frozen", "train.optimizer={name: sgd, lr: 0.01}"),
     "alternating": ("overparam={kind: svd, training: alternating}",),
     "branches": ("overparam={kind: repvgg}", "train.optimizer={name: sgd, lr: 0.01}"),
     "lasso": (f"sparsity={{warmup: 0, shrink_every: 1, {LASSO}}}",),
