@@ -5,6 +5,7 @@ They exchange tensors of a GPU by NCCL and all else by gloo, see `launch`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -158,16 +159,29 @@ def first_process_decides(tensor: Tensor, device: torch.device) -> Tensor:
     return shared.to(tensor.device)
 
 
-@contextmanager
-def own_draws(device: torch.device) -> Iterator[None]:
-    """Random numbers of this process's own, for what is drawn for its part of a batch, such as dropout.
+class OwnDraws:
+    """Random numbers of each process's own, for what is drawn for its part of a batch, such as dropout.
 
-    torch's generators go on afterwards as if one number had been drawn, alike on all processes. Alone nothing happens.
+    They follow from the seed, the process and the place in training alone, so that nothing of them has to be saved.
     """
-    if not distributed():
-        yield
-        return
-    drawn = int(torch.randint(2**40, ()))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(drawn * world() + rank())
-        yield
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._place: tuple[int, ...] = ()
+        self._times = 0  # that numbers were drawn at this place
+
+    @contextmanager
+    def at(self, *place: int, device: torch.device) -> Iterator[None]:
+        """torch's generators are this process's own for a while, and then what they were. Alone nothing happens.
+
+        `place` are numbers of steps; at one place each time has other numbers.
+        """
+        if not distributed():
+            yield
+            return
+        self._times = self._times + 1 if place == self._place else 0
+        self._place = place
+        text = "/".join(map(str, (self._seed, rank(), *place, self._times)))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
+            yield

@@ -25,7 +25,7 @@ from compactmtl.data.base import Batch
 from compactmtl.data.inputs import Images, given, parts, to_device
 from compactmtl.data.loader import Loader
 from compactmtl.data.mixing import shares_of
-from compactmtl.distributed.processes import own_draws
+from compactmtl.distributed.processes import OwnDraws
 from compactmtl.distributed.sums import joined
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel, OwnModel
@@ -74,6 +74,7 @@ class Session:
     parts: tuple[Part, ...]
     device: torch.device
     layout: Layout
+    draws: OwnDraws  # of several processes
     position: Position = field(default_factory=Position)
     latest: ForwardPass | None = None  # of `forward`, for `update`
 
@@ -162,7 +163,8 @@ class Session:
         image = self.image(batch)
         for part in self.parts:
             image = part.before_forward(image)
-        with joined(), own_draws(self.device):
+        pass_1 = 0 if self.diagonals is None else self.diagonals.place.step
+        with joined(), self.draws.at(self.position.step, pass_1, device=self.device):
             with self.autocast(), ExitStack() as contexts:
                 for part in self.parts:
                     contexts.enter_context(part.forward_context(batch))
@@ -387,6 +389,7 @@ def build_session(
         parts=parts,
         device=device,
         layout=chosen,
+        draws=OwnDraws(recipe.seed),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 
 from compactmtl.config.sources import MixingConfig
@@ -34,7 +36,7 @@ def test_shares_of_a_batch_are_the_batch(of: int, number: int) -> None:
         sampler.split(part, of)
         assert len(sampler) == steps
         shares.append(batches(sampler, start=1))
-    assert [sum(one, []) for one in zip(*shares, strict=True)] == whole
+    assert [list(chain(*of_batch)) for of_batch in zip(*shares, strict=True)] == whole
     sizes = {len(share) for of_batch in zip(*shares, strict=True) for share in of_batch}
     assert max(sizes) <= -(-8 // of) and min(sizes) >= 1
 

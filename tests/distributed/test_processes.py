@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compactmtl.balancing import DummyGradientNorm
 from compactmtl.balancing.penalties import input_gradient_penalty, weight_gradient_penalty
 from compactmtl.distributed.agree import anyone, check_alike, digest, first_does, gathered, totals
-from compactmtl.distributed.processes import average, own_draws, sum_over
+from compactmtl.distributed.processes import OwnDraws, average, sum_over
 from compactmtl.distributed.sums import joined, mean, moments
 from compactmtl.errors import DataError, MachineError, TrainingError
 from compactmtl.overparam.repvgg import BranchNorm
@@ -241,8 +241,13 @@ def agreement(rank: int) -> dict[str, Any]:
     except TrainingError as error:
         found["differ"] = error.message
     torch.manual_seed(11)
-    with own_draws(torch.device("cpu")):
-        found["own"] = torch.rand(3)
+    draws = OwnDraws(0)
+    found["own"] = []
+    for step in (4, 4, 5):
+        with draws.at(step, device=torch.device("cpu")):
+            found["own"].append(torch.rand(3))
+    with OwnDraws(0).at(5, device=torch.device("cpu")):
+        found["again"] = torch.rand(3)
     found["alike"] = torch.rand(3)
     one, other = torch.full((3, 2), rank + 1.0), torch.arange(4).to(torch.int64)
     strided = torch.ones(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
@@ -331,8 +336,13 @@ def test_processes_agree(found: list[Any]) -> None:
         assert one["summed"][1].is_contiguous(memory_format=torch.channels_last)
     assert first["failed"] == ["DataError", "there is no such file"]
     assert second["failed"] == ["TrainingError", "process 1 stops with the first one: there is no such file"]
-    assert torch.equal(first["alike"], second["alike"])
-    assert not torch.equal(first["own"], second["own"])
+    torch.manual_seed(11)
+    alike = torch.rand(3)
+    drawn_by_all = [*first["own"], *second["own"]]
+    assert len({tuple(one.tolist()) for one in drawn_by_all}) == 6
+    for one in (first, second):
+        assert torch.equal(one["alike"], alike)  # as if nothing had been drawn
+        assert torch.equal(one["again"], one["own"][2])  # as after a resume
 
 
 def leave(rank: int, folder: Path) -> str:
@@ -353,7 +363,7 @@ def test_a_process_that_has_ended_is_said(tmp_path: Path) -> None:
 
 def test_alone_nothing_changes() -> None:
     values = torch.randn(4, 3)
-    with joined(), own_draws(torch.device("cpu")):
+    with joined(), OwnDraws(0).at(1, device=torch.device("cpu")):
         assert F.batch_norm.__module__ == "torch.nn.functional"
         assert torch.equal(mean(values), values.mean())
     assert totals([2.0]) == [2.0] and gathered(3) == [3] and first_does(lambda: 5) == 5
