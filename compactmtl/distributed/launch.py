@@ -35,9 +35,7 @@ def launched(device: str) -> Iterator[None]:
         if local >= count:
             raise MissingDependencyError(
                 f"train.device: process {local} of this machine has no GPU, there are {count}",
-                f"start at most {count} processes a machine with --nproc-per-node"
-                if count
-                else "set train.device=cpu",
+                f"start at most {count} processes on each machine" if count else "set train.device=cpu",
             )
         torch.cuda.set_device(local)
     try:
@@ -45,7 +43,7 @@ def launched(device: str) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         raise MachineError(
             f"the {processes()} processes did not find each other: {str(error).splitlines()[0]}",
-            "look at torchrun's --rdzv-endpoint, and whether the machines reach it",
+            "look at the endpoint that torchrun was given for the rendezvous, and whether the machines reach it",
         ) from error
     try:
         yield

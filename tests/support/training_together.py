@@ -50,6 +50,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
 FOUR = ("plain", "selective")  # of four processes
 INTERRUPTED = "selective"  # after this many steps:
 STEPS = 4
+DROPOUT = "tasks.segmentation.head.dropout=0.2"
 
 
 @contextmanager
@@ -101,10 +102,11 @@ def train_two(rank: int, folder: Path) -> dict[str, Any]:
     with float64():
         for case in CASES:
             trained(case, folder / case)
+        trained(INTERRUPTED, folder / "whole", DROPOUT)
         path = folder / "interrupted"
         with asked_to_stop(STEPS, rank == 1):
-            found["interrupted"] = failure_of(lambda: trained(INTERRUPTED, path))
-        trained(INTERRUPTED, path, resume=True)
+            found["interrupted"] = failure_of(lambda: trained(INTERRUPTED, path, DROPOUT))
+        trained(INTERRUPTED, path, DROPOUT, resume=True)
         with asked_to_stop(STEPS, rank == 0):
             failure_of(lambda: trained(INTERRUPTED, folder / "left to one"))
     refused = {

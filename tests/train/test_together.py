@@ -88,7 +88,7 @@ def test_one_that_is_asked_stops_all_and_they_go_on_to_the_same_bits(two: tuple[
         assert (kind, code) == ("TrainingInterrupted", 130)
         assert f"after step {STEPS} of" in message
     for checkpoint in ("last", "best"):
-        whole, resumed = (weights(folder / name, checkpoint) for name in (INTERRUPTED, "interrupted"))
+        whole, resumed = (weights(folder / name, checkpoint) for name in ("whole", "interrupted"))
         assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
