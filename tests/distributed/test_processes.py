@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +99,32 @@ def with_slope(value: Callable[[Tensor], Tensor], whole: Tensor, rows: slice) ->
 ALL = slice(0, 8)
 
 
+def loss_of(task: Task, target: Tensor, output: Tensor) -> Tensor:
+    return task.loss(output, target)
+
+
+def lesson_of(task: Task, taught: Tensor, output: Tensor) -> Tensor:
+    return distillation_loss(task, output, taught, 2.0)
+
+
+def distance_of(distance: Callable[[Tensor, Tensor], Tensor], taught: Tensor, features: Tensor) -> Tensor:
+    return distance(features, taught)
+
+
 def losses(rows: slice) -> dict[str, list[Tensor]]:
     found = {}
     for kind in task_kinds():
         for name in LOSSES.get(kind, (None,)):
             task = task_of(kind, name)
-            target = target_of(task)[rows]
-            value = lambda part, task=task, target=target: task.loss(part, target)  # noqa: E731
+            value = partial(loss_of, task, target_of(task)[rows])
             found[f"{kind}/{name}"] = with_slope(value, output_of(task), rows)
     for kind in ("segmentation", "multilabel", "regression"):
         task = task_of(kind)
         taught = torch.randn(output_of(task).shape, generator=drawn(5), dtype=torch.float64)[rows]
-        value = lambda part, task=task, taught=taught: distillation_loss(task, part, taught, 2.0)  # noqa: E731
-        found[f"distillation/{kind}"] = with_slope(value, output_of(task), rows)
+        found[f"distillation/{kind}"] = with_slope(partial(lesson_of, task, taught), output_of(task), rows)
     features = torch.randn(8, 4, 3, 3, generator=drawn(6), dtype=torch.float64)
     for distance in (relative_error, turned):
-        value = lambda part, distance=distance: distance(part, features[rows] + 1)  # noqa: E731
+        value = partial(distance_of, distance, features[rows] + 1)
         found[distance.__name__] = with_slope(value, features.square(), rows)
     found["mean"] = with_slope(lambda part: mean(part.square()), features, rows)
     return found
@@ -157,11 +168,10 @@ def penalties(rows: slice) -> dict[str, list[Tensor]]:
     x = torch.randn(8, 6, generator=drawn(3), dtype=torch.float64)[rows].requires_grad_()
     task = task_of("classification")
     target = target_of(task)[rows]
-    value = lambda output, target: task.loss(output, target)  # noqa: E731
     found = {}
     for name in ("exact", "plain", "finite_difference", "input", "weight"):
         features = encoder(x)
-        total = torch.stack([value(head(features), target) for head in heads.values()]).sum()
+        total = torch.stack([task.loss(head(features), target) for head in heads.values()]).sum()
         if name == "input":
             penalty = input_gradient_penalty(total, x)
         elif name == "weight":
@@ -169,7 +179,7 @@ def penalties(rows: slice) -> dict[str, list[Tensor]]:
         else:
             dummy = DummyGradientNorm(
                 heads,
-                dict.fromkeys(heads, value),
+                dict.fromkeys(heads, task.loss),
                 mode="finite_difference" if name == "finite_difference" else "exact",
                 norm="plain" if name == "plain" else "squared",
             )

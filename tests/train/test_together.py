@@ -14,7 +14,10 @@ from torch import Tensor
 from compactmtl.train import Run
 from tests.support.training_together import CASES, FOUR, INTERRUPTED, STEPS, float64, runs_of, trained
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]  # two processes train all cases before the first test
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,6 @@ def assert_close(mine: Any, whole: Any, name: str = "") -> None:
         assert mine == whole, name
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_what_one_trains(case: str, two: tuple[Path, list[Any]], alone: Path) -> None:
     expected = alone_of(case, alone)
@@ -110,7 +112,6 @@ def test_what_cannot_be_done_is_refused_by_name_on_all(two: tuple[Path, list[Any
     assert not (folder / "refused").exists()
 
 
-@pytest.mark.timeout(600)
 def test_four_processes_train_what_one_trains(tmp_path: Path, alone: Path) -> None:
     folder, found = runs_of(4, tmp_path / "four")
     for one in found:
