@@ -228,6 +228,11 @@ class TrainConfig(Frozen):
         description="Mix each image of a batch with another one, by shares drawn from Beta(a, a) with this a. Only for "
         "tasks of one value or vector per image. null: no mixing.",
     )
+    batch_norm: Literal["batch", "frozen"] = Field(
+        "batch",
+        description="What batch norm normalizes by while training: the statistics of the `batch`, of several processes of "
+        "all their parts of it, or the running statistics that the weights came with, which stay (`frozen`).",
+    )
     autocast: Literal["off", "bfloat16", "float16"] = Field(
         "off", description="Precision of the forward pass while training."
     )

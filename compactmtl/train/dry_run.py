@@ -26,6 +26,7 @@ from compactmtl.sparsity import LatencyTable
 from compactmtl.train.faults import explained
 from compactmtl.train.layout import choose
 from compactmtl.train.machine import torch_settings
+from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
 
@@ -158,7 +159,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         remaining = sparsifier.foreseen() if sparsifier else None
         notes = tuple(sparsifier.notes()) if sparsifier else ()
         batch = next(iter(session.train_loader))
-        session.model.train()
+        train_mode(session.model, recipe)
         with _watching(session.model) as evaluated:
             activations, losses = _activation_bytes(session, batch)
         seconds = min(_step_seconds(session, batch) for _ in range(2))

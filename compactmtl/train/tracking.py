@@ -185,6 +185,54 @@ class Tracker:
         self.say(epoch_line(values, self._tasks, of=of, images=images, best=best))
 
 
+class Unheard(Tracker):
+    """The tracker of a process that is not the first: the first one writes and talks for all."""
+
+    def __init__(self, path: Path) -> None:
+        self.log = EventLog(path / LOG)  # whose path errors name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+    def groups(self, notes: Sequence[str]) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def start(
+        self, versions: Mapping[str, str], layout: Mapping[str, Any], taught: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Nothing."""
+
+    def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
+        """Nothing."""
+
+    def end(
+        self,
+        best_epoch: int,
+        best: Mapping[str, Mapping[str, float]],
+        val: Mapping[str, Mapping[str, float]],
+        seconds: float,
+        images: int,
+    ) -> None:
+        """Nothing."""
+
+    def step(self, epoch: int, step: int, images_per_second: float) -> None:
+        """Nothing."""
+
+    def phase(self, epoch: int, name: str, done: int, of: int) -> None:
+        """Nothing."""
+
+    def epoch(self, values: Mapping[str, Any], *, of: int, images: int, best: bool) -> None:
+        """Nothing."""
+
+
 def epoch_line(
     values: Mapping[str, Any], tasks: Mapping[str, Task], *, of: int, images: int, best: bool
 ) -> str:
