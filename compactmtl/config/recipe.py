@@ -386,15 +386,15 @@ class Recipe(Frozen):
     def _plain_where_it_shrinks(self) -> Recipe:
         if self.sparsity is None:
             return self
+        self.sparsity.check_held_out(self.tasks, self.data.holdout)
         if self.sparsity.shrink_every and self.overparam is not None and self.overparam.kind != "none":
             raise ValueError("sparsity.shrink_every needs plain layers; remove it or overparam")
         if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
             raise ValueError("sparsity.prune: Torch-Pruning needs plain layers; remove overparam")
-        begin = self.sparsity.begin
-        own = self.distillation is not None and self.distillation.own
-        if self.sparsity.shrink_every and own and self.distillation and self.distillation.start > begin:
+        distillation, begin = self.distillation, self.sparsity.begin
+        if self.sparsity.shrink_every and distillation and distillation.own and distillation.start > begin:
             raise ValueError(
-                f"distillation.start {self.distillation.start}: the teacher `self` must be copied before channels are "
+                f"distillation.start {distillation.start}: the teacher `self` must be copied before channels are "
                 f"removed; with sparsity.shrink_every that begins at {begin}"
             )
         return self

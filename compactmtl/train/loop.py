@@ -6,6 +6,7 @@ Two runs of one recipe on one machine are bit-equal, and so is a run that was in
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LAST
+from compactmtl.artifacts.files import new_folder, write_text
+from compactmtl.artifacts.hashes import write_hashed
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, IMPORTANCE, IMPORTANCE_FILE, LAST
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import check_folder, create_folder, update_meta, update_recipe
 from compactmtl.artifacts.versions import resolve
@@ -161,6 +163,7 @@ class Loop:
                 "no epoch had a finite score, so there is no best checkpoint",
                 f"look at the metrics in {tracker.log.path}; lower train.optimizer.lr or set train.clip",
             )
+        self._write_importance()
         tracker.end(
             progress.best_epoch, progress.best_metrics, self._val(), progress.seconds, progress.images
         )
@@ -238,6 +241,22 @@ class Loop:
                 )
             return metrics
 
+    def _write_importance(self) -> None:
+        """What each channel is worth to each task, where a sparse run knows it: an artifact of the run, with its hash."""
+        sparsifier = self.session.sparsifier
+        record = None if sparsifier is None else sparsifier.steering.record()
+        if record is None:
+            return
+        with new_folder(self.path / IMPORTANCE) as folder:
+            write_hashed(folder, {IMPORTANCE_FILE: (json.dumps(record) + "\n").encode()})
+        bounds = record["bounds"]
+        spent = {"each task's importance": record["seconds"], "held-out checks": bounds and bounds["seconds"]}
+        whole = max(self.progress.seconds, 1e-9)
+        shares = (f"{what} {seconds / whole:.1%}" for what, seconds in spent.items() if seconds is not None)
+        self.tracker.say(f"of the training time: {', '.join(shares)}")
+        if sparsifier is not None and sparsifier.control.short:
+            self.tracker.say(sparsifier.control.short)
+
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
         session, data = self.session, self.session.recipe.data
@@ -276,6 +295,8 @@ class Loop:
         start = time.perf_counter()
         session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start
+        for line in (line for part in session.parts for line in part.said()):
+            self.tracker.say(line)
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {
