@@ -61,8 +61,9 @@ class Bounds:
         return cls(dict(most), marks)
 
     def due(self, step: int) -> bool:
-        """Whether held-out data is measured after this step."""
-        return self.stopped is None and step in self.marks
+        """Whether held-out data is to be measured after this step, and was not yet."""
+        judged = bool(self.checks) and self.checks[-1].step == step
+        return self.stopped is None and step in self.marks and not judged
 
     def next_after(self, step: int) -> int:
         """The step of the next check; the last one where none follows."""
@@ -138,7 +139,7 @@ class Bounds:
         return {
             "most": dict(self.most),
             "reference": {name: value.value for name, value in self.reference.items()},
-            "checks": [asdict(check) for check in self.checks],
+            "checks": [_plain(check) for check in self.checks],
             "steps_back": self.steps_back,
             "stopped": self.stopped,
             "seconds": self.seconds,
@@ -180,3 +181,11 @@ class Bounds:
         self.pace, self.failed = float(state["pace"]), int(state["failed"])
         self.steps_back, self.seconds = int(state["steps_back"]), float(state["seconds"])
         self.stopped = None if state["stopped"] is None else int(state["stopped"])
+
+
+def _plain(check: Check) -> dict[str, Any]:
+    """As JSON can hold it: what is no number is none."""
+    plain = asdict(check)
+    for loss in plain["losses"].values():
+        loss["share"] = loss["share"] if math.isfinite(loss["share"]) else None
+    return plain

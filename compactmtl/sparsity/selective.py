@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from compactmtl.config.lookup import name_hint
 from compactmtl.config.sparsity import SelectiveConfig
 from compactmtl.config.words import key
 from compactmtl.errors import ConfigError, TrainingError
@@ -100,7 +101,7 @@ class SelectiveShrinking(Control):
             self.bounds = Bounds.between(config.losses, start, end, config.checks)
         self._snapshot = Snapshot()
         self._families = groups.bound
-        scored = [_scored(family) for family in self._families]
+        scored = [family.scored for family in self._families]
         self.tasks = TaskImportance(
             scored,
             [family.size for family in groups],
@@ -118,14 +119,16 @@ class SelectiveShrinking(Control):
         self._chosen = [_zeros(family) for family in self._families]
         with torch.no_grad():
             self._dead = [family.zeros() for family in self._families]
-        self._settled = [flags.clone() for flags in self._dead]  # dead and past a check, where there are bounds
+        self._settled = [
+            flags.clone() for flags in self._dead
+        ]  # dead and past a check, where there are bounds
         if optimizer is not None:
             self.attach(optimizer)
 
     def _bind(self, groups: ChannelGroups) -> None:
         self.groups = groups
         self._families = groups.bound
-        self._scored = [_scored(family) for family in self._families]
+        self._scored = [family.scored for family in self._families]
 
     @property
     def shrunk(self) -> frozenset[str]:
@@ -180,8 +183,15 @@ class SelectiveShrinking(Control):
         silence(self.groups, self._dead)
 
     def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
-        if self.tasks.due(self._steps, len(losses)):
-            self.tasks.look(self._steps, losses, scale)
+        if not self.tasks.due(self._steps, len(losses)):
+            return
+        for name in self.config.losses:
+            if name not in losses:
+                raise ConfigError(
+                    f"{key('sparsity.selective.losses')} names {name!r}, which is no task",
+                    name_hint(name, list(losses)),
+                )
+        self.tasks.look(self._steps, losses, scale)
 
     def _learn(self) -> None:
         for scored, running in zip(self._scored, self._importance, strict=True):
@@ -373,10 +383,6 @@ class SelectiveShrinking(Control):
             s.zero_(s.parameter, dead)
             if self._view is not None and some_fresh:
                 self._view.forget(s, fresh)
-
-
-def _scored(family: BoundFamily) -> tuple[GroupedTensor, ...]:
-    return family.only("affine") or family.tensors
 
 
 def _zeros(family: BoundFamily) -> Tensor:

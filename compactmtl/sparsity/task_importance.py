@@ -20,7 +20,9 @@ from compactmtl.sparsity.bounds import LEAST_ROOM
 from compactmtl.sparsity.grouped_tensor import GroupedTensor, add, at_least_float32, to_host
 from compactmtl.sparsity.saved import RESUME, check_state
 
-STEPS_PER_TASK = 20  # between two looks, for each task: a backward pass is two thirds of a step, so 3 % of the time
+STEPS_PER_TASK = (
+    20  # between two looks, for each task: a backward pass is two thirds of a step, so 3 % of the time
+)
 MEMORY = 0.8  # of the exponential mean over looks: the last five count most
 TINY = 1e-30
 
@@ -47,7 +49,9 @@ class TaskImportance:
         self._every = every
         self._squared, self._alone = squared, alone
         self._sizes = list(sizes)
-        self._places = [torch.arange(size) for size in sizes]  # of the groups that are left, among those at first
+        self._places = [
+            torch.arange(size) for size in sizes
+        ]  # of the groups that are left, among those at first
         self.tasks: tuple[str, ...] = ()
         self._running: list[Tensor] = []  # (T, n) a family
         self._seen = torch.zeros(0)  # (T,) the weight of the looks in the mean, for its bias
@@ -114,7 +118,9 @@ class TaskImportance:
                 for s in scored:
                     gradient = gradients[id(s.parameter)]
                     value = at_least_float32(s.parameter.detach())
-                    product = torch.zeros_like(value) if gradient is None else value * (gradient.to(value) / scale)
+                    product = (
+                        torch.zeros_like(value) if gradient is None else value * (gradient.to(value) / scale)
+                    )
                     terms.append(s.sums(product))
                 total = add(terms)
                 worth.append(total.square() if self._squared else total.abs())
@@ -164,9 +170,11 @@ class TaskImportance:
         """Go on with the groups `survivors` (indices, one tensor a family) of those before."""
         self.bind(scored)
         self._places = [places[index] for places, index in zip(self._places, survivors, strict=True)]
-        self._running = [
-            one[:, index.to(one.device)] for one, index in zip(self._running, survivors, strict=True)
-        ] if self._running else []
+        self._running = (
+            [one[:, index.to(one.device)] for one, index in zip(self._running, survivors, strict=True)]
+            if self._running
+            else []
+        )
 
     def whole(self, dead: Sequence[Tensor]) -> list[tuple[NDArray[np.bool_], NDArray[np.float64]]]:
         """Of all groups at first: which are gone (n,), and each task's share (T, n), of those that went as it was when they were

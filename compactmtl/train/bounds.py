@@ -36,9 +36,7 @@ def held_out(training: Training) -> dict[str, HeldOut]:
     """Each task's primary metric on the held-out part of train, of the network as it is."""
     model = training.model
     device = next(model.parameters()).device
-    whole, parts = evaluate_parts(
-        torch_runner(model, device), training.held_out, training.tasks, PARTS
-    )
+    whole, parts = evaluate_parts(torch_runner(model, device), training.held_out, training.tasks, PARTS)
     found = {}
     for name, task in training.tasks.items():
         metric = task.primary

@@ -68,7 +68,9 @@ def evaluate_parts(
                 for name, task in tasks.items():
                     target = batch["targets"][task.target][rows]
                     if bool(task.known(target).any()):
-                        _update(split[part][name], outputs[name][rows], target, _references(batch, task, rows))
+                        _update(
+                            split[part][name], outputs[name][rows], target, _references(batch, task, rows)
+                        )
                         known[part].add(name)
             first += size
 
