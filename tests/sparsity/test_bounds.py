@@ -191,7 +191,7 @@ def test_bounds_need_the_tasks_losses() -> None:
 def test_what_a_bounded_task_needs_is_kept() -> None:
     """With a task at its bound, less of its importance goes than without bounds."""
     free = Training(unharmed, losses={}).run(48)
-    tight = Training(lambda model: values(0.099), losses={"near": 0.1}).run(48)
+    tight = Training(Breaking(*range(1, 99), loss=0.099), losses={"near": 0.1}).run(48)
     lost_near = []
     for training in (free, tight):
         record = training.control.tasks.whole(training.control.held)
