@@ -119,9 +119,8 @@ class SelectiveShrinking(Control):
         self._chosen = [_zeros(family) for family in self._families]
         with torch.no_grad():
             self._dead = [family.zeros() for family in self._families]
-        self._settled = [
-            flags.clone() for flags in self._dead
-        ]  # dead and past a check, where there are bounds
+        # dead and past a check, where there are bounds
+        self._settled = [flags.clone() for flags in self._dead]
         if optimizer is not None:
             self.attach(optimizer)
 
