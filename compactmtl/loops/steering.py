@@ -101,6 +101,12 @@ class Steering:
         control.bounds.seconds += time.perf_counter() - start
         return control.judge(found, dict(model.named_buffers()))
 
+    def finished(self, found: Mapping[str, HeldOut]) -> None:
+        """Note what the tasks have on held-out data in the network that is deployed, for `record`."""
+        control = self.control
+        if isinstance(control, SelectiveShrinking) and control.bounds is not None:
+            control.bounds.finished(found)
+
     def observe(self) -> None:
         """The gradients are there, and are not clipped yet."""
         self.control.observe()

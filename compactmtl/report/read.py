@@ -138,6 +138,7 @@ class TaskBounds(Read):
     steps_back: int
     stopped: int | None = None
     seconds: float
+    final: dict[str, TaskLoss] = {}  # of the network that is deployed
 
 
 class Importance(Read):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compactmtl.report import format as fmt
 from compactmtl.report.bars import Bar, BarChart, BarRow
 from compactmtl.report.charts import COLORS, staircase
 from compactmtl.report.model import RunView
-from compactmtl.report.read import Importance, TaskLayer
-from compactmtl.report.table import Cell, Row, Table
+from compactmtl.report.read import Importance, TaskLayer, TaskLoss
+from compactmtl.report.table import MISSING, Cell, Row, Table
 
 ALL = "all layers"
 
@@ -101,24 +100,20 @@ def _bounds(known: Importance) -> Table | None:
         return None
     rows = []
     for task, most in bounds.most.items():
-        loss = bounds.checks[-1].losses[task]
-        error = None if loss.error is None else f"± {100 * loss.error:.2f} %"
-        held = loss.share is not None and loss.share <= most + (loss.error or 0.0)
-        rows.append(
-            Row(
-                task,
-                (
-                    Cell(f"{100 * most:g} %"),
-                    Cell(f"{bounds.reference[task]:.4g}"),
-                    Cell(
-                        fmt.NOT_RUN if loss.share is None else f"{100 * loss.share:.2f} %", noise=error or ""
-                    ),
-                    Cell("yes" if held else "no", tone="good" if held else "bad"),
-                ),
-            )
-        )
-    columns = ("may lose", "reference", "lost at the last check", "within a standard error")
+        cells = [Cell(f"{100 * most:g} %"), Cell(f"{bounds.reference[task]:.4g}")]
+        cells += [_lost(loss, most) for loss in (bounds.checks[-1].losses[task], bounds.final.get(task))]
+        rows.append(Row(task, tuple(cells)))
+    columns = ("may lose", "reference", "lost at the last check", "lost in the deployed network")
     return Table(columns, tuple(rows), "What tasks may lose, and what they have lost")
+
+
+def _lost(loss: TaskLoss | None, most: float) -> Cell:
+    """A loss with its standard error; good where it is within the bound and that."""
+    if loss is None or loss.share is None:
+        return MISSING
+    error = "" if loss.error is None else f"± {100 * loss.error:.2f} %"
+    held = loss.share <= most + (loss.error or 0.0)
+    return Cell(f"{100 * loss.share:.2f} %", "good" if held else "bad", error)
 
 
 def _checked(known: Importance) -> str:
@@ -130,7 +125,7 @@ def _checked(known: Importance) -> str:
     return (
         f"Measured {len(bounds.checks)} times on the held-out part of train, last after step {last.step}; what had been"
         f" removed was put back {back if bounds.steps_back else 'never'}. {100 * last.share:.0f} % of what was asked had gone"
-        " at the last check. The reference is the best value at a check before it, the first of the network before any channel"
+        " at the last check. Green: within the bound and one standard error. The reference is the best value at a check before it, the first of the network before any channel"
         " went."
     )
 

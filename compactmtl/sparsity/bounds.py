@@ -52,6 +52,7 @@ class Bounds:
     steps_back: int = 0
     stopped: int | None = None  # the step after which nothing more is tried
     seconds: float = 0.0  # spent on measuring
+    final: dict[str, Loss] = field(default_factory=dict)  # of the network that is deployed, once it is known
 
     @classmethod
     def between(cls, most: Mapping[str, float], start: int, end: int, checks: int) -> Bounds:
@@ -98,6 +99,10 @@ class Bounds:
         self.checks.append(Check(step, share, losses, held))
         return held
 
+    def finished(self, found: Mapping[str, HeldOut]) -> None:
+        """Note what the tasks have in the network that is deployed."""
+        self.final = {name: lost(self.reference[name], found[name]) for name in self.reference}
+
     def went_on(self) -> None:
         """What the last stage removed is gone for good."""
         self.failed = 0
@@ -143,6 +148,7 @@ class Bounds:
             "steps_back": self.steps_back,
             "stopped": self.stopped,
             "seconds": self.seconds,
+            "final": {name: _number(asdict(loss)) for name, loss in self.final.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,6 +192,8 @@ class Bounds:
 def _plain(check: Check) -> dict[str, Any]:
     """As JSON can hold it: what is no number is none."""
     plain = asdict(check)
-    for loss in plain["losses"].values():
-        loss["share"] = loss["share"] if math.isfinite(loss["share"]) else None
-    return plain
+    return {**plain, "losses": {name: _number(loss) for name, loss in plain["losses"].items()}}
+
+
+def _number(loss: dict[str, Any]) -> dict[str, Any]:
+    return {**loss, "share": loss["share"] if math.isfinite(loss["share"]) else None}

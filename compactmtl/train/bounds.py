@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compactmtl.data.base import Batch
+from compactmtl.models import MultiTaskModel
 from compactmtl.sparsity.held_out import PARTS, HeldOut
 from compactmtl.train.part import Part, Setup, Training
 from compactmtl.train.sparse import Sparsifier
@@ -32,10 +33,10 @@ class TaskBounds(Part):
         return said
 
 
-def held_out(training: Training) -> dict[str, HeldOut]:
-    """Each task's primary metric on the held-out part of train, of the network as it is."""
-    model = training.model
-    device = next(model.parameters()).device
+def held_out(training: Training, model: MultiTaskModel | None = None) -> dict[str, HeldOut]:
+    """Each task's primary metric on the held-out part of train, of the network as it is, or of another of its tasks."""
+    device = next(training.model.parameters()).device
+    model = training.model if model is None else model.to(device)
     whole, parts = evaluate_parts(torch_runner(model, device), training.held_out, training.tasks, PARTS)
     found = {}
     for name, task in training.tasks.items():

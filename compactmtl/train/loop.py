@@ -34,6 +34,7 @@ from compactmtl.runs.run import Run, check_same_recipe
 from compactmtl.runs.teachers import dump_teachers, teacher_costs
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
+from compactmtl.train.bounds import TaskBounds, held_out
 from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
@@ -243,8 +244,12 @@ class Loop:
 
     def _write_importance(self) -> None:
         """What each channel is worth to each task, where a sparse run knows it: an artifact of the run, with its hash."""
-        sparsifier = self.session.sparsifier
-        record = None if sparsifier is None else sparsifier.steering.record()
+        session, sparsifier = self.session, self.session.sparsifier
+        if sparsifier is None:
+            return
+        if session.part(TaskBounds) is not None:
+            sparsifier.steering.finished(held_out(session, Run.open(self.path).load_plain()))
+        record = sparsifier.steering.record()
         if record is None:
             return
         with new_folder(self.path / IMPORTANCE) as folder:
@@ -254,7 +259,7 @@ class Loop:
         whole = max(self.progress.seconds, 1e-9)
         shares = (f"{what} {seconds / whole:.1%}" for what, seconds in spent.items() if seconds is not None)
         self.tracker.say(f"of the training time: {', '.join(shares)}")
-        if sparsifier is not None and sparsifier.control.short:
+        if sparsifier.control.short:
             self.tracker.say(sparsifier.control.short)
 
     def _val(self) -> TaskMetrics:

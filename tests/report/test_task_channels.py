@@ -62,11 +62,16 @@ def test_bounds_are_held_against_the_last_check() -> None:
         checks=checks,
         steps_back=1,
         stopped=9,
+        final={"a": TaskLoss(share=-0.001, error=0.002), "b": TaskLoss(share=0.004)},
         seconds=1.0,
     )
     table = _bounds(known(bounds))
     assert table is not None
     assert [[cell.full for cell in row.cells] for row in table.rows] == [
-        ["1 %", "0.5", "1.20 % (± 0.30 %)", "yes"],
-        ["0 %", "2", "not run", "no"],
+        ["1 %", "0.5", "1.20 % (± 0.30 %)", "-0.10 % (± 0.20 %)"],
+        ["0 %", "2", "not run", "0.40 %"],
+    ]
+    assert [[cell.tone for cell in row.cells[2:]] for row in table.rows] == [
+        ["good", "good"],
+        ["missing", "bad"],
     ]

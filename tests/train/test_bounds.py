@@ -69,6 +69,7 @@ def test_a_run_writes_what_each_channel_is_worth_to_each_task(tiny: Make, tmp_pa
     assert last["macs_removable"] >= 0.4
     assert last["task_importance"]["looks"] == record["looks"] > 3
     assert record["bounds"]["checks"][0]["share"] == 0 and record["bounds"]["checks"][-1]["share"] == 1
+    assert set(record["bounds"]["final"]) == {"segmentation", "depth"}
     assert record["bounds"]["stopped"] == record["bounds"]["checks"][-1]["step"]
 
 
