@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compactmtl.config.kept import keep_sources
+from compactmtl.config.kept import keep_losses, keep_sources
 from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
 from compactmtl.config.merge import apply_overrides, merge, read_extended
 from compactmtl.config.paths import anchor
 from compactmtl.config.recipe import Frozen, Recipe
 from compactmtl.config.sweep import SweepConfig
-from compactmtl.config.task_losses import LOSSES
 from compactmtl.config.validate import validate
 from compactmtl.config.yaml import Node, Place, dump_yaml
 from compactmtl.errors import ConfigError
@@ -152,30 +151,12 @@ def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
     if numbers is not None and isinstance(numbers.value, dict):
         numbered = {name: gone for name, gone in dropped.items() if name in numbers.value}
         over |= {"single_task": Node(numbered, Place(None))} if numbered else {}
-    over |= _without_losses(node, dropped)
-    merged = merge(node, Node(over, Place(None)))
+    merged = keep_losses(merge(node, Node(over, Place(None))), set(dropped))
     assert isinstance(merged.value, dict)
     data = merged.value.get("data")
     if data is None or not isinstance(data.value, dict) or "sources" not in data.value:
         return merged
     return Node({**merged.value, "data": keep_sources(data, set(dropped))}, merged.place)
-
-
-def _without_losses(node: Node, dropped: Mapping[str, Node]) -> dict[str, Node]:
-    """What takes the bounds of dropped tasks out of `sparsity.selective.losses`, as a section to merge."""
-    section: Node | None = node
-    for part in LOSSES.split("."):
-        section = section.value.get(part) if section is not None and isinstance(section.value, dict) else None
-    if section is None or not isinstance(section.value, dict):
-        return {}
-    bounded = {name: gone for name, gone in dropped.items() if name in section.value}
-    if not bounded:
-        return {}
-    first, *rest = LOSSES.split(".")
-    inner = Node(bounded, Place(None))
-    for part in reversed(rest):
-        inner = Node({part: inner}, Place(None))
-    return {first: inner}
 
 
 def origins(model: Frozen, node: Node) -> Iterator[tuple[str, str]]:

@@ -79,9 +79,7 @@ class DataConfig(Sourced):
         description="Share of the training split, after `holdout`, that is used. A smaller share is a "
         "subset of a larger one.",
     )
-    select_on: Literal["val", "holdout"] = Field(
-        "val", description="Split whose score selects the best epoch."
-    )
+    select_on: Literal["val", "holdout"] = Field("val", description="Split that selects the best epoch.")
     augment: AugmentConfig = Field(AugmentConfig(), description="Random transforms of the training split.")
     mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406),
@@ -316,6 +314,7 @@ class Recipe(Frozen):
         replaced = {
             "train.ema": self.train.ema is not None,
             "sparsity.norm_batches": sparsity is not None and sparsity.norm_batches is not None,
+            "sparsity.selective.losses": sparsity is not None and bool(sparsity.losses),
             "overparam.kind: repvgg": overparam is not None and overparam.kind == "repvgg",
             "overparam.per_task": overparam is not None and overparam.per_task,
         }
