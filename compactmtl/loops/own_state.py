@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.errors import ArtifactError
 from compactmtl.sparsity.saved import check_state
 
 VERSION = 1  # of the state
 _STATE = ("network", "asked", "steps", "epochs", "restarted", "removed", "table", "control")
+
+
+def in_words(config: SparsityConfig, total_steps: int, align: int) -> str:
+    """What a shrinking was asked for. Keys that states of earlier versions lack are told only where they say something."""
+    new: Any = None if config.losses else {"selective": {"losses", "checks"}}
+    asked = config.model_dump_json(exclude_none=True, exclude=new)
+    return f"{asked}, total_steps {total_steps}, align {align}"
 
 
 def check_own(state: Mapping[str, Any], network: str, signature: str, asked: str) -> None:

@@ -21,7 +21,7 @@ from compactmtl.loops import settings
 from compactmtl.loops.averages import masked
 from compactmtl.loops.controls import build_steering
 from compactmtl.loops.held_out import Evaluate, Told, as_held_out, check_evaluate
-from compactmtl.loops.own_state import VERSION, check_own
+from compactmtl.loops.own_state import VERSION, check_own, in_words
 from compactmtl.loops.removed import Removed, cut_model
 from compactmtl.loops.settings import in_own_words
 from compactmtl.loops.steering import Steering
@@ -227,9 +227,7 @@ class Shrinking:
         """
         self._check_alive("judge()")
         if not self.check_due:
-            raise TrainingError(
-                "judge() while no check is due", "call it after step(), where check_due is True"
-            )
+            raise TrainingError("judge() while no check is due", "call it where check_due is True")
         with in_own_words():
             return self._steering.judge(self._network, lambda: as_held_out(told))
 
@@ -319,7 +317,7 @@ class Shrinking:
         }
 
     def _asked(self) -> str:
-        return f"{self.config.model_dump_json(exclude_none=True)}, total_steps {self.total_steps}, align {self.align}"
+        return in_words(self.config, self.total_steps, self.align)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, before or after model and optimizer load theirs.

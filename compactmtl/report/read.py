@@ -135,6 +135,7 @@ class TaskBounds(Read):
     most: dict[str, float]
     reference: dict[str, float]
     checks: tuple[BoundCheck, ...]
+    gone: float  # the share of the target that was gone when shrinking ended
     steps_back: int
     stopped: int | None = None
     seconds: float

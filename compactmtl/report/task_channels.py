@@ -124,8 +124,8 @@ def _checked(known: Importance) -> str:
     back = f"{bounds.steps_back} times" if bounds.steps_back != 1 else "once"
     return (
         f"Measured {len(bounds.checks)} times on the held-out part of train, last after step {last.step}; what had been"
-        f" removed was put back {back if bounds.steps_back else 'never'}. {100 * last.share:.0f} % of what was asked had gone"
-        " at the last check. Green: within the bound and one standard error. The reference is the best value at a check before it, the first of the network before any channel"
+        f" removed was put back {back if bounds.steps_back else 'never'}. {100 * bounds.gone:.0f} % of what was asked is gone."
+        " Green: within the bound and one standard error. The reference is the best value at a check before it, the first of the network before any channel"
         " went."
     )
 

@@ -47,6 +47,7 @@ class Bounds:
     marks: tuple[int, ...]  # optimizer steps of the checks; the first is the reference's
     reference: dict[str, HeldOut] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
+    gone: float = 0.0  # the share of the target that nothing will put back
     pace: float = 1.0
     failed: int = 0  # steps back in a row
     steps_back: int = 0
@@ -145,6 +146,7 @@ class Bounds:
             "most": dict(self.most),
             "reference": {name: value.value for name, value in self.reference.items()},
             "checks": [_plain(check) for check in self.checks],
+            "gone": self.gone,
             "steps_back": self.steps_back,
             "stopped": self.stopped,
             "seconds": self.seconds,
@@ -160,6 +162,7 @@ class Bounds:
         return {
             "reference": reference,
             "checks": [asdict(check) for check in self.checks],
+            "gone": self.gone,
             "pace": self.pace,
             "failed": self.failed,
             "steps_back": self.steps_back,
@@ -169,7 +172,7 @@ class Bounds:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`. Raises ArtifactError for a state that lacks something."""
-        keys = ("reference", "checks", "pace", "failed", "steps_back", "stopped", "seconds")
+        keys = ("reference", "checks", "gone", "pace", "failed", "steps_back", "stopped", "seconds")
         check_state(state, keys, "the tasks' bounds")
         self.reference = {
             name: HeldOut(float(value), tuple(map(float, parts)), bool(higher))
@@ -184,7 +187,8 @@ class Bounds:
             )
             for one in state["checks"]
         ]
-        self.pace, self.failed = float(state["pace"]), int(state["failed"])
+        self.gone, self.pace = float(state["gone"]), float(state["pace"])
+        self.failed = int(state["failed"])
         self.steps_back, self.seconds = int(state["steps_back"]), float(state["seconds"])
         self.stopped = None if state["stopped"] is None else int(state["stopped"])
 

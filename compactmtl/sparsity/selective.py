@@ -311,30 +311,30 @@ class SelectiveShrinking(Control):
         pending = [flags & ~settled for flags, settled in zip(self._chosen, self._settled, strict=True)]
         count = sum(int(flags.sum()) for flags in pending)
         held = bounds.measured(self._steps, found, self._gone())
-        said = ""
+        said = "" if held else f"step {self._steps}: {'; '.join(bounds.broken)}"
         if not held:
-            said = f"step {self._steps}: {'; '.join(bounds.broken)}"
             if count:
                 self._snapshot.put_back(self._families, pending, self._view, buffers)
                 for dead, flags in zip(self._dead, pending, strict=True):
                     dead &= ~flags
                 bounds.went_back()
                 said += f": {count} channels are put back"
-            else:
+            elif self._steps < self.timetable.end:
                 said += ": no channel goes until it has recovered"
         elif count:
             bounds.went_on()
         for settled, chosen, dead in zip(self._settled, self._chosen, self._dead, strict=True):
             settled.copy_(dead)
             chosen.copy_(dead)
+        bounds.gone = self._gone()
         if bounds.failed >= TRIES or self._steps >= self.timetable.end:
             bounds.stopped = self._steps
-            if bounds.failed:
+            if said:
                 said += f"; shrinking ends with {self.removed():.1%} of the {self.target.config.measure} gone"
         elif held:
             self._snapshot.take(self._families, self._view, buffers)
             due = self.timetable.share(bounds.next_after(self._steps))
-            self._choose(bounds.target(self._gone(), due))
+            self._choose(bounds.target(bounds.gone, due))
         return said
 
     def _gone(self) -> float:

@@ -60,6 +60,7 @@ def test_bounds_are_held_against_the_last_check() -> None:
         most={"a": 0.01, "b": 0.0},
         reference={"a": 0.5, "b": 2.0},
         checks=checks,
+        gone=0.5,
         steps_back=1,
         stopped=9,
         final={"a": TaskLoss(share=-0.001, error=0.002), "b": TaskLoss(share=0.004)},
