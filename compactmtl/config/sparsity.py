@@ -101,6 +101,15 @@ class ReductionConfig(Frozen):
         return 1 - self.latency.milliseconds(total if whole_ms is None else whole_ms) / total
 
 
+TasksEvery = Annotated[
+    Annotated[int, Field(ge=0)] | None,
+    Field(
+        description="Steps between two looks at what each channel is worth to each task, one backward pass a task. null: "
+        "20 for each task, which is about 3 % of the training time. 0: none."
+    ),
+]
+
+
 class SelectiveConfig(ReductionConfig):
     """Shrink the channels that are least important relative to their cost, on a schedule, until the target is met."""
 
@@ -136,11 +145,7 @@ class SelectiveConfig(ReductionConfig):
         "the network that remains at this step. With `left`, channels next to a layer that has "
         "become narrow count as cheap, so that layers end very narrow or at full width.",
     )
-    tasks_every: Annotated[int, Field(ge=0)] | None = Field(
-        None,
-        description="Steps between two looks at what each channel is worth to each task, one backward pass a task. null: "
-        "20 for each task, which is about 3 % of the training time. 0: none.",
-    )
+    tasks_every: TasksEvery = None
     losses: dict[str, TaskLoss] = Field(
         default_factory=dict,
         description="Most that a task may lose, as a share of its primary metric on the split `holdout`, such as `1 %` or "
@@ -166,6 +171,7 @@ class ControllerConfig(ReductionConfig):
         description="`cost` gives each layer a λ in proportion to what one of its channels costs, `size` "
         "gives all layers the same λ.",
     )
+    tasks_every: TasksEvery = None
 
 
 class PruneConfig(ReductionConfig):

@@ -236,8 +236,10 @@ class Steering:
 
     def record(self) -> dict[str, Any] | None:
         """What each channel is worth to each task, see `importance_record`; None where that is not known."""
-        control = self.control
-        return importance_record(control, self._names) if isinstance(control, SelectiveShrinking) else None
+        tasks = self.control.tasks
+        if tasks is None or not tasks.known:
+            return None
+        return importance_record(tasks, self._names, self.dead(), self.control.report().get("bounds"))
 
     def state_dict(self) -> dict[str, Any]:
         """The control's, tensors and plain numbers."""

@@ -20,6 +20,7 @@ from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
 from compactmtl.sparsity.saved import RESUME, check_state
 from compactmtl.sparsity.target import Target
+from compactmtl.sparsity.task_importance import TaskImportance
 from compactmtl.surgery.slice_plan import Kept
 
 
@@ -36,6 +37,7 @@ class Control(ABC):
 
     groups: ChannelGroups
     target: Target | None = None  # what is to be gone, where that is set
+    tasks: TaskImportance | None = None  # what each group is worth to each task, where that is looked at
 
     @property
     @abstractmethod
@@ -101,7 +103,9 @@ class Control(ABC):
 
     def report(self) -> dict[str, Any]:
         """For a log, beside what is told of all controls."""
-        return {}
+        if self.tasks is None or not self.tasks.known:
+            return {}
+        return {"task_importance": {"looks": self.tasks.looks, "seconds": self.tasks.seconds}}
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from compactmtl.sparsity.selective import SelectiveShrinking
+from compactmtl.graph.space import Flags
+from compactmtl.sparsity.task_importance import TaskImportance
 
 VERSION = 1
 DIGITS = 6  # of a share: a float32 mean over a few batches is known to fewer
 
 
-def importance_record(control: SelectiveShrinking, names: Sequence[str]) -> dict[str, Any] | None:
+def importance_record(
+    tasks: TaskImportance, names: Sequence[str], dead: Sequence[Flags], bounds: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Each channel's share of each task's importance, by layer (`names`, one a family), with what was removed.
 
-    Of removed channels it is the share when they were chosen to go, of the others the share now. None where the tasks were
-    never looked at.
+    Of removed channels it is the share when they were chosen to go, of the others the share now. `dead` flags those of the
+    network as it is that are at zero for good, bool (n,) a family; `bounds` is the report of the tasks' bounds.
     """
-    tasks = control.tasks
-    if not tasks.known:
-        return None
     layers = []
-    for name, (removed, shares) in zip(names, tasks.whole(control.held), strict=True):
+    whole = tasks.whole([torch.from_numpy(flags) for flags in dead])
+    for name, (removed, shares) in zip(names, whole, strict=True):
         layers.append(
             {
                 "name": name,
@@ -37,10 +39,10 @@ def importance_record(control: SelectiveShrinking, names: Sequence[str]) -> dict
         )
     return {
         "version": VERSION,
-        "importance": control.config.importance,
+        "importance": tasks.kind,
         "tasks": list(tasks.tasks),
         "looks": tasks.looks,
         "seconds": tasks.seconds,
         "layers": layers,
-        "bounds": None if control.bounds is None else control.bounds.report(),
+        "bounds": bounds,
     }

@@ -232,12 +232,8 @@ class SelectiveShrinking(Control):
         ]
 
     def report(self) -> dict[str, Any]:
-        known: dict[str, Any] = {}
-        if self.tasks.known:
-            known["task_importance"] = {"looks": self.tasks.looks, "seconds": self.tasks.seconds}
-        if self.bounds is not None:
-            known["bounds"] = self.bounds.report()
-        return known
+        known = super().report()
+        return known if self.bounds is None else {**known, "bounds": self.bounds.report()}
 
     def foresee(self) -> list[Flags]:
         costs = self._whole if self._whole is not None else self.target.channel_costs(self.groups.whole())

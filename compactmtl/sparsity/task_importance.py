@@ -65,6 +65,11 @@ class TaskImportance:
         self._scored = scored
 
     @property
+    def kind(self) -> str:
+        """Which importance it is, as recipes name it."""
+        return "fisher" if self._squared else "taylor"
+
+    @property
     def known(self) -> bool:
         """Whether there was a look yet."""
         return self.looks > 0

@@ -156,7 +156,7 @@ def test_values_are_numbers_or_samples_and_higher_is_better_by_default() -> None
 
 
 @pytest.mark.parametrize(
-    ("told", "says"), [({"a": "many"}, "is a str"), ({"a": []}, "has no value"), ([1.0], "is? a list")]
+    ("told", "says"), [({"a": "many"}, "is a str"), ({"a": []}, "has no value"), ([1.0], "are a list")]
 )
 def test_other_values_are_refused(told: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

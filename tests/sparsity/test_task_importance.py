@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from compactmtl.config.sparsity import ControllerConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
-from compactmtl.sparsity import channel_groups
+from compactmtl.sparsity import GroupLasso, StrengthController, channel_groups, split_parameter_groups
+from compactmtl.sparsity.record import importance_record
+from compactmtl.sparsity.target import as_flags
 from compactmtl.sparsity.task_importance import MEMORY, TaskImportance
 from tests.sparsity.two_tasks import IMAGE, TASKS, Net, Training, losses_of
 
@@ -161,3 +164,60 @@ def test_a_bound_on_an_unknown_task_is_named() -> None:
     with pytest.raises(ConfigError, match="names 'nearr', which is no task") as raised:
         training.run(1)
     assert "near" in str(raised.value.hint)
+
+
+class Controlled:
+    """The network of two tasks under a λ that finds itself."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = Net()
+        self.groups = channel_groups(self.model, IMAGE)
+        config = ControllerConfig(mac_reduction=0.5, min_channels=2, every=5, end=0.8, tasks_every=3)
+        self.control = StrengthController(GroupLasso(self.groups, strength=0.0), config, 60)
+        parameters = split_parameter_groups(self.model, self.control.shrunk, 0.0)
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.01)
+        self.control.attach(self.optimizer)
+        self.done = 0
+
+    def run(self, steps: int) -> Controlled:
+        for _ in range(steps):
+            losses = losses_of(self.model, self.done)
+            self.control.look(losses)
+            self.optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            self.control.observe()
+            self.optimizer.step()
+            self.control.step()
+            self.done += 1
+        return self
+
+
+def test_under_a_strength_that_finds_itself_what_goes_is_noted_too() -> None:
+    controlled = Controlled().run(50)
+    control = controlled.control
+    assert control.held is not None
+    record = importance_record(control.tasks, ["a", "b", "c"], as_flags(control.held), None)
+    removed = [(layer, channel) for layer in record["layers"] for channel in layer["removed"]]
+    assert removed and record["looks"] == 17
+    # what was selected while it was alive was worth something to a task
+    assert any(layer["shares"][task][channel] > 0 for layer, channel in removed for task in TASKS)
+
+
+def test_its_state_goes_with_the_controllers() -> None:
+    whole, first, second = Controlled().run(50), Controlled().run(30), Controlled()
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.control.load_state_dict(copy.deepcopy(first.control.state_dict()))
+    second.done = first.done
+    second.run(20)
+    for name, state in whole.control.tasks.state_dict().items():
+        again = second.control.tasks.state_dict()[name]
+        if name == "seconds":
+            continue
+        if isinstance(state, list) and isinstance(state[0], Tensor):
+            assert all(torch.equal(one, other) for one, other in zip(state, again, strict=True))
+        elif isinstance(state, Tensor):
+            assert torch.equal(state, again)
+        else:
+            assert state == again

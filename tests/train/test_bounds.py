@@ -15,7 +15,8 @@ from compactmtl.artifacts.layout import IMPORTANCE, IMPORTANCE_FILE
 from compactmtl.config import Resolved
 from compactmtl.errors import ArtifactError
 from compactmtl.report import build_report
-from compactmtl.train import Run, train
+from compactmtl.report.html import render
+from compactmtl.train import Run, compact_run, train
 from compactmtl.train.bounds import held_out
 from compactmtl.train.dry_run import dry_run
 from compactmtl.train.session import build_session
@@ -130,8 +131,14 @@ def test_a_dry_run_says_that_bounds_may_stop_it(tiny: Make) -> None:
 
 def test_the_report_reads_it_and_refuses_a_changed_file(tiny: Make, tmp_path: Path) -> None:
     run = train(tiny(*HELD, more=LOOSE), tmp_path / "run", console=quiet())
-    view = build_report([run], None, TinySplits()).runs[0]
+    compacted = compact_run(run)
+    assert compacted.report.mac_reduction >= 0.4
+    report = build_report([run], None, TinySplits())
+    view = report.runs[0]
     assert view.importance is not None and view.importance.bounds is not None
+    page = render(report, ())
+    assert "Channels and tasks" in page and "lost in the deployed network" in page
+    assert page.count('class="strip"') == len(view.importance.layers)
     path = run.path / IMPORTANCE / IMPORTANCE_FILE
     path.write_text(path.read_text().replace("taylor", "fisher"))
     with pytest.raises(ArtifactError, match="damaged or was exchanged"):
