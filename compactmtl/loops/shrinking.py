@@ -260,7 +260,7 @@ class Shrinking:
         self._steps += 1
         with in_own_words():
             self._steering.step()
-        if self.check_due and self._evaluate is not None:
+        if self._steering.check_due and self._evaluate is not None:
             with borrowed(self._network, weights=False):
                 told = self._evaluate(self.model)
             self.judge(told)

@@ -72,8 +72,10 @@ class StrengthController(Control):
         if config.weights == "cost":
             penalty.factors = cost_factors(self.target)
         scored = [family.scored for family in self.groups.bound]
-        self.tasks = TaskImportance(scored, [family.size for family in self.groups], config.tasks_every)
-        self._selected = [
+        self.tasks: TaskImportance = TaskImportance(
+            scored, [family.size for family in self.groups], config.tasks_every
+        )
+        self._going = [
             torch.zeros(family.size, dtype=torch.bool) for family in self.groups
         ]  # at the last setting
         self._proximal: ProximalStep | None = None
@@ -160,8 +162,8 @@ class StrengthController(Control):
     def _note(self, selected: Sequence[Flags]) -> None:
         """Tell the tasks' importance what is selected to go, and was not at the setting before."""
         flags = [torch.from_numpy(one.copy()) for one in selected]
-        self.tasks.chosen([one & ~before for one, before in zip(flags, self._selected, strict=True)])
-        self._selected = flags
+        self.tasks.chosen([one & ~before for one, before in zip(flags, self._going, strict=True)])
+        self._going = flags
 
     def _finish(self, proximal: ProximalStep) -> None:
         """Set the selected groups that have not arrived to zero, and hold."""
@@ -190,7 +192,7 @@ class StrengthController(Control):
             "target": self.target.state_dict(),
             "exempt": [flags.cpu().clone() for flags in exempt],
             "tasks": self.tasks.state_dict(),
-            "selected": [flags.clone() for flags in self._selected],
+            "selected": [flags.clone() for flags in self._going],
             **proximal.state_dict(),
         }
 
@@ -208,7 +210,7 @@ class StrengthController(Control):
         if "tasks" in state:  # checkpoints of earlier versions know no tasks
             check_state(state, ("selected",), "the controller")
             self.tasks.load_state_dict(state["tasks"])
-            self._selected = [flags.clone() for flags in state["selected"]]
+            self._going = [flags.clone() for flags in state["selected"]]
         self._steps, self._forced = int(state["steps"]), float(state["forced"])
         before = state["before"]
         self._before = (int(before[0]), float(before[1])) if before else None
@@ -218,7 +220,7 @@ class StrengthController(Control):
         self.groups = self.penalty.groups = groups
         self.target.bind(groups)
         self.tasks.shrink_to([family.scored for family in groups.bound], survivors)
-        self._selected = [flags[index] for flags, index in zip(self._selected, survivors, strict=True)]
+        self._going = [flags[index] for flags, index in zip(self._going, survivors, strict=True)]
         self._proximal = old.rebuilt()
         if old.exempt is not None:
             self._proximal.exempt = [

@@ -102,7 +102,7 @@ class SelectiveShrinking(Control):
         self._snapshot = Snapshot()
         self._families = groups.bound
         scored = [family.scored for family in self._families]
-        self.tasks = TaskImportance(
+        self.tasks: TaskImportance = TaskImportance(
             scored,
             [family.size for family in groups],
             config.tasks_every,
@@ -149,7 +149,7 @@ class SelectiveShrinking(Control):
             return ""
         gone = self.removed()
         why = "; ".join(self.bounds.broken) or "what went before was put back"
-        return f"the tasks' bounds ended it at {gone:.1%} of the {self.target.config.measure}: {why}"
+        return f"the tasks' bounds ended it at {100 * gone:.1f} % of the {self.target.config.measure}: {why}"
 
     @property
     def check_due(self) -> bool:
@@ -326,7 +326,7 @@ class SelectiveShrinking(Control):
         if bounds.failed >= TRIES or self._steps >= self.timetable.end:
             bounds.stopped = self._steps
             if said:
-                said += f"; shrinking ends with {self.removed():.1%} of the {self.target.config.measure} gone"
+                said += f"; shrinking ends with {100 * self.removed():.1f} % of the {self.target.config.measure} gone"
         elif held:
             self._snapshot.take(self._families, self._view, buffers)
             due = self.timetable.share(bounds.next_after(self._steps))

@@ -83,6 +83,7 @@ def test_a_task_without_a_number_is_an_error_at_first_and_breaks_its_bound_later
     assert bounds.report()["checks"][-1]["losses"]["near"]["share"] is None
 
 
+@pytest.mark.slow  # trains, seconds
 def test_bounds_that_hold_reach_the_target() -> None:
     training = Training().run(48)
     assert training.control.reached and not training.control.short
@@ -94,6 +95,7 @@ def test_bounds_that_hold_reach_the_target() -> None:
     assert training.said == [""] * 7
 
 
+@pytest.mark.slow  # trains, seconds
 def test_a_bound_that_breaks_for_good_stops_it_where_it_held() -> None:
     training = Training(Breaking(*range(3, 99)), steps=100, checks=12).run(40)
     before = training.control.removed()
@@ -105,6 +107,7 @@ def test_a_bound_that_breaks_for_good_stops_it_where_it_held() -> None:
     assert "near lost 50 %" in training.control.short
 
 
+@pytest.mark.slow  # trains, seconds
 def test_after_some_steps_back_in_a_row_nothing_more_is_tried() -> None:
     # breaks after every stage, and has recovered at the check that follows
     training = Training(Breaking(*range(1, 99, 2)), steps=200, checks=20).run(200)
@@ -118,6 +121,7 @@ def test_after_some_steps_back_in_a_row_nothing_more_is_tried() -> None:
     )
 
 
+@pytest.mark.slow  # trains, seconds
 def test_what_is_put_back_is_exactly_what_was_taken() -> None:
     training = Training(Breaking(2)).run(19)  # checks after 12, 18 and 24: within the second stage
     control = training.control
@@ -150,6 +154,7 @@ def test_what_is_put_back_is_exactly_what_was_taken() -> None:
     assert [flags.tolist() for flags in control.settled] == [flags.tolist() for flags in settled]
 
 
+@pytest.mark.slow  # trains, seconds
 def test_nothing_leaves_the_network_before_its_check() -> None:
     training = Training().run(16)
     held, settled = training.control.held, training.control.settled
@@ -160,6 +165,7 @@ def test_nothing_leaves_the_network_before_its_check() -> None:
     ]
 
 
+@pytest.mark.slow  # trains, seconds
 @pytest.mark.parametrize("after", [17, 25, 40])  # within a stage, after a step back, near the end
 def test_a_resumed_run_is_bit_equal(after: int) -> None:
     whole = Training(Breaking(2)).run(60)
@@ -181,6 +187,7 @@ def test_a_resumed_run_is_bit_equal(after: int) -> None:
     assert report == again
 
 
+@pytest.mark.slow  # trains, seconds
 def test_bounds_need_the_tasks_losses() -> None:
     training = Training()
     training.control.look = lambda losses, scale=1.0: None  # type: ignore[method-assign]
@@ -188,6 +195,7 @@ def test_bounds_need_the_tasks_losses() -> None:
         training.run(12)
 
 
+@pytest.mark.slow  # trains, seconds
 def test_what_a_bounded_task_needs_is_kept() -> None:
     """With a task at its bound, less of its importance goes than without bounds."""
     free = Training(unharmed, losses={}).run(48)

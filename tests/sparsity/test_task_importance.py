@@ -149,6 +149,7 @@ def test_its_state_goes_on_where_it_was() -> None:
     model, importance = in_float64()
     importance.look(0, losses_of(model, 0, torch.float64))
     _, other = in_float64()
+    other.bind(importance._scored)
     other.load_state_dict(importance.state_dict())
     for one in (importance, other):
         one.look(1, losses_of(model, 1, torch.float64))
@@ -193,6 +194,7 @@ class Controlled:
         return self
 
 
+@pytest.mark.slow  # trains, seconds
 def test_under_a_strength_that_finds_itself_what_goes_is_noted_too() -> None:
     controlled = Controlled().run(50)
     control = controlled.control
@@ -204,6 +206,7 @@ def test_under_a_strength_that_finds_itself_what_goes_is_noted_too() -> None:
     assert any(layer["shares"][task][channel] > 0 for layer, channel in removed for task in TASKS)
 
 
+@pytest.mark.slow  # trains, seconds
 def test_its_state_goes_with_the_controllers() -> None:
     whole, first, second = Controlled().run(50), Controlled().run(30), Controlled()
     second.model.load_state_dict(first.model.state_dict())
