@@ -81,9 +81,7 @@ class DataConfig(Sourced, PseudoLabeled):
         description="Share of the training split, after `holdout`, that is used. A smaller share is a "
         "subset of a larger one.",
     )
-    select_on: Literal["val", "holdout"] = Field(
-        "val", description="Split whose score selects the best epoch."
-    )
+    select_on: Literal["val", "holdout"] = Field("val", description="Split that selects the best epoch.")
     augment: AugmentConfig = Field(AugmentConfig(), description="Random transforms of the training split.")
     mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406),
@@ -327,6 +325,7 @@ class Recipe(Frozen):
         replaced = {
             "train.ema": self.train.ema is not None,
             "sparsity.norm_batches": sparsity is not None and sparsity.norm_batches is not None,
+            "sparsity.selective.losses": sparsity is not None and bool(sparsity.losses),
             "overparam.kind: repvgg": overparam is not None and overparam.kind == "repvgg",
             "overparam.per_task": overparam is not None and overparam.per_task,
             "train.mixup": self.train.mixup is not None and self.data.mixing.batches == "joined",
@@ -399,15 +398,15 @@ class Recipe(Frozen):
     def _plain_where_it_shrinks(self) -> Recipe:
         if self.sparsity is None:
             return self
+        self.sparsity.check_held_out(self.tasks, self.data.holdout)
         if self.sparsity.shrink_every and self.overparam is not None and self.overparam.kind != "none":
             raise ValueError("sparsity.shrink_every needs plain layers; remove it or overparam")
         if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
             raise ValueError("sparsity.prune: Torch-Pruning needs plain layers; remove overparam")
-        begin = self.sparsity.begin
-        own = self.distillation is not None and self.distillation.own
-        if self.sparsity.shrink_every and own and self.distillation and self.distillation.start > begin:
+        distillation, begin = self.distillation, self.sparsity.begin
+        if self.sparsity.shrink_every and distillation and distillation.own and distillation.start > begin:
             raise ValueError(
-                f"distillation.start {self.distillation.start}: the teacher `self` must be copied before channels are "
+                f"distillation.start {distillation.start}: the teacher `self` must be copied before channels are "
                 f"removed; with sparsity.shrink_every that begins at {begin}"
             )
         return self

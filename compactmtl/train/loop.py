@@ -6,6 +6,7 @@ Two runs of one recipe on one machine are bit-equal, and so is a run that was in
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from compactmtl.artifacts.layout import BEST, CHECKPOINTS, LAST
+from compactmtl.artifacts.files import new_folder
+from compactmtl.artifacts.hashes import write_hashed
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, IMPORTANCE, IMPORTANCE_FILE, LAST
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import check_folder
 from compactmtl.artifacts.versions import resolve
@@ -35,6 +38,7 @@ from compactmtl.runs.run import Run, check_same_recipe
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.begin import begun, resumed
+from compactmtl.train.bounds import TaskBounds, held_out
 from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
@@ -160,6 +164,7 @@ class Loop:
                 "no epoch had a finite score, so there is no best checkpoint",
                 f"look at the metrics in {tracker.log.path}; lower train.optimizer.lr or set train.clip",
             )
+        first_does(self._write_importance)
         val = first_does(self._val)
         tracker.end(progress.best_epoch, progress.best_metrics, val, progress.seconds, progress.images)
         wait()
@@ -259,6 +264,26 @@ class Loop:
         self._stop_where_asked()
         return metrics
 
+    def _write_importance(self) -> None:
+        """What each channel is worth to each task, where a sparse run knows it: an artifact of the run, with its hash."""
+        session, sparsifier = self.session, self.session.sparsifier
+        if sparsifier is None:
+            return
+        if session.part(TaskBounds) is not None:
+            sparsifier.steering.finished(held_out(session, Run.open(self.path).load_plain()))
+        record = sparsifier.steering.record()
+        if record is None:
+            return
+        with new_folder(self.path / IMPORTANCE) as folder:
+            write_hashed(folder, {IMPORTANCE_FILE: (json.dumps(record) + "\n").encode()})
+        bounds = record["bounds"]
+        spent = {"each task's importance": record["seconds"], "held-out checks": bounds and bounds["seconds"]}
+        whole = max(self.progress.seconds, 1e-9)
+        shares = (f"{what} {seconds / whole:.1%}" for what, seconds in spent.items() if seconds is not None)
+        self.tracker.say(f"of the training time: {', '.join(shares)}")
+        if sparsifier.control.short:
+            self.tracker.say(sparsifier.control.short)
+
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
         session, data = self.session, self.session.recipe.data
@@ -298,6 +323,8 @@ class Loop:
         start = time.perf_counter()
         session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start
+        for line in (line for part in session.parts for line in part.said()):
+            self.tracker.say(line)
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {

@@ -119,6 +119,11 @@ class Session:
         return self.data.select
 
     @property
+    def held_out(self) -> Loader:
+        assert self.data.held_out is not None  # the recipe's checks see to it
+        return self.data.held_out
+
+    @property
     def samples(self) -> dict[str, int]:
         """Counts by split."""
         return {split: len(dataset) for split, dataset in self.data.splits.items()}
