@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SMALL = 1 << 31  # bytes: an array is no larger than its file, so that of a small one cannot fill the memory
-_DAMAGED = (tokenize.TokenError, SyntaxError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGED = (tokenize.TokenError, SyntaxError, TypeError, zlib.error, NotImplementedError)
 
 
 def load_array(path: Path | str, mmap_mode: Literal["r", "c"] | None = None) -> NDArray[Any]:
@@ -39,6 +39,8 @@ def _load(path: Path | str, mmap_mode: Literal["r", "c"] | None) -> NDArray[Any]
         ) as stream:  # numpy leaves a file of its own open where the content is damaged
             found = np.load(stream, allow_pickle=False)
             return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
     except _DAMAGED as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     except MemoryError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compactmtl.config.kept import keep_data
+from compactmtl.config.kept import keep_data, keep_losses
 from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
 from compactmtl.config.merge import apply_overrides, merge, read_extended
 from compactmtl.config.paths import anchor
@@ -154,7 +154,7 @@ def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
         # also those on one of several sources, such as segmentation@rooms
         numbered = {name: gone for name in numbers.value if name.partition(AT)[0] in dropped}
         over |= {"single_task": Node(numbered, Place(None))} if numbered else {}
-    merged = merge(node, Node(over, Place(None)))
+    merged = keep_losses(merge(node, Node(over, Place(None))), set(dropped))
     assert isinstance(merged.value, dict)
     data = merged.value.get("data")
     if data is None or not isinstance(data.value, dict):

@@ -61,6 +61,8 @@ def anchor(kind: Kind, node: Node) -> Node:
     if kind == "sweep":
         node = _at(node, ["recipe"], _file("recipe"))
         node = _at(node, ["overrides"], _each(_override))
+        node = _at(node, ["search", "recipe"], _file("recipe"))
+        node = _at(node, ["search", "overrides"], _each(_override))
         node = _at(node, ["entries", "*", "recipe"], _file("recipe"))
         node = _at(node, ["entries", "*", "overrides"], _each(_override))
         return _at(node, ["entries", "*", "runs"], _each(_path("runs")))

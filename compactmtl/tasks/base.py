@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -92,6 +92,25 @@ class Metrics(Protocol):
     def update(self, output: Tensor, target: Tensor) -> None: ...
 
     def compute(self) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class SummedMetrics(Metrics, Protocol):
+    """Metrics of sums over a split: what several processes counted on a part of it each adds up."""
+
+    def sums(self) -> Sequence[Tensor]:
+        """The live counts and sums, int64 or float64 on the CPU: what is added to them `compute` reads."""
+
+
+@runtime_checkable
+class ListedMetrics(Metrics, Protocol):
+    """Metrics that keep what they met, update by update: what several processes met on a part of a split each is joined."""
+
+    def listed(self) -> list[Any]:
+        """What each `update` left, in their order; values that JSON can hold."""
+
+    def take(self, listed: Sequence[Any]) -> None:
+        """Put what `listed` gave, of any number of updates, in the place of what is there."""
 
 
 class ReferenceMetrics(Metrics, Protocol):

@@ -26,6 +26,7 @@ from compactmtl.sparsity import LatencyTable
 from compactmtl.train.faults import explained
 from compactmtl.train.layout import choose
 from compactmtl.train.machine import torch_settings
+from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
 
@@ -93,6 +94,25 @@ def check_recipe(recipe: Recipe) -> None:
         build_session(recipe, fill=False)
 
 
+def expected_cost(recipe: Recipe) -> tuple[float, float] | None:
+    """MACs for one image and parameters of the network that training will leave, about, before it has begun.
+
+    None where that is not known: of a sparse recipe whose λ has no target, or whose budget of latency would have to be
+    measured first. Raises what training would raise at its start.
+    """
+    if _without_measuring(recipe) is not recipe:
+        return None
+    recipe = _light(recipe)
+    with torch_settings(recipe), explained(recipe):
+        session = build_session(recipe)
+        if session.sparsifier is not None:
+            remaining = session.sparsifier.foreseen()
+            return None if remaining is None else (remaining.macs, remaining.parameters)
+        plain = plain_form(recipe, session.model)
+        deployed = cost(plain, tuple(one.to(session.device) for one in example_inputs(recipe)))
+    return float(deployed.macs), float(deployed.parameters)
+
+
 def measured_table(recipe: Recipe) -> LatencyTable:
     """The latency table of a recipe's budget, measured or from the cache, as training would make it at its start.
 
@@ -139,7 +159,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         remaining = sparsifier.foreseen() if sparsifier else None
         notes = tuple(sparsifier.notes()) if sparsifier else ()
         batch = next(iter(session.train_loader))
-        session.model.train()
+        train_mode(session.model, recipe)
         with _watching(session.model) as evaluated:
             activations, losses = _activation_bytes(session, batch)
         seconds = min(_step_seconds(session, batch) for _ in range(2))

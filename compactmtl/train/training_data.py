@@ -24,8 +24,9 @@ from compactmtl.train.pseudo_labels import TaughtTask, taught
 class TrainingData:
     """What a run trains and selects on.
 
-    `splits` are those two data sets by name, with their own labels alone; `taught` is what teachers add to those of the
-    training batches. `notes` are for the user: the labels that are known, and what is skipped.
+    `splits` are those two data sets by name, with their own labels alone, and the held-out part of train where bounds on tasks
+    are watched on it (`held_out`); `taught` is what teachers add to those of the training batches. `notes` are for the user:
+    the labels that are known, and what is skipped.
     """
 
     splits: dict[str, VisionDataset]
@@ -34,6 +35,7 @@ class TrainingData:
     select: Loader
     notes: tuple[str, ...]
     taught: tuple[TaughtTask, ...] = ()
+    held_out: Loader | None = None
 
 
 def load_data(
@@ -48,6 +50,8 @@ def load_data(
     specs = train_set.specs if specs is None else specs
     tasks = build_tasks(recipe.tasks, specs)
     splits: dict[str, VisionDataset] = {"train": train_set, config.select_on: select_set}
+    if recipe.sparsity is not None and recipe.sparsity.losses and "holdout" not in splits:
+        splits["holdout"] = load_dataset(config, "holdout")
     shown = dict(splits)
     if "val" not in shown:  # the run ends with its metrics there
         shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
@@ -64,7 +68,10 @@ def load_data(
         *normalization_notes(recipe.model.encoder, config),
     )
     select_loader = build_loader(select_set, config, train=False, seed=recipe.seed, pin=pin)
-    return TrainingData(splits, specs, train_loader, select_loader, notes, filled), tasks
+    held_out = select_loader if config.select_on == "holdout" else None
+    if held_out is None and "holdout" in splits:
+        held_out = build_loader(splits["holdout"], config, train=False, seed=recipe.seed, pin=pin)
+    return TrainingData(splits, specs, train_loader, select_loader, notes, filled, held_out), tasks
 
 
 def _apart_notes(config: DataConfig) -> tuple[str, ...]:

@@ -112,6 +112,10 @@ class ClassificationMetrics:
     def update(self, output: Tensor, target: Tensor) -> None:
         self._confusion.update(self._task.decode(output), target)
 
+    def sums(self) -> list[Tensor]:
+        """The live counts."""
+        return self._confusion.sums()
+
     def compute(self) -> dict[str, float]:
         """Raises DataError where no image of the split counts."""
         counts = self._confusion.compute()

@@ -151,6 +151,10 @@ class MultilabelMetrics:
             self._counts[:, truth, 1] += (here & predicted).sum(0)
             self._counts[:, truth, 0] += (here & ~predicted).sum(0)
 
+    def sums(self) -> list[Tensor]:
+        """The live counts."""
+        return [self._counts]
+
     def compute(self) -> dict[str, float]:
         """Raises DataError where no label of the split is known."""
         counts = self._counts.double()
