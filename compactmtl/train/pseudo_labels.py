@@ -33,6 +33,7 @@ from compactmtl.data.pseudo_labels import (
     unlabeled,
 )
 from compactmtl.data.sources import SourcePart, SourcesDataset
+from compactmtl.distributed.processes import is_first
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, Task
 from compactmtl.tasks.labeling import sure_labels
@@ -142,7 +143,7 @@ def _taught_task(
     config, teacher = recipe.data.pseudo_labels[task.name], label.teacher
     lacking = [unlabeled(whole, task.target) for whole in wholes]
     asked = sum(map(len, lacking))
-    if fill and asked:
+    if fill and asked and is_first():
         tell(f"{teacher.name} labels {task.name} of {asked:,} training images")
     said = config.model_dump(mode="json", exclude={"teacher"})
     facts = [teacher.sha256, said, repr(task.spec), device.type]
