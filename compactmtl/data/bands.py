@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from compactmtl.artifacts.arrays import load_array
 from compactmtl.data.pixels import (
     FETCH_AGAIN,
     IMAGE_SUFFIXES,
@@ -122,15 +122,12 @@ def _is_tiff(path: Path) -> bool:
 def _array(path: Path, channels: int) -> NDArray[Any]:
     """(H, W, channels) of a .npy file."""
     try:
-        with path.open("rb") as file:  # numpy leaves a damaged archive open
-            loaded = np.load(file, allow_pickle=False)
+        values = load_array(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "check the path") from error
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
-    if not isinstance(loaded, np.ndarray):
-        raise DataError(f"{path}: not a whole .npy array (an archive)", FETCH_AGAIN)
-    return _channels_last(loaded, channels, path)
+    return _channels_last(values, channels, path)
 
 
 def _tiff(path: Path, channels: int) -> tuple[NDArray[Any], int | None]:

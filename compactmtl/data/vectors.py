@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.arrays import load_arrays
 from compactmtl.errors import DataError
 
 
@@ -19,14 +19,13 @@ def read_vector(word: Path | str, count: int, name: str) -> NDArray[np.float32]:
     mend = f"give {count} numbers as {name}=1.5,2,… or in a .npy file of shape ({count},)"
     try:
         if str(word).lower().endswith(".npy"):
-            with Path(word).open("rb") as file:  # numpy leaves a damaged archive open
-                values = np.load(file, allow_pickle=False)
+            values = load_arrays(word)
         else:
             values = np.array([float(one) for one in str(word).split(",")])
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{word}: not the numbers of input {name!r} ({error})", mend) from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (count,):
-        found = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+    if isinstance(values, dict) or values.dtype.kind not in "fiu" or values.shape != (count,):
+        found = "an archive" if isinstance(values, dict) else f"{values.dtype} of shape {values.shape}"
         raise DataError(f"{word}: input {name!r} has {count} numbers, found {found}", mend)
     with np.errstate(over="ignore"):  # a number beyond float32 is told as one that is not finite
         numbers = values.astype(np.float32)
