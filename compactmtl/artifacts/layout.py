@@ -1,7 +1,8 @@
 """The one place that names the files and folders of runs, compact models, bundles, reports and sweeps.
 
     runs/<name>/ recipe.yaml · meta.json · data.json · log.jsonl · tensorboard/ · mlflow.json · checkpoints/{last,best}/
-                 · compact/ · export/<target>/ · probe.json · report.html · report.json · README.md · delta.md · delta.tex
+                 · compact/ · export/<target>/ · importance/ · probe.json · report.html · report.json · README.md · delta.md
+                 · delta.tex
 
 While a command writes into a run there is also .lock (see compactmtl.artifacts.lock).
 """
@@ -18,6 +19,7 @@ CHECKPOINTS = "checkpoints"
 BEST, LAST = "best", "last"
 COMPACT = "compact"
 EXPORT = "export"
+IMPORTANCE, IMPORTANCE_FILE = "importance", "importance.json"  # what each channel is worth to each task
 PROBE = "probe.json"  # what fresh predictors make of the frozen encoder
 
 # of a checkpoint and of a compact model

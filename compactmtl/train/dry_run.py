@@ -26,6 +26,7 @@ from compactmtl.sparsity import LatencyTable
 from compactmtl.train.faults import explained
 from compactmtl.train.layout import choose
 from compactmtl.train.machine import torch_settings
+from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
 
@@ -90,7 +91,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     recipe = _without_measuring(_light(recipe))
     with torch_settings(recipe), explained(recipe):
-        build_session(recipe)
+        build_session(recipe, fill=False)
 
 
 def expected_cost(recipe: Recipe) -> tuple[float, float] | None:
@@ -119,7 +120,7 @@ def measured_table(recipe: Recipe) -> LatencyTable:
     """
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        sparsifier = build_session(recipe).sparsifier
+        sparsifier = build_session(recipe, fill=False).sparsifier
     if sparsifier is None or sparsifier.steering.table is None:
         raise ConfigError("the recipe has no latency budget", "give sparsity.selective.latency a limit")
     return sparsifier.steering.table
@@ -151,14 +152,14 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        session = build_session(recipe, layout=partial(choose, recipe, keep=False))
+        session = build_session(recipe, layout=partial(choose, recipe, keep=False), fill=False)
         plain = plain_form(recipe, session.model)
         deployed = cost(plain, tuple(one.to(session.device) for one in example_inputs(recipe)))
         sparsifier = session.sparsifier
         remaining = sparsifier.foreseen() if sparsifier else None
         notes = tuple(sparsifier.notes()) if sparsifier else ()
         batch = next(iter(session.train_loader))
-        session.model.train()
+        train_mode(session.model, recipe)
         with _watching(session.model) as evaluated:
             activations, losses = _activation_bytes(session, batch)
         seconds = min(_step_seconds(session, batch) for _ in range(2))

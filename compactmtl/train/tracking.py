@@ -21,6 +21,7 @@ from compactmtl.tasks import Task
 from compactmtl.train.interrupt import GivenUp, TrainingInterrupted
 from compactmtl.train.mlflow_log import MlflowLog, scalars
 
+PSEUDO_LABELS = "pseudo_labels"  # key of the event `start`
 EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -108,8 +109,12 @@ class Tracker:
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def start(self, versions: Mapping[str, str], layout: Mapping[str, Any]) -> None:
-        self.log.append("start", **versions, layout=dict(layout))
+    def start(
+        self, versions: Mapping[str, str], layout: Mapping[str, Any], taught: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Log the start; `taught` are the tasks whose unlabeled images have a teacher, each with what came of it."""
+        labels = {PSEUDO_LABELS: [dict(one) for one in taught]} if taught else {}
+        self.log.append("start", **versions, layout=dict(layout), **labels)
 
     def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
         """Log that training goes on in `epoch` after `step` steps, on data that changed in what `changed` says."""
@@ -178,6 +183,54 @@ class Tracker:
         if self._mlflow is not None:
             self._mlflow.epochs()
         self.say(epoch_line(values, self._tasks, of=of, images=images, best=best))
+
+
+class Unheard(Tracker):
+    """The tracker of a process that is not the first: the first one writes and talks for all."""
+
+    def __init__(self, path: Path) -> None:
+        self.log = EventLog(path / LOG)  # whose path errors name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+    def groups(self, notes: Sequence[str]) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def start(
+        self, versions: Mapping[str, str], layout: Mapping[str, Any], taught: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Nothing."""
+
+    def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
+        """Nothing."""
+
+    def end(
+        self,
+        best_epoch: int,
+        best: Mapping[str, Mapping[str, float]],
+        val: Mapping[str, Mapping[str, float]],
+        seconds: float,
+        images: int,
+    ) -> None:
+        """Nothing."""
+
+    def step(self, epoch: int, step: int, images_per_second: float) -> None:
+        """Nothing."""
+
+    def phase(self, epoch: int, name: str, done: int, of: int) -> None:
+        """Nothing."""
+
+    def epoch(self, values: Mapping[str, Any], *, of: int, images: int, best: bool) -> None:
+        """Nothing."""
 
 
 def epoch_line(
