@@ -81,12 +81,11 @@ class GradientBalancer(Balancer):
         whole = len(kept) == len(jacobian.tasks)
         part = jacobian if whole else jacobian.only(kept)
         direction = self._direction(part, gramian[kept][:, kept], {task: losses[task] for task in part.tasks})
-        for gradient in direction.shared:
-            if not bool(torch.isfinite(gradient).all()):
-                raise TrainingError(
-                    f"the gradients cannot be aggregated: {norms_of(jacobian.tasks, gramian)}",
-                    "bring the tasks' losses to one scale with tasks.NAME.weight, or choose another balancing.name",
-                )
+        if not _finite(direction.shared):
+            raise TrainingError(
+                f"the gradients cannot be aggregated: {norms_of(jacobian.tasks, gramian)}",
+                "bring the tasks' losses to one scale with tasks.NAME.weight, or choose another balancing.name",
+            )
         if direction.factors is not None:
             factors = dict(zip(part.tasks, direction.factors.tolist(), strict=True))
             self._factors = {task: factors.get(task, 0.0) * self.weights[task] for task in self.weights}
@@ -207,12 +206,18 @@ def _direction(
 ) -> Direction:
     """The balancer's direction; with `overflow`, of gradients that are not finite their sum, for the scaler to see."""
     jacobian = gradients.jacobian
-    if overflow and not all(bool(torch.isfinite(row).all()) for row in jacobian.rows):
+    if overflow and not _finite(jacobian.rows):
         return Direction(jacobian.combine(torch.ones(len(jacobian.tasks))))
     values = torch.stack([loss.detach().double() for loss in losses.values()])
     if distributed():
         average([values])
     return balancer.direction(jacobian, dict(zip(losses, values.tolist(), strict=True)))
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every value of every tensor is finite: one wait for a GPU, not one a tensor."""
+    flags = [torch.isfinite(one).all() for one in tensors]
+    return not flags or bool(torch.stack([one.to(flags[0].device) for one in flags]).all())
 
 
 def _backward(

@@ -40,7 +40,9 @@ class Jacobian:
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Σ_t weights[t] · gradient of task t, by shared tensor."""
-        return [torch.tensordot(weights.to(row.device, row.dtype), row, dims=1) for row in self.rows]
+        kinds = {(row.device, row.dtype) for row in self.rows}
+        placed = {kind: weights.to(*kind) for kind in kinds}  # one copy to a GPU, not one a tensor
+        return [torch.tensordot(placed[row.device, row.dtype], row, dims=1) for row in self.rows]
 
     def matrix(self) -> Tensor:
         """All gradients side by side, (T, n)."""

@@ -17,7 +17,7 @@ from compactmtl.runs.run import Run
 from compactmtl.runs.teachers import dump_teachers, teacher_costs
 from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.resume import Progress, read_last, restore
-from compactmtl.train.same_data import check_data, dump_data, fingerprints
+from compactmtl.train.same_data import check_data, dump_data, fingerprints, teachers_of
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import table_of
 
@@ -39,7 +39,7 @@ def _chosen(recipe: Recipe, model: MultiTaskModel, steps: int) -> Layout:
 def _create(resolved: Resolved, session: Session, path: Path, *, overwrite: bool) -> None:
     """Write what a run's folder has at its start."""
     recipe = resolved.recipe
-    data = dump_data(fingerprints(session))
+    data = dump_data(fingerprints(session), teachers_of(session))
     teachers = dump_teachers(teacher_costs(recipe))
     meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
     create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
@@ -59,7 +59,7 @@ def resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progres
 
     def check() -> tuple[str, list[str]]:
         splits = fingerprints(session)
-        return dump_data(splits), check_data(splits, session, run, accept=accept)
+        return dump_data(splits, teachers_of(session)), check_data(splits, session, run, accept=accept)
 
     data, changed = first_does(check)
     if state is not None:

@@ -6,9 +6,10 @@ Two runs of one recipe on one machine are bit-equal, and so is a run that was in
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from compactmtl.artifacts.layout import BEST, CHECKPOINTS, LAST
+from compactmtl.artifacts.files import new_folder
+from compactmtl.artifacts.hashes import write_hashed
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, IMPORTANCE, IMPORTANCE_FILE, LAST
 from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import check_folder
 from compactmtl.artifacts.versions import resolve
@@ -35,10 +38,12 @@ from compactmtl.runs.run import Run, check_same_recipe
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.begin import begun, resumed
+from compactmtl.train.bounds import TaskBounds, held_out
 from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
 from compactmtl.train.machine import pinned, torch_settings
+from compactmtl.train.mlflow_log import check_store
 from compactmtl.train.norms import train_mode
 from compactmtl.train.part import Position
 from compactmtl.train.resume import Progress, save_last
@@ -50,6 +55,8 @@ from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.accuracy import ModuleRun, evaluate, torch_runner
 from compactmtl.verify.result import TaskMetrics
 
+Watch = Callable[[int, float], None]  # is told each epoch and its score
+
 
 def train(
     resolved: Resolved,
@@ -60,12 +67,14 @@ def train(
     accept_changed_data: bool = False,
     console: Console | None = None,
     trust: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
     """Train a recipe into the folder `run_dir` and return the run.
 
     `resume` goes on with a run from its last checkpoint (from the start where there is none yet), `overwrite` replaces
     a run that is there. `accept_changed_data` goes on although the data set is not what it was at the start. `trust` lets
-    a class be imported that the recipe names as its data set.
+    a class be imported that the recipe names as its data set. `watch` is called after every epoch but the last, once its
+    checkpoint is written, with the epoch and its score; what it raises ends the training, which can be resumed.
 
     Where `torch.distributed` is initialized, all its processes call this alike and train one network; each has its part of every
     batch of `data.batch_size` images, and the first one writes the run, in a folder that all can read.
@@ -78,6 +87,11 @@ def train(
     recipe, path = resolved.recipe, Path(run_dir)
     console = (console or Console()) if is_first() else Console(quiet=True)
     check_supported(recipe)
+    if recipe.train.mlflow is not None:
+        mlflow = recipe.train.mlflow
+        first_does(
+            lambda: check_store(mlflow)
+        )  # before what takes minutes, and before the run's folder is made
     first_does(lambda: check_folder(path, resume=resume, overwrite=overwrite))
     if resume:
         check_same_recipe(path, recipe)
@@ -101,14 +115,14 @@ def train(
                 session, progress = begun(resolved, path, overwrite=overwrite)
             lines = prepare(session)
             tracker = (
-                Tracker(path, session.measured, session.total_steps, session.position.step, console)
+                Tracker(path, session.measured, session.total_steps, session.position.step, console, recipe)
                 if is_first()
                 else Unheard(path)
             )
             with tracker, Interrupt() as interrupt:
                 for line in lines:
                     tracker.say(line)
-                Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
+                Loop(session, progress, path, tracker, interrupt, watch).run(resumed=changed)
     return Run.open(path)
 
 
@@ -121,13 +135,14 @@ class Loop:
     path: Path
     tracker: Tracker
     interrupt: Interrupt
+    watch: Watch | None = None
 
     def run(self, *, resumed: list[str] | None = None) -> None:
         """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
         session, progress, tracker = self.session, self.progress, self.tracker
         check_state(session, thoroughly=True)
         if resumed is None:
-            tracker.start(versions(), asdict(session.layout))
+            tracker.start(versions(), asdict(session.layout), [one.record() for one in session.data.taught])
             for line in (*session.data.notes, *session.layout.notes()):
                 tracker.say(line)
             if session.sparsifier:
@@ -149,6 +164,7 @@ class Loop:
                 "no epoch had a finite score, so there is no best checkpoint",
                 f"look at the metrics in {tracker.log.path}; lower train.optimizer.lr or set train.clip",
             )
+        first_does(self._write_importance)
         val = first_does(self._val)
         tracker.end(progress.best_epoch, progress.best_metrics, val, progress.seconds, progress.images)
         wait()
@@ -248,6 +264,26 @@ class Loop:
         self._stop_where_asked()
         return metrics
 
+    def _write_importance(self) -> None:
+        """What each channel is worth to each task, where a sparse run knows it: an artifact of the run, with its hash."""
+        session, sparsifier = self.session, self.session.sparsifier
+        if sparsifier is None:
+            return
+        if session.part(TaskBounds) is not None:
+            sparsifier.steering.finished(held_out(session, Run.open(self.path).load_plain()))
+        record = sparsifier.steering.record()
+        if record is None:
+            return
+        with new_folder(self.path / IMPORTANCE) as folder:
+            write_hashed(folder, {IMPORTANCE_FILE: (json.dumps(record) + "\n").encode()})
+        bounds = record["bounds"]
+        spent = {"each task's importance": record["seconds"], "held-out checks": bounds and bounds["seconds"]}
+        whole = max(self.progress.seconds, 1e-9)
+        shares = (f"{what} {seconds / whole:.1%}" for what, seconds in spent.items() if seconds is not None)
+        self.tracker.say(f"of the training time: {', '.join(shares)}")
+        if sparsifier.control.short:
+            self.tracker.say(sparsifier.control.short)
+
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
         session, data = self.session, self.session.recipe.data
@@ -287,6 +323,8 @@ class Loop:
         start = time.perf_counter()
         session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start
+        for line in (line for part in session.parts for line in part.said()):
+            self.tracker.say(line)
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {
@@ -313,6 +351,8 @@ class Loop:
         progress.epoch_seconds, progress.epoch_images, progress.sums = 0.0, 0, {}
         session.position = Position(position.epoch + 1, 0, position.step)
         self._save_last()
+        if self.watch is not None and not self._done():
+            self.watch(position.epoch, score)
 
     def _save_last(self) -> None:
         check_state(self.session, thoroughly=True)

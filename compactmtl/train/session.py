@@ -119,6 +119,11 @@ class Session:
         return self.data.select
 
     @property
+    def held_out(self) -> Loader:
+        assert self.data.held_out is not None  # the recipe's checks see to it
+        return self.data.held_out
+
+    @property
     def samples(self) -> dict[str, int]:
         """Counts by split."""
         return {split: len(dataset) for split, dataset in self.data.splits.items()}
@@ -322,17 +327,20 @@ def build_session(
     specs: Mapping[str, TargetSpec] | None = None,
     layout: Callable[[MultiTaskModel, int], Layout] | None = None,
     table: LatencyTable | None = None,
+    *,
+    fill: bool = True,
 ) -> Session:
     """Data, model, parts and optimizer of a recipe, seeded.
 
     `specs` are the targets' of a run that goes on, by default what the data set says. `layout` decides on the memory layout
     from the model and the number of steps; by default it is what the recipe says, and NCHW where that says `auto`. `table`
-    is the one that a run with a latency budget began with; by default it is as the recipe says.
+    is the one that a run with a latency budget began with; by default it is as the recipe says. Without `fill` no teacher
+    labels the training split (see `load_data`).
 
     Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
     """
     device = find_device(recipe.train.device)
-    data, tasks = load_data(recipe, specs)
+    data, tasks = load_data(recipe, specs, fill=fill)
     if recipe.single_task:
         by_source = measured(tasks, names_by_source(recipe.data.labels_apart))
         delta_m(

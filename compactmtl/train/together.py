@@ -34,6 +34,7 @@ def check_supported(recipe: Recipe) -> None:
         "train.mixup": recipe.train.mixup is not None,
         "data.mixing.batch_norm: per_source": bool(recipe.data.sources)
         and recipe.data.mixing.batch_norm == "per_source",
+        "sparsity.selective.losses": recipe.sparsity is not None and bool(recipe.sparsity.losses),
         "a latency budget of sparsity, whose choices are measured": recipe.sparsity is not None
         and recipe.sparsity.target is not None
         and recipe.sparsity.target.latency is not None,

@@ -19,7 +19,7 @@ from compactmtl.errors import ArtifactError, DataError
 from compactmtl.graph.float32 import float32_products
 from compactmtl.tasks import Task
 from compactmtl.tasks.base import Metrics, ReferenceMetrics
-from compactmtl.tasks.by_source import on_source, task_of
+from compactmtl.tasks.by_source import on_source, rows_by_source, task_of
 from compactmtl.verify.joining import Met
 from compactmtl.verify.result import TaskMetrics
 
@@ -55,6 +55,42 @@ def evaluate(
         return _evaluate(run, loader, tasks, finite, joined)
 
 
+def evaluate_parts(
+    run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], parts: int
+) -> tuple[TaskMetrics, list[TaskMetrics]]:
+    """As `evaluate`, in the same pass also on each of some `parts` of the data, sample i in part i mod `parts`.
+
+    A part in which a task has no known element has no metrics of that task. A task's metrics on its data sets apart are not
+    among them.
+    """
+    with run.held() if isinstance(run, ModuleRun) else nullcontext(), float32_products():
+        split = [{name: task.metrics() for name, task in tasks.items()} for _ in range(parts)]
+        known: list[set[str]] = [set() for _ in range(parts)]
+        first = 0
+
+        def note(batch: Batch, outputs: Mapping[str, Tensor]) -> None:
+            nonlocal first
+            size = len(batch["image"])
+            for number in range(min(parts, size)):
+                rows = list(range(number, size, parts))
+                part = (first + number) % parts
+                for name, task in tasks.items():
+                    target = batch["targets"][task.target][rows]
+                    if bool(task.known(target).any()):
+                        _update(
+                            split[part][name], outputs[name][rows], target, _references(batch, task, rows)
+                        )
+                        known[part].add(name)
+            first += size
+
+        whole = _evaluate(run, loader, tasks, False, note=note)
+        found = [
+            {name: metrics.compute() for name, metrics in one.items() if name in names}
+            for one, names in zip(split, known, strict=True)
+        ]
+        return {name: whole[name] for name in tasks}, found
+
+
 def evaluate_on(
     model: nn.Module,
     device: torch.device | str,
@@ -76,7 +112,8 @@ def _evaluate(
     loader: Iterable[Batch],
     tasks: Mapping[str, Task],
     finite: bool,
-    joined: Callable[[], None] | None,
+    joined: Callable[[], None] | None = None,
+    note: Callable[[Batch, Mapping[str, Tensor]], None] | None = None,
 ) -> TaskMetrics:
     met = Met({name: task.metrics() for name, task in tasks.items()}, {name: {} for name in tasks})
     apart: Collection[str] = getattr(loader, "labeled_apart", ())
@@ -98,16 +135,18 @@ def _evaluate(
             output, found = outputs[name].detach(), met.metrics[name]
             if bool((~output.isfinite() if finite else output.isnan()).any()):
                 met.broken.add(name)
-            references = batch.get("references", {}).get(task.target) if task.scores_references else None
+            references = _references(batch, task)
             met.note(found)
             _update(found, output, target, references)
             sources = batch.get("sources", []) if task.target in apart else []
-            for source, rows in _rows(sources).items():
+            for source, rows in rows_by_source(sources).items():
                 known_by = [references[row] for row in rows] if references is not None else None
                 if bool(task.known(target[rows]).any()):
                     own = met.by_source[name].setdefault(source, task.metrics())
                     met.note(own)
                     _update(own, output[rows], target[rows], known_by)
+        if note is not None:
+            note(batch, {name: outputs[name].detach() for name in tasks})
         met.batches += 1
     if joined is not None:
         joined()
@@ -139,12 +178,12 @@ def _update(
         found.update(output, target.to(output.device, non_blocking=True))
 
 
-def _rows(sources: Sequence[str]) -> dict[str, list[int]]:
-    """The rows of a batch by the data set that they are of."""
-    rows: dict[str, list[int]] = {}
-    for row, source in enumerate(sources):
-        rows.setdefault(source, []).append(row)
-    return rows
+def _references(
+    batch: Batch, task: Task, rows: Sequence[int] | None = None
+) -> Sequence[InstanceReference] | None:
+    """What the data set gives for scoring the task, of all of a batch or of some rows; none where the task takes none."""
+    found = batch.get("references", {}).get(task.target) if task.scores_references else None
+    return found if found is None or rows is None else [found[row] for row in rows]
 
 
 def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> ModuleRun:

@@ -43,6 +43,7 @@ class ClassificationTask(ValueTask):
     }
     postprocess = ("argmax", "softmax")
     distillation = "softmax"
+    sureness = "probability"
     mixup = "loss"
 
     @property
@@ -68,6 +69,12 @@ class ClassificationTask(ValueTask):
     def decode(self, output: Tensor) -> Tensor:
         """Class index int64 (B,)."""
         return output.argmax(1)
+
+    def certainty(self, output: Tensor) -> Tensor:
+        """The softmax of the class, (B,)."""
+        from compactmtl.tasks.losses import at_least_float32
+
+        return at_least_float32(output).softmax(1).amax(1)
 
     @property
     def decoding(self) -> Decoding:

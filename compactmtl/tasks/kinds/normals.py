@@ -44,6 +44,7 @@ class NormalsTask(MapTask):
     }
     error_scale = 30.0  # degrees: the loosest threshold that papers report
     uncertainty_scale = 0.5
+    sureness = "mirror"
 
     def known(self, target: Tensor) -> Tensor:
         """Where a target counts: bool (B, H, W)."""
@@ -58,6 +59,10 @@ class NormalsTask(MapTask):
         # Masked before the arithmetic: a NaN target would make a NaN gradient.
         target = target.where(known[:, None], target.new_zeros(()))
         return masked_mean(1 - cosine_similarity(at_least_float32(output), target, dim=1), known)
+
+    def disagreement(self, one: Tensor, other: Tensor) -> Tensor:
+        """The angle between the two in degrees, (B, H, W)."""
+        return angles(one, other)
 
     def metrics(self) -> NormalsMetrics:
         return NormalsMetrics(self)
