@@ -1,4 +1,4 @@
-"""What is left of data sets and of bounds where some of a recipe's tasks are left out, before the recipe is checked."""
+"""What is left of a data section and of bounds where some of a recipe's tasks are left out, before the recipe is checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from compactmtl.config.yaml import Node
 _BY_TASK = ("targets", "classes")  # of a source
 
 
-def keep_sources(data: Node, dropped: Set[str]) -> Node:
+def keep_data(data: Node, dropped: Set[str]) -> Node:
+    """The data section, a mapping, without what it says of the tasks `dropped`."""
+    assert isinstance(data.value, dict)
+    values = dict(data.value)
+    taught = values.get("pseudo_labels")
+    if taught is not None and isinstance(taught.value, dict):
+        values["pseudo_labels"] = Node(
+            {task: node for task, node in taught.value.items() if task not in dropped}, taught.place
+        )
+    data = Node(values, data.place)
+    return _keep_sources(data, dropped) if "sources" in values else data
+
+
+def _keep_sources(data: Node, dropped: Set[str]) -> Node:
     """The data section without the tasks `dropped`, without sources that label no other, and with the shares of the rest."""
     assert isinstance(data.value, dict)
     listed = data.value["sources"]

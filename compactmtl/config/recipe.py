@@ -14,6 +14,7 @@ from compactmtl.config.inputs import AVERAGE, IMAGE, OF_ONE, InputConfig, check_
 from compactmtl.config.model import HeadConfig as HeadConfig
 from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
+from compactmtl.config.pseudo_labels import PseudoLabeled, check_pseudo_labels
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen as Frozen
 from compactmtl.config.schema import Positive as Positive
@@ -23,11 +24,12 @@ from compactmtl.config.schema import Share as Share
 from compactmtl.config.sources import Sourced, check_sources, check_tasks
 from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
+from compactmtl.config.tracking import MlflowConfig
 
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
 
 
-class DataConfig(Sourced):
+class DataConfig(Sourced, PseudoLabeled):
     """The data set, or several of them, the input size and the batches."""
 
     name: str = Field(
@@ -224,6 +226,11 @@ class TrainConfig(Frozen):
         description="Mix each image of a batch with another one, by shares drawn from Beta(a, a) with this a. Only for "
         "tasks of one value or vector per image. null: no mixing.",
     )
+    batch_norm: Literal["batch", "frozen"] = Field(
+        "batch",
+        description="What batch norm normalizes by while training: the statistics of the `batch`, of several processes of "
+        "all their parts of it, or the running statistics that the weights came with, which stay (`frozen`).",
+    )
     autocast: Literal["off", "bfloat16", "float16"] = Field(
         "off", description="Precision of the forward pass while training."
     )
@@ -256,6 +263,10 @@ class TrainConfig(Frozen):
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many optimizer steps, for smoke runs. null: no limit."
+    )
+    mlflow: MlflowConfig | None = Field(
+        None,
+        description="Log the run to MLflow too, with the extra `mlflow`. null: to the run's folder alone.",
     )
 
 
@@ -317,6 +328,7 @@ class Recipe(Frozen):
             "sparsity.selective.losses": sparsity is not None and bool(sparsity.losses),
             "overparam.kind: repvgg": overparam is not None and overparam.kind == "repvgg",
             "overparam.per_task": overparam is not None and overparam.per_task,
+            "train.mixup": self.train.mixup is not None and self.data.mixing.batches == "joined",
         }
         check_tasks(
             self.data,
@@ -324,6 +336,7 @@ class Recipe(Frozen):
             distilled=self.distillation is not None,
             replaced=[key for key, taken in replaced.items() if taken],
         )
+        check_pseudo_labels(self.data, {name: task.target or name for name, task in self.tasks.items()})
         return self
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
-from compactmtl.report.teachers import teacher_views
+from compactmtl.report.teachers import pseudo_label_views, teacher_views
 from compactmtl.tasks.gain import wrong_in_words
 from compactmtl.verify.result import TaskMetrics, Verification
 
@@ -188,6 +188,7 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
         targets=tuple(Path(target).stem for target in run.recipe.targets),
         budget=budget(run.recipe, surgery),
+        pseudo_labels=pseudo_label_views(run, log),
         importance=parse(Importance, importance_path) if importance_path.exists() else None,
         teachers=teacher_views(run, name, meta, notes),
     )

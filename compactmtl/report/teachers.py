@@ -1,12 +1,12 @@
-"""What was trained for a run to learn from, so that comparisons can count it."""
+"""What was trained for a run to learn from, so that comparisons can count it, and the labels that came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compactmtl.config.distillation import OWN
-from compactmtl.report.model import TeacherView
+from compactmtl.report.model import PseudoLabelView, TeacherView
 
 if TYPE_CHECKING:
     from compactmtl.runs import Run
@@ -24,3 +24,14 @@ def teacher_views(
         notes.append(f"{name}: an earlier version trained it, so what its teacher's training cost is unknown")
         return None
     return tuple(TeacherView(path=one.path, epochs=one.epochs, seconds=one.seconds) for one in recorded or ())
+
+
+def pseudo_label_views(run: Run, log: Sequence[Mapping[str, Any]]) -> tuple[PseudoLabelView, ...]:
+    """What the teachers of pseudo-labels gave of the run's tasks when it began."""
+    start = next((line for line in log if line.get("event") == "start"), {})
+    keys = PseudoLabelView.model_fields
+    return tuple(
+        PseudoLabelView(**{key: one[key] for key in keys})
+        for one in start.get("pseudo_labels", ())
+        if one.get("task") in run.tasks and all(key in one for key in keys)
+    )

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compactmtl.distributed.sums import averaged, is_joined
 from compactmtl.errors import ArtifactError, TrainingError
 from compactmtl.sparsity.bounds import LEAST_ROOM
 from compactmtl.sparsity.grouped_tensor import GroupedTensor, add, at_least_float32, to_host
@@ -119,6 +120,9 @@ class TaskImportance:
         parameters = list({id(s.parameter): s.parameter for scored in self._scored for s in scored}.values())
         with torch.enable_grad():
             found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        if is_joined():
+            pairs = zip(found, parameters, strict=True)
+            found = tuple(averaged([torch.zeros_like(p) if g is None else g for g, p in pairs]))
         gradients = dict(zip(map(id, parameters), found, strict=True))
         worth = []
         with torch.no_grad():
