@@ -73,7 +73,7 @@ class StrengthController(Control):
             penalty.factors = cost_factors(self.target)
         scored = [family.scored for family in self.groups.bound]
         self.tasks: TaskImportance = TaskImportance(
-            scored, [family.size for family in self.groups], config.tasks_every
+            scored, [family.size for family in self.groups], config.tasks_every, steps=total_steps
         )
         self._going = [
             torch.zeros(family.size, dtype=torch.bool) for family in self.groups

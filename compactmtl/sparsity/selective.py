@@ -106,6 +106,7 @@ class SelectiveShrinking(Control):
             scored,
             [family.size for family in groups],
             config.tasks_every,
+            steps=total_steps,
             squared=config.importance == "fisher",
             alone=self.bounds is not None,
         )
@@ -356,8 +357,12 @@ class SelectiveShrinking(Control):
         return [cost**self.config.cost_power if cost > 0 else 0.0 for cost in costs]
 
     def _worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        if self.bounds is not None:
-            return self.tasks.worst(self.bounds.rooms())
+        worth = self._free_worth()
+        if self.bounds is None:
+            return worth
+        return [one * tilt for one, tilt in zip(worth, self.tasks.tilt(self.bounds.rooms()), strict=True)]
+
+    def _free_worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
         if self.config.importance == "magnitude":
             return as_values([magnitude(family) for family in self._families])
         root = self.config.importance == "fisher"
