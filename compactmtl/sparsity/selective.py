@@ -131,6 +131,7 @@ class SelectiveShrinking(Control):
         self.groups = groups
         self._families = groups.bound
         self._scored = [_scored(family) for family in self._families]
+        self._valued = [_channels(family) for family in self._families]
 
     @property
     def shrunk(self) -> frozenset[str]:
@@ -165,11 +166,14 @@ class SelectiveShrinking(Control):
         silence(self.groups, self._dead)
 
     def _learn(self) -> None:
-        for scored, running in zip(self._scored, self._importance, strict=True):
+        for family, valued, running in zip(self._families, self._valued, self._importance, strict=True):
             worth = add(
-                s.sums(at_least_float32(s.parameter) * at_least_float32(_gradient(s))) for s in scored
+                s.sums(at_least_float32(s.parameter) * at_least_float32(_gradient(s))) for s in valued
             ).to(running)
-            worth = worth.square() if self.config.importance == "fisher" else worth.abs()
+            worth = worth.abs()
+            if family.family.branch:  # what its channels are worth one by one: signs would cancel
+                worth = worth.sum()[None]
+            worth = worth.square() if self.config.importance == "fisher" else worth
             blend = self._memory * running + (1 - self._memory) * worth
             running.copy_(torch.where(torch.isfinite(worth), blend, running))
 
@@ -270,6 +274,15 @@ class SelectiveShrinking(Control):
 
 def _scored(family: BoundFamily) -> tuple[GroupedTensor, ...]:
     return family.only("affine") or family.tensors
+
+
+def _channels(family: BoundFamily) -> tuple[GroupedTensor, ...]:
+    """What importance is read from: the scored tensors, of a branch by channel."""
+    scored = _scored(family)
+    if not family.family.branch:
+        return scored
+    indices = {member.parameter: member.indices.T for member in family.family.members}
+    return tuple(GroupedTensor(s.name, s.parameter, s.dim, indices[s.name], s.role) for s in scored)
 
 
 def _zeros(family: BoundFamily) -> Tensor:

@@ -8,6 +8,7 @@ from torch import fx
 from compactmtl.graph.calls import arguments, operator, source_of
 from compactmtl.graph.effect import Effect, Pin, Use, Uses
 from compactmtl.graph.rule import Rule
+from compactmtl.graph.rules.reduce import OF_VALUES
 from compactmtl.graph.rules.shape import Placed, Rearranged
 from compactmtl.graph.space import Axis, Flags, Grid, Ids
 from compactmtl.graph.view import View
@@ -276,7 +277,7 @@ class Part(Rearranged):
         if not view.is_pair(parent):
             return super().constant(view, node)
         flags = view.constant(source_of(parent))
-        return flags if node.args[1] == 0 else np.zeros_like(flags)
+        return flags if node.args[1] == 0 or operator(parent) in OF_VALUES else np.zeros_like(flags)
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         parent = source_of(node)

@@ -31,7 +31,7 @@ def _placed(view: View, node: fx.Node, source: fx.Node) -> tuple[list[Axis], tup
     return placed, tuple(pins)
 
 
-def _own_size(view: View, node: fx.Node, dim: int) -> int:
+def own_size(view: View, node: fx.Node, dim: int) -> int:
     """How many entries a tensor has along a dimension, not counting those that `expand` repeats."""
     size = view.shape(node)[dim]
     if operator(node) in ("expand", "expand_as"):
@@ -93,7 +93,7 @@ class Pointwise:
         if view.adoptable(source, dims, main.ids):
             return Effect(adopted=((source, Axis(dims, main.ids)),))
         known = {dim for axis in placed for dim in axis.dims}
-        own = (dim for dim in main.dims if dim >= offset and _own_size(view, source, dim - offset) > 1)
+        own = (dim for dim in main.dims if dim >= offset and own_size(view, source, dim - offset) > 1)
         return Effect(pins=tuple(Pin(main.ids) for dim in own if dim not in known))
 
     def constant(self, view: View, node: fx.Node) -> Flags:
