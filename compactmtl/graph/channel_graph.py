@@ -123,7 +123,7 @@ class ChannelGraph(Questions):
 
     @property
     def followers(self) -> tuple[tuple[Ids, Ids], ...]:
-        """Channels (units,) that go where all of a unit does, such as a head's biases, each with its units (units, any)."""
+        """Channels (n,) that go where all of others do, such as the biases of a head, with those others, (n, any)."""
         return tuple(self._state.followers)
 
     @property

@@ -141,12 +141,13 @@ class Followed:
 @dataclass(frozen=True)
 class Learned:
     """What probing found. Entries of the result are zero where those of an operand in `silencing` are, and, with `zero`,
-    where those of all that are followed are. `beside` are operands without an axis that hold an entry for each of some
+    where those of all that are followed are. `pointwise`: it does the same to every entry of its one operand. `beside` are operands without an axis that hold an entry for each of some
     dimension of the result: (operand, its dimension, the result's)."""
 
     followed: tuple[Followed, ...] = ()
     silencing: frozenset[int] = frozenset()
     zero: bool = False
+    pointwise: bool = False
     beside: tuple[tuple[int, int, int], ...] = ()
     reason: str = ""
 
@@ -164,7 +165,7 @@ class Effect:
     pins: tuple[Pin, ...] = ()
     grids: tuple[Grid, ...] = ()
     units: tuple[Ids, ...] = ()  # each (units, any): a row is a head or group that can go as a whole
-    followers: tuple[tuple[Ids, Ids], ...] = ()  # (units,) and units: entry i goes where all of row i does
+    followers: tuple[tuple[Ids, Ids], ...] = ()  # (n,) and (n, any): entry i goes where all of row i does
     scored: tuple[
         tuple[Ids, Ids], ...
     ] = ()  # heads (H,) of a product of queries and keys, and their ids (H, any)

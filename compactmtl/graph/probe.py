@@ -78,15 +78,36 @@ class _Trial:
         self.static = static
         self.dtype = torch.float64
         self.runs = 0
-        self.values = [_precise(values[source]) for source in node.all_input_nodes]
-        self.cost = sum(value.numel() for value in self.values)
+        real = [values[source].detach() for source in node.all_input_nodes]
+        self.values = [_precise(value) for value in real]
+        self.cost = sum(value.numel() for value in real)
         try:
             self.result = self.run({})
         except Exception:  # kernels of one type alone
-            self.dtype = torch.float32
-            self.values = [values[source].detach() for source in node.all_input_nodes]
+            self.dtype, self.values = torch.float32, real
             self.result = self.run({})
         self.cost += self.result.numel()
+        self._draw()
+
+    def _draw(self) -> None:
+        """Go on with other values for what depends on the input: channels that are zero in the example say little."""
+        generator = torch.Generator().manual_seed(2)
+        before = self.values, self.result
+        self.values = [
+            self.drawn(place, generator) if self.varies(place) else value
+            for place, value in enumerate(self.values)
+        ]
+        try:
+            self.result = self.run({})
+        except Exception:  # values that belong together
+            self.values, self.result = before
+        if self.result.shape != before[1].shape or bool(torch.isnan(self.result).all()):
+            self.values, self.result = before
+
+    def varies(self, place: int) -> bool:
+        """Whether an operand is numbers that depend on the input."""
+        value = self.values[place]
+        return not self.static[place] and (value.is_floating_point() or value.is_complex())
 
     def run(self, changed: Mapping[int, Tensor]) -> Tensor:
         places = {source: place for place, source in enumerate(self._node.all_input_nodes)}
@@ -159,6 +180,10 @@ def _learned(trial: _Trial, samples: Samples, axes: Sequence[Sequence[Axis]]) ->
     runs = sum(2 * math.ceil(math.log2(max(size, 2))) + 4 for size in sizes)
     if runs * trial.cost > samples.left:
         return Learned(reason="it has no rule, and is too large to be tried")
+    if _is_pointwise(trial, axes):
+        same = (Followed(0, 0, tuple(map(Kept, axes[0][0].dims))),)
+        samples.left -= trial.runs * trial.cost
+        return Learned(same, _silencing(trial, axes, same), pointwise=True)
     followed = []
     for operand, own in enumerate(axes):
         for place, axis in enumerate(own):
@@ -170,6 +195,30 @@ def _learned(trial: _Trial, samples: Samples, axes: Sequence[Sequence[Axis]]) ->
         return Learned(reason="it mixes the channels, or moves them to other places")
     learned = Learned(tuple(followed), beside=_beside(trial, axes, followed))
     return replace(learned, silencing=_silencing(trial, axes, followed), zero=_is_zero(trial, axes, followed))
+
+
+def _is_pointwise(trial: _Trial, axes: Sequence[Sequence[Axis]]) -> bool:
+    """Whether a call of one tensor gives for each entry what it gives for it in any other place."""
+    if (
+        len(trial.values) > 1
+        or not trial.varies(0)
+        or trial.result.shape != trial.values[0].shape
+        or len(axes[0]) > 1
+    ):
+        return False
+    value = trial.values[0]
+    rolled = trial.run({0: value.reshape(-1).roll(1).reshape(value.shape)})
+    if bool(trial.moved(trial.result.reshape(-1).roll(1).reshape(value.shape), rolled).any()):
+        return False
+    generator = torch.Generator().manual_seed(3)
+    other, covered = trial.drawn(0, generator), torch.zeros_like(value, dtype=torch.bool)
+    for _ in range(4):
+        chosen = (torch.rand(value.shape, generator=generator) < 0.5).to(value.device)
+        moved = trial.moved(trial.result, trial.run({0: torch.where(chosen, other, value)}))
+        if bool((moved & ~chosen).any()):
+            return False
+        covered |= moved
+    return bool(covered.any())
 
 
 def _consistent(kept: Sequence[Kept]) -> bool:
@@ -262,9 +311,7 @@ def _zeroed(trial: _Trial, axes: Sequence[Sequence[Axis]], chosen: Sequence[Foll
     """Whether half of the result is zero where half of these operands is, all that may vary being drawn anew."""
     generator = torch.Generator().manual_seed(1)
     changed = {
-        place: trial.drawn(place, generator)
-        for place, value in enumerate(trial.values)
-        if not trial.static[place] and (value.is_floating_point() or value.is_complex())
+        place: trial.drawn(place, generator) for place in range(len(trial.values)) if trial.varies(place)
     }
     expected = np.ones(trial.result.shape, dtype=bool)
     for own in chosen:

@@ -55,11 +55,11 @@ def _complete(choice: _Choice, constraints: Constraints) -> None:
     graph, alive = choice.graph, choice.alive
     while True:
         before = int(alive.sum())
+        _keep_followers(choice)  # first: what goes with something that stays is no last one of its own
         _keep_one_of_each(choice)
         _keep_carriers(choice)
         _keep_aligned(choice, constraints.align)
         _keep_grids(choice, constraints.whole_units)
-        _keep_followers(choice, constraints.whole_units)
         _keep_more_cells(choice)
         _keep_norm_groups(choice, constraints.whole_norm_groups)
         for widths in constraints.equal_widths:
@@ -203,11 +203,10 @@ def _keep_grids(choice: _Choice, whole_units: bool) -> None:
         _keep_grid(choice, grid, gone)
 
 
-def _keep_followers(choice: _Choice, whole_units: bool) -> None:
+def _keep_followers(choice: _Choice) -> None:
     labels = choice.graph.labels
-    gone = gone_with_units(choice.graph, choice.alive) if whole_units else np.zeros_like(choice.alive)
-    for ids, units in choice.graph.followers:
-        choice.keep(labels[ids[~gone[labels[units]].all(1)]], "its head stays")
+    for ids, rows in choice.graph.followers:
+        choice.keep(labels[ids[choice.alive[labels[rows]].any(1)]], "what it goes with stays")
 
 
 def gone_with_units(graph: ChannelGraph, alive: Flags) -> Flags:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.graph.calls import arguments, operator, owner, source_of, stack_of
 from compactmtl.graph.channel_graph import ChannelGraph
@@ -35,7 +36,7 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
                 continue  # of two equal numbers in one call the other stays, as the 3 of q, k and v beside 3 heads
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
     modules = dict(model.named_modules())
-    own = (nn.RNNBase, nn.RNNCellBase)  # agree with their tensors anyway
+    own = (nn.RNNBase, nn.RNNCellBase, _ConvNd)  # agree with their tensors anyway
     changes = {
         path: counts
         for path, counts in changes.items()

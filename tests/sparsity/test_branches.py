@@ -9,12 +9,16 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from compactmtl.config.recipe import ControllerConfig, SelectiveConfig
-from compactmtl.config.sparsity import SparsityConfig
+from compactmtl.config.sparsity import ControllerConfig, SelectiveConfig, SparsityConfig
 from compactmtl.errors import ConfigError
-from compactmtl.sparsity import ChannelGroups, SelectiveShrinking, channel_groups, split_parameter_groups
+from compactmtl.sparsity import (
+    ChannelGroups,
+    GroupLasso,
+    SelectiveShrinking,
+    channel_groups,
+    split_parameter_groups,
+)
 from compactmtl.sparsity.controller import StrengthController
-from compactmtl.sparsity.penalty import GroupLasso
 from compactmtl.surgery import compact
 from tests.graph.test_branches import Layered, Network
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compactmtl.surgery import apply_plan
 from compactmtl.surgery.attention import SplitAttention
-from tests.support.masking import TOLERANCE, assert_close, compacted, image, kill, shape
+from tests.support.masking import assert_close, compacted, image, kill, shape
 
 
 def _attention(**options: Any) -> nn.MultiheadAttention:
@@ -54,7 +54,7 @@ def test_it_takes_single_sequences() -> None:
     module = _attention()
     x = torch.randn(5, 12, dtype=torch.float64)
     for expected, found in zip(module(x, x, x), SplitAttention(module)(x, x, x), strict=True):
-        assert float((expected - found).abs().max()) <= TOLERANCE
+        assert_close(expected, found)
 
 
 class Encoder(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from compactmtl.graph.calls import arguments
+from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.effect import ALL, Effect, Pin, Scaled, Use, Uses
 from compactmtl.graph.rule import Rule
 from compactmtl.graph.space import Axis, Flags, Ids
@@ -17,16 +17,38 @@ from compactmtl.graph.view import View
 
 
 def _maker(view: View, query: fx.Node) -> fx.Node | None:
-    """The layer whose rows are the queries, where they are only rearranged on the way and read once."""
-    node = query
-    while view.product(node) is None:
-        moved = view.moved(node)
-        if moved is None:
+    """The layer whose rows are the queries, where they are only rearranged and turned on the way, and read once.
+
+    What lies between them is linear: rows times a factor are queries times that factor.
+    """
+    pending, seen, makers = [query], set[fx.Node](), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if view.product(node) is not None:
+            makers.add(node)
+            continue
+        sources = [source for source in view.tensors_in(node) if not view.is_static(source)]
+        name = operator(node)
+        if name in ("add", "sub") and len(sources) < 2:
+            return None  # it adds something that does not grow with them
+        turned = name in _LINEAR or (name == "mul" and len(sources) == 1)
+        if node.op != "call_function" or not (turned or view.moved(node) is not None):
             return None
-        node = moved.source
+        pending += sources
+    if len(makers) != 1:
+        return None
+    (node,) = makers
     weight = arguments(node).get("weight")
     alone = weight is not None and view.parameter(weight) is not None and len(weight.users) == 1
     return node if alone else None
+
+
+_LINEAR = frozenset(
+    ("add", "sub", "neg", "cat", "stack", "to", "clone", "contiguous", "view_as_complex", "view_as_real")
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import fx
 from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.effect import ALL, Effect, Pin, Use, Uses
 from compactmtl.graph.rule import Rule
+from compactmtl.graph.rules.pointwise import own_size
 from compactmtl.graph.rules.product import Layer, Operands
 from compactmtl.graph.space import Axis, Flags, Grid, Ids
 from compactmtl.graph.view import View
@@ -138,7 +139,7 @@ class Weighted(Layer):
             for label, size in zip(of_weight, shape, strict=True)
             if label not in of_source and (size > 1 or len(shape) == 2)
         ]
-        several = {label for label, size in zip(of_weight, shape, strict=True) if size > 1}
+        several = {label for dim, label in enumerate(of_weight) if own_size(view, weight, dim) > 1}
         if len(free) != 1 or several - {summed, free[0]}:
             return None
         axis = view.axis(source)
@@ -221,8 +222,7 @@ class Contraction:
         few, many = sorted((of_a, of_b), key=len)
         own, other = (labels.left, labels.right) if many is of_a else (labels.right, labels.left)
         axes = view.axis(own), view.axis(other)
-        sizes = dict(zip(labels.of(other), view.shape(other), strict=True))
-        if not set(few) < set(many) or any(sizes.get(label, 1) > 1 for label in set(many) - set(few)):
+        if not set(few) < set(many):
             return "its operands' heads do not match"
         assert axes[0] is not None and axes[1] is not None
         return Effect(unions=((axes[0].ids, _in_order(axes[1].ids, few, many)),))

@@ -96,6 +96,8 @@ class ByBehavior:
     def constant(self, view: View, node: fx.Node) -> Flags:
         learned, axis = view.learned(node), view.axis(node)
         assert learned is not None and axis is not None
+        if learned.pointwise:
+            return view.constant(node.all_input_nodes[0])
         flags = np.zeros(axis.ids.shape, dtype=bool)
         zeros = [(own, self._zero_in_result(view, node, own)) for own in _followed(view, node)]
         for own, zero in zeros:
@@ -117,7 +119,7 @@ class ByBehavior:
             for other in own_of.values():
                 if other is not own and other.operand in learned.silencing:
                     flags = flags & ~self._zero_in_result(view, node, other)
-            yield Use(source, _backward(flags, axis, view.axis(source), own), exact=True)
+            yield Use(source, _backward(flags, axis, view.axis(source), own), exact=not learned.pointwise)
 
     @staticmethod
     def _zero_in_result(view: View, node: fx.Node, own: Followed) -> Flags:

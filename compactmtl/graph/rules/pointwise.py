@@ -9,7 +9,7 @@ from torch import fx
 from compactmtl.graph.calls import MADE, arguments, operator, source_of
 from compactmtl.graph.effect import Effect, Pin, Use, Uses
 from compactmtl.graph.rule import Rule
-from compactmtl.graph.space import Axis, Flags
+from compactmtl.graph.space import Axis, Flags, Grid
 from compactmtl.graph.view import View
 
 
@@ -61,6 +61,14 @@ class Pointwise:
         for axis in every:
             if set(axis.dims) <= set(main.dims):
                 shape = [axis.ids.shape[axis.dims.index(dim)] if dim in axis.dims else 1 for dim in main.dims]
+                if (
+                    operator(node) == "mul"
+                    and main.ids.ndim == 2
+                    and axis.dims == main.dims[1:]
+                    and axis is not main
+                ):
+                    effect += self._of_every_row(main, axis)
+                    continue
                 order = np.argsort(axis.dims)
                 effect += Effect(unions=((main.ids, axis.ids.transpose(order).reshape(shape)),))
             else:
@@ -75,6 +83,12 @@ class Pointwise:
         for source in sources:
             effect += self._beside(view, node, source, main, placed[source])
         return effect + Effect((main,))
+
+    @staticmethod
+    def _of_every_row(main: Axis, axis: Axis) -> Effect:
+        """Factors that all rows share, such as angles of heads: one goes where it goes in every row, and rows go as a whole."""
+        columns = np.ascontiguousarray(main.ids.T)
+        return Effect(grids=(Grid(main.ids, product=True),), followers=((axis.ids, columns),))
 
     @staticmethod
     def _static(axes: list[Axis]) -> Effect:
