@@ -319,7 +319,7 @@ class ChannelGraph(Questions):
                 sizes[self._parameters[name][0]] = float(
                     np.prod([own.get(dim, size) for dim, size in enumerate(value.shape)])
                 )
-        for name in without:
+        for name in self._parameters.keys() & set(without):  # buffers may be among them
             sizes[self._parameters[name][0]] = 0.0
         return sum(sizes.values())
 

@@ -54,8 +54,13 @@ class Samples:
                 if call in needed and isinstance(value, Tensor):
                     found[call] = value.detach().clone()  # a later call may write into it
             self._values = found
-        values = {source: self._values.get(source) for source in node.all_input_nodes}
-        return values if all(isinstance(value, Tensor) for value in values.values()) else None
+        values: dict[fx.Node, Tensor] = {}
+        for source in node.all_input_nodes:
+            value = self._values.get(source)
+            if not isinstance(value, Tensor):
+                return None
+            values[source] = value
+        return values
 
 
 def can_be_probed(node: fx.Node) -> bool:
@@ -325,8 +330,8 @@ def _zeroed(trial: _Trial, axes: Sequence[Sequence[Axis]], chosen: Sequence[Foll
         value = changed.get(own.operand, trial.values[own.operand])
         changed[own.operand] = _mixed(value, torch.zeros_like(value), where, flags)
         assert kept.dim is not None
-        result = kept.forward(flags)
-        expected = expected & result.reshape([-1 if d == kept.dim else 1 for d in range(trial.result.ndim)])
+        zeros = kept.forward(flags)
+        expected = expected & zeros.reshape([-1 if d == kept.dim else 1 for d in range(trial.result.ndim)])
     result = trial.run(changed)
     return bool((result[torch.from_numpy(expected).to(result.device)] == 0).all())
 
@@ -369,19 +374,9 @@ def _key(
         content = _digest(value) if exact else ""
         return place, tuple(value.shape), value.dtype, content, tuple(axis.dims for axis in axes[place])
 
-    given = {source: said(place, source) for place, source in enumerate(node.all_input_nodes)}
-    args = fx.node.map_arg((node.args, node.kwargs), lambda source: _Said(given[source]))
+    given = {source: repr(said(place, source)) for place, source in enumerate(node.all_input_nodes)}
+    args = fx.node.map_arg((node.args, node.kwargs), lambda source: given[source])
     return str(node.target), overload(node), repr(args)
-
-
-class _Said:
-    """An operand in a call's arguments as its shape and contents."""
-
-    def __init__(self, said: object) -> None:
-        self._said = said
-
-    def __repr__(self) -> str:
-        return repr(self._said)
 
 
 def _digest(value: Tensor) -> str:

@@ -78,7 +78,7 @@ class SplitAttention(nn.Module):
         """What is added to the scores (B, H, L, S), broadcast."""
         masks = []
         if attn_mask is not None:
-            mask = attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, q.shape[:2])
+            mask = attn_mask if attn_mask.dim() == 2 else attn_mask.view(*q.shape[:2], *attn_mask.shape[1:])
             masks.append(_added(mask, q))
         if key_padding_mask is not None:
             padding = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask[None]

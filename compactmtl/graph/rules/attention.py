@@ -65,7 +65,7 @@ class _Shared:
 
     def read(self, used: Flags) -> Flags:
         """Which entries of keys or values some head of the queries reads."""
-        rows = used.reshape(-1, self.times, *used.shape[1:]).any(1) if self.times > 1 else used
+        rows = np.asarray(used.reshape(-1, self.times, *used.shape[1:]).any(1)) if self.times > 1 else used
         return np.asarray(rows[0] if self.headless else rows)
 
 

@@ -175,7 +175,7 @@ class Weighted(Layer):
 def _in_order(entries: NDArray[Any], given: list[str], wanted: list[str]) -> NDArray[Any]:
     """Entries on dimensions of `given` labels on those that are wanted: 1 long where they lack one, any where there is one more."""
     more = tuple(place for place, label in enumerate(given) if label not in wanted)
-    entries = entries.any(axis=more) if more else entries
+    entries = np.asarray(entries.any(axis=more)) if more else entries
     left = [label for label in given if label in wanted]
     ordered = entries.transpose([left.index(label) for label in wanted if label in left])
     missing = tuple(place for place, label in enumerate(wanted) if label not in left)

@@ -10,7 +10,8 @@ import numpy as np
 from torch import fx
 
 from compactmtl.graph.calls import operator
-from compactmtl.graph.effect import ALL, Effect, Followed, Learned, Pin, Use, Uses
+from compactmtl.graph.effect import ALL, Effect, Followed, Key, Learned, Pin, Use, Uses
+from compactmtl.graph.groups import Role
 from compactmtl.graph.probe import can_be_probed, learn
 from compactmtl.graph.rules.pointwise import own_size
 from compactmtl.graph.space import Axis, Flags, Grid, Ids
@@ -65,9 +66,9 @@ class ByBehavior:
     @staticmethod
     def _beside_main(view: View, source: fx.Node, main: Axis, axis: Axis, leading: bool) -> Effect:
         """What goes together with the axis of the result."""
-        roles = ()
+        roles: tuple[tuple[Key, Role], ...] = ()
         if view.is_static(source):
-            role = "affine" if leading else "producer"
+            role: Role = "affine" if leading else "producer"
             roles = tuple((key, role) for key in view.keys_in(source, axis.ids))
         if axis is main:
             return Effect(roles=roles)
