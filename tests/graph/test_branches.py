@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def test_halves_of_a_transformer_block_are_branches() -> None:
 
 
 class Odd(nn.Module):
-    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.first, self.inner, self.other = (nn.Conv2d(8, 8, 1) for _ in range(3))
         self.plain = nn.BatchNorm2d(8, affine=False)
@@ -102,7 +103,7 @@ def test_sums_of_other_kinds_are_no_branches() -> None:
 
 
 def test_what_something_else_reads_stays() -> None:
-    def twice(m: nn.Module, x: Tensor) -> Tensor:
+    def twice(m: Any, x: Tensor) -> Tensor:
         y = m.first(x)
         inner = m.inner(y.relu())
         return torch.cat([(x + inner)[:, :4], y[:, :4]], 1)

@@ -125,7 +125,7 @@ class Rotary(nn.Module):
         return out
 
     def _turned(self, x: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
         return torch.view_as_real(pairs * self.turn.to(pairs.dtype)).flatten(-2)
 
 

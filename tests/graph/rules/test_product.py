@@ -93,7 +93,7 @@ def test_each_group_of_a_padded_convolution_has_its_own_carrier() -> None:
     model = _chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1, groups=2))
     kill(model[0], constant=[1, 2, 3, 5, 6])
     with torch.no_grad():
-        model[0].bias[[2, 6]] = -3.0  # type: ignore[index]
+        model[0].bias[[2, 6]] = -3.0
     result = compacted(model, image())
     merges = {merge.rows: (merge.carrier, merge.sources) for merge in result.plan.merges}
     # Of both groups three stay: in the first the one live, the carrier, and 1, so that both have as many.
