@@ -66,8 +66,8 @@ class Reads(nn.Module):
 
     def __init__(self, target: Any, arguments: list[Any], sample: Tensor) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, WIDTH, 1)
-        self.other = nn.Conv2d(3, WIDTH, 1)
+        self.first = nn.Conv2d(3, WIDTH, 1, dtype=sample.dtype)
+        self.other = nn.Conv2d(3, WIDTH, 1, dtype=sample.dtype)
         self.target, self.arguments = target, arguments
         result = self._called(sample)
         if not isinstance(result, Tensor) or result.dim() == 0 or result.numel() == 0:
@@ -77,7 +77,7 @@ class Reads(nn.Module):
         self.last = nn.Linear(result.shape[self.dim], 3)
 
     def _called(self, x: Tensor) -> Tensor:
-        one, other = self.first.double()(x), self.other.double()(x)
+        one, other = self.first(x), self.other(x)
         given = [other if value is Tensor else value for value in self.arguments]
         result: Tensor = self.target(one, *given)
         return result

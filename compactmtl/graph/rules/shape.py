@@ -104,6 +104,8 @@ class Reshape(Rearranged):
     """view, reshape, flatten, unsqueeze, squeeze: the same entries in the same order."""
 
     def layout(self, view: View, node: fx.Node) -> Effect | str:
+        if "dtype" in arguments(node):
+            return "it reads the bits as numbers of another type"
         effect = super().layout(view, node)
         return effect if isinstance(effect, str) else effect + Effect(reshapes=True)
 
