@@ -111,7 +111,7 @@ def describe(sweep: SweepConfig, found: Found, name: str, command: str, planes: 
     parts = [f"# {name}: search", sweep.description, f"`{command}`", f"Trials: {counts or 'none'}."]
     if found.front:
         parts += ["## Best trials", markdown(front_cells(found))]
-        parts.append(f"Their recipes are in `{SEARCH_BEST}/`; `compactmtl train` takes them.")
+        parts.append(f"Their recipes are in `{SEARCH_BEST}/`, for `compactmtl train RECIPE`.")
     parts += [f"![{plane.title}]({file})" for file, plane in planes.items()]
     if found.trials:
         parts += ["## All trials", markdown(trial_cells(found))]

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compactmtl.artifacts.layout import LOCK
 from compactmtl.artifacts.lock import writing
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 
@@ -43,7 +44,7 @@ def shown(storage: str) -> str:
 
     try:
         return make_url(storage).render_as_string(hide_password=True)
-    except ArgumentError:  # what it is made of is not known, nor where a password would stand
+    except (ArgumentError, ValueError):  # what it is made of is not known, nor where a password would stand
         return storage.partition("://")[0] + "://…"
 
 
@@ -104,7 +105,7 @@ class _JournalLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._folder = path.with_name(f".{path.name}.lock")
+        self._folder = path.with_name(f".{path.name}{LOCK}")
         self._folder.mkdir(exist_ok=True)  # one that stays: none is removed under another process
         self._held: AbstractContextManager[None] | None = None
 
@@ -163,5 +164,5 @@ def _database(url: str, must_exist: bool) -> BaseStorage:
         ) from error
     except NoSuchModuleError as error:
         raise ConfigError(f"the storage {name} cannot be opened: {error}", hint) from error
-    except (SQLAlchemyError, OptunaError, RuntimeError) as error:
+    except (SQLAlchemyError, OptunaError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the storage {name} cannot be opened: {first_line(error)}", hint) from error

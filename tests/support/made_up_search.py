@@ -57,13 +57,16 @@ def main() -> None:
         )
         return by_name[objective.name]
 
-    done: Callable[..., None] = lambda *_: None  # noqa: E731
-    search_module.train = train  # type: ignore[assignment]
-    search_module.measured = measured
-    search_module.finish = done
+    stand_ins: dict[str, Callable[..., object]] = {
+        "train": train,
+        "measured": measured,
+        "finish": lambda *_: None,
+        "wait_for": lambda count: time.sleep(0.1),
+    }
+    for word, stand_in in stand_ins.items():
+        setattr(search_module, word, stand_in)
     sweep = resolve_sweep(space).sweep
     searching = open_search(sweep, "space", Path(out), storage, [], smoke=False, must_exist=False)
-    search_module.wait_for = lambda count: time.sleep(0.1)
     failed = searching.run(SweepRuns(), int(trials), Console())
     assert failed == {}, failed
 

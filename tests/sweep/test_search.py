@@ -16,7 +16,8 @@ from compactmtl.cli.main import main
 from compactmtl.config import resolve_recipe
 from compactmtl.errors import MissingDependencyError, TrainingError
 from compactmtl.sweep import search as search_module
-from compactmtl.train import Run
+from compactmtl.tasks import delta_m
+from compactmtl.train import Run, train
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
@@ -85,7 +86,7 @@ def test_a_search_from_the_baseline_to_the_recipes(
     assert main([*words, "--trials", "1"]) == 0
     one = (out / "trials" / "trial-0000" / "seed0" / "log.jsonl").read_bytes()
     calls: list[Path] = []
-    real = search_module.train
+    real = train
     monkeypatch.setattr(search_module, "train", lambda *a, **k: calls.append(a[1]) or real(*a, **k))  # type: ignore[func-returns-value]
     assert main([*words, "--trials", "3"]) == 0
     assert [call.parent.name for call in calls] == ["trial-0001", "trial-0002"]  # N is of all
@@ -103,7 +104,7 @@ def test_a_search_from_the_baseline_to_the_recipes(
         surgery = json.loads((run.path / "compact" / "surgery.json").read_text())
         assert trial["values"]["macs"] == surgery["macs"]["after"]
         assert trial["values"]["delta_m"] == pytest.approx(
-            search_module.delta_m(run.best, base.best, run.measured)
+            delta_m(run.best, base.best, run.measured)
         )
         assert run.recipe.data.select_on == "holdout" and run.recipe.data.holdout == 0.3
         assert trial["seeds"]["macs"] == {"0": trial["values"]["macs"]}
@@ -125,7 +126,7 @@ def test_a_failing_trial_is_told_and_leaves_the_others(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs"
-    real = search_module.train
+    real = train
 
     def spoiled(resolved: object, run: Path, **options: object) -> Run:
         if run.parent.name == "trial-0000":

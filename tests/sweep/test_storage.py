@@ -70,6 +70,7 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
         ("sqlite://", "in memory"),
         ("nonsense://x", "cannot be opened: .*nonsense"),
         ("://", "cannot be opened"),
+        ("postgresql://host:port/db", "cannot be opened"),
     ],
 )
 def test_a_storage_that_cannot_be_opened(storage: str, message: str) -> None:
