@@ -38,7 +38,7 @@ class Loss:
     def words(self) -> str:
         """Such as "1.4 % ± 0.3 %"."""
         error = "" if self.error is None else f" ± {100 * self.error:.2g} %"
-        return f"{100 * self.share:.2g} %{error}"
+        return f"{100 * self.share:.3g} %{error}"
 
 
 def lost(reference: HeldOut, now: HeldOut) -> Loss:
