@@ -103,9 +103,7 @@ def test_a_search_from_the_baseline_to_the_recipes(
         run = Run.open(out / "trials" / trial["name"] / "seed0")
         surgery = json.loads((run.path / "compact" / "surgery.json").read_text())
         assert trial["values"]["macs"] == surgery["macs"]["after"]
-        assert trial["values"]["delta_m"] == pytest.approx(
-            delta_m(run.best, base.best, run.measured)
-        )
+        assert trial["values"]["delta_m"] == pytest.approx(delta_m(run.best, base.best, run.measured))
         assert run.recipe.data.select_on == "holdout" and run.recipe.data.holdout == 0.3
         assert trial["seeds"]["macs"] == {"0": trial["values"]["macs"]}
     page = (out / "search.md").read_text()
