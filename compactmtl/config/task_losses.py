@@ -39,16 +39,9 @@ TaskLoss = Annotated[
 ]
 
 
-def check_losses(losses: Mapping[str, float], importance: str, tasks_every: int | None) -> None:
+def check_losses(losses: Mapping[str, float], tasks_every: int | None) -> None:
     """Whether bounds can be kept with the rest of the section. Raises ValueError naming the key that stands against it."""
-    if not losses:
-        return
-    if importance == "magnitude":
-        raise ValueError(
-            f"{key(LOSSES)} need an importance for each task, and {key('sparsity.selective.importance')}: magnitude knows"
-            " none; use taylor or fisher"
-        )
-    if tasks_every == 0:
+    if losses and tasks_every == 0:
         raise ValueError(
             f"{key(LOSSES)} need an importance for each task, and {key('sparsity.selective.tasks_every')}: 0 looks at none;"
             " leave it out"

@@ -14,6 +14,7 @@ from compactmtl.graph.calls import operator, overload
 from compactmtl.graph.cost import MacCounter
 from compactmtl.graph.effect import NOT_FOLLOWED, Effect, Use
 from compactmtl.graph.full_width import find_full_width
+from compactmtl.graph.probe import Samples, can_be_probed
 from compactmtl.graph.rule import Rule
 from compactmtl.graph.space import Axis
 from compactmtl.graph.state import State
@@ -31,7 +32,7 @@ def analyse(
 ) -> State:
     """All three passes, with the rules by operator and the one for operators that have none."""
     passes = _Passes(traced, rules, fallback)
-    passes.layouts()
+    passes.layouts(example_inputs)
     passes.constants(example_inputs)
     passes.uses()
     return passes.state
@@ -44,15 +45,19 @@ class _Passes:
         self._rules = {
             node: rules.get(overload(node)) or rules.get(operator(node), fallback) for node in traced.calls
         }
+        self._fallback = fallback
 
     # -- layouts -----------------------------------------------------------------------------------
 
-    def layouts(self) -> None:
+    def layouts(self, example_inputs: Sequence[Tensor]) -> None:
         """Where which coordinates lie, and what goes together."""
         state, traced = self.state, self.state.traced
         state.static.update(static_values(traced))
+        unknown = (node for node in traced.calls if self._rules[node] is self._fallback)
+        tried = frozenset(node for node in unknown if node not in state.static and can_be_probed(node))
+        state.samples = Samples(traced, example_inputs, tried)
         for node, (name, value) in traced.tensors.items():
-            if value.ndim and value.is_floating_point():
+            if value.ndim and (value.is_floating_point() or value.is_complex()):
                 dims = [dim for dim in range(value.ndim) if value.shape[dim] > 1] or [0]
                 state.layouts[node] = tuple(Axis((dim,), state.bind(name, dim).ids) for dim in dims)
         for node in traced.calls:
@@ -75,6 +80,7 @@ class _Passes:
             state.space.pin(pin.ids, f"{operator(node)}: {pin.reason}")
         for node in traced.outputs:
             self._pin(node, "an output of the model")
+        state.samples = None
 
     def _effect(self, node: fx.Node) -> Effect | str:
         """What the rule says of a call; where it fails, that it does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,8 @@ class ChannelGraph(Questions):
         for node in self.calls:
             for axis in self.layout(node) if not self.is_computed(node) else ():
                 self.fixed[self.labels[axis.ids]] = False
+        for ids, _ in state.followers:  # tables of positions by head among them
+            self.fixed[self.labels[ids]] = False
         self._pin_what_is_made()
         self.fixed[self.labels[state.space.pinned()]] = True
         self._families: list[GroupFamily] | None = None
@@ -120,6 +122,11 @@ class ChannelGraph(Questions):
         return tuple(self._state.space.units)
 
     @property
+    def followers(self) -> tuple[tuple[Ids, Ids], ...]:
+        """Channels (n,) that go where all of others do, such as the biases of a head, with those others, (n, any)."""
+        return tuple(self._state.followers)
+
+    @property
     def projected(self) -> tuple[tuple[Ids, Ids], ...]:
         """Cells (rows, H) and outputs (rows, P) of each LSTM that projects."""
         return tuple(self._state.projected)
@@ -155,11 +162,12 @@ class ChannelGraph(Questions):
         """Class -> why it goes only together with others, of those that an operator couples."""
         return {int(label): why for ids, why in self._state.joined for label in self.labels[ids]}
 
-    def counted_classes(self) -> Flags:
-        """Classes that an operator counts, such as a norm over the channel."""
+    def counted_classes(self, in_groups: bool = True) -> Flags:
+        """Classes that an operator counts, such as a norm over the channel, or also over groups of it."""
         classes = np.zeros(self.classes, dtype=bool)
         for own in self.counted.values():
-            classes[self.labels[own.ids]] = True
+            if in_groups or own.groups == 1:
+                classes[self.labels[own.ids]] = True
         return classes
 
     def grouped_classes(self) -> Flags:
@@ -261,9 +269,13 @@ class ChannelGraph(Questions):
 
     # -- cost ----------------------------------------------------------------------------------------
 
-    def macs_of_classes(self, alive: Flags) -> float:
-        """MACs of the whole model with only the `alive` classes left, (classes,), as `cost` counts them."""
-        return self._mac_model.total(alive)
+    def macs_of_classes(self, alive: Flags, without: Flags | None = None) -> float:
+        """MACs of the whole model with only the `alive` classes left, (classes,), as `cost` counts them; `without` see `parts_of`."""
+        return self._mac_model.total(alive, without)
+
+    def parts_of(self, calls: Collection[fx.Node]) -> Flags:
+        """The parts of all MACs, a bool array, that these calls have."""
+        return self._mac_model.parts_of(calls)
 
     def layer_macs(self, alive: Flags) -> NDArray[np.float64]:
         """MACs of each of `products` with only the `alive` classes left."""
@@ -289,13 +301,13 @@ class ChannelGraph(Questions):
             owners.append(place[self._coupled_of])
         return owners
 
-    def parameters_of_classes(self, alive: Flags) -> float:
-        """Elements of all parameters, each once, with only the `alive` classes left, (classes,)."""
+    def parameters_of_classes(self, alive: Flags, without: Collection[str] = ()) -> float:
+        """Elements of all parameters, each once, with only the `alive` classes left, (classes,), `without` those of these names."""
         dims: dict[str, dict[int, float]] = {}
         for binding in self.bindings:
             kept = alive[self.labels[binding.ids]]
             count = float(kept.sum())
-            if self._keeps_its_width(binding.name):
+            if self._keeps_its_width(binding.name, alive):
                 continue
             if binding.groups > 1:  # each group that is left reads as many
                 count /= max(int(kept.reshape(binding.groups, -1).any(1).sum()), 1)
@@ -307,19 +319,28 @@ class ChannelGraph(Questions):
                 sizes[self._parameters[name][0]] = float(
                     np.prod([own.get(dim, size) for dim, size in enumerate(value.shape)])
                 )
+        for name in self._parameters.keys() & set(without):  # buffers may be among them
+            sizes[self._parameters[name][0]] = 0.0
         return sum(sizes.values())
 
-    def _keeps_its_width(self, parameter: str) -> bool:
+    def _keeps_its_width(self, parameter: str, alive: Flags | None = None) -> bool:
         """Whether it belongs to a module that counts channels, and so holds them all whatever goes."""
-        return any(parameter.startswith(f"{module.module}.") for module in self.full_width)
+        return any(
+            parameter.startswith(f"{module.module}.")
+            and (alive is None or not module.is_cut(alive[self.labels[module.ids]]))
+            for module in self.full_width
+        )
 
-    def widths(self, alive: Flags) -> dict[str, tuple[int, int | None]]:
+    def widths(self, alive: Flags, without: Collection[str] = ()) -> dict[str, tuple[int, int | None]]:
         """Outputs and inputs of every convolution and linear layer with only the `alive` classes left, by its name.
 
-        A depthwise layer has no inputs of its own (None). A layer used several times is there once.
+        A depthwise layer has no inputs of its own (None). A layer used several times is there once. `without` names layers that
+        are not there.
         """
         widths: dict[str, tuple[int, int | None]] = {}
         for product in self.products:
+            if product.name in without:
+                continue
             outputs = int(alive[self.labels[product.outputs]].sum())
             inputs = None if product.inputs is None else int(alive[self.labels[product.inputs]].sum())
             widths[product.name] = (outputs, inputs)

@@ -71,10 +71,11 @@ class Moved:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """A call that divides by the number of these channels, and what it does."""
+    """A call that divides by the number of these channels, or of each of `groups` equal parts of them, and what it does."""
 
     ids: Ids
     reason: str
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,8 @@ class Scaled:
 class FullWidth:
     """A module that runs at its original width, and where its channel lies, counted from the last dimension (-1).
 
-    `ids` (N,) are its channels; `parameters` are the names and dimensions that hold one entry for each.
+    `ids` (N,) are its channels; `parameters` are the names and dimensions that hold one entry for each; `source` is what it
+    reads. Of `groups` parts that it counts apart, whole ones may also leave: then it is cut, and runs at no more than its width.
     """
 
     module: str
@@ -97,6 +99,57 @@ class FullWidth:
     input_dim: int
     output_dim: int
     parameters: tuple[Key, ...]
+    source: fx.Node
+    groups: int = 1
+
+    def is_cut(self, kept: Flags) -> bool:
+        """Whether the module loses parameters where only the `kept` channels stay, (N,), and not its input alone."""
+        rows = kept.reshape(self.groups, -1)
+        return self.groups > 1 and bool((rows.all(1) | ~rows.any(1)).all())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the entries of one dimension of an operand lie in the result.
+
+    `dim` is the dimension of the result, None where it has none: entries that differ only there are mixed. Each entry is
+    `repeat` entries of the result, one after another or, `tiled`, all entries again and again. `joined` entries of the
+    operand, one after another, are mixed into each of the result's.
+    """
+
+    dim: int | None
+    repeat: int = 1
+    joined: int = 1
+    tiled: bool = False
+
+    def forward(self, flags: Flags) -> Flags:
+        """Entries of the result that stand for the flagged ones of the operand."""
+        if self.joined > 1:
+            return np.asarray(flags.reshape(-1, self.joined).any(1))
+        return np.tile(flags, self.repeat) if self.tiled else np.repeat(flags, self.repeat)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """One axis of an operand, by its position among the tensors that the call reads, with a `Kept` for each dimension."""
+
+    operand: int
+    axis: int
+    kept: tuple[Kept, ...]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What probing found. Entries of the result are zero where those of an operand in `silencing` are, and, with `zero`,
+    where those of all that are followed are. `pointwise`: it does the same to every entry of its one operand. `beside` are operands without an axis that hold an entry for each of some
+    dimension of the result: (operand, its dimension, the result's)."""
+
+    followed: tuple[Followed, ...] = ()
+    silencing: frozenset[int] = frozenset()
+    zero: bool = False
+    pointwise: bool = False
+    beside: tuple[tuple[int, int, int], ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +165,10 @@ class Effect:
     pins: tuple[Pin, ...] = ()
     grids: tuple[Grid, ...] = ()
     units: tuple[Ids, ...] = ()  # each (units, any): a row is a head or group that can go as a whole
+    followers: tuple[tuple[Ids, Ids], ...] = ()  # (n,) and (n, any): entry i goes where all of row i does
+    scored: tuple[
+        tuple[Ids, Ids], ...
+    ] = ()  # heads (H,) of a product of queries and keys, and their ids (H, any)
     roles: tuple[tuple[Key, Role], ...] = ()  # what parameters do with the channel
     bindings: tuple[Binding, ...] = ()  # of grouped weights, in place of the plain ones
     products: tuple[tuple[fx.Node, Product], ...] = ()  # by the call, or by the weight where it has several
@@ -125,6 +182,7 @@ class Effect:
     counted: Counted | None = None
     scaled: Scaled | None = None
     moved: Moved | None = None
+    learned: Learned | None = None  # of an operator without a rule: what it was seen to do
     is_pair: bool = False  # it gives values and their places, channel by channel
     reshapes: bool = False  # it takes the sizes of its result as numbers
 

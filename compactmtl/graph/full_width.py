@@ -22,7 +22,8 @@ Unions = list[tuple[Ids, Ids]]
 def find_full_width(graph: Questions) -> tuple[dict[str, FullWidth], Unions, list[tuple[fx.Node, Pin]]]:
     """The modules around all calls that count channels, by path, and the channels that go together in them.
 
-    The channels of calls without such a module have to stay: the pins, each with its call.
+    The channels of calls without such a module have to stay: the pins, each with its call. Those of one that counts in groups
+    go by whole groups.
     """
     counted = graph.counted
     inside: dict[str, list[fx.Node]] = {}
@@ -44,7 +45,10 @@ def find_full_width(graph: Questions) -> tuple[dict[str, FullWidth], Unions, lis
             None if module is None else (module.input_dim, module.output_dim) for module in candidates[path]
         }
         module = candidates[path][0]
-        if module is None or len(forms) > 1:
+        if (module is None or len(forms) > 1) and own.groups > 1:
+            rows = own.ids.reshape(own.groups, -1)
+            unions.append((rows, rows[:, :1]))
+        elif module is None or len(forms) > 1:
             pins.append((node, Pin(own.ids, own.reason)))
         else:
             modules[path] = module
@@ -90,6 +94,8 @@ def _full_width(
             for axis in graph.layout(node)
             if axis.ids.size > 1
         ),
+        source,
+        counted.groups,
     )
 
 

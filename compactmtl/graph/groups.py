@@ -32,7 +32,7 @@ class GroupFamily:
 
     With every producer and affine slice of a group at zero, or every consumer slice, surgery can remove
     the group's channel. `macs_per_channel` and `parameters_per_channel` are what goes with one channel
-    while all others are still there.
+    while all others are still there. A `branch` is one group that switches a residual branch off: what goes is the branch.
     """
 
     name: str  # module of the first producer
@@ -40,3 +40,9 @@ class GroupFamily:
     size: int
     macs_per_channel: float
     parameters_per_channel: float
+    branch: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of one group: of a branch those that it adds to."""
+        return int(self.members[0].indices.shape[1]) if self.branch else 1

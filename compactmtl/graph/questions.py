@@ -174,6 +174,8 @@ class Questions:
     def uniform(self, node: fx.Node, axis: Axis) -> tuple[Flags, NDArray[np.float64]]:
         """Entries of one axis of a static tensor that hold one value at all positions, and the values."""
         moved = self.tensor(node).detach().movedim(axis.dims, tuple(range(len(axis.dims))))
-        flat = moved.reshape(axis.ids.size, -1).double().cpu().numpy()
-        same: Flags = (flat == flat[:, :1]).all(1)
+        real = moved.abs() if moved.is_complex() else moved
+        flat = real.reshape(axis.ids.size, -1).double().cpu().numpy()
+        # of complex numbers only zeros are told
+        same: Flags = (flat == (0 if moved.is_complex() else flat[:, :1])).all(1)
         return same.reshape(axis.ids.shape), flat[:, 0].reshape(axis.ids.shape)

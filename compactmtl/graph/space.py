@@ -37,12 +37,21 @@ Layout = tuple[Axis, ...]
 class Grid:
     """Coordinates that stay a full grid: every row keeps as many entries as the others, or goes as part of a unit.
 
-    With `product`, the same entries in every row: the grid is walked in another order later on.
+    With `product`, the same entries in every row: the grid is walked in another order later on. Where the entries of each row
+    go together, such as the two parts of a complex number, `upper` is the grid of the rows in its place.
     """
 
     ids: Ids  # (rows, columns)
     product: bool = False
     reason: str = ""
+    upper: Ids | None = None
+
+    def resolved(self, labels: Ids) -> Ids:
+        """The coordinates that stay a full grid, with the class of each in `labels`."""
+        if self.upper is None:
+            return self.ids
+        rows = labels[self.ids]
+        return self.upper if bool((rows == rows[:, :1]).all()) else self.ids
 
 
 class Space:
@@ -90,7 +99,9 @@ class Space:
         """
         pairs = list(self._pairs)
         if coupled:
-            pairs += [(np.broadcast_to(g.ids[:1], g.ids.shape).ravel(), g.ids.ravel()) for g in self.grids]
+            plain = self.classes()
+            grids = [grid.resolved(plain) for grid in self.grids]
+            pairs += [(np.broadcast_to(ids[:1], ids.shape).ravel(), ids.ravel()) for ids in grids]
         rows = np.concatenate([one for one, _ in pairs]) if pairs else np.empty(0, dtype=np.int64)
         columns = np.concatenate([other for _, other in pairs]) if pairs else np.empty(0, dtype=np.int64)
         links = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(self.size, self.size))

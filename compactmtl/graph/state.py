@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from compactmtl.graph.calls import operator
 from compactmtl.graph.effect import Binding, Effect, FullWidth, Key, Product, Use
+from compactmtl.graph.probe import Samples
 from compactmtl.graph.space import Flags, Ids, Layout, Space
 from compactmtl.graph.trace import Traced
 
@@ -31,6 +32,8 @@ class State:
     made: list[Ids] = field(default_factory=list)
     joined: list[tuple[Ids, str]] = field(default_factory=list)
     projected: list[tuple[Ids, Ids]] = field(default_factory=list)
+    followers: list[tuple[Ids, Ids]] = field(default_factory=list)
+    scored: list[tuple[Ids, Ids]] = field(default_factory=list)
     not_pruned: dict[str, str] = field(default_factory=dict)
     full_width: dict[str, FullWidth] = field(default_factory=dict)
     static: dict[fx.Node, Tensor | None] = field(default_factory=dict)  # of parameters and numbers alone
@@ -39,6 +42,7 @@ class State:
     uses: dict[fx.Node, Flags] = field(default_factory=dict)
     exact: dict[fx.Node, Flags] = field(default_factory=dict)  # used by value: not to be dropped unless 0
     macs: dict[fx.Node, int] = field(default_factory=dict)  # of each call, for all of the example's batch
+    samples: Samples | None = None  # of calls without a rule, while layouts are found
     named: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +88,8 @@ class State:
         self.made += effect.made
         self.joined += effect.joined
         self.projected += effect.projected
+        self.followers += effect.followers
+        self.scored += effect.scored
         self.layouts[node] = effect.layout
         self.effects[node] = effect
 

@@ -43,8 +43,12 @@ def static_values(traced: Traced) -> dict[fx.Node, Tensor]:
 def confirm(value: Tensor, axis: Axis, flags: Flags) -> tuple[Flags, NDArray[np.float64]]:
     """Read the constants off a real run; an entry that is not uniform there is live after all."""
     first = value.detach().movedim(axis.dims, tuple(range(len(axis.dims))))
-    chosen = first.reshape(flags.size, -1)[torch.from_numpy(flags.ravel())].double()
+    chosen = first.reshape(flags.size, -1)[torch.from_numpy(flags.ravel())]
+    is_complex = chosen.is_complex()
+    chosen = chosen.abs() if is_complex else chosen.double()
     low, high = chosen.amin(1), chosen.amax(1)
+    if is_complex:  # of which only zeros are told
+        low, high = torch.where(high == 0, low, -1.0), torch.where(high == 0, high, 1.0)
     # Rounding differs between pixels where a kernel sums in another order; a real dependence is far larger.
     uniform = (high - low) <= 1e-5 * torch.maximum(high.abs(), low.abs())
     values = np.zeros(flags.shape)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
-from compactmtl.graph.effect import NOT_FOLLOWED, Binding, Key, Moved, Pin
+from compactmtl.graph.effect import NOT_FOLLOWED, Binding, Key, Learned, Moved, Pin
 from compactmtl.graph.groups import Role
+from compactmtl.graph.probe import Samples
 from compactmtl.graph.questions import Questions
 from compactmtl.graph.space import Ids
 
@@ -69,9 +70,30 @@ class View(Questions):
             first = first.narrow(dim, 0, 1)
         return bool((value == first).all())
 
+    def learned(self, node: fx.Node) -> Learned | None:
+        """What an operator without a rule was seen to do."""
+        return self._state.effects[node].learned if self.follows(node) else None
+
+    @property
+    def samples(self) -> Samples:
+        """What calls without a rule read in a run of the example."""
+        assert self._state.samples is not None
+        return self._state.samples
+
+    def operands(self, node: fx.Node) -> dict[fx.Node, Tensor] | None:
+        """The tensors that a call reads, as they are in a run; None where it reads something else."""
+        if self.is_computed(node):
+            return {source: self.tensor(source) for source in node.all_input_nodes}
+        return self.samples.values(node)
+
     def moved(self, node: fx.Node) -> Moved | None:
         """Where the entries of a call that only moves them come from."""
         return self._state.effects[node].moved if self.follows(node) else None
+
+    def scored(self, heads: Ids) -> Ids | None:
+        """Queries and keys (H, any) of the product whose heads these are (H,), None where they are of something else."""
+        known = (rows for own, rows in self._state.scored if np.array_equal(own, heads))
+        return next(known, None)
 
     def parts(self, node: fx.Node) -> tuple[Ids, ...]:
         """Of a call of several results, the places in its axis of the entries of each; empty for all others."""

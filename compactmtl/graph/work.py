@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import fx
 
 from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.questions import Questions
-from compactmtl.graph.space import Axis, Flags, Ids
+from compactmtl.graph.space import Flags, Ids
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -40,14 +40,20 @@ class MacModel:
         position = {p.node: place for place, p in enumerate(graph.products) if graph.product(p.node) is p}
         self._of_product = np.array([position.get(work.node, -1) for work in works], dtype=np.int64)
         self._scale = np.array([work.scale for work in works])
+        self._nodes = [work.node for work in works]
         self._each = np.array([work.inputs is None for work in works], dtype=bool)
         self._always = np.array([work.outputs is None for work in works], dtype=bool)
         self._outputs = _counts([work.outputs for work in works], labels, classes)
         self._inputs = _counts([work.inputs for work in works], labels, classes)
 
-    def total(self, alive: Flags) -> float:
-        """Of the whole model, with only the `alive` classes left, (classes,)."""
-        return float(self._remaining(alive).sum())
+    def total(self, alive: Flags, without: Flags | None = None) -> float:
+        """Of the whole model, with only the `alive` classes left, (classes,), and `without` these parts of calls (see `parts_of`)."""
+        remaining = self._remaining(alive)
+        return float(remaining.sum() if without is None else remaining[~without].sum())
+
+    def parts_of(self, calls: Collection[fx.Node]) -> Flags:
+        """Which parts of calls belong to these."""
+        return np.array([node in calls for node in self._nodes], dtype=bool)
 
     def by_product(self, alive: Flags) -> NDArray[np.float64]:
         """Of each of the graph's products."""
@@ -101,26 +107,23 @@ def _parts(graph: Questions, node: fx.Node) -> list[Part]:
         return [(1.0, outputs, inputs) for outputs, inputs in zip(*rows, strict=True)]
     if name == "scaled_dot_product_attention":
         return _attention(graph, node)
-    if name in ("matmul", "bmm"):
+    if name in ("matmul", "mm", "bmm", "baddbmm", "einsum", "tensordot"):
         return _matmul(graph, node)
     return _recurrent(graph, node) if name in _RECURRENT else []
 
 
 def _attention(graph: Questions, node: fx.Node) -> list[Part]:
     given = arguments(node)
-    axes = graph.axis(given["query"]), graph.axis(given["value"])
+    axes = graph.axis(given["query"]), graph.axis(node)
     return [(1.0, axis.ids.ravel(), None) for axis in axes if axis is not None]
 
 
 def _matmul(graph: Questions, node: fx.Node) -> list[Part]:
     """The contracted coordinates, or those that pass; the other dimensions are no channels."""
-    left, right = node.args[0], node.args[1]
-    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-    axes: list[Axis | None] = [graph.axis(node)]
-    if axes[0] is None:
-        axes = [graph.axis(left), graph.axis(right)]
-    parts: list[Part] = [(1.0, axis.ids.ravel(), None) for axis in axes if axis is not None]
-    return parts[:1]
+    left, right = graph.tensors_in(node)[-2:]
+    axes = [axis for axis in (graph.axis(node), graph.axis(left), graph.axis(right)) if axis is not None]
+    largest = max(axes, key=lambda axis: axis.ids.size, default=None)
+    return [] if largest is None else [(1.0, largest.ids.ravel(), None)]
 
 
 def _recurrent(graph: Questions, node: fx.Node) -> list[Part]:

@@ -158,7 +158,9 @@ class Shrinking:
 
     def _build(self, config: SparsityConfig, table: LatencyTable | None) -> Steering:
         model, inputs = self._network, self._inputs
-        groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
+        groups = channel_groups(
+            model, inputs, kind=config.groups, scope=config.scope, block=config.block, branches=config.blocks
+        )
         align = Align(self.align, "align")
         steering = build_steering(
             config, groups, self.total_steps, align, model, inputs, auto=self._auto, table=table

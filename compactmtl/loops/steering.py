@@ -231,7 +231,11 @@ class Steering:
             "layers": {
                 name: zero / size for name, zero, size in zip(self._names, zeros, self._sizes, strict=True)
             },
-            **self.control.report(),
+            # what was measured is the same in every run of a recipe; how long it took is in `record`
+            **{
+                what: {key: value for key, value in found.items() if key != "seconds"}
+                for what, found in self.control.report().items()
+            },
         }
 
     def record(self) -> dict[str, Any] | None:

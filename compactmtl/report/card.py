@@ -7,7 +7,6 @@ from pathlib import Path
 
 from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import CARD
-from compactmtl.errors import command
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
 from compactmtl.report.devices import device_table
@@ -133,14 +132,12 @@ def _interface(run: RunView) -> Iterator[str]:
     yield ""
     yield "## Input and outputs"
     yield ""
-    several = interface.named
-    first, *others = [f"{one.name}=FILE" for one in interface.inputs] if several else ["IMAGE"]
-    what = "sample" if several else "image"
-    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, first, *others)}` runs it on one {what}."
-    described = [(one.name, one.format.words) for one in interface.inputs if one.format is not None]
+    what = "sample" if interface.named else "image"
+    yield f"The bundle is `{interface.path}`. `{interface.predict}` runs it on one {what}."
+    described = [(one.name, one.format.words) for one in interface.described if one.format is not None]
     if described:
         yield ""
-        if several:
+        if interface.named:
             yield from (f"- `{name}`: {words}" for name, words in described)
         else:
             yield f"Input: {described[0][1]}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
 from compactmtl.config.schema import Frozen
 from compactmtl.data.base import Rule, Vector
+from compactmtl.errors import command
 
 if TYPE_CHECKING:
     from compactmtl.export.record import BundleInfo, InputRecord, TensorRecord
@@ -69,14 +70,23 @@ class NumbersFormat(Frozen):
     baked: bool
 
     @property
-    def words(self) -> str:
-        """How many there are, and what becomes of their values, in sentences."""
-        how = (
+    def kind(self) -> str:
+        """How many there are, such as 3 numbers."""
+        return f"{len(self.mean)} number{'s' * (len(self.mean) != 1)}"
+
+    @property
+    def values(self) -> str:
+        """What becomes of them."""
+        return (
             "as they are; the model normalizes them"
             if self.baked
             else f"(value − mean) / std of each, {_statistics(self.mean, self.std)}"
         )
-        return f"{len(self.mean)} number{'s' * (len(self.mean) != 1)}. Values: {how}."
+
+    @property
+    def words(self) -> str:
+        """How many there are, and what becomes of their values, in sentences."""
+        return f"{self.kind}. Values: {self.values}."
 
 
 class Tensor(Frozen):
@@ -105,6 +115,17 @@ class Interface(Frozen):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     named: bool = False  # whether files are given as NAME=FILE
+
+    @property
+    def described(self) -> tuple[Tensor, ...]:
+        """The inputs of which is known how they are made of files; none where the model takes arrays."""
+        return tuple(one for one in self.inputs if one.format is not None)
+
+    @property
+    def predict(self) -> str:
+        """What to type to run it on one image, or on one sample of named inputs."""
+        first, *others = [f"{one.name}=FILE" for one in self.inputs] if self.named else ["IMAGE"]
+        return command("predict", self.path, first, *others)
 
 
 def interface(folder: Path, info: BundleInfo) -> Interface:

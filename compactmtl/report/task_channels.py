@@ -81,7 +81,7 @@ def paid(known: Importance) -> BarChart | None:
     longest = max(max(whole), 1e-12)
 
     def row(name: str, values: list[float]) -> BarRow:
-        return BarRow(name, tuple(Bar(value / longest, f"{100 * value:.1f} %") for value in values))
+        return BarRow(name, tuple(Bar(value / longest, f"{100 * value:.2g} %") for value in values))
 
     ordered = sorted(costs, key=lambda name: -max(costs[name]))
     caption = (

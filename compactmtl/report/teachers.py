@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from compactmtl.artifacts.layout import LOG
 from compactmtl.config.distillation import OWN
 from compactmtl.report.model import PseudoLabelView, TeacherView
+from compactmtl.report.parse import damaged
 
 if TYPE_CHECKING:
     from compactmtl.runs import Run
@@ -27,11 +31,14 @@ def teacher_views(
 
 
 def pseudo_label_views(run: Run, log: Sequence[Mapping[str, Any]]) -> tuple[PseudoLabelView, ...]:
-    """What the teachers of pseudo-labels gave of the run's tasks when it began."""
+    """What the teachers of pseudo-labels gave of the run's tasks when it began. Raises ArtifactError for a damaged log."""
     start = next((line for line in log if line.get("event") == "start"), {})
     keys = PseudoLabelView.model_fields
-    return tuple(
-        PseudoLabelView(**{key: one[key] for key in keys})
-        for one in start.get("pseudo_labels", ())
-        if one.get("task") in run.tasks and all(key in one for key in keys)
-    )
+    try:
+        return tuple(
+            PseudoLabelView.model_validate({key: one[key] for key in keys})
+            for one in start.get("pseudo_labels", ())
+            if one["task"] in run.tasks
+        )
+    except (ValidationError, KeyError, TypeError) as error:
+        raise damaged(run.path / LOG, error) from error

@@ -73,7 +73,7 @@ class StrengthController(Control):
             penalty.factors = cost_factors(self.target)
         scored = [family.scored for family in self.groups.bound]
         self.tasks: TaskImportance = TaskImportance(
-            scored, [family.size for family in self.groups], config.tasks_every
+            scored, [family.size for family in self.groups], config.tasks_every, steps=total_steps
         )
         self._going = [
             torch.zeros(family.size, dtype=torch.bool) for family in self.groups
@@ -231,7 +231,8 @@ class StrengthController(Control):
 def cost_factors(target: Target) -> list[float]:
     """For each family what one of its groups costs of the target's measure over the mean group. Source: arXiv:1711.06798.
 
-    With one λ for all, layers whose gradients are small die first, down to their least channels, whatever they cost.
+    With one λ for all, layers whose gradients are small die first, down to their least channels, whatever they cost. A branch
+    costs a share for each channel that it adds to, for its group's norm and √d grow with their number.
     """
     groups, measure = target.groups, target.config.measure
     if measure == "latency" and groups.direct:
@@ -240,6 +241,7 @@ def cost_factors(target: Target) -> list[float]:
         costs = [family.parameters_per_channel for family in groups]
     else:
         costs = [family.macs_per_channel for family in groups]
-    sizes = [family.size for family in groups]
+    sizes = [family.size * family.channels for family in groups]
+    costs = [cost / family.channels for cost, family in zip(costs, groups, strict=True)]
     mean = sum(cost * size for cost, size in zip(costs, sizes, strict=True)) / sum(sizes)
     return [min(max(cost / mean, 1 / WIDEST), WIDEST) if mean > 0 else 1.0 for cost in costs]

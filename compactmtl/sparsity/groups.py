@@ -97,7 +97,11 @@ class ChannelGroups(Sequence[GroupFamily]):
 
     def inexact_at(self, keep: Sequence[NDArray[np.bool_]]) -> dict[str, str]:
         """`inexact`, and the families of which `keep`, a bool array (n,) a family, leaves nothing, with the reason."""
-        gone = (family.name for family, flags in zip(self._families, keep, strict=True) if not flags.any())
+        gone = (
+            family.name
+            for family, flags in zip(self._families, keep, strict=True)
+            if not flags.any() and not family.branch
+        )
         return dict.fromkeys(gone, NOTHING_STAYS) | self.inexact
 
     def alive(self) -> list[NDArray[np.bool_]]:
@@ -124,6 +128,8 @@ class ChannelGroups(Sequence[GroupFamily]):
                     new = np.full(max(int(indices.max()), int(member.indices.max())) + 1, -1, dtype=np.int64)
                     new[indices] = np.arange(len(indices))
                     place = new[member.indices]
+                if family.branch:  # of which channels may go one by one
+                    place = place[place >= 0][None]
                 places.append(place)
                 stays: NDArray[np.bool_] = np.asarray((place >= 0).all(axis=1), dtype=bool)
                 alive = stays if alive is None else alive

@@ -22,12 +22,13 @@ from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.heads import attention_heads
 from compactmtl.graph.inputs import as_arguments
 from compactmtl.models.features import task_names
-from compactmtl.overparam import contract, factor_of
+from compactmtl.overparam import contract
 from compactmtl.overparam.convert import in_scope
+from compactmtl.sparsity.branches import switches
 from compactmtl.sparsity.groups import NOTHING_STAYS, ChannelGroups, parameters_of
 from compactmtl.sparsity.rehearsal import Candidate, rehearse
 from compactmtl.sparsity.removal import Interface, Removal
-from compactmtl.sparsity.sources import source_of_slices
+from compactmtl.sparsity.sources import on_sources
 from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
 
 GroupKind = Literal["coupled", "block", "filter", "input_channel", "attention_head"]
@@ -45,6 +46,7 @@ def channel_groups(
     kind: GroupKind = "coupled",
     scope: Literal["encoder", "model"] = "encoder",
     block: int = 8,
+    branches: bool = False,
 ) -> ChannelGroups:
     """Return the channel groups of a model. The model is left as it was.
 
@@ -64,6 +66,8 @@ def channel_groups(
         scope: "encoder" takes the layers of `model.encoder`, or all layers of a model without that attribute. "model" takes
             all layers.
         block: channels per group of kind "block".
+        branches: a group besides for each residual branch, of the parameters that switch it off, such as its last norm's.
+            At zero the whole branch goes, and that is its cost. For the kinds coupled, block and attention_head.
 
     Groups of factorized layers consist of slices of the factors: rows of U, columns of V. Their norm is the factor's, not
     the weight's.
@@ -77,6 +81,11 @@ def channel_groups(
     inside = in_scope(model, scope)
     if kind not in KINDS:
         raise ConfigError(f"unknown group kind {kind!r}", name_hint(str(kind), KINDS))
+    if branches and kind in ("filter", "input_channel"):
+        raise ConfigError(
+            f"{kind} groups lie in one layer each, and branches hold many",
+            "use coupled, block or attention_head, or leave out branches",
+        )
     if kind == "block" and block < 2:
         raise ConfigError(f"a block of {block} channels", "a block has 2 channels or more; else use coupled")
     traced: _Traced | None = None
@@ -87,15 +96,20 @@ def channel_groups(
             raise
     if traced is None:
         families = _input_channel_families(contract(model), inputs, inside)
-        _, homes, left_out = _on_sources(model, (), families)
+        _, homes, left_out = on_sources(model, (), families)
         removal = None
     else:
         if kind == "input_channel":
             families = _input_channel_families(traced.plain, inputs, inside)
         else:
             families = _FAMILIES[kind](traced.graph, traced.offered, inside, block)
-        families, homes, left_out = _on_sources(model, traced.computed, families)
+        families, homes, left_out = on_sources(model, traced.computed, families)
         left_out |= traced.left_out(inside)
+        switched = (
+            switches(model, traced.graph, traced.plain, traced.computed, inputs, inside, left_out)
+            if branches
+            else []
+        )
         removal = Removal(
             traced.graph,
             traced.offered,
@@ -106,7 +120,9 @@ def channel_groups(
                 tuple(inputs[0].shape[1:]) if isinstance(inputs[0], Tensor) else None,
                 task_names(model),
             ),
+            branches=[branch for branch, _ in switched],
         )
+        homes += [home for _, home in switched]
         traced.graph.forget_values()  # or a second copy of all weights lives as long as the groups
     groups = ChannelGroups(
         homes,
@@ -132,7 +148,7 @@ def channel_groups(
 
 def _of_one_group(families: Sequence[GroupFamily]) -> dict[str, str]:
     """Families that can only go as a whole: name -> what their cost leaves out."""
-    return {family.name: NOTHING_STAYS for family in families if family.size == 1}
+    return {family.name: NOTHING_STAYS for family in families if family.size == 1 and not family.branch}
 
 
 class _Traced:
@@ -291,46 +307,6 @@ def _all_inside(family: GroupFamily, inside: Callable[[str], bool]) -> bool:
 def _written(family: GroupFamily) -> GroupFamily:
     """The family without its consumers: surgery removes their slices, no penalty need shrink them."""
     return replace(family, members=tuple(m for m in family.members if m.role != "consumer"))
-
-
-def _on_sources(
-    model: nn.Module, computed: Sequence[str], families: Sequence[GroupFamily]
-) -> tuple[list[GroupFamily], list[GroupFamily], dict[str, str]]:
-    """`families` of the plain model, and the same with each member on the parameter that `model` trains.
-
-    Those of a weight that is computed from parameters of which none makes a channel zero are left out: layer -> reason.
-    """
-    known: dict[tuple[str, int], tuple[str, int] | None] = {}
-
-    def source(member: Member) -> tuple[str, int] | None:
-        path, _, leaf = member.parameter.rpartition(".")
-        if path not in computed:
-            return factor_of(model, member.parameter, member.dim)
-        key = (member.parameter, member.dim)
-        if key not in known:
-            source_slice = source_of_slices(model.get_submodule(path), leaf, member.dim)
-            known[key] = None if source_slice is None else (f"{path}.{source_slice[0]}", source_slice[1])
-        return known[key]
-
-    plain: list[GroupFamily] = []
-    homes: list[GroupFamily] = []
-    left_out: dict[str, str] = {}
-    for family in families:
-        sources = [source(member) for member in family.members]
-        if None in sources:
-            name = family.members[sources.index(None)].parameter
-            left_out[family.name] = (
-                f"{name} is computed, and no parameter of its layer makes a channel of it zero"
-            )
-            continue
-        plain.append(family)
-        members = tuple(
-            replace(member, parameter=home[0], dim=home[1])
-            for member, home in zip(family.members, sources, strict=True)
-            if home is not None
-        )
-        homes.append(replace(family, members=members))
-    return plain, homes, left_out
 
 
 def _input_channel_families(

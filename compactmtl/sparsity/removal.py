@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from compactmtl.errors import ConfigError
+from compactmtl.graph.branches import Branch
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily, Member
 from compactmtl.graph.space import Flags, Ids
@@ -69,12 +70,16 @@ class Removal:
         rehearsal: Rehearsal | None = None,
         whole_heads: bool = False,
         interface: Interface | None = None,
+        branches: Sequence[Branch] = (),
     ) -> None:
         """`families` hold the groups, `candidates` the channels that can go; both named as in the traced model.
 
-        A latency table has to be of the same `interface`.
+        `keep` says of each of `branches`, behind all families, whether it stays, (1,). A latency table has to be of the same
+        `interface`.
         """
         self._graph = graph
+        self._branches = [(branch, graph.parts_of(branch.calls)) for branch in branches]
+        self._count = len(families)
         self._interface = interface or Interface()
         self._how = rehearsal or Rehearsal()
         # What every dimension of a parameter holds: where nothing of it remains, or parts differ, surgery keeps more.
@@ -102,11 +107,13 @@ class Removal:
                     candidate.carriers,
                 )
             )
-        self._whole = [np.ones(family.size, dtype=bool) for family in families]
+        sizes = [*(family.size for family in families), *(1 for _ in branches)]
+        self._whole = [np.ones(size, dtype=bool) for size in sizes]
 
     def classes(self, keep: Keep) -> Flags:
         """Which classes of the graph stay, (classes,)."""
-        gone = np.concatenate([*(~flags for flags in keep), [False, True]])  # never, always
+        own = keep[: self._count]
+        gone = np.concatenate([*(~flags for flags in own), [False, True]])  # never, always
         alive = np.ones(self._offsets[-1] + 1, dtype=bool)
         for first, (written, read, carriers) in zip(self._offsets, self._ways, strict=False):
             for groups, kept in ((written, carriers), (read, 0)):
@@ -120,15 +127,25 @@ class Removal:
 
     def macs(self, keep: Keep) -> float:
         """MACs that remain, as `cost` counts them."""
-        return self._graph.macs_of_classes(self.classes(keep))
+        parts = [own for branch, own in self._gone(keep)]
+        without = np.logical_or.reduce(parts) if parts else None
+        return self._graph.macs_of_classes(self.classes(keep), without)
 
     def parameters(self, keep: Keep) -> float:
         """Parameters that remain."""
-        return self._graph.parameters_of_classes(self.classes(keep))
+        names = frozenset[str]().union(*(branch.parameters for branch, _ in self._gone(keep)))
+        return self._graph.parameters_of_classes(self.classes(keep), names)
 
     def widths(self, keep: Keep) -> Widths:
-        """Outputs and inputs that remain of every layer."""
-        return self._graph.widths(self.classes(keep))
+        """Outputs and inputs that remain of every layer that is left."""
+        layers = frozenset[str]().union(*(branch.layers for branch, _ in self._gone(keep)))
+        return self._graph.widths(self.classes(keep), layers)
+
+    def _gone(self, keep: Keep) -> list[tuple[Branch, Flags]]:
+        """The branches that are switched off, with their parts of all MACs."""
+        return [
+            own for own, flags in zip(self._branches, keep[self._count :], strict=True) if not flags.any()
+        ]
 
     def latency(self, table: LatencyTable) -> CostFunction:
         """Milliseconds by a table of layers; raises ConfigError where it is of another model."""

@@ -36,8 +36,10 @@ def limits_of(
 ) -> Limits:
     """The limits of a family that keeps `least` channels and `groups` groups, in multiples of `align` channels.
 
-    A group that holds several slices of a tensor is several channels. `size` is the family's own by default.
+    A group that holds several slices of a tensor is several channels. `size` is the family's own by default. A branch may go.
     """
+    if family.branch:
+        return Limits(1, 0, 1)
     width = min(m.indices.shape[1] for m in family.members)
     step = align // math.gcd(align, width)
     floor = math.ceil(max(math.ceil(least / width), groups) / step) * step

@@ -106,6 +106,7 @@ class SelectiveShrinking(Control):
             scored,
             [family.size for family in groups],
             config.tasks_every,
+            steps=total_steps,
             squared=config.importance == "fisher",
             alone=self.bounds is not None,
         )
@@ -128,6 +129,7 @@ class SelectiveShrinking(Control):
         self.groups = groups
         self._families = groups.bound
         self._scored = [family.scored for family in self._families]
+        self._valued = [_channels(family) for family in self._families]
 
     @property
     def shrunk(self) -> frozenset[str]:
@@ -193,11 +195,14 @@ class SelectiveShrinking(Control):
         self.tasks.look(self._steps, losses, scale)
 
     def _learn(self) -> None:
-        for scored, running in zip(self._scored, self._importance, strict=True):
+        for family, valued, running in zip(self._families, self._valued, self._importance, strict=True):
             worth = add(
-                s.sums(at_least_float32(s.parameter) * at_least_float32(_gradient(s))) for s in scored
+                s.sums(at_least_float32(s.parameter) * at_least_float32(_gradient(s))) for s in valued
             ).to(running)
-            worth = worth.square() if self.config.importance == "fisher" else worth.abs()
+            worth = worth.abs()
+            if family.family.branch:  # what its channels are worth one by one: signs would cancel
+                worth = worth.sum()[None]
+            worth = worth.square() if self.config.importance == "fisher" else worth
             blend = self._memory * running + (1 - self._memory) * worth
             running.copy_(torch.where(torch.isfinite(worth), blend, running))
 
@@ -356,8 +361,12 @@ class SelectiveShrinking(Control):
         return [cost**self.config.cost_power if cost > 0 else 0.0 for cost in costs]
 
     def _worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        if self.bounds is not None:
-            return self.tasks.worst(self.bounds.rooms())
+        worth = self._free_worth()
+        if self.bounds is None:
+            return worth
+        return [one * tilt for one, tilt in zip(worth, self.tasks.tilt(self.bounds.rooms()), strict=True)]
+
+    def _free_worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
         if self.config.importance == "magnitude":
             return as_values([magnitude(family) for family in self._families])
         root = self.config.importance == "fisher"
@@ -378,6 +387,14 @@ class SelectiveShrinking(Control):
             s.zero_(s.parameter, dead)
             if self._view is not None and some_fresh:
                 self._view.forget(s, fresh)
+
+
+def _channels(family: BoundFamily) -> tuple[GroupedTensor, ...]:
+    """What importance is read from: the scored tensors, of a branch by channel."""
+    if not family.family.branch:
+        return family.scored
+    indices = {member.parameter: member.indices.T for member in family.family.members}
+    return tuple(GroupedTensor(s.name, s.parameter, s.dim, indices[s.name], s.role) for s in family.scored)
 
 
 def _zeros(family: BoundFamily) -> Tensor:

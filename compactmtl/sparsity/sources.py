@@ -1,11 +1,16 @@
-"""Parameters behind a weight that is computed at every call: which of them makes a filter zero when its slice is."""
+"""The parameters that are trained behind those of the plain model, also where a weight is computed at every call."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from compactmtl.graph.copies import copy_model
+from compactmtl.graph.groups import GroupFamily, Member
+from compactmtl.overparam import factor_of
 from compactmtl.surgery.contraction import plain_layer
 
 
@@ -44,3 +49,43 @@ def _frees(layer: nn.Module, name: str, own: int, leaf: str, dim: int) -> bool:
     flat: Tensor = value.reshape(len(value), -1).cpu()
     zero = (flat == 0).all(1)
     return bool(torch.isfinite(flat).all()) and bool((zero == chosen).all())
+
+
+def on_sources(
+    model: nn.Module, computed: Sequence[str], families: Sequence[GroupFamily]
+) -> tuple[list[GroupFamily], list[GroupFamily], dict[str, str]]:
+    """`families` of the plain model, and the same with each member on the parameter that `model` trains.
+
+    Those of a weight that is computed from parameters of which none makes a channel zero are left out: layer -> reason.
+    """
+    known: dict[tuple[str, int], tuple[str, int] | None] = {}
+
+    def source(member: Member) -> tuple[str, int] | None:
+        path, _, leaf = member.parameter.rpartition(".")
+        if path not in computed:
+            return factor_of(model, member.parameter, member.dim)
+        key = (member.parameter, member.dim)
+        if key not in known:
+            source_slice = source_of_slices(model.get_submodule(path), leaf, member.dim)
+            known[key] = None if source_slice is None else (f"{path}.{source_slice[0]}", source_slice[1])
+        return known[key]
+
+    plain: list[GroupFamily] = []
+    homes: list[GroupFamily] = []
+    left_out: dict[str, str] = {}
+    for family in families:
+        sources = [source(member) for member in family.members]
+        if None in sources:
+            name = family.members[sources.index(None)].parameter
+            left_out[family.name] = (
+                f"{name} is computed, and no parameter of its layer makes a channel of it zero"
+            )
+            continue
+        plain.append(family)
+        members = tuple(
+            replace(member, parameter=home[0], dim=home[1])
+            for member, home in zip(family.members, sources, strict=True)
+            if home is not None
+        )
+        homes.append(replace(family, members=members))
+    return plain, homes, left_out

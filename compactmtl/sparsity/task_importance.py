@@ -21,9 +21,10 @@ from compactmtl.sparsity.bounds import LEAST_ROOM
 from compactmtl.sparsity.grouped_tensor import GroupedTensor, add, at_least_float32, to_host
 from compactmtl.sparsity.saved import RESUME, check_state
 
-STEPS_PER_TASK = (
-    20  # between two looks, for each task: a backward pass is two thirds of a step, so 3 % of the time
-)
+# Steps between two looks, for each task. A look needs the gradients of norms alone, about a third of a step for each task:
+# 2 % of the time with 20 steps, 5 % with 7, which short trainings need to know anything when channels begin to go.
+STEPS_PER_TASK, FEWEST_PER_TASK = 20, 7
+LOOKS = 100  # in a training of that length or more
 MEMORY = 0.8  # of the exponential mean over looks: the last five count most
 TINY = 1e-30
 
@@ -41,13 +42,14 @@ class TaskImportance:
         sizes: Sequence[int],
         every: int | None,
         *,
+        steps: int = 0,
         squared: bool = False,
         alone: bool = False,
     ) -> None:
-        """`scored` are the tensors, one sequence a family of `sizes` groups. `every` steps there is a look; None: 20 for each
-        task, 0: never. `squared` takes the mean of squares, and its root. A single task is looked at where it may be `alone`.
+        """`scored` are the tensors, one sequence a family of `sizes` groups. `every` steps there is a look; None: a
+        hundred looks in a training of `steps`, between 7 and 20 steps for each task; 0: never. `squared` takes the mean of squares, and its root. A single task is looked at where it may be `alone`.
         """
-        self._every = every
+        self._every, self._steps = every, steps
         self._squared, self._alone = squared, alone
         self._sizes = list(sizes)
         self._places = [
@@ -77,7 +79,9 @@ class TaskImportance:
 
     def due(self, step: int, tasks: int) -> bool:
         """Whether to look at the step that follows `step` steps: once, however often it is computed."""
-        every = STEPS_PER_TASK * tasks if self._every is None else self._every
+        every = self._every
+        if every is None:
+            every = min(max(self._steps // LOOKS, FEWEST_PER_TASK * tasks), STEPS_PER_TASK * tasks)
         return tasks > 1 - self._alone and every > 0 and step % every == 0 and step != self._looked
 
     def look(self, step: int, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
@@ -158,14 +162,20 @@ class TaskImportance:
         total = add(value.sum(1) for value in values).clamp_min(TINY)[:, None]
         return [value / total.to(value.device) for value in values]
 
-    def worst(self, rooms: Mapping[str, float]) -> list[NDArray[np.float64]]:
-        """What each group is worth to the task that needs it most: the largest share, over the room that the task has left.
+    def tilt(self, rooms: Mapping[str, float]) -> list[NDArray[np.float64]]:
+        """How much more each group counts than it would without bounds, from 1 to 10, (n,) a family.
 
-        `rooms` are from 0 to 1; a task that has none counts ten times, and one that is not named once. (n,) a family.
+        It is the mean of 1 / room over the tasks, each with its part of the group's shares: 1 where every task has all its room,
+        10 for a group that serves a task without room alone. `rooms` are from 0 to 1; a task that is not named has all.
+        A group in which no task was seen to have a share counts as if all had the same.
         """
         factors = [1 / max(rooms.get(task, 1.0), LEAST_ROOM) for task in self.tasks]
         weights = torch.tensor(factors, dtype=torch.float64)[:, None]
-        return to_host([(share.double() * weights.to(share.device)).amax(0) for share in self.shares()])
+        tilted = []
+        for share in self.shares():
+            part = share.double() + TINY
+            tilted.append((part / part.sum(0) * weights.to(part.device)).sum(0))
+        return to_host(tilted)
 
     def chosen(self, fresh: Sequence[Tensor]) -> None:
         """Note what the groups that were just chosen to go, bool (n,) a family, are worth now: soon they are small."""

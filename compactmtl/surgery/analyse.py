@@ -21,13 +21,15 @@ class Constraints:
 
     Channel counts are multiples of `align` where some can go. `unbiased` names layers that cannot be given a bias. With
     `whole_units` a unit, which is a head of attention or a group of a convolution, may be removed as a whole. The
-    tensors of each of `equal_widths` keep equally many channels.
+    tensors of each of `equal_widths` keep equally many channels. With `whole_norm_groups` a norm over groups of channels loses whole
+    groups alone, so that slices are all it takes.
     """
 
     align: int = 1
     unbiased: frozenset[str] = frozenset()
     whole_units: bool = True
     equal_widths: tuple[EqualWidths, ...] = ()
+    whole_norm_groups: bool = False
 
 
 def choose_alive(
@@ -53,11 +55,13 @@ def _complete(choice: _Choice, constraints: Constraints) -> None:
     graph, alive = choice.graph, choice.alive
     while True:
         before = int(alive.sum())
+        _keep_followers(choice)  # first: what goes with something that stays is no last one of its own
         _keep_one_of_each(choice)
         _keep_carriers(choice)
         _keep_aligned(choice, constraints.align)
         _keep_grids(choice, constraints.whole_units)
         _keep_more_cells(choice)
+        _keep_norm_groups(choice, constraints.whole_norm_groups)
         for widths in constraints.equal_widths:
             extended = alive.copy()
             apply_equal_widths(graph, extended, widths)
@@ -82,19 +86,24 @@ class _Choice:
         self.alive[labels] = True
 
 
-def carrier_of(graph: ChannelGraph, product: Product, alive: Flags) -> int | None:
-    """The input entry that constants of a padded convolution are merged into, or None where none is needed."""
+def carriers_of(graph: ChannelGraph, product: Product, alive: Flags) -> dict[int, int]:
+    """Group -> the input entry that its constants are merged into, of the groups of a padded convolution that need one."""
     constants = removed_constants(graph, product, alive)
     if not product.padded or not constants.any():
-        return None
+        return {}
     node = product.node_in
     assert node is not None
     axis = graph.axis(node)
     assert axis is not None
     candidates = graph.constant(node) & (graph.values(node) != 0)
     stays = candidates & alive[graph.labels[axis.ids]]
-    pool = stays if stays.any() else candidates
-    return int(np.argmax(np.where(pool, np.abs(graph.values(node)), -1.0)))
+    size = np.where(candidates, np.abs(graph.values(node)), -1.0)
+    # One that stays is taken before any other.
+    rank = np.where(stays, size + size.max() + 1, size).reshape(product.groups, -1)
+    written = alive[graph.labels[product.outputs]].reshape(product.groups, -1).any(1)
+    needs = constants.reshape(product.groups, -1).any(1) & written
+    width = rank.shape[1]
+    return {int(group): int(group * width + np.argmax(rank[group])) for group in np.flatnonzero(needs)}
 
 
 def removed_constants(graph: ChannelGraph, product: Product, alive: Flags) -> Flags:
@@ -137,8 +146,7 @@ def _keep_one_of_each(choice: _Choice) -> None:
 def _keep_carriers(choice: _Choice) -> None:
     graph = choice.graph
     for product in graph.products:
-        carrier = carrier_of(graph, product, choice.alive)
-        if carrier is not None:
+        for carrier in carriers_of(graph, product, choice.alive).values():
             assert product.inputs is not None
             label = graph.labels[product.inputs[carrier : carrier + 1]]
             choice.keep(label, f"it carries the constants that {product.name} reads")
@@ -155,6 +163,23 @@ def _keep_more_cells(choice: _Choice) -> None:
                 choice.keep(
                     row[~choice.alive[row]][:missing], "an LSTM has more cells than projected outputs"
                 )
+
+
+def _keep_norm_groups(choice: _Choice, always: bool) -> None:
+    """What stays of a group that a norm counts is computed of all of it: constants that are not 0 go with all of it or not."""
+    graph, alive = choice.graph, choice.alive
+    for module in graph.full_width:
+        if module.groups == 1:
+            continue
+        classes = graph.labels[module.ids]
+        gone = ~alive[classes]
+        mixed = np.ones_like(gone) if always else graph.constant(module.source) & ~graph.zero(module.source)
+        rows = gone.reshape(module.groups, -1)
+        held = (mixed & gone).reshape(rows.shape).any(1) & ~rows.all(1)
+        choice.keep(
+            classes.reshape(rows.shape)[held].ravel(),
+            "group_norm: it normalizes over the channels of a group",
+        )
 
 
 def _keep_aligned(choice: _Choice, align: int) -> None:
@@ -178,6 +203,12 @@ def _keep_grids(choice: _Choice, whole_units: bool) -> None:
         _keep_grid(choice, grid, gone)
 
 
+def _keep_followers(choice: _Choice) -> None:
+    labels = choice.graph.labels
+    for ids, rows in choice.graph.followers:
+        choice.keep(labels[ids[choice.alive[labels[rows]].any(1)]], "what it goes with stays")
+
+
 def gone_with_units(graph: ChannelGraph, alive: Flags) -> Flags:
     """Classes that go as part of a unit (a head or convolution group), all of whose entries go, (classes,)."""
     rows = [graph.labels[units] for units in graph.units]
@@ -198,7 +229,7 @@ def gone_with_units(graph: ChannelGraph, alive: Flags) -> Flags:
 def _keep_grid(choice: _Choice, grid: Grid, gone: Flags) -> None:
     """Every row keeps as many entries as the fullest, but for those in `gone`; of a product grid, the same ones."""
     alive = choice.alive
-    classes = choice.graph.labels[grid.ids]
+    classes = choice.graph.labels[grid.resolved(choice.graph.labels)]
     classes = classes[~gone[classes].all(1)]
     if len(classes) == 0:
         return

@@ -176,15 +176,17 @@ def _scale(small: _Editor, scale: Scale) -> None:
 
 def _merge(small: _Editor, merge: Merge) -> None:
     weight = small.read(merge.weight)
-    if weight.ndim < 2 or max(merge.carrier, *merge.sources) >= weight.shape[1]:
+    first, end = merge.rows or (0, len(weight))
+    if weight.ndim < 2 or max(merge.carrier, *merge.sources) >= weight.shape[1] or end > len(weight):
         raise ArtifactError(
             f"the plan merges inputs of {merge.weight} that are out of range (shape {tuple(weight.shape)})",
             "the plan is damaged: run `compactmtl compact RUN` again",
         )
     merged = weight.detach().clone()
     ratios = torch.tensor(merge.ratios, dtype=torch.float64, device=weight.device)
-    added = merged[:, list(merge.sources)].double() * ratios.view(1, -1, *[1] * (weight.ndim - 2))
-    merged[:, merge.carrier] = (merged[:, merge.carrier].double() + added.sum(1)).to(weight.dtype)
+    rows = merged[first:end]  # a view
+    added = rows[:, list(merge.sources)].double() * ratios.view(1, -1, *[1] * (weight.ndim - 2))
+    rows[:, merge.carrier] = (rows[:, merge.carrier].double() + added.sum(1)).to(weight.dtype)
     small.replace(weight, merged)
 
 

@@ -20,7 +20,7 @@ from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import check_inputs, check_model, first_line, trace
 from compactmtl.graph.unreached import CHOICES, Unreached, unreached_modules
 from compactmtl.overparam import contract
-from compactmtl.surgery.contraction import contract_layers, find_branched, find_computed
+from compactmtl.surgery.contraction import contract_layers, find_attention, find_branched, find_computed
 from compactmtl.surgery.depth import shorten
 from compactmtl.surgery.not_pruned import ROLLED_BACK, not_pruned
 from compactmtl.surgery.outputs import Name, check_outputs, remove_unread, select
@@ -199,6 +199,11 @@ def _smallest(settings: _Settings, graph: ChannelGraph) -> _Removal:
     if removal is None or removal.plan.empty:
         removal = _remove(settings, graph=graph)
     assert removal is not None
+    attentions = find_attention(plain)
+    if attentions:
+        split = _remove(settings, computed=[*removal.plan.contracted, *attentions])
+        if split is not None and cost(split.model, inputs).macs < cost(removal.model, inputs).macs:
+            removal = split
     blocks = find_branched(plain)
     fused = _remove(settings, fused=blocks) if blocks else None
     # A block of one branch is left as it is, for fused with its norm it costs the same.

@@ -1,11 +1,12 @@
 """Contraction: what becomes one plain layer before channels are removed, because its channels cannot go otherwise.
 
-Three forms have one:
+Three forms have one, or a few:
 
 - factorized layers, the training form of this package: `compactmtl.overparam.contract` gives their plain model;
 - branched blocks, which know how to become one layer: timm's `fuse`, `reparameterize`, `switch_to_deploy`;
 - layers whose weight is computed from parameters at every call (standardized, normalized, parametrized). What such a
   layer computes from a channel depends on all others. Its plain layer has the weight that it uses in eval mode.
+  `nn.MultiheadAttention`, whose weights are parts of one, becomes several plain layers.
 
 `find_branched` and `find_computed` name those of a plain model, `contract_layers` replaces them in place. The plan names
 them too, under `fused` and `contracted`.
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.channel_graph import ChannelGraph
+from compactmtl.surgery.attention import SplitAttention, can_split
 
 _BRANCHED = ("fuse", "reparameterize", "switch_to_deploy")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -79,8 +81,19 @@ def find_computed(graph: ChannelGraph, model: nn.Module) -> list[str]:
     return [name for name in names if name and plain_layer(modules[name]) is not None]
 
 
+def find_attention(model: nn.Module) -> list[str]:
+    """Names of torch's multi-head attentions that can be split into plain layers."""
+    return [name for name, module in model.named_modules() if name and can_split(module)]
+
+
 def plain_layer(layer: nn.Module) -> nn.Module | None:
-    """The plain layer that computes the same in eval mode; None where the layer does more than call one."""
+    """The plain layer that computes the same in eval mode; None where the layer does more than call one.
+
+    Of torch's multi-head attention it is a module of plain layers.
+    """
+    if can_split(layer):
+        assert isinstance(layer, nn.MultiheadAttention)
+        return SplitAttention(layer)
     if not isinstance(layer, _LAYERS) or isinstance(layer, _ConvTransposeNd):
         return None
     reference = next(layer.parameters(), None)

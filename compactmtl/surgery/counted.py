@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
-from compactmtl.graph.calls import arguments, operator, owner, source_of
+from compactmtl.graph.calls import arguments, operator, owner, source_of, stack_of
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Ids
+from compactmtl.surgery.full_width import full_width_edits
 
 Attributes = dict[str, dict[str, int | tuple[int, ...]]]
 
@@ -23,7 +25,10 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
     those that do so most often. Where that is wrong the proof fails and the removal is rolled back.
     """
     changes: dict[str, dict[int, set[int]]] = {}
+    full_width = {edit.module for edit in full_width_edits(graph, alive)}
     for node, ids in graph.sized.items():
+        if operator(node) == "group_norm" and not full_width.isdisjoint(stack_of(node).values()):
+            continue
         pairs = _counts(graph, node, ids, alive)
         changed = {old for old, new in pairs if old != new}
         for old, new in pairs:
@@ -31,7 +36,7 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
                 continue  # of two equal numbers in one call the other stays, as the 3 of q, k and v beside 3 heads
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
     modules = dict(model.named_modules())
-    own = (nn.RNNBase, nn.RNNCellBase)  # agree with their tensors anyway
+    own = (nn.RNNBase, nn.RNNCellBase, _ConvNd)  # agree with their tensors anyway
     changes = {
         path: counts
         for path, counts in changes.items()

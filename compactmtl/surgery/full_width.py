@@ -2,7 +2,8 @@
 
 The module keeps its original width and all its parameters: zeros are put behind the remaining channels, and what it
 computes of them is dropped. That is exact for whatever the module computes of a channel that is zero, and takes
-one copy of its input; its own kernel stays the fused one that it was.
+one copy of its input; its own kernel stays the fused one that it was. A norm over groups of channels gets its zeros at
+their own places, by index, for a channel belongs to a group by its place.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compactmtl.graph.channel_graph import ChannelGraph
@@ -22,7 +24,8 @@ def full_width_edits(graph: ChannelGraph, alive: Flags) -> tuple[FullWidthEdit, 
     edits = []
     for module in graph.full_width:
         kept = alive[graph.labels[module.ids]]
-        if not kept.all():
+        if not kept.all() and not module.is_cut(kept):
+            places = tuple(np.flatnonzero(kept).tolist()) if module.groups > 1 else ()
             edits.append(
                 FullWidthEdit(
                     module=module.module,
@@ -30,6 +33,7 @@ def full_width_edits(graph: ChannelGraph, alive: Flags) -> tuple[FullWidthEdit, 
                     kept=int(kept.sum()),
                     input_dim=module.input_dim,
                     output_dim=module.output_dim,
+                    places=places,
                 )
             )
     return tuple(edits)
@@ -40,8 +44,12 @@ def full_width_orders(graph: ChannelGraph, alive: Flags) -> dict[tuple[str, int]
     orders = {}
     for module in graph.full_width:
         kept = alive[graph.labels[module.ids]]
+        if module.is_cut(kept):
+            continue
         for parameter in module.parameters:
-            orders[parameter] = np.argsort(~kept, kind="stable")
+            orders[parameter] = (
+                np.argsort(~kept, kind="stable") if module.groups == 1 else np.arange(len(kept))
+            )
     return orders
 
 
@@ -51,13 +59,33 @@ def install(module: nn.Module, edit: FullWidthEdit) -> None:
     The numbers are an attribute, which is not saved: state_dict keeps its names, and the plan holds them.
     """
     module.full_width = (edit.size - edit.kept, edit.kept, edit.input_dim, edit.output_dim)  # type: ignore[assignment]
-    module.register_forward_pre_hook(_pad)
-    module.register_forward_hook(_narrow)
+    if not edit.places:
+        module.register_forward_pre_hook(_pad)
+        module.register_forward_hook(_narrow)
+        return
+    # Where no channel is left the one zero behind the kept ones is read.
+    places = torch.tensor(edit.places)
+    spread = torch.full((edit.size,), edit.kept).index_copy(0, places, torch.arange(edit.kept))
+    device = next((value.device for value in module.parameters()), None)
+    module.register_buffer("full_width_spread", spread.to(device), persistent=False)
+    module.register_buffer("full_width_places", places.to(device), persistent=False)
+    module.register_forward_pre_hook(_spread)
+    module.register_forward_hook(_select)
 
 
 def _pad(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     missing, _, dim, _ = module.full_width
     return (nn.functional.pad(args[0], (0, 0) * (-1 - dim) + (0, missing)), *args[1:])
+
+
+def _spread(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    dim = module.full_width[2]
+    padded = nn.functional.pad(args[0], (0, 0) * (-1 - dim) + (0, 1))
+    return (padded.index_select(dim, module.full_width_spread), *args[1:])
+
+
+def _select(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.index_select(module.full_width[3], module.full_width_places)
 
 
 def _narrow(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

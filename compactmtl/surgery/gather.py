@@ -21,7 +21,7 @@ from compactmtl.graph.calls import arguments
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.effect import Product
 from compactmtl.graph.space import Flags
-from compactmtl.surgery.analyse import carrier_of
+from compactmtl.surgery.analyse import carriers_of
 
 MACS_PER_MOVE = (
     32.0  # multiply-accumulates in the time of reading and writing one number, tools/bench_gather.py
@@ -87,9 +87,7 @@ def _cheapest(
     needed_in = alive_in & nonzero[needed_out].any(0)
     if product.node_in is not None:
         needed_in &= ~_foldable(graph, product)
-        carrier = carrier_of(graph, product, alive)
-        if carrier is not None:
-            needed_in[carrier] = True
+        needed_in[list(carriers_of(graph, product, alive).values())] = True
     needed_in, needed_out = (
         _aligned(needed, kept, align) for needed, kept in ((needed_in, alive_in), (needed_out, alive_out))
     )

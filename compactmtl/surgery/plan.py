@@ -80,6 +80,16 @@ class Merge(_Edit):
     carrier: Index
     sources: tuple[Index, ...] = Field(min_length=1)
     ratios: tuple[float, ...]
+    rows: tuple[Index, Index] | None = Field(
+        None,
+        description="of a grouped convolution: the group's filters, from the first to the one behind the last",
+    )
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> Merge:
+        if self.rows is not None and self.rows[0] >= self.rows[1]:
+            raise ValueError(f"it merges inputs of no filters of {self.weight}")
+        return self
 
     @model_validator(mode="after")
     def _one_ratio_each(self) -> Merge:
@@ -133,8 +143,8 @@ class ConstantEdit(_Edit):
 class FullWidthEdit(_Edit):
     """A module that runs at full width, such as a LayerNorm: it gets the removed channels back as zeros, and drops them.
 
-    Of its `size` channels the first `kept` remain; they lie at `input_dim` and `output_dim`, counted from the last
-    dimension (-1).
+    Of its `size` channels the first `kept` remain, or those at `places`, where it counts channels in groups; they lie at
+    `input_dim` and `output_dim`, counted from the last dimension (-1).
     """
 
     module: str
@@ -142,6 +152,19 @@ class FullWidthEdit(_Edit):
     kept: Annotated[int, Field(ge=1)]
     input_dim: Annotated[int, Field(lt=0)]
     output_dim: Annotated[int, Field(lt=0)]
+    places: tuple[Index, ...] = Field(
+        (),
+        description="of a norm over groups of channels: the places of those that remain among the original ones",
+    )
+
+    @model_validator(mode="after")
+    def _places_in_order(self) -> FullWidthEdit:
+        rising = all(one < other for one, other in zip(self.places, self.places[1:], strict=False))
+        if self.places and (len(self.places) != self.kept or self.places[-1] >= self.size or not rising):
+            raise ValueError(
+                f"its places are not {self.kept} of {self.size} channels of {self.module}, in order"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fewer(self) -> FullWidthEdit:

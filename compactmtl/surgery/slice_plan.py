@@ -39,7 +39,7 @@ def plan_slices(
     """
     graph = ChannelGraph.trace(model, example_inputs)
     pinned = ~_classes(graph, families, dead) | graph.nonzero_classes()
-    pinned |= graph.counted_classes()  # a norm that counts them is more than sliced
+    pinned |= graph.counted_classes(in_groups=False)  # a norm that counts them is more than sliced
     for binding in graph.bindings:
         if binding.groups > 1 or binding.name.startswith(tuple(keep)):
             pinned[graph.labels[binding.ids]] = True
@@ -58,13 +58,14 @@ def plan_slices(
 
 
 def _plan(graph: ChannelGraph, model: nn.Module, pinned: Flags, everything: frozenset[str]) -> Plan:
-    return write_plan(graph, model, choose_alive(graph, pinned, Constraints(unbiased=everything)))
+    constraints = Constraints(unbiased=everything, whole_norm_groups=True)
+    return write_plan(graph, model, choose_alive(graph, pinned, constraints))
 
 
 def _classes(graph: ChannelGraph, families: Sequence[GroupFamily], dead: Sequence[Flags]) -> Flags:
     classes = np.zeros(graph.classes, dtype=bool)
     for family, flags in zip(families, dead, strict=True):
-        for member in family.members:
+        for member in family.members if not family.branch else ():  # a branch leaves in the final surgery
             binding = graph.binding(member.parameter, member.dim)
             if binding is not None:
                 classes[graph.labels[binding.ids[member.indices[flags].ravel()]]] = True

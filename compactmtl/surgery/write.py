@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from compactmtl.graph.calls import arguments
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.effect import Binding, Product
 from compactmtl.graph.space import Flags
-from compactmtl.surgery.analyse import carrier_of, removed_constants
+from compactmtl.surgery.analyse import carriers_of, removed_constants
 from compactmtl.surgery.counted import counted_attributes
 from compactmtl.surgery.full_width import full_width_edits, full_width_orders
 from compactmtl.surgery.gather import Thinned
@@ -39,7 +39,8 @@ def write_plan(
         if len(keep) < len(binding.ids):
             slices.append(_slice(binding, keep))
     modules = dict(model.named_modules())
-    merges, biases, groups = [], [], {}
+    merges: list[Merge] = []
+    biases, groups = [], {}
     for product in graph.products:
         kept_outputs = alive[graph.labels[product.outputs]]
         # Where a forward calls the function itself it counts the groups: see `counted_attributes`.
@@ -57,7 +58,7 @@ def write_plan(
         if not constants.any():
             continue
         if product.padded:
-            merges.append(_merge(graph, product, alive, constants))
+            merges += _merges(graph, product, alive, constants)
         else:
             values = _fold(graph, product, constants)[kept_outputs]
             if values.any():
@@ -65,7 +66,7 @@ def write_plan(
                 biases.append(BiasShift(bias=name, values=tuple(values.tolist()), new=product.bias is None))
     return Plan(
         signature=signature(model),
-        merges=tuple(merge for merge in merges if merge.sources),
+        merges=tuple(merges),
         scales=tuple(_scales(graph, alive)),
         slices=tuple(slices),
         biases=tuple(biases),
@@ -130,13 +131,23 @@ def _slice(binding: Binding, keep: NDArray[np.int64]) -> Slice:
     )
 
 
-def _merge(graph: ChannelGraph, product: Product, alive: Flags, constants: Flags) -> Merge:
-    carrier = carrier_of(graph, product, alive)
-    assert carrier is not None and product.node_in is not None and product.weight is not None
+def _merges(graph: ChannelGraph, product: Product, alive: Flags, constants: Flags) -> Iterator[Merge]:
+    """What the constants of each group are merged into, with indices as the weight counts them: anew in each group."""
+    assert product.node_in is not None and product.weight is not None
     values = graph.values(product.node_in)
-    sources = [int(source) for source in np.flatnonzero(constants) if source != carrier]
-    ratios = [float(values[source] / values[carrier]) for source in sources]
-    return Merge(weight=product.weight, carrier=carrier, sources=tuple(sources), ratios=tuple(ratios))
+    width, height = product.input_size // product.groups, len(product.outputs) // product.groups
+    for group, carrier in carriers_of(graph, product, alive).items():
+        first = group * width
+        own = np.flatnonzero(constants[first : first + width]) + first
+        sources = [int(source) for source in own if source != carrier]
+        if sources:
+            yield Merge(
+                weight=product.weight,
+                carrier=carrier - first,
+                sources=tuple(source - first for source in sources),
+                ratios=tuple(float(values[source] / values[carrier]) for source in sources),
+                rows=(group * height, (group + 1) * height) if product.groups > 1 else None,
+            )
 
 
 def _fold(graph: ChannelGraph, product: Product, constants: Flags) -> NDArray[np.float64]:

@@ -33,6 +33,7 @@ from compactmtl.data.pseudo_labels import (
     unlabeled,
 )
 from compactmtl.data.sources import SourcePart, SourcesDataset
+from compactmtl.distributed.processes import is_first
 from compactmtl.errors import DataError
 from compactmtl.tasks import TargetSpec, Task
 from compactmtl.tasks.labeling import sure_labels
@@ -105,8 +106,10 @@ def taught(
     wholes: Sequence[VisionDataset] = several or (dataset,)
     labels: list[list[PseudoLabels]] = [[] for _ in wholes]
     results = []
-    for name in recipe.data.pseudo_labels:
-        made, result = _taught_task(recipe, tasks[name], wholes, device, fill=fill)
+    # all before the first is asked, which may take long
+    labelers = {name: _labeler(recipe, tasks[name], wholes, device) for name in recipe.data.pseudo_labels}
+    for name, label in labelers.items():
+        made, result = _taught_task(recipe, tasks[name], wholes, label, device, fill=fill)
         for own, one in zip(labels, made, strict=True):
             own += [one] if one is not None else []
         results.append(result)
@@ -116,20 +119,31 @@ def taught(
     return Taught(dataset, labels[0]), tuple(results)
 
 
-def _taught_task(
-    recipe: Recipe, task: Task, wholes: Sequence[VisionDataset], device: torch.device, *, fill: bool
-) -> tuple[list[PseudoLabels | None], TaughtTask]:
+def _labeler(recipe: Recipe, task: Task, wholes: Sequence[VisionDataset], device: torch.device) -> _Labeler:
+    """The teacher of a task, which fits the task and all data sets."""
     config, where = recipe.data.pseudo_labels[task.name], f"data.pseudo_labels.{task.name}"
     teacher = open_teacher(recipe, task.name, task.spec, config, device)
     numbers = class_numbers(teacher, task.spec, where)
     check_bound(teacher, config, where)
-    label = _Labeler(teacher, task.spec, numbers, config.confidence, config.agreement)
     for whole in wholes:
         called = whole.name if isinstance(whole, SourcePart) else ""
         check_prepared(teacher, _section(whole, recipe), called, where)
+    return _Labeler(teacher, task.spec, numbers, config.confidence, config.agreement)
+
+
+def _taught_task(
+    recipe: Recipe,
+    task: Task,
+    wholes: Sequence[VisionDataset],
+    label: _Labeler,
+    device: torch.device,
+    *,
+    fill: bool,
+) -> tuple[list[PseudoLabels | None], TaughtTask]:
+    config, teacher = recipe.data.pseudo_labels[task.name], label.teacher
     lacking = [unlabeled(whole, task.target) for whole in wholes]
     asked = sum(map(len, lacking))
-    if fill and asked:
+    if fill and asked and is_first():
         tell(f"{teacher.name} labels {task.name} of {asked:,} training images")
     said = config.model_dump(mode="json", exclude={"teacher"})
     facts = [teacher.sha256, said, repr(task.spec), device.type]
@@ -156,7 +170,7 @@ def _taught_task(
         raise DataError(
             f"task {task.name!r}: not one sample of split train has a label of it, and {teacher.name} is sure of "
             f"none{config.bound}",
-            f"take a looser bound in {where}, another teacher, or give labels",
+            f"take a looser bound in data.pseudo_labels.{task.name}, another teacher, or give labels",
         )
     return made, replace(result, filled=found)
 
@@ -177,14 +191,14 @@ class _Labeler:
         confidence: float | None,
         agreement: float | None,
     ) -> None:
-        self._teacher, self._spec = teacher, spec
+        self.teacher, self._spec = teacher, spec
         self._numbers = torch.tensor(numbers)
         self._confidence, self._agreement = confidence, agreement
 
     @torch.no_grad()
     def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """The label, and where it counts: without a batch dimension, at the size of the sample's image."""
-        teacher, task = self._teacher, self._teacher.task
+        teacher, task = self.teacher, self.teacher.task
         size = (sample["image"].shape[-2], sample["image"].shape[-1])
         shown = resized(sample, teacher.size)
         output = teacher.answer(shown)
@@ -203,13 +217,13 @@ class _Labeler:
 
     def _of_mirror(self, sample: Sample) -> Tensor:
         """The label (1, ...) that the teacher gives in the mirror, mirrored back."""
-        specs = {self._teacher.task.target: self._teacher.task.spec}
+        specs = {self.teacher.task.target: self.teacher.task.spec}
         flipped = mirrored(sample, specs)
-        output = self._teacher.answer(flipped)
-        label = self._teacher.task.decode(output)[0]
-        target = {self._teacher.task.target: label.cpu()}
+        output = self.teacher.answer(flipped)
+        label = self.teacher.task.decode(output)[0]
+        target = {self.teacher.task.target: label.cpu()}
         back = mirrored({"image": flipped["image"], "targets": target}, specs)["targets"]
-        return back[self._teacher.task.target][None].to(label.device)
+        return back[self.teacher.task.target][None].to(label.device)
 
     def _renamed(self, label: Tensor) -> Tensor:
         """The label (1, ...) in our classes."""

@@ -108,7 +108,9 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
     config = recipe.sparsity
     if config is None:
         return None
-    groups = channel_groups(model, inputs, kind=config.groups, scope=config.scope, block=config.block)
+    groups = channel_groups(
+        model, inputs, kind=config.groups, scope=config.scope, block=config.block, branches=config.blocks
+    )
     steering = build_steering(
         config,
         groups,

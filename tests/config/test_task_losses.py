@@ -52,7 +52,6 @@ def test_a_recipe_reads_back_as_it_was_resolved(tmp_path: Path) -> None:
         ("sparsity.selective.losses.depth=little", "a number"),
         ("sparsity.selective.losses.depth=one %", "expected a number before %, found 'one %'"),
         ("data.holdout=0", "data.holdout is 0: set data.holdout"),
-        ("sparsity.selective.importance=magnitude", "use taylor or fisher"),
         ("sparsity.selective.tasks_every=0", "tasks_every: 0 looks at none"),
         ("sparsity.selective.checks=0", "of at least 1"),
     ],

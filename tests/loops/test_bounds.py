@@ -133,7 +133,7 @@ def test_judging_while_no_check_is_due_is_an_error() -> None:
         ({"method": "controller"}, "there is no option"),
         ({"losses": {"depth": -0.1}}, "of at least 0"),
         ({"losses": {"depth": "101 %"}}, "of at most 1"),
-        ({"importance": "magnitude"}, "losses need an importance for each task"),
+        ({"tasks_every": 0}, "losses need an importance for each task"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments: dict[str, Any], says: str) -> None:

@@ -11,11 +11,10 @@ import pytest
 
 from compactmtl.backends.targets import load_target
 from compactmtl.data.base import Preprocessing, Rule, Vector
-from compactmtl.export.describe import input_record
 from compactmtl.export.record import BundleInfo
 from compactmtl.report.card import _interface
 from compactmtl.report.interface import Interface, interface
-from tests.support.bundles import conv_bundle, several_bundle
+from tests.support.bundles import conv_bundle, several_bundle, with_inputs
 
 RULES: dict[str, Rule] = {
     "rgb": Preprocessing(size=(32, 48), resize="letterbox"),
@@ -27,19 +26,7 @@ RULES: dict[str, Rule] = {
 @pytest.fixture
 def info(tmp_path: Path) -> BundleInfo:
     """A bundle of three inputs that are made in three ways."""
-    info = several_bundle(tmp_path / "bundle", load_target("onnxruntime-cpu")).info
-    inputs = tuple(
-        input_record(
-            name,
-            ("batch", rule.channels) if isinstance(rule, Vector) else ("batch", rule.channels, 32, 48),
-            "float32",
-            rule,
-            baked=False,
-        )
-        for name, rule in RULES.items()
-    )
-    training = info.training.model_copy(update={"inputs": RULES, "preprocessing": RULES["rgb"]})
-    return info.model_copy(update={"inputs": inputs, "training": training})
+    return with_inputs(several_bundle(tmp_path / "bundle", load_target("onnxruntime-cpu")).info, RULES)
 
 
 def lines(view: Interface) -> list[str]:

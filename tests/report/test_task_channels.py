@@ -41,7 +41,7 @@ def test_what_went_is_counted_for_each_task_and_layer() -> None:
     chart = paid(known())
     assert chart is not None
     assert [row.name for row in chart.rows] == [ALL, "stem"]
-    assert [bar.text for bar in chart.rows[0].bars] == ["5.0 %", "20.0 %"]
+    assert [bar.text for bar in chart.rows[0].bars] == ["5 %", "20 %"]
     assert [bar.share for bar in chart.rows[0].bars] == pytest.approx([0.25, 1.0])
     assert paid(known(layers=LAYERS[1:])) is None
 

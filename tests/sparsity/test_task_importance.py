@@ -93,8 +93,9 @@ def test_a_task_of_which_a_batch_knows_nothing_keeps_its_mean() -> None:
 def test_the_interval_follows_the_number_of_tasks() -> None:
     _, importance = in_float64()
     assert importance.due(5, 2) and not importance.due(5, 1)  # one task alone has nobody to be told from
-    by_default = TaskImportance([], [], None)
-    assert [step for step in range(130) if by_default.due(step, 3)] == [0, 60, 120]
+    for steps, every in ((100, 21), (3000, 30), (9000, 60)):
+        by_default = TaskImportance([], [], None, steps=steps)
+        assert [step for step in range(130) if by_default.due(step, 3)] == list(range(0, 130, every))
     assert not any(TaskImportance([], [], 0).due(step, 3) for step in range(3))
 
 
@@ -112,16 +113,23 @@ def test_other_tasks_than_before_are_refused() -> None:
         importance.look(1, {"near": losses["near"]})
 
 
-def test_the_task_without_room_decides() -> None:
+def test_what_a_task_without_room_needs_counts_up_to_ten_times() -> None:
     model, importance = in_float64()
     importance.look(0, losses_of(model, 0, torch.float64))
     near, far = importance.shares()[1].numpy()
-    worst = importance.worst({})[1]
-    assert (worst == [max(pair) for pair in zip(near, far, strict=True)]).all()
-    tight = importance.worst({"near": 0.0})[1]
-    assert tight == pytest.approx(
-        [max(10 * one, other) for one, other in zip(near, far, strict=True)], rel=1e-12
-    )
+    assert importance.tilt({})[1] == pytest.approx([1.0] * len(near), rel=1e-12)
+    tight = importance.tilt({"near": 0.0})[1]
+    assert tight == pytest.approx((10 * near + far) / (near + far), rel=1e-12)
+    half = importance.tilt({"near": 1.0, "far": 0.5})[1]
+    assert half == pytest.approx((near + 2 * far) / (near + far), rel=1e-12)
+
+
+def test_a_group_that_nobody_was_seen_to_need_counts_as_everybodys() -> None:
+    model, importance = in_float64()
+    with torch.no_grad():
+        model.encoder[1].weight[3] = model.encoder[1].bias[3] = 0.0  # type: ignore[index]
+    importance.look(0, losses_of(model, 0, torch.float64))
+    assert importance.tilt({"near": 0.0})[0][3] == pytest.approx(5.5)
 
 
 def test_what_went_keeps_the_share_that_it_had_when_it_was_chosen() -> None:

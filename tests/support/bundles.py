@@ -121,3 +121,22 @@ def _write(folder: Path, path: Path, target: Target, rules: Mapping[str, Rule], 
         created="",
     )
     return write_bundle(folder, info)
+
+
+def with_inputs(info: BundleInfo, rules: Mapping[str, Rule]) -> BundleInfo:
+    """What bundle.json would say of a model that takes other inputs, each made by its rule."""
+    inputs = tuple(
+        input_record(
+            name,
+            ("batch", rule.channels)
+            if isinstance(rule, Vector)
+            else ("batch", rule.channels, rule.size[0], rule.size[1]),
+            "float32",
+            rule,
+            baked=False,
+        )
+        for name, rule in rules.items()
+    )
+    first = next(rule for rule in rules.values() if isinstance(rule, Preprocessing))
+    training = info.training.model_copy(update={"inputs": dict(rules), "preprocessing": first})
+    return info.model_copy(update={"inputs": inputs, "training": training})

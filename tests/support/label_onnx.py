@@ -72,3 +72,28 @@ def write_brightness(
     graph = helper.make_graph(nodes, "brightness", inputs, outputs, weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     return path
+
+
+def write_left(path: Path) -> Path:
+    """image (batch, 3, H, W) to `depth` (batch, 1, H, W): the brightness of the pixel to the left, and a tenth.
+
+    In the mirror it is that of the pixel to the right.
+    """
+    kernel = np.zeros((1, 3, 1, 3), np.float32)
+    kernel[0, 0, 0, 0] = 1
+    weights = [
+        numpy_helper.from_array(kernel, "kernel"),
+        numpy_helper.from_array(np.full(1, 0.1, np.float32), "tenth"),
+    ]
+    node = helper.make_node("Conv", ["image", "kernel", "tenth"], ["depth"], pads=[0, 1, 0, 1])
+    taken: list[str | int | None] = ["batch", 3, "height", "width"]
+    given: list[str | int | None] = ["batch", 1, "height", "width"]
+    graph = helper.make_graph(
+        [node],
+        "left",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, taken)],
+        [helper.make_tensor_value_info("depth", TensorProto.FLOAT, given)],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path

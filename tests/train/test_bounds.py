@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from compactmtl.config import Resolved
 from compactmtl.errors import ArtifactError
 from compactmtl.report import build_report
 from compactmtl.report.html import render
+from compactmtl.sparsity.held_out import HeldOut
 from compactmtl.train import Run, compact_run, train
+from compactmtl.train import bounds as bounds_module
 from compactmtl.train.bounds import held_out
 from compactmtl.train.dry_run import dry_run
+from compactmtl.train.part import Training
 from compactmtl.train.session import build_session
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from tests.support.interrupting import trained_in_two_parts
@@ -85,12 +90,31 @@ def test_looking_moves_no_weight(tiny: Make, tmp_path: Path) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_a_bound_that_cannot_hold_keeps_the_network_whole(tiny: Make, tmp_path: Path) -> None:
-    tight = BOUNDED.replace("50 %", "0")
-    run = train(tiny(*HELD, "train.optimizer.lr=1e-9", more=tight), tmp_path / "run", console=quiet())
-    bounds = epochs(run)[-1]["sparsity"]["bounds"]
-    assert bounds["steps_back"] > 0 and not all(check["held"] for check in bounds["checks"])
-    assert epochs(run)[-1]["sparsity"]["macs_removable"] < 0.4
+def test_a_bound_that_breaks_ends_it_and_training_says_so(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def worse(training: Training) -> dict[str, HeldOut]:
+        """From the third check on as if depth were off by half as much again."""
+        nonlocal asked
+        asked += 1
+        found = held_out(training)
+        error = found["depth"].value * (1.5 if asked > 2 else 1.0)
+        return {**found, "depth": HeldOut(error)}
+
+    monkeypatch.setattr(bounds_module, "held_out", worse)
+    console = Console(file=io.StringIO(), width=200)
+    tight = BOUNDED.replace("depth: 50 %", "depth: 10 %").replace("segmentation: 50 %", "segmentation: 100 %")
+    run = train(tiny(*HELD, "train.optimizer.lr=1e-9", more=tight), tmp_path / "run", console=console)
+    last = epochs(run)[-1]["sparsity"]
+    assert last["bounds"]["steps_back"] == 1 and 0 < last["macs_removable"] < 0.4
+    assert [check["held"] for check in last["bounds"]["checks"]] == [True, True, False, False, False]
+    assert last["bounds"]["gone"] == pytest.approx(last["macs_removable"] / 0.4)
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert re.search(r"depth lost 5\d %, at most 10 %", said) and "channels are put back" in said
+    assert "no channel goes until it has recovered" in said and "the tasks' bounds ended it at" in said
 
 
 @pytest.mark.parametrize("steps", [5, 9])

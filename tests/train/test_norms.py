@@ -131,7 +131,9 @@ def test_frozen_statistics_stay_and_normalize(tiny: Make) -> None:
     first = norms(session.model)[0]
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = first.register_forward_hook(
-        lambda _, inputs, output: seen.append((inputs[0].detach(), output.detach()))
+        lambda _, inputs, output: seen.append(
+            (inputs[0].detach(), output.detach().clone())
+        )  # before an activation in place
     )
     batch = next(iter(session.train_loader))
     before = [norm.running_mean.clone() for norm in norms(session.model) if norm.running_mean is not None]

@@ -273,3 +273,12 @@ def test_a_teacher_that_does_not_fit_is_refused(root: Path, fault: str, start: A
     assert message in caught.value.message
     assert mend in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_every_teacher_is_looked_at_before_one_is_asked(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teachers = f"{{segmentation: {{teacher: three.onnx, {PLAIN}}}, height: {{teacher: gone.onnx}}}}"
+    with pytest.raises(ConfigError, match=r"there is no file .*gone\.onnx"):
+        build_session(recipe(root, teachers).recipe)
+    assert "labels segmentation" not in capsys.readouterr().err

@@ -2,34 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
-from compactmtl.graph.calls import arguments
-from compactmtl.graph.effect import Effect, Pin, Scaled, Use, Uses
+from compactmtl.graph.calls import arguments, operator
+from compactmtl.graph.effect import ALL, Effect, Pin, Scaled, Use, Uses
 from compactmtl.graph.rule import Rule
-from compactmtl.graph.space import Axis, Flags
+from compactmtl.graph.space import Axis, Flags, Ids
 from compactmtl.graph.view import View
 
 
 def _maker(view: View, query: fx.Node) -> fx.Node | None:
-    """The layer whose rows are the queries, where they are only rearranged on the way and read once."""
-    node = query
-    while view.product(node) is None:
-        moved = view.moved(node)
-        if moved is None:
+    """The layer whose rows are the queries, where they are only rearranged and turned on the way, and read once.
+
+    What lies between them is linear: rows times a factor are queries times that factor.
+    """
+    pending, seen, makers = [query], set[fx.Node](), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if view.product(node) is not None:
+            makers.add(node)
+            continue
+        sources = [source for source in view.tensors_in(node) if not view.is_static(source)]
+        name = operator(node)
+        if name in ("add", "sub") and len(sources) < 2:
+            return None  # it adds something that does not grow with them
+        turned = name in _LINEAR or (name == "mul" and len(sources) == 1)
+        if node.op != "call_function" or not (turned or view.moved(node) is not None):
             return None
-        node = moved.source
+        pending += sources
+    if len(makers) != 1:
+        return None
+    (node,) = makers
     weight = arguments(node).get("weight")
     alone = weight is not None and view.parameter(weight) is not None and len(weight.users) == 1
     return node if alone else None
+
+
+_LINEAR = frozenset(
+    ("add", "sub", "neg", "cat", "stack", "to", "clone", "contiguous", "view_as_complex", "view_as_real")
+)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """How heads of queries share those of keys or values: `times` of them read one; without heads of their own all do."""
+
+    times: int
+    headless: bool
+
+    def spread(self, entries: NDArray[Any]) -> NDArray[Any]:
+        """Entries of keys or values, one for each head of the queries."""
+        entries = entries[None] if self.headless else entries
+        return entries if self.times == 1 else np.repeat(entries, self.times, axis=0)
+
+    def read(self, used: Flags) -> Flags:
+        """Which entries of keys or values some head of the queries reads."""
+        rows = np.asarray(used.reshape(-1, self.times, *used.shape[1:]).any(1)) if self.times > 1 else used
+        return np.asarray(rows[0] if self.headless else rows)
+
+
+def _shared(query: Axis, other: Axis) -> _Shared:
+    if query.ids.ndim < 2:
+        return _Shared(1, False)
+    headless = other.ids.ndim == query.ids.ndim - 1
+    return _Shared(max(len(query.ids) // (1 if headless else len(other.ids)), 1), headless)
 
 
 class ScaledDotProduct:
     """softmax(q kᵀ · scale) v with q, k (..., L, E) and v (..., S, Ev).
 
     A coordinate of q goes with the same one of k. The default scale follows E, so E must be kept or the
-    scale be made up for (see surgery). A constant v passes, for the weights sum to 1.
+    scale be made up for (see surgery). A constant v passes, for the weights sum to 1. Where several heads of queries
+    read one of keys and values, they go together.
     """
 
     def layout(self, view: View, node: fx.Node) -> Effect | str:
@@ -40,14 +92,25 @@ class ScaledDotProduct:
             return "its heads are not tracked"
         query, key, value = axes
         assert query is not None and key is not None and value is not None
-        if query.dims != key.dims or query.ids.shape != key.ids.shape or given.get("enable_gqa"):
+        keys, values = _shared(query, key), _shared(query, value)
+        if keys.headless != (query.dims != key.dims) or query.ids.shape != keys.spread(key.ids).shape:
             return "its queries and keys do not match head by head"
-        effect = Effect((value,), unions=((query.ids, key.ids),))
-        if given["attn_mask"] is not None:
-            effect += Effect(pins=view.pins(given["attn_mask"]))
-        if self._by_head(query, value):
-            heads = [own.ids.reshape(len(own.ids), -1) for own in (query, key, value)]
-            effect += Effect(units=(np.concatenate(heads, axis=1),))
+        dims = query.dims if values.headless else value.dims
+        result = Axis(dims, values.spread(value.ids))
+        effect = Effect((result,), unions=((query.ids, keys.spread(key.ids)),))
+        mask = given["attn_mask"]
+        if self._by_head(query, key, value):
+            heads = [own.ids.reshape(len(key.ids), -1) for own in (query, key, value)]
+            biases = None if mask is None else self._biases(view, mask, query, rank)
+            if biases is not None:
+                heads.append(biases.reshape(len(key.ids), -1))
+                mask = None
+            unit = np.concatenate(heads, axis=1)
+            effect += Effect(units=(unit,))
+            if biases is not None:
+                effect += Effect(followers=((biases, keys.spread(unit)),))
+        if mask is not None:
+            effect += Effect(pins=view.pins(mask))
         if given["scale"] is None:
             maker = _maker(view, given["query"])
             if maker is None:
@@ -56,28 +119,48 @@ class ScaledDotProduct:
                 effect += Effect(scaled=Scaled(maker, query.ids))
         return effect
 
+    @staticmethod
+    def _biases(view: View, mask: fx.Node, query: Axis, rank: int) -> Ids | None:
+        """The ids of a mask's heads (H,), where it has a bias for each; None where they are not followed."""
+        axis = view.axis(mask)
+        if axis is None or axis.dim is None or axis.ids.shape != query.ids.shape[:1]:
+            return None
+        return axis.ids if axis.dim - len(view.shape(mask)) == query.dims[0] - rank else None
+
+    @staticmethod
+    def _sharing(view: View, node: fx.Node) -> tuple[_Shared, _Shared]:
+        """How keys, and how values are shared."""
+        given = arguments(node)
+        query, key, value = (view.axis(given[name]) for name in ("query", "key", "value"))
+        assert query is not None and key is not None and value is not None
+        return _shared(query, key), _shared(query, value)
+
     def constant(self, view: View, node: fx.Node) -> Flags:
-        return view.constant(arguments(node)["value"])
+        return np.asarray(self._sharing(view, node)[1].spread(view.constant(arguments(node)["value"])))
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         given = arguments(node)
-        query, key = given["query"], given["key"]
-        yield Use(given["value"], used)
-        if given["attn_mask"] is not None:
-            yield Use(given["attn_mask"])
-        axes = view.axis(query), view.axis(given["value"])
+        query, key, mask = given["query"], given["key"], given["attn_mask"]
+        keys, values = self._sharing(view, node)
+        yield Use(given["value"], values.read(used))
+        axes = view.axis(query), view.axis(key), view.axis(given["value"])
         matters: Flags = np.ones(1, dtype=bool)
-        if axes[0] is not None and axes[1] is not None and self._by_head(axes[0], axes[1]):
+        by_head = all(axis is not None for axis in axes) and self._by_head(*axes)  # type: ignore[arg-type]
+        if by_head:
             # Whatever a head attends to, constant values give the same.
-            live = used & ~view.constant(given["value"])
+            live = used & ~values.spread(view.constant(given["value"]))
             matters = np.asarray(live.any(axis=1, keepdims=True))
-        yield Use(query, ~view.zero(key) & matters, exact=True)
-        yield Use(key, ~view.zero(query) & matters, exact=True)
+        if mask is not None:
+            biases = view.axis(mask)
+            followed = by_head and biases is not None and biases.ids.shape == matters.shape[:1]
+            yield Use(mask, matters[:, 0] if followed else ALL)
+        yield Use(query, ~keys.spread(view.zero(key)) & matters, exact=True)
+        yield Use(key, keys.read(~view.zero(query) & matters), exact=True)
 
     @staticmethod
-    def _by_head(query: Axis, value: Axis) -> bool:
-        """Whether both have their heads in the same dimension, so that one can go whole."""
-        return query.ids.ndim == value.ids.ndim == 2 and query.dims[0] == value.dims[0]
+    def _by_head(query: Axis, key: Axis, value: Axis) -> bool:
+        """Whether all have their heads in the same dimension, so that one can go whole."""
+        return query.ids.ndim == key.ids.ndim == value.ids.ndim == 2 and query.dims[0] == value.dims[0]
 
 
 RULES: dict[str, Rule] = {"scaled_dot_product_attention": ScaledDotProduct()}

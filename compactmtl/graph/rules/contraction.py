@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from compactmtl.graph.calls import arguments, operator
-from compactmtl.graph.effect import Effect, Use, Uses
+from compactmtl.graph.effect import ALL, Effect, Pin, Use, Uses
 from compactmtl.graph.rule import Rule
+from compactmtl.graph.rules.pointwise import own_size
 from compactmtl.graph.rules.product import Layer, Operands
 from compactmtl.graph.space import Axis, Flags, Grid, Ids
 from compactmtl.graph.view import View
@@ -49,7 +52,12 @@ def labels_of(view: View, node: fx.Node) -> Labels | str:
         kept = [label for label in (*own, *other) if not label.startswith("k")]
         return Labels(left, right, tuple(own), tuple(other), tuple(kept))
     bias = None
-    if name == "addmm":
+    if name == "baddbmm":
+        left, right, added = given["batch1"], given["batch2"], given["self"]
+        none = given["beta"] == 0 or (view.is_static(added) and not bool(view.tensor(added).any()))
+        if not none:
+            return "what it adds is not followed"
+    elif name == "addmm":
         left, right, bias = given["mat1"], given["mat2"], given["self"]
         if given["beta"] != 1 or given["alpha"] != 1:
             return "it scales what it adds"
@@ -131,7 +139,7 @@ class Weighted(Layer):
             for label, size in zip(of_weight, shape, strict=True)
             if label not in of_source and (size > 1 or len(shape) == 2)
         ]
-        several = {label for label, size in zip(of_weight, shape, strict=True) if size > 1}
+        several = {label for dim, label in enumerate(of_weight) if own_size(view, weight, dim) > 1}
         if len(free) != 1 or several - {summed, free[0]}:
             return None
         axis = view.axis(source)
@@ -164,6 +172,16 @@ class Weighted(Layer):
         return False
 
 
+def _in_order(entries: NDArray[Any], given: list[str], wanted: list[str]) -> NDArray[Any]:
+    """Entries on dimensions of `given` labels on those that are wanted: 1 long where they lack one, any where there is one more."""
+    more = tuple(place for place, label in enumerate(given) if label not in wanted)
+    entries = np.asarray(entries.any(axis=more)) if more else entries
+    left = [label for label in given if label in wanted]
+    ordered = entries.transpose([left.index(label) for label in wanted if label in left])
+    missing = tuple(place for place, label in enumerate(wanted) if label not in left)
+    return np.expand_dims(ordered, missing)
+
+
 class Contraction:
     """Of two activations: the contracted coordinates go together, the others pass. With a parameter: see `Weighted`."""
 
@@ -185,6 +203,8 @@ class Contraction:
         summed = labels.contracted
         if set(of_a) & summed != set(of_b) & summed:
             return "only one of its operands' contracted dimensions is tracked"
+        if a is not None and b is not None and set(of_a) & summed and len(of_a) != len(of_b):
+            return self._of_all_heads(view, labels, of_a, of_b)
         batch = set(labels.of_left) & set(labels.of_right) & set(labels.result)
         if set(of_a) & summed:
             assert a is not None and b is not None
@@ -193,8 +213,40 @@ class Contraction:
             other = b.ids.transpose([of_b.index(label) for label in of_a])
             if a.ids.shape != other.shape:
                 return "its operands' heads do not match"
-            return Effect(unions=((a.ids, other),))
+            return Effect(unions=((a.ids, other),)) + self._heads(view, labels, of_a, a, other)
         return self._pass(view, node, labels, batch)
+
+    @staticmethod
+    def _of_all_heads(view: View, labels: Labels, of_a: list[str], of_b: list[str]) -> Effect | str:
+        """Queries of several heads, and keys that all of them share."""
+        few, many = sorted((of_a, of_b), key=len)
+        own, other = (labels.left, labels.right) if many is of_a else (labels.right, labels.left)
+        axes = view.axis(own), view.axis(other)
+        if not set(few) < set(many):
+            return "its operands' heads do not match"
+        assert axes[0] is not None and axes[1] is not None
+        return Effect(unions=((axes[0].ids, _in_order(axes[1].ids, few, many)),))
+
+    @staticmethod
+    def _heads(view: View, labels: Labels, own: list[str], axis: Axis, other: Ids) -> Effect:
+        """Of a product of queries and keys its heads, which go with all that they are made of."""
+        heads = [label for label in own if label not in labels.contracted]
+        if len(heads) != 1:
+            return Effect()
+        where = own.index(heads[0])
+        rows = [np.moveaxis(ids, where, 0).reshape(ids.shape[where], -1) for ids in (axis.ids, other)]
+        scores = view.fresh(len(rows[0]))
+        layout = (Axis((labels.result.index(heads[0]),), scores),)
+        return Effect(layout, scored=((scores, np.concatenate(rows, axis=1)),))
+
+    def _by_head(self, view: View, main: Axis, where: int, heads: Ids) -> Effect:
+        """Values that go head by head with the weights of their sums."""
+        values = np.moveaxis(main.ids, where, 0).reshape(len(heads), -1)
+        made_of = view.scored(heads)
+        rows = [values, heads[:, None], *([made_of] if made_of is not None else [])]
+        unit = np.concatenate(rows, axis=1)
+        grids = (self._equal_rows(main, main.dims[where]),)
+        return Effect(units=(unit,), followers=((heads, unit),), grids=grids)
 
     def _pass(self, view: View, node: fx.Node, labels: Labels, batch: set[str]) -> Effect | str:
         passing, mixing = self._passing(view, labels)
@@ -202,6 +254,8 @@ class Contraction:
         if main is None:
             return Effect()
         own = self._of_axis(labels, passing, main)
+        if other is None and view.scored(main.ids) is not None:
+            return Effect(pins=(Pin(main.ids, "what it weighs is not followed"),))
         dims, order = self._placed(labels, own)
         if main.ids.transpose(order).shape != tuple(view.shape(node)[dim] for dim in dims):
             return "it repeats the channel"
@@ -217,6 +271,8 @@ class Contraction:
                 return "its operands' heads do not match"
             if shared != sorted(shared):
                 return "its operands' heads do not match"
+            if len(shared) == 1 < len(own):
+                return effect + self._by_head(view, main, shared[0], other.ids)
             return effect + Effect(unions=((main.ids, other.ids.reshape(shape)),))
         of_mixing = labels.of(mixing)
         for label, dim in zip(own, main.dims, strict=True):
@@ -262,6 +318,12 @@ class Contraction:
             return self._weighted.constant(view, node)
         labels = labels_of(view, node)
         assert not isinstance(labels, str)
+        of_left = self._of_axis(labels, labels.left, view.axis(labels.left))
+        if set(of_left) & labels.contracted:  # a product of queries and keys, by head
+            of_right = self._of_axis(labels, labels.right, view.axis(labels.right))
+            other = view.zero(labels.right).transpose([of_right.index(label) for label in of_left])
+            summed = tuple(place for place, label in enumerate(of_left) if label in labels.contracted)
+            return np.asarray((view.zero(labels.left) | other).all(axis=summed))
         passing, _ = self._passing(view, labels)
         _, order = self._placed(labels, self._of_axis(labels, passing, view.axis(passing)))
         return view.zero(passing).transpose(order)
@@ -274,21 +336,41 @@ class Contraction:
         left, right = labels.left, labels.right
         a, b = view.axis(left), view.axis(right)
         of_a, of_b = self._of_axis(labels, left, a), self._of_axis(labels, right, b)
-        if view.axis(node) is None and a is not None and b is not None and set(of_a) == set(of_b):
-            to_a = [of_b.index(label) for label in of_a]
-            to_b = [of_a.index(label) for label in of_b]
+        if a is not None and b is not None and set(of_a) & labels.contracted:
+            heads = [label for label in of_a if label not in labels.contracted]
+            flags = used if view.axis(node) is not None else np.ones([1] * len(heads), dtype=bool)
             return [
-                Use(left, ~view.zero(right).transpose(to_a), exact=True),
-                Use(right, ~view.zero(left).transpose(to_b), exact=True),
+                Use(
+                    left, _in_order(~view.zero(right), of_b, of_a) & _in_order(flags, heads, of_a), exact=True
+                ),
+                Use(
+                    right, _in_order(~view.zero(left), of_a, of_b) & _in_order(flags, heads, of_b), exact=True
+                ),
             ]
         passing, mixing = self._passing(view, labels)
         if view.axis(node) is None:
             return [Use(mixing), Use(passing)]
-        _, order = self._placed(labels, self._of_axis(labels, passing, view.axis(passing)))
-        back: Ids = np.argsort(order)
-        return [Use(mixing), Use(passing, used.transpose(back), exact=True)]
+        own = self._of_axis(labels, passing, view.axis(passing))
+        _, order = self._placed(labels, own)
+        read_values = used.transpose(np.argsort(order))
+        return [
+            Use(mixing, self._weights_used(view, labels, passing, mixing, read_values)),
+            Use(passing, read_values, exact=True),
+        ]
+
+    def _weights_used(
+        self, view: View, labels: Labels, passing: fx.Node, mixing: fx.Node, used: Flags
+    ) -> Flags:
+        """Which heads of the mixing operand are read: those of values that are used and not zero."""
+        axis = view.axis(mixing)
+        own, its = self._of_axis(labels, passing, view.axis(passing)), self._of_axis(labels, mixing, axis)
+        if axis is None or not set(its) < set(own):
+            return ALL
+        live = used & ~view.zero(passing)
+        others = tuple(place for place, label in enumerate(own) if label not in its)
+        return np.asarray(live.any(axis=others)).reshape(axis.ids.shape)
 
 
 RULES: dict[str, Rule] = dict.fromkeys(
-    ("matmul", "mm", "bmm", "mv", "addmm", "einsum", "tensordot"), Contraction()
+    ("matmul", "mm", "bmm", "baddbmm", "mv", "addmm", "einsum", "tensordot"), Contraction()
 )

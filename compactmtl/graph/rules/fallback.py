@@ -1,4 +1,4 @@
-"""Operators without a rule of their own: pointwise by their tag, a barrier otherwise."""
+"""Operators without a rule of their own: pointwise by their tag, otherwise learned by their behavior."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import torch
 from torch import fx
 
 from compactmtl.graph.effect import Effect, Uses
+from compactmtl.graph.rule import Rule
+from compactmtl.graph.rules.learned import ByBehavior
 from compactmtl.graph.rules.pointwise import Pointwise
 from compactmtl.graph.space import Flags
 from compactmtl.graph.view import View
 
 
 class Fallback:
-    """ATen tags its pointwise operators; all others are barriers."""
+    """ATen tags its pointwise operators; all others are tried."""
 
-    _pointwise = Pointwise()
+    _pointwise, _by_behavior = Pointwise(), ByBehavior()
 
     def layout(self, view: View, node: fx.Node) -> Effect | str:
-        if _is_pointwise(node):
-            return self._pointwise.layout(view, node)
-        return "no rule for this operator"
+        return self._rule(node).layout(view, node)
 
     def constant(self, view: View, node: fx.Node) -> Flags:
-        return self._pointwise.constant(view, node)
+        return self._rule(node).constant(view, node)
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
-        return self._pointwise.used(view, node, used)
+        return self._rule(node).used(view, node, used)
+
+    def _rule(self, node: fx.Node) -> Rule:
+        return self._pointwise if _is_pointwise(node) else self._by_behavior
 
 
 def _is_pointwise(node: fx.Node) -> bool:

@@ -148,7 +148,7 @@ class OverChannel:
 
 
 class GroupNorm:
-    """GroupNorm of several groups: the channels of one go together, where all are dead. Of one group: see `OverChannel`."""
+    """GroupNorm of several groups: a group goes where all of it is dead, and a zero channel as in `OverChannel`."""
 
     _single = OverChannel(centered=True)
 
@@ -160,12 +160,12 @@ class GroupNorm:
         axis = view.axis(given["input"])
         if view.is_computed(node) or axis is None or axis.dim != 1:
             return "its input's channels are not tracked"
-        rows = axis.ids.reshape(groups, -1)
+        reason = "it normalizes over the channels of a group"
         effect = Effect(
             (axis,),
-            unions=((rows, rows[:, :1]),),
             sized=((node, axis.ids),),
-            joined=((axis.ids, "group_norm: it normalizes over the channels of a group"),),
+            joined=((axis.ids, f"group_norm: {reason}"),),
+            counted=Counted(axis.ids, reason, groups),
         )
         for key in ("weight", "bias"):
             if given[key] is None:
@@ -180,6 +180,13 @@ class GroupNorm:
         given = arguments(node)
         if given["num_groups"] == 1:
             return self._single.constant(view, node)
+        fixed: Flags = self._whole(view, node) | scaled_by_zero(view, given["weight"])
+        return fixed
+
+    @staticmethod
+    def _whole(view: View, node: fx.Node) -> Flags:
+        """The channels of groups that are constant as a whole."""
+        given = arguments(node)
         known = view.constant(given["input"]).reshape(given["num_groups"], -1)
         whole = known.all(1)
         if whole.any():
@@ -187,8 +194,7 @@ class GroupNorm:
             # Equal constants other than 0 are divided by their own rounding: they are not to be trusted.
             spread, size = values.max(1) - values.min(1), np.abs(values).max(1)
             whole = whole & ((size == 0) | (spread > 1e-2 * size))
-        fixed: Flags = np.repeat(whole, known.shape[1]) | scaled_by_zero(view, given["weight"])
-        return fixed
+        return np.repeat(whole, known.shape[1])
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         given = arguments(node)
@@ -196,7 +202,9 @@ class GroupNorm:
             return self._single.used(view, node, used)
         read = used & ~scaled_by_zero(view, given["weight"])
         rows = read.reshape(given["num_groups"], -1)
-        return [Use(given["input"], np.repeat(rows.any(1), rows.shape[1]))]
+        groups, whole = np.repeat(rows.any(1), rows.shape[1]), self._whole(view, node)
+        # What stays of a group is computed of all of it: beside zeros only all of a group of constants may go.
+        return [Use(given["input"], groups & whole), Use(given["input"], groups & ~whole, exact=True)]
 
 
 class WeightNorm:

@@ -8,6 +8,7 @@ from torch import fx
 from compactmtl.graph.calls import arguments, operator, source_of
 from compactmtl.graph.effect import Effect, Pin, Use, Uses
 from compactmtl.graph.rule import Rule
+from compactmtl.graph.rules.reduce import OF_VALUES
 from compactmtl.graph.rules.shape import Placed, Rearranged
 from compactmtl.graph.space import Axis, Flags, Grid, Ids
 from compactmtl.graph.view import View
@@ -181,9 +182,23 @@ class Window(Rearranged):
         if (start, stop, step) == (0, size, 1):
             return Placed(axis.dims, positions)
         if step != 1:
-            return "it strides over the channel"
+            return self._strided(axis, positions, where, (start, stop, step))
         window = np.ascontiguousarray(positions.take(range(start, stop), axis=where))
         return Placed(axis.dims, window, _cut(node, axis, where, start, stop))
+
+    @staticmethod
+    def _strided(axis: Axis, positions: Ids, where: int, bounds: tuple[int, int, int]) -> Placed | str:
+        """Every so many of the channels: those between two of them go together, or the next ones would be others."""
+        start, stop, step = bounds
+        size = axis.ids.shape[where]
+        if step < 1 or size % step or start >= step or len(range(start, stop, step)) * step != size:
+            return "it strides over the channel"
+        rows = np.moveaxis(axis.ids, where, -1).reshape(-1, step)
+        taken = np.ascontiguousarray(positions.take(range(start, stop, step), axis=where))
+        reason = "slice: it strides over the channel"
+        return Placed(
+            axis.dims, taken, Effect(unions=((rows, rows[:, :1]),), joined=((rows.ravel(), reason),))
+        )
 
     @staticmethod
     def _bounds(given: dict[str, object], size: int) -> tuple[int, int, int]:
@@ -276,7 +291,7 @@ class Part(Rearranged):
         if not view.is_pair(parent):
             return super().constant(view, node)
         flags = view.constant(source_of(parent))
-        return flags if node.args[1] == 0 else np.zeros_like(flags)
+        return flags if node.args[1] == 0 or operator(parent) in OF_VALUES else np.zeros_like(flags)
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         parent = source_of(node)

@@ -9,7 +9,7 @@ from torch import fx
 from compactmtl.graph.calls import MADE, arguments, operator, source_of
 from compactmtl.graph.effect import Effect, Pin, Use, Uses
 from compactmtl.graph.rule import Rule
-from compactmtl.graph.space import Axis, Flags
+from compactmtl.graph.space import Axis, Flags, Grid
 from compactmtl.graph.view import View
 
 
@@ -31,7 +31,7 @@ def _placed(view: View, node: fx.Node, source: fx.Node) -> tuple[list[Axis], tup
     return placed, tuple(pins)
 
 
-def _own_size(view: View, node: fx.Node, dim: int) -> int:
+def own_size(view: View, node: fx.Node, dim: int) -> int:
     """How many entries a tensor has along a dimension, not counting those that `expand` repeats."""
     size = view.shape(node)[dim]
     if operator(node) in ("expand", "expand_as"):
@@ -61,6 +61,14 @@ class Pointwise:
         for axis in every:
             if set(axis.dims) <= set(main.dims):
                 shape = [axis.ids.shape[axis.dims.index(dim)] if dim in axis.dims else 1 for dim in main.dims]
+                if (
+                    operator(node) == "mul"
+                    and main.ids.ndim == 2
+                    and axis.dims == main.dims[1:]
+                    and axis is not main
+                ):
+                    effect += self._of_every_row(main, axis)
+                    continue
                 order = np.argsort(axis.dims)
                 effect += Effect(unions=((main.ids, axis.ids.transpose(order).reshape(shape)),))
             else:
@@ -75,6 +83,12 @@ class Pointwise:
         for source in sources:
             effect += self._beside(view, node, source, main, placed[source])
         return effect + Effect((main,))
+
+    @staticmethod
+    def _of_every_row(main: Axis, axis: Axis) -> Effect:
+        """Factors that all rows share, such as angles of heads: one goes where it goes in every row, and rows go as a whole."""
+        columns = np.ascontiguousarray(main.ids.T)
+        return Effect(grids=(Grid(main.ids, product=True),), followers=((axis.ids, columns),))
 
     @staticmethod
     def _static(axes: list[Axis]) -> Effect:
@@ -93,7 +107,7 @@ class Pointwise:
         if view.adoptable(source, dims, main.ids):
             return Effect(adopted=((source, Axis(dims, main.ids)),))
         known = {dim for axis in placed for dim in axis.dims}
-        own = (dim for dim in main.dims if dim >= offset and _own_size(view, source, dim - offset) > 1)
+        own = (dim for dim in main.dims if dim >= offset and own_size(view, source, dim - offset) > 1)
         return Effect(pins=tuple(Pin(main.ids) for dim in own if dim not in known))
 
     def constant(self, view: View, node: fx.Node) -> Flags:

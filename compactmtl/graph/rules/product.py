@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,8 +137,7 @@ class Layer(ABC):
     def _folds(self, view: View, weight_node: fx.Node, groups: int, depthwise: bool, padded: bool) -> bool:
         if depthwise:
             return True  # its own channel becomes a constant or stays live: nothing is left to fold
-        carried = not padded or groups == 1
-        return carried and not self.transposed and view.parameter(weight_node) is not None
+        return not self.transposed and view.parameter(weight_node) is not None
 
     @staticmethod
     def _plain(view: View, own: Operands, read: Ids, outputs: int) -> Said:
@@ -263,6 +262,38 @@ class TransposedConvolution(Layer):
         return view.zero(arguments(node)["input"])
 
 
+class DeformableConvolution(Convolution):
+    """torchvision's deform_conv2d: a convolution that reads at places which other tensors say, zeros outside the image."""
+
+    def layout(self, view: View, node: fx.Node) -> Effect | str:
+        given = arguments(node)
+        if int(given["offset_groups"]) > 1:
+            return "it reads groups of channels at different places"
+        shape, kernel = view.shape(node), view.shape(given["weight"])[2:]
+        scale = float(shape[0] * np.prod(shape[2:]) * np.prod(kernel))
+        effect = self.bind(view, node, self.groups(node), scale, True, "deform_conv2d")
+        if isinstance(effect, str):
+            return effect
+        places = (view.pins(given[key], "it says where another tensor is read") for key in ("offset", "mask"))
+        return effect + Effect(pins=tuple(pin for pins in places for pin in pins))
+
+    def operands(self, view: View, node: fx.Node) -> Operands:
+        own = super().operands(view, node)
+        bias = own.bias
+        if bias is None or view.parameter(bias) is not None or not view.is_static(bias):
+            return own
+        made = all(view.parameter(source) is None for source in view.static_sources(bias))
+        # Without a bias its module makes zeros, as many as the weight has filters.
+        return replace(own, bias=None) if made and not bool(view.tensor(bias).any()) else own
+
+    def known_inputs(self, view: View, node: fx.Node) -> Flags:
+        return view.zero(arguments(node)["input"])
+
+    def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
+        given = arguments(node)
+        return [*super().used(view, node, used), Use(given["offset"]), Use(given["mask"])]
+
+
 class Linear(Layer):
     """A matrix product over the last dimension."""
 
@@ -290,5 +321,6 @@ _convolution, _transposed = Convolution(), TransposedConvolution()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
+    "torchvision::deform_conv2d": DeformableConvolution(),
     "linear": Linear(),
 }

@@ -11,6 +11,8 @@ from compactmtl.graph.rule import Rule
 from compactmtl.graph.space import Axis, Flags, Ids
 from compactmtl.graph.view import View
 
+OF_VALUES = ("var_mean", "std_mean", "aminmax")
+
 
 class _OneTensor:
     """Operators that read one tensor whose coordinates they keep."""
@@ -177,7 +179,7 @@ def _used_unless_zero(view: View, node: fx.Node, used: Flags) -> Uses:
 class Pair:
     """Operators that give values and their places, along positions: max_pool2d_with_indices, max over a dimension.
 
-    Their parts are read by getitem.
+    Their parts are read by getitem. Those of `OF_VALUES` are both values.
     """
 
     def layout(self, view: View, node: fx.Node) -> Effect | str:
@@ -189,10 +191,11 @@ class Pair:
         rank = len(view.shape(source))
         if "pool" in operator(node):
             reduced, gone = set(range(rank - Spatial.positions(node), rank)), set[int]()
-        elif given.get("dim") is None:
+        elif given.get("dim") in (None, []):
             return "it flattens the channel"
         else:
-            reduced = {int(given["dim"]) % rank}
+            chosen = given["dim"] if isinstance(given["dim"], (list, tuple)) else [given["dim"]]
+            reduced = {int(dim) % rank for dim in chosen}
             gone = reduced if given.get("keepdim") is False else set()
         if reduced & set(axis.dims):
             return "it reorders or reduces the channel"
@@ -314,7 +317,7 @@ RULES: dict[str, Rule] = {
                 for kind, end in (("max", "_with_indices"), ("adaptive_max", ""))
                 for n in (1, 2, 3)
             ),
-            *("max", "min", "sort", "topk", "kthvalue", "median", "mode", "cummax", "cummin"),
+            *("max", "min", "sort", "topk", "kthvalue", "median", "mode", "cummax", "cummin", *OF_VALUES),
         ),
         _pair,
     ),

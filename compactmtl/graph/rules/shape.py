@@ -104,6 +104,8 @@ class Reshape(Rearranged):
     """view, reshape, flatten, unsqueeze, squeeze: the same entries in the same order."""
 
     def layout(self, view: View, node: fx.Node) -> Effect | str:
+        if "dtype" in arguments(node):
+            return "it reads the bits as numbers of another type"
         effect = super().layout(view, node)
         return effect if isinstance(effect, str) else effect + Effect(reshapes=True)
 
@@ -128,7 +130,8 @@ class Reshape(Rearranged):
         ids = axis.ids.ravel()[positions]
         effect = Effect()
         if ids.ndim > 1:
-            effect += Effect(grids=(Grid(ids.reshape(-1, ids.shape[-1])),))
+            upper = ids[..., 0].reshape(-1, ids.shape[-2]) if ids.ndim > 2 else None
+            effect += Effect(grids=(Grid(ids.reshape(-1, ids.shape[-1]), upper=upper),))
         if len(varying) > 1 or len(axis.dims) > 1 or view.is_computed(node):
             effect += Effect(
                 sized=((node, ids),)

@@ -34,16 +34,15 @@ BARRIERS: dict[str, tuple[str, Function]] = {
     "argmax over channels": ("argmax", lambda x: x + x.argmax(1, keepdim=True)),
     "softmax over channels": ("softmax", lambda x: x.softmax(1)),
     "local response norm": ("avg_pool3d", lambda x: F.local_response_norm(x, 3)),
-    "unfold": ("im2col", lambda x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2)),
-    "grid_sample": ("grid_sampler", lambda x: F.grid_sample(x, _grid(x), align_corners=False)),
-    "complex": ("complex", lambda x: torch.view_as_real(torch.complex(x, x)).sum(-1)),
     "branches": (
         "cond",
         lambda x: torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y * 3, (x,)),
     ),
     "autocast that is on": ("wrap_with_autocast", lambda x: _cast(x)),
     "written elsewhere": ("mul", lambda x: _doubled(x, torch.zeros_like(x))),
-    "fourier": ("fft_rfft", lambda x: torch.fft.rfft(x, dim=-1).abs()),
+    "fourier over channels": ("fft_rfft", lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), dim=1)),
+    "diagonal": ("diag_embed", lambda x: torch.diag_embed(x[..., 0, 0])[..., None]),
+    "random": ("bernoulli", lambda x: x + torch.bernoulli(x.sigmoid()) * 0),
 }
 
 
@@ -55,10 +54,6 @@ def _cast(x: Tensor) -> Tensor:
 def _doubled(x: Tensor, target: Tensor) -> Tensor:
     torch.mul(x, 2.0, out=target)
     return target
-
-
-def _grid(x: Tensor) -> Tensor:
-    return torch.zeros(x.shape[0], 4, 4, 2, dtype=x.dtype)
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
-from compactmtl.surgery import CompactResult
-from tests.support.masking import Between, compacted, image, kill, shape
+from compactmtl.surgery import CompactResult, apply_plan
+from tests.support.masking import Between, assert_close, compacted, image, kill, shape
 
 
 def _settled(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
@@ -304,6 +304,47 @@ def test_a_group_of_constants_goes_and_is_folded() -> None:
         model.first.bias[4:8] = torch.tensor([0.1, 0.5, 0.7, 0.9])
         model.middle = nn.Conv2d(16, 16, 1)
     assert shape(compacted(model, image()), "first.weight")[0] == 12
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+@pytest.mark.parametrize("dead", [[4, 5, 6], [0, 4, 8, 12], [0, 4, 5, 6, 7, 13]])
+def test_zeros_inside_a_group_go_at_full_width(dead: list[int], bias: float) -> None:
+    """Also beside a group that is dead as a whole."""
+    model: Any = Grouped(_scaled(nn.GroupNorm(4, 16), dead, bias))
+    kill(model.first, zero=dead)
+    result = compacted(model, image())
+    assert shape(result, "first.weight")[0] == 16 - len(dead) == shape(result, "middle.weight")[1]
+    assert shape(result, "norm.weight") == (16,)
+    (edit,) = result.plan.full_width
+    assert edit.places == tuple(sorted(set(range(16)) - set(dead)))
+    again = apply_plan(model, type(result.plan).from_json(result.plan.to_json()))
+    assert_close(again(image()), result.model(image()))
+
+
+def test_constants_of_a_group_stay_together() -> None:
+    """What is left of a group that is constant is computed of all of it: here a carrier needs one of them."""
+    model: Any = Grouped(nn.GroupNorm(4, 16))
+    model.middle = nn.Conv2d(16, 16, 3, padding=1)
+    with torch.no_grad():
+        model.first.weight[4:8] = 0
+        model.first.bias[4:8] = torch.tensor([0.1, 0.5, 0.7, 0.9])
+    assert shape(compacted(model, image()), "first.weight")[0] == 16
+
+
+def test_a_norm_over_groups_without_a_module_loses_whole_groups() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 2, 1)
+            self.groups = 4
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(F.relu(F.group_norm(self.first(x), self.groups) - 0.1))
+            return y
+
+    called: Any = Called()
+    kill(called.first, zero=[4, 5, 6, 7, 8])
+    assert shape(compacted(called, image()), "first.weight")[0] == 12
 
 
 @pytest.mark.parametrize("dead", [[4, 5, 6], [0, 4, 8, 12]])

@@ -89,6 +89,18 @@ def test_carrier_is_the_largest_constant_and_shared_by_all_that_read_it() -> Non
     assert shape(result, "first.weight")[0] == 6
 
 
+def test_each_group_of_a_padded_convolution_has_its_own_carrier() -> None:
+    model = _chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1, groups=2))
+    kill(model[0], constant=[1, 2, 3, 5, 6])
+    with torch.no_grad():
+        model[0].bias[[2, 6]] = -3.0
+    result = compacted(model, image())
+    merges = {merge.rows: (merge.carrier, merge.sources) for merge in result.plan.merges}
+    # Of both groups three stay: in the first the one live, the carrier, and 1, so that both have as many.
+    assert merges == {(0, 2): (2, (3,)), (2, 4): (2, (1,))}
+    assert shape(result, "0.weight")[0] == 6 and shape(result, "1.weight")[:2] == (4, 3)
+
+
 def test_stride_and_dilation_change_nothing() -> None:
     model = _chain(
         nn.Conv2d(3, 8, 3, stride=2, padding=1),
