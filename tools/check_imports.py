@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = (
-    "errors", "artifacts", "config", "tasks", "data", "models", "graph", "overparam", "surgery", "sparsity", "balancing",
-    "backends", "verify", "runs", "export", "latency", "loops", "train", "report", "sweep", "fit", "cli",
+    "errors", "artifacts", "config", "distributed", "tasks", "data", "models", "graph", "overparam", "surgery", "sparsity",
+    "balancing", "backends", "verify", "runs", "export", "latency", "loops", "train", "report", "sweep", "fit", "cli",
 )  # fmt: skip
 PACKAGE = "compactmtl"
 # A run is read through `runs`: only packages that start a training import the package that does it.

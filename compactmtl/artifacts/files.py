@@ -6,11 +6,13 @@ Every error is an OSError that carries the path, so that the command line can na
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -22,6 +24,14 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
         raise
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The values of a JSON document. Raises ValueError, as `json.loads`, for one that is nested too deeply to be read, too."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("the document is nested too deeply", "", 0) from None
 
 
 def sync_folder(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compactmtl.artifacts.files import sha256_file, write_bytes, write_text
+from compactmtl.artifacts.files import parse_json, sha256_file, write_bytes, write_text
 from compactmtl.artifacts.layout import HASHES
 from compactmtl.errors import ArtifactError, CompactWarning
 
@@ -53,7 +53,7 @@ def read_hashes(folder: Path, mend: str) -> Hashes | None:
     """
     path = folder / HASHES
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = parse_json(path.read_bytes())
         body = {key: content[key] for key in ("version", "files", "sources")}
         if content["sha256"] != _own(body):
             raise ValueError("its own hash is off")

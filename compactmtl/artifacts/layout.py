@@ -1,7 +1,8 @@
 """The one place that names the files and folders of runs, compact models, bundles, reports and sweeps.
 
-    runs/<name>/ recipe.yaml · meta.json · data.json · log.jsonl · tensorboard/ · checkpoints/{last,best}/ · compact/
-                 · export/<target>/ · probe.json · report.html · report.json · README.md · delta.md · delta.tex
+    runs/<name>/ recipe.yaml · meta.json · data.json · log.jsonl · tensorboard/ · mlflow.json · checkpoints/{last,best}/
+                 · compact/ · export/<target>/ · importance/ · probe.json · report.html · report.json · README.md · delta.md
+                 · delta.tex
 
 While a command writes into a run there is also .lock (see compactmtl.artifacts.lock).
 """
@@ -13,10 +14,12 @@ SUBSET_OF = "subset_of"  # key of meta.json: that run's name, and the hash of th
 DATA = "data.json"  # what the data set held when training began
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow.json"  # which run of which MLflow store this is
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best", "last"
 COMPACT = "compact"
 EXPORT = "export"
+IMPORTANCE, IMPORTANCE_FILE = "importance", "importance.json"  # what each channel is worth to each task
 PROBE = "probe.json"  # what fresh predictors make of the frozen encoder
 
 # of a checkpoint and of a compact model
@@ -48,6 +51,9 @@ PREVIEW = "preview.png"
 # of a sweep, of `profile` and of `predict`
 SWEEP_TABLE, SWEEP = "sweep.md", "sweep.json"
 SWEEP_LATENCY = "latency.json"  # of all its exports, measured side by side
+SEARCH, SEARCH_TABLE, SEARCH_JOURNAL = "search.json", "search.md", "search.journal"
+SEARCH_TRIALS, SEARCH_BEST = "trials", "best"  # folders of the trials' runs and of the best recipes
+SEARCH_MARK = ".study"  # in the former: what tells it from any other
 PROFILE = "profile.json"
 PREDICTIONS = "predictions.json"
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.files import parse_json, write_text
 from compactmtl.artifacts.layout import (
     BUNDLE_FILE,
     CHECKPOINTS,
@@ -59,7 +59,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     events = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            events.append(json.loads(line))
+            events.append(parse_json(line))
         except ValueError as error:
             raise ArtifactError(
                 f"{path}:{number}: {error}", "remove the damaged line, or train again with --overwrite"
@@ -105,7 +105,7 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _is_subset(path: Path) -> bool:
     with suppress(ValueError):
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        meta = parse_json((path / META).read_text(encoding="utf-8"))
         return isinstance(meta, dict) and SUBSET_OF in meta
     return False
 
@@ -115,7 +115,7 @@ def _only_begun(path: Path, names: set[str]) -> bool:
     if not names <= {META, DATA, f".{META}.tmp", f".{DATA}.tmp", f".{RECIPE}.tmp"}:
         return False
     try:
-        return META not in names or "recipe_hash" in json.loads((path / META).read_text(encoding="utf-8"))
+        return META not in names or "recipe_hash" in parse_json((path / META).read_text(encoding="utf-8"))
     except (ValueError, TypeError):
         return False
 

@@ -310,11 +310,11 @@ class Backend(ABC):
         return ()
 
     def wheel(self, target: Target) -> str:
-        """What pip installs to run a bundle for the target."""
+        """What pip installs to run a bundle for the target: names of packages, the first of which has the runtime's version."""
         return self.packages[0] if self.packages else ""
 
-    def in_bundle(self) -> str:
-        """The source of `open_model`, which a bundle's infer.py opens the model with: in_bundle.py beside the entry.
+    def in_bundle(self, target: Target) -> str:
+        """The source of `open_model`, with which infer.py of a bundle for the target opens the model: in_bundle.py beside the entry.
 
         It imports numpy, the standard library and the runtime alone. Empty where there is none.
         """

@@ -79,6 +79,10 @@ class DeviceRuntime:
         """Name of the processor or GPU that models run on."""
         raise NotImplementedError
 
+    def board(self) -> str:
+        """PCI bus id of the GPU that models run on, by which nvidia-smi knows it; empty on another processor."""
+        return ""
+
     def open(self, path: Path, example: dict[str, np.ndarray[Any, Any]], folder: Path) -> DeviceModel:
         """Open a model file, building what the runtime needs; `folder` is for what is built. Raises KitError."""
         raise NotImplementedError

@@ -12,10 +12,11 @@ from torchjd import aggregation as jd
 
 from compactmtl.balancing.base import TaskInfo
 from compactmtl.balancing.gradient import At, Direction, GradientBalancer
-from compactmtl.balancing.jacobian import Jacobian, first_process_decides
+from compactmtl.balancing.jacobian import Jacobian
 from compactmtl.balancing.options import PerTask
 from compactmtl.balancing.torchjd_adapter import dump_state, load_state
 from compactmtl.config.schema import Frozen
+from compactmtl.distributed.processes import first_process_decides
 from compactmtl.errors import ConfigError, MissingDependencyError, TrainingError
 
 

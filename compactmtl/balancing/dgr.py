@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compactmtl.balancing.dummies import DummyHeads, Features, Initialization, call_head
 from compactmtl.balancing.statistics import still_statistics
+from compactmtl.distributed.sums import averaged
 from compactmtl.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -167,7 +168,8 @@ class DummyGradientNorm(nn.Module):
         slopes = torch.autograd.grad(
             values.sum(), list(weights.values()), create_graph=exact, retain_graph=True, allow_unused=True
         )
-        known = {name: slope for name, slope in zip(weights, slopes, strict=True) if slope is not None}
+        found = {name: slope for name, slope in zip(weights, slopes, strict=True) if slope is not None}
+        known = dict(zip(found, averaged(list(found.values())), strict=True)) if found else {}
         if not known:
             return values.sum() * 0
         squares = torch.stack([slope.flatten(1).square().sum(1) for slope in known.values()]).sum(0)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from compactmtl.balancing.base import Balancer, TaskInfo
-from compactmtl.balancing.jacobian import Jacobian, TaskGradients, average, distributed, task_gradients, world
+from compactmtl.balancing.jacobian import Jacobian, TaskGradients, task_gradients
+from compactmtl.distributed.processes import average, distributed, sum_over, world
 from compactmtl.errors import ConfigError, TrainingError
 
 At = Literal["features", "shared_parameters"]
@@ -81,12 +81,11 @@ class GradientBalancer(Balancer):
         whole = len(kept) == len(jacobian.tasks)
         part = jacobian if whole else jacobian.only(kept)
         direction = self._direction(part, gramian[kept][:, kept], {task: losses[task] for task in part.tasks})
-        for gradient in direction.shared:
-            if not bool(torch.isfinite(gradient).all()):
-                raise TrainingError(
-                    f"the gradients cannot be aggregated: {norms_of(jacobian.tasks, gramian)}",
-                    "bring the tasks' losses to one scale with tasks.NAME.weight, or choose another balancing.name",
-                )
+        if not _finite(direction.shared):
+            raise TrainingError(
+                f"the gradients cannot be aggregated: {norms_of(jacobian.tasks, gramian)}",
+                "bring the tasks' losses to one scale with tasks.NAME.weight, or choose another balancing.name",
+            )
         if direction.factors is not None:
             factors = dict(zip(part.tasks, direction.factors.tolist(), strict=True))
             self._factors = {task: factors.get(task, 0.0) * self.weights[task] for task in self.weights}
@@ -138,6 +137,7 @@ def balanced_backward(
     *,
     late: Iterable[nn.Parameter] = (),
     penalty: Tensor | None = None,
+    others: Iterable[nn.Parameter] = (),
     scale: float = 1.0,
 ) -> None:
     """Add to `.grad` what an optimizer shall follow: aggregated gradients in the encoder, each task's own in its head.
@@ -149,6 +149,7 @@ def balanced_backward(
         own: the parameters of each task's head.
         late: those of `encoder` that the heads use too. At features they get the sum of the tasks' gradients.
         penalty: a scalar that is added after balancing, a function of features or parameters.
+        others: further parameters that the penalty depends on.
         scale: multiplies every gradient that is left behind, as a loss scaler asks for.
 
     Where several processes train together (torch.distributed is initialized) gradients are reduced here, task by task
@@ -192,7 +193,12 @@ def balanced_backward(
         ends.append(penalty)
         starts.append(torch.full_like(penalty, scale / world()))
     if ends:
-        _backward(ends, starts, {id(p): p for p in [*trained, *(p for ps in mine.values() for p in ps)]})
+        reached = [
+            *trained,
+            *(p for ps in mine.values() for p in ps),
+            *(p for p in others if p.requires_grad),
+        ]
+        _backward(ends, starts, {id(p): p for p in reached})
 
 
 def _direction(
@@ -200,12 +206,18 @@ def _direction(
 ) -> Direction:
     """The balancer's direction; with `overflow`, of gradients that are not finite their sum, for the scaler to see."""
     jacobian = gradients.jacobian
-    if overflow and not all(bool(torch.isfinite(row).all()) for row in jacobian.rows):
+    if overflow and not _finite(jacobian.rows):
         return Direction(jacobian.combine(torch.ones(len(jacobian.tasks))))
     values = torch.stack([loss.detach().double() for loss in losses.values()])
     if distributed():
         average([values])
     return balancer.direction(jacobian, dict(zip(losses, values.tolist(), strict=True)))
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every value of every tensor is finite: one wait for a GPU, not one a tensor."""
+    flags = [torch.isfinite(one).all() for one in tensors]
+    return not flags or bool(torch.stack([one.to(flags[0].device) for one in flags]).all())
 
 
 def _backward(
@@ -219,11 +231,18 @@ def _backward(
     for parameter in parameters.values():
         parameter.grad = None
     torch.autograd.backward(ends, starts)
+    device = next(iter(parameters.values())).device
+    met = torch.tensor([parameter.grad is not None for parameter in parameters.values()], device=device).int()
+    sum_over([met])  # a process whose part of the batch lacks a task may not have met all
+    gradients = {
+        key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for (key, parameter), some in zip(parameters.items(), met.tolist(), strict=True)
+        if some
+    }
+    sum_over(list(gradients.values()))
     for key, parameter in parameters.items():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        dist.all_reduce(gradient)
         parameter.grad = None
-        for part in (earlier[key], gradient):
+        for part in (earlier[key], gradients.get(key)):
             if part is not None:
                 _add(parameter, part)
 

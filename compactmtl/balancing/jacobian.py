@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from compactmtl.distributed.processes import average, distributed, sum_over, world
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Jacobian:
             flat = row.reshape(count, -1)
             total += (flat @ flat.T).double()
         if self.split and distributed():
-            dist.all_reduce(total)
+            sum_over([total])
         total = (total + total.T).cpu() / 2
         return total
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Σ_t weights[t] · gradient of task t, by shared tensor."""
-        return [torch.tensordot(weights.to(row.device, row.dtype), row, dims=1) for row in self.rows]
+        kinds = {(row.device, row.dtype) for row in self.rows}
+        placed = {kind: weights.to(*kind) for kind in kinds}  # one copy to a GPU, not one a tensor
+        return [torch.tensordot(placed[row.device, row.dtype], row, dims=1) for row in self.rows]
 
     def matrix(self) -> Tensor:
         """All gradients side by side, (T, n)."""
@@ -104,38 +107,12 @@ def task_gradients(
         ]
         del gradients  # one task's gradients at a time beside the jacobian
     if distributed():
-        if not split:
-            average(rows)
-        average([gradient for gradients in own_gradients.values() for gradient in gradients])
+        average(
+            [*([] if split else rows), *(one for gradients in own_gradients.values() for one in gradients)]
+        )
     return TaskGradients(Jacobian(tuple(losses), tuple(rows), split), own_gradients)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The type, or float32 where it is narrower."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def distributed() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def world() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if distributed() else 1
-
-
-def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes."""
-    for tensor in tensors:
-        dist.all_reduce(tensor)
-        tensor /= world()
-
-
-def first_process_decides(tensor: Tensor, device: torch.device) -> Tensor:
-    """The first process's value, for methods that draw at random."""
-    if not distributed():
-        return tensor
-    shared = tensor.to(device)
-    dist.broadcast(shared, src=0)
-    return shared.to(tensor.device)

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from compactmtl.distributed.processes import world
+from compactmtl.distributed.sums import averaged, is_joined, summed
+
 
 def input_gradient_penalty(loss: Tensor, image: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Mean over images of the squared norm of each image's own gradient, of a `loss` that is a mean over the batch.
@@ -17,7 +20,12 @@ def input_gradient_penalty(loss: Tensor, image: Tensor | tuple[Tensor, ...]) -> 
     inputs = (image,) if isinstance(image, Tensor) else image
     slopes = torch.autograd.grad(loss, inputs, create_graph=True)
     squares = [slope.square().sum() for slope in slopes]
-    return len(inputs[0]) * (squares[0] if len(squares) == 1 else torch.stack(squares).sum())
+    total = squares[0] if len(squares) == 1 else torch.stack(squares).sum()
+    if not is_joined():
+        return len(inputs[0]) * total
+    # each process differentiates the loss that all have, so that its slopes are as many times too large
+    total, count = summed(total / world() ** 2, total.new_full((), len(inputs[0])))
+    return count * total
 
 
 def weight_gradient_penalty(loss: Tensor, weights: Iterable[Tensor]) -> Tensor:
@@ -27,5 +35,5 @@ def weight_gradient_penalty(loss: Tensor, weights: Iterable[Tensor]) -> Tensor:
     """
     trained = [weight for weight in weights if weight.requires_grad]
     slopes = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
-    squares = [slope.square().sum() for slope in slopes if slope is not None]
+    squares = [slope.square().sum() for slope in averaged([slope for slope in slopes if slope is not None])]
     return torch.stack(squares).sum()

@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     out: Path = args.out or Path(f"data-{re.sub('[:/]', '-', args.name.removesuffix('.yaml'))}.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DataError(f"{out}: expected the name of a picture", "end the name in .png")
-    config = _config(args.name, args.overrides)
-    report = check_dataset(config)
+    config, tasks = _config(args.name, args.overrides)
+    report = check_dataset(config, tasks)
     _print_report(config, report)
     unwritten: OSError | None = None
     if args.split in report.counts:
@@ -96,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _config(name: str, overrides: list[str]) -> DataConfig:
+def _config(name: str, overrides: list[str]) -> tuple[DataConfig, dict[str, str]]:
+    """The data section, and a recipe's tasks with their targets."""
     from compactmtl.config.load import load_recipe
     from compactmtl.config.lookup import SUFFIXES
     from compactmtl.config.merge import apply_overrides
@@ -107,14 +108,15 @@ def _config(name: str, overrides: list[str]) -> DataConfig:
 
     overrides = [word.removeprefix("data.") for word in overrides]
     if name.endswith(SUFFIXES) or ("/" in name and ":" not in name):
-        return load_recipe(name, [f"data.{word}" for word in overrides]).data
+        recipe = load_recipe(name, [f"data.{word}" for word in overrides])
+        return recipe.data, {task: one.target or task for task, one in recipe.tasks.items()}
     module = dataset_module(name)
     height, width = module.DEFAULT_SIZE
     words = [f"name={name}", f"size=[{height},{width}]"]
     if module.DEFAULT_ROOT is not None:
         words.append(f"root={module.DEFAULT_ROOT}")
     node = apply_overrides(Node({}, Place(None)), [*words, *overrides])
-    return validate(DataConfig, node, "the command line")
+    return validate(DataConfig, node, "the command line"), {}
 
 
 def _sections(config: DataConfig) -> dict[str, DataConfig]:
@@ -151,6 +153,8 @@ def _print_report(config: DataConfig, report: DataReport) -> None:
         print(f"images   {', '.join(f'{count} {ending}' for ending, count in report.endings.items())}")
     for split, known in report.known.items():
         print(f"labels   {label_line(split, report.counts[split], known)}")
+    for line in report.pseudo_labels:
+        print(f"teacher  {line}")
     for target, text in report.targets.items():
         print(f"target   {target}: {text}")
     for where, section in sections.items():

@@ -18,6 +18,7 @@ import compactmtl
 from compactmtl.cli.disk import disk_error, refused_place
 from compactmtl.cli.parser import Parser
 from compactmtl.config.trust import trusting
+from compactmtl.distributed.environment import processes
 from compactmtl.errors import (
     BROKEN_PIPE,
     BUG,
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb = _load(_known(words[0]))
         parser = parser_of(words[0])
         args = parser.parse_args(words[1:])
+        _check_processes(words[0], args)
         with (
             warnings.catch_warnings(),
             trusting(getattr(args, "trust", False)),
@@ -126,6 +128,17 @@ def wait_passively(environment: Mapping[str, str]) -> dict[str, str]:
     if any(name in environment for name in WAITING):
         return {}
     return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+
+def _check_processes(verb: str, args: argparse.Namespace) -> None:
+    """Raise ConfigError where torchrun started several processes of what one does."""
+    count = processes()
+    if count > 1 and (verb != "train" or args.dry_run):
+        what = "train --dry-run" if verb == "train" else verb
+        raise ConfigError(
+            f"`compactmtl {what}` runs in one process, and torchrun started {count}",
+            "start it without torchrun",
+        )
 
 
 def _known(word: str) -> str:

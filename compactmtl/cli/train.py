@@ -17,7 +17,8 @@ compactmtl train scenes/compact
 compactmtl train utkface/dense data.root=/data train.epochs=5 --name faces-short
 compactmtl train utkface/dense data.root=/data --task age
 compactmtl train utkface/dense data.root=/data --dry-run
-compactmtl train utkface/dense data.root=/data --resume"""
+compactmtl train utkface/dense data.root=/data --resume
+torchrun --nproc-per-node 4 -m compactmtl train utkface/dense data.root=/data"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from compactmtl.data.datasets import check_root
 
     check_root(resolved.recipe.data)  # before what takes seconds is loaded
+    from compactmtl.distributed.launch import launched
+    from compactmtl.distributed.processes import is_first
     from compactmtl.train import dry_run, train
 
     if args.dry_run:
@@ -86,13 +89,16 @@ def run(args: argparse.Namespace) -> int:
             print(f"note: {', '.join(unused)} has no effect: a dry run writes nothing", file=sys.stderr)
         print(describe(dry_run(resolved.recipe)))
         return 0
-    finished = train(
-        resolved,
-        path,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        accept_changed_data=args.accept_changed_data,
-    )
+    with launched(resolved.recipe.train.device):
+        finished = train(
+            resolved,
+            path,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            accept_changed_data=args.accept_changed_data,
+        )
+        if not is_first():
+            return 0
     print(f"run: {finished.path}")
     dense = resolved.recipe.sparsity is None
     trust = trusted(args)

@@ -1,16 +1,30 @@
-"""What is left of several data sets where some of a recipe's tasks are left out, before the recipe is checked."""
+"""What is left of a data section and of bounds where some of a recipe's tasks are left out, before the recipe is checked."""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
+from compactmtl.config.task_losses import LOSSES
 from compactmtl.config.yaml import Node
 
 _BY_TASK = ("targets", "classes")  # of a source
 
 
-def keep_sources(data: Node, dropped: Set[str]) -> Node:
+def keep_data(data: Node, dropped: Set[str]) -> Node:
+    """The data section, a mapping, without what it says of the tasks `dropped`."""
+    assert isinstance(data.value, dict)
+    values = dict(data.value)
+    taught = values.get("pseudo_labels")
+    if taught is not None and isinstance(taught.value, dict):
+        values["pseudo_labels"] = Node(
+            {task: node for task, node in taught.value.items() if task not in dropped}, taught.place
+        )
+    data = Node(values, data.place)
+    return _keep_sources(data, dropped) if "sources" in values else data
+
+
+def _keep_sources(data: Node, dropped: Set[str]) -> Node:
     """The data section without the tasks `dropped`, without sources that label no other, and with the shares of the rest."""
     assert isinstance(data.value, dict)
     listed = data.value["sources"]
@@ -25,6 +39,23 @@ def keep_sources(data: Node, dropped: Set[str]) -> Node:
     if gone and values.get("name", data).value != "":
         values.pop("name", None)  # it follows from the sources
     return Node(values, data.place)
+
+
+def keep_losses(recipe: Node, dropped: Set[str]) -> Node:
+    """The recipe without what the tasks `dropped` might lose while it shrinks."""
+    return _without_keys(recipe, LOSSES.split("."), dropped)
+
+
+def _without_keys(node: Node, path: Sequence[str], dropped: Set[str]) -> Node:
+    """A mapping of which the mapping at `path` has these keys no more; as it is where there is none."""
+    if not isinstance(node.value, dict):
+        return node  # the check of the recipe says what is wrong with it
+    if not path:
+        return replace(node, value={name: one for name, one in node.value.items() if name not in dropped})
+    first, *rest = path
+    if first not in node.value:
+        return node
+    return replace(node, value={**node.value, first: _without_keys(node.value[first], rest, dropped)})
 
 
 def _without(source: Node, dropped: Set[str]) -> Node:

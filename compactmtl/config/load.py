@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compactmtl.config.kept import keep_sources
+from compactmtl.config.kept import keep_data, keep_losses
 from compactmtl.config.lookup import Entry, Kind, close_names, entries, find, name_of
 from compactmtl.config.merge import apply_overrides, merge, read_extended
 from compactmtl.config.paths import anchor
 from compactmtl.config.recipe import Frozen, Recipe
+from compactmtl.config.sources import AT
 from compactmtl.config.sweep import SweepConfig
 from compactmtl.config.validate import validate
 from compactmtl.config.yaml import Node, Place, dump_yaml
@@ -143,20 +144,22 @@ def _keep_tasks(node: Node, kept: Sequence[str]) -> Node:
             near = close_names(name, offered)
             hint = f"did you mean {' or '.join(near)}?" if near else f"its tasks are {', '.join(offered)}"
             raise ConfigError(f"the recipe has no task {name!r}", hint)
-    dropped = {name: Node(None, Place(None)) for name in offered if name not in kept}
+    gone = Node(None, Place(None))
+    dropped = {name: gone for name in offered if name not in kept}
     if not dropped:
         return node
     over: dict[str, Node] = {"tasks": Node(dropped, Place(None))}
     numbers = node.value.get("single_task")
     if numbers is not None and isinstance(numbers.value, dict):
-        numbered = {name: gone for name, gone in dropped.items() if name in numbers.value}
+        # also those on one of several sources, such as segmentation@rooms
+        numbered = {name: gone for name in numbers.value if name.partition(AT)[0] in dropped}
         over |= {"single_task": Node(numbered, Place(None))} if numbered else {}
-    merged = merge(node, Node(over, Place(None)))
+    merged = keep_losses(merge(node, Node(over, Place(None))), set(dropped))
     assert isinstance(merged.value, dict)
     data = merged.value.get("data")
-    if data is None or not isinstance(data.value, dict) or "sources" not in data.value:
+    if data is None or not isinstance(data.value, dict):
         return merged
-    return Node({**merged.value, "data": keep_sources(data, set(dropped))}, merged.place)
+    return Node({**merged.value, "data": keep_data(data, set(dropped))}, merged.place)
 
 
 def origins(model: Frozen, node: Node) -> Iterator[tuple[str, str]]:

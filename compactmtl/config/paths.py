@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _RECIPE = (
     "data.root",
+    "data.pseudo_labels.*.teacher",
     "model.encoder.weights",
     "model.weights",
     "distillation.teacher",
@@ -59,6 +61,8 @@ def anchor(kind: Kind, node: Node) -> Node:
     if kind == "sweep":
         node = _at(node, ["recipe"], _file("recipe"))
         node = _at(node, ["overrides"], _each(_override))
+        node = _at(node, ["search", "recipe"], _file("recipe"))
+        node = _at(node, ["search", "overrides"], _each(_override))
         node = _at(node, ["entries", "*", "recipe"], _file("recipe"))
         node = _at(node, ["entries", "*", "overrides"], _each(_override))
         return _at(node, ["entries", "*", "runs"], _each(_path("runs")))
@@ -164,7 +168,7 @@ def _override(node: Node) -> Node:
     if not isinstance(node.value, str):
         return node
     key, equals, text = node.value.partition("=")
-    if not equals or key.strip() not in _RECIPE:
+    if not equals or not any(fnmatchcase(key.strip(), one) for one in _RECIPE):
         return node
     value = _path(key.strip())(Node(text.strip().strip("'\""), node.place))
     return Node(f"{key.strip()}={value.value}", node.place)

@@ -14,6 +14,7 @@ from compactmtl.config.inputs import AVERAGE, IMAGE, OF_ONE, InputConfig, check_
 from compactmtl.config.model import HeadConfig as HeadConfig
 from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
+from compactmtl.config.pseudo_labels import PseudoLabeled, check_pseudo_labels
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen as Frozen
 from compactmtl.config.schema import Positive as Positive
@@ -23,11 +24,12 @@ from compactmtl.config.schema import Share as Share
 from compactmtl.config.sources import Sourced, check_sources, check_tasks
 from compactmtl.config.sparsity import SelectiveConfig as SelectiveConfig
 from compactmtl.config.sparsity import SparsityConfig as SparsityConfig
+from compactmtl.config.tracking import MlflowConfig
 
 TaskKind = Annotated[str, one_of("tasks/kinds", own_class=True), names_schema("tasks/kinds", own_class=True)]
 
 
-class DataConfig(Sourced):
+class DataConfig(Sourced, PseudoLabeled):
     """The data set, or several of them, the input size and the batches."""
 
     name: str = Field(
@@ -79,9 +81,7 @@ class DataConfig(Sourced):
         description="Share of the training split, after `holdout`, that is used. A smaller share is a "
         "subset of a larger one.",
     )
-    select_on: Literal["val", "holdout"] = Field(
-        "val", description="Split whose score selects the best epoch."
-    )
+    select_on: Literal["val", "holdout"] = Field("val", description="Split that selects the best epoch.")
     augment: AugmentConfig = Field(AugmentConfig(), description="Random transforms of the training split.")
     mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406),
@@ -226,6 +226,11 @@ class TrainConfig(Frozen):
         description="Mix each image of a batch with another one, by shares drawn from Beta(a, a) with this a. Only for "
         "tasks of one value or vector per image. null: no mixing.",
     )
+    batch_norm: Literal["batch", "frozen"] = Field(
+        "batch",
+        description="What batch norm normalizes by while training: the statistics of the `batch`, of several processes of "
+        "all their parts of it, or the running statistics that the weights came with, which stay (`frozen`).",
+    )
     autocast: Literal["off", "bfloat16", "float16"] = Field(
         "off", description="Precision of the forward pass while training."
     )
@@ -258,6 +263,10 @@ class TrainConfig(Frozen):
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many optimizer steps, for smoke runs. null: no limit."
+    )
+    mlflow: MlflowConfig | None = Field(
+        None,
+        description="Log the run to MLflow too, with the extra `mlflow`. null: to the run's folder alone.",
     )
 
 
@@ -316,8 +325,10 @@ class Recipe(Frozen):
         replaced = {
             "train.ema": self.train.ema is not None,
             "sparsity.norm_batches": sparsity is not None and sparsity.norm_batches is not None,
+            "sparsity.selective.losses": sparsity is not None and bool(sparsity.losses),
             "overparam.kind: repvgg": overparam is not None and overparam.kind == "repvgg",
             "overparam.per_task": overparam is not None and overparam.per_task,
+            "train.mixup": self.train.mixup is not None and self.data.mixing.batches == "joined",
         }
         check_tasks(
             self.data,
@@ -325,6 +336,7 @@ class Recipe(Frozen):
             distilled=self.distillation is not None,
             replaced=[key for key, taken in replaced.items() if taken],
         )
+        check_pseudo_labels(self.data, {name: task.target or name for name, task in self.tasks.items()})
         return self
 
     @model_validator(mode="after")
@@ -386,15 +398,15 @@ class Recipe(Frozen):
     def _plain_where_it_shrinks(self) -> Recipe:
         if self.sparsity is None:
             return self
+        self.sparsity.check_held_out(self.tasks, self.data.holdout)
         if self.sparsity.shrink_every and self.overparam is not None and self.overparam.kind != "none":
             raise ValueError("sparsity.shrink_every needs plain layers; remove it or overparam")
         if self.sparsity.prune and self.sparsity.prune.method == "group_norm" and self.overparam is not None:
             raise ValueError("sparsity.prune: Torch-Pruning needs plain layers; remove overparam")
-        begin = self.sparsity.begin
-        own = self.distillation is not None and self.distillation.own
-        if self.sparsity.shrink_every and own and self.distillation and self.distillation.start > begin:
+        distillation, begin = self.distillation, self.sparsity.begin
+        if self.sparsity.shrink_every and distillation and distillation.own and distillation.start > begin:
             raise ValueError(
-                f"distillation.start {self.distillation.start}: the teacher `self` must be copied before channels are "
+                f"distillation.start {distillation.start}: the teacher `self` must be copied before channels are "
                 f"removed; with sparsity.shrink_every that begins at {begin}"
             )
         return self

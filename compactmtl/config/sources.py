@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -14,6 +15,8 @@ from compactmtl.config.schema import Frozen, Positive, Scalar
 
 AT = "@"  # between a task and a source, in the names of metrics; no task's name has it
 _TOLERANCE = 1e-6  # of a sum of shares that are written in decimals
+# It is a part of the names of metrics and overrides, whose separators (@ . : / , = and spaces) it cannot have.
+_NAME = re.compile(r"[\w-]+")
 
 
 class SourceConfig(Frozen):
@@ -213,9 +216,10 @@ def check_sources(config: Sourced) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"data.sources: two are called {name!r}; give one of them an `alias`")
-        if AT in name or "." in name:
+        if not _NAME.fullmatch(name):
             raise ValueError(
-                f"data.sources: {name!r} has a {AT} or a dot in it; give the source an `alias` without"
+                f"data.sources: {name!r} is no name of a source, which has letters, digits, _ and - alone: metrics are "
+                f"called task{AT}source; give the source an `alias` of these"
             )
     for source in config.sources:
         _check_source(config, source)
@@ -228,7 +232,7 @@ def check_tasks(
     """Raise ValueError where a recipe's tasks and its sources do not fit each other.
 
     `targets` are what each task says its target is called, `replaced` the recipe's keys that replace or average the
-    statistics of batch norm: they cannot know of those by source.
+    statistics of batch norm, or mix images of two sources to one: they cannot know of statistics by source.
     """
     sources = config.sources
     if not sources:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from compactmtl.config.latency_budget import LIMITS as LIMITS
+from compactmtl.config.latency_budget import AboveZero as AboveZero
+from compactmtl.config.latency_budget import LatencyBudget as LatencyBudget
+from compactmtl.config.latency_budget import Reduction
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen, Scalar, Share
+from compactmtl.config.task_losses import TaskLoss, check_held_out, check_losses
 from compactmtl.config.words import key
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Reduction = Annotated[float, Field(gt=0, lt=1)]  # of 0 there is nothing to do, and 1 leaves no network
 Before = Annotated[float, Field(ge=0, lt=1)]  # a share of all steps after which there are steps left
 PenaltyName = Annotated[
     str, one_of("sparsity/penalties", own_class=True), names_schema("sparsity/penalties", own_class=True)
@@ -29,57 +31,7 @@ _KEYS: Mapping[str, Measure] = {
     "parameter_reduction": "parameters",
     "latency": "latency",
 }
-LIMITS = ("ms", "speedup", "reduction")  # of a latency budget
 REDUCTIONS = ("selective", "controller", "prune")  # sections of sparsity that take a reduction
-
-
-class LatencyBudget(Frozen):
-    """What the whole model may take on a target, in the target's precision and at its batch size: exactly one limit."""
-
-    target: str | None = Field(
-        None,
-        description="Target by name or file. Its layers are timed at the start of training, or read from the user's "
-        "cache. null: the target of `table`.",
-    )
-    ms: AboveZero | None = Field(None, description="Most milliseconds, as `export` measures them (median).")
-    speedup: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
-        None, description="How many times as fast as the original model."
-    )
-    reduction: Reduction | None = Field(None, description="Share of the original model's latency to remove.")
-    table: str | None = Field(
-        None,
-        description="JSON file of layer latencies, as the verb `latency` writes it, such as one measured on another "
-        "device. null: measure here.",
-    )
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> LatencyBudget:
-        given = [key for key in LIMITS if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of {', '.join(LIMITS)}, found {' and '.join(given) or 'none'}"
-            )
-        if self.target is None and self.table is None:
-            raise ValueError("a latency budget needs a target, such as onnxruntime-cpu, or a table")
-        return self
-
-    @property
-    def target_name(self) -> str:
-        """The target as an export names it: of a file its stem; empty where the table alone says what it is of."""
-        return "" if self.target is None else Path(self.target).stem
-
-    @property
-    def limit(self) -> str:
-        """Which limit is given."""
-        return next(key for key in LIMITS if getattr(self, key) is not None)
-
-    def milliseconds(self, whole_ms: float) -> float:
-        """Most milliseconds of a model whose original takes `whole_ms`."""
-        if self.ms is not None:
-            return self.ms
-        return (
-            whole_ms / self.speedup if self.speedup is not None else whole_ms * (1 - (self.reduction or 0.0))
-        )
 
 
 class ReductionConfig(Frozen):
@@ -149,6 +101,15 @@ class ReductionConfig(Frozen):
         return 1 - self.latency.milliseconds(total if whole_ms is None else whole_ms) / total
 
 
+TasksEvery = Annotated[
+    Annotated[int, Field(ge=0)] | None,
+    Field(
+        description="Steps between two looks at what each channel is worth to each task, one backward pass a task. null: "
+        "a hundred looks, or as many as make 7 to 20 steps for each task, which takes 2 to 5 % of the training time. 0: none."
+    ),
+]
+
+
 class SelectiveConfig(ReductionConfig):
     """Shrink the channels that are least important relative to their cost, on a schedule, until the target is met."""
 
@@ -184,6 +145,20 @@ class SelectiveConfig(ReductionConfig):
         "the network that remains at this step. With `left`, channels next to a layer that has "
         "become narrow count as cheap, so that layers end very narrow or at full width.",
     )
+    tasks_every: TasksEvery = None
+    losses: dict[str, TaskLoss] = Field(
+        default_factory=dict,
+        description="Most that a task may lose, as a share of its primary metric on the split `holdout`, such as `1 %` or "
+        "0.01. Shrinking stops where a bound would break. Tasks that are not named may lose what they lose.",
+    )
+    checks: Annotated[int, Field(ge=1)] = Field(
+        16, description="How often `losses` are measured between `start` and `end`, at even distances."
+    )
+
+    @model_validator(mode="after")
+    def _losses(self) -> SelectiveConfig:
+        check_losses(self.losses, self.tasks_every)
+        return self
 
 
 class ControllerConfig(ReductionConfig):
@@ -196,6 +171,7 @@ class ControllerConfig(ReductionConfig):
         description="`cost` gives each layer a λ in proportion to what one of its channels costs, `size` "
         "gives all layers the same λ.",
     )
+    tasks_every: TasksEvery = None
 
 
 class PruneConfig(ReductionConfig):
@@ -385,6 +361,15 @@ class SparsityConfig(Frozen):
     def target(self) -> ControllerConfig | SelectiveConfig | PruneConfig | None:
         """The section that states a target; None for a fixed λ."""
         return self.selective or self.controller or self.prune
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The most that each task may lose, where bounds are given."""
+        return {} if self.selective is None else self.selective.losses
+
+    def check_held_out(self, tasks: Collection[str], holdout: float) -> None:
+        """Whether the tasks that may lose so much are in the recipe, and there is what they are watched on. Raises ValueError."""
+        check_held_out(self.losses, tasks, holdout)
 
     @property
     def begin(self) -> float:

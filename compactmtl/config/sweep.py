@@ -7,7 +7,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from compactmtl.artifacts.layout import SEARCH_BEST, SEARCH_TRIALS
 from compactmtl.config.schema import Frozen
+from compactmtl.config.search import SearchConfig
 
 _NAME = re.compile(r"\w[\w.-]*")  # it names a folder
 
@@ -62,12 +64,20 @@ class SweepConfig(Frozen):
         description="Targets to which every run is exported and on which it is verified. The exports of all entries are "
         "then timed side by side.",
     )
-    entries: Annotated[dict[str, EntryConfig], Field(min_length=1)] = Field(
-        description="The rows of the table by name."
+    entries: dict[str, EntryConfig] = Field(
+        default_factory=dict,
+        description="The rows of the table by name, at least one unless there is a `search`.",
+    )
+    search: SearchConfig | None = Field(
+        None,
+        description="A search over keys of a recipe, after the entries are trained. Its trials use the sweep's seeds and "
+        "targets, and the held-out split chooses their epochs and networks. null: none.",
     )
 
     @model_validator(mode="after")
     def _names(self) -> SweepConfig:
+        if not self.entries and self.search is None:
+            raise ValueError("entries needs at least one, or there must be a search")
         if self.baseline is not None and self.baseline not in self.entries:
             raise ValueError(f"baseline {self.baseline!r} is none of the entries {', '.join(self.entries)}")
         for name, entry in self.entries.items():
@@ -79,4 +89,16 @@ class SweepConfig(Frozen):
                 raise ValueError(f"entries.{name}: no recipe; name one here or for the sweep")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds has one twice: {list(self.seeds)}")
+        if self.search is not None:
+            self._check_search(self.search)
         return self
+
+    def _check_search(self, search: SearchConfig) -> None:
+        if taken := [name for name in (SEARCH_TRIALS, SEARCH_BEST) if name in self.entries]:
+            raise ValueError(f"entries.{taken[0]}: a search has a folder of this name; rename the entry")
+        if search.recipe is None and self.recipe is None:
+            raise ValueError("search: no recipe; name one here or for the sweep")
+        if self.baseline is None and any(one.name == "delta_m" for one in search.objectives):
+            raise ValueError(
+                "search.objectives: delta_m needs the sweep's baseline; name an entry as baseline"
+            )

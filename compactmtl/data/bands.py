@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from compactmtl.artifacts.arrays import load_array
 from compactmtl.data.pixels import (
     FETCH_AGAIN,
     IMAGE_SUFFIXES,
@@ -57,17 +58,19 @@ def read_pixels(
     elif channels in MODES:
         if limits is not None and _deep_png(path):
             raise DataError(
-                f"{path}: holds colors of 16 bits, of which Pillow keeps the upper 8, so data.range cannot be heeded",
+                f"{path}: holds colors of 16 bits, of which Pillow keeps the upper 8, so that no range can be heeded",
                 "save it as .tif or .npy, or leave data.range out",
             )
         picture, info = read_picture_file(path, channels, upright=upright, limits=limits)
         pixels = np.asarray(picture, np.uint8)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         return np.ascontiguousarray(pixels), info
+    elif not path.exists():
+        raise DataError(f"{path}: no such file", "check the path")
     else:
         raise DataError(
-            f"{path}: no file of {channels} channels, which data.channels says",
-            "such images are .tif or .npy; pictures of other formats have 1, 3 or 4 channels",
+            f"{path}: no file of {channels} channels",
+            "images of so many data.channels are .tif or .npy; pictures of other formats have 1, 3 or 4",
         )
     values = native(values)
     known = limits is not None and values.dtype.kind in "iuf"
@@ -119,12 +122,11 @@ def _is_tiff(path: Path) -> bool:
 def _array(path: Path, channels: int) -> NDArray[Any]:
     """(H, W, channels) of a .npy file."""
     try:
-        loaded = np.load(path, allow_pickle=False)
+        values = load_array(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "check the path") from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
-    values: NDArray[Any] = np.asarray(loaded)
     return _channels_last(values, channels, path)
 
 
@@ -168,7 +170,7 @@ def _channels_last(values: NDArray[Any], channels: int, path: Path, *, first: bo
         values = values.transpose(1, 2, 0)
     if values.ndim != 3 or values.shape[-1] != channels or 0 in values.shape:
         raise DataError(
-            f"{path}: an image of shape {tuple(values.shape)}, where data.channels is {channels}",
+            f"{path}: an image of shape {tuple(values.shape)}, and not of {channels} channels",
             "set data.channels to what the files hold, or take the file out",
         )
     return values

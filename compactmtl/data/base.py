@@ -148,6 +148,7 @@ class DataReport:
     targets: dict[str, str] = field(
         default_factory=dict
     )  # each target's format and the distribution of its labels
+    pseudo_labels: list[str] = field(default_factory=list)  # what teachers are to label, in words
 
 
 class VisionDataset(Protocol):

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.arrays import load_array
 from compactmtl.data.memory import SharedBlock, available_memory
 from compactmtl.errors import DataError
 
@@ -146,10 +147,10 @@ class DiskStore:
             path = self._folder / f"{name}.npy"
             try:
                 # "c": a caller may write to what it gets, and the file stays as it is.
-                array = np.load(path, mmap_mode="c", allow_pickle=False)
+                array = load_array(path, "c")
                 if array.shape != (self._count, *layout.shape) or array.dtype != np.dtype(layout.dtype):
                     raise ValueError(f"holds {array.dtype} {array.shape}")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise DataError(
                     f"{path}: not the cached samples that belong there ({error})",
                     f"remove the folder {self._folder}; it is built again",

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split, image_fit
@@ -173,7 +174,7 @@ def check_classes(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))["classes"]
+        named = parse_json(path.read_text(encoding="utf-8"))["classes"]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: no list of classes ({error})", _MEND) from error
     if tuple(named) != CLASSES:

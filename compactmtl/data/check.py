@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,10 @@ _DARK = 32  # of 255: a whole data set below it is hardly meant
 _GAP = 6
 
 
-def check_dataset(config: DataConfig) -> DataReport:
+def check_dataset(config: DataConfig, tasks: Mapping[str, str] | None = None) -> DataReport:
     """Count, decode and describe a data set; faults are listed in `problems`, never raised.
+
+    `tasks` are a recipe's, each with its target.
 
     Raises ConfigError where `config` itself is wrong: an unknown name or option.
     """
@@ -60,19 +62,54 @@ def check_dataset(config: DataConfig) -> DataReport:
             counts[called] = len(one)
             known[called] = _known(one)
         endings.update(PurePath(dataset.identifier(index)).suffix.lower() for index in range(len(dataset)))
-        notes += [
-            f"target {name}: no sample of {split} has a label, so a task of it cannot be "
-            + ("learned" if split == "train" else "measured there")
-            for name, count in known[split].items()
-            if count == 0
-        ]
+        notes += _without_any(known, split, dataset)
         if split == "train":
             # Of published data it is known which classes are rare.
             own = any(name == "folder" or is_external(name) for name in config.names)
             targets, said = _distributions(dataset, own=own)
             notes += said + (dark_pictures(dataset, config) if own else [])
     del endings[""]  # of samples that are no files
-    return DataReport(counts, problems, notes, known, dict(endings.most_common()), targets)
+    taught, missing = _taught(config, tasks or {}, counts, known)
+    return DataReport(counts, problems + missing, notes, known, dict(endings.most_common()), targets, taught)
+
+
+def _without_any(
+    known: Mapping[str, Mapping[str, int | None]], split: Split, dataset: VisionDataset
+) -> list[str]:
+    """A note on each target of which a split has no label, and on each source without one of a target that it should have."""
+    use = "learned" if split == "train" else "measured there"
+    notes = [
+        f"target {name}: no sample of {split} has a label, so a task of it cannot be {use}"
+        for name, count in known[split].items()
+        if count == 0
+    ]
+    return notes + [
+        f"target {name}: no sample of {called} has a label, so a task of it cannot be {use}: take it out of that source's "
+        "`tasks`, or give labels"
+        for called, _ in parts(split, dataset)
+        for name, count in known[called].items()
+        if count == 0 and known[split].get(name) != 0
+    ]
+
+
+def _taught(
+    config: DataConfig,
+    tasks: Mapping[str, str],
+    counts: Mapping[str, int],
+    known: Mapping[str, Mapping[str, int | None]],
+) -> tuple[list[str], list[str]]:
+    """How many training samples each teacher of pseudo-labels is asked for, in words; and the teachers that are not there."""
+    said, missing = [], []
+    for task, one in config.pseudo_labels.items():
+        some = known.get("train", {}).get(tasks.get(task, task))
+        if some is not None:
+            said.append(
+                f"{task}: {some:,} of {counts['train']:,} training samples have a label, {one.teacher} is to label "
+                f"{counts['train'] - some:,} more{one.bound}; training counts those that it does"
+            )
+        if "{seed}" not in one.teacher and not Path(one.teacher).exists():
+            missing.append(f"data.pseudo_labels.{task}.teacher: {one.teacher} is not there")
+    return said, missing
 
 
 def _problems(config: DataConfig) -> tuple[list[str], list[str]]:

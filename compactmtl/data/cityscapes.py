@@ -5,7 +5,6 @@ Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split, image_fit
@@ -354,7 +354,7 @@ def _statistics(layout: Layout) -> tuple[float, float]:
 def _focal_times_baseline(path: Path) -> float:
     """Of a calibration file, in pixels times metres: disparity in pixels over it is inverse depth."""
     try:
-        camera = json.loads(path.read_text("utf-8"))
+        camera = parse_json(path.read_text("utf-8"))
         product = float(camera["intrinsic"]["fx"]) * float(camera["extrinsic"]["baseline"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -149,9 +148,7 @@ def class_map(task: str, labels: Labels, ours: TargetSpec) -> ClassMap:
 def unknown(spec: TargetSpec, size: tuple[int, int]) -> Tensor:
     """A target of one sample of which nothing is known."""
     kind = layout(spec, size)
-    values = {"mask": spec.ignore_index, "class": spec.ignore_index, "scalar": math.nan}
-    values |= {"multilabel": -1, "instances": -1}
-    array = torch.from_numpy(np.full(kind.shape, values.get(spec.kind, 0), np.float64))
+    array = torch.from_numpy(np.full(kind.shape, spec.unknown, np.float64))
     return array.float() if kind.dtype == "float32" else array.long()
 
 
@@ -167,6 +164,12 @@ def _statistics(labels: Sequence[Labels]) -> tuple[float, float]:
     """Mean and standard deviation over all labels together."""
     if len(labels) == 1:
         return labels[0].spec.mean, labels[0].spec.std
+    labels = [one for one in labels if one.count]
+    if not labels:
+        return (
+            0.0,
+            1.0,
+        )  # of no label at all, as of one data set: nothing can be learned from it, and who counts says so
     weights = np.array([one.count for one in labels], np.float64)
     weights /= weights.sum()
     means, stds = (

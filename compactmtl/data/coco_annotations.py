@@ -5,7 +5,6 @@ Source: arXiv:1405.0312 and https://cocodataset.org/#format-data. `info` and `li
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.data.maps import nearest
 from compactmtl.errors import DataError
 from compactmtl.tasks.instance_scoring import mask_module, to_rle
@@ -56,7 +56,7 @@ def read_annotations(path: Path) -> Annotations:
 @lru_cache(maxsize=2)  # train and val; parsing the training file takes many seconds
 def _read(path: Path, _time: int, _size: int) -> Annotations:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         by_image: dict[int, list[Mapping[str, Any]]] = {int(one["id"]): [] for one in content["images"]}
         categories = {int(one["id"]): str(one["name"]) for one in content["categories"]}
         for annotation in content["annotations"]:
@@ -87,7 +87,7 @@ def _read(path: Path, _time: int, _size: int) -> Annotations:
             )
             for one in content["images"]
         ]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a whole annotation file ({error})", FETCH) from error
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not COCO's form; missing or wrong at {error}", FETCH) from error

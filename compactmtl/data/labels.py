@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,12 @@ def known_labels(dataset: VisionDataset, targets: Iterable[str]) -> dict[str, in
 
 def anything_known(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
     """Of targets (N, ...) in the format of `spec`, which say anything: bool (N,)."""
+    known = known_elements(spec, values)
+    return np.asarray(known.reshape(len(values), math.prod(known.shape[1:])).any(1), np.bool_)
+
+
+def known_elements(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of targets (N, ...) in the format of `spec`, what is known of each: bool (N, ...), of maps of vectors without them."""
     if spec.kind in ("mask", "class") and spec.ignore_index is not None:
         known = values != spec.ignore_index
     elif spec.kind == "scalar":
@@ -45,7 +51,7 @@ def anything_known(spec: TargetSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
         known = values[:, 0] >= 0
     else:  # a mask or a class without an ignore index
         known = np.ones(values.shape, np.bool_)
-    return np.asarray(known.reshape(len(values), math.prod(known.shape[1:])).any(1), np.bool_)
+    return np.asarray(known, np.bool_)
 
 
 def label_line(split: str, count: int, known: Mapping[str, int | None]) -> str:
@@ -62,11 +68,14 @@ def parts(split: str, dataset: VisionDataset) -> list[tuple[str, VisionDataset]]
     return [(f"{split} of {part.name}", part) for part in getattr(dataset, "parts", ())]
 
 
-def label_lines(splits: Mapping[str, VisionDataset], targets: Mapping[str, str]) -> tuple[str, ...]:
+def label_lines(
+    splits: Mapping[str, VisionDataset], targets: Mapping[str, str], taught: Container[str] = ()
+) -> tuple[str, ...]:
     """What training says of its data: for each split how many samples have a label of each task, and its notes.
 
-    `targets` gives each task's. Of several data sets each is counted by itself. Raises DataError for a split in which no
-    sample has a label of a task, or none of a data set that should: it could be neither learned nor measured there.
+    `targets` gives each task's; those of the tasks `taught` have a teacher of the training split's labels. Of several data
+    sets each is counted by itself. Raises DataError for a split in which no sample has a label of a task, or none of a data
+    set that should: it could be neither learned nor measured there.
     """
     lines: list[str] = []
     notes: dict[str, None] = {}
@@ -77,7 +86,7 @@ def label_lines(splits: Mapping[str, VisionDataset], targets: Mapping[str, str])
             by_target = known_labels(one, asked.values())
             known = {task: by_target[target] for task, target in asked.items()}
             for task, count in known.items():
-                if count == 0:
+                if count == 0 and not (split == "train" and task in taught):
                     raise DataError(
                         f"task {task!r}: not one sample of split {called} has a label of it",
                         "give labels of it in that split, choose other splits, or take the task out of the recipe",

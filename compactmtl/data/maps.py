@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.arrays import load_array
 from compactmtl.data.pixels import FETCH_AGAIN, ImageInfo, load, native, one_picture, opened, turned
 from compactmtl.errors import DataError
 from compactmtl.tasks.placement import nearest as nearest
@@ -137,12 +138,12 @@ def read_npy(path: Path, dimensions: int) -> NDArray[Any]:
     Raises DataError, naming the file, where it is missing, cut short, or of another form.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = load_array(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", "it belongs to an image that is there; fetch it") from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", FETCH_AGAIN) from error
-    if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in "fiub":
+    if loaded.dtype.kind not in "fiub":
         raise DataError(f"{path}: not one array of numbers", FETCH_AGAIN)
     values = native(loaded)
     if values.ndim == dimensions + 1 and values.shape[-1] == 1:
@@ -186,7 +187,7 @@ def check_png(path: Path) -> str | None:
 def check_npy(path: Path) -> str | None:
     """What is wrong with a .npy file that is missing, another format, or cut short; its values are not read."""
     try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
+        load_array(path, "r")
     except FileNotFoundError:
         return f"{path}: no such file"
     except (OSError, ValueError, EOFError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.config.sources import MixingConfig
-from compactmtl.data.sampling import EpochSampler, Keys
+from compactmtl.data.sampling import EpochSampler
 from compactmtl.data.seeds import generator
 from compactmtl.errors import ConfigError
 
@@ -77,16 +77,16 @@ class MixedSampler(EpochSampler):
         """Images of each source in an epoch."""
         return [int(some) for some in self._drawn.sum(0)]
 
-    def __iter__(self) -> Iterator[Keys]:
-        epoch, start = self.epoch, self.start
-        self.start = 0
+    @property
+    def least(self) -> int:
+        """The samples of an epoch's smallest batch: all have as many."""
+        return self._batch_size
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         before = self._drawn[:start].sum(0).tolist()
         streams = [self._stream(number, epoch, skipped) for number, skipped in enumerate(before)]
         for drawn in self._drawn[start:].tolist():
-            yield (
-                epoch,
-                [next(stream) for stream, some in zip(streams, drawn, strict=True) for _ in range(some)],
-            )
+            yield [next(stream) for stream, some in zip(streams, drawn, strict=True) for _ in range(some)]
 
     def _stream(self, number: int, epoch: int, skipped: int) -> Iterator[int]:
         """A source's samples in an epoch, after those that were `skipped`."""
@@ -136,11 +136,9 @@ class PartSampler(EpochSampler):
         """Batches of a pass."""
         return len(self._bounds)
 
-    def __iter__(self) -> Iterator[Keys]:
-        epoch, start = self.epoch, self.start
-        self.start = 0
+    def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         for begin, end in self._bounds[start:]:
-            yield epoch, list(range(begin, end))
+            yield list(range(begin, end))
 
 
 def _at_least(parts: Sequence[float], least: float) -> list[float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import struct
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from compactmtl.artifacts.arrays import load_arrays
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split, image_fit
@@ -175,10 +175,10 @@ def _with_test(train: Digits, test: Digits) -> dict[Split, Digits]:
 
 def _from_npz(path: Path) -> dict[Split, Digits]:
     try:
-        # An opened file, as numpy leaves one of its own open where the content is damaged.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            content: dict[str, NDArray[Any]] = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        content = load_arrays(path)
+        if not isinstance(content, dict):
+            raise ValueError("it is a single array without a name")
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npz file ({error})", _MEND) from error
     if {"x_train", "y_train", "x_test", "y_test"} <= set(content):
         train = _digits(path, content["x_train"], content["y_train"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.arrays import load_array
 from compactmtl.data.fit import Fit, fit_to
 from compactmtl.data.maps import read_npy
 from compactmtl.data.pixels import ImageInfo
@@ -40,10 +41,10 @@ def npy_picture(path: Path, size: Size | Fit) -> tuple[NDArray[np.uint8], ImageI
 def npy_info(path: Path) -> ImageInfo:
     """What maps of an image (H, W, 3) must fit; its values are not read."""
     try:
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        height, width, *_ = load_array(path, "r").shape
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy array ({error})", "fetch the data again") from error
-    return ImageInfo(path, (shape[0], shape[1]))
+    return ImageInfo(path, (height, width))
 
 
 def npy_mask(path: Path, size: Size | Fit, classes: int, ignore: int) -> NDArray[np.uint8]:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.data.base import Split
 from compactmtl.data.files import Record, images_in
 from compactmtl.data.fit import Fit, fit_to
@@ -177,7 +177,7 @@ class _Tree:
         if not path.is_file():
             return [""] * len(frames)
         try:
-            held = json.loads(path.read_text("utf-8"))
+            held = parse_json(path.read_text("utf-8"))
             return [str(held.get(frame.name, "")) for frame in frames]
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(

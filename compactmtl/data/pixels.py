@@ -192,7 +192,7 @@ def _rgba(image: Image.Image, path: Path) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         return image.convert("RGBA")
     raise DataError(
-        f"{path}: has no fourth channel (Pillow's mode {image.mode!r}), data.channels is 4",
+        f"{path}: has no fourth channel (Pillow's mode {image.mode!r})",
         "save it as RGBA, or set data.channels to 3",
     )
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split, image_fit
@@ -115,7 +116,7 @@ def read_camera(folder: Path, size: tuple[int, int]) -> Intrinsics:
     path = folder / CAMERA
     hint = 'write {"intrinsics_640x480": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]}, or set data.options.normals=none'
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; normals from depth need the camera", hint) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -19,6 +19,7 @@ from compactmtl.data.class_map import ClassMap, Labels, class_map, combined, unk
 from compactmtl.data.fingerprint import Sources, sources_of
 from compactmtl.data.labels import labeled
 from compactmtl.data.part import Chosen
+from compactmtl.data.pseudo_labels import PseudoLabels, put_all
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.common import nearest
@@ -29,7 +30,7 @@ Load = Callable[[DataConfig, Split], VisionDataset]
 class SourcePart:
     """One source's samples with the targets of all tasks: its own in the tasks' formats, the others unknown.
 
-    `config` is the data section of this source alone.
+    `config` is the data section of this source alone. What is unknown `taught` may know; counts of labels are without it.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class SourcePart:
         dataset: VisionDataset,
         specs: Mapping[str, TargetSpec],
         maps: Mapping[str, ClassMap],
+        taught: Sequence[PseudoLabels] = (),
     ) -> None:
         self.source, self.config, self.split = source, config, dataset.split
         self.name = source.called
         self.specs: Mapping[str, TargetSpec] = specs
         self.inner = dataset
-        self._maps = maps
+        self._maps, self._taught = maps, tuple(taught)
 
     @property
     def own_targets(self) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ class SourcePart:
             given = sample["references"]
             named = {task: self.source.target(task) for task in self._maps}
             renamed["references"] = {task: given[name] for task, name in named.items() if name in given}
-        return renamed
+        return put_all(self._taught, index, renamed)
 
     def identifier(self, index: int) -> str:
         """The data set's."""
@@ -90,7 +92,14 @@ class SourcePart:
 
     def chosen(self, indices: Sequence[int]) -> SourcePart:
         """Some of its samples."""
-        return SourcePart(self.source, self.config, Chosen(self.inner, indices), self.specs, self._maps)
+        taught = [one.chosen(indices) for one in self._taught]
+        return SourcePart(
+            self.source, self.config, Chosen(self.inner, indices), self.specs, self._maps, taught
+        )
+
+    def taught(self, labels: Sequence[PseudoLabels]) -> SourcePart:
+        """The same with a teacher's labels beside its own."""
+        return SourcePart(self.source, self.config, self.inner, self.specs, self._maps, labels)
 
 
 class SourcesDataset:

@@ -1,7 +1,7 @@
 """The bundle: a model file with all that is needed to run it and to know where it came from.
 
     <bundle>/ model.onnx (· model.onnx.data) · bundle.json · bundle.schema.json · golden.png · golden.npz
-              · infer.py · shared.py (· picture.py · show.py · panoptic.py · runtime.py) · verification.json · hashes.json
+              · infer.py · shared.py (· picture.py · pixels.py · sample.py · show.py · panoptic.py · runtime.py) · verification.json · hashes.json
 
 bundle.json lists the SHA-256 of each model file; verification.json names the SHA-256 of bundle.json; hashes.json lists
 that of every file.
@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from compactmtl.artifacts.files import sha256_file, write_text
+from compactmtl.artifacts.files import parse_json, sha256_file, write_text
 from compactmtl.artifacts.hashes import check_files, read_hashes, write_hashes
 from compactmtl.artifacts.layout import BUNDLE_FILE, VERIFICATION_FILE
 from compactmtl.backends import Runner, all_backends, checked_target, get_backend
@@ -259,10 +259,9 @@ def _read_verification(path: Path) -> Verification:
 
 
 def _content(path: Path) -> Any:
-    import json
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing", _EXPORT_AGAIN) from error
     except ValueError as error:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compactmtl.artifacts.arrays import load_arrays
 from compactmtl.backends.base import TensorInfo
 from compactmtl.data.base import Preprocessing
 from compactmtl.data.images import normalize_array, read_image
@@ -66,14 +66,10 @@ def batches_in(
 def _read(file: Path, inputs: Sequence[TensorInfo]) -> tuple[Tensor, ...]:
     """The inputs that a file of arrays holds."""
     try:
-        found: Any = np.load(file, allow_pickle=False)
-        held: Mapping[str, NDArray[Any]] = (
-            {inputs[0].name: found}
-            if isinstance(found, np.ndarray)
-            else {key: found[key] for key in found.files}
-        )
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        found = load_arrays(file)
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} can't be read: {error}", "save it with numpy.save or numpy.savez") from error
+    held = found if isinstance(found, dict) else {inputs[0].name: found}
     lacking = [one.name for one in inputs if one.name not in held]
     if lacking:
         raise DataError(

@@ -36,6 +36,7 @@ MOST = 10_000  # numbers at most that are kept of an output of a model that take
 UNBOUNDED = 0.1
 # Pixels whose two best classes are equal but for rounding may take either.
 TIES = 0.01
+MOVED = 7  # columns from one picture of several inputs to the next
 INPUT = 1e-4  # of the largest value: a hundredth of what one level of the 8 bits makes
 
 
@@ -58,13 +59,14 @@ def write_golden(
     values: dict[str, NDArray[Any]] = {}
     for number, (name, rule) in enumerate(info.rules.items()):
         if isinstance(rule, Vector):
-            # Numbers that lie on both sides of the mean, none twice.
-            numbers = np.array(rule.mean) + np.array(rule.std) * np.linspace(-1.5, 1, rule.channels)
+            # Numbers that lie on both sides of the mean, none twice, and others in each vector.
+            places = np.linspace(-1.5, 1, rule.channels) + number / 16
+            numbers = np.array(rule.mean) + np.array(rule.std) * places
             files[name] = _write_numbers(folder, f"golden-{name}.npy", numbers.astype(np.float32))
             values[name] = read_vector(folder / files[name], rule.channels, name)
             continue
-        # Each picture another one: none can take another's place unseen.
-        drawn = np.roll(draw(rule.size), number, -1)
+        # Each picture another one, in other colors and moved: none can take another's place unseen.
+        drawn = np.roll(draw(rule.size), (number, MOVED * number), (2, 1))
         files[name] = _write_picture(folder, drawn, rule.channels, f"-{name}" if several else "")
         values[name], read = read_picture(folder / files[name], rule.fit)
     arrays = feed_all(values, info.rules, baked=info.target.onnx.preprocess)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -182,11 +182,13 @@ class Predictor:
         return Photo(pixels, fit.placement(read.size))
 
     def _sample(self, given: Mapping[str, Path | str]) -> Photo:
-        known = list(self.inputs) or ["one picture without a name"]
-        if set(given) != set(self.inputs):
+        known = ", ".join(self.inputs) or "one picture without a name"
+        if not self.inputs or set(given) != set(self.inputs):
             raise ConfigError(
-                f"the model takes {', '.join(known)}, found {', '.join(given) or 'none'}",
-                "name each input of a sample once, as NAME=FILE",
+                f"the model takes {known}, found {', '.join(given) or 'none'}",
+                "give `photo` a file for each input by its name"
+                if self.inputs
+                else "give `photo` the file itself",
             )
         values: dict[str, NDArray[Any]] = {}
         first: ImageInfo | None = None
@@ -208,14 +210,33 @@ class Predictor:
         """
         photo = image if isinstance(image, Photo) else None
         pixels = image.pixels if isinstance(image, Photo) else image
+        given = {self.first: pixels, **({} if photo is None else photo.others)}
+        self._check(given)
         if self.inputs:
-            if photo is None:
-                raise ConfigError("the model takes several inputs", "give what `photo` returns")
-            fed = feed_all({self.first: pixels, **photo.others}, self.inputs, baked=self.baked)
+            fed = feed_all(given, self.inputs, baked=self.baked)
         else:
             fed = dict.fromkeys(self.runner.input_names, feed(pixels, self.prepare, baked=self.baked))
         outputs = run_batched(self.runner, fed)
         return [self._read(name, one, outputs, photo) for name, one in self.tasks.items()]
+
+    def _check(self, given: Mapping[str, NDArray[Any]]) -> None:
+        """Raise ConfigError for arrays that are not as `photo` gives them, which would be broadcast or taken for others."""
+        rules: Mapping[str, Rule] = self.inputs or {"": self.prepare}
+        if set(given) != set(rules):
+            raise ConfigError(
+                f"the model takes {_listed(rules)}, found {_listed(given)}", "give what `photo` returns"
+            )
+        for name, rule in rules.items():
+            value, vector = given[name], isinstance(rule, Vector)
+            kind, axes = (
+                ("float32", f"({rule.channels},)") if vector else ("uint8", f"({rule.channels}, H, W)")
+            )
+            if value.dtype != kind or value.ndim != (1 if vector else 3) or len(value) != rule.channels:
+                raise ConfigError(
+                    f"{f'input {name!r}' if name else 'the image'} is {value.dtype} of shape {value.shape}, expected {kind} of"
+                    f" shape {axes}",
+                    "give what `read` or `photo` returns, which is not yet normalized",
+                )
 
     def _read(
         self, name: str, task: Task, outputs: Mapping[str, NDArray[Any]], photo: Photo | None
@@ -233,3 +254,7 @@ class Predictor:
         # What was reduced to a class has no probability left.
         probabilities = {} if after == "argmax" else task.probabilities(output[0])
         return Prediction(name, value, task.caption(value), probabilities, task.unknown)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(name or "one image" for name in names)

@@ -192,9 +192,12 @@ class Runtime(Frozen):
     """What runs the model file."""
 
     name: str = Field(description="The backend, as the target names it.")
-    package: str = Field(description="What pip installs it from.")
+    package: str = Field(
+        description="What pip installs it from: a package, or several with spaces between them."
+    )
     version: str = Field(
-        "", description="The version that the bundle was made with; empty where it was not there."
+        "",
+        description="The version of the first package that the bundle was made with; empty where it was not there.",
     )
 
 

@@ -18,10 +18,11 @@ MOST_LINES = 120  # of infer.py: a user is to read it. A runtime that takes more
 SCHEMA = BUNDLE_SCHEMA  # a file of `in_bundle` too
 ARRAYS_SCRIPT = "infer_arrays.py"  # infer.py of a model that takes arrays
 INPUTS_SCRIPT = "infer_inputs.py"  # infer.py of a model of several inputs
-SHARED, SHOW, PICTURE, SAMPLE, PANOPTIC, RUNTIME = (
+SHARED, SHOW, PICTURE, PIXELS, SAMPLE, PANOPTIC, RUNTIME = (
     "shared",
     "show",
     "picture",
+    "pixels",
     "sample",
     "panoptic",
     "runtime",
@@ -36,7 +37,7 @@ def scripts(info: BundleInfo) -> dict[str, str]:
     Each imports the standard library, numpy, Pillow, the bundle's runtime and each other alone.
     """
     backend = get_backend(info.target.backend)
-    part = backend.in_bundle()
+    part = backend.in_bundle(info.target)
     if (
         not part
         or info.runtime is None
@@ -47,9 +48,9 @@ def scripts(info: BundleInfo) -> dict[str, str]:
     operations = {one.decode.op for one in info.outputs if one.decode is not None}
     parts: tuple[str, ...] = ()
     if info.golden.inputs:
-        program, parts = INPUTS_SCRIPT, (PICTURE, SAMPLE, SHOW)
+        program, parts = INPUTS_SCRIPT, (PICTURE, PIXELS, SAMPLE, SHOW)
     elif info.golden.picture is not None:
-        program, parts = INFER_SCRIPT, (PICTURE, SHOW)
+        program, parts = INFER_SCRIPT, (PICTURE, PIXELS, SHOW)
     else:
         program = ARRAYS_SCRIPT
     text = _beside(source(program))
@@ -83,7 +84,7 @@ def _with_operations(text: str, operations: Set[str]) -> str:
 
 
 def _with_runtime(text: str, part: str) -> str:
-    """infer.py with the runtime's import among its imports and `open_model` before `check`."""
+    """infer.py with the runtime's import among its imports and `open_model` before `main`."""
     tree = ast.parse(part)
     lines = part.splitlines(keepends=True)
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -92,7 +93,7 @@ def _with_runtime(text: str, part: str) -> str:
     new = [ast.unparse(node) for node in imports if ast.unparse(node) not in there]
     body = "".join(lines[imports[-1].end_lineno :]).strip("\n")
     text = _open_model_from(text, "".join(f"    {line}\n" for line in new))
-    return text.replace("\n\n\ndef check(", f"\n\n\n{body}\n\n\ndef check(")
+    return text.replace("\n\n\ndef main(", f"\n\n\n{body}\n\n\ndef main(")
 
 
 def _open_model_from(text: str, imports: str) -> str:

@@ -177,7 +177,9 @@ def bundle_info(
         target_name=one.target_name,
         target=backend.portable(one.target),
         model=path.name,
-        runtime=Runtime(name=backend.name, package=wheel, version=package_version(wheel) or ""),
+        runtime=Runtime(
+            name=backend.name, package=wheel, version=package_version(wheel.partition(" ")[0]) or ""
+        ),
         files={file.name: sha256_file(file) for file in [*model_files(path), *built]},
         inputs=one.inputs(shapes_in, dtypes),
         outputs=one.outputs(shapes_out, dtypes),

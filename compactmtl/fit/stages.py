@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import compactmtl
-from compactmtl.artifacts.files import sha256_file, write_text
+from compactmtl.artifacts.files import parse_json, sha256_file, write_text
 from compactmtl.artifacts.layout import (
     BEST,
     CHECKPOINTS,
@@ -91,7 +91,7 @@ class _State:
     @classmethod
     def read(cls, path: Path) -> _State:
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
             if values["version"] == VERSION:
                 return cls(path, dict(values["made_from"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -197,7 +197,7 @@ class _Walk:
             self.say("compact: removing the dead channels")
             compact_run(run)
             self.state.note("compact", facts)
-        surgery: Facts = json.loads((run.path / COMPACT / SURGERY).read_text(encoding="utf-8"))
+        surgery: Facts = parse_json((run.path / COMPACT / SURGERY).read_text(encoding="utf-8"))
         return surgery
 
     def _export(self, run: Run) -> Verification:

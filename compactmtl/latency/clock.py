@@ -23,8 +23,8 @@ from compactmtl.sparsity import ChannelGroups
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.verify.latency import measure_latency, undisturbed
 
-SECONDS = 3.0  # of timing both networks, about
-ROUNDS = (20, 100)
+SECONDS = 4.0  # of timing both networks, about
+ROUNDS = (20, 400)  # so many that a second of other work moves neither of the two
 SETTLE = 3
 TRIES = 3  # timings of one network on a busy machine
 DENSE, SMALL = "dense", "small"

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.files import parse_json, sha256_file
 from compactmtl.artifacts.hashes import sha256
 from compactmtl.artifacts.layout import MODEL_FILE
 from compactmtl.artifacts.told import now
@@ -256,7 +256,7 @@ def table_from_results(path: Path) -> LatencyTable:
 def _read(path: Path) -> tuple[TableResults, TableManifest]:
     """Results and the manifest in them. Raises ArtifactError where the file is none, or was edited."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: there is no such file", "name the file that kit.py wrote") from error
     except (OSError, ValueError) as error:

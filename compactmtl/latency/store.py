@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compactmtl.artifacts.files import write_text
+from compactmtl.artifacts.files import parse_json, write_text
 from compactmtl.data.cache import user_cache
 from compactmtl.errors import CompactError, CompactWarning
 from compactmtl.latency.fit import Point
@@ -29,7 +29,7 @@ class Store:
     def __post_init__(self) -> None:
         self._points: dict[str, list[Point]] = {}
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
+            document = parse_json(self.path.read_text(encoding="utf-8"))
             if document["version"] == VERSION and document["conditions"] == json.loads(self._conditions):
                 self._points = {
                     signature: [
@@ -82,7 +82,7 @@ class Store:
 
     def _networks(self) -> dict[str, object]:
         try:
-            return dict(json.loads(self._networks_path.read_text(encoding="utf-8")))
+            return dict(parse_json(self._networks_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 

@@ -174,6 +174,9 @@ def _channels_last(parameter: nn.Parameter) -> bool:
 
 def _compare(model: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> None:
     small.train(model.training)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in small.named_modules():
+        module.training = modes.get(name, model.training)  # batch norm may be frozen
     with borrowed(model, small, weights=False):
         before = _named(model(*inputs))
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
+from compactmtl.backends import get_backend, load_target
 from compactmtl.config.lookup import name_hint
 from compactmtl.config.sparsity import (
     ControllerConfig,
@@ -24,6 +26,7 @@ from compactmtl.config.words import naming
 from compactmtl.errors import ConfigError
 from compactmtl.graph.inputs import tensors_in
 from compactmtl.sparsity import LatencyTable
+from compactmtl.surgery.plan import signature
 
 # what decides -> the section of a recipe, and the values that it implies there
 METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -208,3 +211,30 @@ def _one_device(model: nn.Module, inputs: tuple[Any, ...]) -> None:
                     f"example input {index} is on {value.device}, the model ({name}) on {device}",
                     "move the example inputs to the model's device",
                 )
+
+
+def check_averages(averages: Sequence[AveragedModel], model: nn.Module) -> None:
+    """Whether these are averages of `model`. Raises ConfigError naming the first that is not."""
+    for index, average in enumerate(averages):
+        if signature(average.module) != signature(model):
+            raise ConfigError(
+                f"average {index} is of another network: names or shapes differ",
+                "build it from this model, as AveragedModel(model), before channels are removed",
+            )
+
+
+def check_average(average: AveragedModel | None, averages: Sequence[AveragedModel]) -> None:
+    """Whether the average that `finish` was given is one of those of the start. Raises ConfigError."""
+    if average is not None and all(average is not one for one in averages):
+        raise ConfigError(
+            "finish() was given an average that does not belong to this shrinking",
+            "hand it in at the start: Shrinking(…, averages=average)",
+        )
+
+
+def align_of(target: str | None) -> int:
+    """The multiple of channels that a target runs best; 1 without one."""
+    if target is None:
+        return 1
+    loaded = load_target(target)
+    return get_backend(loaded.backend).channel_step(loaded)

@@ -6,32 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from compactmtl.backends import Align, get_backend, load_target
+from compactmtl.backends import Align, load_target
 from compactmtl.config.sparsity import SparsityConfig
-from compactmtl.errors import ArtifactError, ConfigError, TrainingError
+from compactmtl.errors import ArtifactError, TrainingError
+from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import as_arguments
 from compactmtl.latency import check_target
+from compactmtl.loops import settings
 from compactmtl.loops.averages import masked
 from compactmtl.loops.controls import build_steering
+from compactmtl.loops.held_out import Evaluate, Told, as_held_out, check_evaluate
+from compactmtl.loops.own_state import VERSION, check_own, in_words
 from compactmtl.loops.removed import Removed, cut_model
-from compactmtl.loops.settings import check, in_own_words, plain_module, plain_optimizer, section_of
+from compactmtl.loops.settings import in_own_words
 from compactmtl.loops.steering import Steering
 from compactmtl.loops.watch import Watch
 from compactmtl.loops.whole_states import WholeStates
 from compactmtl.sparsity import ChannelGroups, LatencyTable, channel_groups
-from compactmtl.sparsity.saved import check_state
 from compactmtl.surgery import CompactResult, Plan, compact
 from compactmtl.surgery.plan import signature
 from compactmtl.surgery.slice_plan import Kept
 
 Method = Literal["selective", "controller", "magnitude", "group_norm", "taylor"]
-VERSION = 1  # of the state
-_STATE = ("network", "asked", "steps", "epochs", "restarted", "removed", "table", "control")
 
 
 class Shrinking:
@@ -57,6 +58,7 @@ class Shrinking:
     - **Averages.** Give an AveragedModel as `averages`; it is cut with the network, and begins anew when the budget is
       reached, because what came before is of a larger network. `finish(average)` compacts it.
     - **torch.compile.** Give the compiled model; it is compiled anew after its channels went.
+    - **Several tasks.** Hand their losses to `look` before backward; with `losses` no task loses more than it may.
     - **shrink_every=k** removes dead channels from the network after every k-th `end_epoch()`, with what the optimizer and
       the averages hold of them. The modules stay the same objects; their parameters are new ones.
 
@@ -82,6 +84,7 @@ class Shrinking:
         table: LatencyTable | None = None,
         averages: AveragedModel | Sequence[AveragedModel] = (),
         align: int | None = None,
+        evaluate: Evaluate | None = None,
         **options: Any,
     ) -> None:
         """Find the channel groups of `model` and plan their removal over `total_steps` optimizer steps.
@@ -106,8 +109,10 @@ class Shrinking:
             averages: averages of the model's weights.
             align: multiple that channel counts are kept at; by default each layer's step by the latency table of a budget,
                 else that of the `target`, else 1.
+            evaluate: of `losses`, measures the tasks on held-out data: a function of the network, in eval mode, that returns
+                {task: value}, as `judge` takes it. By default `judge` is told.
             options: keys of a recipe's section `sparsity` and of the method in it, such as `start`, `end`, `ramp`,
-                `min_channels`, `groups`, `scope` ("model" by default) and `shrink_every`.
+                `min_channels`, `groups`, `scope` ("model" by default), `losses` and `shrink_every`.
 
         Raises:
             ConfigError: naming the arguments, where they don't fit each other, the model has no channels to remove, or
@@ -122,23 +127,20 @@ class Shrinking:
             "latency_ms": latency_ms,
             "speedup": speedup,
         }
-        self.config = section_of(method, strength, budget, target, table, options)
+        self.config = settings.section_of(method, strength, budget, target, table, options)
+        check_evaluate(self.config.losses, evaluate)
+        self._evaluate = evaluate
         if table is not None and target is not None:
             check_target(table, target, load_target(target), anywhere=True)
         self.model, self.optimizer = model, optimizer
         self.total_steps = total_steps
-        self._network, self._optimizer = plain_module(model), plain_optimizer(optimizer)
+        self._network, self._optimizer = settings.plain_module(model), settings.plain_optimizer(optimizer)
         self._inputs = as_arguments(self._network, example_inputs)
         self._averages = [averages] if isinstance(averages, AveragedModel) else list(averages)
-        check(self._network, self._optimizer, self._inputs, total_steps)
-        for index, average in enumerate(self._averages):
-            if signature(average.module) != signature(self._network):
-                raise ConfigError(
-                    f"average {index} is of another network: names or shapes differ",
-                    "build it from this model, as AveragedModel(model), before channels are removed",
-                )
+        settings.check(self._network, self._optimizer, self._inputs, total_steps)
+        settings.check_averages(self._averages, self._network)
         self._auto = align is None
-        self.align = _align_of(target) if align is None else align
+        self.align = settings.align_of(target) if align is None else align
         # the network at its first size, for the compact model at the end
         self._first = None if self.config.shrink_every is None else copy_model(self._network).to("cpu")
         with in_own_words():
@@ -206,6 +208,31 @@ class Shrinking:
         """For a log: shares of zero groups and of removable MACs and parameters, λ, and zeros by layer."""
         return self._steering.report()
 
+    def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
+        """Before `backward()`: the loss of each task by name, with its graph. Every so many steps (`tasks_every`) their gradients
+        tell what each channel is worth to each task. `scale` is multiplied to losses of half precision, and divided out.
+        """
+        self._check_alive("look()")
+        with in_own_words():
+            self._steering.look(losses, scale)
+
+    @property
+    def check_due(self) -> bool:
+        """Whether `judge` is to be told what the tasks have on held-out data, before the next step."""
+        return self._steering.check_due
+
+    def judge(self, told: Mapping[str, Told]) -> str:
+        """Go on as the bounds of `losses` allow, with what the tasks have on held-out data now; what was put back, in words.
+
+        `told` has for each task a number, or the values (N,) of single samples, of which a standard error follows;
+        (value, False) where lower is better. Raises TrainingError where no check is due.
+        """
+        self._check_alive("judge()")
+        if not self.check_due:
+            raise TrainingError("judge() while no check is due", "call it where check_due is True")
+        with in_own_words():
+            return self._steering.judge(self._network, lambda: as_held_out(told))
+
     def observe(self) -> None:
         """Rank channels by the gradients as they are now: after backward and unscaling, before clipping. Not needed
         otherwise. Raises TrainingError before a backward pass.
@@ -220,6 +247,11 @@ class Shrinking:
         Raises TrainingError without a backward pass, after two steps of the optimizer, or after more than `total_steps`.
         """
         self._check_alive("step()")
+        if self.check_due:
+            raise TrainingError(
+                f"after step {self._steps} nobody judged what the tasks have lost",
+                "give evaluate=, or call judge() after step() where check_due is True",
+            )
         if not self._watch.stepped():
             return False
         if self._steps >= self.total_steps:
@@ -230,6 +262,10 @@ class Shrinking:
         self._steps += 1
         with in_own_words():
             self._steering.step()
+        if self._steering.check_due and self._evaluate is not None:
+            with borrowed(self._network, weights=False):
+                told = self._evaluate(self.model)
+            self.judge(told)
         self._watch.stepping_done()
         if self.reached and not self._restarted:
             self._restarted = True
@@ -250,7 +286,7 @@ class Shrinking:
             return False
         with in_own_words(), self._states.paused():
             self._steering.check_zeros()
-            plan = self._removed.find(self._network, self.groups, self._steering.dead())
+            plan = self._removed.find(self._network, self.groups, self._steering.removable())
             if plan is None:
                 return False
             kept = self._removed.remove(self._network, plan, self._optimizer)
@@ -283,7 +319,7 @@ class Shrinking:
         }
 
     def _asked(self) -> str:
-        return f"{self.config.model_dump_json(exclude_none=True)}, total_steps {self.total_steps}, align {self.align}"
+        return in_words(self.config, self.total_steps, self.align)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, before or after model and optimizer load theirs.
@@ -292,23 +328,7 @@ class Shrinking:
         that lacks something; nothing is removed then.
         """
         self._check_alive("load_state_dict()")
-        check_state(state, (), "Shrinking")
-        if state.get("version") != VERSION:
-            raise ArtifactError(
-                f"the state has version {state.get('version')!r}, {VERSION} was expected",
-                "hand in what Shrinking.state_dict() returned",
-            )
-        check_state(state, _STATE, "Shrinking")
-        if state["network"] != self._signature:
-            raise ArtifactError(
-                f"the state is of another network than this {type(self._network).__name__}: names or shapes differ",
-                "build the model as at the start; Shrinking takes it before its weights are loaded or after",
-            )
-        if state["asked"] != self._asked():
-            raise ArtifactError(
-                f"the state is of a shrinking by {state['asked']}, this one is by {self._asked()}",
-                "build Shrinking with the arguments of the start",
-            )
+        check_own(state, type(self._network).__name__, self._signature, self._asked())
         plan = Plan.from_json(state["removed"], "the state's plan")
         saved = None
         if state["table"] is not None:
@@ -357,11 +377,7 @@ class Shrinking:
                 f"finish() after step {self._steps} of {self.total_steps}: the budget is not reached yet",
                 "train on, or take the network as it is: finish(early=True)",
             )
-        if average is not None and all(average is not one for one in self._averages):
-            raise ConfigError(
-                "finish() was given an average that does not belong to this shrinking",
-                "hand it in at the start: Shrinking(…, averages=average)",
-            )
+        settings.check_average(average, self._averages)
         if not early:
             self._steering.check_zeros()
             self._steering.check_met()
@@ -385,10 +401,3 @@ class Shrinking:
             raise TrainingError(
                 f"{what} after finish()", "build another Shrinking to go on with a smaller budget"
             )
-
-
-def _align_of(target: str | None) -> int:
-    if target is None:
-        return 1
-    loaded = load_target(target)
-    return get_backend(loaded.backend).channel_step(loaded)

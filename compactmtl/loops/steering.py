@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compactmtl.errors import CompactWarning, ConfigError, TrainingError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.space import Flags
 from compactmtl.latency import PairedClock
-from compactmtl.sparsity import ChannelGroups, Control, LatencyTable
+from compactmtl.sparsity import ChannelGroups, Control, LatencyTable, SelectiveShrinking
+from compactmtl.sparsity.held_out import HeldOut
+from compactmtl.sparsity.record import importance_record
 from compactmtl.surgery.report import SurgeryReport
 from compactmtl.surgery.slice_plan import Kept
 
@@ -77,6 +80,33 @@ class Steering:
         """Read learning rates and clear moments of dead groups in `optimizer`; once, before the first step."""
         self.control.attach(optimizer)
 
+    def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
+        """The loss of each task is there with its graph, before the backward pass; `scale` is a loss scaler's factor."""
+        self.control.look(losses, scale)
+
+    @property
+    def check_due(self) -> bool:
+        """Whether the tasks are to be measured on held-out data now, after a step, for `judge`."""
+        return self.control.check_due
+
+    def judge(self, model: nn.Module, measure: Callable[[], Mapping[str, HeldOut]]) -> str:
+        """Measure the tasks on held-out data, and go on as their bounds allow. What was put back, in words.
+
+        Raises DataError where the held-out data says nothing of a bounded task.
+        """
+        control = self.control
+        assert isinstance(control, SelectiveShrinking) and control.bounds is not None
+        start = time.perf_counter()
+        found = measure()
+        control.bounds.seconds += time.perf_counter() - start
+        return control.judge(found, dict(model.named_buffers()))
+
+    def finished(self, found: Mapping[str, HeldOut]) -> None:
+        """Note what the tasks have on held-out data in the network that is deployed, for `record`."""
+        control = self.control
+        if isinstance(control, SelectiveShrinking) and control.bounds is not None:
+            control.bounds.finished(found)
+
     def observe(self) -> None:
         """The gradients are there, and are not clipped yet."""
         self.control.observe()
@@ -118,6 +148,7 @@ class Steering:
         if self.table is not None:
             off = "" if self.table.error is None else f", {self.table.error:.0%} off in the median"
             lines.append(f"latency by a table of {self.table.target} on {self.table.device}{off}")
+        lines += self.control.notes()
         lines += [f"not in sparsity: {name}: {why}" for name, why in self.groups.left_out.items()]
         return lines + [f"counted without it: {name}: {why}" for name, why in self.groups.inexact.items()]
 
@@ -127,6 +158,11 @@ class Steering:
         if held is not None:
             return [flags.cpu().numpy() for flags in held]
         return [~flags for flags in self.groups.alive()]
+
+    def removable(self) -> list[Flags]:
+        """Of `dead` the groups that may leave the network now: those that nothing will put back."""
+        settled = self.control.settled
+        return self.dead() if settled is None else [flags.cpu().numpy() for flags in settled]
 
     def check_zeros(self) -> None:
         """Raise TrainingError where groups that are zero for good are not zero in the network as it is."""
@@ -138,16 +174,21 @@ class Steering:
                 )
 
     def check_met(self) -> None:
-        """Raise TrainingError where the groups that are zero for good are too few for the target."""
+        """Raise TrainingError where the groups that are zero for good are too few for the target, and no bound is why."""
         target = self.control.target
+        if self.control.short:
+            return
         if target is not None and (short := target.shortfall([~flags for flags in self.dead()])):
             raise TrainingError(
                 f"the budget is missed: {short}", "take the network as it is: finish(early=True)"
             )
 
     def warn_of(self, report: SurgeryReport) -> None:
-        """Give a CompactWarning where surgery removed less of the MACs or parameters than was asked for."""
+        """Give a CompactWarning where surgery removed less of the MACs or parameters than was asked for, or a bound let it."""
         target = self.control.target
+        if self.control.short:
+            warnings.warn(self.control.short, CompactWarning, stacklevel=3)
+            return
         if target is None or target.config.measure == "latency":
             return
         left = report.parameters_after / report.parameters_before
@@ -163,13 +204,14 @@ class Steering:
     def rebind(self, model: nn.Module, kept: Kept) -> None:
         """Go on in a smaller network, of whose parameters the indices `kept` are left; the optimizer has them already."""
         self._model = model
+        self.control.cut(kept)
         self.groups, survivors = self.groups.after(kept, model)
         self.control.shrink_to(self.groups, [torch.from_numpy(index) for index in survivors])
 
     def report(self) -> Report:
         """Share of zero groups of all at first (whole, and by layer), λ, and the shares of the model's MACs and
         parameters that surgery can remove, or has removed (none: not known); of a latency budget what was measured of the
-        choices so far.
+        choices so far, and of tasks what their importance and their bounds came to.
 
         A zero in one layer frees a channel only where all that reads it, or all that writes it, is zero.
         """
@@ -189,7 +231,19 @@ class Steering:
             "layers": {
                 name: zero / size for name, zero, size in zip(self._names, zeros, self._sizes, strict=True)
             },
+            # what was measured is the same in every run of a recipe; how long it took is in `record`
+            **{
+                what: {key: value for key, value in found.items() if key != "seconds"}
+                for what, found in self.control.report().items()
+            },
         }
+
+    def record(self) -> dict[str, Any] | None:
+        """What each channel is worth to each task, see `importance_record`; None where that is not known."""
+        tasks = self.control.tasks
+        if tasks is None or not tasks.known:
+            return None
+        return importance_record(tasks, self._names, self.dead(), self.control.report().get("bounds"))
 
     def state_dict(self) -> dict[str, Any]:
         """The control's, tensors and plain numbers."""

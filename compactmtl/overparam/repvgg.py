@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compactmtl.distributed.sums import moments
 from compactmtl.overparam.factors import check_finite, normal
 from compactmtl.overparam.geometry import Plain
 from compactmtl.overparam.layer import OverparamLayer
@@ -40,16 +41,17 @@ class BranchNorm(nn.Module):
         """Normalize x (B, C, H, W) by this batch's statistics and note them."""
         with torch.autocast(x.device.type, enabled=False):
             values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+            mean, var, count = moments(values, (0, 2, 3))
             if self.track_running_stats:
-                self._note(mean.detach(), var.detach(), x.numel() // x.shape[1])
+                self._note(mean.detach(), var.detach(), count)
             factor = self.gamma * torch.rsqrt(var + EPS)
             shift = None if self.beta is None else (self.beta - factor * mean)[:, None, None]
         output = x * factor.to(x.dtype)[:, None, None]
         return output if shift is None else output + shift.to(x.dtype)
 
-    def _note(self, mean: Tensor, var: Tensor, count: int) -> None:
-        unbiased = var * (count / max(count - 1, 1))
+    def _note(self, mean: Tensor, var: Tensor, count: float | Tensor) -> None:
+        alone = isinstance(count, float) and count <= 1
+        unbiased = var if alone else var * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), MOMENTUM)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), MOMENTUM)
 

@@ -24,21 +24,27 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarRow:
-    """One layer: a bar a series, or the path of an area over the epochs with its last value in words."""
+    """One layer: a bar a series, or the path of an area over the epochs with its last value in words; or `areas`, paths with
+    their colors, each over those before, with words on all of them.
+    """
 
     name: str
     bars: tuple[Bar, ...] = ()
     path: str = ""
     text: str = ""
+    areas: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class BarChart:
-    """Rows from the longest to the shortest. `series` names the bars of each row, in their order."""
+    """Rows from the longest to the shortest. `series` names the bars of each row, in their order; in `colors` of the page's
+    series, or in shades of which the first stands back.
+    """
 
     series: tuple[str, ...]
     rows: tuple[BarRow, ...]
     caption: str
+    colors: bool = False
 
     @property
     def shown(self) -> tuple[BarRow, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import CARD
-from compactmtl.errors import command
 from compactmtl.report import format as fmt
 from compactmtl.report.deployment import deployments
 from compactmtl.report.devices import device_table
@@ -124,9 +123,6 @@ def _lines(run: RunView, report: Report) -> Iterator[str]:
     )
 
 
-_RESIZED = {"stretch": "stretched to", "letterbox": "letterboxed to", "crop": "scaled and cut to"}
-
-
 def _interface(run: RunView) -> Iterator[str]:
     """Input and outputs of the headline's bundle, else of the first one."""
     export = run.shown_export or next(iter(run.exports), None)
@@ -136,24 +132,15 @@ def _interface(run: RunView) -> Iterator[str]:
     yield ""
     yield "## Input and outputs"
     yield ""
-    several = len(interface.inputs) > 1
-    first, *others = [f"{one.name}=FILE" for one in interface.inputs] if several else ["IMAGE"]
-    what = "sample" if several else "image"
-    yield f"The bundle is `{interface.path}`. `{command('predict', interface.path, first, *others)}` runs it on one {what}."
-    if interface.format is not None and several:
-        height, width = interface.format.size
+    what = "sample" if interface.named else "image"
+    yield f"The bundle is `{interface.path}`. `{interface.predict}` runs it on one {what}."
+    described = [(one.name, one.format.words) for one in interface.described if one.format is not None]
+    if described:
         yield ""
-        yield (
-            f"Pictures are {_RESIZED[interface.format.resize]} {height}×{width} (height × width) by a bilinear filter with "
-            "antialiasing."
-        )
-    elif interface.format is not None:
-        height, width = interface.format.size
-        yield ""
-        yield (
-            f"Input: {interface.format.kind}, {interface.format.layout}, {_RESIZED[interface.format.resize]} "
-            f"{height}×{width} (height × width) by a bilinear filter with antialiasing. Values: {interface.format.values}."
-        )
+        if interface.named:
+            yield from (f"- `{name}`: {words}" for name, words in described)
+        else:
+            yield f"Input: {described[0][1]}"
     yield ""
     rows = tuple(
         Row(

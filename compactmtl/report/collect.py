@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from compactmtl.artifacts.files import sha256_file
+from compactmtl.artifacts.files import present, sha256_file
 from compactmtl.artifacts.hashes import check_files, read_hashes
 from compactmtl.artifacts.layout import (
     BUNDLE_FILE,
     COMPACT,
     EXPORT,
+    IMPORTANCE,
+    IMPORTANCE_FILE,
     LOG,
     META,
     PLAN,
@@ -45,7 +47,7 @@ from compactmtl.report.model import (
     TaskView,
 )
 from compactmtl.report.parse import damaged, parse, read_json
-from compactmtl.report.read import Epoch, Surgery
+from compactmtl.report.read import Epoch, Importance, Surgery
 from compactmtl.report.reference import (
     Reference,
     Single,
@@ -56,7 +58,7 @@ from compactmtl.report.reference import (
     of_single_runs,
     split_single,
 )
-from compactmtl.report.teachers import teacher_views
+from compactmtl.report.teachers import pseudo_label_views, teacher_views
 from compactmtl.tasks.gain import wrong_in_words
 from compactmtl.verify.result import TaskMetrics, Verification
 
@@ -149,6 +151,9 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
     if surgery_path.exists():
         _check(surgery_path, f"run `{command('compact', run.path)}` again")
     surgery = parse(Surgery, surgery_path) if surgery_path.exists() else None
+    importance_path = present(run.path / IMPORTANCE) / IMPORTANCE_FILE
+    if importance_path.exists():
+        _check(importance_path, f"train again: `{command('train', run.path / RECIPE, '--overwrite')}`")
     for path in (run.path / EXPORT).glob(f"*/{VERIFICATION_FILE}"):
         _check(path, f"run `{command('export', run.path, '--target', path.parent.name)}` again")
     exports = tuple(
@@ -183,6 +188,8 @@ def _view(run: Run, name: str, splits: ValSplits, notes: list[str], baseline: Ru
         provenance=_provenance(run, meta, surgery is not None, exports, baseline),
         targets=tuple(Path(target).stem for target in run.recipe.targets),
         budget=budget(run.recipe, surgery),
+        pseudo_labels=pseudo_label_views(run, log),
+        importance=parse(Importance, importance_path) if importance_path.exists() else None,
         teachers=teacher_views(run, name, meta, notes),
     )
     notes.extend(folding_notes(name, view.epochs, view.best_epoch, run.measured))

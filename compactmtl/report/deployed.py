@@ -161,25 +161,29 @@ def _spread(spread: Spread) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """One entry in the plane of latency and Δm: in ms and %, with the deviations over seeds where there are several."""
+    """One entry in a plane, in the units of its axes, with the deviation of `y` over seeds where there are several."""
 
     label: str
     series: str
-    milliseconds: float
-    gain: float
-    milliseconds_std: float
-    gain_std: float
+    x: float
+    y: float
+    y_std: float
     words: str
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The entries on one target: Δm in % over latency in ms, the curves by series, from the fastest entry on."""
+    """Entries in the plane of two quantities, such as Δm in % over latency in ms; the curves by series, from low x on.
 
-    target: str
+    The series in `loose` are dots that no line joins.
+    """
+
+    title: str
     x: Axis
     y: Axis
     curves: dict[str, list[Place]]
+    target: str = ""
+    loose: tuple[str, ...] = ()
 
 
 def planes(report: Report) -> list[Plane]:
@@ -188,20 +192,21 @@ def planes(report: Report) -> list[Plane]:
     rows = () if view is None else view.deployed
     for target in dict.fromkeys(row.target for row in rows):
         places = [_place(row) for row in rows if row.target == target and row.delta_m is not None]
-        places = [one for one in places if math.isfinite(one.gain) and one.milliseconds > 0]
+        places = [one for one in places if math.isfinite(one.y) and one.x > 0]
         if len(places) < 2:
             continue
         curves: dict[str, list[Place]] = {}
-        for one in sorted(places, key=lambda one: one.milliseconds):
+        for one in sorted(places, key=lambda one: one.x):
             curves.setdefault(one.series, []).append(one)
-        ends = [one.gain + sign * one.gain_std for one in places for sign in (-1, 1)]
+        ends = [one.y + sign * one.y_std for one in places for sign in (-1, 1)]
         order = list(dict.fromkeys(row.series for row in rows))
         found.append(
             Plane(
-                target,
-                ratio_axis([one.milliseconds for one in places], "latency, ms"),
+                f"Δm against latency on {target}",
+                ratio_axis([one.x for one in places], "latency, ms"),
                 axis([*ends, 0.0], "Δm, %", margin=0.08),
                 {name: curves[name] for name in order if name in curves},
+                target,
             )
         )
     return found
@@ -214,7 +219,6 @@ def _place(row: DeployedRow) -> Place:
         row.series,
         row.milliseconds.mean,
         100 * row.delta_m.mean,
-        row.milliseconds.std or 0.0,
         100 * (row.delta_m.std or 0.0),
         f"{row.label}: {fmt.milliseconds(row.milliseconds.mean)}, Δm {fmt.signed_percent(row.delta_m.mean)}",
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.layout import EXPORT, PREPARED_FILE, VERIFICATION_FILE
 from compactmtl.report import format as fmt
 from compactmtl.report.charts import Line, Mark, axis, legend, plot
@@ -41,7 +41,7 @@ def prepared_views(run: Path) -> tuple[PreparedView, ...]:
             continue
         built = ""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             reason, built = str(content["reason"]), str(content.get("built", ""))
         except (ValueError, KeyError, TypeError):
             reason = f"{path} is damaged"

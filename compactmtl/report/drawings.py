@@ -13,6 +13,7 @@ from compactmtl.report import format as fmt
 from compactmtl.report.accuracy_table import accuracy_table
 from compactmtl.report.model import ExportView, Report, RunView
 from compactmtl.report.table import Table
+from compactmtl.report.task_channels import TaskChannels, task_channels
 from compactmtl.report.why import Why, why_not_faster
 
 
@@ -51,6 +52,7 @@ class RunPage:
     pattern: bars.BarChart | None
     strength: Drawing | None
     competition: tuple[Drawing, ...]
+    tasks: TaskChannels | None
 
 
 def pareto(report: Report) -> Drawing | None:
@@ -101,6 +103,7 @@ def run_page(run: RunView, number: int, report: Report) -> RunPage:
         pattern=bars.zero_pattern(run.epochs),
         strength=_strength(run),
         competition=tuple(_competition(run)),
+        tasks=task_channels(run),
     )
 
 

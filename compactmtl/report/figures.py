@@ -48,8 +48,8 @@ def plane(shown: Plane) -> Markup:
     """Δm over latency, a line and dots a series."""
     lines, marks = [], []
     for number, (name, curve) in enumerate(shown.curves.items()):
-        lines.append(Line(name, [(one.milliseconds, one.gain) for one in curve], number))
-        marks += [Mark(one.milliseconds, one.gain, number, title=one.words) for one in curve]
+        lines.append(Line(name, [(one.x, one.y) for one in curve], number))
+        marks += [Mark(one.x, one.y, number, title=one.words) for one in curve]
     return legend([(name, number) for number, name in enumerate(shown.curves)]) + plot(
         shown.x, shown.y, lines=lines, marks=marks, base=0.0, height=300
     )

@@ -10,7 +10,7 @@ from pydantic import computed_field, model_validator
 from compactmtl.export.kit.files import DeviceRecord
 from compactmtl.report.budget import Budget
 from compactmtl.report.interface import Interface
-from compactmtl.report.read import Epoch, Surgery
+from compactmtl.report.read import Epoch, Importance, Surgery
 from compactmtl.report.rows import DeltaTable, Frozen, SweepView
 from compactmtl.verify.gates import BASELINE
 from compactmtl.verify.result import GateResult, TaskMetrics, Verification
@@ -150,6 +150,17 @@ class Provenance(Frozen):
     commands: tuple[str, ...]
 
 
+class PseudoLabelView(Frozen):
+    """Labels that a teacher gave training images which had none: of `samples`, those known without it and those it labeled."""
+
+    task: str
+    teacher: str
+    bound: str
+    samples: int
+    known: int
+    filled: int
+
+
 class TeacherView(Frozen):
     """A run that another learned from: the folder, and epochs and seconds of its own training."""
 
@@ -184,6 +195,10 @@ class RunView(Frozen):
     provenance: Provenance
     targets: tuple[str, ...] = ()  # that the recipe names, in its order
     budget: Budget | None = None  # none: the recipe asks for no sparsity
+    pseudo_labels: tuple[PseudoLabelView, ...] = ()
+    importance: Importance | None = (
+        None  # none: training did not look at what channels are worth to each task
+    )
     teachers: tuple[TeacherView, ...] | None = ()  # none: it has some, and what they cost is unknown
 
     @property

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.errors import ArtifactError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -16,7 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object. Raises ArtifactError where it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{path} is missing", "name a folder that `compactmtl train RECIPE` wrote"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -99,6 +100,58 @@ class SourceNorms(Read):
     """The metrics with each data set's own statistics of batch norm, before they are folded."""
 
     own_statistics: TaskMetrics = {}
+
+
+class TaskLayer(Read):
+    """One layer's channels: which were removed, and each channel's share of each task's importance."""
+
+    name: str
+    channels: int
+    removed: tuple[int, ...]
+    shares: dict[
+        str, tuple[float, ...]
+    ]  # task -> a share a channel; of removed ones as it was when they were chosen
+
+
+class TaskLoss(Read):
+    """What a task lost at a check, as a share of its reference, with one standard error; none: no number, or not known."""
+
+    share: float | None
+    error: float | None = None
+
+
+class BoundCheck(Read):
+    """One look at the held-out data: the share of the target that was gone, and whether all bounds held."""
+
+    step: int
+    share: float
+    losses: dict[str, TaskLoss]
+    held: bool
+
+
+class TaskBounds(Read):
+    """What tasks might lose, and what they lost at each check."""
+
+    most: dict[str, float]
+    reference: dict[str, float]
+    checks: tuple[BoundCheck, ...]
+    gone: float  # the share of the target that was gone when shrinking ended
+    steps_back: int
+    stopped: int | None = None
+    seconds: float
+    final: dict[str, TaskLoss] = {}  # of the network that is deployed
+
+
+class Importance(Read):
+    """importance/importance.json."""
+
+    version: Literal[1]
+    importance: str
+    tasks: tuple[str, ...]
+    looks: int
+    seconds: float
+    layers: tuple[TaskLayer, ...]
+    bounds: TaskBounds | None = None
 
 
 class TrainLosses(Read):

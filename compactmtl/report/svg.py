@@ -14,23 +14,23 @@ COLORS = ("#0072b2", "#d98c00", "#009e73", "#c2608f", "#d55e00", "#3d9bd1", "#5b
 
 
 def drawn(plane: Plane) -> str:
-    """Δm over latency as an SVG file: a line a method, a dot an entry with its name, bars of one deviation over seeds."""
+    """A plane as an SVG file: a line a method, a dot an entry with its name, bars of one deviation over seeds."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
         ' font-family="sans-serif" font-size="12">',
-        f"<title>Δm against latency on {escape(plane.target)}</title>",
+        f"<title>{escape(plane.title)}</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         *_grid(plane.x, plane.y),
     ]
     for index, (name, curve) in enumerate(plane.curves.items()):
         color = COLORS[index % len(COLORS)]
-        places = [(_x(plane.x, one.milliseconds), _y(plane.y, one.gain), one) for one in curve]
-        if len(places) > 1:
+        places = [(_x(plane.x, one.x), _y(plane.y, one.y), one) for one in curve]
+        if len(places) > 1 and name not in plane.loose:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
         for x, y, one in places:
-            if one.gain_std:
-                ends = _y(plane.y, one.gain - one.gain_std), _y(plane.y, one.gain + one.gain_std)
+            if one.y_std:
+                ends = _y(plane.y, one.y - one.y_std), _y(plane.y, one.y + one.y_std)
                 parts.append(
                     f'<path d="M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}" stroke="{color}" stroke-width="1"/>'
                 )

@@ -19,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.hashes import read_checked, read_hashes, sha256, write_hashed
 from compactmtl.artifacts.layout import HASHES, STATE, SUMMARY, WEIGHTS
 from compactmtl.artifacts.versions import is_version, new_version, read_version, resolve
@@ -120,7 +121,7 @@ def load_summary(folder: Path) -> dict[str, Any]:
             "let the run train on with --resume; a sparse run's best is chosen once its target is reached",
         )
     try:
-        summary = json.loads(_read(folder, SUMMARY))
+        summary = parse_json(_read(folder, SUMMARY))
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged: {error}", "train again with --overwrite") from error
     if not isinstance(summary, dict):

@@ -26,6 +26,9 @@ _PLACE = frozenset(
         "train.deterministic",
         "train.threads",
         "train.competition",
+        "train.mlflow",
+        "train.mlflow.uri",
+        "train.mlflow.experiment",
     }
 )
 

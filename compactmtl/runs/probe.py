@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.layout import PROBE
 from compactmtl.balancing.universality import LossGap
 from compactmtl.runs.run import Run
@@ -79,7 +80,7 @@ def read_probe(run: Run) -> Probe | None:
 def read_answer(path: Path) -> tuple[dict[str, Any], Probe] | None:
     """The question that probe.json answers, and the probe; None where there is none or it is damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         tasks = {}
         for name, task in values["tasks"].items():
             gap = task["gap"] and LossGap(

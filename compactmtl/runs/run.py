@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from compactmtl.artifacts.files import present, sha256_file
+from compactmtl.artifacts.files import present, sha256_file, parse_json
 from compactmtl.artifacts.hashes import check_files, note_unhashed, read_hashes
 from compactmtl.artifacts.layout import (
     BEST,
@@ -71,7 +71,7 @@ class Run:
         check_here(path, overrides)
         recipe = load_recipe(path / RECIPE, overrides)
         try:
-            meta = json.loads((path / META).read_text(encoding="utf-8"))
+            meta = parse_json((path / META).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ArtifactError(
                 f"{path / META} is damaged: {error}", "train again with --overwrite"
@@ -228,7 +228,7 @@ def check_compact(path: Path) -> None:
 def _check_source(folder: Path, again: str) -> Any:
     """The checkpoint that source.json names, as versions before hashes.json wrote it; plan and weights are checked."""
     try:
-        written = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+        written = parse_json((folder / SOURCE).read_text(encoding="utf-8"))
         hashes = {name: sha256_file(folder / name) for name in (PLAN, WEIGHTS)}
     except FileNotFoundError as error:
         raise ArtifactError(f"{error.filename} is missing", again) from error

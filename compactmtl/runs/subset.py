@@ -24,7 +24,8 @@ from compactmtl.runs.run import Run
 from compactmtl.tasks import Task
 from compactmtl.tasks.by_source import measured, task_of
 from compactmtl.tasks.common import nearest
-from compactmtl.tasks.gain import mean_score
+from compactmtl.tasks.gain import delta_m, mean_score
+from compactmtl.verify.result import TaskMetrics
 
 
 def check_tasks(run: Run, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -97,7 +98,9 @@ def _write(run: Run, path: Path, chosen: Sequence[str]) -> None:
     events = [_restricted(event, everything, kept) for event in run.log()]
     for event, metrics in [(summary, summary["metrics"]), *((event, event.get("val")) for event in events)]:
         if "score" in event and metrics:
-            event["score"] = mean_score(metrics, measured(kept, metrics))
+            gain, event["score"] = _scores(run, metrics, kept)
+            if "delta_m" in event:
+                event["delta_m"] = gain
     if path.exists():
         with writing(path, "its replacing"):  # whoever writes into it goes first
             pass
@@ -110,6 +113,14 @@ def _write(run: Run, path: Path, chosen: Sequence[str]) -> None:
             if (run.path / name).is_file():
                 write_text(folder / name, (run.path / name).read_text("utf-8"))
         write_text(folder / LOG, "".join(f"{json.dumps(event)}\n" for event in events))
+
+
+def _scores(run: Run, metrics: TaskMetrics, kept: Mapping[str, Task]) -> tuple[float | None, float]:
+    """Δm against the recipe's single-task numbers where it states some, and what an epoch is chosen by, of these tasks."""
+    tasks = measured(kept, metrics)
+    single = {name: numbers for name, numbers in run.recipe.single_task.items() if task_of(name) in kept}
+    gain = delta_m(metrics, single, tasks) if single else None
+    return gain, mean_score(metrics, tasks) if gain is None else gain
 
 
 def _restricted(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compactmtl.artifacts.run_folder import is_run
 from compactmtl.config import Recipe
 from compactmtl.config.distillation import OWN
 from compactmtl.runs.run import Run
@@ -34,6 +35,9 @@ def teacher_costs(recipe: Recipe) -> list[TeacherCost]:
     Raises ArtifactError where one is not a run.
     """
     names = recipe.distillation.names if recipe.distillation is not None else ()
+    # of pseudo-labels a run's cost alone is known
+    labeling = [one.teacher for one in recipe.data.pseudo_labels.values()]
+    names = (*names, *(name for name in labeling if is_run(teacher_path(recipe, name))))
     costs: dict[str, TeacherCost] = {}
     for name in names:
         if name != OWN:

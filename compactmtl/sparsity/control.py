@@ -20,6 +20,8 @@ from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
 from compactmtl.sparsity.saved import RESUME, check_state
 from compactmtl.sparsity.target import Target
+from compactmtl.sparsity.task_importance import TaskImportance
+from compactmtl.surgery.slice_plan import Kept
 
 
 class Control(ABC):
@@ -35,6 +37,7 @@ class Control(ABC):
 
     groups: ChannelGroups
     target: Target | None = None  # what is to be gone, where that is set
+    tasks: TaskImportance | None = None  # what each group is worth to each task, where that is looked at
 
     @property
     @abstractmethod
@@ -56,9 +59,27 @@ class Control(ABC):
     def held(self) -> list[Tensor] | None:
         """Groups that are zero for good, bool (n,) a family; none where zeros may come back."""
 
+    @property
+    def settled(self) -> list[Tensor] | None:
+        """Of `held` the groups that may leave the network: that nothing will put back."""
+        return self.held
+
+    @property
+    def check_due(self) -> bool:
+        """Whether the tasks are to be measured on held-out data now, after `step`, for `judge`."""
+        return False
+
+    @property
+    def short(self) -> str:
+        """Why the target was given up before it was met, in words; empty where it was not."""
+        return ""
+
     @abstractmethod
     def attach(self, optimizer: Optimizer) -> None:
         """Read rates and clear moments in `optimizer`; once, before the first step. Raises as OptimizerView does."""
+
+    def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
+        """Before backward: the loss of each task, with its graph. `scale` is the factor that a loss scaler will apply."""
 
     def observe(self) -> None:
         """After backward, before gradients are clipped: what is held at zero has no say in their norm."""
@@ -76,6 +97,16 @@ class Control(ABC):
         """
         return None
 
+    def notes(self) -> list[str]:
+        """What a user should know before training, in lines."""
+        return []
+
+    def report(self) -> dict[str, Any]:
+        """For a log, beside what is told of all controls."""
+        if self.tasks is None or not self.tasks.known:
+            return {}
+        return {"task_importance": {"looks": self.tasks.looks, "seconds": self.tasks.seconds}}
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers."""
@@ -83,6 +114,9 @@ class Control(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`. Raises ArtifactError for a state of other groups, or one that lacks something."""
+
+    def cut(self, kept: Kept) -> None:
+        """The network was cut: what is held of its tensors goes with them. `shrink_to` follows."""
 
     @abstractmethod
     def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:

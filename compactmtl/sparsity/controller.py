@@ -28,6 +28,7 @@ from compactmtl.sparsity.penalty import Penalty
 from compactmtl.sparsity.proximal import ProximalStep
 from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.target import Target, as_flags, as_values
+from compactmtl.sparsity.task_importance import TaskImportance
 
 WIDEST = 100.0  # the largest factor between a layer's λ and the mean, either way
 STEEPEST = 4.0  # λ changes by at most this factor from one setting to the next
@@ -70,6 +71,13 @@ class StrengthController(Control):
         self.target: Target = Target(self.groups, config, align, "sparsity.controller", table)
         if config.weights == "cost":
             penalty.factors = cost_factors(self.target)
+        scored = [family.scored for family in self.groups.bound]
+        self.tasks: TaskImportance = TaskImportance(
+            scored, [family.size for family in self.groups], config.tasks_every, steps=total_steps
+        )
+        self._going = [
+            torch.zeros(family.size, dtype=torch.bool) for family in self.groups
+        ]  # at the last setting
         self._proximal: ProximalStep | None = None
         self._steps = 0
         self._before: tuple[int, float] | None = None  # step and distance of the last group selected
@@ -100,6 +108,10 @@ class StrengthController(Control):
     def attach(self, optimizer: Optimizer) -> None:
         self._proximal = ProximalStep(optimizer, self.penalty)
 
+    def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
+        if self.tasks.due(self._steps, len(losses)):
+            self.tasks.look(self._steps, losses, scale)
+
     @torch.no_grad()
     def step(self) -> None:
         proximal = attached(self._proximal)
@@ -120,6 +132,7 @@ class StrengthController(Control):
         distances = as_values(proximal.distances())
         done = (self._steps - self.start) / (self.end - self.start)
         selected = self.target.checked(lambda: self._selected(distances), min(done, MOST_ON_THE_WAY))
+        self._note(selected)
         remaining = [d[flags & (d > 0)] for d, flags in zip(distances, selected, strict=True)]
         finite = [d[np.isfinite(d)] for d in remaining]
         last = max((float(d.max()) for d in finite if len(d)), default=0.0)
@@ -146,10 +159,17 @@ class StrengthController(Control):
         ]
         return self.target.choose(ranked, dead, [1.0] * len(ranked))
 
+    def _note(self, selected: Sequence[Flags]) -> None:
+        """Tell the tasks' importance what is selected to go, and was not at the setting before."""
+        flags = [torch.from_numpy(one.copy()) for one in selected]
+        self.tasks.chosen([one & ~before for one, before in zip(flags, self._going, strict=True)])
+        self._going = flags
+
     def _finish(self, proximal: ProximalStep) -> None:
         """Set the selected groups that have not arrived to zero, and hold."""
         distances = as_values(proximal.distances())
         selected = self.target.checked(lambda: self._selected(distances), 1.0)
+        self._note(selected)
         late = sum(int((flags & (d > 0)).sum()) for d, flags in zip(distances, selected, strict=True))
         self._forced = late / max(sum(map(len, selected)), 1)
         proximal.hold([torch.from_numpy(flags) for flags in selected])
@@ -171,6 +191,8 @@ class StrengthController(Control):
             "forced": self._forced,
             "target": self.target.state_dict(),
             "exempt": [flags.cpu().clone() for flags in exempt],
+            "tasks": self.tasks.state_dict(),
+            "selected": [flags.clone() for flags in self._going],
             **proximal.state_dict(),
         }
 
@@ -185,6 +207,10 @@ class StrengthController(Control):
             state = {**state, "exempt": state["spared"]}
         load_vectors({"exempt": exempt}, state, "the controller", [len(dead) for dead in proximal.dead])
         proximal.exempt = exempt
+        if "tasks" in state:  # checkpoints of earlier versions know no tasks
+            check_state(state, ("selected",), "the controller")
+            self.tasks.load_state_dict(state["tasks"])
+            self._going = [flags.clone() for flags in state["selected"]]
         self._steps, self._forced = int(state["steps"]), float(state["forced"])
         before = state["before"]
         self._before = (int(before[0]), float(before[1])) if before else None
@@ -193,6 +219,8 @@ class StrengthController(Control):
         old = attached(self._proximal)
         self.groups = self.penalty.groups = groups
         self.target.bind(groups)
+        self.tasks.shrink_to([family.scored for family in groups.bound], survivors)
+        self._going = [flags[index] for flags, index in zip(self._going, survivors, strict=True)]
         self._proximal = old.rebuilt()
         if old.exempt is not None:
             self._proximal.exempt = [

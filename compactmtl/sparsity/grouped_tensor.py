@@ -126,6 +126,11 @@ class BoundFamily:
         """Elements of one group over all members, the d of √d."""
         return sum(s.elements for s in self.tensors)
 
+    @property
+    def scored(self) -> tuple[GroupedTensor, ...]:
+        """The members by which a group's importance is read: its norms' (γ, β), or all where it has none."""
+        return self.only("affine") or self.tensors
+
     def squares(self) -> Tensor:
         """The squared norm of each group, (n,)."""
         return add(s.squares(at_least_float32(s.parameter)) for s in self.tensors)

@@ -119,6 +119,12 @@ class OptimizerView:
 
     def forget(self, s: GroupedTensor, groups: Tensor) -> None:
         """Clear the moments of the flagged `groups`, bool (n,): a dead group must not be pushed by its past."""
-        for name, value in self.optimizer.state.get(s.parameter, {}).items():
-            if name in _MOMENTS and isinstance(value, Tensor):
-                s.zero_(value, groups.to(value.device))
+        for value in self.moments(s).values():
+            s.zero_(value, groups.to(value.device))
+
+    def moments(self, s: GroupedTensor) -> dict[str, Tensor]:
+        """The optimizer's moments of a tensor by name, those that it has yet; not copies."""
+        state = self.optimizer.state.get(s.parameter, {})
+        return {
+            name: value for name, value in state.items() if name in _MOMENTS and isinstance(value, Tensor)
+        }

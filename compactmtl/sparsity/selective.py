@@ -6,62 +6,38 @@ biased, no λ is chosen, and the MACs left follow a schedule.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from compactmtl.config.lookup import name_hint
 from compactmtl.config.sparsity import SelectiveConfig
 from compactmtl.config.words import key
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity import questions
+from compactmtl.sparsity.bounds import TRIES, Bounds
 from compactmtl.sparsity.control import Control, load_vectors, silence
 from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32, waves
 from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.held_out import HeldOut
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import prox_asking
 from compactmtl.sparsity.questions import Asking, answered, answered_together, read
 from compactmtl.sparsity.saved import check_state
+from compactmtl.sparsity.snapshot import Snapshot
 from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
+from compactmtl.sparsity.task_importance import TaskImportance
+from compactmtl.sparsity.timetable import Ramp as Ramp
+from compactmtl.sparsity.timetable import Timetable as Timetable
+from compactmtl.surgery.slice_plan import Kept
 
-Ramp = Literal["cubic", "linear", "cosine", "geometric"]
 SETTLE = 0.1  # last share of the ramp, in which the choice is final and the last chosen groups go
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """Optimizer steps (counted from 1) at which shrinking starts, the choice is final, and all is done."""
-
-    start: int
-    final: int
-    end: int
-
-    ramp: Ramp = "cubic"
-    reduction: float = 0.5  # the whole target, by which `geometric` is measured
-
-    def share(self, step: int) -> float:
-        """The share of the target that is due at `step`.
-
-        `cubic` is the ramp of arXiv:1710.01878, steep first. `geometric` leaves the (1 − reduction)^progress of the
-        network, so that an equal share of what is left goes at every step.
-        """
-        progress = min(max((step - self.start) / max(self.final - self.start, 1), 0.0), 1.0)
-        if step >= self.final:
-            return 1.0
-        if self.ramp == "linear":
-            return progress
-        if self.ramp == "cosine":
-            return (1 - math.cos(math.pi * progress)) / 2
-        if self.ramp == "geometric":
-            return float((1 - (1 - self.reduction) ** progress) / self.reduction)
-        return 1 - (1 - progress) ** 3
 
 
 class SelectiveShrinking(Control):
@@ -79,6 +55,11 @@ class SelectiveShrinking(Control):
     each step; the filters before a norm are left alone meanwhile, because a norm undoes their scale. A group whose importance returns leaves the choice. When a
     group is at zero all its members are set to exactly zero and held there. From `end` on, which every
     chosen group reaches at zero, the survivors train on alone.
+
+    `look(losses)` before the backward pass tells what each channel is worth to each task, every so many steps. With bounds
+    (`config.losses`) that decides what goes, and channels go in stages: after `step()`, where `check_due`, the caller
+    measures the tasks on held-out data and hands the values to `judge`, which lets go for good what the last stage removed,
+    or puts it back (see `Bounds`).
     """
 
     def __init__(
@@ -111,9 +92,24 @@ class SelectiveShrinking(Control):
             )
         self.config = config
         self.target: Target = Target(groups, config, align, "sparsity.selective", table)
-        final = max(end - max(round(SETTLE * (end - start)), 1), start)
+        # with bounds no choice is final before it was checked at `end`
+        final = end if config.losses else max(end - max(round(SETTLE * (end - start)), 1), start)
         self.timetable = Timetable(start, final, end, config.ramp, self.target.reduction)
         self._memory = 1 - 1 / config.importance_steps
+        self.bounds: Bounds | None = None
+        if config.losses:
+            self.bounds = Bounds.between(config.losses, start, end, config.checks)
+        self._snapshot = Snapshot()
+        self._families = groups.bound
+        scored = [family.scored for family in self._families]
+        self.tasks: TaskImportance = TaskImportance(
+            scored,
+            [family.size for family in groups],
+            config.tasks_every,
+            steps=total_steps,
+            squared=config.importance == "fisher",
+            alone=self.bounds is not None,
+        )
         self._bind(groups)
         self._whole = self.target.channel_costs(groups.whole()) if config.cost_of == "whole" else None
         self._steps = 0
@@ -124,13 +120,15 @@ class SelectiveShrinking(Control):
         self._chosen = [_zeros(family) for family in self._families]
         with torch.no_grad():
             self._dead = [family.zeros() for family in self._families]
+        # dead and past a check, where there are bounds
+        self._settled = [flags.clone() for flags in self._dead]
         if optimizer is not None:
             self.attach(optimizer)
 
     def _bind(self, groups: ChannelGroups) -> None:
         self.groups = groups
         self._families = groups.bound
-        self._scored = [_scored(family) for family in self._families]
+        self._scored = [family.scored for family in self._families]
         self._valued = [_channels(family) for family in self._families]
 
     @property
@@ -140,8 +138,28 @@ class SelectiveShrinking(Control):
 
     @property
     def reached(self) -> bool:
-        """Whether the target has been met, and will stay so."""
-        return self._steps >= self.timetable.end
+        """Whether the target has been met, and will stay so; or a bound has ended the shrinking."""
+        return self._steps >= self.timetable.end or self._stopped
+
+    @property
+    def _stopped(self) -> bool:
+        return self.bounds is not None and self.bounds.stopped is not None
+
+    @property
+    def short(self) -> str:
+        if self.bounds is None or not self.reached or not self.target.shortfall(self._keep()):
+            return ""
+        gone = self.removed()
+        why = "; ".join(self.bounds.broken) or "what went before was put back"
+        return f"the tasks' bounds ended it at {100 * gone:.1f} % of the {self.target.config.measure}: {why}"
+
+    @property
+    def check_due(self) -> bool:
+        return self.bounds is not None and self.bounds.due(self._steps)
+
+    @property
+    def settled(self) -> list[Tensor]:
+        return self._dead if self.bounds is None else self._settled
 
     @property
     def held(self) -> list[Tensor]:
@@ -165,6 +183,17 @@ class SelectiveShrinking(Control):
             self._learn()
         silence(self.groups, self._dead)
 
+    def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
+        if not self.tasks.due(self._steps, len(losses)):
+            return
+        for name in self.config.losses:
+            if name not in losses:
+                raise ConfigError(
+                    f"{key('sparsity.selective.losses')} names {name!r}, which is no task",
+                    name_hint(name, list(losses)),
+                )
+        self.tasks.look(self._steps, losses, scale)
+
     def _learn(self) -> None:
         for family, valued, running in zip(self._families, self._valued, self._importance, strict=True):
             worth = add(
@@ -185,8 +214,8 @@ class SelectiveShrinking(Control):
         if self._steps < time.start:
             return
         due = (self._steps - time.start) % self.config.every == 0
-        if self._steps == time.final or (due and self._steps < time.final):
-            self._choose()
+        if self.bounds is None and (self._steps == time.final or (due and self._steps < time.final)):
+            self._choose(time.share(self._steps))
         chosen = read([flags.any()[None] for flags in self._chosen])
         one_by_one = all(questions.on_host(flags.device) for flags in self._chosen)
         for wave in waves(self._families):
@@ -197,16 +226,34 @@ class SelectiveShrinking(Control):
             else:
                 answered_together(steps)
 
+    def notes(self) -> list[str]:
+        if self.bounds is None:
+            return []
+        most = ", ".join(f"{name} {100 * bound:g} %" for name, bound in self.bounds.most.items())
+        marks = self.bounds.marks
+        return [
+            f"at most lost on held-out data: {most}; measured after step {marks[0]} and {len(marks) - 1} times up to step"
+            f" {marks[-1]}. Where more would be lost, shrinking stops short of its target"
+        ]
+
+    def report(self) -> dict[str, Any]:
+        known = super().report()
+        return known if self.bounds is None else {**known, "bounds": self.bounds.report()}
+
     def foresee(self) -> list[Flags]:
         costs = self._whole if self._whole is not None else self.target.channel_costs(self.groups.whole())
         return self.target.by_magnitude(self._weighed(costs))
 
     def removed(self) -> float:
         """The share of the target's measure that surgery can remove now."""
-        return self.target.removed([~flags for flags in as_flags(self._dead)])
+        return self.target.removed(self._keep())
+
+    def cut(self, kept: Kept) -> None:
+        self._snapshot.cut(kept)
 
     def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
         self._bind(groups)
+        self.tasks.shrink_to(self._scored, survivors)
         self.target.bind(groups)
         for vectors in self._vectors().values():
             vectors[:] = [v[index.to(v.device)] for v, index in zip(vectors, survivors, strict=True)]
@@ -222,6 +269,9 @@ class SelectiveShrinking(Control):
         }
         for name, values in self._vectors().items():
             state[name] = [value.cpu().clone() for value in values]
+        state["tasks"] = self.tasks.state_dict()
+        if self.bounds is not None:
+            state["bounds"], state["snapshot"] = self.bounds.state_dict(), self._snapshot.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -233,24 +283,90 @@ class SelectiveShrinking(Control):
             self._whole = state["costs"]
         sizes = [family.size for family in self._families]
         load_vectors(self._vectors(), state, "selective shrinking", sizes)
+        if "tasks" in state:  # checkpoints of earlier versions know no tasks
+            self.tasks.load_state_dict(state["tasks"])
+        if self.bounds is not None:
+            check_state(state, ("bounds", "snapshot"), "selective shrinking")
+            self.bounds.load_state_dict(state["bounds"])
+            self._snapshot.load_state_dict(state["snapshot"], self._families)
         self._steps = int(state["steps"])
 
     def _vectors(self) -> dict[str, list[Tensor]]:
-        return {"importance": self._importance, "chosen": self._chosen, "dead": self._dead}
+        vectors = {"importance": self._importance, "chosen": self._chosen, "dead": self._dead}
+        return vectors if self.bounds is None else {**vectors, "settled": self._settled}
 
-    def _choose(self) -> None:
+    @torch.no_grad()
+    def judge(self, found: Mapping[str, HeldOut], buffers: Mapping[str, Tensor]) -> str:
+        """Go on with the values that the tasks have on held-out data now. What happened, in words; empty where all is well.
+
+        `buffers` are the network's by name: a channel that comes back has its norm's running statistics again. Raises
+        DataError as `Bounds.measured`, TrainingError where no task was looked at yet.
+        """
+        bounds = self.bounds
+        assert bounds is not None
+        if not self.tasks.known:
+            raise TrainingError(
+                "no task's importance is known, and the tasks' bounds choose by it",
+                "hand the losses of all tasks, by name, to look() before each backward pass",
+            )
+        pending = [flags & ~settled for flags, settled in zip(self._chosen, self._settled, strict=True)]
+        count = sum(int(flags.sum()) for flags in pending)
+        held = bounds.measured(self._steps, found, self._gone())
+        said = "" if held else f"step {self._steps}: {'; '.join(bounds.broken)}"
+        if not held:
+            if count:
+                self._snapshot.put_back(self._families, pending, self._view, buffers)
+                for dead, flags in zip(self._dead, pending, strict=True):
+                    dead &= ~flags
+                bounds.went_back()
+                said += f": {count} channels are put back"
+            elif self._steps < self.timetable.end:
+                said += ": no channel goes until it has recovered"
+        elif count:
+            bounds.went_on()
+        for settled, chosen, dead in zip(self._settled, self._chosen, self._dead, strict=True):
+            settled.copy_(dead)
+            chosen.copy_(dead)
+        bounds.gone = self._gone()
+        if bounds.failed >= TRIES or self._steps >= self.timetable.end:
+            bounds.stopped = self._steps
+            if said:
+                said += f"; shrinking ends with {100 * self.removed():.1f} % of the {self.target.config.measure} gone"
+        elif held:
+            self._snapshot.take(self._families, self._view, buffers)
+            due = self.timetable.share(bounds.next_after(self._steps))
+            self._choose(bounds.target(bounds.gone, due))
+        return said
+
+    def _gone(self) -> float:
+        """The share of the target that is gone."""
+        return min(max(self.removed() / self.target.reduction, 0.0), 1.0)
+
+    def _keep(self) -> list[Flags]:
+        return [~flags for flags in as_flags(self._dead)]
+
+    def _choose(self, share: float) -> None:
         remaining = [~flags for flags in as_flags(self._chosen)]
         costs = self._whole if self._whole is not None else self.target.channel_costs(remaining)
         worth, dead, weighed = self._worth(), as_flags(self._dead), self._weighed(costs)
-        share = self.timetable.share(self._steps)
         chosen = self.target.checked(lambda: self.target.choose(worth, dead, weighed, share), share)
-        for old, new in zip(self._chosen, chosen, strict=True):
-            old.copy_(torch.from_numpy(new))
+        fresh = []
+        for old, flags in zip(self._chosen, chosen, strict=True):
+            new = torch.from_numpy(flags).to(old.device)
+            fresh.append(new & ~old)
+            old.copy_(new)
+        self.tasks.chosen(fresh)
 
     def _weighed(self, costs: Sequence[float]) -> list[float]:
         return [cost**self.config.cost_power if cost > 0 else 0.0 for cost in costs]
 
     def _worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        worth = self._free_worth()
+        if self.bounds is None:
+            return worth
+        return [one * tilt for one, tilt in zip(worth, self.tasks.tilt(self.bounds.rooms()), strict=True)]
+
+    def _free_worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
         if self.config.importance == "magnitude":
             return as_values([magnitude(family) for family in self._families])
         root = self.config.importance == "fisher"
@@ -260,7 +376,8 @@ class SelectiveShrinking(Control):
         chosen, dead = self._chosen[index], self._dead[index]
         scored = self._scored[index]
         norms = add(s.squares(at_least_float32(s.parameter)) for s in scored).sqrt()
-        remaining = max(self.timetable.end - self._steps + 1, 1)
+        last = self.timetable.end if self.bounds is None else self.bounds.gone_by(self._steps)
+        remaining = max(last - self._steps + 1, 1)
         thresholds = torch.clamp_min(norms / remaining, self.config.threshold)
         gone = yield from prox_asking(scored, torch.where(chosen, thresholds, 0.0))
         fresh = gone & chosen & ~dead
@@ -272,17 +389,12 @@ class SelectiveShrinking(Control):
                 self._view.forget(s, fresh)
 
 
-def _scored(family: BoundFamily) -> tuple[GroupedTensor, ...]:
-    return family.only("affine") or family.tensors
-
-
 def _channels(family: BoundFamily) -> tuple[GroupedTensor, ...]:
     """What importance is read from: the scored tensors, of a branch by channel."""
-    scored = _scored(family)
     if not family.family.branch:
-        return scored
+        return family.scored
     indices = {member.parameter: member.indices.T for member in family.family.members}
-    return tuple(GroupedTensor(s.name, s.parameter, s.dim, indices[s.name], s.role) for s in scored)
+    return tuple(GroupedTensor(s.name, s.parameter, s.dim, indices[s.name], s.role) for s in family.scored)
 
 
 def _zeros(family: BoundFamily) -> Tensor:

@@ -69,8 +69,9 @@ class Truth:
     ) -> list[Flags]:
         """The final choice: `choose`, which follows the factor, until what is measured is within the budget and close to it.
 
-        Of those that were measured the slowest within the budget or, where none is, the fastest. Where a measurement
-        fails, the rounds end; a choice that could not be measured is taken only where none before it was within the budget.
+        Of those that were measured the one within the budget that is nearest to what is aimed at or, where none is within
+        it, the fastest. Where a measurement fails, the rounds end; a choice that could not be measured is taken only where
+        none before it was within the budget.
         """
         tried: list[tuple[float, list[Flags]]] = []
         unmeasured: list[Flags] | None = None
@@ -89,7 +90,7 @@ class Truth:
                 self.factor *= FURTHER
         within = [one for one in tried if one[0] <= budget]
         if within:
-            return max(within, key=_ms)[1]
+            return min(within, key=lambda one: _off(one[0] / budget))[1]
         if (
             unmeasured is not None
         ):  # it follows what was measured of the choices before, which were all too slow
@@ -108,6 +109,11 @@ class Truth:
         check_state(state, ("factor", "checks"), "a target")
         self.factor = float(state["factor"])
         self.checks = [Check(*map(float, one)) for one in state["checks"]]
+
+
+def _off(share: float) -> float:
+    """How far a share of the budget is from what is aimed at; above it twice, as the next measurement may be over it."""
+    return max(CENTER - share, 2 * (share - CENTER))
 
 
 def _ms(tried: tuple[float, list[Flags]]) -> float:

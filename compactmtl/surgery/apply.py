@@ -219,7 +219,10 @@ def has_bias_slot(module: nn.Module) -> bool:
 
 def _gather(editor: _Editor, gather: Gather) -> None:
     module, leaf = editor.owner(f"{gather.module}.weight")
-    rows, columns = editor.read(f"{gather.module}.{leaf}").shape[:2]
+    weight = editor.read(f"{gather.module}.{leaf}")
+    if weight.ndim < 2:
+        raise ArtifactError(f"the plan gathers channels of {gather.module}, which has no inputs", _MEND)
+    rows, columns = weight.shape[:2]
     inputs, outputs = gather.inputs, gather.outputs
     if (inputs is not None and len(inputs) != columns) or (outputs is not None and max(outputs) > rows):
         raise ArtifactError(

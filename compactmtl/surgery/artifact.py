@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.hashes import read_checked, sha256, write_hashed
 from compactmtl.artifacts.layout import PLAN, SURGERY, WEIGHTS
 from compactmtl.errors import ArtifactError
@@ -72,6 +73,6 @@ def load_compact(model: nn.Module, folder: Path) -> nn.Module:
 
 def _metadata(data: bytes) -> dict[str, str]:
     """What a safetensors file says of itself; its header, a JSON object, follows its own length in eight bytes."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata: dict[str, str] = header.get("__metadata__", {})
     return metadata

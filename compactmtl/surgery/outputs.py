@@ -41,6 +41,12 @@ def select(model: nn.Module, outputs: Sequence[Name]) -> None:
 
 def _only(model: nn.Module, args: Any, output: Any) -> Any:
     names = getattr(model, _ATTRIBUTE)
+    known = output if isinstance(output, Mapping) else range(len(output))
+    if missing := [name for name in names if name not in known]:
+        raise SurgeryError(
+            f"{type(model).__name__} gives no output {missing[0]!r}, of which a plan says that it stays",
+            "apply the plan to the model that it was made of",
+        )
     if isinstance(output, Mapping):
         return {name: value for name, value in output.items() if name in names}
     return type(output)([value for index, value in enumerate(output) if index in names])

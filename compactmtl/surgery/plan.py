@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -23,7 +24,19 @@ from torch import nn
 
 from compactmtl.errors import ArtifactError
 
+MOST_CHANNELS = 1 << 24  # of a module at full width: a plan is a file, and what it says is allocated
+MOST_VALUES = 1 << 28  # for each image, of what stands in a module's place
+
 Index = Annotated[int, Field(ge=0)]
+
+
+def _can_be_held(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) > MOST_VALUES:
+        raise ValueError(f"{math.prod(shape):,} values are more than the {MOST_VALUES:,} that are allowed")
+    return shape
+
+
+Shape = Annotated[tuple[Index, ...], AfterValidator(_can_be_held)]  # behind the batch
 
 
 class _Edit(BaseModel):
@@ -116,9 +129,9 @@ class ConstantEdit(_Edit):
     """
 
     module: str
-    shape: tuple[Index, ...] = ()
+    shape: Shape = ()
     values: tuple[float, ...] = ()
-    size: tuple[Index, ...] = ()
+    size: Shape = ()
 
     @model_validator(mode="after")
     def _a_value_each(self) -> ConstantEdit:
@@ -135,7 +148,7 @@ class FullWidthEdit(_Edit):
     """
 
     module: str
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
     kept: Annotated[int, Field(ge=1)]
     input_dim: Annotated[int, Field(lt=0)]
     output_dim: Annotated[int, Field(lt=0)]
@@ -178,7 +191,7 @@ class Plan(_Edit):
     outputs: tuple[str | Index, ...] = Field(
         (), description="names or positions of the outputs that stay; none: all do"
     )
-    absent: dict[str, tuple[Index, ...]] = Field(
+    absent: dict[str, Shape] = Field(
         default_factory=dict,
         description="modules that no output reads any more, and the shape behind the batch of the zeros in their place",
     )

@@ -12,6 +12,8 @@ from compactmtl.config.smoke import resolve_smoke
 from compactmtl.config.sweep import EntryConfig, SweepConfig
 from compactmtl.errors import ConfigError
 
+HOLDOUT = 0.1  # share of the training split that a search sets aside where the recipe sets none aside
+
 
 @dataclass(frozen=True)
 class Job:
@@ -82,8 +84,33 @@ def _resolve(
     assert recipe is not None  # the sweep was validated
     words = [*sweep.overrides, *entry.overrides, *overrides, f"seed={seed}"]
     try:
-        if smoke:
-            return resolve_smoke(recipe, words, tasks=entry.tasks, two_steps=True)
-        return resolve_recipe(recipe, words, tasks=entry.tasks)
+        return resolve_for(sweep, recipe, words, entry.tasks, smoke=smoke)
     except ConfigError as error:
         raise ConfigError(f"entry {name}: {error.message}", error.hint) from error
+
+
+def resolve_for(
+    sweep: SweepConfig, recipe: str, words: Sequence[str], tasks: Sequence[str], *, smoke: bool
+) -> Resolved:
+    """A recipe of a sweep with `key=value` words; of a search with a held-out split that chooses the epochs.
+
+    Raises ConfigError as `resolve_recipe`, and where a word lets a search choose on val.
+    """
+
+    def resolve(more: Sequence[str]) -> Resolved:
+        if smoke:
+            return resolve_smoke(recipe, [*words, *more], tasks=tasks, two_steps=True)
+        return resolve_recipe(recipe, [*words, *more], tasks=tasks)
+
+    resolved = resolve(())
+    data = resolved.recipe.data
+    if sweep.search is None or data.select_on == "holdout":
+        return resolved
+    if resolved.origins.get("data.select_on") == "override":
+        raise ConfigError(
+            "data.select_on=val: a search chooses among many networks, which would wear val out",
+            f"leave the override out: the search selects on the holdout, of data.holdout={data.holdout or HOLDOUT:g}",
+        )
+    return resolve(
+        ["data.select_on=holdout", *([] if data.holdout else [f"data.holdout={HOLDOUT:g}"])],
+    )

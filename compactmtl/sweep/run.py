@@ -76,12 +76,13 @@ def run_sweep(sweep: SweepConfig, jobs: Sequence[Job], console: Console) -> dict
     while held:
         postponed = [one for one in held if not turn.take(*one)]
         if len(postponed) == len(held):
-            _wait(len(held))
+            wait_for(len(held))
         held = postponed
     return turn.failed
 
 
-def _wait(count: int) -> None:
+def wait_for(count: int) -> None:
+    """Wait a while for `count` runs of other processes. Raises TrainingInterrupted after Ctrl-C."""
     try:
         time.sleep(POLL)
     except KeyboardInterrupt:
@@ -114,13 +115,13 @@ class _Turn:
         """Do a job, or note why it fails; False where another process holds its run."""
         try:
             with writing(job.path, "sweep"):
-                _say(self.console, f"[{number}/{self.count}] {job.path}")
+                say(self.console, f"[{number}/{self.count}] {job.path}")
                 self._do(job)
         except HeldError as error:
             line = f"[{number}/{self.count}] {'waiting' if self.waits else 'left for later'}: {error.message}"
             if line not in self._reported:
                 self._reported.add(line)
-                _say(self.console, line)
+                say(self.console, line)
             return False
         return True
 
@@ -130,16 +131,20 @@ class _Turn:
         def train_it() -> None:
             runs.append(train(job.resolved, job.path, resume=is_run(job.path), console=self.console))
 
-        if _note(self.failed, str(job.path), train_it, self.console):
+        if note_failure(self.failed, str(job.path), train_it, self.console):
             finish(runs[0], self.sweep, self.console, self.failed)
 
 
-def _say(console: Console, line: str) -> None:
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _note(failed: dict[str, Failure], name: str, work: Callable[[], object], console: Console) -> bool:
-    """Do some work; where it fails, say so, note it under `name` and return False."""
+def note_failure(failed: dict[str, Failure], name: str, work: Callable[[], object], console: Console) -> bool:
+    """Do some work; where it fails, say so, note it under `name` and return False.
+
+    Raises TrainingInterrupted and HeldError, which are no failures.
+    """
     mend = ""
     try:
         work()
@@ -158,7 +163,7 @@ def _note(failed: dict[str, Failure], name: str, work: Callable[[], object], con
         failed[name] = Failure(reason, code)
     if name not in failed:
         return True
-    _say(console, f"failed: {failed[name].reason}" + (f"\n  {mend}" if mend else ""))
+    say(console, f"failed: {failed[name].reason}" + (f"\n  {mend}" if mend else ""))
     return False
 
 
@@ -199,7 +204,7 @@ def finish(run: Run, sweep: SweepConfig, console: Console, failed: dict[str, Fai
 
     def compact_it() -> None:
         report = compact_run(run).report
-        _say(console, f"compact: {report.macs_after:,} of {report.macs_before:,} MACs")
+        say(console, f"compact: {report.macs_after:,} of {report.macs_before:,} MACs")
 
     def probe_it() -> None:
         probe_run(run, Question(samples=sweep.probe, seed=run.recipe.seed))
@@ -207,11 +212,11 @@ def finish(run: Run, sweep: SweepConfig, console: Console, failed: dict[str, Fai
     if (
         sweep.compact
         and not _is_compacted(run)
-        and not _note(failed, f"{run.path} compact", compact_it, console)
+        and not note_failure(failed, f"{run.path} compact", compact_it, console)
     ):
         return
     if sweep.probe is not None:
-        _note(failed, f"{run.path} probe", probe_it, console)
+        note_failure(failed, f"{run.path} probe", probe_it, console)
     for target in sweep.targets:
         name = f"{run.path} export {target}"
 
@@ -219,11 +224,11 @@ def finish(run: Run, sweep: SweepConfig, console: Console, failed: dict[str, Fai
             passed = _exported(run, target)
             if passed is None:
                 passed = export_run(run, target, load_target(target)).passed
-                _say(console, f"{target}: gates {'passed' if passed else 'FAILED'}")
+                say(console, f"{target}: gates {'passed' if passed else 'FAILED'}")
             if not passed:
                 failed[name] = Failure("its gates failed, as its report shows", GATE)
 
-        _note(failed, name, export_it, console)
+        note_failure(failed, name, export_it, console)
 
 
 def _exported(run: Run, target: str) -> bool | None:

@@ -9,10 +9,11 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -67,6 +68,13 @@ class TargetSpec:
         # A run's folder keeps it as JSON, which knows lists alone.
         object.__setattr__(self, "mirrored", tuple((one, other) for one, other in self.mirrored))
 
+    @property
+    def unknown(self) -> float | None:
+        """What an element of the target holds where nothing is known; none: of a mask or a class all is known."""
+        if self.kind in ("mask", "class"):
+            return self.ignore_index
+        return {"scalar": math.nan, "multilabel": -1, "instances": -1}.get(self.kind, 0)
+
 
 @dataclass(frozen=True)
 class MetricInfo:
@@ -84,6 +92,25 @@ class Metrics(Protocol):
     def update(self, output: Tensor, target: Tensor) -> None: ...
 
     def compute(self) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class SummedMetrics(Metrics, Protocol):
+    """Metrics of sums over a split: what several processes counted on a part of it each adds up."""
+
+    def sums(self) -> Sequence[Tensor]:
+        """The live counts and sums, int64 or float64 on the CPU: what is added to them `compute` reads."""
+
+
+@runtime_checkable
+class ListedMetrics(Metrics, Protocol):
+    """Metrics that keep what they met, update by update: what several processes met on a part of a split each is joined."""
+
+    def listed(self) -> list[Any]:
+        """What each `update` left, in their order; values that JSON can hold."""
+
+    def take(self, listed: Sequence[Any]) -> None:
+        """Put what `listed` gave, of any number of updates, in the place of what is there."""
 
 
 class ReferenceMetrics(Metrics, Protocol):
@@ -135,6 +162,10 @@ class Task(ABC):
     # How two mixed images are scored: the loss against each target, in their shares, or the loss against the mean of the
     # targets; none: a mixed image has no target.
     mixup: ClassVar[Literal["loss", "target"] | None] = None
+    # What tells how sure a teacher is of what `decode` gives, where that is to be a label (`data.pseudo_labels`): its
+    # probability (`certainty`), or how far it is from the answer for the mirror image (`disagreement`); none: the kind's
+    # output is no label.
+    sureness: ClassVar[Literal["probability", "mirror"] | None] = None
     # Of the loss in uncertainty weighting: 1/2 where the loss is of a Gaussian likelihood, of a real quantity.
     uncertainty_scale: ClassVar[float] = 1.0
     scores_references: ClassVar[bool] = (
@@ -217,6 +248,16 @@ class Task(ABC):
     @abstractmethod
     def decode(self, output: Tensor) -> Tensor:
         """The head's raw output as a prediction in the target's own format and unit (of boundaries: probabilities)."""
+
+    # Where a teacher's output is to be a label: see `sureness`.
+
+    def certainty(self, output: Tensor) -> Tensor:
+        """The probability of what `decode` gives for a raw output, one for each of the target's elements."""
+        raise NotImplementedError(f"{self.kind} has no probability of a label")
+
+    def disagreement(self, one: Tensor, other: Tensor) -> Tensor:
+        """How far two targets are apart, of the shape of `known`."""
+        raise NotImplementedError(f"{self.kind} does not compare two labels")
 
     # To read the outputs of a deployed model: as data, and with numpy alone.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from compactmtl.config.sources import AT
@@ -35,3 +35,11 @@ def measured(tasks: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
         if AT in name:
             by_task.setdefault(task_of(name), []).append(name)
     return {name: task for own, task in tasks.items() for name in by_task.get(own, [own])}
+
+
+def rows_by_source(sources: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of a batch by the data set that they are of; `sources` is each row's."""
+    rows: dict[str, list[int]] = {}
+    for row, source in enumerate(sources):
+        rows.setdefault(source, []).append(row)
+    return rows

@@ -39,6 +39,10 @@ class ConfusionMatrix:
         pairs = torch.bincount(target.long() * classes + prediction, minlength=classes**2)
         self._counts += pairs.view(classes, classes)
 
+    def sums(self) -> list[Tensor]:
+        """The live counts."""
+        return [self._counts]
+
     def compute(self) -> Tensor:
         """Counts as float64 (K, K), exact to 2**53. Raises DataError where nothing was counted."""
         if self._counts.sum() == 0:

@@ -24,8 +24,10 @@ class Deviation:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._elements = 0
-        self._absolute = self._relative = self._square = 0.0
+        import torch
+
+        self._elements = torch.zeros((), dtype=torch.int64)
+        self._absolute, self._relative, self._square = torch.zeros(3, dtype=torch.float64).unbind()
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add elements of equal shape, all of which count."""
@@ -34,14 +36,18 @@ class Deviation:
         prediction, target = prediction.cpu().double(), target.cpu().double()
         error = (prediction - target).abs()
         self._elements += target.numel()
-        self._absolute += float(error.sum())
-        self._relative += float((error / target.abs().clamp(min=LEAST)).sum())
-        self._square += float(error.square().sum())
+        self._absolute += error.sum()
+        self._relative += (error / target.abs().clamp(min=LEAST)).sum()
+        self._square += error.square().sum()
 
-    def _mean(self, total: float) -> float:
+    def sums(self) -> list[Tensor]:
+        """The live counts and sums."""
+        return [self._elements, self._absolute, self._relative, self._square]
+
+    def _mean(self, total: Tensor) -> float:
         if self._elements == 0:
             raise nothing_valid(self._name)
-        return total / self._elements
+        return float(total) / int(self._elements)
 
     def absolute(self) -> float:
         """Mean of |prediction - target|. Raises DataError where nothing was counted."""
@@ -66,6 +72,10 @@ class DeviationMetrics:
     def update(self, output: Tensor, target: Tensor) -> None:
         known = self._task.known(target)
         self._deviation.update(self._task.decode(output)[known], target[known])
+
+    def sums(self) -> list[Tensor]:
+        """The live counts and sums."""
+        return self._deviation.sums()
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no element of the split is known."""

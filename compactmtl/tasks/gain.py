@@ -93,7 +93,14 @@ def mean_score(metrics: MetricValues, tasks: Mapping[str, Task]) -> float:
     A share counts as it is. An error e counts as s / (s + e): 1 at no error, 1/2 at an error of s. The scale s is the
     task's `error_scale`: the training split's standard deviation of the target, in its unit (1 where the data set does
     not state it), unless the kind has one of its own, such as 30° for normals.
+
+    Raises DataError for a task that was not measured, as on a data set of which the split knows no label.
     """
+    if missing := [name for name in tasks if name not in metrics]:
+        raise DataError(
+            f"{missing[0]} was not measured: no sample of the split that is its own has a known label",
+            "give labels of it in that split, or take the task out of the `tasks` of that source",
+        )
     return sum(_score(task, metrics[name][task.primary]) for name, task in tasks.items()) / len(tasks)
 
 

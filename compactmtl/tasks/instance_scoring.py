@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,9 @@ class InstanceMetrics:
         self._images: list[dict[str, Any]] = []
         self._truth: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
+        self._begun: list[
+            tuple[int, int, int]
+        ] = []  # how many images, references and detections each update met
 
     def update(
         self, output: Tensor, target: Tensor, references: Sequence[InstanceReference] | None = None
@@ -59,6 +63,7 @@ class InstanceMetrics:
         target only says which part of the output shows the image; else they are scored against the target.
         An image of which nothing is known is left out; what is found where nothing is known is no mistake.
         """
+        self._begun.append((len(self._images), len(self._truth), len(self._found)))
         for number, (one, instances) in enumerate(zip(output.cpu(), target.cpu(), strict=True)):
             if bool(self._unknown(instances).all()):
                 continue
@@ -70,6 +75,28 @@ class InstanceMetrics:
             for annotation in reference.annotations:
                 self._truth.append(self._annotation(image, annotation, size))
             self._add_found(image, self._decode(one), shown, size, reference.place)
+
+    def listed(self) -> list[Any]:
+        """Images, references and detections of each update; its images are numbered from 1."""
+        begun = [*self._begun, (len(self._images), len(self._truth), len(self._found))]
+        return [
+            {
+                "images": [_moved(one, "id", -images) for one in self._images[images:until_images]],
+                "truth": [_moved(one, "image_id", -images) for one in self._truth[truth:until_truth]],
+                "found": [_moved(one, "image_id", -images) for one in self._found[found:until_found]],
+            }
+            for (images, truth, found), (until_images, until_truth, until_found) in pairwise(begun)
+        ]
+
+    def take(self, listed: Sequence[Any]) -> None:
+        """Put what `listed` gave, of any number of updates, in the place of what is there."""
+        self._images, self._truth, self._found, self._begun = [], [], [], []
+        for one in listed:
+            before = len(self._images)
+            self._begun.append((before, len(self._truth), len(self._found)))
+            self._images += [_moved(image, "id", before) for image in one["images"]]
+            self._truth += [_moved(annotation, "image_id", before) for annotation in one["truth"]]
+            self._found += [_moved(annotation, "image_id", before) for annotation in one["found"]]
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where the split has no instance that counts."""
@@ -165,6 +192,15 @@ class InstanceMetrics:
         rle = self._mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         area = float(self._mask.area(rle))
         return {"label": label, "segmentation": rle, "area": area, "iscrowd": int(crowd)}
+
+
+def _moved(one: Mapping[str, Any], key: str, by: int) -> dict[str, Any]:
+    """An image or annotation with its number under `key` moved; run lengths as text, which JSON can hold."""
+    moved = {**one, key: one[key] + by}
+    rle = one.get("segmentation")
+    if rle is not None and isinstance(rle["counts"], bytes):
+        moved["segmentation"] = {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")}
+    return moved
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:

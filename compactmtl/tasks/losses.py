@@ -1,5 +1,7 @@
 """Means and losses over what is known: cross-entropy, soft Dice, focal. All leave ignored elements out, in float32 or wider.
 
+Where several processes are joined (`compactmtl.distributed`), what is known of all their parts of a batch counts together.
+
 Sources: Dice arXiv:1606.04797 (V-Net, section 3; with first powers in the denominator), focal arXiv:1708.02002, eq. 4.
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from compactmtl.distributed.sums import summed
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -20,8 +24,8 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 
     Both have the same shape. A value that is not finite at a place that isn't valid does not leak in.
     """
-    total = torch.where(valid, values, torch.zeros_like(values)).sum()
-    return total / valid.sum().clamp(min=1)
+    total, count = summed(torch.where(valid, values, torch.zeros_like(values)).sum(), valid.sum())
+    return total / count.clamp(min=1)
 
 
 def labeled(target: Tensor, ignore_index: int | None) -> Tensor:
@@ -41,7 +45,8 @@ def cross_entropy(output: Tensor, target: Tensor, ignore_index: int | None, smoo
     total = F.cross_entropy(
         at_least_float32(output), target, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing
     ).sum()
-    return total / (target != ignore).sum().clamp(min=1)
+    total, count = summed(total, (target != ignore).sum())
+    return total / count.clamp(min=1)
 
 
 def soft_dice(output: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
@@ -56,9 +61,10 @@ def soft_dice(output: Tensor, target: Tensor, ignore_index: int | None) -> Tenso
     shares = at_least_float32(output).softmax(1) * valid[:, None]
     truth = torch.zeros_like(shares).scatter_(1, labels[:, None], valid[:, None].to(shares.dtype))
     axes = [0, *range(2, output.ndim)]
-    overlap, size = (shares * truth).sum(axes), truth.sum(axes)
-    dice = 2 * overlap / (shares.sum(axes) + size).clamp(min=torch.finfo(torch.float32).tiny)
-    return masked_mean(1 - dice, size > 0)
+    overlap, size, predicted = summed((shares * truth).sum(axes), truth.sum(axes), shares.sum(axes))
+    dice = 2 * overlap / (predicted + size).clamp(min=torch.finfo(torch.float32).tiny)
+    there = size > 0
+    return torch.where(there, 1 - dice, torch.zeros_like(dice)).sum() / there.sum().clamp(min=1)
 
 
 def focal(output: Tensor, target: Tensor, ignore_index: int | None, gamma: float) -> Tensor:

@@ -26,6 +26,7 @@ class PositiveMapTask(MapTask):
     values = "value"
     axis = "value"
     uncertainty_scale = 0.5
+    sureness = "mirror"
 
     @property
     def metric_info(self) -> Mapping[str, MetricInfo]:
@@ -53,6 +54,10 @@ class PositiveMapTask(MapTask):
     def known(self, target: Tensor) -> Tensor:
         """Where a target counts: bool, of the target's shape."""
         return (target > 0) & target.isfinite()
+
+    def disagreement(self, one: Tensor, other: Tensor) -> Tensor:
+        """The difference as a share of the mean of the two, (B, 1, H, W)."""
+        return 2 * (one - other).abs() / (one + other)
 
     def metrics(self) -> DeviationMetrics:
         return DeviationMetrics(self, {"abs_err": "absolute", "rel_err": "relative", "rmse": "root_square"})

@@ -22,6 +22,7 @@ class ScalarTask(ValueTask):
     target_kind = "scalar"
     primary = "mae"
     mixup = "target"
+    sureness = "mirror"
 
     @property
     def metric_info(self) -> Mapping[str, MetricInfo]:
@@ -39,6 +40,10 @@ class ScalarTask(ValueTask):
     def known(self, target: Tensor) -> Tensor:
         """Where a target counts: bool (B,)."""
         return target.isfinite()
+
+    def disagreement(self, one: Tensor, other: Tensor) -> Tensor:
+        """In the unit, (B,)."""
+        return (one - other).abs()
 
     def metrics(self) -> DeviationMetrics:
         return DeviationMetrics(self, {"mae": "absolute", "rmse": "root_square"})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compactmtl.config import Recipe
 from compactmtl.config.recipe import ScheduleConfig
 from compactmtl.data.base import Batch
+from compactmtl.distributed.processes import average
 from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import factorized_layers
@@ -132,6 +133,7 @@ class DiagonalPass(Part):
     def step(self, losses: Mapping[str, Tensor]) -> None:
         """Move the diagonals of the tasks that are due, each down the gradient of its own task's loss."""
         due = self.due()
+        found: list[Tensor] = []
         for task in due:
             rows, own = self.owners[task], self._rows[task]
             gradients = torch.autograd.grad(
@@ -143,7 +145,11 @@ class DiagonalPass(Part):
             for (name, row), gradient in zip(rows.items(), gradients, strict=True):
                 diagonal = self.diagonals[name].detach()
                 own[name].detach().copy_(diagonal[row])
-                own[name].grad = torch.zeros_like(own[name]) if gradient is None else gradient[row].clone()
+                own[name].grad = row_gradient = (
+                    torch.zeros_like(own[name]) if gradient is None else gradient[row].clone()
+                )
+                found.append(row_gradient)
+        average(found)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

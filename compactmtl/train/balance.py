@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compactmtl.balancing import Balancer, GradientBalancer, balanced_backward, still_statistics
 from compactmtl.data.base import Batch
+from compactmtl.distributed.processes import averaging
 from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel
 from compactmtl.models.mtan import SharedAttention
@@ -48,9 +49,15 @@ class Balancing(Part):
         self.balancer.load_state_dict(state)
 
     def backward(
-        self, model: MultiTaskModel, current: ForwardPass, total: Tensor, scaler: torch.amp.GradScaler
+        self,
+        model: MultiTaskModel,
+        current: ForwardPass,
+        total: Tensor,
+        scaler: torch.amp.GradScaler,
+        trained: Sequence[nn.Parameter],
     ) -> None:
-        """Fill `.grad`: of `total`, or of each loss that `current` has where the balancer aggregates gradients.
+        """Fill `.grad` of those that are `trained`: of `total`, or of each loss that `current` has where the balancer
+        aggregates gradients. Of several processes all have the whole batch's gradients then.
 
         Raises TrainingError naming a task whose gradient cannot be used.
         """
@@ -58,7 +65,8 @@ class Balancing(Part):
         scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
         balancer.loss_scale = scale
         if not isinstance(balancer, GradientBalancer):
-            scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            with averaging(trained):
+                scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             return
         features = current.features
         if isinstance(features, Mapping):
@@ -73,6 +81,7 @@ class Balancing(Part):
             for name, head in model.heads.items()
         }
         late = getattr(model.encoder, "attention", None)
+        known = {id(p) for ps in (model.encoder.parameters(), *own.values()) for p in ps}
         balanced_backward(
             balancer,
             current.losses,
@@ -81,6 +90,7 @@ class Balancing(Part):
             own,
             late=late.parameters() if isinstance(late, SharedAttention) else (),
             penalty=torch.stack(list(current.penalties.values())).sum() if current.penalties else None,
+            others=[parameter for parameter in trained if id(parameter) not in known],
             scale=scale,
         )
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from compactmtl.data.base import Batch
+from compactmtl.distributed.processes import average
 from compactmtl.models.features import encoder_of
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.overparam import contract, factorized_layers
+from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session
 
 ORDER = 0  # the same batches at each epoch's end: an order that no epoch of training has
@@ -45,7 +47,8 @@ def gradient_cosines(session: Session, batches: Iterable[Batch]) -> dict[str, di
 
     A layer that one of the losses does not reach is left out.
     """
-    model = contract(session.model).train()
+    model = contract(session.model)
+    train_mode(model, session.recipe)
     weights = {
         name.removesuffix(".weight"): parameter.requires_grad_()
         for name, parameter in model.encoder.named_parameters()
@@ -64,6 +67,7 @@ def gradient_cosines(session: Session, batches: Iterable[Batch]) -> dict[str, di
                 for name, gradient in zip(weights, gradients, strict=True):
                     if gradient is not None:
                         sums[task][name] = sums[task].get(name, torch.zeros_like(gradient)) + gradient
+    average([total for of_task in sums.values() for total in of_task.values()])
     return {
         name: {
             f"{one}|{other}": _cosine(sums[one][name], sums[other][name])

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from compactmtl.config.distillation import OWN, DistillationConfig, FeatureDistillationConfig
 from compactmtl.data.inputs import each
+from compactmtl.distributed.sums import mean
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import Task
+from compactmtl.tasks.losses import at_least_float32
 from compactmtl.tasks.registry import all_classes
 from compactmtl.train.mimic import Mimicry, find_sources, shapes_of
 from compactmtl.train.part import ForwardPass, Part, Setup, Training
@@ -139,15 +141,17 @@ def distillation_loss(task: Task, output: Tensor, target: Tensor, temperature: f
     Cross-entropy less the teacher's own entropy for probabilities, both softened by the temperature T and times T²,
     so that gradients keep their size; for values the task's own loss against the teacher's prediction.
     """
-    output = output.float()
+    output = at_least_float32(output)
     if task.distillation == "softmax":
         student, teacher = (F.log_softmax(one / temperature, 1) for one in (output, target))
         apart = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-        return temperature**2 * apart.mean()
+        return temperature**2 * mean(apart)
     if task.distillation == "sigmoid":
         probability = torch.sigmoid(target / temperature)
-        cross = F.binary_cross_entropy_with_logits(output / temperature, probability)
-        own = F.binary_cross_entropy_with_logits(target / temperature, probability)
+        cross, own = (
+            mean(F.binary_cross_entropy_with_logits(one / temperature, probability, reduction="none"))
+            for one in (output, target)
+        )
         return temperature**2 * (cross - own)
     return task.loss(output, task.decode(target))
 

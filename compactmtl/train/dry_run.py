@@ -26,6 +26,7 @@ from compactmtl.sparsity import LatencyTable
 from compactmtl.train.faults import explained
 from compactmtl.train.layout import choose
 from compactmtl.train.machine import torch_settings
+from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import Foreseen
 
@@ -90,7 +91,26 @@ def check_recipe(recipe: Recipe) -> None:
     """
     recipe = _without_measuring(_light(recipe))
     with torch_settings(recipe), explained(recipe):
-        build_session(recipe)
+        build_session(recipe, fill=False)
+
+
+def expected_cost(recipe: Recipe) -> tuple[float, float] | None:
+    """MACs for one image and parameters of the network that training will leave, about, before it has begun.
+
+    None where that is not known: of a sparse recipe whose λ has no target, or whose budget of latency would have to be
+    measured first. Raises what training would raise at its start.
+    """
+    if _without_measuring(recipe) is not recipe:
+        return None
+    recipe = _light(recipe)
+    with torch_settings(recipe), explained(recipe):
+        session = build_session(recipe)
+        if session.sparsifier is not None:
+            remaining = session.sparsifier.foreseen()
+            return None if remaining is None else (remaining.macs, remaining.parameters)
+        plain = plain_form(recipe, session.model)
+        deployed = cost(plain, tuple(one.to(session.device) for one in example_inputs(recipe)))
+    return float(deployed.macs), float(deployed.parameters)
 
 
 def measured_table(recipe: Recipe) -> LatencyTable:
@@ -100,7 +120,7 @@ def measured_table(recipe: Recipe) -> LatencyTable:
     """
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        sparsifier = build_session(recipe).sparsifier
+        sparsifier = build_session(recipe, fill=False).sparsifier
     if sparsifier is None or sparsifier.steering.table is None:
         raise ConfigError("the recipe has no latency budget", "give sparsity.selective.latency a limit")
     return sparsifier.steering.table
@@ -132,14 +152,14 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        session = build_session(recipe, layout=partial(choose, recipe, keep=False))
+        session = build_session(recipe, layout=partial(choose, recipe, keep=False), fill=False)
         plain = plain_form(recipe, session.model)
         deployed = cost(plain, tuple(one.to(session.device) for one in example_inputs(recipe)))
         sparsifier = session.sparsifier
         remaining = sparsifier.foreseen() if sparsifier else None
         notes = tuple(sparsifier.notes()) if sparsifier else ()
         batch = next(iter(session.train_loader))
-        session.model.train()
+        train_mode(session.model, recipe)
         with _watching(session.model) as evaluated:
             activations, losses = _activation_bytes(session, batch)
         seconds = min(_step_seconds(session, batch) for _ in range(2))

@@ -16,6 +16,10 @@ class TrainingInterrupted(TrainingError):
     exit_code = INTERRUPTED
 
 
+class GivenUp(Exception):
+    """Training was ended by who watched it, between two epochs; it can be resumed, and is no failure."""
+
+
 class Interrupt:
     """While entered, the first SIGINT or SIGTERM sets `requested`; a second SIGINT stops at once.
 

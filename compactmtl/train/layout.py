@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import compactmtl
+from compactmtl.artifacts.files import parse_json
 from compactmtl.backends.machine import cpu_flags, cpu_name
 from compactmtl.config import Recipe
 from compactmtl.data.cache import user_cache
@@ -171,7 +172,7 @@ def _key(recipe: Recipe, model: MultiTaskModel) -> str:
 def _read(path: Path) -> Layout | None:
     """What was kept for this network; None where nothing was, or what is there cannot be read."""
     try:
-        values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: Mapping[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         plain, last = (float(value) for value in values["seconds"])
         return Layout(bool(values["channels_last"]), "kept", (plain, last))
     except (OSError, ValueError, KeyError, TypeError):

@@ -6,47 +6,56 @@ Two runs of one recipe on one machine are bit-equal, and so is a run that was in
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from torch import Tensor
 
-from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import BEST, CHECKPOINTS, DATA, LAST
+from compactmtl.artifacts.files import new_folder
+from compactmtl.artifacts.hashes import write_hashed
+from compactmtl.artifacts.layout import BEST, CHECKPOINTS, IMPORTANCE, IMPORTANCE_FILE, LAST
 from compactmtl.artifacts.lock import writing
-from compactmtl.artifacts.run_folder import check_folder, create_folder, update_meta, update_recipe
+from compactmtl.artifacts.run_folder import check_folder
 from compactmtl.artifacts.versions import resolve
-from compactmtl.config import Recipe, Resolved, dump_recipe, trusting
+from compactmtl.config import Resolved, trusting
 from compactmtl.data import build_loader, load_dataset
+from compactmtl.data.base import Batch
 from compactmtl.data.inputs import Images
+from compactmtl.data.loader import Loader
+from compactmtl.distributed.agree import anyone, first_does, totals, wait
+from compactmtl.distributed.processes import distributed, is_first
 from compactmtl.errors import DataError, TrainingError
 from compactmtl.runs.checkpoint import save_best
 from compactmtl.runs.identity import recipe_hash
-from compactmtl.runs.meta import CHANNELS_LAST, new_meta, specs_from_json, versions
+from compactmtl.runs.meta import versions
 from compactmtl.runs.run import Run, check_same_recipe
-from compactmtl.runs.teachers import dump_teachers, teacher_costs
 from compactmtl.tasks import delta_m, mean_score
 from compactmtl.train.alternating import DiagonalPass
+from compactmtl.train.begin import begun, resumed
+from compactmtl.train.bounds import TaskBounds, held_out
 from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
 from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
-from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.machine import pinned, torch_settings
+from compactmtl.train.mlflow_log import check_store
+from compactmtl.train.norms import train_mode
 from compactmtl.train.part import Position
-from compactmtl.train.resume import Progress, read_last, restore, save_last
-from compactmtl.train.same_data import check_data, dump_data, fingerprints
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.resume import Progress, save_last
+from compactmtl.train.session import Session
 from compactmtl.train.source_norms import SourceNorms, folding_line
-from compactmtl.train.sparse import table_of
-from compactmtl.train.tracking import Tracker
+from compactmtl.train.together import EVERY, check_state, check_supported, prepare, validates_in_parts
+from compactmtl.train.tracking import Tracker, Unheard
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
-from compactmtl.verify.accuracy import evaluate, torch_runner
+from compactmtl.verify.accuracy import ModuleRun, evaluate, torch_runner
 from compactmtl.verify.result import TaskMetrics
+
+Watch = Callable[[int, float], None]  # is told each epoch and its score
 
 
 def train(
@@ -58,71 +67,63 @@ def train(
     accept_changed_data: bool = False,
     console: Console | None = None,
     trust: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
     """Train a recipe into the folder `run_dir` and return the run.
 
     `resume` goes on with a run from its last checkpoint (from the start where there is none yet), `overwrite` replaces
     a run that is there. `accept_changed_data` goes on although the data set is not what it was at the start. `trust` lets
-    a class be imported that the recipe names as its data set.
+    a class be imported that the recipe names as its data set. `watch` is called after every epoch but the last, once its
+    checkpoint is written, with the epoch and its score; what it raises ends the training, which can be resumed.
+
+    Where `torch.distributed` is initialized, all its processes call this alike and train one network; each has its part of every
+    batch of `data.batch_size` images, and the first one writes the run, in a folder that all can read.
 
     Raises ConfigError where the folder is taken, there is no run to resume or it is of another recipe; HeldError where
     another process is writing into the run; DataError where the data set has changed; TrainingError where a loss is
-    not finite; MachineError where the machine runs out of memory or loses a loader process; TrainingInterrupted (exit
+    not finite or processes drift apart; MachineError where the machine runs out of memory or loses a process; TrainingInterrupted (exit
     code 130) after Ctrl-C or SIGTERM with `last` saved; OSError naming the path where nothing can be written.
     """
     recipe, path = resolved.recipe, Path(run_dir)
-    console = console or Console()
-    check_folder(path, resume=resume, overwrite=overwrite)
+    console = (console or Console()) if is_first() else Console(quiet=True)
+    check_supported(recipe)
+    if recipe.train.mlflow is not None:
+        mlflow = recipe.train.mlflow
+        first_does(
+            lambda: check_store(mlflow)
+        )  # before what takes minutes, and before the run's folder is made
+    first_does(lambda: check_folder(path, resume=resume, overwrite=overwrite))
     if resume:
         check_same_recipe(path, recipe)
         if (run := Run.open(path)).finished:
             console.print(f"{path} is finished: nothing to resume", highlight=False, soft_wrap=True)
             return run
-    with writing(path, "train"):
-        check_folder(path, resume=resume, overwrite=overwrite)  # another process may have been here meanwhile
+    with ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(writing(path, "train"))
+            check_folder(
+                path, resume=resume, overwrite=overwrite
+            )  # another process may have been here meanwhile
+
+        first_does(hold)
         with trusting(trust), torch_settings(recipe), explained(recipe):
             changed: list[str] | None = None
             if resume:
-                session, progress, changed = _resumed(recipe, Run.open(path), accept=accept_changed_data)
+                session, progress, changed = resumed(recipe, Run.open(path), accept=accept_changed_data)
             else:
-                session = build_session(recipe, layout=partial(choose, recipe))
-                progress, data = Progress(), dump_data(fingerprints(session))
-                teachers = dump_teachers(teacher_costs(recipe))
-                meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
-                create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
-            tracker = Tracker(path, session.measured, session.total_steps, session.position.step, console)
+                session, progress = begun(resolved, path, overwrite=overwrite)
+            lines = prepare(session)
+            tracker = (
+                Tracker(path, session.measured, session.total_steps, session.position.step, console, recipe)
+                if is_first()
+                else Unheard(path)
+            )
             with tracker, Interrupt() as interrupt:
-                Loop(session, progress, path, tracker, interrupt).run(resumed=changed)
+                for line in lines:
+                    tracker.say(line)
+                Loop(session, progress, path, tracker, interrupt, watch).run(resumed=changed)
     return Run.open(path)
-
-
-def _resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progress, list[str]]:
-    """Session and progress where the run's last checkpoint left them, and how the data set has changed since."""
-    layout = _layout_of(run, recipe)
-    state = read_last(recipe, run.path / CHECKPOINTS / LAST)
-    session = build_session(
-        recipe,
-        specs_from_json(run.meta["specs"]),
-        lambda model, steps: layout,
-        None if state is None else table_of(state["session"]),
-    )
-    progress = Progress()
-    splits = fingerprints(session)
-    changed = check_data(splits, session, run, accept=accept)
-    if state is not None:
-        restore(session, progress, run.path / CHECKPOINTS / LAST, state)
-    update_meta(run.path, {**run.meta, CHANNELS_LAST: layout.channels_last})
-    update_recipe(run.path, dump_recipe(recipe))
-    write_text(run.path / DATA, dump_data(splits))
-    return session, progress, changed
-
-
-def _layout_of(run: Run, recipe: Recipe) -> Layout:
-    """The memory layout in which a run goes on: what the recipe says now, else the one that it was trained in."""
-    if recipe.train.channels_last != "auto":
-        return stated(recipe)
-    before = run.recipe.train.channels_last
-    return Layout(bool(run.meta.get(CHANNELS_LAST, False)) if before == "auto" else before, "run")
 
 
 @dataclass
@@ -134,12 +135,14 @@ class Loop:
     path: Path
     tracker: Tracker
     interrupt: Interrupt
+    watch: Watch | None = None
 
     def run(self, *, resumed: list[str] | None = None) -> None:
         """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
         session, progress, tracker = self.session, self.progress, self.tracker
+        check_state(session, thoroughly=True)
         if resumed is None:
-            tracker.start(versions(), asdict(session.layout))
+            tracker.start(versions(), asdict(session.layout), [one.record() for one in session.data.taught])
             for line in (*session.data.notes, *session.layout.notes()):
                 tracker.say(line)
             if session.sparsifier:
@@ -161,9 +164,10 @@ class Loop:
                 "no epoch had a finite score, so there is no best checkpoint",
                 f"look at the metrics in {tracker.log.path}; lower train.optimizer.lr or set train.clip",
             )
-        tracker.end(
-            progress.best_epoch, progress.best_metrics, self._val(), progress.seconds, progress.images
-        )
+        first_does(self._write_importance)
+        val = first_does(self._val)
+        tracker.end(progress.best_epoch, progress.best_metrics, val, progress.seconds, progress.images)
+        wait()
 
     def _done(self) -> bool:
         position, patience = self.session.position, self.session.recipe.train.patience
@@ -175,27 +179,38 @@ class Loop:
         """The rest of the epoch's batches, after those of its pass 1 where it has one."""
         session, progress, position = self.session, self.progress, self.session.position
         if session.diagonals is not None:
-            session.model.train()
+            train_mode(session.model, session.recipe)
             self._train_diagonals(session.diagonals)
         names = [*session.tasks, *session.penalties, "total"]
         watch = LossWatch(names, session.device, progress.sums)
-        session.model.train()
+        train_mode(session.model, session.recipe)
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
         last = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
         for batch in session.batches(position.epoch, position.batch, last):
             losses, total = session.forward(batch)
             watch.note(position.step + 1, {**losses, **session.penalties, "total": total})
             session.update(total)
-            images += len(batch["image"])
+            stop, seen = self._agreed(batch)
+            images += seen
             self.tracker.step(position.epoch, position.step, images / (time.perf_counter() - start))
-            if self.interrupt.requested or position.step >= session.total_steps:
+            if position.step % EVERY == 0:
+                check_state(session, thoroughly=False)
+            if stop or position.step >= session.total_steps:
                 break
         watch.look()
         check_weights(session.model, position.step)
         progress.sums = watch.sums
         progress.epoch_images += images
         progress.epoch_seconds = earlier + time.perf_counter() - start
-        if self.interrupt.requested:
+        self._stop_where_asked()
+
+    def _agreed(self, batch: Batch) -> tuple[bool, int]:
+        """Whether any process was asked to stop, and the images of a batch on all of them."""
+        asked, images = totals([float(self.interrupt.requested), len(batch["image"])])
+        return asked > 0, int(images)
+
+    def _stop_where_asked(self) -> None:
+        if anyone(self.interrupt.requested):
             raise _StopRequested
 
     def _train_diagonals(self, diagonals: DiagonalPass) -> None:
@@ -206,21 +221,23 @@ class Loop:
         with diagonals.training():
             for batch in session.batches(-epoch, first, diagonals.steps_per_epoch):
                 watch.note(diagonals.place.step + 1, diagonals.update(session, batch))
-                images += len(batch["image"])
+                stop, seen = self._agreed(batch)
+                images += seen
                 self.tracker.phase(epoch, "pass 1", diagonals.place.batch, diagonals.steps_per_epoch)
-                if self.interrupt.requested:
+                if stop:
                     break
         watch.look()
         check_weights(session.model, session.position.step)
         diagonals.sums = watch.sums
         progress.epoch_images += images
         progress.epoch_seconds += time.perf_counter() - start
-        if self.interrupt.requested:
-            raise _StopRequested
+        self._stop_where_asked()
 
     def _validate(self) -> TaskMetrics:
         run, loader = torch_runner(self.session.deployed, self.session.device), self.session.select_loader
         numbers = itertools.count()
+        if distributed():
+            return self._validate_together(run, loader)
 
         def interruptible(image: Images) -> Mapping[str, Tensor]:
             if self.interrupt.requested:
@@ -237,6 +254,35 @@ class Loop:
                     folding_line(metrics, norms.report()["own_statistics"], self.session.measured)
                 )
             return metrics
+
+    def _validate_together(self, run: ModuleRun, loader: Loader) -> TaskMetrics:
+        """The metrics of the whole split, of which each process evaluates its batches; all are asked whether to stop once."""
+        if validates_in_parts(self.session):
+            batches = _UntilAsked(loader, self.interrupt)
+            return evaluate(run, batches, self.session.tasks, joined=self._stop_where_asked)
+        metrics = evaluate(run, loader, self.session.tasks)
+        self._stop_where_asked()
+        return metrics
+
+    def _write_importance(self) -> None:
+        """What each channel is worth to each task, where a sparse run knows it: an artifact of the run, with its hash."""
+        session, sparsifier = self.session, self.session.sparsifier
+        if sparsifier is None:
+            return
+        if session.part(TaskBounds) is not None:
+            sparsifier.steering.finished(held_out(session, Run.open(self.path).load_plain()))
+        record = sparsifier.steering.record()
+        if record is None:
+            return
+        with new_folder(self.path / IMPORTANCE) as folder:
+            write_hashed(folder, {IMPORTANCE_FILE: (json.dumps(record) + "\n").encode()})
+        bounds = record["bounds"]
+        spent = {"each task's importance": record["seconds"], "held-out checks": bounds and bounds["seconds"]}
+        whole = max(self.progress.seconds, 1e-9)
+        shares = (f"{what} {seconds / whole:.1%}" for what, seconds in spent.items() if seconds is not None)
+        self.tracker.say(f"of the training time: {', '.join(shares)}")
+        if sparsifier.control.short:
+            self.tracker.say(sparsifier.control.short)
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
@@ -272,10 +318,13 @@ class Loop:
                 "metrics": metrics,
                 "recipe_hash": recipe_hash(session.recipe),
             }
-            save_best(self.path / CHECKPOINTS / BEST, session.weights(session.deployed), summary)
+            if is_first():
+                save_best(self.path / CHECKPOINTS / BEST, session.weights(session.deployed), summary)
         start = time.perf_counter()
         session.end_epoch()
         progress.epoch_seconds += time.perf_counter() - start
+        for line in (line for part in session.parts for line in part.said()):
+            self.tracker.say(line)
         progress.stale = 0 if best or not eligible else progress.stale + 1
         means = {name: value / position.batch for name, value in progress.sums.items()}
         values = {
@@ -302,9 +351,13 @@ class Loop:
         progress.epoch_seconds, progress.epoch_images, progress.sums = 0.0, 0, {}
         session.position = Position(position.epoch + 1, 0, position.step)
         self._save_last()
+        if self.watch is not None and not self._done():
+            self.watch(position.epoch, score)
 
     def _save_last(self) -> None:
-        save_last(self.session, self.progress, self.path / CHECKPOINTS / LAST)
+        check_state(self.session, thoroughly=True)
+        if is_first():
+            save_last(self.session, self.progress, self.path / CHECKPOINTS / LAST)
 
     def _stop(self) -> TrainingInterrupted:
         self._save_last()
@@ -324,6 +377,25 @@ class Loop:
             f"{error} (epoch {self.session.position.epoch}); {kept}",
             "lower train.optimizer.lr, set train.clip, lengthen train.schedule.warmup, or use train.autocast=off",
         )
+
+
+@dataclass(frozen=True)
+class _UntilAsked:
+    """Batches of a loader until this process is asked to stop."""
+
+    loader: Loader
+    interrupt: Interrupt
+
+    @property
+    def labeled_apart(self) -> frozenset[str]:
+        """As the loader's."""
+        return self.loader.labeled_apart
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if self.interrupt.requested:
+                return
+            yield batch
 
 
 class _StopRequested(Exception):

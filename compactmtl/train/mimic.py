@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compactmtl.config.distillation import FeatureDistillationConfig
+from compactmtl.distributed.sums import mean
 from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.graph.sources import Sources, sources_of_outputs
 from compactmtl.models import MultiTaskModel
 from compactmtl.models.features import encoder_name
 from compactmtl.surgery.slice_plan import Kept
+from compactmtl.tasks.losses import at_least_float32
 from compactmtl.train.teacher import levels_of
 
 Shape = tuple[int, ...]
@@ -81,7 +83,7 @@ class Mimicry:
         distance = relative_error if self._config.loss == "mse" else turned
         return torch.stack(
             [
-                distance(project(levels[level].float()), teacher.float())
+                distance(project(at_least_float32(levels[level])), at_least_float32(teacher))
                 for level, project, teacher in zip(self._levels, self.projections, teachers, strict=True)
             ]
         ).mean()
@@ -104,12 +106,12 @@ class Mimicry:
 
 def relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
     """The mean squared difference over the mean square of the teacher's: 1 for features that are all 0."""
-    return F.mse_loss(ours, theirs) / theirs.square().mean().clamp_min(TINY)
+    return mean(F.mse_loss(ours, theirs, reduction="none")) / mean(theirs.square()).clamp_min(TINY)
 
 
 def turned(ours: Tensor, theirs: Tensor) -> Tensor:
     """The squared distance of channel vectors scaled to length 1, 2 − 2 cos, as a mean over images and positions."""
-    return (F.normalize(ours, dim=1) - F.normalize(theirs, dim=1)).square().sum(1).mean()
+    return mean((F.normalize(ours, dim=1) - F.normalize(theirs, dim=1)).square().sum(1))
 
 
 def shapes_of(encoder: nn.Module, inputs: tuple[Tensor, ...]) -> list[Shape]:

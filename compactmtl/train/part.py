@@ -15,6 +15,7 @@ from compactmtl.balancing import Balancer
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
 from compactmtl.data.inputs import Images, image_of
+from compactmtl.data.loader import Loader
 from compactmtl.models import MultiTaskModel
 from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
@@ -75,6 +76,13 @@ class Training(Protocol):
 
     @property
     def position(self) -> Position: ...
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler: ...
+
+    @property
+    def held_out(self) -> Loader:
+        """The held-out part of the training split, whole and in order, where bounds on tasks are watched on it."""
 
     def part(self, kind: type[P]) -> P | None:
         """The training's part of a class, if it has one."""
@@ -157,6 +165,10 @@ class Part:
     def report(self) -> Mapping[str, Any]:
         """For the epoch's line of the log; see `logs`."""
         return {}
+
+    def said(self) -> list[str]:
+        """What a user should know of the steps since this was last asked, in lines."""
+        return []
 
     def state_dict(self) -> Any:
         """All that a resumed run needs, loadable with weights_only=True; of the network at its first size."""

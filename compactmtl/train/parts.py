@@ -8,6 +8,7 @@ from typing import TypeVar
 from compactmtl.train.alternating import build_diagonal_pass
 from compactmtl.train.average import build_average
 from compactmtl.train.balance import build_balancing
+from compactmtl.train.bounds import build_bounds
 from compactmtl.train.distill import build_distiller
 from compactmtl.train.mixup import build_mixup
 from compactmtl.train.norms import build_norm_estimates
@@ -32,6 +33,7 @@ ORDER: tuple[Callable[[Setup], Part | None], ...] = (
     build_sparsifier,  # reads the gradients; its proximal step directly follows the optimizer's
     build_balancing,  # combines losses that are complete; looks at them again when all weights have moved
     build_penalties,  # are added to the balanced total
+    build_bounds,  # when all weights have moved; may put channels back
     build_norm_estimates,  # between an epoch's steps and its validation
     build_diagonal_pass,  # a pass of its own before the step's; here for its state and its report
     build_average,  # of the weights as all others leave them

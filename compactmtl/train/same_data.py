@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.layout import DATA
 from compactmtl.data.fingerprint import Fingerprint, differences, fingerprint
 from compactmtl.errors import ArtifactError, CompactWarning, DataError
@@ -18,6 +19,7 @@ from compactmtl.train.session import Session
 
 VERSION = 1
 ACCEPT = "--accept-changed-data"
+TEACHERS = "pseudo_label_teachers"
 _STATISTICS = {"mean", "std"}
 
 Splits = dict[str, Fingerprint]
@@ -29,9 +31,15 @@ def fingerprints(session: Session) -> Splits:
     return {split: fingerprint(dataset, root) for split, dataset in session.data.splits.items()}
 
 
-def dump_data(splits: Splits) -> str:
-    """The text of data.json."""
-    return json.dumps({"version": VERSION, "splits": splits}, indent=0, ensure_ascii=False) + "\n"
+def teachers_of(session: Session) -> dict[str, str]:
+    """SHA-256 of the teacher of each task's pseudo-labels."""
+    return {one.task: one.sha256 for one in session.data.taught}
+
+
+def dump_data(splits: Splits, teachers: Mapping[str, str] | None = None) -> str:
+    """The text of data.json; `teachers` are those of pseudo-labels, by task."""
+    taught = {TEACHERS: dict(teachers)} if teachers else {}
+    return json.dumps({"version": VERSION, "splits": splits, **taught}, indent=0, ensure_ascii=False) + "\n"
 
 
 def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> list[str]:
@@ -42,14 +50,15 @@ def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> 
     data.json is noted.
     """
     path = run.path / DATA
-    before = _read(path)
-    if before is None:
+    known = _read(path)
+    if known is None:
         warnings.warn(
             f"{path} is not there: an older version began this run, so changes of its data go unnoticed",
             CompactWarning,
             stacklevel=2,
         )
         return []
+    before, teachers = known
     targets = _changed_targets(run.meta["specs"], specs_to_json(session.data.splits["train"].specs))
     if other := [text for text, fits in targets.items() if not fits]:
         raise DataError(
@@ -62,6 +71,11 @@ def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> 
         if (parts := differences(before.get(split, {}), now))
     ]
     changed += targets
+    changed += [
+        f"the teacher of {one.task}'s pseudo-labels, {one.teacher}, has changed"
+        for one in session.data.taught
+        if teachers.get(one.task) != one.sha256
+    ]
     if changed and not accept:
         raise DataError(
             f"the data set is not the one that {run.path} began with: {'; '.join(changed)}",
@@ -71,19 +85,21 @@ def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> 
     return changed
 
 
-def _read(path: Path) -> Splits | None:
+def _read(path: Path) -> tuple[Splits, dict[str, str]] | None:
+    """The fingerprints of a run's splits, and its teachers of pseudo-labels; none where an older version began the run."""
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = parse_json(path.read_text(encoding="utf-8"))
         if values["version"] != VERSION:
             raise ValueError(f"it is of version {values['version']}, this compactmtl reads {VERSION}")
         splits: Splits = values["splits"]
+        teachers = dict(values.get(TEACHERS, {}))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path} is damaged: {error}", "remove it to go on unchecked, or train again with --overwrite"
         ) from error
-    return splits
+    return splits, teachers
 
 
 def _changed_targets(

@@ -25,6 +25,8 @@ from compactmtl.data.base import Batch
 from compactmtl.data.inputs import Images, given, parts, to_device
 from compactmtl.data.loader import Loader
 from compactmtl.data.mixing import shares_of
+from compactmtl.distributed.processes import OwnDraws
+from compactmtl.distributed.sums import joined
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.runs.model import example_inputs, fresh_model
@@ -32,6 +34,7 @@ from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import TargetSpec, Task, delta_m
 from compactmtl.tasks.by_source import measured, names_by_source
+from compactmtl.tasks.losses import at_least_float32
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.average import WeightAverage
 from compactmtl.train.balance import Balancing
@@ -71,6 +74,7 @@ class Session:
     parts: tuple[Part, ...]
     device: torch.device
     layout: Layout
+    draws: OwnDraws  # of several processes
     position: Position = field(default_factory=Position)
     latest: ForwardPass | None = None  # of `forward`, for `update`
 
@@ -115,6 +119,11 @@ class Session:
         return self.data.select
 
     @property
+    def held_out(self) -> Loader:
+        assert self.data.held_out is not None  # the recipe's checks see to it
+        return self.data.held_out
+
+    @property
     def samples(self) -> dict[str, int]:
         """Counts by split."""
         return {split: len(dataset) for split, dataset in self.data.splits.items()}
@@ -152,43 +161,51 @@ class Session:
         return self.layout.lay(to_device(given(batch), self.device))
 
     def forward_pass(self, batch: Batch) -> ForwardPass:
-        """A forward pass with each task's loss, in float32 whatever the outputs' precision; nothing is balanced."""
+        """A forward pass with each task's loss, in float32 or wider; nothing is balanced.
+
+        Of several processes each passes its own part of the batch, and the losses are the whole batch's.
+        """
         image = self.image(batch)
         for part in self.parts:
             image = part.before_forward(image)
-        with self.autocast(), ExitStack() as contexts:
+        pass_1 = 0 if self.diagonals is None else self.diagonals.place.step
+        with joined(), self.draws.at(self.position.step, pass_1, device=self.device):
+            with self.autocast(), ExitStack() as contexts:
+                for part in self.parts:
+                    contexts.enter_context(part.forward_context(batch))
+                # Views, none of which is computed from another: gradients by them add up to the encoder's.
+                features, outputs = self.model.pass_through(image, lambda x: x.view_as(x))
+            targets, losses = {}, {}
+            for name, task in self.tasks.items():
+                targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
+                losses[name] = task.loss(at_least_float32(outputs[name]), targets[name])
+            current = ForwardPass(batch, image, features, outputs, targets, losses)
             for part in self.parts:
-                contexts.enter_context(part.forward_context(batch))
-            # Views, none of which is computed from another: gradients by them add up to the encoder's.
-            features, outputs = self.model.pass_through(image, lambda x: x.view_as(x))
-        targets, losses = {}, {}
-        for name, task in self.tasks.items():
-            targets[name] = batch["targets"][task.target].to(self.device, non_blocking=True)
-            losses[name] = task.loss(outputs[name].float(), targets[name])
-        current = ForwardPass(batch, image, features, outputs, targets, losses)
-        for part in self.parts:
-            part.after_forward(self, current)
+                part.after_forward(self, current)
         return current
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Each task's loss on a batch, and their balanced sum with penalties."""
         self.latest = current = self.forward_pass(batch)
-        for part in self.parts:
-            part.before_backward(self, current)
+        with joined():
+            for part in self.parts:
+                part.before_backward(self, current)
         assert current.total is not None  # the balancer's
         return current.losses, current.total
 
     def task_losses(self, model: MultiTaskModel, batch: Batch) -> dict[str, Tensor]:
         """Each task's loss of another model of these tasks on a batch, without what parts add."""
         image = to_device(given(batch), self.device)
-        with self.autocast():
-            outputs = model(*parts(image))
-        return {
-            name: task.loss(
-                outputs[name].float(), batch["targets"][task.target].to(self.device, non_blocking=True)
-            )
-            for name, task in self.tasks.items()
-        }
+        with joined():
+            with self.autocast():
+                outputs = model(*parts(image))
+            return {
+                name: task.loss(
+                    at_least_float32(outputs[name]),
+                    batch["targets"][task.target].to(self.device, non_blocking=True),
+                )
+                for name, task in self.tasks.items()
+            }
 
     @property
     def penalties(self) -> dict[str, Tensor]:
@@ -219,7 +236,8 @@ class Session:
         """Gradients of the last forward pass, whose graph goes with it."""
         current, self.latest = self.latest, None
         assert current is not None
-        self._balancing.backward(self.model, current, loss, self.scaler)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._balancing.backward(self.model, current, loss, self.scaler, trained)
 
     def repeat(self, batch: Batch) -> None:
         """Replace the gradients by those of another forward and backward pass, of which the balancer learns nothing."""
@@ -309,17 +327,20 @@ def build_session(
     specs: Mapping[str, TargetSpec] | None = None,
     layout: Callable[[MultiTaskModel, int], Layout] | None = None,
     table: LatencyTable | None = None,
+    *,
+    fill: bool = True,
 ) -> Session:
     """Data, model, parts and optimizer of a recipe, seeded.
 
     `specs` are the targets' of a run that goes on, by default what the data set says. `layout` decides on the memory layout
     from the model and the number of steps; by default it is what the recipe says, and NCHW where that says `auto`. `table`
-    is the one that a run with a latency budget began with; by default it is as the recipe says.
+    is the one that a run with a latency budget began with; by default it is as the recipe says. Without `fill` no teacher
+    labels the training split (see `load_data`).
 
     Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
     """
     device = find_device(recipe.train.device)
-    data, tasks = load_data(recipe, specs)
+    data, tasks = load_data(recipe, specs, fill=fill)
     if recipe.single_task:
         by_source = measured(tasks, names_by_source(recipe.data.labels_apart))
         delta_m(
@@ -376,6 +397,7 @@ def build_session(
         parts=parts,
         device=device,
         layout=chosen,
+        draws=OwnDraws(recipe.seed),
     )
 
 

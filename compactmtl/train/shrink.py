@@ -41,7 +41,7 @@ class Shrinker(Part):
 
         Raises TrainingError where the smaller network does not run or has another function; nothing is replaced then.
         """
-        plan = self.removed.find(training.model, sparsifier.groups, sparsifier.dead())
+        plan = self.removed.find(training.model, sparsifier.groups, sparsifier.removable())
         if plan is not None:
             training.rebind(self.removed.remove(training.model, plan, training.optimizer))
 

@@ -27,6 +27,7 @@ from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.models import MultiTaskModel
 from compactmtl.surgery.slice_plan import Kept, cut
 from compactmtl.tasks import Task
+from compactmtl.tasks.by_source import rows_by_source
 from compactmtl.train.part import Part, Setup
 from compactmtl.verify.accuracy import Run, evaluate
 from compactmtl.verify.result import TaskMetrics
@@ -77,9 +78,7 @@ class SourceNorms(Part):
 
     @contextmanager
     def _by_source(self, sources: Sequence[str]) -> Iterator[None]:
-        rows: dict[str, list[int]] = {}
-        for row, source in enumerate(sources):
-            rows.setdefault(source, []).append(row)
+        rows = rows_by_source(sources)
         for name, norm in self._norms.items():
             norm.forward = _Forward(norm, self._own[name], rows, len(sources))
         try:

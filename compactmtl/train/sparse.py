@@ -16,7 +16,7 @@ from compactmtl.models import MultiTaskModel
 from compactmtl.sparsity import ChannelGroups, Control, LatencyTable, channel_groups
 from compactmtl.sparsity.target import table_in
 from compactmtl.surgery.slice_plan import Kept
-from compactmtl.train.part import Part, Setup, Training
+from compactmtl.train.part import ForwardPass, Part, Setup, Training
 
 __all__ = ["Foreseen", "Sparsifier", "build_sparsifier", "table_of"]
 
@@ -45,6 +45,10 @@ class Sparsifier(Part):
     def attach(self, optimizer: Optimizer) -> None:
         self.steering.attach(optimizer)
 
+    def before_backward(self, training: Training, current: ForwardPass) -> None:
+        scaler = training.scaler
+        self.steering.look(current.losses, float(scaler.get_scale()) if scaler.is_enabled() else 1.0)
+
     def after_backward(self, training: Training, batch: Batch) -> None:
         self.steering.observe()
 
@@ -69,8 +73,12 @@ class Sparsifier(Part):
         return self.steering.notes()
 
     def dead(self) -> list[Flags]:
-        """The groups that are zero now and may be removed, a bool array (n,) a family."""
+        """The groups that are zero now and stay so, a bool array (n,) a family."""
         return self.steering.dead()
+
+    def removable(self) -> list[Flags]:
+        """Of `dead` the groups that may leave the network now: those that no bound on a task can bring back."""
+        return self.steering.removable()
 
     def rebind(self, model: MultiTaskModel, kept: Kept) -> None:
         self.steering.rebind(model, kept)

@@ -1,4 +1,4 @@
-"""The output of a run while it trains: log.jsonl, TensorBoard, and a progress bar or plain lines."""
+"""The output of a run while it trains: log.jsonl, TensorBoard, MLflow, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 from compactmtl.artifacts.files import append_line, write_text
 from compactmtl.artifacts.layout import LOG, TENSORBOARD
 from compactmtl.artifacts.run_folder import read_log
+from compactmtl.config import Recipe
 from compactmtl.tasks import Task
+from compactmtl.train.interrupt import GivenUp, TrainingInterrupted
+from compactmtl.train.mlflow_log import MlflowLog, scalars
 
+PSEUDO_LABELS = "pseudo_labels"  # key of the event `start`
 EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -41,13 +45,19 @@ class EventLog:
 
 
 class Tracker:
-    """Sends every event to the log, TensorBoard and the console. A context manager.
+    """Sends every event to the log, TensorBoard, the console and, where the recipe says so, MLflow. A context manager.
 
     On a terminal it shows a progress bar and one line an epoch; elsewhere the lines, and one every half minute between.
     """
 
     def __init__(
-        self, path: Path, tasks: Mapping[str, Task], steps: int, done: int, console: Console
+        self,
+        path: Path,
+        tasks: Mapping[str, Task],
+        steps: int,
+        done: int,
+        console: Console,
+        recipe: Recipe | None = None,
     ) -> None:
         self.log = EventLog(path / LOG)
         self.console = console
@@ -59,6 +69,10 @@ class Tracker:
             None  # steps before the first of this sitting, and when it began
         )
         self._said = time.perf_counter()
+        config = None if recipe is None else recipe.train.mlflow
+        self._mlflow = None
+        if recipe is not None and config is not None:
+            self._mlflow = MlflowLog(config, path, recipe, self.say)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -82,6 +96,9 @@ class Tracker:
         if self._bar:
             self._bar[0].stop()
         self._writer.close()
+        if self._mlflow is not None:
+            stopped = kind is not None and issubclass(kind, GivenUp | TrainingInterrupted | KeyboardInterrupt)
+            self._mlflow.end("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
     def groups(self, notes: Sequence[str]) -> None:
         """What is to be known of a sparse recipe's channel groups."""
@@ -92,8 +109,12 @@ class Tracker:
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def start(self, versions: Mapping[str, str], layout: Mapping[str, Any]) -> None:
-        self.log.append("start", **versions, layout=dict(layout))
+    def start(
+        self, versions: Mapping[str, str], layout: Mapping[str, Any], taught: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Log the start; `taught` are the tasks whose unlabeled images have a teacher, each with what came of it."""
+        labels = {PSEUDO_LABELS: [dict(one) for one in taught]} if taught else {}
+        self.log.append("start", **versions, layout=dict(layout), **labels)
 
     def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
         """Log that training goes on in `epoch` after `step` steps, on data that changed in what `changed` says."""
@@ -156,10 +177,60 @@ class Tracker:
         """Log one epoch's event; `images` is how many were trained on in it."""
         self._said = time.perf_counter()
         self.log.append("epoch", **values)
-        for name, value in _scalars(values):
+        for name, value in scalars(values):
             self._writer.add_scalar(name, value, values["step"])
         self._writer.flush()
+        if self._mlflow is not None:
+            self._mlflow.epochs()
         self.say(epoch_line(values, self._tasks, of=of, images=images, best=best))
+
+
+class Unheard(Tracker):
+    """The tracker of a process that is not the first: the first one writes and talks for all."""
+
+    def __init__(self, path: Path) -> None:
+        self.log = EventLog(path / LOG)  # whose path errors name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+    def groups(self, notes: Sequence[str]) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def start(
+        self, versions: Mapping[str, str], layout: Mapping[str, Any], taught: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Nothing."""
+
+    def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
+        """Nothing."""
+
+    def end(
+        self,
+        best_epoch: int,
+        best: Mapping[str, Mapping[str, float]],
+        val: Mapping[str, Mapping[str, float]],
+        seconds: float,
+        images: int,
+    ) -> None:
+        """Nothing."""
+
+    def step(self, epoch: int, step: int, images_per_second: float) -> None:
+        """Nothing."""
+
+    def phase(self, epoch: int, name: str, done: int, of: int) -> None:
+        """Nothing."""
+
+    def epoch(self, values: Mapping[str, Any], *, of: int, images: int, best: bool) -> None:
+        """Nothing."""
 
 
 def epoch_line(
@@ -197,13 +268,3 @@ def format_seconds(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    scalars: list[tuple[str, float]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            scalars += _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            scalars.append((f"{prefix}{name}", float(value)))
-    return scalars

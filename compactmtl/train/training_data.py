@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compactmtl.backends.torch.device import find_device
 from compactmtl.config import Recipe
 from compactmtl.config.recipe import DataConfig
 from compactmtl.config.sources import of_source
@@ -16,13 +17,16 @@ from compactmtl.data.mixing import mixing_notes
 from compactmtl.models.packaged import normalization_notes
 from compactmtl.tasks import TargetSpec, Task, build_tasks
 from compactmtl.train.machine import pinned
+from compactmtl.train.pseudo_labels import TaughtTask, taught
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """What a run trains and selects on.
 
-    `splits` are those two data sets by name. `notes` are for the user: the labels that are known, and what is skipped.
+    `splits` are those two data sets by name, with their own labels alone, and the held-out part of train where bounds on tasks
+    are watched on it (`held_out`); `taught` is what teachers add to those of the training batches. `notes` are for the user:
+    the labels that are known, and what is skipped.
     """
 
     splits: dict[str, VisionDataset]
@@ -30,31 +34,44 @@ class TrainingData:
     train: Loader
     select: Loader
     notes: tuple[str, ...]
+    taught: tuple[TaughtTask, ...] = ()
+    held_out: Loader | None = None
 
 
 def load_data(
-    recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None
+    recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None, *, fill: bool = True
 ) -> tuple[TrainingData, dict[str, Task]]:
-    """A recipe's data, and its tasks of the data set's `specs` or those given."""
+    """A recipe's data, and its tasks of the data set's `specs` or those given.
+
+    Without `fill` the teachers of `data.pseudo_labels` are opened, and asked only for the samples that are read.
+    """
     config = recipe.data
     train_set, select_set = load_dataset(config, "train"), load_dataset(config, config.select_on)
     specs = train_set.specs if specs is None else specs
     tasks = build_tasks(recipe.tasks, specs)
     splits: dict[str, VisionDataset] = {"train": train_set, config.select_on: select_set}
+    if recipe.sparsity is not None and recipe.sparsity.losses and "holdout" not in splits:
+        splits["holdout"] = load_dataset(config, "holdout")
     shown = dict(splits)
     if "val" not in shown:  # the run ends with its metrics there
         shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
-    notes = label_lines(shown, {name: task.target for name, task in tasks.items()})
+    notes = label_lines(shown, {name: task.target for name, task in tasks.items()}, config.pseudo_labels)
+    device = find_device(recipe.train.device)
+    with_labels, filled = taught(recipe, tasks, train_set, device, fill=fill)
     pin = pinned(recipe)
-    train_loader = build_loader(train_set, config, train=True, seed=recipe.seed, pin=pin)
+    train_loader = build_loader(with_labels, config, train=True, seed=recipe.seed, pin=pin)
     notes = (
         *notes,
+        *(one.line() for one in filled),
         *mixing_notes(train_loader.sampler),
         *_apart_notes(config),
         *normalization_notes(recipe.model.encoder, config),
     )
     select_loader = build_loader(select_set, config, train=False, seed=recipe.seed, pin=pin)
-    return TrainingData(splits, specs, train_loader, select_loader, notes), tasks
+    held_out = select_loader if config.select_on == "holdout" else None
+    if held_out is None and "holdout" in splits:
+        held_out = build_loader(splits["holdout"], config, train=False, seed=recipe.seed, pin=pin)
+    return TrainingData(splits, specs, train_loader, select_loader, notes, filled, held_out), tasks
 
 
 def _apart_notes(config: DataConfig) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from compactmtl.errors import ArtifactError, DataError
 from compactmtl.graph.float32 import float32_products
 from compactmtl.tasks import Task
 from compactmtl.tasks.base import Metrics, ReferenceMetrics
-from compactmtl.tasks.by_source import on_source, task_of
+from compactmtl.tasks.by_source import on_source, rows_by_source, task_of
+from compactmtl.verify.joining import Met
 from compactmtl.verify.result import TaskMetrics
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ Run = Callable[[Any], Mapping[str, Tensor]]  # `Images`, such as (B, 3, H, W), t
 
 
 def evaluate(
-    run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], *, finite: bool = False
+    run: Run,
+    loader: Iterable[Batch],
+    tasks: Mapping[str, Task],
+    *,
+    finite: bool = False,
+    joined: Callable[[], None] | None = None,
 ) -> TaskMetrics:
     """Every metric of every task over all batches of `loader`, accumulated exactly; {task: {metric: value}}.
 
@@ -39,11 +45,50 @@ def evaluate(
     NaN is a class, and its metrics would be numbers. With `finite` so has one whose output held infinity. float32 is
     multiplied in full precision on GPUs, too.
 
+    Where several processes have a part of the batches each, `joined` is called when this one has done its part; then what all have met is
+    put together, and all return the same.
+
     Raises ArtifactError where `run` leaves a task out or gives an output of a wrong shape, DataError where the split is
     empty, lacks a target, or knows no element of one.
     """
     with run.held() if isinstance(run, ModuleRun) else nullcontext(), float32_products():
-        return _evaluate(run, loader, tasks, finite)
+        return _evaluate(run, loader, tasks, finite, joined)
+
+
+def evaluate_parts(
+    run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], parts: int
+) -> tuple[TaskMetrics, list[TaskMetrics]]:
+    """As `evaluate`, in the same pass also on each of some `parts` of the data, sample i in part i mod `parts`.
+
+    A part in which a task has no known element has no metrics of that task. A task's metrics on its data sets apart are not
+    among them.
+    """
+    with run.held() if isinstance(run, ModuleRun) else nullcontext(), float32_products():
+        split = [{name: task.metrics() for name, task in tasks.items()} for _ in range(parts)]
+        known: list[set[str]] = [set() for _ in range(parts)]
+        first = 0
+
+        def note(batch: Batch, outputs: Mapping[str, Tensor]) -> None:
+            nonlocal first
+            size = len(batch["image"])
+            for number in range(min(parts, size)):
+                rows = list(range(number, size, parts))
+                part = (first + number) % parts
+                for name, task in tasks.items():
+                    target = batch["targets"][task.target][rows]
+                    if bool(task.known(target).any()):
+                        _update(
+                            split[part][name], outputs[name][rows], target, _references(batch, task, rows)
+                        )
+                        known[part].add(name)
+            first += size
+
+        whole = _evaluate(run, loader, tasks, False, note=note)
+        found = [
+            {name: metrics.compute() for name, metrics in one.items() if name in names}
+            for one, names in zip(split, known, strict=True)
+        ]
+        return {name: whole[name] for name in tasks}, found
 
 
 def evaluate_on(
@@ -62,14 +107,17 @@ def evaluate_on(
         model.to(before)
 
 
-def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], finite: bool) -> TaskMetrics:
-    metrics = {name: task.metrics() for name, task in tasks.items()}
-    by_source: dict[str, dict[str, Metrics]] = {name: {} for name in tasks}
+def _evaluate(
+    run: Run,
+    loader: Iterable[Batch],
+    tasks: Mapping[str, Task],
+    finite: bool,
+    joined: Callable[[], None] | None = None,
+    note: Callable[[Batch, Mapping[str, Tensor]], None] | None = None,
+) -> TaskMetrics:
+    met = Met({name: task.metrics() for name, task in tasks.items()}, {name: {} for name in tasks})
     apart: Collection[str] = getattr(loader, "labeled_apart", ())
-    broken: set[str] = set()
-    empty = True
     for batch in loader:
-        empty = False
         outputs = run(given(batch))
         for name, task in tasks.items():
             if name not in outputs:
@@ -84,31 +132,39 @@ def _evaluate(run: Run, loader: Iterable[Batch], tasks: Mapping[str, Task], fini
                 )
             target = batch["targets"][task.target]
             _check_shape(task, outputs[name], batch["image"])
-            output, found = outputs[name].detach(), metrics[name]
+            output, found = outputs[name].detach(), met.metrics[name]
             if bool((~output.isfinite() if finite else output.isnan()).any()):
-                broken.add(name)
-            references = batch.get("references", {}).get(task.target) if task.scores_references else None
+                met.broken.add(name)
+            references = _references(batch, task)
+            met.note(found)
             _update(found, output, target, references)
             sources = batch.get("sources", []) if task.target in apart else []
-            for source, rows in _rows(sources).items():
+            for source, rows in rows_by_source(sources).items():
                 known_by = [references[row] for row in rows] if references is not None else None
                 if bool(task.known(target[rows]).any()):
-                    own = by_source[name].setdefault(source, task.metrics())
+                    own = met.by_source[name].setdefault(source, task.metrics())
+                    met.note(own)
                     _update(own, output[rows], target[rows], known_by)
-    if empty:
+        if note is not None:
+            note(batch, {name: outputs[name].detach() for name in tasks})
+        met.batches += 1
+    if joined is not None:
+        joined()
+        met.join(tasks)
+    if not met.batches:
         raise DataError(
             "the split to evaluate on is empty",
             "look at the data set: `compactmtl data check NAME root=FOLDER`",
         )
-    computed = {name: found.compute() for name, found in metrics.items()}
+    computed = {name: found.compute() for name, found in met.metrics.items()}
     computed |= {
         on_source(name, source): found.compute()
-        for name, sources in by_source.items()
+        for name, sources in met.by_source.items()
         if len(sources) > 1
         for source, found in sources.items()
     }
     return {
-        name: dict.fromkeys(values, math.nan) if task_of(name) in broken else values
+        name: dict.fromkeys(values, math.nan) if task_of(name) in met.broken else values
         for name, values in computed.items()
     }
 
@@ -122,12 +178,12 @@ def _update(
         found.update(output, target.to(output.device, non_blocking=True))
 
 
-def _rows(sources: Sequence[str]) -> dict[str, list[int]]:
-    """The rows of a batch by the data set that they are of."""
-    rows: dict[str, list[int]] = {}
-    for row, source in enumerate(sources):
-        rows.setdefault(source, []).append(row)
-    return rows
+def _references(
+    batch: Batch, task: Task, rows: Sequence[int] | None = None
+) -> Sequence[InstanceReference] | None:
+    """What the data set gives for scoring the task, of all of a batch or of some rows; none where the task takes none."""
+    found = batch.get("references", {}).get(task.target) if task.scores_references else None
+    return found if found is None or rows is None else [found[row] for row in rows]
 
 
 def torch_runner(model: nn.Module, device: torch.device | str = "cpu") -> ModuleRun:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compactmtl.backends import get_backend
 from compactmtl.backends.driver import CudaDevice
+from compactmtl.backends.machine import cpu_name
+from compactmtl.backends.onnxruntime.kit import OnnxRuntimeOnDevice
 from compactmtl.backends.precision import PrecisionError, check_precision
 from compactmtl.config.target import Target
 from compactmtl.errors import MISSING, ArtifactError, ConfigError, MissingDependencyError
@@ -196,3 +200,37 @@ def test_int8_is_proved_by_the_graph_that_runs_and_timed_by_layer(tmp_path: Path
         times = runner.layer_times({"image": images()}, repeats=2)
     assert {"QLinearConv", "QuantizeLinear"} <= {one.operator for one in times}
     assert all(one.milliseconds >= 0 for one in times)
+
+
+def test_float32_is_float32_on_a_device_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's provider rounds products to TF32 unless it is told not to: by a device kit and by a bundle's program as here."""
+    real, given = onnxruntime.InferenceSession, list[tuple[str, dict[str, str]]]()
+
+    class Session(real):  # type: ignore[misc, valid-type]
+        def __init__(self, model: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            given.extend(providers)
+            super().__init__(model, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    kit = BACKEND.device_kit(CUDA, {"image": (1, WIDTH)})
+    assert kit is not None
+    OnnxRuntimeOnDevice(json.loads(json.dumps(dict(kit.settings)))).session(path)
+    part: dict[str, Any] = {}
+    exec(compile(BACKEND.in_bundle(CUDA), "part", "exec"), part)
+    part["open_model"](path, {"provider": "CUDAExecutionProvider", "threads": 1})
+    assert given == [("CUDAExecutionProvider", {"use_tf32": "0"})] * 2
+
+
+def test_a_kit_asks_the_gpu_that_cuda_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = CudaDevice("the second GPU", "8.6", 8 << 30, "13.0", "0000:65:00.0")
+    monkeypatch.setattr("compactmtl.backends.onnxruntime.kit.cuda_device", lambda: (gpu, ""))
+    found = []
+    for target in (CUDA, CPU):
+        kit = BACKEND.device_kit(target, {"image": (1, WIDTH)})
+        assert kit is not None
+        runtime = kit.runtime(dict(kit.settings))
+        found.append((runtime.device(), runtime.board()))
+    assert found == [("the second GPU", "0000:65:00.0"), (cpu_name(), "")]

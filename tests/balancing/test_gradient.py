@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compactmtl.balancing import GradientBalancer, balanced_backward, balancer
 from compactmtl.errors import ConfigError, TrainingError
+from tests.support.host_reads import HostReads
 from tests.support.small_net import TASKS, Net, flat, small_net
 
 AT = pytest.mark.parametrize("at", ["features", "shared_parameters"])
@@ -225,3 +226,26 @@ def test_half_precision_features_keep_what_the_loss_scale_saves() -> None:
     assert (
         float((half - expected).norm() / expected.norm()) < 0.02
     )  # float16 has three digits, fewer near its least
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "imtl_g"])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_deep_encoder_is_waited_for_no_more_often_than_a_shallow_one(name: str, scale: float) -> None:
+    """Each value that the host reads waits for a GPU: not one for each parameter of the encoder."""
+
+    def reads(depth: int) -> int:
+        torch.manual_seed(0)
+        encoder = nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(6, 6), nn.Tanh())))
+        heads = nn.ModuleDict({task: nn.Linear(6, 1) for task in TASKS})
+        features = encoder(torch.randn(8, 6))
+        losses = {task: head(features).square().mean() for task, head in heads.items()}
+        own = {task: list(head.parameters()) for task, head in heads.items()}
+        with HostReads() as counted:
+            balanced_backward(
+                gradient_balancer(name), losses, [features], encoder.parameters(), own, scale=scale
+            )
+        return sum(
+            "gradient.py" in place for place in counted.places
+        )  # what a method asks of the gramian lies on the CPU
+
+    assert reads(12) == reads(2) > 0

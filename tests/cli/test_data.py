@@ -138,3 +138,28 @@ def test_several_data_sets_are_counted_one_by_one(tmp_path: Path, capsys: pytest
     recipe.write_text(recipe.read_text().replace("classes:", "clases:"))
     assert main(["recipes", "check", str(recipe)]) == 2
     assert "data.sources: ccp.options" in capsys.readouterr().err
+
+
+def test_teachers_of_a_recipe_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "rooms", split=True)
+    (tmp_path / "rooms" / "depth" / "train" / "002.png").unlink()
+    (tmp_path / "net.onnx").touch()
+    recipe = tmp_path / "taught.yaml"
+    recipe.write_text(
+        "data:\n"
+        "  {name: folder, root: rooms, size: [24, 32], pseudo_labels: {far: {teacher: net.onnx, agreement: 0.1}}}\n"
+        "tasks: {far: {kind: depth, target: depth}}\n"
+    )
+    words = ["data", "check", str(recipe), "--out", str(tmp_path / "a.png")]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"teacher  far: 4 of 5 training samples have a label, {tmp_path / 'net.onnx'} is to label 1 more at agreement <= 0.1"
+        in printed
+    )
+    (tmp_path / "net.onnx").unlink()
+    assert main(words) == 2
+    assert (
+        f"problem  data.pseudo_labels.far.teacher: {tmp_path / 'net.onnx'} is not there"
+        in capsys.readouterr().out
+    )

@@ -70,7 +70,10 @@ def test_one_data_set_is_written_as_before_there_could_be_several(tmp_path: Path
         ({"mixing": {"epoch": "faces"}}, "data.mixing.epoch: 'faces'", "number of steps"),
         ({"name": "utkface"}, "data.name", "leave it out"),
         ({"options": {"classes": "all"}}, "data.options", "move them there"),
-        ({"sources": [FACES | {"alias": "a@b"}, CLOTHES]}, "a@b", "alias"),
+        *(
+            ({"sources": [FACES | {"alias": name}, CLOTHES]}, f"{name!r} is no name of a source", "give the source an `alias`")
+            for name in ("a@b", "a:b", "a.b", "a/b", "a b", "a,b", "a=b")
+        ),
     ],
 )  # fmt: skip
 def test_bad_input_names_key_and_mend(tmp_path: Path, change: dict[str, Any], key: str, mend: str) -> None:
@@ -140,3 +143,24 @@ def test_a_source_alone_has_its_own_where_it_says_so() -> None:
     assert (clothes.root, clothes.size, clothes.augment) == ("/clothes", (32, 32), data.augment)
     assert of_source(data, data.sources[0], deployed=True).size == (32, 32)
     assert as_deployed(data).sources[0].size is None
+
+
+def test_numbers_by_source_leave_with_their_task(tmp_path: Path) -> None:
+    """single_task names a task of two sources on each of them, as metrics do."""
+    numbers = {"age@utkface": {"mae": 5.0}, "age@more": {"mae": 6.0}, "segmentation": {"miou": 0.4}}
+    path = write(tmp_path, [FACES, FACES | {"alias": "more"}, CLOTHES])
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"single_task": numbers}))
+    assert list(load_recipe(path).single_task) == list(numbers)
+    assert list(resolve_recipe(path, tasks=["segmentation"]).recipe.single_task) == ["segmentation"]
+    assert list(resolve_recipe(path, tasks=["age"]).recipe.single_task) == ["age@utkface", "age@more"]
+
+
+def test_images_of_two_sources_are_not_mixed_where_each_has_its_own_statistics(tmp_path: Path) -> None:
+    joined = write(tmp_path, mixing={"batch_norm": "per_source"})
+    with pytest.raises(ConfigError, match=r"batch_norm: per_source does not go with train\.mixup"):
+        load_recipe(joined, ["train.mixup=0.2"])
+    alternating = write(tmp_path, mixing={"batch_norm": "per_source", "batches": "alternating"})
+    assert load_recipe(alternating, ["train.mixup=0.2"]).train.mixup == 0.2  # a batch is of one source
+    shared = write(tmp_path)
+    assert load_recipe(shared, ["train.mixup=0.2"]).train.mixup == 0.2

@@ -76,7 +76,10 @@ def test_the_whole_road(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["profile", str(run), "--warmup", "1", "--repeats", "3", "--target", "t.yaml", *trust]) == OK
     assert main(["tasks", str(run), "--target", "t.yaml", *trust]) == OK
     assert main(["report", str(run), *trust]) == OK
-    assert "rgb=FILE depth=FILE camera=FILE" in (run / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert "rgb=FILE depth=FILE camera=FILE" in card
+    for words in ("- `rgb`: RGB, ", "- `depth`: gray, ", "- `camera`: 3 numbers. Values: "):
+        assert words in card
     assert main(["predict", str(run), *SAMPLE, *SECOND, "--out", "of_run", "--maps", *trust]) == OK
     # The bundle is on its own.
     Path("own_inputs.py").unlink()

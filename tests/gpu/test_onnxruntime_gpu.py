@@ -25,7 +25,7 @@ def test_provider_runs_and_agrees(tmp_path: Path, provider: str) -> None:
         pytest.skip(f"{provider}: {found.reason}")
     module = TwoHeads().eval()
     path = write_onnx(tmp_path / "m.onnx", module)
-    # the CUDA provider may multiply in TF32, whose fraction has 10 bits
+    # TensorRT's provider may multiply in TF32, whose fraction has 10 bits
     assert check_parity(module, path, torch.randn(4, WIDTH), target=target, tolerance=1e-3).passed
     with get_backend("onnxruntime").open(path, target) as runner:
         assert runner.describe().provider == provider

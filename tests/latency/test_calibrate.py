@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
-from compactmtl.latency.calibrate import agree, cut_to
+from compactmtl.latency.calibrate import agree, cut_to, shortest
 from compactmtl.sparsity import channel_groups
 from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
 from compactmtl.sparsity.target import Target
@@ -36,13 +36,34 @@ def test_the_choice_of_the_table_comes_to_be_within_the_budget() -> None:
         widths.append(width)
         return width, ms(current, width)
 
-    found = agree(table(), choose, lambda width: 1.3e-3 * width)
+    found = agree(table(), choose, lambda width, _predicted: 1.3e-3 * width)
     assert ms(found, 23) == pytest.approx(1.3e-3 * 23, rel=0.02)
     assert widths == [30, 23]
 
 
 def test_what_cannot_be_measured_leaves_the_table_as_it_is() -> None:
-    assert agree(table(), lambda one: (1, 1.0), lambda choice: None) == table()
+    assert agree(table(), lambda one: (1, 1.0), lambda choice, predicted: None) == table()
+
+
+@pytest.mark.parametrize(
+    ("times", "ms", "timings"),
+    [
+        ([1.02], 1.02, 1),  # as the table says
+        ([1.66, 1.01], 1.01, 2),  # other work ran evenly beside the first
+        ([None, 1.66, 1.01], 1.01, 3),
+        ([1.66, 1.65, 1.7], 1.65, 3),  # the table is wrong
+        ([1.66, None, None], 1.66, 3),
+        ([None, None, None], None, 3),
+        ([0.5], 0.5, 1),  # other work makes nothing faster
+    ],
+)
+def test_a_time_far_above_the_table_is_taken_again(
+    times: list[float | None], ms: float | None, timings: int
+) -> None:
+    """One noisy timing would scale the whole table, and budgets that can be met would be refused by it."""
+    left = iter(times)
+    assert shortest(lambda: next(left), 1.0) == ms
+    assert len(times) - len(list(left)) == timings
 
 
 def test_a_speedup_is_of_the_network_as_it_was_timed() -> None:

@@ -203,7 +203,7 @@ def test_by_the_command_line(
     assert main([*words, "--out", "table.json"]) == USAGE
     assert main(words) == OK
     assert "python kit.py" in capsys.readouterr().out
-    assert main_of_table(OnnxRuntimeOnDevice, Path("kit"), []) == 0
+    assert main_of_table(OnnxRuntimeOnDevice, Path("kit"), ["--table"]) == 0
     changed(Path("results.json"), Path("results.json"), calm)
     assert main(["latency", "--from", "results.json", "--out", "table.json"]) == OK
     assert LatencyTable.load("table.json").kit

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import pytest
 
+from compactmtl.data.base import Preprocessing, Rule, Vector
 from compactmtl.export import Bundle
 from compactmtl.export.bundle import read_info
 from compactmtl.report import build_report, write_bundle_report
 from compactmtl.report.card import model_card
 from compactmtl.train import Run
+from tests.support.bundles import with_inputs
 from tests.support.synthetic_runs import FACE_TASKS, SyntheticRun, make_recipe
 from tests.support.tiny_val import TinySplits
 
@@ -20,6 +22,12 @@ MakeRun = Callable[..., SyntheticRun]
 DATA: dict[str, Any] = {"name": "scenes", "size": (48, 64), "batch_size": 2}
 GRAY = {**DATA, "channels": 1, "mean": (0.5,), "std": (0.2,), "resize": "letterbox"}
 BANDS = {**DATA, "channels": 5, "resize": "crop"}
+
+RULES: dict[str, Rule] = {
+    "rgb": Preprocessing(size=(32, 48), resize="letterbox"),
+    "depth": Preprocessing(size=(32, 48), mean=(0.5,), std=(0.25,)),
+    "camera": Vector((1.0, 24.0, 16.0), (0.3, 1.0, 2.0)),
+}
 
 
 def page_of(run: SyntheticRun, out: Path) -> str:
@@ -58,3 +66,18 @@ def test_the_card_of_a_run_without_a_bundle_knows_its_images(
     run = make_run("run", make_recipe(FACE_TASKS, data=data), compacted=True)
     report = build_report([cast(Run, run)], None, splits)
     assert f"for {kind} images of 48×64, trained on scenes." in model_card(report.runs[0], report)
+
+
+def test_each_of_several_inputs_is_on_the_page(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("run", make_recipe(FACE_TASKS), exported=True)
+    folder = run.path / "export/onnxruntime-cpu"
+    bundle = Bundle(folder, with_inputs(read_info(folder / "bundle.json"), RULES))
+    page = " ".join(write_bundle_report([bundle], tmp_path).read_text().split())
+    assert f"compactmtl predict {folder} rgb=FILE depth=FILE camera=FILE</code>" in page
+    for words in (
+        "<dt>input</dt><dd><code>rgb</code></dd> <dt>resize</dt><dd>letterbox to 32×48",
+        "<dt>input</dt><dd><code>depth</code></dd> <dt>resize</dt><dd>stretch to 32×48",
+        "<dd>gray, NCHW</dd>",
+        "<dt>input</dt><dd><code>camera</code></dd> <dt>kind</dt><dd>3 numbers</dd> <dt>values</dt><dd>(value − mean) / std",
+    ):
+        assert words in page, words

@@ -129,7 +129,7 @@ def test_the_figure_has_every_entry_where_it_belongs(report: Report) -> None:
 def test_names_are_escaped(report: Report) -> None:
     (plane,) = planes(report)
     curve = [dataclasses.replace(one, label="<b>", words="<&>") for one in plane.curves["ours"]]
-    ElementTree.fromstring(drawn(dataclasses.replace(plane, target="<i>", curves={"<u>": curve})))
+    ElementTree.fromstring(drawn(dataclasses.replace(plane, title="<i>", curves={"<u>": curve})))
 
 
 def test_the_page_and_the_json_have_it(report: Report, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -117,6 +118,29 @@ def test_what_was_too_slow_is_not_taken_where_the_next_measurement_fails() -> No
     aim.truth.clock = busy_after(real, 1)
     width = settled(aim)
     assert aim.truth.checks[0].measured > BUDGET >= real(width)
+
+
+@pytest.mark.parametrize(
+    ("shares", "taken"),
+    [
+        ([0.93, 0.995], 0.93),  # the next measurement of the other may be over the budget
+        ([0.85, 0.995], 0.995),  # much time would be left unused
+        ([0.7, 0.9, 1.05], 0.9),
+        ([1.3, 1.05, 1.1], 1.05),
+    ],
+)
+def test_of_choices_that_are_not_close_the_nearest_is_taken(shares: list[float], taken: float) -> None:
+    left = chain(shares, repeat(shares[-1]))  # the last one is chosen again: no better one is known
+    truth = Truth(clock=lambda keep: next(left))
+    choices = iter(range(1, 9))
+    by_number: list[int] = []
+
+    def choose() -> list[Flags]:
+        by_number.append(next(choices))
+        return [np.array([False] * by_number[-1])]
+
+    (gone,) = truth.settle(choose, lambda keep: 1.0, 1.0)
+    assert shares[min(len(gone), len(shares)) - 1] == taken
 
 
 def test_a_choice_on_the_way_is_measured_once_a_milestone() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from compactmtl.artifacts import files, hashes
 from compactmtl.artifacts.hashes import write_hashes
-from compactmtl.errors import ArtifactError, CompactWarning
+from compactmtl.errors import ArtifactError, CompactWarning, SurgeryError
 from compactmtl.surgery import Plan, apply_plan, compact, load_compact, save_compact
 
 
@@ -142,6 +142,14 @@ DAMAGES: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "not a number": (("biases", 0, "values"), ["NaN", 0.0, 0.0]),
     "unknown edit": (("deletes",), []),
     "text for a number": (("slices", 0, "size"), "many"),
+    "more zeros than can be held": (("absent",), {"conv1": [10**12]}),
+    "a product that is too large": (("absent",), {"conv1": [10**6, 10**6]}),
+    "a constant that is too large": (("constants",), [{"module": "conv1", "size": [10**12]}]),
+    "too wide": (
+        ("full_width",),
+        [{"module": "bn1", "size": 10**12, "kept": 4, "input_dim": -1, "output_dim": -1}],
+    ),
+    "values of no shape": (("constants",), [{"module": "conv1", "values": [1.0]}]),
 }
 
 # What only the model shows to be wrong.
@@ -165,6 +173,16 @@ MISFITS: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "groups of a plain layer": (("groups",), {"conv1": 5}),
     "attribute of no module": (("attributes",), {"block": {"width": 3}}),
     "attribute that is none": (("attributes",), {"conv1": {"width": 3}}),
+    "constant of no module": (("constants",), [{"module": "conv9"}]),
+    "zeros of no module": (("absent",), {"conv9": [3]}),
+    "gather of no module": (("gathers",), [{"module": "conv9", "inputs": [0]}]),
+    "gather of a norm": (("gathers",), [{"module": "bn1", "inputs": [0]}]),
+    "full width of no module": (
+        ("full_width",),
+        [{"module": "norm9", "size": 8, "kept": 4, "input_dim": -1, "output_dim": -1}],
+    ),
+    "contracted that is no module": (("contracted",), ["conv9"]),
+    "fused that is no module": (("fused",), ["conv9"]),
 }
 
 
@@ -207,6 +225,12 @@ def test_plan_that_does_not_fit_is_refused_and_the_model_untouched(
     assert caught.value.hint
     assert all(torch.equal(value, before[key]) for key, value in masked.state_dict().items())
     assert masked.conv1.out_channels == 12
+
+
+def test_an_output_that_the_model_does_not_give_is_named(masked: Any, image: Any, sound: str) -> None:
+    small = apply_plan(masked, Plan.from_json(_changed(sound, ("outputs",), ["nowhere"])))
+    with pytest.raises(SurgeryError, match="nowhere"):
+        small(*image)
 
 
 def test_file_that_is_no_text_is_named(tmp_path: Path) -> None:

@@ -270,13 +270,13 @@ def test_a_run_that_another_process_holds_is_come_back_to(
     ) as holder:
         assert holder.stdout is not None and holder.stdin is not None
         holder.stdout.readline()
-        waits = sweep_module._wait
+        waits = sweep_module.wait_for
 
         def killed_meanwhile(count: int) -> None:
             holder.kill()
             waits(count)
 
-        monkeypatch.setattr(sweep_module, "_wait", killed_meanwhile)
+        monkeypatch.setattr(sweep_module, "wait_for", killed_meanwhile)
         assert run_sweep(sweep, jobs, console) == {}
     assert all(Run.open(job.path).finished for job in jobs)
     said = console.file.getvalue()  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compactmtl.config.recipe import TaskConfig
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks import TargetSpec, UndefinedGainError, build_task, build_tasks, delta_m, mean_score
 from compactmtl.tasks.gain import judge, wrong_in_words
 
@@ -146,3 +146,9 @@ def test_a_map_that_overlaps_by_less_than_half_is_wrong() -> None:
 def test_what_is_unknown_is_not_judged() -> None:
     assert judge(GENDER, torch.tensor([[0.2, 0.9]]), torch.tensor([-1])) is None
     assert judge(AGE, torch.tensor([[9.0]]), torch.tensor([float("nan")])) is None
+
+
+def test_a_score_needs_every_task_to_be_measured() -> None:
+    """As where one of several data sets knows no label in the split: its metrics are not there."""
+    with pytest.raises(DataError, match="seg@rooms was not measured"):
+        mean_score({"seg": {"miou": 0.4}}, {"seg@rooms": TASKS["seg"]})

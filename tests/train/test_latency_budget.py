@@ -15,7 +15,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.latency import PairedClock
 from compactmtl.runs import compact_run
 from compactmtl.runs.checkpoint import load_state
-from compactmtl.train import dry_run, loop, train
+from compactmtl.train import begin, dry_run, train
 from compactmtl.train.dry_run import check_recipe
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import table_of
@@ -108,7 +108,7 @@ def test_a_run_that_goes_on_elsewhere_chooses_by_the_table_of_its_start(
     def elsewhere() -> None:
         capsys.readouterr()
         made_up_runtime.install(monkeypatch, tmp_path / "elsewhere", factor=2.0)
-        monkeypatch.setattr(loop, "build_session", build)
+        monkeypatch.setattr(begin, "build_session", build)
 
     resumed = trained_in_two_parts(resolved, tmp_path / "parts", quiet(), 2, elsewhere)
     assert "timing the whole network" not in capsys.readouterr().err

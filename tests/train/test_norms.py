@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from compactmtl.config import Resolved
+from compactmtl.errors import ConfigError
 from compactmtl.train import TrainingInterrupted, train
-from compactmtl.train.norms import NormEstimates
+from compactmtl.train.norms import NormEstimates, train_mode
 from compactmtl.train.session import Session, build_session
 
 Make = Callable[..., Resolved]
@@ -121,3 +122,40 @@ def test_a_resumed_run_is_bit_equal(
     for name, value in run.load_model("last").state_dict().items():
         assert torch.equal(value, resumed.load_model("last").state_dict()[name]), name
     assert resumed.best == run.best
+
+
+@pytest.mark.slow
+def test_frozen_statistics_stay_and_normalize(tiny: Make) -> None:
+    session = build_session(tiny("train.batch_norm=frozen").recipe)
+    train_mode(session.model, session.recipe)
+    first = norms(session.model)[0]
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = first.register_forward_hook(
+        lambda _, inputs, output: seen.append(
+            (inputs[0].detach(), output.detach().clone())
+        )  # before an activation in place
+    )
+    batch = next(iter(session.train_loader))
+    before = [norm.running_mean.clone() for norm in norms(session.model) if norm.running_mean is not None]
+    _, total = session.forward(batch)
+    session.update(total)
+    hook.remove()
+    after = [norm.running_mean for norm in norms(session.model) if norm.running_mean is not None]
+    assert before and all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    (given, found), *_ = seen
+    expected = torch.nn.functional.batch_norm(
+        given, torch.zeros_like(before[0]), torch.ones_like(before[0]), eps=first.eps
+    )
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5, atol=1e-6
+    )  # weights are 1 and biases 0 at the start
+    assert session.model.training
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [("sparsity.norm_batches", SPARSE), ("overparam.kind: repvgg", "\noverparam: {kind: repvgg}\n")],
+)
+def test_what_needs_the_batch_is_refused_beside_frozen_statistics(tiny: Make, key: str, more: str) -> None:
+    with pytest.raises(ConfigError, match=f"train.batch_norm is frozen, and {key}"):
+        build_session(tiny("train.batch_norm=frozen", more=more).recipe)

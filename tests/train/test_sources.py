@@ -139,6 +139,23 @@ def test_a_subset_keeps_the_metrics_by_source(root: Path, tmp_path: Path) -> Non
     subset = subset_run(run, ["segmentation"])
     assert set(subset.best) == {"segmentation", "segmentation@one", "segmentation@other"}
     assert list(subset.measured) == ["segmentation@one", "segmentation@other"]
+    assert "delta_m" in next(event for event in subset.log() if event["event"] == "epoch")
+
+
+def test_a_subset_has_the_gain_of_its_own_tasks_on_each_source(root: Path, tmp_path: Path) -> None:
+    stated = "{segmentation@one: {miou: 0.2}, segmentation@other: {miou: 0.1}, weather: {accuracy: 0.5}}"
+    run = train(
+        recipe(root, f"single_task={stated}", "train.epochs=1", rooms=True), tmp_path / "run", console=quiet()
+    )
+    for task, expected in (
+        ("segmentation", {"segmentation@one": ("miou", 0.2), "segmentation@other": ("miou", 0.1)}),
+        ("weather", {"weather": ("accuracy", 0.5)}),
+    ):
+        subset = subset_run(run, [task])
+        event = next(event for event in subset.log() if event["event"] == "epoch")
+        gains = [event["val"][name][metric] / value - 1 for name, (metric, value) in expected.items()]
+        assert event["delta_m"] == event["score"] == pytest.approx(sum(gains) / len(gains))
+        assert {name for name in event["val"] if "@" in name} == {name for name in expected if "@" in name}
 
 
 def test_the_gain_is_over_tasks_and_sources(root: Path, tmp_path: Path) -> None:

@@ -21,7 +21,14 @@ from compactmtl.overparam import overparameterize
 from compactmtl.overparam.convert import factorized_layers
 from compactmtl.overparam.svd import SvdLayer
 from compactmtl.tasks import TargetSpec, build_tasks
-from compactmtl.verify.accuracy import array_runner, evaluate, evaluate_on, evaluating, torch_runner
+from compactmtl.verify.accuracy import (
+    array_runner,
+    evaluate,
+    evaluate_on,
+    evaluate_parts,
+    evaluating,
+    torch_runner,
+)
 
 TASKS = build_tasks(
     {
@@ -105,6 +112,27 @@ def test_metrics_do_not_depend_on_how_the_split_is_cut(size: int) -> None:
     found = evaluate(run, batches(size), TASKS)
     assert list(found) == list(TASKS)
     assert same(found, evaluate(run, batches(SAMPLES), TASKS))
+
+
+@pytest.mark.parametrize("size", [1, 4, SAMPLES])
+def test_parts_are_every_so_manieth_sample_however_the_split_is_cut(size: int) -> None:
+    run, whole = torch_runner(model()), split()
+    found, parts = evaluate_parts(run, batches(size), TASKS, 3)
+    assert same(found, evaluate(run, batches(SAMPLES), TASKS))
+    for number, part in enumerate(parts):
+        rows = list(range(number, SAMPLES, 3))
+        own: Batch = {
+            "image": whole["image"][rows],
+            "targets": {name: target[rows] for name, target in whole["targets"].items()},
+        }
+        assert same(part, evaluate(run, [own], TASKS))
+
+
+def test_a_part_that_knows_nothing_of_a_task_has_no_metrics_of_it() -> None:
+    few = batches(SAMPLES)
+    few[0]["targets"]["age"][[0, 2, 4, 6, 8, 10]] = float("nan")
+    found, parts = evaluate_parts(torch_runner(model()), few, TASKS, 2)
+    assert "age" in found and "age" not in parts[0] and "age" in parts[1]
 
 
 def test_metrics_are_the_tasks_own() -> None:

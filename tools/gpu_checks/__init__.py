@@ -186,6 +186,12 @@ _ALL = (
                 "onnxruntime",
                 "TensorrtExecutionProvider",
             ),
+            (
+                "onnxruntime-tensorrt-rtx",
+                "ONNX Runtime's provider of TensorRT for RTX",
+                "onnxruntime",
+                "NvTensorRTRTXExecutionProvider",
+            ),
             ("tensorrt", "TensorRT", "tensorrt", ""),
             ("tensorrt-rtx", "TensorRT for RTX", "tensorrt-rtx", ""),
         )

@@ -37,7 +37,7 @@ from compactmtl.backends.model_file import external_files
 from compactmtl.backends.onnxruntime import plugin
 from compactmtl.backends.onnxruntime.kit import OnnxRuntimeOnDevice
 from compactmtl.backends.onnxruntime.links import links
-from compactmtl.backends.onnxruntime.plugin import PLUGINS, RTX
+from compactmtl.backends.onnxruntime.plugin import PLUGINS, RTX, WHEELS
 from compactmtl.backends.precision import (
     FLOAT_OPS,
     INT8_OPS,
@@ -90,7 +90,13 @@ class OnnxRuntimeBackend(Backend):
     is_reference = True
 
     def wheel(self, target: Target) -> str:
-        return self.packages[0 if _provider(target) == CPU else 1]
+        provider = _provider(target)
+        return WHEELS.get(provider, self.packages[0 if provider == CPU else 1])
+
+    def in_bundle(self, target: Target) -> str:
+        if _provider(target) not in PLUGINS:
+            return super().in_bundle(target)
+        return Path(__file__).with_name("in_bundle_plugin.py").read_text(encoding="utf-8")
 
     def cases(self) -> Iterable[tuple[str, Target]]:
         for provider in (CPU, CUDA, TENSORRT, RTX):
@@ -147,21 +153,20 @@ class OnnxRuntimeBackend(Backend):
 
     def device_kit(self, target: Target, inputs: Mapping[str, Shape]) -> DeviceKit | None:
         provider = _provider(target)
-        if provider in PLUGINS:  # the kit's one file registers no provider of another package
-            return None
         settings = {
             "provider": provider,
-            "provider_options": {},
+            "provider_options": _provider_options(provider),
+            "plugin": provider in PLUGINS,
             "threads": target.threads,
             "config": _session_config(provider),
             "float_layers": sorted(FLOAT_OPS),
             "int8_layers": sorted(INT8_OPS),
         }
-        install = f"pip install {'onnxruntime' if provider == CPU else 'onnxruntime-gpu'}"
+        install = f"pip install {self.wheel(target)}"
         return DeviceKit(OnnxRuntimeOnDevice, {**settings, "install": install}, install)
 
     def check_device(self, facts: Mapping[str, Any], model: Path, target: Target) -> dict[str, int]:
-        if _provider(target) != TENSORRT:
+        if _provider(target) not in COMPILED:
             return super().check_device(facts, model, target)
         with tempfile.TemporaryDirectory(
             prefix="compactmtl-"
@@ -245,9 +250,8 @@ def _session(
             options.add_provider_for_devices(plugin.devices(provider), {})
             session = onnxruntime.InferenceSession(str(model), options)
         else:
-            settings = [{"use_tf32": "0"} if provider == CUDA else {}]  # parity is promised for float32
             session = onnxruntime.InferenceSession(
-                str(model), options, providers=[provider], provider_options=settings
+                str(model), options, providers=[provider], provider_options=[_provider_options(provider)]
             )
     except broken as error:
         raise ArtifactError(
@@ -269,6 +273,11 @@ def _session(
             "`compactmtl doctor` says what this machine lacks; or choose a CPU target",
         )
     return session
+
+
+def _provider_options(provider: str) -> dict[str, str]:
+    """Of every session, here and on a device that has a kit: float32 products are not rounded to TF32."""
+    return {"use_tf32": "0"} if provider == CUDA else {}
 
 
 def _session_config(provider: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from compactmtl.backends.device import MISSING, DeviceModel, DeviceRuntime, KitError
-from compactmtl.backends.machine import cpu_name, nvidia_gpus
+from compactmtl.backends.driver import cuda_device
+from compactmtl.backends.machine import cpu_name
 
 CPU_PROVIDER = "CPUExecutionProvider"
 STEP_ENDS = "_kernel_time"  # how ONNX Runtime ends a node's name in its profile
@@ -39,6 +40,8 @@ class OnnxRuntimeOnDevice(DeviceRuntime):
             import onnxruntime
         except ImportError as error:
             return [(f"onnxruntime can't be imported ({error})", install)]
+        if self.settings["plugin"]:
+            return self._missing_plugin(install)
         offered = onnxruntime.get_available_providers()
         if self.provider not in offered:
             return [
@@ -49,14 +52,49 @@ class OnnxRuntimeOnDevice(DeviceRuntime):
             ]
         return []
 
+    def _missing_plugin(self, install: str) -> list[tuple[str, str]]:
+        """What a provider lacks that is a package of its own."""
+        device, reason = cuda_device()
+        lacking = [] if device is not None else [(reason, "a machine with an NVIDIA GPU and its driver")]
+        try:
+            import onnxruntime_ep_nv_tensorrt_rtx  # noqa: F401
+        except (ImportError, OSError) as error:
+            lacking.append((f"{self.provider} can't be imported ({error})", install))
+        return lacking
+
+    def devices(self) -> list[Any]:
+        """The devices that a provider of a package of its own takes, which is registered once. Raises KitError for none."""
+        import onnxruntime
+
+        def known() -> list[Any]:
+            return [one for one in onnxruntime.get_ep_devices() if one.ep_name == self.provider]
+
+        found = known()
+        if not found:
+            import onnxruntime_ep_nv_tensorrt_rtx as package
+
+            onnxruntime.register_execution_provider_library(package.get_ep_name(), package.get_library_path())
+            found = known()
+        if not found:
+            raise KitError(
+                f"{self.provider} takes none of this machine's devices",
+                "it needs an NVIDIA RTX GPU, Ampere or later",
+                MISSING,
+            )
+        return found
+
     def versions(self) -> dict[str, str]:
         import onnxruntime
 
         return {"onnxruntime": str(onnxruntime.__version__)}
 
     def device(self) -> str:
-        gpus = nvidia_gpus()[0] if self.on_gpu else ()
-        return gpus[0].split(",")[0] if gpus else cpu_name()
+        gpu = cuda_device()[0] if self.on_gpu else None
+        return cpu_name() if gpu is None else gpu.name
+
+    def board(self) -> str:
+        gpu = cuda_device()[0] if self.on_gpu else None
+        return "" if gpu is None else gpu.bus
 
     def open(self, path: Path, example: dict[str, np.ndarray[Any, Any]], folder: Path) -> DeviceModel:
         return OnnxRuntimeModel(self, path, example)
@@ -76,7 +114,13 @@ class OnnxRuntimeOnDevice(DeviceRuntime):
             options.profile_file_prefix = profile
         provider = (self.provider, self.settings["provider_options"])
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            if self.settings["plugin"]:
+                options.add_provider_for_devices(self.devices(), provider[1])
+                session = onnxruntime.InferenceSession(str(path), options)
+            else:
+                session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        except KitError:
+            raise
         except Exception as error:  # its exceptions are of no common class
             raise KitError(
                 f"ONNX Runtime's {self.provider} can't open {path}: {str(error).strip().splitlines()[0]}",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 RTX = "NvTensorRTRTXExecutionProvider"
 PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 PLUGINS = {RTX: PACKAGE}
+# What pip installs for a bundle or kit of such a provider, the distribution whose version tells what ran first.
+WHEELS = {RTX: "onnxruntime-ep-nv-tensorrt-rtx onnxruntime"}
 HINT = "pip install 'compactmtl[onnxruntime-tensorrt-rtx]'"
 
 

@@ -11,4 +11,4 @@ def open_model(path, target):
         config["INFERENCE_NUM_THREADS"] = target["threads"]
     compiled = openvino.Core().compile_model(str(path), target["device"], config)
     names = [output.get_any_name() for output in compiled.outputs]
-    return lambda inputs: dict(zip(names, compiled(inputs).values(), strict=True))
+    return lambda inputs: dict(zip(names, compiled(inputs).values()))

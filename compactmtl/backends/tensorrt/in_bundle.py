@@ -6,6 +6,16 @@ import sys
 import numpy as np
 import tensorrt
 
+TYPES = {  # by TensorRT's names
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "INT64": np.int64,
+    "INT32": np.int32,
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+    "BOOL": np.bool_,
+}
+
 
 def open_model(path, target):
     """The bundle's engine, or one built of its ONNX file, as a function of arrays by name."""
@@ -35,7 +45,7 @@ def open_model(path, target):
             running.set_input_shape(name, array.shape)
         arrays = dict(inputs)
         for name in names:
-            kind = tensorrt.nptype(engine.get_tensor_dtype(name))
+            kind = TYPES[engine.get_tensor_dtype(name).name]
             arrays.setdefault(name, np.empty(tuple(running.get_tensor_shape(name)), kind))
         memory = {name: ctypes.c_uint64() for name in names}
         for name, place in memory.items():

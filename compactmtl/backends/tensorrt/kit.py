@@ -109,6 +109,10 @@ class TensorRtOnDevice(DeviceRuntime):
         device, reason = cuda_device()
         return reason if device is None else device.name
 
+    def board(self) -> str:
+        device, _ = cuda_device()
+        return "" if device is None else device.bus
+
     def logger(self) -> Any:
         """One logger for all, which keeps warnings and errors."""
         if self._logger is None:

@@ -47,7 +47,10 @@ class TensorRTRtxBackend(EngineBackend):
 
     device_install = "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
 
-    def in_bundle(self) -> str:
+    def wheel(self, target: Target) -> str:
+        return " ".join(self.packages)
+
+    def in_bundle(self, target: Target) -> str:
         """TensorRT's part with the names of this library."""
         source = Path(__file__).parents[1] / "tensorrt" / "in_bundle.py"
         text = source.read_text(encoding="utf-8").replace('target["tensorrt"]', f'target["{SECTION}"]')

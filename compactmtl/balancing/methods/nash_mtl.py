@@ -17,9 +17,10 @@ from torch import Tensor
 
 from compactmtl.balancing.base import TaskInfo
 from compactmtl.balancing.gradient import At, Direction, GradientBalancer, norms_of
-from compactmtl.balancing.jacobian import Jacobian, first_process_decides
+from compactmtl.balancing.jacobian import Jacobian
 from compactmtl.balancing.options import NotNegative
 from compactmtl.config.schema import Frozen
+from compactmtl.distributed.processes import first_process_decides
 from compactmtl.errors import TrainingError
 
 # More than float32 gradients leave uncertain of a cosine; it bounds the factors of gradients that are opposite.

@@ -1,30 +1,46 @@
 """From the files of a sample to the model's inputs, by `inputs` of bundle.json: of a model of several inputs."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
-from compactmtl.export.in_bundle.picture import prepare, read
+from compactmtl.export.in_bundle.picture import prepare
+from compactmtl.export.in_bundle.pixels import read
 
 
 def samples(given, inputs):
-    """The files of each sample by input, from words INPUT=FILE."""
-    pairs = [word.partition("=")[::2] for word in given]
-    by_name = {one["name"]: [file for name, file in pairs if name == one["name"]] for one in inputs}
-    if strangers := [f"{name}={file}" for name, file in pairs if name not in by_name]:
-        raise ValueError(f"{strangers[0]}: the model takes {', '.join(by_name)}")
-    if len({len(files) for files in by_name.values()}) != 1:
-        counts = ", ".join(f"{len(files)} of {name}" for name, files in by_name.items())
+    """The files of each sample by input, from words INPUT=FILE. Raises ValueError for words that name no whole samples."""
+    files = {one["name"]: [] for one in inputs}
+    for word in given:
+        name, equals, file = word.partition("=")
+        if not equals or name not in files:
+            raise ValueError(f"{word}: the model takes {', '.join(files)}")
+        files[name].append(file)
+    if len({len(one) for one in files.values()}) != 1:
+        counts = ", ".join(f"{len(one)} of {name}" for name, one in files.items())
         raise ValueError(f"each sample needs one file of each input, found {counts}")
-    return [dict(zip(by_name, files)) for files in zip(*by_name.values())]  # noqa: B905
+    return [dict(zip(files, one)) for one in zip(*files.values())]
 
 
 def numbers(file, want):
-    """A vector as the model's input: normalized unless the model does that."""
-    values = np.load(file, allow_pickle=False) if file.endswith(".npy") else np.array(file.split(","), float)
-    if values.shape != tuple(want["shape"][1:]) or not np.isfinite(values).all():
-        raise ValueError(f"{file}: {want['name']} takes {want['shape'][1:]} finite numbers")
-    values = values.astype(np.float32)
+    """A vector as the model's input: normalized unless the model does that. Raises ValueError naming what is wrong."""
+    name, count = want["name"], want["shape"][1]
+    try:
+        if file.lower().endswith(".npy"):
+            with Path(file).open("rb") as stream:  # numpy leaves a damaged archive open
+                values = np.load(stream, allow_pickle=False)
+        else:
+            values = np.array([float(number) for number in file.split(",")])
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{file}: not the numbers of input {name!r} ({error})") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (count,):
+        found = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+        raise ValueError(f"{file}: input {name!r} has {count} numbers, found {found}")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{file}: input {name!r} holds a value that is not finite")
     if rule := want["normalize"]:
         values = (values * np.float32(rule["scale"]) - np.float32(rule["mean"])) / np.float32(rule["std"])
     batch = want["shape"][0] if isinstance(want["shape"][0], int) else 1
@@ -32,17 +48,22 @@ def numbers(file, want):
 
 
 def load(sample, inputs):
-    """The inputs of one sample as the model takes them; height and width of its first picture, and how that was resized."""
-    fed, first = {}, None
+    """The inputs of one sample as the model takes them; height and width of its first picture, and how that was resized.
+
+    Raises ValueError naming a file that the model cannot take.
+    """
+    fed, first, of = {}, None, ""
     for want in inputs:
         file = sample[want["name"]]
         if want["resize"] is None:
             fed[want["name"]] = numbers(file, want)
             continue
         image = read(Path(file), want)
-        first = first or (image.shape[:2], want["resize"])
-        (h, w), (height, width) = image.shape[:2], first[0]
+        (h, w), of = image.shape[:2], of or Path(file)
+        first = first or ((h, w), want["resize"])
+        height, width = first[0]
         if (h, w) != (height, width) and abs(h * width - w * height) > max(height, width):
-            raise ValueError(f"{file}: of {w}x{h} pixels, the sample's first picture has {width}x{height}")
+            sizes = f"{w}x{h} pixels (width x height), its image {of} is {width}x{height}"
+            raise ValueError(f"{Path(file)}: {sizes}")
         fed[want["name"]] = prepare(image, want)
     return fed, first

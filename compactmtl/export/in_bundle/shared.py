@@ -1,4 +1,4 @@
-"""What both programs of a bundle do alike, of pictures and of arrays; each gets it as a part of its infer.py."""
+"""What all programs of a bundle do alike; each gets it as a part of its infer.py."""
 
 import hashlib
 import sys
@@ -22,7 +22,8 @@ def opened(folder, info, open_model):
 
 
 def decode(x, rule):
-    """The value that one sample's output stands for, by `decode` of the output."""
+    """The value that one sample's output stands for, by `decode` of the output; floats as float32."""
+    x = x.astype(np.float32) if x.dtype.kind == "f" else x
     return {
         "none": lambda: x,
         "first": lambda: x[0],
@@ -33,6 +34,25 @@ def decode(x, rule):
         "unit_vector": lambda: x / np.maximum(np.sqrt((x * x).sum(0)), 1e-12),
         "panoptic": lambda: panoptic(x, rule["panoptic"]),
     }[rule["op"]]()
+
+
+def check(folder, info, arrays):
+    """Hold the golden inputs' arrays and outputs against what is stored; 1 where one is off, else 0.
+
+    Of pictures every `step`-th row and column of the first sample is stored; of arrays, which are fed from the same file,
+    every `step`-th number of each output.
+    """
+    golden, wrong = info["golden"], 0
+    stored = np.load(folder / golden["arrays"], allow_pickle=False)
+    for one in info["outputs"] if golden["picture"] is None else info["inputs"] + info["outputs"]:
+        x, rule = arrays[one["name"]], golden["tensors"][one["name"]]
+        if golden["picture"] is None:
+            x = x.ravel()[:: rule["step"]]
+        else:
+            sides = [rule["step"] if side in ("height", "width") else 1 for side in one["axes"]]
+            x = x[:1][tuple(slice(None, None, step) for step in sides)]
+        wrong |= differs(one["name"], x, stored[one["name"]], rule["tolerance"])
+    return wrong
 
 
 def differs(name, x, there, tolerance):

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compactmtl.artifacts.arrays import load_arrays
 from compactmtl.artifacts.files import sha256_file
 from compactmtl.artifacts.layout import EXPORT
 from compactmtl.artifacts.lock import exclusive
@@ -303,9 +303,10 @@ def _outputs(path: Path, results: Results, manifest: Manifest, bundle: Bundle) -
     if sha256_file(file) != results.images.sha256:
         raise ArtifactError(f"{file} is not the file that kit.py wrote with {path.name}", _MEND)
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            outputs = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        outputs = load_arrays(file)
+        if not isinstance(outputs, dict):
+            raise ValueError("it is a single array without a name")
+    except (OSError, ValueError, EOFError) as error:
         raise ArtifactError(f"{file} can't be read: {error}", _MEND) from error
     count = manifest.images.count
     expected = {tensor.name: (count, tensor.dtype) for tensor in bundle.info.outputs}

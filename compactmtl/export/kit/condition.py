@@ -57,8 +57,11 @@ def described(root: Path = ROOT) -> dict[str, Any]:
     }
 
 
-def condition(root: Path = ROOT, commands: bool = True) -> dict[str, Any]:
-    """The state of this moment; without `commands` only what costs no process."""
+def condition(board: str = "", root: Path = ROOT, commands: bool = True) -> dict[str, Any]:
+    """The state of this moment; without `commands` only what costs no process.
+
+    `board` is the PCI bus id of the GPU that is measured; where it is empty no GPU is asked, whose clocks tell nothing here.
+    """
     state: dict[str, Any] = {
         "load": load_average(),
         "clocks_mhz": _clocks(root),
@@ -67,7 +70,7 @@ def condition(root: Path = ROOT, commands: bool = True) -> dict[str, Any]:
         "throttle_counts": _counts(root),
     }
     if commands:
-        state.update(_gpu())
+        state.update(_gpu(board) if board else {})
         tegra = _tegrastats()
         if tegra:
             state["tegrastats"] = tegra
@@ -205,13 +208,21 @@ def _asked(command: list[str]) -> str:
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
-def _gpu() -> dict[str, Any]:
-    """The first GPU's clocks, temperature, power, and the bits of why its clocks are low, by nvidia-smi."""
+def _gpu(board: str) -> dict[str, Any]:
+    """A GPU's clocks, temperature, power, and the bits of why its clocks are low, by nvidia-smi.
+
+    It is asked by its bus id: nvidia-smi numbers all boards, whatever CUDA_VISIBLE_DEVICES says.
+    """
     # drivers from 535 on have the first name, older ones the second
     for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):
         fields = (*GPU_FIELDS, reasons)
         said = _asked(
-            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
+            [
+                "nvidia-smi",
+                f"--query-gpu={','.join(fields)}",
+                "--format=csv,noheader,nounits",
+                f"--id={board}",
+            ]
         )
         values = [value.strip() for value in said.splitlines()[0].split(",")] if said else []
         if len(values) == len(fields):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from compactmtl.artifacts.files import sha256_file, write_bytes
+from compactmtl.artifacts.files import parse_json, sha256_file, write_bytes
 from compactmtl.artifacts.hashes import check_files, read_hashes, sha256, write_hashes
 from compactmtl.artifacts.layout import DEVICES, HASHES
 from compactmtl.config.precision import Precision
@@ -211,7 +210,7 @@ def read_results(path: Path) -> Results:
     """A file that kit.py wrote. Raises ArtifactError where it is none, is damaged or was edited."""
     again = "take the file from the device again, or run kit.py there again"
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: there is no such file", "name the file that kit.py wrote") from error
     except (OSError, ValueError) as error:

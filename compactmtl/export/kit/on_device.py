@@ -139,15 +139,15 @@ def compare(
 
 
 def measure(
-    models: dict[str, DeviceModel], arrays: dict[str, Any], plan: dict[str, Any]
+    models: dict[str, DeviceModel], arrays: dict[str, Any], plan: dict[str, Any], board: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Latencies in interleaved rounds, and the machine's state before, half way and after."""
-    states = [condition()]
+    """Latencies in interleaved rounds, and the state of the machine and of its GPU `board` before, half way and after."""
+    states = [condition(board)]
     half = plan["repeats"] // 2
 
     def between(index: int) -> None:
         if index + 1 == half:
-            states.append(condition())
+            states.append(condition(board))
 
     def call_of(model: DeviceModel) -> Callable[[], object]:
         return lambda: model.run(arrays)
@@ -155,7 +155,7 @@ def measure(
     settle = plan["settle"] if len(models) > 1 else 0
     calls = {name: call_of(model) for name, model in models.items()}
     samples, process = timed_rounds(calls, plan["warmup"], plan["repeats"], settle, between)
-    states.append(condition())
+    states.append(condition(board))
     phases = {name: found for name, model in models.items() if (found := split(model, arrays)) is not None}
     latency = {
         "batch": len(next(iter(arrays.values()))),
@@ -219,7 +219,7 @@ def run_kit(
         plan = dict(manifest["latency"])
         plan["repeats"] = args.repeats or plan["repeats"]
         say(f"measuring latency, {plan['repeats']} rounds of {', '.join(models)}")
-        latency, states = measure(models, inputs[0], plan)
+        latency, states = measure(models, inputs[0], plan, runtime.board())
         images = None
         if manifest["images"] is not None:
             say(f"running {manifest['images']['count']} images of the val split")
@@ -319,6 +319,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=0, help="rounds of the latency (default: the target's)"
     )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="measure a latency table, which takes a kit of its own: says how to get one",
+    )
     return parser.parse_args(argv)
 
 
@@ -326,6 +331,12 @@ def main(kind: type[DeviceRuntime], folder: Path, argv: list[str] | None = None)
     """Run the kit in `folder`; the exit code: 0, 2 a damaged kit, 3 something is missing, 4 outputs that are wrong."""
     args = arguments(argv)
     try:
+        if args.table:
+            there = shlex.join(["compactmtl", "latency", "RUN", "--target", "NAME", "--kit", "table-kit.zip"])
+            raise KitError(
+                "this kit holds whole models, and a latency table is made of the times of their cuts",
+                f"run where the model was exported, and run that kit here: {there}",
+            )
         if args.repeats < 0:
             raise KitError(f"--repeats {args.repeats} is no number of rounds", "give one of 1 or more")
         manifest, kit = read_manifest(folder)

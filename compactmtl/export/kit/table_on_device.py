@@ -78,6 +78,11 @@ def main_of_table(kind: type[DeviceRuntime], folder: Path, argv: list[str] | Non
     parser.add_argument(
         "--out", type=Path, default=Path(RESULTS), help=f"file of the results (default: {RESULTS})"
     )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="measure a latency table: what this kit does, with the word or without",
+    )
     args = parser.parse_args(argv)
     try:
         manifest, kit = read_manifest(folder)
@@ -92,9 +97,9 @@ def main_of_table(kind: type[DeviceRuntime], folder: Path, argv: list[str] | Non
                 "needed: " + "; ".join(mend for _, mend in lacking),
                 MISSING,
             )
-        machine, states = described(), [condition()]
+        machine, states = described(), [condition(runtime.board())]
         networks = time_networks(runtime, folder, manifest)
-        states.append(condition())
+        states.append(condition(runtime.board()))
         device = runtime.device()
         results: dict[str, Any] = {
             "version": VERSION,

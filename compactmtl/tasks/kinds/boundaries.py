@@ -175,7 +175,7 @@ class BoundariesMetrics:
         import torch
 
         self._task = task
-        self._known = 0
+        self._known = torch.zeros((), dtype=torch.int64)
         # Column k counts pixels whose probability reaches exactly k of the thresholds.
         self._counts = torch.zeros(3, THRESHOLDS + 1, dtype=torch.int64)
 
@@ -186,9 +186,13 @@ class BoundariesMetrics:
         # Nothing is predicted where nothing is known: it could only match by chance.
         shown = probability.where(known, probability.new_full((), -1))
         near = _greatest_near(shown, self._task.options.tolerance)
-        self._known += int(known.sum())
+        self._known += known.sum()
         for row, values in enumerate((shown[known], shown[known & near_edge], near[edge])):
             self._counts[row] += _reached(values).bincount(minlength=THRESHOLDS + 1)
+
+    def sums(self) -> list[Tensor]:
+        """The live counts."""
+        return [self._known, self._counts]
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split is known, or none is a boundary."""

@@ -43,6 +43,7 @@ class ClassificationTask(ValueTask):
     }
     postprocess = ("argmax", "softmax")
     distillation = "softmax"
+    sureness = "probability"
     mixup = "loss"
 
     @property
@@ -68,6 +69,12 @@ class ClassificationTask(ValueTask):
     def decode(self, output: Tensor) -> Tensor:
         """Class index int64 (B,)."""
         return output.argmax(1)
+
+    def certainty(self, output: Tensor) -> Tensor:
+        """The softmax of the class, (B,)."""
+        from compactmtl.tasks.losses import at_least_float32
+
+        return at_least_float32(output).softmax(1).amax(1)
 
     @property
     def decoding(self) -> Decoding:
@@ -104,6 +111,10 @@ class ClassificationMetrics:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         self._confusion.update(self._task.decode(output), target)
+
+    def sums(self) -> list[Tensor]:
+        """The live counts."""
+        return self._confusion.sums()
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no image of the split counts."""

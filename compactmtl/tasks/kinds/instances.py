@@ -118,10 +118,12 @@ class InstancesTask(MapTask):
 
     def _class_loss(self, logits: Tensor, cells: CellTargets) -> Tensor:
         """Cross-entropy against the shares, a mean over the known part of the cells; small instances weigh more."""
+        from compactmtl.distributed.sums import summed
+
         entropy = -(cells.classes * logits.log_softmax(1)).sum(1)
         weight = cells.known * self._weights(cells)
         if self.options.balance > 0:
-            counts = (cells.classes * cells.known[:, None]).sum((0, 2, 3), keepdim=True)
+            (counts,) = summed((cells.classes * cells.known[:, None]).sum((0, 2, 3), keepdim=True))
             rarity = counts.clamp(min=1) ** -self.options.balance
             weight = weight * (cells.classes * rarity).sum(1)
         return weighted_mean(entropy, weight)
@@ -200,8 +202,11 @@ class InstancesTask(MapTask):
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of values by weights of the same shape; a zero with a graph where all weights are 0."""
+    from compactmtl.distributed.sums import summed
+
+    total, whole = summed((values * weight).sum(), weight.sum())
     # not 1: the known part of a batch may be less than one cell
-    return (values * weight).sum() / weight.sum().clamp(min=float(np.finfo(np.float32).tiny))
+    return total / whole.clamp(min=float(np.finfo(np.float32).tiny))
 
 
 def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
@@ -211,8 +216,11 @@ def center_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
     """
     from torch.nn.functional import logsigmoid
 
+    from compactmtl.distributed.sums import summed
+
     positive = (target == 1) & (known > 0)
     chance = logits.sigmoid()
     near = -logsigmoid(logits) * (1 - chance) ** 2 * positive
     far = -logsigmoid(-logits) * chance**2 * (1 - target) ** 4 * known
-    return (near + far.masked_fill(positive, 0)).sum() / positive.sum().clamp(min=1)
+    total, count = summed((near + far.masked_fill(positive, 0)).sum(), positive.sum())
+    return total / count.clamp(min=1)

@@ -54,6 +54,7 @@ class MultilabelTask(ValueTask):
     axis = "label"
     postprocess = ("sigmoid",)
     distillation = "sigmoid"
+    sureness = "probability"
     mixup = "loss"
 
     @property
@@ -93,6 +94,12 @@ class MultilabelTask(ValueTask):
     def decode(self, output: Tensor) -> Tensor:
         """1 where a label is predicted, else 0: float32 (B, K)."""
         return (output > 0).float()
+
+    def certainty(self, output: Tensor) -> Tensor:
+        """The probability that a label is there, or of one that is not predicted that it is not: (B, K)."""
+        from compactmtl.tasks.losses import at_least_float32
+
+        return at_least_float32(output).abs().sigmoid()
 
     @property
     def decoding(self) -> Decoding:
@@ -143,6 +150,10 @@ class MultilabelMetrics:
             here = target == truth
             self._counts[:, truth, 1] += (here & predicted).sum(0)
             self._counts[:, truth, 0] += (here & ~predicted).sum(0)
+
+    def sums(self) -> list[Tensor]:
+        """The live counts."""
+        return [self._counts]
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no label of the split is known."""

@@ -44,6 +44,7 @@ class NormalsTask(MapTask):
     }
     error_scale = 30.0  # degrees: the loosest threshold that papers report
     uncertainty_scale = 0.5
+    sureness = "mirror"
 
     def known(self, target: Tensor) -> Tensor:
         """Where a target counts: bool (B, H, W)."""
@@ -58,6 +59,10 @@ class NormalsTask(MapTask):
         # Masked before the arithmetic: a NaN target would make a NaN gradient.
         target = target.where(known[:, None], target.new_zeros(()))
         return masked_mean(1 - cosine_similarity(at_least_float32(output), target, dim=1), known)
+
+    def disagreement(self, one: Tensor, other: Tensor) -> Tensor:
+        """The angle between the two in degrees, (B, H, W)."""
+        return angles(one, other)
 
     def metrics(self) -> NormalsMetrics:
         return NormalsMetrics(self)
@@ -111,8 +116,8 @@ class NormalsMetrics:
 
     def __init__(self, task: NormalsTask) -> None:
         self._task = task
-        self._total = np.float64(0)  # of the angles; NaN from the first angle that is none
-        self._within = dict.fromkeys(THRESHOLDS, 0)
+        self._total = np.zeros((), np.float64)  # of the angles; NaN from the first angle that is none
+        self._within = np.zeros(len(THRESHOLDS), np.int64)
         self._counts = np.zeros(BINS, np.int64)
 
     def update(self, output: Tensor, target: Tensor) -> None:
@@ -121,8 +126,7 @@ class NormalsMetrics:
         known = self._task.known(target)
         values = angles(at_least_float32(output), at_least_float32(target))[known].cpu().numpy()
         self._total += values.sum(dtype=np.float64)
-        for name, threshold in THRESHOLDS.items():
-            self._within[name] += int((values < threshold).sum())
+        self._within += [int((values < threshold).sum()) for threshold in THRESHOLDS.values()]
         values = np.where(np.isnan(values), np.float32(180), values)  # the mean says that there was one
         places = (values.astype(np.float64) * (BINS / 180)).astype(np.int64)
         self._counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
@@ -131,8 +135,13 @@ class NormalsMetrics:
         """Add what another has counted, of other images of the same split."""
         self._total += other._total
         self._counts += other._counts
-        for name in THRESHOLDS:
-            self._within[name] += other._within[name]
+        self._within += other._within
+
+    def sums(self) -> list[Tensor]:
+        """The live counts and sums."""
+        import torch
+
+        return [torch.from_numpy(one) for one in (self._total, self._within, self._counts)]
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split is known."""
@@ -143,7 +152,7 @@ class NormalsMetrics:
         return {
             "mean_angle": mean,
             "median_angle": math.nan if math.isnan(mean) else self._median(known),
-            **{name: count / known for name, count in self._within.items()},
+            **{name: count / known for name, count in zip(THRESHOLDS, self._within.tolist(), strict=True)},
         }
 
     def _median(self, known: int) -> float:

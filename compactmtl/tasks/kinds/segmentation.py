@@ -52,6 +52,7 @@ class SegmentationTask(MapTask):
     }
     postprocess = ("argmax", "softmax")
     distillation = "softmax"
+    sureness = "probability"
 
     @property
     def channels(self) -> int:
@@ -81,6 +82,12 @@ class SegmentationTask(MapTask):
         """Class index int64 (B, H, W)."""
         # argmax along a strided dimension takes four times as long on a CPU (torch 2.14)
         return output.max(1).indices
+
+    def certainty(self, output: Tensor) -> Tensor:
+        """The softmax of the class, (B, H, W)."""
+        from compactmtl.tasks.losses import at_least_float32
+
+        return at_least_float32(output).softmax(1).amax(1)
 
     @property
     def decoding(self) -> Decoding:
@@ -124,6 +131,10 @@ class SegmentationMetrics:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         self._confusion.update(self._task.decode(output), target)
+
+    def sums(self) -> list[Tensor]:
+        """The live counts."""
+        return self._confusion.sums()
 
     def compute(self) -> dict[str, float]:
         """Raises DataError where no pixel of the split counts."""

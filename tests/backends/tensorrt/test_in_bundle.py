@@ -10,25 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from compactmtl.backends.targets import load_target
 from compactmtl.export.bundle import Bundle
-from tests.export.test_in_bundle import golden_bundle
+from tests.export.test_in_bundle import PARTS, golden_bundle
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt import Fake, install
-
-TYPES = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8, "INT64": np.int64}
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
-    made = install(monkeypatch, tmp_path / "cache")
-    # What the real package has beside its bindings.
-    made.module.nptype = lambda dtype: TYPES[dtype.name]
-    made.module.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None})
-    return made
+    return install(monkeypatch, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def program(bundle: Bundle, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    for name in ("shared", "show", "runtime"):
+    for name in PARTS:
         sys.modules.pop(name, None)
 
 

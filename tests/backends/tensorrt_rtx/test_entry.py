@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from compactmtl.backends.tensorrt import watch
 from compactmtl.backends.tensorrt.api import log_of
@@ -135,6 +137,15 @@ def test_the_builder_reports_its_phases(model: Path, monkeypatch: pytest.MonkeyP
     facts = build(model, target()).facts
     assert phases[0][0] == "Building engine" and all(steps > 0 for _, steps in phases)
     assert facts.build_peak_mib is None or facts.build_peak_mib > 0
+
+
+def test_the_bar_shows_the_builders_phases(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        watch, "Console", lambda **options: Console(file=screen, force_terminal=True, width=100)
+    )
+    build(model, target())
+    assert "Building engine" in screen.getvalue()
 
 
 @pytest.mark.skipif(

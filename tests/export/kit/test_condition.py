@@ -60,7 +60,7 @@ def test_a_board_is_described_by_its_own_name(tmp_path: Path) -> None:
 
 
 def test_clocks_temperatures_and_counters_are_read(tmp_path: Path) -> None:
-    state = condition(tree(tmp_path, BOARD), commands=False)
+    state = condition(root=tree(tmp_path, BOARD), commands=False)
     assert state["clocks_mhz"] == [1510.4, 729.6]
     assert state["temperatures"] == {"cpu-thermal": 51.25, "coretemp Package id 0": 48.0}
     assert state["throttle_counts"] == {
@@ -71,13 +71,13 @@ def test_clocks_temperatures_and_counters_are_read(tmp_path: Path) -> None:
 
 
 def test_a_system_that_tells_nothing_gives_nothing(tmp_path: Path) -> None:
-    state = condition(tmp_path, commands=False)
+    state = condition(root=tmp_path, commands=False)
     assert (state["clocks_mhz"], state["temperatures"], state["throttle_counts"]) == ([], {}, {})
     assert held_back([state, state]) is None
 
 
 def test_a_machine_that_tells_and_was_not_held_back(tmp_path: Path) -> None:
-    state = condition(tree(tmp_path, BOARD), commands=False)
+    state = condition(root=tree(tmp_path, BOARD), commands=False)
     assert held_back([state, state]) == []
 
 
@@ -105,13 +105,15 @@ def test_idle_clocks_and_what_is_long_past_do_not_count(after: dict[str, Any]) -
 
 @pytest.mark.parametrize("field", ["clocks_event_reasons.active", "clocks_throttle_reasons.active"])
 def test_nvidia_smi_is_asked_by_the_new_and_the_old_name(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the board that CUDA runs on, whose number is another one where CUDA_VISIBLE_DEVICES says which are seen."""
+
     def asked(command: list[str]) -> str:
-        if command[0] == "nvidia-smi" and field in command[1]:
+        if command[0] == "nvidia-smi" and field in command[1] and "--id=0000:65:00.0" in command:
             return "1700, 6000, 1980, 62, 35.5, P0, 0x0000000000000020"
         return ""
 
     monkeypatch.setattr(module, "_asked", asked)
-    state = module._gpu()
+    state = condition("0000:65:00.0")
     assert state["gpu"]["temperature.gpu"] == "62"
     assert state["gpu_reasons"] == 0x20
 
@@ -128,8 +130,16 @@ def test_programs_are_asked_where_they_are(tmp_path: Path, monkeypatch: pytest.M
     for name in tools:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    state = condition(tmp_path)
+    state = condition("0000:65:00.0", tmp_path)
     assert state["tegrastats"] == "RAM 2/8MB GR3D_FREQ 0%"
     assert state["pi_throttled"] == 2
     assert "gpu" not in state
     assert described(tmp_path)["power_mode"] == "15W"
+
+
+def test_a_gpu_that_is_not_measured_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A processor was not held back because some GPU of the machine is at its power cap."""
+    asked: list[str] = []
+    monkeypatch.setattr(module, "_asked", lambda command: asked.append(command[0]) or "")  # type: ignore[func-returns-value]
+    assert "gpu" not in condition(root=tmp_path)
+    assert "nvidia-smi" not in asked

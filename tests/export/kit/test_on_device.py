@@ -172,3 +172,9 @@ def test_the_digest_is_of_every_value(kit: Path) -> None:
     assert digest(changed) != results["digest"]
     reordered = dict(reversed(results.items()))
     assert digest(reordered) == results["digest"]
+
+
+def test_a_latency_table_takes_a_kit_of_its_own(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(kit, "--table") == 2
+    said = capsys.readouterr().err
+    assert "compactmtl latency RUN --target NAME --kit table-kit.zip" in said and "whole models" in said

@@ -1,0 +1,121 @@
+"""Two processes, and four, train what one trains at the same batch; they stop, fail and go on together."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from compactmtl.train import Run
+from tests.support.training_together import CASES, FOUR, INTERRUPTED, STEPS, float64, runs_of, trained
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]  # two processes train all cases before the first test
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    return runs_of(2, tmp_path_factory.mktemp("together") / "two")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same runs by one process, each trained when it is first asked for."""
+    return tmp_path_factory.mktemp("together")
+
+
+def alone_of(case: str, folder: Path) -> Run:
+    if (folder / case).exists():
+        return Run.open(folder / case)
+    with float64():
+        return trained(case, folder / case)
+
+
+def weights(path: Path, checkpoint: str = "last") -> dict[str, Tensor]:
+    return load_file(path / "checkpoints" / checkpoint / "weights.safetensors")
+
+
+def assert_same(path: Path, expected: Path) -> None:
+    """Weights to 1e-10, and all that the log says, which has losses in float32."""
+    for checkpoint in ("last", "best"):
+        whole, found = weights(expected, checkpoint), weights(path, checkpoint)
+        assert whole.keys() == found.keys()
+        for name, value in whole.items():
+            assert found[name].shape == value.shape
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10, msg=name)
+    logs = [
+        [event for event in Run.open(folder).log() if event["event"] in ("epoch", "end")]
+        for folder in (path, expected)
+    ]
+    assert len(logs[0]) == len(logs[1])
+    for mine, whole in zip(*logs, strict=True):
+        assert_close(mine, whole)
+
+
+def assert_close(mine: Any, whole: Any, name: str = "") -> None:
+    if isinstance(whole, dict):
+        assert mine.keys() == whole.keys(), name
+        for key in whole.keys() - {"seconds"}:
+            assert_close(mine[key], whole[key], f"{name}/{key}")
+    elif isinstance(whole, float) and not math.isnan(whole):
+        assert mine == pytest.approx(whole, rel=2e-6, abs=1e-9), name
+    elif not isinstance(whole, float):
+        assert mine == whole, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_what_one_trains(case: str, two: tuple[Path, list[Any]], alone: Path) -> None:
+    expected = alone_of(case, alone)
+    assert_same(two[0] / case, expected.path)
+
+
+def test_what_shrank_shrank_alike(two: tuple[Path, list[Any]]) -> None:
+    """The cases of sparsity do remove channels, so that their equality says something."""
+    for case in ("lasso", "selective"):
+        sparsity = [event["sparsity"] for event in Run.open(two[0] / case).log() if event["event"] == "epoch"]
+        assert sparsity[-1]["macs_removable"] >= 0.25, case
+
+
+def test_one_that_is_asked_stops_all_and_they_go_on_to_the_same_bits(two: tuple[Path, list[Any]]) -> None:
+    folder, found = two
+    for one in found:
+        kind, code, message = one["interrupted"]
+        assert (kind, code) == ("TrainingInterrupted", 130)
+        assert f"after step {STEPS} of" in message
+    for checkpoint in ("last", "best"):
+        whole, resumed = (weights(folder / name, checkpoint) for name in ("whole", "interrupted"))
+        assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_another_number_of_processes_goes_on(two: tuple[Path, list[Any]], alone: Path) -> None:
+    expected = alone_of(INTERRUPTED, alone)
+    with float64():
+        resumed = trained(INTERRUPTED, two[0] / "left to one", resume=True)
+    assert_same(resumed.path, expected.path)
+
+
+def test_what_cannot_be_done_is_refused_by_name_on_all(two: tuple[Path, list[Any]]) -> None:
+    folder, found = two
+    for rank, one in enumerate(found):
+        assert one["latency"][:2] == ["ConfigError", 2]
+        assert "a latency budget of sparsity" in one["latency"][2]
+        assert "holds a run already" in one["taken"][2]
+        assert one["taken"][0] == ("TrainingError" if rank else "ConfigError")
+        assert "after step 3 the weights differ between process 0 and process 1" in one["drifted"][2]
+    assert not (folder / "refused").exists()
+
+
+def test_four_processes_train_what_one_trains(tmp_path: Path, alone: Path) -> None:
+    folder, found = runs_of(4, tmp_path / "four")
+    for one in found:
+        assert one["few"][:2] == ["ConfigError", 2]
+        assert "a batch of 2 images, fewer than the 4 processes" in one["few"][2]
+    for case in FOUR:
+        assert_same(folder / case, alone_of(case, alone).path)
