@@ -197,6 +197,8 @@ class ChannelGraph(Questions):
         count = int(coupled.max()) + 1 if len(coupled) else 0
         fixed = np.zeros(count, dtype=bool)
         fixed[self._coupled_of[self.fixed]] = True
+        for ids, _ in self.followers:  # they go with others, and never alone
+            fixed[coupled[ids]] = True
         bindings = [b for b in self.bindings if b.roles and b.name in self._parameters]
         # Classes with the same number of entries in the same parameters are alike. A random fingerprint per
         # binding, summed over entries, tells them apart (64 bits: a false match is out of reach).

@@ -183,6 +183,12 @@ def test_a_head_goes_with_its_column_of_a_table_of_positions(fused: bool) -> Non
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_a_column_of_a_table_is_no_group_of_its_own(fused: bool) -> None:
+    graph = ChannelGraph.trace(Tabled(fused), (torch.randn(2, 5, 6),))
+    assert not [m for family in graph.groups() for m in family.members if m.parameter == "table"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_widths_of_heads_go_beside_a_table_of_positions(fused: bool) -> None:
     model: Any = Tabled(fused)
     kill(model.v, zero=[0, 5, 11])  # one of each head
