@@ -108,7 +108,8 @@ def test_a_resumed_loop_is_bit_equal() -> None:
     again = Worse(2)
     again.asked = first._evaluate.asked  # type: ignore[union-attr]
     second = shrinking_of(again, shrink_every=1)
-    for part, state in zip((second.model, second.optimizer, second), saved(first), strict=True):
+    parts: tuple[Any, ...] = (second.model, second.optimizer, second)
+    for part, state in zip(parts, saved(first), strict=True):
         part.load_state_dict(state)
     train(second, range(2, EPOCHS))
     for a, b in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):

@@ -144,9 +144,7 @@ def by_hand(recipe: Recipe, arguments: dict[str, Any]) -> tuple[nn.Module, Compa
 
     def loss(batch: Batch) -> Tensor:
         outputs = model(batch["image"])
-        losses = [
-            task.loss(outputs[name].float(), batch["targets"][task.target]) for name, task in tasks.items()
-        ]
+        losses = [task.loss(outputs[name], batch["targets"][task.target]) for name, task in tasks.items()]
         return torch.stack(losses).sum()
 
     for epoch in range(1, recipe.train.epochs + 1):

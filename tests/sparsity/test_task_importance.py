@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compactmtl.config.sparsity import ControllerConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
@@ -31,8 +31,9 @@ def by_hand(model: Net, task: str, seed: int) -> list[Tensor]:
     fresh.zero_grad()
     losses_of(fresh, seed, torch.float64)[task].backward()  # type: ignore[no-untyped-call]
     norm = fresh.encoder[1]
-    assert norm.weight.grad is not None and norm.bias.grad is not None  # type: ignore[union-attr]
-    return [(norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).detach().abs()]  # type: ignore[operator,union-attr]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.weight.grad is not None and norm.bias.grad is not None
+    return [(norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).detach().abs()]
 
 
 @pytest.mark.parametrize("squared", [False, True])
@@ -126,8 +127,10 @@ def test_what_a_task_without_room_needs_counts_up_to_ten_times() -> None:
 
 def test_a_group_that_nobody_was_seen_to_need_counts_as_everybodys() -> None:
     model, importance = in_float64()
+    norm = model.encoder[1]
+    assert isinstance(norm, nn.BatchNorm2d)
     with torch.no_grad():
-        model.encoder[1].weight[3] = model.encoder[1].bias[3] = 0.0  # type: ignore[index]
+        norm.weight[3] = norm.bias[3] = 0.0
     importance.look(0, losses_of(model, 0, torch.float64))
     assert importance.tilt({"near": 0.0})[0][3] == pytest.approx(5.5)
 

@@ -30,6 +30,8 @@ OTHER_MEANINGS = {
     "tasks/base.py": dict.fromkeys(
         ("depth", "disparity", "normals", "instances", "multilabel"), "a format of targets"
     ),
+    "train/label_teachers.py": dict.fromkeys(("instances", "multilabel"), "a format of targets"),
+    "train/pseudo_labels.py": {"multilabel": "a format of targets"},
     "train/regularize.py": {"depth": "the key of a head's layers"},
 }
 
