@@ -86,11 +86,31 @@ def label_lines(
             by_target = known_labels(one, asked.values())
             known = {task: by_target[target] for task, target in asked.items()}
             for task, count in known.items():
-                if count == 0 and not (split == "train" and task in taught):
+                if split == "train" and task in taught:
+                    continue
+                if count == 0:
                     raise DataError(
                         f"task {task!r}: not one sample of split {called} has a label of it",
                         "give labels of it in that split, choose other splits, or take the task out of the recipe",
                     )
+                if not _says_anything(one, asked[task]):
+                    raise DataError(
+                        f"task {task!r}: not one sample of split {called} has a class of it: all of its labels are unmapped",
+                        "map one of its classes in the source's `classes`, or take the task out of the source's `tasks`",
+                    )
             lines.append(f"labels of {label_line(called, len(one), known)}")
         notes |= dict.fromkeys(getattr(dataset, "notes", ()))
     return (*lines, *(f"note: {note}" for note in notes))
+
+
+def _says_anything(dataset: VisionDataset, target: str) -> bool:
+    """Whether a label of a data set, some of whose classes the task does not have, has one that it has.
+
+    Samples are decoded up to the first that has.
+    """
+    may_be_unknown = getattr(dataset, "may_be_unknown", None)
+    if may_be_unknown is None or not may_be_unknown(target):
+        return True
+    spec, flags = dataset.specs[target], labeled(dataset, target)
+    numbers = range(len(dataset)) if flags is None else np.flatnonzero(flags).tolist()
+    return any(anything_known(spec, dataset[n]["targets"][target].numpy()[None])[0] for n in numbers)

@@ -90,6 +90,10 @@ class SourcePart:
             return None
         return labeled(self.inner, self.source.target(target))
 
+    def may_be_unknown(self, target: str) -> bool:
+        """Whether a label of the data set can have nothing of the task, as a mask of classes that it does not have."""
+        return target in self._maps and self._maps[target].drops_labels
+
     def chosen(self, indices: Sequence[int]) -> SourcePart:
         """Some of its samples."""
         taught = [one.chosen(indices) for one in self._taught]

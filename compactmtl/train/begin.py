@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,16 @@ from compactmtl.artifacts.files import write_text
 from compactmtl.artifacts.layout import CHECKPOINTS, DATA, LAST
 from compactmtl.artifacts.run_folder import create_folder, update_meta, update_recipe
 from compactmtl.config import Recipe, Resolved, dump_recipe
+from compactmtl.data.base import VisionDataset
 from compactmtl.distributed.agree import first_does
 from compactmtl.models import MultiTaskModel
 from compactmtl.runs.meta import CHANNELS_LAST, new_meta, specs_from_json
 from compactmtl.runs.run import Run
 from compactmtl.runs.teachers import dump_teachers, teacher_costs
+from compactmtl.train.label_teachers import LabelTeacher
 from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.resume import Progress, read_last, restore
-from compactmtl.train.same_data import check_data, dump_data, fingerprints, teachers_of
+from compactmtl.train.same_data import check_data, dump_data, fingerprints
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import table_of
 
@@ -39,7 +42,8 @@ def _chosen(recipe: Recipe, model: MultiTaskModel, steps: int) -> Layout:
 def _create(resolved: Resolved, session: Session, path: Path, *, overwrite: bool) -> None:
     """Write what a run's folder has at its start."""
     recipe = resolved.recipe
-    data = dump_data(fingerprints(session), teachers_of(session))
+    labeling = {one.task: one.sha256 for one in session.data.taught}
+    data = dump_data(fingerprints(recipe, session.data.splits), labeling)
     teachers = dump_teachers(teacher_costs(recipe))
     meta = new_meta(resolved, session.data.specs, teachers, session.layout.channels_last)
     create_folder(path, dump_recipe(recipe), meta, overwrite=overwrite, data=data)
@@ -49,19 +53,27 @@ def resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progres
     """Session and progress where the run's last checkpoint left them, and how the data set has changed since."""
     layout = _layout_of(run, recipe)
     state = read_last(recipe, run.path / CHECKPOINTS / LAST)
+    data, changed = "", [""]
+
+    def check(datasets: Mapping[str, VisionDataset], teachers: Mapping[str, LabelTeacher]) -> None:
+        """Before a changed teacher labels anything."""
+
+        def look() -> tuple[str, list[str]]:
+            splits = fingerprints(recipe, datasets)
+            text = dump_data(splits, {task: one.sha256 for task, one in teachers.items()})
+            return text, check_data(splits, datasets["train"].specs, teachers, run, accept=accept)
+
+        nonlocal data, changed
+        data, changed = first_does(look)
+
     session = build_session(
         recipe,
         specs_from_json(run.meta["specs"]),
         lambda model, steps: layout,
         None if state is None else table_of(state["session"]),
+        opened=check,
     )
     progress = Progress()
-
-    def check() -> tuple[str, list[str]]:
-        splits = fingerprints(session)
-        return dump_data(splits, teachers_of(session)), check_data(splits, session, run, accept=accept)
-
-    data, changed = first_does(check)
     if state is not None:
         restore(session, progress, run.path / CHECKPOINTS / LAST, state)
 

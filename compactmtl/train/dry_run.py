@@ -104,7 +104,7 @@ def expected_cost(recipe: Recipe) -> tuple[float, float] | None:
         return None
     recipe = _light(recipe)
     with torch_settings(recipe), explained(recipe):
-        session = build_session(recipe)
+        session = build_session(recipe, fill=False)
         if session.sparsifier is not None:
             remaining = session.sparsifier.foreseen()
             return None if remaining is None else (remaining.macs, remaining.parameters)

@@ -46,6 +46,7 @@ from compactmtl.train.machine import pinned, torch_settings
 from compactmtl.train.mlflow_log import check_store
 from compactmtl.train.norms import train_mode
 from compactmtl.train.part import Position
+from compactmtl.train.pseudo_labels import records
 from compactmtl.train.resume import Progress, save_last
 from compactmtl.train.session import Session
 from compactmtl.train.source_norms import SourceNorms, folding_line
@@ -142,7 +143,7 @@ class Loop:
         session, progress, tracker = self.session, self.progress, self.tracker
         check_state(session, thoroughly=True)
         if resumed is None:
-            tracker.start(versions(), asdict(session.layout), [one.record() for one in session.data.taught])
+            tracker.start(versions(), asdict(session.layout), records(session.data.taught))
             for line in (*session.data.notes, *session.layout.notes()):
                 tracker.say(line)
             if session.sparsifier:

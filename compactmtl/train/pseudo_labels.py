@@ -7,7 +7,7 @@ What is measured has no such label: no other split is touched.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -90,24 +90,36 @@ class TaughtTask:
         }
 
 
+def records(tasks: Sequence[TaughtTask]) -> list[dict[str, Any]]:
+    """As log.jsonl has them; without those that are labeled as their images are read, of which nothing was counted."""
+    return [one.record() for one in tasks if one.filled is not None]
+
+
 def taught(
-    recipe: Recipe, tasks: Mapping[str, Task], dataset: VisionDataset, device: torch.device, *, fill: bool
+    recipe: Recipe,
+    tasks: Mapping[str, Task],
+    dataset: VisionDataset,
+    device: torch.device,
+    *,
+    fill: bool,
+    opened: Callable[[Mapping[str, LabelTeacher]], None],
 ) -> tuple[VisionDataset, tuple[TaughtTask, ...]]:
     """The training split with the labels of the recipe's teachers, and what came of each.
 
-    Without `fill` a label is made when its sample is read.
+    `opened` is called with each task's teacher before one is asked, which may take long. Without `fill` a label is made
+    when its sample is read, and kept in memory.
 
     Raises ConfigError, ArtifactError or UntrustedError for a teacher that does not fit, DataError where a task has no
     label at the end.
     """
-    if not recipe.data.pseudo_labels:
-        return dataset, ()
     several = dataset.parts if isinstance(dataset, SourcesDataset) else None
     wholes: Sequence[VisionDataset] = several or (dataset,)
     labels: list[list[PseudoLabels]] = [[] for _ in wholes]
     results = []
-    # all before the first is asked, which may take long
     labelers = {name: _labeler(recipe, tasks[name], wholes, device) for name in recipe.data.pseudo_labels}
+    opened({name: label.teacher for name, label in labelers.items()})
+    if not labelers:
+        return dataset, ()
     for name, label in labelers.items():
         made, result = _taught_task(recipe, tasks[name], wholes, label, device, fill=fill)
         for own, one in zip(labels, made, strict=True):
@@ -150,7 +162,8 @@ def _taught_task(
     made: list[PseudoLabels | None] = []
     for whole, some in zip(wholes, lacking, strict=True):
         data, key = _section(whole, recipe), partial(_folder, whole, task, facts, some)
-        one = pseudo_labels(whole, task.target, some, label, data.size, data.cache, key) if some else None
+        cache = data.cache if fill else "memory"  # a cache on disk is built whole
+        one = pseudo_labels(whole, task.target, some, label, data.size, cache, key) if some else None
         made.append(one)
     parts = "pixels" if task.dense else "tags" if task.target_kind == "multilabel" else ""
     result = TaughtTask(task.name, teacher.name, teacher.sha256, config.bound, parts, asked, None)

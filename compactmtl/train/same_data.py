@@ -11,11 +11,14 @@ from typing import Any
 
 from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.layout import DATA
+from compactmtl.config import Recipe
+from compactmtl.data.base import VisionDataset
 from compactmtl.data.fingerprint import Fingerprint, differences, fingerprint
 from compactmtl.errors import ArtifactError, CompactWarning, DataError
 from compactmtl.runs.meta import specs_to_json
 from compactmtl.runs.run import Run
-from compactmtl.train.session import Session
+from compactmtl.tasks import TargetSpec
+from compactmtl.train.label_teachers import LabelTeacher
 
 VERSION = 1
 ACCEPT = "--accept-changed-data"
@@ -25,25 +28,26 @@ _STATISTICS = {"mean", "std"}
 Splits = dict[str, Fingerprint]
 
 
-def fingerprints(session: Session) -> Splits:
-    """A fingerprint of each split that the session trains or selects on."""
-    root = session.recipe.data.root
-    return {split: fingerprint(dataset, root) for split, dataset in session.data.splits.items()}
-
-
-def teachers_of(session: Session) -> dict[str, str]:
-    """SHA-256 of the teacher of each task's pseudo-labels."""
-    return {one.task: one.sha256 for one in session.data.taught}
+def fingerprints(recipe: Recipe, splits: Mapping[str, VisionDataset]) -> Splits:
+    """A fingerprint of each split that a recipe trains or selects on."""
+    return {split: fingerprint(dataset, recipe.data.root) for split, dataset in splits.items()}
 
 
 def dump_data(splits: Splits, teachers: Mapping[str, str] | None = None) -> str:
-    """The text of data.json; `teachers` are those of pseudo-labels, by task."""
+    """The text of data.json; `teachers` are the SHA-256 of those of pseudo-labels, by task."""
     taught = {TEACHERS: dict(teachers)} if teachers else {}
     return json.dumps({"version": VERSION, "splits": splits, **taught}, indent=0, ensure_ascii=False) + "\n"
 
 
-def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> list[str]:
-    """Hold the session's data set, whose fingerprints were `found`, against the run's data.json.
+def check_data(
+    current: Splits,
+    specs: Mapping[str, TargetSpec],
+    teachers: Mapping[str, LabelTeacher],
+    run: Run,
+    *,
+    accept: bool,
+) -> list[str]:
+    """Hold a data set of these fingerprints and `specs`, and the teachers of its pseudo-labels, against a run's data.json.
 
     Returns what changed, in words, where `accept` lets it pass; raises DataError with it otherwise, and always where
     targets differ in more than their statistics, which the run keeps as they were. A run of a version that wrote no
@@ -58,8 +62,8 @@ def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> 
             stacklevel=2,
         )
         return []
-    before, teachers = known
-    targets = _changed_targets(run.meta["specs"], specs_to_json(session.data.splits["train"].specs))
+    before, known_teachers = known
+    targets = _changed_targets(run.meta["specs"], specs_to_json(specs))
     if other := [text for text, fits in targets.items() if not fits]:
         raise DataError(
             f"the data set's targets are not those that {run.path} began with: {'; '.join(other)}",
@@ -72,9 +76,9 @@ def check_data(current: Splits, session: Session, run: Run, *, accept: bool) -> 
     ]
     changed += targets
     changed += [
-        f"the teacher of {one.task}'s pseudo-labels, {one.teacher}, has changed"
-        for one in session.data.taught
-        if teachers.get(one.task) != one.sha256
+        f"the teacher of {task}'s pseudo-labels, {one.name}, has changed"
+        for task, one in teachers.items()
+        if known_teachers.get(task) != one.sha256
     ]
     if changed and not accept:
         raise DataError(

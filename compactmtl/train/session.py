@@ -53,7 +53,7 @@ from compactmtl.train.parts import build_parts, find_part
 from compactmtl.train.random_state import same_random_state, seed_everything
 from compactmtl.train.shrink import Shrinker
 from compactmtl.train.sparse import Sparsifier
-from compactmtl.train.training_data import TrainingData, load_data
+from compactmtl.train.training_data import Opened, TrainingData, load_data
 
 P = TypeVar("P", bound=Part)
 
@@ -329,18 +329,19 @@ def build_session(
     table: LatencyTable | None = None,
     *,
     fill: bool = True,
+    opened: Opened | None = None,
 ) -> Session:
     """Data, model, parts and optimizer of a recipe, seeded.
 
     `specs` are the targets' of a run that goes on, by default what the data set says. `layout` decides on the memory layout
     from the model and the number of steps; by default it is what the recipe says, and NCHW where that says `auto`. `table`
     is the one that a run with a latency budget began with; by default it is as the recipe says. Without `fill` no teacher
-    labels the training split (see `load_data`).
+    labels the training split, and `opened` is called before one does (see `load_data`).
 
     Raises ConfigError, DataError or MissingDependencyError where the recipe can't be followed here.
     """
     device = find_device(recipe.train.device)
-    data, tasks = load_data(recipe, specs, fill=fill)
+    data, tasks = load_data(recipe, specs, fill=fill, opened=opened)
     if recipe.single_task:
         by_source = measured(tasks, names_by_source(recipe.data.labels_apart))
         delta_m(

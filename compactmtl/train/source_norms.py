@@ -212,6 +212,7 @@ def folding_line(metrics: TaskMetrics, apart: TaskMetrics, tasks: Mapping[str, T
         f"{name} {task.primary} {apart[name][task.primary]:.4g} with each source's statistics, "
         f"{metrics[name][task.primary]:.4g} folded"
         for name, task in tasks.items()
+        if name in metrics and name in apart  # what was not measured the score names
     )
     return f"batch norm: {'; '.join(parts)}"
 

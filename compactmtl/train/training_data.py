@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from compactmtl.backends.torch.device import find_device
@@ -16,8 +16,13 @@ from compactmtl.data.loader import Loader
 from compactmtl.data.mixing import mixing_notes
 from compactmtl.models.packaged import normalization_notes
 from compactmtl.tasks import TargetSpec, Task, build_tasks
+from compactmtl.train.label_teachers import LabelTeacher
 from compactmtl.train.machine import pinned
 from compactmtl.train.pseudo_labels import TaughtTask, taught
+
+Opened = Callable[
+    [Mapping[str, VisionDataset], Mapping[str, LabelTeacher]], None
+]  # splits, and teachers by task
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,17 @@ class TrainingData:
 
 
 def load_data(
-    recipe: Recipe, specs: Mapping[str, TargetSpec] | None = None, *, fill: bool = True
+    recipe: Recipe,
+    specs: Mapping[str, TargetSpec] | None = None,
+    *,
+    fill: bool = True,
+    opened: Opened | None = None,
 ) -> tuple[TrainingData, dict[str, Task]]:
     """A recipe's data, and its tasks of the data set's `specs` or those given.
 
-    Without `fill` the teachers of `data.pseudo_labels` are opened, and asked only for the samples that are read.
+    Without `fill` the teachers of `data.pseudo_labels` are opened, and asked only for the samples that are read; so they are
+    where training ends before it has read as many images as the split has, and reads them without workers. `opened` is
+    called before a teacher is asked for anything.
     """
     config = recipe.data
     train_set, select_set = load_dataset(config, "train"), load_dataset(config, config.select_on)
@@ -57,7 +68,14 @@ def load_data(
         shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
     notes = label_lines(shown, {name: task.target for name, task in tasks.items()}, config.pseudo_labels)
     device = find_device(recipe.train.device)
-    with_labels, filled = taught(recipe, tasks, train_set, device, fill=fill)
+    with_labels, filled = taught(
+        recipe,
+        tasks,
+        train_set,
+        device,
+        fill=fill and not _reads_few(recipe, len(train_set)),
+        opened=lambda teachers: opened(splits, teachers) if opened is not None else None,
+    )
     pin = pinned(recipe)
     train_loader = build_loader(with_labels, config, train=True, seed=recipe.seed, pin=pin)
     notes = (
@@ -72,6 +90,12 @@ def load_data(
     if held_out is None and "holdout" in splits:
         held_out = build_loader(splits["holdout"], config, train=False, seed=recipe.seed, pin=pin)
     return TrainingData(splits, specs, train_loader, select_loader, notes, filled, held_out), tasks
+
+
+def _reads_few(recipe: Recipe, images: int) -> bool:
+    """Whether training ends before it has read so many images, and this process reads them, which has the teachers."""
+    steps = recipe.train.max_steps
+    return steps is not None and steps * recipe.data.batch_size < images and not recipe.data.workers
 
 
 def _apart_notes(config: DataConfig) -> tuple[str, ...]:

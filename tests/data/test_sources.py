@@ -6,8 +6,10 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from compactmtl.config.recipe import DataConfig
 from compactmtl.config.validate import validate_options
@@ -119,6 +121,24 @@ def test_a_data_set_without_a_label_of_its_task_is_named(root: Path, tmp_path: P
     dataset = sources(root, own, FACES)
     with pytest.raises(DataError, match="'height': not one sample of split train of rooms has a label"):
         label_lines({"train": dataset}, {name: name for name in dataset.specs})
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_data_set_whose_labels_are_all_unmapped_is_named(root: Path, tmp_path: Path, split: str) -> None:
+    one = folder_source(tmp_path / "one", ["floor", "wall", "block"], "one")
+    mapped = {"classes": {"segmentation": {"lamp": "block"}}, "unmapped": "ignore"}
+    other = folder_source(tmp_path / "other", ["sofa", "bed", "lamp"], "other", **mapped)
+    for path in (tmp_path / "other" / "segmentation" / split).iterdir():
+        Image.fromarray(np.zeros((24, 32), np.uint8)).save(path)  # sofas alone
+    dataset = sources(root, one, other, split=split)
+    with pytest.raises(
+        DataError, match=f"not one sample of split {split} of other has a class of it"
+    ) as caught:
+        label_lines({split: dataset}, {"segmentation": "segmentation"})
+    assert "`classes`" in caught.value.hint
+    lamp = next((tmp_path / "other" / "segmentation" / split).iterdir())
+    Image.fromarray(np.full((24, 32), 2, np.uint8)).save(lamp)
+    assert label_lines({split: sources(root, one, other, split=split)}, {"segmentation": "segmentation"})
 
 
 def test_a_target_under_another_name(root: Path) -> None:

@@ -160,7 +160,9 @@ def test_a_teacher_without_the_task_is_refused(root: Path, teacher: Run) -> None
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_same_teacher_alone(root: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_same_teacher_alone(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_brightness(root / "net.onnx", classes=2)
     # 5 rooms of each folder: 3 batches an epoch
     teachers = "{weather: {teacher: net.onnx, confidence: 0.6, mean: [0, 0, 0], std: [1, 1, 1]}}"
@@ -175,9 +177,11 @@ def test_a_run_goes_on_with_the_same_teacher_alone(root: Path, tmp_path: Path) -
 
     def change() -> None:
         write_brightness(root / "net.onnx", classes=2, steep=20.0)
+        assert "labels weather of 5 training images" in capsys.readouterr().err
 
     with pytest.raises(DataError, match=r"the teacher of weather's pseudo-labels, .*net\.onnx, has changed"):
         trained_in_two_parts(resolved, tmp_path / "changed", quiet(), 4, between=change)
+    assert "labels weather" not in capsys.readouterr().err  # refused before it is asked
     accepted = train(resolved, tmp_path / "changed", resume=True, accept_changed_data=True, console=quiet())
     assert accepted.finished
     assert any("has changed" in line for event in accepted.log() for line in event.get("data_changed", ()))

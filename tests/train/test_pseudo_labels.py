@@ -15,6 +15,7 @@ from compactmtl.data.base import Batch, Sample
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ArtifactError, CompactError, ConfigError, DataError
 from compactmtl.train.dry_run import check_recipe, dry_run
+from compactmtl.train.pseudo_labels import records
 from compactmtl.train.session import Session, build_session
 from tests.support.label_onnx import STEEP, write_brightness
 from tests.support.layouts.folder import write_folder
@@ -223,6 +224,22 @@ def test_a_dry_run_asks_only_for_what_it_reads(root: Path) -> None:
         f"pseudo-labels of train: segmentation: 2 images to label by {root / 'three.onnx'} at confidence >= 0.9"
         in found.data
     )
+
+
+def test_a_short_training_asks_only_for_what_it_reads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+    teachers = f"{{height: {{teacher: three.onnx, {PLAIN}}}}}"
+    short = ("data.batch_size=2", "train.max_steps=2", "data.cache=disk")
+    session = build_session(recipe(root, teachers, *short).recipe)
+    (found,) = session.data.taught
+    assert (found.asked, found.filled, records(session.data.taught)) == (2, None, [])
+    assert not (root / "cache" / "compactmtl" / "pseudo_labels").exists()
+    batches = list(session.batches(1, 0, 3))
+    assert all(batch["targets"]["height"].isfinite().all() for batch in batches)
+    # with workers, which have no teacher, and where each image is read, all are labeled first
+    for more in (("data.workers=1",), ("train.max_steps=3",)):
+        (found,) = build_session(recipe(root, teachers, *short, *more).recipe).data.taught
+        assert found.filled is not None and found.filled.filled == 2
 
 
 def test_a_split_that_only_a_teacher_labels_can_be_learned(root: Path) -> None:

@@ -214,11 +214,10 @@ def test_the_whole_step_works_with_balancers_and_penalties(root: Path, tmp_path:
 def test_other_data_is_noticed_when_a_run_goes_on(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "data")
     resolved = recipe(tmp_path / "data", "train.epochs=2", rooms=True)
-    session = build_session(resolved.recipe)
-    before = fingerprints(session)
+    before = fingerprints(resolved.recipe, build_session(resolved.recipe).data.splits)
     path = next((tmp_path / "data" / "other" / "segmentation" / "train").glob("*.png"))
     shutil.copy(next(path.parent.parent.glob("val/*.png")), path)
-    after = fingerprints(build_session(resolved.recipe))
+    after = fingerprints(resolved.recipe, build_session(resolved.recipe).data.splits)
     (line,) = differences(before["train"], after["train"])
     assert line == f"1 changed (other/train/{path.stem})"
 
