@@ -1,4 +1,4 @@
-"""What a loop of one's own says of its tasks on held-out data, as shrinking reads it."""
+"""What a loop of one's own says of its tasks, as shrinking reads it: their losses, and what they have on held-out data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compactmtl.errors import ConfigError
+from compactmtl.errors import ConfigError, TrainingError
 from compactmtl.sparsity.held_out import PARTS, HeldOut
 
 Values = float | Sequence[float] | Tensor
 Told = Values | tuple[Values, bool]  # the value, and whether higher is better (by default it is)
 Evaluate = Callable[[nn.Module], Mapping[str, Told]]
+
+
+def check_looked(losses: Mapping[str, Tensor]) -> None:
+    """Whether gradients can be taken of a step's losses. Raises ConfigError or TrainingError naming the first that is wrong."""
+    mend = "give {task: loss}, each the tensor that backward() starts from"
+    if not isinstance(losses, Mapping):
+        raise ConfigError(f"look() was given a {type(losses).__name__}", mend)
+    for name, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = (
+                f"has shape {tuple(loss.shape)}"
+                if isinstance(loss, Tensor)
+                else f"is a {type(loss).__name__}"
+            )
+            raise ConfigError(f"the loss of {name!r} {found}, expected a tensor of one number", mend)
+    if losses and not any(loss.requires_grad for loss in losses.values()):
+        raise TrainingError(
+            "look() was given losses without a graph, which have no gradients",
+            "call it before backward(), outside of torch.no_grad(), with losses that are not detached",
+        )
 
 
 def as_held_out(told: Mapping[str, Told]) -> dict[str, HeldOut]:

@@ -20,7 +20,7 @@ from compactmtl.latency import check_target
 from compactmtl.loops import settings
 from compactmtl.loops.averages import masked
 from compactmtl.loops.controls import build_steering
-from compactmtl.loops.held_out import Evaluate, Told, as_held_out, check_evaluate
+from compactmtl.loops.held_out import Evaluate, Told, as_held_out, check_evaluate, check_looked
 from compactmtl.loops.own_state import VERSION, check_own, in_words
 from compactmtl.loops.removed import Removed, cut_model
 from compactmtl.loops.settings import in_own_words
@@ -211,8 +211,11 @@ class Shrinking:
     def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
         """Before `backward()`: the loss of each task by name, with its graph. Every so many steps (`tasks_every`) their gradients
         tell what each channel is worth to each task. `scale` is multiplied to losses of half precision, and divided out.
+
+        Raises ConfigError for what are no losses, TrainingError where none of them has a graph.
         """
         self._check_alive("look()")
+        check_looked(losses)
         with in_own_words():
             self._steering.look(losses, scale)
 

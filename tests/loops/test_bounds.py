@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compactmtl.errors import CompactWarning, ConfigError, TrainingError
 from compactmtl.loops import Shrinking
-from compactmtl.loops.held_out import Told, as_held_out
+from compactmtl.loops.held_out import Told, as_held_out, check_looked
 from tests.loops.nets import EPOCHS, STEPS, adam, backward, batches, example, two_heads
 
 SETTINGS: dict[str, Any] = {
@@ -141,6 +141,21 @@ def test_arguments_that_do_not_fit_are_named(arguments: dict[str, Any], says: st
     with pytest.raises(ConfigError) as raised:
         shrinking_of(**arguments)
     assert says in f"{raised.value.message} {raised.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("losses", "kind", "says"),
+    [
+        (torch.ones(()), ConfigError, "was given a Tensor"),
+        ({"shape": 0.3}, ConfigError, "the loss of 'shape' is a float"),
+        ({"shape": torch.ones(4, requires_grad=True)}, ConfigError, r"'shape' has shape \(4,\)"),
+        ({"shape": torch.ones(()), "depth": torch.ones(())}, TrainingError, "losses without a graph"),
+    ],
+)
+def test_losses_that_have_no_gradients_are_refused(losses: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        check_looked(losses)
+    check_looked({"shape": torch.ones((), requires_grad=True), "depth": torch.ones(())})  # with nothing known
 
 
 def test_values_are_numbers_or_samples_and_higher_is_better_by_default() -> None:
