@@ -19,6 +19,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.space import Flags
 from compactmtl.latency import PairedClock
 from compactmtl.sparsity import ChannelGroups, Control, LatencyTable, SelectiveShrinking
+from compactmtl.sparsity.branches import lies_within
 from compactmtl.sparsity.held_out import HeldOut
 from compactmtl.sparsity.record import importance_record
 from compactmtl.surgery.report import SurgeryReport
@@ -60,6 +61,8 @@ class Steering:
         self.align = align
         self._sizes = [family.size for family in groups]
         self._names = _unique([family.name for family in groups])
+        self._branches = [place for place, family in enumerate(groups) if family.branch]
+        self._within = lies_within(groups, groups.removal.branches if groups.removal is not None else ())
         whole = groups.whole()
         self._costs = {}
         for measure in ("macs", "parameters"):
@@ -243,7 +246,8 @@ class Steering:
         tasks = self.control.tasks
         if tasks is None or not tasks.known:
             return None
-        return importance_record(tasks, self._names, self.dead(), self.control.report().get("bounds"))
+        bounds = self.control.report().get("bounds")
+        return importance_record(tasks, self._names, self.dead(), bounds, self._within, self._branches)
 
     def state_dict(self) -> dict[str, Any]:
         """The control's, tensors and plain numbers."""

@@ -103,9 +103,13 @@ class SourceNorms(Read):
 
 
 class TaskLayer(Read):
-    """One layer's channels: which were removed, and each channel's share of each task's importance."""
+    """One layer's channels: which were removed, and each channel's share of each task's importance.
+
+    A `branch` is a whole residual branch as one channel, beside the layers in it.
+    """
 
     name: str
+    branch: bool = False
     channels: int
     removed: tuple[int, ...]
     shares: dict[

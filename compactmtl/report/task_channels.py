@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compactmtl.report.bars import Bar, BarChart, BarRow
@@ -42,16 +43,23 @@ def serving(known: Importance) -> BarChart:
         # the last task's area reaches up to 1, the others' are drawn over it
         areas = tuple((staircase(heights[index]), index % COLORS) for index in reversed(range(len(tasks))))
         kept = layer.channels - len(layer.removed)
-        rows.append(BarRow(layer.name, areas=areas, text=f"{kept} of {layer.channels}"))
-    kept, whole = (
-        sum(layer.channels - gone * len(layer.removed) for layer in known.layers) for gone in (1, 0)
-    )
+        text = ("stays" if kept else "removed") if layer.branch else f"{kept} of {layer.channels}"
+        rows.append(BarRow(layer.name, areas=areas, text=text))
+    layers = [layer for layer in known.layers if not layer.branch]
     caption = (
-        f"Which tasks the channels of each of {len(rows)} layers serve, from the input on: a column is a channel that stays,"
+        f"Which tasks the channels of each of {len(layers)} layers serve, from the input on: a column is a channel that stays,"
         " its colors are the tasks' shares in it, each task measured by what it has in all layers together; the empty part"
-        f" of a row was removed. {kept} of {whole} channels stay"
+        f" of a row was removed. {_stay(layers)} channels stay"
     )
+    if len(layers) < len(rows):
+        branches = [layer for layer in known.layers if layer.branch]
+        caption += f"; {_stay(branches)} residual branches stay, and the others took their layers with them"
     return BarChart(tasks, tuple(rows), caption, colors=True)
+
+
+def _stay(layers: Sequence[TaskLayer]) -> str:
+    whole = sum(layer.channels for layer in layers)
+    return f"{whole - sum(len(layer.removed) for layer in layers)} of {whole}"
 
 
 def _columns(layer: TaskLayer, tasks: tuple[str, ...]) -> list[list[float]]:
@@ -69,7 +77,7 @@ def _columns(layer: TaskLayer, tasks: tuple[str, ...]) -> list[list[float]]:
 
 
 def paid(known: Importance) -> BarChart | None:
-    """The share of each task's importance that left with the channels of each layer, the dearest layer first."""
+    """The share of each task's importance that left with the channels of each layer, the costliest layer first."""
     costs = {
         layer.name: [sum(layer.shares[task][channel] for channel in layer.removed) for task in known.tasks]
         for layer in known.layers
@@ -86,7 +94,7 @@ def paid(known: Importance) -> BarChart | None:
     ordered = sorted(costs, key=lambda name: -max(costs[name]))
     caption = (
         "Which task paid for what was removed: the share of each task's importance that its removed channels had when they"
-        " were chosen to go, in all layers and in each, the dearest first"
+        " were chosen to go, in all layers and in each, the costliest first"
     )
     return BarChart(
         known.tasks, (row(ALL, whole), *(row(name, costs[name]) for name in ordered)), caption, colors=True
@@ -121,13 +129,17 @@ def _checked(known: Importance) -> str:
     if bounds is None or not bounds.checks:
         return ""
     last = bounds.checks[-1]
-    back = f"{bounds.steps_back} times" if bounds.steps_back != 1 else "once"
+    back = f"was put back {_times(bounds.steps_back)}" if bounds.steps_back else "was never put back"
     return (
-        f"Measured {len(bounds.checks)} times on the held-out part of train, last after step {last.step}; what had been"
-        f" removed was put back {back if bounds.steps_back else 'never'}. {100 * bounds.gone:.0f} % of what was asked is gone."
+        f"Measured {_times(len(bounds.checks))} on the held-out part of train, last after step {last.step}; what had been"
+        f" removed {back}. {100 * bounds.gone:.0f} % of what was asked is gone."
         " Green: within the bound and one standard error. The reference is the best value at a check before it, the first of the network before any channel"
         " went."
     )
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def _cost(run: RunView, known: Importance) -> str:
@@ -138,5 +150,5 @@ def _cost(run: RunView, known: Importance) -> str:
     words = []
     for what, count, seconds in parts:
         share = f", {100 * seconds / run.seconds:.1f} % of the training time" if run.seconds else ""
-        words.append(f"{what} {count} times took {seconds:.1f} s{share}")
+        words.append(f"{what} {_times(count)} took {seconds:.1f} s{share}")
     return "; ".join(words) + "."

@@ -58,6 +58,29 @@ def switches(
     return result
 
 
+def lies_within(families: Sequence[GroupFamily], branches: Sequence[Branch]) -> list[list[int]]:
+    """For each family the places of the branches that take all of its layers with them.
+
+    `branches` are those of the families that are one, in the same order.
+    """
+    places = [place for place, family in enumerate(families) if family.branch]
+
+    def inside(branch: Branch, name: str) -> bool:
+        # a factorized layer's parameters have other names in the same module
+        return name in branch.parameters or name.startswith(tuple(f"{layer}." for layer in branch.layers))
+
+    return [
+        []
+        if family.branch
+        else [
+            place
+            for place, branch in zip(places, branches, strict=True)
+            if all(inside(branch, member.parameter) for member in family.members)
+        ]
+        for family in families
+    ]
+
+
 def _refused(plain: nn.Module, inputs: Sequence[Any], branches: Sequence[Branch]) -> dict[str, str]:
     """The branches that surgery does not take out of `plain` where all are switched off: name -> reason."""
     if not branches:

@@ -71,9 +71,11 @@ class StrengthController(Control):
         self.target: Target = Target(self.groups, config, align, "sparsity.controller", table)
         if config.weights == "cost":
             penalty.factors = cost_factors(self.target)
-        scored = [family.scored for family in self.groups.bound]
         self.tasks: TaskImportance = TaskImportance(
-            scored, [family.size for family in self.groups], config.tasks_every, steps=total_steps
+            [family.valued for family in self.groups.bound],
+            [family.size for family in self.groups],
+            config.tasks_every,
+            steps=total_steps,
         )
         self._going = [
             torch.zeros(family.size, dtype=torch.bool) for family in self.groups
@@ -219,7 +221,7 @@ class StrengthController(Control):
         old = attached(self._proximal)
         self.groups = self.penalty.groups = groups
         self.target.bind(groups)
-        self.tasks.shrink_to([family.scored for family in groups.bound], survivors)
+        self.tasks.shrink_to([family.valued for family in groups.bound], survivors)
         self._going = [flags[index] for flags, index in zip(self._going, survivors, strict=True)]
         self._proximal = old.rebuilt()
         if old.exempt is not None:

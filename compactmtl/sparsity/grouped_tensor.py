@@ -131,6 +131,14 @@ class BoundFamily:
         """The members by which a group's importance is read: its norms' (γ, β), or all where it has none."""
         return self.only("affine") or self.tensors
 
+    @property
+    def valued(self) -> tuple[GroupedTensor, ...]:
+        """The scored members as importance is read from them: of a branch one group a channel, or its signs would cancel."""
+        if not self.family.branch:
+            return self.scored
+        indices = {member.parameter: member.indices.T for member in self.family.members}
+        return tuple(GroupedTensor(s.name, s.parameter, s.dim, indices[s.name], s.role) for s in self.scored)
+
     def squares(self) -> Tensor:
         """The squared norm of each group, (n,)."""
         return add(s.squares(at_least_float32(s.parameter)) for s in self.tensors)

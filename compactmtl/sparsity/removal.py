@@ -110,6 +110,11 @@ class Removal:
         sizes = [*(family.size for family in families), *(1 for _ in branches)]
         self._whole = [np.ones(size, dtype=bool) for size in sizes]
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches that can go as a whole."""
+        return tuple(branch for branch, _ in self._branches)
+
     def classes(self, keep: Keep) -> Flags:
         """Which classes of the graph stay, (classes,)."""
         own = keep[: self._count]

@@ -101,9 +101,8 @@ class SelectiveShrinking(Control):
             self.bounds = Bounds.between(config.losses, start, end, config.checks)
         self._snapshot = Snapshot()
         self._families = groups.bound
-        scored = [family.scored for family in self._families]
         self.tasks: TaskImportance = TaskImportance(
-            scored,
+            [family.valued for family in self._families],
             [family.size for family in groups],
             config.tasks_every,
             steps=total_steps,
@@ -129,7 +128,7 @@ class SelectiveShrinking(Control):
         self.groups = groups
         self._families = groups.bound
         self._scored = [family.scored for family in self._families]
-        self._valued = [_channels(family) for family in self._families]
+        self._valued = [family.valued for family in self._families]
 
     @property
     def shrunk(self) -> frozenset[str]:
@@ -253,7 +252,7 @@ class SelectiveShrinking(Control):
 
     def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
         self._bind(groups)
-        self.tasks.shrink_to(self._scored, survivors)
+        self.tasks.shrink_to(self._valued, survivors)
         self.target.bind(groups)
         for vectors in self._vectors().values():
             vectors[:] = [v[index.to(v.device)] for v, index in zip(vectors, survivors, strict=True)]
@@ -387,14 +386,6 @@ class SelectiveShrinking(Control):
             s.zero_(s.parameter, dead)
             if self._view is not None and some_fresh:
                 self._view.forget(s, fresh)
-
-
-def _channels(family: BoundFamily) -> tuple[GroupedTensor, ...]:
-    """What importance is read from: the scored tensors, of a branch by channel."""
-    if not family.family.branch:
-        return family.scored
-    indices = {member.parameter: member.indices.T for member in family.family.members}
-    return tuple(GroupedTensor(s.name, s.parameter, s.dim, indices[s.name], s.role) for s in family.scored)
 
 
 def _zeros(family: BoundFamily) -> Tensor:

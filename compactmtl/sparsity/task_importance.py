@@ -46,7 +46,7 @@ class TaskImportance:
         squared: bool = False,
         alone: bool = False,
     ) -> None:
-        """`scored` are the tensors, one sequence a family of `sizes` groups. `every` steps there is a look; None: a
+        """`scored` are the tensors, one sequence a family of `sizes` groups; a branch, one group, has those of its channels. `every` steps there is a look; None: a
         hundred looks in a training of `steps`, between 7 and 20 steps for each task; 0: never. `squared` takes the mean of squares, and its root. A single task is looked at where it may be `alone`.
         """
         self._every, self._steps = every, steps
@@ -126,7 +126,7 @@ class TaskImportance:
         gradients = dict(zip(map(id, parameters), found, strict=True))
         worth = []
         with torch.no_grad():
-            for scored in self._scored:
+            for scored, places in zip(self._scored, self._places, strict=True):
                 terms = []
                 for s in scored:
                     gradient = gradients[id(s.parameter)]
@@ -135,8 +135,10 @@ class TaskImportance:
                         torch.zeros_like(value) if gradient is None else value * (gradient.to(value) / scale)
                     )
                     terms.append(s.sums(product))
-                total = add(terms)
-                worth.append(total.square() if self._squared else total.abs())
+                total = add(terms).abs()
+                if len(total) != len(places):  # a branch: what its channels are worth one by one
+                    total = total.sum()[None]
+                worth.append(total.square() if self._squared else total)
         return worth
 
     @torch.no_grad()

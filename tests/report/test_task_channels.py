@@ -37,6 +37,18 @@ def test_a_row_is_a_layer_with_an_area_a_task() -> None:
     assert "4 of 5 channels stay" in chart.caption
 
 
+def test_a_branch_is_no_channel() -> None:
+    branch = TaskLayer(
+        name="deep (branch)", branch=True, channels=1, removed=(0,), shares={"a": (0.1,), "b": (0.0,)}
+    )
+    chart = serving(known(layers=(*LAYERS, branch)))
+    assert [row.text for row in chart.rows] == ["2 of 3", "2 of 2", "removed"]
+    assert "of 2 layers" in chart.caption
+    assert chart.caption.endswith(
+        "4 of 5 channels stay; 0 of 1 residual branches stay, and the others took their layers with them"
+    )
+
+
 def test_what_went_is_counted_for_each_task_and_layer() -> None:
     chart = paid(known())
     assert chart is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,10 @@ from compactmtl.sparsity import (
     channel_groups,
     split_parameter_groups,
 )
+from compactmtl.sparsity.branches import lies_within
 from compactmtl.sparsity.controller import StrengthController
+from compactmtl.sparsity.record import importance_record
+from compactmtl.sparsity.task_importance import TaskImportance
 from compactmtl.surgery import compact
 from tests.graph.test_branches import Layered, Network
 
@@ -137,3 +141,33 @@ def test_the_controller_reaches_its_target_with_branches() -> None:
     assert control.removed() >= 0.4
     report = compact(model.eval(), (IMAGE,)).report
     assert report.mac_reduction == pytest.approx(control.removed())
+
+
+def test_a_task_values_a_branch_as_its_channels_one_by_one_and_its_layers_go_with_it() -> None:
+    model = network().double()
+    image = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1)).double()
+    groups = channel_groups(model, IMAGE.double(), branches=True)
+    tasks = TaskImportance([family.valued for family in groups.bound], [family.size for family in groups], 1)
+
+    def losses() -> dict[str, torch.Tensor]:
+        output = model(image)
+        return {"a": output.square().mean(), "b": output.sum()}
+
+    tasks.look(0, losses())
+    losses()["a"].backward()  # type: ignore[no-untyped-call]
+    place = [family.name for family in groups].index("blocks.1.bn2 (branch)")
+    norm = model.get_submodule("blocks.1.bn2")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.weight.grad is not None and norm.bias.grad is not None
+    by_channel = (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).abs()
+    assert by_channel.numel() > 1
+    torch.testing.assert_close(tasks.importance()[place][0], by_channel.sum()[None])
+
+    assert groups.removal is not None
+    within = lies_within(groups, groups.removal.branches)
+    names = [family.name for family in groups]
+    dead = [np.full(family.size, family.name == "blocks.1.bn2 (branch)") for family in groups]
+    record = importance_record(tasks, names, dead, None, within, [place])
+    gone = [layer["name"] for layer in record["layers"] if len(layer["removed"]) == layer["channels"]]
+    assert gone == [names[n] for n, own in enumerate(within) if place in own] + ["blocks.1.bn2 (branch)"]
+    assert gone[0].startswith("blocks.1.")
+    assert [layer["name"] for layer in record["layers"] if layer.get("branch")] == ["blocks.1.bn2 (branch)"]
