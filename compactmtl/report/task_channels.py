@@ -53,7 +53,9 @@ def serving(known: Importance) -> BarChart:
     )
     if len(layers) < len(rows):
         branches = [layer for layer in known.layers if layer.branch]
-        caption += f"; {_stay(branches)} residual branches stay, and the others took their layers with them"
+        caption += f"; {_stay(branches)} residual branches stay"
+        if any(layer.removed for layer in branches):
+            caption += ", and the others took their layers with them"
     return BarChart(tasks, tuple(rows), caption, colors=True)
 
 

@@ -152,6 +152,14 @@ class BoundFamily:
         nonzero = add(s.sums((s.parameter != 0).to(torch.int64)) for s in self.tensors)
         return nonzero == 0
 
+    def dead_at_first(self) -> Tensor:
+        """Which groups training finds dead at its start, bool (n,): those at zero, but for a branch.
+
+        What ends a branch begins at zero in many residual networks, and is yet to be learned.
+        """
+        zeros = self.zeros()
+        return torch.zeros_like(zeros) if self.family.branch else zeros
+
     def only(self, *roles: Role) -> tuple[GroupedTensor, ...]:
         """The members in one of `roles`."""
         return tuple(s for s in self.tensors if s.role in roles)

@@ -58,7 +58,7 @@ class ProximalStep:
         self._count = 0
         self.exempt: list[Tensor] | None = None
         with torch.no_grad():
-            self._dead = [family.zeros() for family in self._families]
+            self._dead = [family.dead_at_first() for family in self._families]
 
     @property
     def _on_host(self) -> bool:

@@ -118,7 +118,7 @@ class SelectiveShrinking(Control):
         ]
         self._chosen = [_zeros(family) for family in self._families]
         with torch.no_grad():
-            self._dead = [family.zeros() for family in self._families]
+            self._dead = [family.dead_at_first() for family in self._families]
         # dead and past a check, where there are bounds
         self._settled = [flags.clone() for flags in self._dead]
         if optimizer is not None:

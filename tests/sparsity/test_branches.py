@@ -143,6 +143,7 @@ def test_the_controller_reaches_its_target_with_branches() -> None:
     assert report.mac_reduction == pytest.approx(control.removed())
 
 
+@pytest.mark.slow
 def test_a_task_values_a_branch_as_its_channels_one_by_one_and_its_layers_go_with_it() -> None:
     model = network().double()
     image = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1)).double()
@@ -171,3 +172,26 @@ def test_a_task_values_a_branch_as_its_channels_one_by_one_and_its_layers_go_wit
     assert gone == [names[n] for n, own in enumerate(within) if place in own] + ["blocks.1.bn2 (branch)"]
     assert gone[0].startswith("blocks.1.")
     assert [layer["name"] for layer in record["layers"] if layer.get("branch")] == ["blocks.1.bn2 (branch)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["selective", "controller"])
+def test_a_branch_that_begins_at_zero_is_learned(method: str) -> None:
+    model = network()
+    for name, parameter in model.named_parameters():
+        if ".bn2." in name:
+            nn.init.zeros_(parameter)  # as residual networks are initialized
+    groups = channel_groups(model, IMAGE, branches=True)
+    control = (
+        SelectiveShrinking(groups, SelectiveConfig(mac_reduction=0.5, start=0.5, min_channels=1), 20)
+        if method == "selective"
+        else StrengthController(
+            GroupLasso(groups, 1.0),
+            ControllerConfig(mac_reduction=0.5, warmup=0.5, end=0.9, min_channels=1),
+            20,
+        )
+    )
+    _trained(control, model, 3)
+    branches = [family for family in groups.bound if family.family.branch]
+    assert len(branches) == 3 and not any(family.zeros().any() for family in branches)
+    assert control.removed() == 0
