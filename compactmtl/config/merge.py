@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compactmtl.config.lookup import SUFFIXES, Kind, find
+from compactmtl.config.lookup import SUFFIXES, Kind, find, name_hint
 from compactmtl.config.yaml import Node, Place, describe, parse_override, read_yaml, shown
 from compactmtl.errors import ConfigError
 
@@ -60,13 +60,21 @@ def merge(base: Node, over: Node) -> Node:
 
 
 def _into_named(base: Node, over: Node) -> Node | None:
-    """A list of named mappings with others merged into it by their names; none where it is not that."""
+    """A list of named mappings with others merged into it by their names; none where it is not that.
+
+    Raises ConfigError for a name that the list does not have.
+    """
     if not (isinstance(base.value, list) and isinstance(over.value, dict) and over.value):
         return None
     items: list[Node] = list(base.value)
     places = {name: number for number, item in enumerate(items) if (name := _name_of(item)) is not None}
-    if not set(over.value) <= set(places):
+    if not places:
         return None
+    if unknown := [name for name in over.value if name not in places]:
+        raise ConfigError(
+            f"{over.value[unknown[0]].place}: {unknown[0]!r} is none of what the list under that key names: {', '.join(places)}",
+            name_hint(unknown[0], list(places)),
+        )
     for name, node in over.value.items():
         items[places[name]] = merge(items[places[name]], node)
     return Node(items, base.place)

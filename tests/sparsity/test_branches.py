@@ -175,22 +175,14 @@ def test_a_task_values_a_branch_as_its_channels_one_by_one_and_its_layers_go_wit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["selective", "controller"])
-def test_a_branch_that_begins_at_zero_is_learned(method: str) -> None:
+def test_a_branch_that_begins_at_zero_is_learned() -> None:
     model = network()
     for name, parameter in model.named_parameters():
         if ".bn2." in name:
             nn.init.zeros_(parameter)  # as residual networks are initialized
     groups = channel_groups(model, IMAGE, branches=True)
-    control = (
-        SelectiveShrinking(groups, SelectiveConfig(mac_reduction=0.5, start=0.5, min_channels=1), 20)
-        if method == "selective"
-        else StrengthController(
-            GroupLasso(groups, 1.0),
-            ControllerConfig(mac_reduction=0.5, warmup=0.5, end=0.9, min_channels=1),
-            20,
-        )
-    )
+    config = SelectiveConfig(mac_reduction=0.5, start=0.5, min_channels=1)
+    control = SelectiveShrinking(groups, config, 20)
     _trained(control, model, 3)
     branches = [family for family in groups.bound if family.family.branch]
     assert len(branches) == 3 and not any(family.zeros().any() for family in branches)
