@@ -112,7 +112,7 @@ def mixing_notes(sampler: EpochSampler) -> tuple[str, ...]:
     if not isinstance(sampler, MixedSampler):
         return ()
     parts = [
-        f"{name} {some:,} ({share:.1%}, each image {some / count:.2g} times)"
+        f"{name} {some:,} ({share:.1%}, each image {_times(some / count)})"
         for name, some, share, count in zip(
             sampler.names, sampler.images, sampler.shares, sampler.counts, strict=True
         )
@@ -179,3 +179,9 @@ def _alternating(parts: Sequence[float], count: int, batch_size: int) -> NDArray
         batch[chosen] = batch_size
         owed[chosen] -= 1
     return drawn
+
+
+def _times(often: float) -> str:
+    """How often an image comes, in words."""
+    words = f"{often:.2g}" if often < 100 else f"{often:,.0f}"
+    return "once" if words == "1" else f"{words} times"

@@ -238,12 +238,12 @@ def as_values(groups: Sequence[torch.Tensor]) -> list[np.ndarray[tuple[int], np.
 def magnitude(family: BoundFamily) -> Tensor:
     """The norm of each group's filters over the mean of its family's, (n,): layers differ in scale.
 
-    A branch counts as much as all the channels that it adds to.
+    A branch counts as much as all the channels that it adds to, also where it begins at zero and is yet to be learned.
     """
     producers = family.only("producer") or family.tensors
     norms = add(s.squares(at_least_float32(s.parameter)) for s in producers).sqrt()
     if family.family.branch:
-        return torch.where(norms > 0, float(family.family.channels), 0.0)
+        return torch.full_like(norms, float(family.family.channels))
     positive = norms > 0
     if not questions.on_host(norms.device):  # without a wait
         mean = norms.sum() / positive.sum()

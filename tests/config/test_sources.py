@@ -101,7 +101,7 @@ def test_paths_begin_at_the_recipes_folder_and_move_by_override(tmp_path: Path) 
     recipe = load_recipe(path)
     assert recipe.data.root == str(tmp_path / "data")
     assert recipe.data.sources[0].root == str(tmp_path / "faces")
-    with pytest.raises(ConfigError, match="'utkfac' is none of .*: utkface, ccp") as caught:
+    with pytest.raises(ConfigError, match=r"'utkfac' is none of .*: utkface, ccp") as caught:
         load_recipe(path, ["data.sources.utkfac.root=/elsewhere"])
     assert "did you mean utkface" in caught.value.hint
     moved = load_recipe(path, ["data.sources.utkface.root=/elsewhere"])

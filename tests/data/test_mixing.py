@@ -16,7 +16,7 @@ from compactmtl.config.recipe import DataConfig
 from compactmtl.config.sources import MixingConfig
 from compactmtl.config.validate import validate_options
 from compactmtl.data import Batch, build_loader, load_dataset
-from compactmtl.data.mixing import MixedSampler, PartSampler, shares
+from compactmtl.data.mixing import MixedSampler, PartSampler, _times, shares
 from compactmtl.errors import ConfigError
 from tests.support.layouts.ccp import write_ccp
 from tests.support.layouts.utkface import write_utkface
@@ -218,3 +218,10 @@ def test_alternating_sources_may_differ_in_size(root: Path) -> None:
     batches = drawn(config(root, sources=own, mixing={"batches": "alternating", "epoch": 4}))
     shapes = {tuple(batch["image"].shape[2:]): set(batch["sources"]) for batch in batches}
     assert shapes == {(16, 16): {"utkface"}, (32, 24): {"ccp"}}
+
+
+@pytest.mark.parametrize(
+    ("often", "words"), [(1.0, "once"), (1.36, "1.4 times"), (128.2, "128 times"), (0.04, "0.04 times")]
+)
+def test_how_often_an_image_comes_is_said_without_exponents(often: float, words: str) -> None:
+    assert _times(often) == words
