@@ -80,10 +80,16 @@ class Bounds:
     def measured(self, step: int, found: Mapping[str, HeldOut], share: float) -> bool:
         """Note what the tasks have with `share` of the target gone; whether all bounds hold.
 
-        Raises DataError where the held-out data says nothing of a bounded task at first; later that holds no bound.
+        Raises DataError where a bounded task is not among `found`, or where the held-out data gives it no number at first; later
+        that holds no bound.
         """
         for name in self.most:
-            if name not in found or (not self.reference and math.isnan(found[name].value)):
+            if name not in found:
+                raise DataError(
+                    f"the bound of task {name!r} cannot be watched: what was measured is of {', '.join(found) or 'no task'}",
+                    "give its value too, or leave this task out of the losses",
+                )
+            if not self.reference and math.isnan(found[name].value):
                 raise DataError(
                     f"the bound of task {name!r} cannot be watched: the held-out data gives it no number",
                     "hold out more of the data, or leave this task out of the losses",

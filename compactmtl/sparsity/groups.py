@@ -19,7 +19,7 @@ from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.removal import Measure, Removal
 from compactmtl.sparsity.selection import CostFunction, Keep
 
-_NAMES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
+MEASURES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
 
 NOTHING_STAYS = "where all of it goes, what reads it reads constants alone, of which surgery may remove more"
 
@@ -180,7 +180,7 @@ class ChannelGroups(Sequence[GroupFamily]):
             return self.macs
         if self.removal is None:
             raise ConfigError(
-                f"these channel groups say nothing of the {_NAMES[measure]} that they free",
+                f"these channel groups say nothing of the {MEASURES[measure]} that they free",
                 "find them with channel_groups(), on a model that can be traced",
             )
         return self.removal.cost(measure, table)

@@ -23,7 +23,7 @@ from compactmtl.sparsity import questions
 from compactmtl.sparsity.bounds import TRIES, Bounds
 from compactmtl.sparsity.control import Control, load_vectors, silence
 from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32, waves
-from compactmtl.sparsity.groups import ChannelGroups
+from compactmtl.sparsity.groups import MEASURES, ChannelGroups
 from compactmtl.sparsity.held_out import HeldOut
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
@@ -150,7 +150,7 @@ class SelectiveShrinking(Control):
             return ""
         gone = self.removed()
         why = "; ".join(self.bounds.broken) or "what went before was put back"
-        return f"the tasks' bounds ended it at {100 * gone:.1f} % of the {self.target.config.measure}: {why}"
+        return f"the tasks' bounds ended it at {100 * gone:.1f} % of the {MEASURES[self.target.config.measure]} removed: {why}"
 
     @property
     def check_due(self) -> bool:
