@@ -86,6 +86,8 @@ def main() -> int:
     if given.replay is not None:
         if len(given.readers) != 1:
             parser.error("--replay takes one reader")
+        if not given.replay.is_file():
+            parser.error(f"--replay {given.replay}: there is no such file")
         return replay(given.readers[0], given.replay)
     found = 0
     for name in names:

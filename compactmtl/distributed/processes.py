@@ -6,6 +6,7 @@ They exchange tensors of a GPU by NCCL and all else by gloo, see `launch`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -44,12 +45,17 @@ def reached() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo and torch's DistError
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise MachineError(
-            f"process {rank()} of {world()} stops: another one has ended or no longer answers ({first})",
+            f"process {rank()} of {world()} stops: another one has ended or no longer answers ({_plain(error)})",
             "the other's own message says why, and torchrun shows its exit code; once that is mended give the same command "
             "with --resume",
         ) from error
+
+
+def _plain(error: RuntimeError) -> str:
+    """The first sentence of what gloo or NCCL says, without the place in their source and advice for their developers."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return re.sub(r"^\[\S+:\d+\] ", "", first).partition(". ")[0].rstrip(".")
 
 
 class _Sent:

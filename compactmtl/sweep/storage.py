@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 PATIENCE = 120.0  # seconds that another process's short turn at a storage is waited for
+_BEGINS = b'{"op_code":'  # every line of a journal
 _DRIVERS = "for PostgreSQL psycopg, for MySQL PyMySQL, with a URL that names it: postgresql+psycopg://, mysql+pymysql://"
 
 
@@ -86,6 +87,7 @@ def _journal(path: Path, must_exist: bool) -> BaseStorage:
         raise ConfigError(
             f"there is no journal {path}", "start the search, or name its storage with --storage"
         )
+    _check_journal(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = _JournalLock(path)
     try:
@@ -94,6 +96,17 @@ def _journal(path: Path, must_exist: bool) -> BaseStorage:
         raise ArtifactError(
             f"{path} is no journal of Optuna, or it is damaged: {error}", "name another file with --storage"
         ) from error
+
+
+def _check_journal(path: Path) -> None:
+    """Raise ArtifactError for a file that begins as no journal does, before its last line could be taken for an unfinished one."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_BEGINS))
+    except FileNotFoundError:
+        return
+    if not _BEGINS.startswith(begins):  # shorter where a worker was killed at its first words
+        raise ArtifactError(f"{path} is no journal of Optuna", "name another file with --storage")
 
 
 class _JournalLock:
@@ -137,7 +150,7 @@ def _database(url: str, must_exist: bool) -> BaseStorage:
     from optuna.exceptions import OptunaError
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import NoSuchModuleError, OperationalError, SQLAlchemyError
     from sqlalchemy.pool import NullPool
 
     name = shown(url)
@@ -165,4 +178,10 @@ def _database(url: str, must_exist: bool) -> BaseStorage:
     except NoSuchModuleError as error:
         raise ConfigError(f"the storage {name} cannot be opened: {error}", hint) from error
     except (SQLAlchemyError, OptunaError, RuntimeError, ValueError) as error:
+        if isinstance(error, OperationalError):  # the URL is understood, and the database does not let in
+            hint = (
+                "see that its folder is there and can be written"
+                if lite
+                else "see that the server runs there, lets this user in and has this database"
+            )
         raise ConfigError(f"the storage {name} cannot be opened: {first_line(error)}", hint) from error

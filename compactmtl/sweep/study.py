@@ -204,6 +204,8 @@ def open_study(
         StudyDirection.MAXIMIZE if one.name == "delta_m" else StudyDirection.MINIMIZE
         for one in search.objectives
     ]
+    if must_exist and not (out / SEARCH_TRIALS).is_dir():
+        raise ConfigError(f"there is no search in {out}", "start the search, or name its folder with --out")
     (out / SEARCH_TRIALS).mkdir(
         parents=True, exist_ok=True
     )  # stays, so that no claimer's lock is removed under another

@@ -23,11 +23,13 @@ from compactmtl.train.resume import Progress, read_last, restore
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
 from compactmtl.train.session import Session, build_session
 from compactmtl.train.sparse import table_of
+from compactmtl.train.together import check_parts
 
 
 def begun(resolved: Resolved, path: Path, *, overwrite: bool) -> tuple[Session, Progress]:
     """A session at its start, and the run's folder `path` with all that it has then."""
     session = build_session(resolved.recipe, layout=partial(_chosen, resolved.recipe))
+    check_parts(session)
     first_does(lambda: _create(resolved, session, path, overwrite=overwrite))
     return session, Progress()
 
@@ -73,6 +75,7 @@ def resumed(recipe: Recipe, run: Run, *, accept: bool) -> tuple[Session, Progres
         None if state is None else table_of(state["session"]),
         opened=check,
     )
+    check_parts(session)
     progress = Progress()
     if state is not None:
         restore(session, progress, run.path / CHECKPOINTS / LAST, state)

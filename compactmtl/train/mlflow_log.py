@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _PARAMS, _METRICS = 100, 1000  # as many as MLflow takes at once
 _LONGEST = 500  # characters of a parameter's value that every store takes
+_PASSWORD = re.compile(r"(://[^/@:]*:)[^/]*@")
 _FOREIGN = re.compile(r"[^\w.\-/ ]", re.ASCII)  # what a name may not hold
 
 
@@ -41,15 +42,25 @@ def check_store(config: MlflowConfig) -> None:
 
 @contextmanager
 def _opening(config: MlflowConfig) -> Iterator[None]:
+    try:
+        yield
+    except _failures(ImportError) as error:
+        shown = _PASSWORD.sub(r"\1***@", config.uri)
+        raise ConfigError(
+            f"train.mlflow.uri: {shown} cannot be opened: {_first_line(error)}",
+            "see that its server runs and lets you in, name a store such as sqlite:///mlflow.db, or set train.mlflow=null",
+        ) from error
+
+
+def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a store raises that cannot be reached, and `more`. MLflow lets through what a database says as it is connected."""
     from mlflow.exceptions import MlflowException
 
     try:
-        yield
-    except (MlflowException, OSError, ImportError) as error:
-        raise ConfigError(
-            f"train.mlflow.uri: {config.uri} cannot be opened: {_first_line(error)}",
-            "name a store such as sqlite:///mlflow.db, or set train.mlflow=null",
-        ) from error
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:  # a server's store needs none
+        return (MlflowException, OSError, *more)
+    return (MlflowException, SQLAlchemyError, OSError, *more)
 
 
 def _require() -> None:
@@ -141,12 +152,10 @@ class MlflowLog:
 
     def _try(self, work: Callable[[], None]) -> None:
         """A store that fails now does not end a training: it is said, and tried again."""
-        from mlflow.exceptions import MlflowException
-
         try:
             work()
             self._lost = False
-        except (MlflowException, OSError) as error:
+        except _failures() as error:
             if not self._lost:
                 self._say(f"MLflow did not take what was logged, and is tried again: {_first_line(error)}")
             self._lost = True

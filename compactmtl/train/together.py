@@ -54,22 +54,30 @@ def check_supported(recipe: Recipe) -> None:
         ) from error
 
 
-def prepare(session: Session) -> tuple[str, ...]:
-    """Give this process its part of the session's data; lines for the user.
+def check_parts(session: Session) -> None:
+    """Raise ConfigError where a batch has fewer images than there are processes, or a task's loss is not one of the whole batch.
 
-    Raises ConfigError where a batch has fewer images than there are processes, or a task's loss is not one of the whole batch.
+    Before the run's folder is made, which a refused training leaves to the next try.
     """
     if not distributed():
-        return ()
+        return
     sampler = session.train_loader.sampler
     if sampler.least < world():
+        single = sampler.least == 1
+        most = "train in one process" if single else f"start at most {sampler.least} processes"
         raise ConfigError(
-            f"an epoch has a batch of {sampler.least} images, fewer than the {world()} processes",
-            f"start at most {sampler.least} processes, or choose a data.batch_size that leaves a larger last batch of the "
+            f"an epoch has a batch of {sampler.least} image{'' if single else 's'}, fewer than the {world()} processes",
+            f"{most}, or choose a data.batch_size that leaves a larger last batch of the "
             f"{session.samples['train']} images",
         )
     _check_losses(session)
-    sampler.split(rank(), world())
+
+
+def prepare(session: Session) -> tuple[str, ...]:
+    """Give this process its part of the session's data, which `check_parts` has looked at; lines for the user."""
+    if not distributed():
+        return ()
+    session.train_loader.sampler.split(rank(), world())
     lines = [
         f"{world()} processes: each trains on its part of every batch of {session.recipe.data.batch_size} images"
     ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compactmtl.balancing import DummyGradientNorm
 from compactmtl.balancing.penalties import input_gradient_penalty, weight_gradient_penalty
 from compactmtl.distributed.agree import anyone, check_alike, digest, first_does, gathered, totals
-from compactmtl.distributed.processes import OwnDraws, average, sum_over
+from compactmtl.distributed.processes import OwnDraws, average, reached, sum_over
 from compactmtl.distributed.sums import joined, mean, moments
 from compactmtl.errors import DataError, MachineError, TrainingError
 from compactmtl.overparam.repvgg import BranchNorm
@@ -368,6 +368,19 @@ def test_processes_agree(found: list[Any]) -> None:
 @pytest.mark.slow
 def test_a_process_that_has_ended_is_said(found: list[Any]) -> None:
     assert found[0]["left"].startswith("process 0 of 2 stops: another one has ended")
+
+
+def test_what_gloo_adds_for_its_developers_is_left_out() -> None:
+    said = "[/w/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:13507: Connection reset by peer. This is typically a bug"
+    with (
+        pytest.raises(
+            MachineError, match=r"answers \(Read error \[127.0.0.1\]:13507: Connection reset by peer\)"
+        ),
+        reached(),
+    ):
+        raise RuntimeError(said)
+    with pytest.raises(MachineError, match=r"\(RuntimeError\)"), reached():
+        raise RuntimeError("\n")
 
 
 def test_alone_nothing_changes() -> None:

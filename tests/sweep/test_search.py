@@ -82,7 +82,8 @@ def test_a_search_from_the_baseline_to_the_recipes(
     out = tmp_path / "runs"
     words = ["sweep", str(path), "--out", str(out)]
     assert main([*words, "--table"]) == 2  # nothing is there yet
-    assert "there is no journal" in capsys.readouterr().err
+    assert f"there is no search in {out}" in capsys.readouterr().err
+    assert not out.exists()
     assert main([*words, "--trials", "1"]) == 0
     one = (out / "trials" / "trial-0000" / "seed0" / "log.jsonl").read_bytes()
     calls: list[Path] = []
@@ -195,6 +196,15 @@ def test_a_wrong_command_line(
 ) -> None:
     assert main(["sweep", str(path), "--out", str(tmp_path / "runs"), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_table_of_a_search_that_never_was_makes_nothing(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    assert main(["sweep", str(path), "--out", str(out), "--table"]) == 2
+    assert f"there is no search in {out}" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_trials_belong_to_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,29 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
     assert path.read_text() == "this is\nno journal\n"
 
 
+@pytest.mark.parametrize("text", ["a token", '{"a": 1}', '{"op_codes":1}', "{"])
+def test_a_file_of_one_unfinished_line_is_left_as_it_is(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    if text == "{":  # what a worker leaves that was killed at its first word
+        optuna.create_study(study_name="a", storage=open_storage(str(path)))
+        return
+    with pytest.raises(ArtifactError, match=r"notes\.txt is no journal of Optuna"):
+        open_storage(str(path))
+    assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_in_the_way_of_a_database_is_said() -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_storage("sqlite:////no/such/folder/search.db")
+    assert "its folder is there" in caught.value.hint
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with pytest.raises(ConfigError, match="Connection refused") as caught:
+        open_storage("postgresql+psycopg://me:secret@127.0.0.1:1/db")
+    assert "the server runs there" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("storage", "message"),
     [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
+from tools.fuzz import main
 from tools.fuzzing.readers import READERS, feed
 
 DAMAGES = 40
@@ -98,3 +100,13 @@ def test_damaged_files_are_taken_or_refused(name: str, tmp_path: Path) -> None:
 )
 def test_documents_that_exhaust_readers_are_refused(name: str, data: bytes, tmp_path: Path) -> None:
     assert not feed(READERS[name], data, tmp_path)
+
+
+def test_a_file_to_replay_must_be_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz", "plan", "--replay", "no/such/file"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "no/such/file: there is no such file" in capsys.readouterr().err

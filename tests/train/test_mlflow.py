@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from compactmtl.config import resolve_recipe
+from compactmtl.config.tracking import MlflowConfig
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.runs.identity import recipe_hash
 from compactmtl.train import Run, train
@@ -132,3 +133,20 @@ def test_names_that_mlflow_takes() -> None:
         ("n", 2.0),
     ]
     assert module._name("val/age@utkface/mae") == "val/age-utkface/mae"
+
+
+def test_a_database_that_does_not_answer_is_said_without_its_password(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.tracking
+    from sqlalchemy.exc import OperationalError
+
+    def refused(**given: Any) -> Any:
+        raise OperationalError("connect", None, ValueError("Connection refused"))
+
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", refused)
+    config = MlflowConfig(uri="postgresql+psycopg://me:sec:r@et@host/x", experiment="rooms")
+    with pytest.raises(ConfigError, match="Connection refused") as caught:
+        module.check_store(config)
+    assert "postgresql+psycopg://me:***@host/x" in caught.value.message
+    assert "its server runs" in caught.value.hint

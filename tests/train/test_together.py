@@ -117,5 +117,6 @@ def test_four_processes_train_what_one_trains(tmp_path: Path, alone: Path) -> No
     for one in found:
         assert one["few"][:2] == ["ConfigError", 2]
         assert "a batch of 2 images, fewer than the 4 processes" in one["few"][2]
+    assert not (folder / "refused").exists()
     for case in FOUR:
         assert_same(folder / case, alone_of(case, alone).path)
