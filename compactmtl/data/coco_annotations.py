@@ -132,8 +132,14 @@ def _mask(segmentation: Any, image: tuple[int, int], size: tuple[int, int]) -> N
             ]
         except (TypeError, ValueError) as error:
             raise DataError(f"a polygon is no list of x and y: {error}", FETCH) from error
-        mask: NDArray[np.bool_] = mask_module().decode(to_rle(scaled, size)).astype(bool)
-        return mask
-    whole = mask_module().decode(to_rle(segmentation, image)).astype(bool)
-    resized: NDArray[np.bool_] = nearest(whole, size)
+        return _decoded(to_rle(scaled, size))
+    resized: NDArray[np.bool_] = nearest(_decoded(to_rle(segmentation, image)), size)
     return resized
+
+
+def _decoded(lengths: Any) -> NDArray[np.bool_]:
+    try:
+        mask: NDArray[np.bool_] = mask_module().decode(lengths).astype(bool)
+    except ValueError as error:
+        raise DataError(f"run lengths that are none of a mask: {error}", FETCH) from error
+    return mask

@@ -228,14 +228,45 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
         if tuple(segmentation["size"]) != size:
             raise ValueError(f"run lengths of {tuple(segmentation['size'])} in an image of {size}")
         if isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError(
+                    f"run lengths of {sum(segmentation['counts'])} pixels in an image of {height * width}"
+                )
             made: Rle = mask.frPyObjects(segmentation, height, width)
             return made
+        _check_lengths(_uncompressed(segmentation["counts"]), height * width)
         return {"size": [height, width], "counts": segmentation["counts"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"a segmentation is neither polygons nor run lengths of COCO: {error}",
             "look at the data set: `compactmtl data check NAME root=FOLDER`",
         ) from error
+
+
+def _check_lengths(lengths: Sequence[int], pixels: int) -> None:
+    """Raise ValueError for run lengths that are not of so many pixels: pycocotools leaves the rest of a mask as the memory was."""
+    if min(lengths, default=0) < 0 or sum(lengths) != pixels:
+        raise ValueError(f"run lengths of {sum(lengths)} pixels in an image of {pixels}")
+
+
+def _uncompressed(counts: str | bytes) -> list[int]:
+    """Run lengths of COCO's text: five bits a letter, the lowest first, each length from the fourth on as its difference from the last but one.
+
+    Source: rleFrString of pycocotools. Raises ValueError or IndexError where the text breaks off.
+    """
+    letters = [letter - 48 for letter in (counts.encode() if isinstance(counts, str) else counts)]
+    lengths: list[int] = []
+    place = 0
+    while place < len(letters):
+        value, bits, letter = 0, 0, 0x20
+        while letter & 0x20:
+            letter = letters[place]
+            value |= (letter & 0x1F) << bits
+            place, bits = place + 1, bits + 5
+        if letter & 0x10:
+            value -= 1 << bits
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+    return lengths
 
 
 def mask_module() -> ModuleType:

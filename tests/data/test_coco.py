@@ -18,6 +18,7 @@ from compactmtl.data.coco import CocoDataset
 from compactmtl.data.coco_annotations import draw
 from compactmtl.data.coco_stuff import STUFF, THINGS, stuff_table
 from compactmtl.errors import ConfigError, DataError
+from compactmtl.tasks.instance_scoring import to_rle
 from tests.support.layouts.coco import CATEGORIES, SIZE, write_coco
 
 HALF = (SIZE[0] // 2, SIZE[1] // 2)
@@ -205,9 +206,35 @@ def test_a_wrong_annotation_file_is_named_with_the_key(tmp_path: Path, change: A
     assert said in error.value.message
 
 
-def test_a_segmentation_that_is_none_is_named_with_its_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "none",
+    [
+        [[1.0, 2.0, 3.0]],
+        {"counts": [20, 30, 728], "size": None},
+        {"counts": [-20, 30, 728], "size": None},
+        {"counts": "0000", "size": None},
+        {"counts": "oo9", "size": None},
+        {"counts": "oo", "size": None},
+    ],
+    ids=[
+        "a corner and a half",
+        "too few pixels",
+        "less than none",
+        "compressed",
+        "not to be decoded",
+        "breaks off",
+    ],
+)
+def test_a_segmentation_that_is_none_is_named_with_its_image(tmp_path: Path, none: Any) -> None:
     folder = write_coco(tmp_path)
-    edit(folder, "train", lambda content: content["annotations"][0].update(segmentation=[[1.0, 2.0, 3.0]]))
+
+    def change(content: Any) -> None:
+        first = content["annotations"][0]
+        image = next(one for one in content["images"] if one["id"] == first["image_id"])
+        size = [image["height"], image["width"]]
+        first.update(segmentation={**none, "size": size} if isinstance(none, dict) else none)
+
+    edit(folder, "train", change)
     with pytest.raises(DataError, match=r"000000000009\.jpg"):
         coco(tmp_path)
 
@@ -234,3 +261,14 @@ def test_an_image_without_a_stuff_map_has_its_instances(tmp_path: Path) -> None:
     report = check_dataset(config(tmp_path, options={"stuff": True}))
     assert report.known["train"] == {"instances": 4, "segmentation": 3}
     assert any(note.startswith("1 of the images of train have no segmentation") for note in report.notes)
+
+
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them() -> None:
+    from pycocotools import mask
+
+    random = np.random.default_rng(0)
+    for share in (0.0, 0.02, 0.5, 1.0):
+        for size in ((1, 1), (24, 32), (61, 47)):
+            drawn = np.asfortranarray(random.random(size) < share, np.uint8)
+            coded = mask.encode(drawn)
+            assert to_rle({"size": list(size), "counts": coded["counts"]}, size)["counts"] == coded["counts"]
