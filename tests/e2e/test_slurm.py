@@ -50,12 +50,16 @@ def trial_of(array: StubSlurm, task: int) -> str | None:
 
 
 def in_a_trial(array: StubSlurm, tasks: set[int]) -> tuple[int, str]:
-    """One of the tasks, and the trial that it has trained an epoch of and not ended."""
+    """One of the tasks, and the trial that it is training: an epoch has ended while this looks, so it listens to signals."""
+    seen: dict[tuple[int, str], int] = {}
     for _ in range(2400):
         for task in tasks & set(array.tasks):
             name = trial_of(array, task)
             run = array.cwd / "runs" / "my-space" / "trials" / (name or "none") / "seed0"
-            if name is not None and (run / "checkpoints" / "last").exists() and not Run.open(run).finished:
+            if name is None or not (run / "checkpoints" / "last").exists() or Run.open(run).finished:
+                continue
+            epochs = [event["event"] for event in Run.open(run).log()].count("epoch")
+            if epochs > seen.setdefault((task, name), epochs):
                 return task, name
         time.sleep(0.05)
     raise AssertionError({task: array.output(task)[-500:] for task in array.tasks})
