@@ -330,7 +330,7 @@ class SelectiveShrinking(Control):
         if bounds.failed >= TRIES or self._steps >= self.timetable.end:
             bounds.stopped = self._steps
             if said:
-                said += f"; shrinking ends with {100 * self.removed():.1f} % of the {self.target.config.measure} gone"
+                said += f"; shrinking ends with {100 * self.removed():.1f} % of the {MEASURES[self.target.config.measure]} gone"
         elif held:
             self._snapshot.take(self._families, self._view, buffers)
             due = self.timetable.share(bounds.next_after(self._steps))
