@@ -80,8 +80,8 @@ class Bounds:
     def measured(self, step: int, found: Mapping[str, HeldOut], share: float) -> bool:
         """Note what the tasks have with `share` of the target gone; whether all bounds hold.
 
-        Raises DataError where a bounded task is not among `found`, or where the held-out data gives it no number at first; later
-        that holds no bound.
+        Raises DataError where a bounded task is not among `found`, or where the held-out data gives it no finite number at first;
+        later that holds no bound.
         """
         for name in self.most:
             if name not in found:
@@ -89,9 +89,9 @@ class Bounds:
                     f"the bound of task {name!r} cannot be watched: what was measured is of {', '.join(found) or 'no task'}",
                     "give its value too, or leave this task out of the losses",
                 )
-            if not self.reference and math.isnan(found[name].value):
+            if not self.reference and not math.isfinite(found[name].value):
                 raise DataError(
-                    f"the bound of task {name!r} cannot be watched: the held-out data gives it no number",
+                    f"the bound of task {name!r} cannot be watched: the held-out data gives it {found[name].value}",
                     "hold out more of the data, or leave this task out of the losses",
                 )
         own = {name: found[name] for name in self.most}

@@ -22,16 +22,17 @@ from compactmtl.graph.space import Flags
 from compactmtl.sparsity import questions
 from compactmtl.sparsity.bounds import TRIES, Bounds
 from compactmtl.sparsity.control import Control, load_vectors, silence
-from compactmtl.sparsity.grouped_tensor import BoundFamily, GroupedTensor, add, at_least_float32, waves
+from compactmtl.sparsity.grouped_tensor import BoundFamily, add, at_least_float32, waves
 from compactmtl.sparsity.groups import MEASURES, ChannelGroups
 from compactmtl.sparsity.held_out import HeldOut
 from compactmtl.sparsity.latency import LatencyTable
 from compactmtl.sparsity.optimizer import OptimizerView
 from compactmtl.sparsity.prox import prox_asking
 from compactmtl.sparsity.questions import Asking, answered, answered_together, read
+from compactmtl.sparsity.running_importance import RunningImportance
 from compactmtl.sparsity.saved import check_state
 from compactmtl.sparsity.snapshot import Snapshot
-from compactmtl.sparsity.target import Target, as_flags, as_values, magnitude
+from compactmtl.sparsity.target import Target, as_flags
 from compactmtl.sparsity.task_importance import TaskImportance
 from compactmtl.sparsity.timetable import Ramp as Ramp
 from compactmtl.sparsity.timetable import Timetable as Timetable
@@ -95,14 +96,13 @@ class SelectiveShrinking(Control):
         # with bounds no choice is final before it was checked at `end`
         final = end if config.losses else max(end - max(round(SETTLE * (end - start)), 1), start)
         self.timetable = Timetable(start, final, end, config.ramp, self.target.reduction)
-        self._memory = 1 - 1 / config.importance_steps
         self.bounds: Bounds | None = None
         if config.losses:
             self.bounds = Bounds.between(config.losses, start, end, config.checks)
         self._snapshot = Snapshot()
-        self._families = groups.bound
+        self._importance = RunningImportance(groups.bound, config.importance, config.importance_steps)
         self.tasks: TaskImportance = TaskImportance(
-            [family.valued for family in self._families],
+            self._importance.valued,
             [family.size for family in groups],
             config.tasks_every,
             steps=total_steps,
@@ -113,9 +113,6 @@ class SelectiveShrinking(Control):
         self._whole = self.target.channel_costs(groups.whole()) if config.cost_of == "whole" else None
         self._steps = 0
         self._view: OptimizerView | None = None
-        self._importance = [
-            torch.zeros_like(_zeros(family), dtype=torch.float32) for family in self._families
-        ]
         self._chosen = [_zeros(family) for family in self._families]
         with torch.no_grad():
             self._dead = [family.dead_at_first() for family in self._families]
@@ -128,7 +125,7 @@ class SelectiveShrinking(Control):
         self.groups = groups
         self._families = groups.bound
         self._scored = [family.scored for family in self._families]
-        self._valued = [family.valued for family in self._families]
+        self._importance.bind(self._families)
 
     @property
     def shrunk(self) -> frozenset[str]:
@@ -178,8 +175,8 @@ class SelectiveShrinking(Control):
         The gradients of dead groups are then set to zero: they have no say in clipping. Raises TrainingError where a
         gradient is missing.
         """
-        if self._steps < self.timetable.final and self.config.importance != "magnitude":
-            self._learn()
+        if self._steps < self.timetable.final:
+            self._importance.learn()
         silence(self.groups, self._dead)
 
     def look(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
@@ -192,18 +189,6 @@ class SelectiveShrinking(Control):
                     name_hint(name, list(losses)),
                 )
         self.tasks.look(self._steps, losses, scale)
-
-    def _learn(self) -> None:
-        for family, valued, running in zip(self._families, self._valued, self._importance, strict=True):
-            worth = add(
-                s.sums(at_least_float32(s.parameter) * at_least_float32(_gradient(s))) for s in valued
-            ).to(running)
-            worth = worth.abs()
-            if family.family.branch:  # what its channels are worth one by one: signs would cancel
-                worth = worth.sum()[None]
-            worth = worth.square() if self.config.importance == "fisher" else worth
-            blend = self._memory * running + (1 - self._memory) * worth
-            running.copy_(torch.where(torch.isfinite(worth), blend, running))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -252,7 +237,7 @@ class SelectiveShrinking(Control):
 
     def shrink_to(self, groups: ChannelGroups, survivors: Sequence[Tensor]) -> None:
         self._bind(groups)
-        self.tasks.shrink_to(self._valued, survivors)
+        self.tasks.shrink_to(self._importance.valued, survivors)
         self.target.bind(groups)
         for vectors in self._vectors().values():
             vectors[:] = [v[index.to(v.device)] for v, index in zip(vectors, survivors, strict=True)]
@@ -291,7 +276,7 @@ class SelectiveShrinking(Control):
         self._steps = int(state["steps"])
 
     def _vectors(self) -> dict[str, list[Tensor]]:
-        vectors = {"importance": self._importance, "chosen": self._chosen, "dead": self._dead}
+        vectors = {"importance": self._importance.running, "chosen": self._chosen, "dead": self._dead}
         return vectors if self.bounds is None else {**vectors, "settled": self._settled}
 
     @torch.no_grad()
@@ -330,7 +315,7 @@ class SelectiveShrinking(Control):
         if bounds.failed >= TRIES or self._steps >= self.timetable.end:
             bounds.stopped = self._steps
             if said:
-                said += f"; shrinking ends with {100 * self.removed():.1f} % of the {self.target.config.measure} gone"
+                said += f"; shrinking ends with {100 * self.removed():.1f} % of the {MEASURES[self.target.config.measure]} gone"
         elif held:
             self._snapshot.take(self._families, self._view, buffers)
             due = self.timetable.share(bounds.next_after(self._steps))
@@ -360,16 +345,10 @@ class SelectiveShrinking(Control):
         return [cost**self.config.cost_power if cost > 0 else 0.0 for cost in costs]
 
     def _worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        worth = self._free_worth()
+        worth = self._importance.worth()
         if self.bounds is None:
             return worth
         return [one * tilt for one, tilt in zip(worth, self.tasks.tilt(self.bounds.rooms()), strict=True)]
-
-    def _free_worth(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        if self.config.importance == "magnitude":
-            return as_values([magnitude(family) for family in self._families])
-        root = self.config.importance == "fisher"
-        return [np.sqrt(value) if root else value for value in as_values(self._importance)]
 
     def _shrink(self, index: int, family: BoundFamily) -> Asking[None]:
         chosen, dead = self._chosen[index], self._dead[index]
@@ -390,12 +369,3 @@ class SelectiveShrinking(Control):
 
 def _zeros(family: BoundFamily) -> Tensor:
     return torch.zeros(family.size, dtype=torch.bool, device=family.tensors[0].parameter.device)
-
-
-def _gradient(s: GroupedTensor) -> Tensor:
-    if s.parameter.grad is None:
-        raise TrainingError(
-            f"{s.name} has no gradient, and its channels' importance is read from it",
-            "call observe() after backward() and before the gradients are set to None",
-        )
-    return s.parameter.grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 import torch
@@ -239,7 +240,8 @@ def _run_full_width(model: nn.Module, edit: FullWidthEdit) -> None:
             f"the plan runs {edit.module} at its full width of {edit.size} channels, which its parameters do not have",
             _MEND,
         )
-    full_width.install(module, edit)
+    parameters = chain(module.parameters(), model.parameters())
+    full_width.install(module, edit, next((parameter.device for parameter in parameters), None))
 
 
 def _mend_layers(model: nn.Module, plan: Plan) -> None:

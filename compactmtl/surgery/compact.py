@@ -220,7 +220,8 @@ def _remove(
 ) -> _Removal | None:
     """Remove what is dead, with the blocks `fused` and the layers `computed` contracted first.
 
-    None where contracting does not keep the function: weights that the proof computes in float64 are rounded then.
+    None where contracting does not keep the function (weights that the proof computes in float64 are rounded then), or the
+    network does not run with the plain layers.
     """
     form, expected = settings.plain, settings.expected
     if fused:
@@ -236,7 +237,10 @@ def _remove(
         contract_layers(form, computed=computed)
         graph = None
     if form is not settings.plain:
-        expected = reference(form, settings.inputs)
+        try:
+            expected = reference(form, settings.inputs)
+        except SurgeryError:  # a forward may read of a layer what its plain form does not have
+            return None
     if graph is None:
         graph = ChannelGraph.trace(form, settings.inputs, settings.unreached)
     search = Search(graph, form, expected, settings.align, settings.tolerance)

@@ -53,9 +53,10 @@ def full_width_orders(graph: ChannelGraph, alive: Flags) -> dict[tuple[str, int]
     return orders
 
 
-def install(module: nn.Module, edit: FullWidthEdit) -> None:
+def install(module: nn.Module, edit: FullWidthEdit, device: torch.device | None = None) -> None:
     """Make a module put zeros behind the channels of its input and drop as many of its output's.
 
+    `device` is where the model is: a norm may have no parameters that say it.
     The numbers are an attribute, which is not saved: state_dict keeps its names, and the plan holds them.
     """
     module.full_width = (edit.size - edit.kept, edit.kept, edit.input_dim, edit.output_dim)  # type: ignore[assignment]
@@ -66,7 +67,6 @@ def install(module: nn.Module, edit: FullWidthEdit) -> None:
     # Where no channel is left the one zero behind the kept ones is read.
     places = torch.tensor(edit.places)
     spread = torch.full((edit.size,), edit.kept).index_copy(0, places, torch.arange(edit.kept))
-    device = next((value.device for value in module.parameters()), None)
     module.register_buffer("full_width_spread", spread.to(device), persistent=False)
     module.register_buffer("full_width_places", places.to(device), persistent=False)
     module.register_forward_pre_hook(_spread)

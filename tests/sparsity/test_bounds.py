@@ -74,8 +74,9 @@ def test_the_reference_is_the_best_value_that_held() -> None:
 
 def test_a_task_without_a_number_is_an_error_at_first_and_breaks_its_bound_later() -> None:
     bounds = Bounds.between({"near": 0.1}, 0, 30, 3)
-    with pytest.raises(DataError, match="bound of task 'near' cannot be watched"):
-        bounds.measured(0, {"near": HeldOut(math.nan)}, 0.0)
+    for value in (math.nan, math.inf):  # of which nothing is a share
+        with pytest.raises(DataError, match=f"bound of task 'near' cannot be watched: .* gives it {value}"):
+            bounds.measured(0, {"near": HeldOut(value)}, 0.0)
     with pytest.raises(DataError, match="'near' cannot be watched: what was measured is of far"):
         bounds.measured(0, {"far": HeldOut(1.0)}, 0.0)
     assert bounds.measured(0, values(0.0), 0.0)

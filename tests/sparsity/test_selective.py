@@ -18,20 +18,17 @@ from compactmtl.overparam import overparameterize
 from compactmtl.sparsity import SelectiveShrinking, channel_groups, split_parameter_groups, zero_share
 from compactmtl.sparsity.selective import Ramp, Timetable
 from compactmtl.sparsity.target import Target
+from tests.sparsity.two_tasks import encoder_of
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """Two convolutions with norms, one without, and a linear head."""
+    """An encoder and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 24, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
-            nn.Conv2d(24, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
+        self.encoder = encoder_of(16, 24, 16)
         self.head = nn.Linear(16, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from compactmtl.config.sparsity import ControllerConfig
 from compactmtl.errors import ArtifactError, ConfigError, TrainingError
-from compactmtl.sparsity import GroupLasso, StrengthController, channel_groups, split_parameter_groups
+from compactmtl.sparsity import GroupLasso, StrengthController, channel_groups
 from compactmtl.sparsity.record import importance_record
 from compactmtl.sparsity.target import as_flags
 from compactmtl.sparsity.task_importance import MEMORY, TaskImportance
-from tests.sparsity.two_tasks import IMAGE, TASKS, Net, Training, losses_of
+from tests.sparsity.two_tasks import IMAGE, TASKS, Net, Stepped, Training, losses_of
 
 
 def in_float64(*, squared: bool = False) -> tuple[Net, TaskImportance]:
@@ -178,31 +178,16 @@ def test_a_bound_on_an_unknown_task_is_named() -> None:
     assert "near" in str(raised.value.hint)
 
 
-class Controlled:
-    """The network of two tasks under a λ that finds itself."""
+class Controlled(Stepped):
+    """Under a λ that finds itself."""
+
+    control: StrengthController
 
     def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.model = Net()
-        self.groups = channel_groups(self.model, IMAGE)
         config = ControllerConfig(mac_reduction=0.5, min_channels=2, every=5, end=0.8, tasks_every=3)
-        self.control = StrengthController(GroupLasso(self.groups, strength=0.0), config, 60)
-        parameters = split_parameter_groups(self.model, self.control.shrunk, 0.0)
-        self.optimizer = torch.optim.AdamW(parameters, lr=0.01)
-        self.control.attach(self.optimizer)
-        self.done = 0
-
-    def run(self, steps: int) -> Controlled:
-        for _ in range(steps):
-            losses = losses_of(self.model, self.done)
-            self.control.look(losses)
-            self.optimizer.zero_grad()
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-            self.control.observe()
-            self.optimizer.step()
-            self.control.step()
-            self.done += 1
-        return self
+        super().__init__(
+            lambda groups: StrengthController(GroupLasso(groups, strength=0.0), config, 60), decay=0.0
+        )
 
 
 @pytest.mark.slow  # trains, seconds

@@ -198,3 +198,42 @@ def test_a_norm_that_is_called_twice_goes_on_at_its_width() -> None:
     result = compact(net, (x,), tolerance=TOLERANCE, unreached="report")
     assert result.model.get_submodule("stem").out_features == 5
     assert_close(net(x), result.model(x))
+
+
+class Grouped(nn.Module):
+    """A norm of groups of channels without parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = (
+            nn.Conv2d(3, 8, 1),
+            nn.GroupNorm(2, 8, affine=False),
+            nn.Conv2d(8, 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.norm(self.first(x)))
+        return y
+
+
+def _grouped() -> Grouped:
+    torch.manual_seed(0)
+    net = Grouped()
+    kill(net.first, zero=[2, 5])
+    kill(net.last, unread=[2, 5])
+    return net
+
+
+def test_places_lie_where_the_model_is() -> None:
+    plan = compacted(_grouped(), torch.randn(2, 3, 4, 4, dtype=torch.float64)).plan
+    assert plan.full_width[0].places == (0, 1, 3, 4, 6, 7)
+    small = apply_plan(Grouped().to("meta"), plan)
+    assert {value.device.type for value in small.buffers()} == {"meta"}
+
+
+def test_what_was_compacted_by_places_is_compacted_again() -> None:
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    first: Any = compacted(_grouped(), x).model
+    kill(first.first, zero=[0])
+    kill(first.last, unread=[0])
+    compacted(first, x)

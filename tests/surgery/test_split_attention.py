@@ -115,3 +115,19 @@ def test_where_nothing_goes_it_stays_what_it_was() -> None:
     result = compacted(model, image(2, 5, 6))
     assert type(result.model.get_submodule("attention")) is nn.MultiheadAttention
     assert not result.plan.contracted
+
+
+@pytest.mark.parametrize("read", ["embed_dim", "in_proj_weight"])
+def test_where_a_forward_reads_more_of_it_than_its_output_it_stays_what_it_was(read: str) -> None:
+    class Read(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            known = getattr(self.attention, read)
+            scale = known**-0.5 if isinstance(known, int) else known.square().mean()
+            return super().forward(x) * scale
+
+    model = Read(False)
+    _dead_rows(model.attention, list(range(4, 8)), (2,))
+    kill(model.embed, zero=[1])
+    result = compacted(model, image(2, 5, 6))
+    assert type(result.model.get_submodule("attention")) is nn.MultiheadAttention
+    assert not result.plan.contracted

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.calls import operator
 from compactmtl.graph.effect import Kept
+from compactmtl.graph.probe import _digest
 from tests.support.masking import Between, all_left, compacted, image, kill, shape
 
 Function = Callable[[Tensor], Tensor]
@@ -247,3 +248,50 @@ def test_rois_keep_channels_apart() -> None:
     boxes = torch.tensor([[0, 0.0, 0, 4, 4], [1, 1, 1, 6, 6]])
     model = Between(lambda x: ops.roi_align(x, boxes.to(x.dtype), (3, 3)))
     assert shape(compacted(model, image()), "first.weight")[0] == 7
+
+
+@torch.library.custom_op("compactmtl_tests::over_maximum", mutates_args=())
+def _over_maximum(x: Tensor) -> Tensor:
+    return x / x.max()
+
+
+@_over_maximum.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_a_division_by_the_largest_value_is_never_taken_for_pointwise() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = torch.ops.compactmtl_tests.over_maximum(self.first(x))
+            return y
+
+    model = Read().double()
+    for height in range(8, 13):  # each has its own draws; at one of them no change met the largest value once
+        graph = ChannelGraph.trace(model, (image(1, 3, height, 3),))
+        (node,) = (call for call in graph.calls if "over_maximum" in str(call.target))
+        assert "mixes the channels" in graph.barriers[node]
+
+
+NUMBERS = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        NUMBERS.to(torch.float8_e4m3fn),
+        NUMBERS.bfloat16(),
+        NUMBERS.to(torch.complex64),
+        torch.complex(NUMBERS, NUMBERS).conj().imag,  # its sign is a mark beside the numbers
+        NUMBERS.long(),
+        NUMBERS > 2,
+    ],
+    ids=lambda value: str(value.dtype),
+)
+def test_contents_of_every_type_are_told_apart(value: Tensor) -> None:
+    assert _digest(value) == _digest(value.clone())
+    assert _digest(value) != _digest(value.t())
