@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -156,6 +157,27 @@ def test_a_full_disk_ends_the_worker_and_not_the_trial(
     with monkeypatch.context() as patched:
         patched.setattr(search_module, "train", full)
         assert main(words) == 2
+    assert main(words) == 0
+    trials = json.loads((out / "search.json").read_text())["trials"]
+    assert [(one["number"], one["state"]) for one in trials] == [(0, "complete")]
+
+
+@pytest.mark.slow
+def test_sigterm_between_trainings_leaves_the_trial_and_exits_with_130(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    words = ["sweep", str(path), "--out", str(out), "--trials", "1"]
+
+    def warned(*_: object, **__: object) -> Run:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal did nothing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search_module, "train", warned)
+        assert main(words) == 130
+    assert capsys.readouterr().err.endswith("error: interrupted\n  give the same command again to go on\n")
+    assert json.loads((out / "search.json").read_text())["trials"][0]["state"] == "running"
     assert main(words) == 0
     trials = json.loads((out / "search.json").read_text())["trials"]
     assert [(one["number"], one["state"]) for one in trials] == [(0, "complete")]
