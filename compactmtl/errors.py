@@ -19,7 +19,7 @@ EXIT_CODES = {
     USAGE: "The command line, a recipe, a target, the data or a file cannot be used.",
     MISSING: "A package or device is missing, or the machine's memory is full.",
     GATE: "A gate failed: a bound on accuracy, parity, latency or size does not hold.",
-    INTERRUPTED: "The command was interrupted. Training can be resumed with `--resume`.",
+    INTERRUPTED: "The command was interrupted, by Ctrl-C or SIGTERM. Training can be resumed with `--resume`.",
     BROKEN_PIPE: "The program that read the output, such as `head`, has ended.",
 }
 

@@ -31,7 +31,8 @@ from compactmtl.config import Recipe, load_recipe
 from compactmtl.data.base import Batch
 from compactmtl.data.loader import Loader
 from compactmtl.errors import CompactError
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.build import build_session
+from compactmtl.train.session import Session
 
 RECIPES = ("utkface/dense", "camvid/dense")
 

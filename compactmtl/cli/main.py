@@ -8,10 +8,14 @@ import errno
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol, cast
 
 import compactmtl
@@ -92,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words[1:])
         _check_processes(words[0], args)
         with (
+            _ended_as_by_ctrl_c(),
             warnings.catch_warnings(),
             trusting(getattr(args, "trust", False)),
         ):  # a program that calls `main` keeps its own
@@ -117,6 +122,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if parser is not None and refusal is not None:
             return _fail(*disk_failure(refusal, parser, args), USAGE)
         return _unforeseen(error)
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does, unless the program that calls has a handler of its own for it.
+
+    Not where torchrun started several processes: one that waits for another runs no handler, and torchrun, which says that
+    they were ended, would have to kill it half a minute later.
+    """
+    alone = processes() == 1 and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # a shell's background process ignores Ctrl-C
+            raise KeyboardInterrupt
+        handler(number, frame)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def wait_passively(environment: Mapping[str, str]) -> dict[str, str]:

@@ -125,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
                 failed |= search.run(collect_runs(sweep, jobs), args.trials, console)
         except TrainingInterrupted as error:
             interrupted = error
+        except KeyboardInterrupt:  # between two trainings, or while one begins
+            interrupted = TrainingInterrupted("interrupted", "give the same command again to go on")
     runs = collect_runs(sweep, jobs, args.only)
     runs.failed = {path: failure.reason for path, failure in failed.items()}
     words = [args.sweep, *args.overrides, "--out", str(out)]

@@ -28,6 +28,7 @@ from compactmtl.sweep.jobs import Job
 from compactmtl.sweep.pruning import Costs, Hopeless, Peer, check_hopeless, costs_of
 from compactmtl.sweep.run import Failure, SweepRuns, finish, note_failure, say, wait_for
 from compactmtl.sweep.space import trial_folder, trial_jobs, trial_name
+from compactmtl.sweep.storage import StorageError
 from compactmtl.sweep.study import EXPECTED, SEEDS, Claimed, Study
 from compactmtl.tasks import delta_m
 from compactmtl.train import expected_cost, train
@@ -90,7 +91,8 @@ class Worker:
         """Do trials until `total` have come to their end, those of other workers too; what failed here, by folder.
 
         Raises TrainingInterrupted after Ctrl-C or SIGTERM, HeldError where a run of a trial is being written by
-        another command, OSError where the disk refuses: the trial is then left to the next worker.
+        another command, OSError where the disk refuses, StorageError where the storage does: the trial is then left to
+        the next worker.
         """
         said = False
         while True:
@@ -140,7 +142,7 @@ class _Trial:
     claimed: Claimed
     values: list[dict[int, float]] = field(default_factory=list)
     hopeless: Hopeless | None = None
-    refused: OSError | None = None  # by the disk, which is no fault of the trial
+    refused: OSError | StorageError | None = None  # by disk or storage, which is no fault of the trial
     failed: dict[str, Failure] = field(default_factory=dict)  # what follows training
 
     def run(self) -> None:
@@ -149,7 +151,7 @@ class _Trial:
             self._run()
         except Hopeless as given_up:
             self.hopeless = given_up
-        except OSError as refused:
+        except (OSError, StorageError) as refused:
             self.refused = refused
 
     def _run(self) -> None:

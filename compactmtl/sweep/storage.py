@@ -49,17 +49,22 @@ def shown(storage: str) -> str:
         return storage.partition("://")[0] + "://…"
 
 
+class StorageError(ArtifactError):
+    """A storage that was opened fails: no fault of the trial that it is asked about."""
+
+
 @contextmanager
 def storage_errors(name: str) -> Iterator[None]:
-    """Raise ArtifactError where a storage that was opened fails, such as a server that has gone."""
+    """Raise StorageError where a storage that was opened fails, such as a server that has gone."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        raise ArtifactError(
-            f"the storage {name} failed: {first_line(error)}", "give the same command again to go on"
+        reason = error.__cause__ or error  # Optuna's own words are the same whatever the database says
+        raise StorageError(
+            f"the storage {name} failed: {first_line(reason)}", "give the same command again to go on"
         ) from error
 
 

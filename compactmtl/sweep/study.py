@@ -195,7 +195,7 @@ def open_study(
     """The study `name` of a storage, made where there is none unless it `must_exist`; its runs lie below `out`.
 
     `wanted` is the space's identity. Raises ConfigError where the study is of another space, with what differs, or of
-    another folder; and what `open_storage` raises.
+    another folder; StorageError where the storage fails; and what `open_storage` raises.
     """
     import optuna
     from optuna.study import StudyDirection
@@ -209,9 +209,8 @@ def open_study(
     (out / SEARCH_TRIALS).mkdir(
         parents=True, exist_ok=True
     )  # stays, so that no claimer's lock is removed under another
-    with writing(
-        out / SEARCH_TRIALS, "opening the study", wait=PATIENCE
-    ):  # tables of a database are made once
+    # tables of a database are made once
+    with writing(out / SEARCH_TRIALS, "opening the study", wait=PATIENCE), storage_errors(shown(storage)):
         opened = open_storage(storage, must_exist=must_exist)
         try:
             if must_exist:

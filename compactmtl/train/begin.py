@@ -17,11 +17,12 @@ from compactmtl.models import MultiTaskModel
 from compactmtl.runs.meta import CHANNELS_LAST, new_meta, specs_from_json
 from compactmtl.runs.run import Run
 from compactmtl.runs.teachers import dump_teachers, teacher_costs
+from compactmtl.train.build import build_session
 from compactmtl.train.label_teachers import LabelTeacher
 from compactmtl.train.layout import Layout, choose, stated
 from compactmtl.train.resume import Progress, read_last, restore
 from compactmtl.train.same_data import check_data, dump_data, fingerprints
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from compactmtl.train.sparse import table_of
 from compactmtl.train.together import check_parts
 

@@ -23,11 +23,12 @@ from compactmtl.overparam import OverparamLayer, factorized_layers
 from compactmtl.overparam.layer import Price
 from compactmtl.runs.model import example_inputs, plain_form
 from compactmtl.sparsity import LatencyTable
+from compactmtl.train.build import build_session
 from compactmtl.train.faults import explained
 from compactmtl.train.layout import choose
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.norms import train_mode
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from compactmtl.train.sparse import Foreseen
 
 

@@ -7,6 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from compactmtl.distributed.agree import anyone
 from compactmtl.errors import INTERRUPTED, TrainingError
 
 
@@ -14,6 +15,10 @@ class TrainingInterrupted(TrainingError):
     """Training was asked to stop; `last` is saved and the run can be resumed."""
 
     exit_code = INTERRUPTED
+
+
+class StopRequested(Exception):
+    """The loop was asked to stop and is at a place where it can."""
 
 
 class GivenUp(Exception):
@@ -42,6 +47,11 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+    def stop_where_asked(self) -> None:
+        """Raise StopRequested where any process was asked to stop; of several all must come by here."""
+        if anyone(self.requested):
+            raise StopRequested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

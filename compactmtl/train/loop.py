@@ -5,17 +5,15 @@ Two runs of one recipe on one machine are bit-equal, and so is a run that was in
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from torch import Tensor
 
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.hashes import write_hashed
@@ -24,13 +22,10 @@ from compactmtl.artifacts.lock import writing
 from compactmtl.artifacts.run_folder import check_folder
 from compactmtl.artifacts.versions import resolve
 from compactmtl.config import Resolved, trusting
-from compactmtl.data import build_loader, load_dataset
 from compactmtl.data.base import Batch
-from compactmtl.data.inputs import Images
-from compactmtl.data.loader import Loader
-from compactmtl.distributed.agree import anyone, first_does, totals, wait
-from compactmtl.distributed.processes import distributed, is_first
-from compactmtl.errors import DataError, TrainingError
+from compactmtl.distributed.agree import first_does, totals, wait
+from compactmtl.distributed.processes import is_first
+from compactmtl.errors import TrainingError
 from compactmtl.runs.checkpoint import save_best
 from compactmtl.runs.identity import recipe_hash
 from compactmtl.runs.meta import versions
@@ -41,19 +36,18 @@ from compactmtl.train.begin import begun, resumed
 from compactmtl.train.bounds import TaskBounds, held_out
 from compactmtl.train.competition import competition
 from compactmtl.train.faults import explained
-from compactmtl.train.interrupt import Interrupt, TrainingInterrupted
-from compactmtl.train.machine import pinned, torch_settings
+from compactmtl.train.interrupt import Interrupt, StopRequested, TrainingInterrupted
+from compactmtl.train.machine import torch_settings
 from compactmtl.train.mlflow_log import check_store
 from compactmtl.train.norms import train_mode
 from compactmtl.train.part import Position
 from compactmtl.train.pseudo_labels import records
 from compactmtl.train.resume import Progress, save_last
 from compactmtl.train.session import Session
-from compactmtl.train.source_norms import SourceNorms, folding_line
-from compactmtl.train.together import EVERY, check_state, check_supported, prepare, validates_in_parts
-from compactmtl.train.tracking import Tracker, Unheard
+from compactmtl.train.together import EVERY, check_state, check_supported, prepare
+from compactmtl.train.tracking import Tracker
+from compactmtl.train.validation import metrics_on_val, validated
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
-from compactmtl.verify.accuracy import ModuleRun, evaluate, torch_runner
 from compactmtl.verify.result import TaskMetrics
 
 Watch = Callable[[int, float], None]  # is told each epoch and its score
@@ -115,11 +109,8 @@ def train(
             else:
                 session, progress = begun(resolved, path, overwrite=overwrite)
             lines = prepare(session)
-            tracker = (
-                Tracker(path, session.measured, session.total_steps, session.position.step, console, recipe)
-                if is_first()
-                else Unheard(path)
-            )
+            steps, done = session.total_steps, session.position.step
+            tracker = Tracker(path, session.measured, steps, done, console, recipe, heard=is_first())
             with tracker, Interrupt() as interrupt:
                 for line in lines:
                     tracker.say(line)
@@ -155,7 +146,7 @@ class Loop:
                 self._train_epoch()
                 session.before_validation()
                 metrics = self._validate()
-            except _StopRequested:
+            except StopRequested:
                 raise self._stop() from None
             except NotFiniteError as error:
                 raise self._not_finite(error) from error
@@ -203,16 +194,12 @@ class Loop:
         progress.sums = watch.sums
         progress.epoch_images += images
         progress.epoch_seconds = earlier + time.perf_counter() - start
-        self._stop_where_asked()
+        self.interrupt.stop_where_asked()
 
     def _agreed(self, batch: Batch) -> tuple[bool, int]:
         """Whether any process was asked to stop, and the images of a batch on all of them."""
         asked, images = totals([float(self.interrupt.requested), len(batch["image"])])
         return asked > 0, int(images)
-
-    def _stop_where_asked(self) -> None:
-        if anyone(self.interrupt.requested):
-            raise _StopRequested
 
     def _train_diagonals(self, diagonals: DiagonalPass) -> None:
         """The rest of the epoch's pass 1, over the data in an order of its own; the rest of the model stays."""
@@ -232,38 +219,10 @@ class Loop:
         diagonals.sums = watch.sums
         progress.epoch_images += images
         progress.epoch_seconds += time.perf_counter() - start
-        self._stop_where_asked()
+        self.interrupt.stop_where_asked()
 
     def _validate(self) -> TaskMetrics:
-        run, loader = torch_runner(self.session.deployed, self.session.device), self.session.select_loader
-        numbers = itertools.count()
-        if distributed():
-            return self._validate_together(run, loader)
-
-        def interruptible(image: Images) -> Mapping[str, Tensor]:
-            if self.interrupt.requested:
-                raise _StopRequested
-            self.tracker.phase(self.session.position.epoch, "validation", next(numbers), len(loader))
-            return run(image)
-
-        norms = self.session.part(SourceNorms)
-        with run.held():
-            metrics = evaluate(interruptible, loader, self.session.tasks)
-            if norms is not None:
-                norms.measure(interruptible, loader, self.session.tasks)
-                self.tracker.say(
-                    folding_line(metrics, norms.report()["own_statistics"], self.session.measured)
-                )
-            return metrics
-
-    def _validate_together(self, run: ModuleRun, loader: Loader) -> TaskMetrics:
-        """The metrics of the whole split, of which each process evaluates its batches; all are asked whether to stop once."""
-        if validates_in_parts(self.session):
-            batches = _UntilAsked(loader, self.interrupt)
-            return evaluate(run, batches, self.session.tasks, joined=self._stop_where_asked)
-        metrics = evaluate(run, loader, self.session.tasks)
-        self._stop_where_asked()
-        return metrics
+        return validated(self.session, self.tracker, self.interrupt)
 
     def _write_importance(self) -> None:
         """What each channel is worth to each task, where a sparse run knows it: an artifact of the run, with its hash."""
@@ -287,19 +246,9 @@ class Loop:
 
     def _val(self) -> TaskMetrics:
         """The best checkpoint's metrics on val, as it is deployed; where another split chose it, measured once here."""
-        session, data = self.session, self.session.recipe.data
-        if data.select_on == "val":
+        if self.session.recipe.data.select_on == "val":
             return self.progress.best_metrics
-        try:
-            pin = pinned(session.recipe)
-            loader = build_loader(
-                load_dataset(data, "val"), data, train=False, seed=session.recipe.seed, pin=pin
-            )
-        except DataError as error:
-            self.tracker.say(f"the val split was not measured: {error.message}")
-            return {}
-        model = Run.open(self.path).load_plain().to(session.device)
-        return evaluate(torch_runner(model, session.device), loader, session.tasks)
+        return metrics_on_val(self.session, Run.open(self.path), self.tracker)
 
     def _finish_epoch(self, metrics: TaskMetrics) -> None:
         """Score, checkpoint and log; then the next epoch is in progress."""
@@ -378,26 +327,3 @@ class Loop:
             f"{error} (epoch {self.session.position.epoch}); {kept}",
             "lower train.optimizer.lr, set train.clip, lengthen train.schedule.warmup, or use train.autocast=off",
         )
-
-
-@dataclass(frozen=True)
-class _UntilAsked:
-    """Batches of a loader until this process is asked to stop."""
-
-    loader: Loader
-    interrupt: Interrupt
-
-    @property
-    def labeled_apart(self) -> frozenset[str]:
-        """As the loader's."""
-        return self.loader.labeled_apart
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            if self.interrupt.requested:
-                return
-            yield batch
-
-
-class _StopRequested(Exception):
-    """The loop was asked to stop and is at a place where it can."""

@@ -26,16 +26,21 @@ EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 class EventLog:
-    """log.jsonl: one event a line, durable before the next step."""
+    """log.jsonl: one event a line, durable before the next step. Only the process that is `heard` writes it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, heard: bool = True) -> None:
         self.path = path
+        self._heard = heard
 
     def append(self, event: str, **values: Any) -> None:
+        if not self._heard:
+            return
         append_line(self.path, json.dumps({"event": event, **values}))
 
     def rewind(self, epochs: int) -> None:
         """Drop what was logged after `epochs` whole epochs: a resumed run writes it again."""
+        if not self._heard:
+            return
         kept = [
             event
             for event in read_log(self.path)
@@ -48,6 +53,7 @@ class Tracker:
     """Sends every event to the log, TensorBoard, the console and, where the recipe says so, MLflow. A context manager.
 
     On a terminal it shows a progress bar and one line an epoch; elsewhere the lines, and one every half minute between.
+    Of several processes the first is `heard`; the others' trackers write and show nothing.
     """
 
     def __init__(
@@ -58,21 +64,24 @@ class Tracker:
         done: int,
         console: Console,
         recipe: Recipe | None = None,
+        *,
+        heard: bool = True,
     ) -> None:
-        self.log = EventLog(path / LOG)
-        self.console = console
+        self.log = EventLog(path / LOG, heard=heard)
+        self.console = console if heard else Console(quiet=True, force_terminal=False)
         self._tasks = tasks
         self._steps = steps
-        self._writer = SummaryWriter(path / TENSORBOARD, purge_step=done + 1 if done else None)
+        self._writer = (
+            SummaryWriter(path / TENSORBOARD, purge_step=done + 1 if done else None) if heard else None
+        )
         self._bar: tuple[Progress, TaskID] | None = None
         self._first: tuple[int, float] | None = (
             None  # steps before the first of this sitting, and when it began
         )
         self._said = time.perf_counter()
-        config = None if recipe is None else recipe.train.mlflow
         self._mlflow = None
-        if recipe is not None and config is not None:
-            self._mlflow = MlflowLog(config, path, recipe, self.say)
+        if heard and recipe is not None and recipe.train.mlflow is not None:
+            self._mlflow = MlflowLog(recipe.train.mlflow, path, recipe, self.say)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -95,7 +104,8 @@ class Tracker:
     ) -> None:
         if self._bar:
             self._bar[0].stop()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         if self._mlflow is not None:
             stopped = kind is not None and issubclass(kind, GivenUp | TrainingInterrupted | KeyboardInterrupt)
             self._mlflow.end("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
@@ -177,60 +187,13 @@ class Tracker:
         """Log one epoch's event; `images` is how many were trained on in it."""
         self._said = time.perf_counter()
         self.log.append("epoch", **values)
-        for name, value in scalars(values):
-            self._writer.add_scalar(name, value, values["step"])
-        self._writer.flush()
+        if self._writer is not None:
+            for name, value in scalars(values):
+                self._writer.add_scalar(name, value, values["step"])
+            self._writer.flush()
         if self._mlflow is not None:
             self._mlflow.epochs()
         self.say(epoch_line(values, self._tasks, of=of, images=images, best=best))
-
-
-class Unheard(Tracker):
-    """The tracker of a process that is not the first: the first one writes and talks for all."""
-
-    def __init__(self, path: Path) -> None:
-        self.log = EventLog(path / LOG)  # whose path errors name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open."""
-
-    def groups(self, notes: Sequence[str]) -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def start(
-        self, versions: Mapping[str, str], layout: Mapping[str, Any], taught: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
-        """Nothing."""
-
-    def resume(self, epoch: int, step: int, changed: Sequence[str] = ()) -> None:
-        """Nothing."""
-
-    def end(
-        self,
-        best_epoch: int,
-        best: Mapping[str, Mapping[str, float]],
-        val: Mapping[str, Mapping[str, float]],
-        seconds: float,
-        images: int,
-    ) -> None:
-        """Nothing."""
-
-    def step(self, epoch: int, step: int, images_per_second: float) -> None:
-        """Nothing."""
-
-    def phase(self, epoch: int, name: str, done: int, of: int) -> None:
-        """Nothing."""
-
-    def epoch(self, values: Mapping[str, Any], *, of: int, images: int, best: bool) -> None:
-        """Nothing."""
 
 
 def epoch_line(

@@ -2,6 +2,7 @@ import argparse
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,9 +29,11 @@ Invoke = Callable[..., tuple[int, str, str]]
 def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
     """Run a command line whose one verb fails with the given exception."""
 
-    def run(failure: BaseException | None, *words: str) -> tuple[int, str, str]:
+    def run(failure: BaseException | signal.Signals | None, *words: str) -> tuple[int, str, str]:
         def work(args: argparse.Namespace) -> int:
-            if failure is not None:
+            if isinstance(failure, signal.Signals):
+                signal.raise_signal(failure)
+            elif failure is not None:
                 raise failure
             print("done")
             return 0
@@ -143,6 +146,33 @@ def test_a_full_disk_without_a_path_names_the_output_folder(invoke: Invoke) -> N
 
 def test_ctrl_c_leaves_with_130(invoke: Invoke) -> None:
     assert invoke(KeyboardInterrupt()) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("ignored", [False, True])  # Ctrl-C, as in a shell's background process
+def test_sigterm_does_what_ctrl_c_does(invoke: Invoke, request: pytest.FixtureRequest, ignored: bool) -> None:
+    if ignored:
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
+    assert invoke(signal.SIGTERM) == (130, "", "error: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_calling_program_stays(invoke: Invoke, request: pytest.FixtureRequest) -> None:
+    seen: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, former))
+    assert invoke(signal.SIGTERM) == (0, "done\n", "")
+    assert seen == [signal.SIGTERM]
+
+
+def test_a_stop_that_ctrl_c_only_wishes_for_is_one_by_sigterm_too(
+    invoke: Invoke, request: pytest.FixtureRequest
+) -> None:
+    wished: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: wished.append(number))
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
+    assert invoke(signal.SIGTERM) == (0, "done\n", "")
+    assert wished == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(

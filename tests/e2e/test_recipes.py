@@ -11,7 +11,7 @@ import pytest
 from compactmtl.cli.main import main
 from compactmtl.config import list_recipes, list_sweeps, resolve_recipe, resolve_sweep
 from compactmtl.sweep import plan_jobs
-from compactmtl.train.session import build_session
+from compactmtl.train.build import build_session
 from compactmtl.verify.result import Verification
 from tests.support.recipe_parts import covering, graph_parts
 

@@ -14,9 +14,9 @@ from compactmtl.config.recipe import HeadConfig
 from compactmtl.graph.float32 import float32_products
 from compactmtl.models.heads import FCNHead
 from compactmtl.sparsity import GroupLasso, ProximalStep, channel_groups, split_parameter_groups
+from compactmtl.train.build import build_session
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.random_state import random_state, restore_random_state
-from compactmtl.train.session import build_session
 from tests.support.real_runs import SCENES
 
 pytestmark = pytest.mark.gpu

@@ -24,8 +24,8 @@ from compactmtl.runs import Run
 from compactmtl.sparsity import channel_groups
 from compactmtl.surgery import CompactResult, Plan, compact
 from compactmtl.tasks import build_tasks
+from compactmtl.train.build import build_session
 from compactmtl.train.optimizers import rate
-from compactmtl.train.session import build_session
 from compactmtl.train.sparse import Sparsifier
 from tests.loops.nets import backward
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from compactmtl.cli.main import main
 from compactmtl.config import resolve_recipe
 from compactmtl.errors import MissingDependencyError, TrainingError
 from compactmtl.sweep import search as search_module
+from compactmtl.sweep.study import SEEDS, Claimed
 from compactmtl.tasks import delta_m
 from compactmtl.train import Run, train
 
@@ -156,6 +159,56 @@ def test_a_full_disk_ends_the_worker_and_not_the_trial(
     with monkeypatch.context() as patched:
         patched.setattr(search_module, "train", full)
         assert main(words) == 2
+    assert main(words) == 0
+    trials = json.loads((out / "search.json").read_text())["trials"]
+    assert [(one["number"], one["state"]) for one in trials] == [(0, "complete")]
+
+
+@pytest.mark.slow
+def test_sigterm_between_trainings_leaves_the_trial_and_exits_with_130(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    words = ["sweep", str(path), "--out", str(out), "--trials", "1"]
+
+    def warned(*_: object, **__: object) -> Run:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal did nothing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search_module, "train", warned)
+        assert main(words) == 130
+    assert capsys.readouterr().err.endswith("error: interrupted\n  give the same command again to go on\n")
+    assert json.loads((out / "search.json").read_text())["trials"][0]["state"] == "running"
+    assert main(words) == 0
+    trials = json.loads((out / "search.json").read_text())["trials"]
+    assert [(one["number"], one["state"]) for one in trials] == [(0, "complete")]
+
+
+@pytest.mark.slow
+def test_a_storage_that_fails_ends_the_worker_and_not_the_trial(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    words = ["sweep", str(path), "--out", str(out), "--trials", "1"]
+    words += ["--storage", f"sqlite:///{tmp_path / 'search.db'}"]
+    database = sqlite3.connect(tmp_path / "search.db")
+    note = Claimed.note
+
+    def gone_for_a_while(self: Claimed, key: str, value: object) -> None:
+        if key != SEEDS:
+            note(self, key, value)
+            return
+        database.execute("ALTER TABLE trials RENAME TO elsewhere")
+        try:
+            note(self, key, value)
+        finally:
+            database.execute("ALTER TABLE elsewhere RENAME TO trials")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Claimed, "note", gone_for_a_while)
+        assert main(words) == 2
+    assert "failed: (sqlite3.OperationalError) no such table: trials" in capsys.readouterr().err
     assert main(words) == 0
     trials = json.loads((out / "search.json").read_text())["trials"]
     assert [(one["number"], one["state"]) for one in trials] == [(0, "complete")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from compactmtl.config.search import SearchConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
-from compactmtl.sweep.storage import open_storage, shown
+from compactmtl.sweep.storage import StorageError, open_storage, shown
+from compactmtl.sweep.study import open_study
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed")
 
@@ -99,6 +102,25 @@ def test_what_is_in_the_way_of_a_database_is_said() -> None:
 def test_a_storage_that_cannot_be_opened(storage: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_storage(storage)
+
+
+def test_a_database_that_fails_once_it_is_open_says_why(tmp_path: Path) -> None:
+    search = SearchConfig.model_validate(
+        {
+            "parameters": {"train.clip": {"kind": "int", "low": 1, "high": 5}},
+            "objectives": [{"name": "macs"}],
+        }
+    )
+
+    def open_it() -> None:
+        url = f"sqlite:///{tmp_path / 'search.db'}"
+        open_study(search, "a", url, tmp_path, {"recipe": {}}, must_exist=False)
+
+    open_it()
+    with sqlite3.connect(tmp_path / "search.db") as database:
+        database.execute("ALTER TABLE study_user_attributes RENAME COLUMN value_json TO lost")
+    with pytest.raises(StorageError, match=r"failed: .*no such column: .*value_json"):
+        open_it()
 
 
 @pytest.mark.parametrize("storage", ["search.journal", "sqlite:///search.db"])

@@ -17,7 +17,8 @@ from compactmtl.data.base import Batch
 from compactmtl.overparam import contract, factorized_layers
 from compactmtl.train import Run, TrainingInterrupted, compact_run, train
 from compactmtl.train.alternating import DiagonalPass
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.build import build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 Quiet = Callable[[], Console]

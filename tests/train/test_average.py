@@ -16,7 +16,8 @@ from compactmtl.runs import compact_run
 from compactmtl.runs.checkpoint import load_state
 from compactmtl.train import Run, train
 from compactmtl.train.average import WeightAverage
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.build import build_session
+from compactmtl.train.session import Session
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from tests.support.interrupting import trained_in_two_parts
 

@@ -22,9 +22,9 @@ from compactmtl.sparsity.held_out import HeldOut
 from compactmtl.train import Run, compact_run, train
 from compactmtl.train import bounds as bounds_module
 from compactmtl.train.bounds import held_out
+from compactmtl.train.build import build_session
 from compactmtl.train.dry_run import dry_run
 from compactmtl.train.part import Training
-from compactmtl.train.session import build_session
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from tests.support.interrupting import trained_in_two_parts
 from tests.support.tiny_val import TinySplits

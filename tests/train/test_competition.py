@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
 from compactmtl.overparam import factorized_layers
+from compactmtl.train.build import build_session
 from compactmtl.train.competition import competition, diagonal_spread, gradient_cosines, summary
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 

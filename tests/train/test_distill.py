@@ -13,8 +13,9 @@ from compactmtl.config.recipe import TaskConfig
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.tasks import TargetSpec, build_task
 from compactmtl.train import train
+from compactmtl.train.build import build_session
 from compactmtl.train.distill import Distiller, check_kinds, distillation_loss
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 

@@ -11,7 +11,7 @@ import torch
 from compactmtl.cli.train import describe
 from compactmtl.config import Resolved
 from compactmtl.train import dry_run
-from compactmtl.train.session import build_session
+from compactmtl.train.build import build_session
 
 Make = Callable[..., Resolved]
 

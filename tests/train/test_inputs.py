@@ -17,7 +17,8 @@ from compactmtl.data.inputs import given, parts
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.models import OwnModel
 from compactmtl.train import dry_run, train
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.build import build_session
+from compactmtl.train.session import Session
 from tests.support.interrupting import trained_in_two_parts
 from tests.support.own_inputs import MODULE, RECIPE
 

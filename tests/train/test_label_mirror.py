@@ -12,8 +12,8 @@ from compactmtl.config import resolve_recipe
 from compactmtl.config.pseudo_labels import PseudoLabelConfig
 from compactmtl.errors import ConfigError
 from compactmtl.tasks import TargetSpec
+from compactmtl.train.build import build_session
 from compactmtl.train.label_teachers import LabelTeacher, class_numbers, open_teacher
-from compactmtl.train.session import build_session
 from tests.support.label_onnx import write_left
 from tests.support.layouts.folder import write_folder
 from tests.support.task_kinds import usual_task

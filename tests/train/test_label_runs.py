@@ -26,7 +26,7 @@ from compactmtl.report.html import render
 from compactmtl.report.samples import ValSplits
 from compactmtl.runs.subset import subset_run
 from compactmtl.train import Run, train
-from compactmtl.train.session import build_session
+from compactmtl.train.build import build_session
 from tests.support.interrupting import trained_in_two_parts
 from tests.support.label_onnx import write_brightness
 from tests.support.layouts.folder import write_folder

@@ -16,8 +16,9 @@ from compactmtl.latency import PairedClock
 from compactmtl.runs import compact_run
 from compactmtl.runs.checkpoint import load_state
 from compactmtl.train import begin, dry_run, train
+from compactmtl.train.build import build_session
 from compactmtl.train.dry_run import check_recipe
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from compactmtl.train.sparse import table_of
 from tests.support import made_up_runtime
 from tests.support.interrupting import trained_in_two_parts

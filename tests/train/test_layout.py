@@ -18,9 +18,10 @@ from compactmtl.runs.identity import recipe_hash
 from compactmtl.runs.model import fresh_model
 from compactmtl.train import Run, TrainingInterrupted, train
 from compactmtl.train import layout as layouts
+from compactmtl.train.build import build_session
 from compactmtl.train.layout import FEWEST_STEPS, Layout, choose, step_seconds
 from compactmtl.train.random_state import random_state
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from compactmtl.train.training_data import load_data
 
 Make = Callable[..., Resolved]

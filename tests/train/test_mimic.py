@@ -18,9 +18,10 @@ from compactmtl.config.distillation import FeatureDistillationConfig
 from compactmtl.errors import ConfigError
 from compactmtl.runs.checkpoint import load_state
 from compactmtl.train import Run, train
+from compactmtl.train.build import build_session
 from compactmtl.train.distill import Distiller
 from compactmtl.train.mimic import Mimicry, Projection, relative_error, turned
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from compactmtl.train.teacher import Teacher
 from tests.support.interrupting import trained_in_two_parts
 

@@ -14,9 +14,10 @@ from compactmtl.config import Resolved, resolve_recipe
 from compactmtl.data.inputs import parts
 from compactmtl.errors import ConfigError
 from compactmtl.train import TrainingInterrupted, train
+from compactmtl.train.build import build_session
 from compactmtl.train.mixup import Mixup
 from compactmtl.train.part import ForwardPass
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from tests.support.layouts.utkface import write_utkface
 
 Make = Callable[..., Resolved]

@@ -13,8 +13,9 @@ from torch import nn
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError
 from compactmtl.train import TrainingInterrupted, train
+from compactmtl.train.build import build_session
 from compactmtl.train.norms import NormEstimates, train_mode
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 

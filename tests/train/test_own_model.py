@@ -14,9 +14,10 @@ from compactmtl.config import Resolved, resolve_recipe, trusting
 from compactmtl.config.trust import UntrustedError
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.models import OwnModel
-from compactmtl.train import session as session_module
+from compactmtl.train import build as build_module
+from compactmtl.train.build import build_session
 from compactmtl.train.faults import explained
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from tests.support.own_networks import NETWORKS, RECIPE
 
 Make = Callable[..., Resolved]
@@ -210,7 +211,7 @@ def test_a_broken_rule_moves_no_random_number(make: Make, monkeypatch: pytest.Mo
         torch.rand(3)
         raise ConfigError("broken", "mend it")
 
-    monkeypatch.setattr(session_module, "check_own", broken)
+    monkeypatch.setattr(build_module, "check_own", broken)
     with pytest.raises(ConfigError, match="broken"):
         session_of(make())
     assert torch.equal(torch.get_rng_state(), states[0])

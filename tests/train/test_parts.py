@@ -17,12 +17,13 @@ from compactmtl.runs.checkpoint import load_state
 from compactmtl.train import parts as order
 from compactmtl.train import train
 from compactmtl.train.balance import Balancing
+from compactmtl.train.build import build_session
 from compactmtl.train.distill import Distiller
 from compactmtl.train.part import ForwardPass, Part, Training
 from compactmtl.train.parts import find_part
 from compactmtl.train.pseudo import PseudoHeads
 from compactmtl.train.regularize import Penalties
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from compactmtl.train.shrink import Shrinker
 from compactmtl.train.sparse import Sparsifier
 from compactmtl.train.uphill import Uphill

@@ -14,9 +14,10 @@ from compactmtl.data import load_dataset
 from compactmtl.data.base import Batch, Sample
 from compactmtl.data.loader import Loader
 from compactmtl.errors import ArtifactError, CompactError, ConfigError, DataError
+from compactmtl.train.build import build_session
 from compactmtl.train.dry_run import check_recipe, dry_run
 from compactmtl.train.pseudo_labels import records
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from tests.support.label_onnx import STEEP, write_brightness
 from tests.support.layouts.folder import write_folder
 from tests.support.onnx_files import TwoHeads, write_onnx

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from compactmtl.config import Resolved
 from compactmtl.train import TrainingInterrupted, train
+from compactmtl.train.build import build_session
 from compactmtl.train.optimizers import rate_scales
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 Quiet = Callable[[], Console]

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError
 from compactmtl.train import Run, TrainingInterrupted, train
+from compactmtl.train.build import build_session
 from compactmtl.train.part import Setup
 from compactmtl.train.pseudo import PseudoHeads, build_pseudo_heads
 from compactmtl.train.regularize import Penalties, build_penalties
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 Quiet = Callable[[], Console]

@@ -14,9 +14,10 @@ from compactmtl.balancing import balancer
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError, MissingDependencyError
 from compactmtl.overparam import overparameterize
+from compactmtl.train.build import build_session
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.optimizers import parameter_groups
-from compactmtl.train.session import build_session, total_steps
+from compactmtl.train.session import total_steps
 from tests.support.host_reads import HostReads
 
 Make = Callable[..., Resolved]

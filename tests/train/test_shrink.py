@@ -11,7 +11,8 @@ import torch
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError
 from compactmtl.train import Run, TrainingInterrupted, train
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.build import build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 

@@ -28,9 +28,9 @@ from compactmtl.runs.checkpoint import load_summary
 from compactmtl.runs.subset import subset_run
 from compactmtl.tasks.gain import mean_score
 from compactmtl.train import Run, train
+from compactmtl.train.build import build_session
 from compactmtl.train.dry_run import dry_run
 from compactmtl.train.same_data import fingerprints
-from compactmtl.train.session import build_session
 from compactmtl.verify.accuracy import evaluate, torch_runner
 from tests.support.interrupting import trained_in_two_parts
 from tests.support.layouts.ccp import write_ccp

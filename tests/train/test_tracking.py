@@ -82,6 +82,21 @@ def test_a_short_run_says_nothing_between_its_epochs(run: Run, tmp_path: Path) -
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
+def test_a_process_that_is_not_the_first_writes_and_shows_nothing(run: Run, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    (values, *_) = ({**event} for event in run.log() if event.pop("event") == "epoch")
+    with Tracker(tmp_path, run.tasks, 10, 0, console, run.recipe, heard=False) as tracker:
+        tracker.start({}, {})
+        tracker.groups(["one"])
+        tracker.step(1, 1, 9.0)
+        tracker.phase(1, "validation", 0, 20)
+        tracker.epoch(values, of=1, images=10, best=True)
+        tracker.resume(2, 1)
+        tracker.end(1, values["val"], values["val"], 1.0, 10)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(40, "40 s"), (700, "12 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")]
 )

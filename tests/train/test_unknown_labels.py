@@ -11,8 +11,9 @@ from torch import Tensor
 
 from compactmtl.config import Resolved
 from compactmtl.data.base import Batch
+from compactmtl.train.build import build_session
 from compactmtl.train.distill import FEATURES, Distiller, distillation_loss
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
 

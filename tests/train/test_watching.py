@@ -13,7 +13,7 @@ from compactmtl.config import Resolved
 from compactmtl.graph import cost
 from compactmtl.runs.model import example_inputs, plain_form
 from compactmtl.train import GivenUp, Run, expected_cost, train
-from compactmtl.train.session import build_session
+from compactmtl.train.build import build_session
 
 
 @pytest.mark.slow

@@ -20,9 +20,10 @@ from compactmtl.errors import MissingDependencyError
 from compactmtl.sparsity import GroupLasso, ProximalStep, channel_groups, split_parameter_groups
 from compactmtl.surgery import compact
 from compactmtl.train import dry_run
+from compactmtl.train.build import build_session
 from compactmtl.train.machine import torch_settings
 from compactmtl.train.resume import Progress, read_last, restore, save_last
-from compactmtl.train.session import Session, build_session
+from compactmtl.train.session import Session
 from tools.gpu_checks import CheckFailed, Setting
 
 CURVE = 1e-2  # float32 sums in another order: differences grow with the steps, from 1e-6 on
