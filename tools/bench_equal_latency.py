@@ -6,7 +6,8 @@ For each seed and each amount: Torch-Pruning's GroupNorm pruner takes that share
 multiples of 8, and its exported file is timed beside the dense network's. `latency` is then shrunk to the same share of the dense
 network's time, by the measured staircase; `MACs` is shrunk to the MACs that are left of `latency`, with channels in multiples of 16.
 All train for the same epochs; the epoch is chosen on a tenth of train, Δm is of val, and at the end all files of a seed are timed in
-the same rounds. Prints one table of Markdown; the same command continues where it stopped.
+the same rounds. Prints one table of Markdown; the same command continues where it stopped, and one with other settings than a
+folder was begun with is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compactmtl.artifacts.files import write_text
-from compactmtl.artifacts.layout import EXPORT
+from compactmtl.artifacts.layout import COMPACT, EXPORT, SURGERY
 from compactmtl.artifacts.run_folder import is_run
 from compactmtl.backends import load_target
 from compactmtl.backends.noise import noise_for
@@ -33,6 +34,7 @@ from compactmtl.runs import Run, compact_run
 from compactmtl.tasks.gain import delta_m
 from compactmtl.train import train
 from compactmtl.verify.latency import Fed, measure_latency, undisturbed
+from tools.begun import differs
 
 DENSE, PRUNER, LATENCY, MACS = "dense", "GroupNorm", "latency", "MACs"
 HEADER = """\
@@ -86,7 +88,7 @@ def milliseconds(given: argparse.Namespace, runs: Mapping[str, Run]) -> dict[str
 
 def macs(run: Run) -> float:
     """The share of the MACs that surgery left."""
-    report = json.loads((run.path / "compact" / "surgery.json").read_text(encoding="utf-8"))
+    report = json.loads((run.path / COMPACT / SURGERY).read_text(encoding="utf-8"))
     return float(report["macs_after"] / report["macs_before"])
 
 
@@ -178,6 +180,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=400, help="rounds in which the files are timed")
     parser.add_argument("--out", type=Path, default=Path("runs/equal-latency"))
     given = parser.parse_args()
+    made_with = ("amounts", "epochs", "target", "repeats", "overrides")
+    if reason := differs(given.out, {key: getattr(given, key) for key in made_with}):
+        parser.error(reason)
     seeds = [rows(given, seed) for seed in given.seeds]
     print(HEADER)
     for name in seeds[0]:

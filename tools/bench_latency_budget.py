@@ -33,6 +33,7 @@ from compactmtl.verify.explain import explain
 from compactmtl.verify.latency import undisturbed
 from compactmtl.verify.result import Verification
 from compactmtl.verify.speed import subject_latency
+from tools.begun import differs
 
 RECIPES = ("utkface/small", "ccp/small", "sevenscenes/small")
 TARGETS = ("onnxruntime-cpu", "onnxruntime-cpu-int8", "openvino")
@@ -174,7 +175,9 @@ def main() -> None:
     given = parser.parse_args()
     if not all(0 < share < 1 for share in given.shares):
         parser.error("--shares are above 0 and below 1")
-    given.out.mkdir(parents=True, exist_ok=True)
+    made_with = {key: getattr(given, key) for key in ("epochs", "repeats", "overrides")}
+    if not given.table and (reason := differs(given.out, made_with)):
+        parser.error(reason)
     print(HEADER, flush=True)
     for result in results(given):
         print(row(result), flush=True)

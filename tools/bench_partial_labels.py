@@ -84,6 +84,7 @@ def recipe_of(given: argparse.Namespace, data: Path, tasks: Iterable[str], seed:
             "data.name=folder",
             f"data.root={data}",
             "data.holdout=0.1",
+            "data.select_on=holdout",
             f"train.epochs={given.epochs}",
             f"seed={seed}",
             *(f"tasks.{task}=null" for task in TASKS if task not in kept),

@@ -3,7 +3,7 @@
 python -m tools.bench_task_costs RUN [--target onnxruntime-cpu]
 
 For each task the table's MACs and milliseconds beside those of the run without it, made anew from the trained network as
-`compactmtl compact RUN --tasks` makes it, exported, and timed beside the whole network in rounds of its own; with the
+`compactmtl compact RUN --tasks` makes it, exported, and timed in the same rounds as the whole network and the others; with the
 largest difference of an output that stays, in float64. RUN has to be compacted.
 """
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from compactmtl.errors import MISSING
 from tools.fuzzing.readers import READERS, feed
 
 MAX_BYTES = 16_384
@@ -45,11 +48,17 @@ def fuzz(name: str, given: argparse.Namespace) -> int:
         "-rss_limit_mb=0",  # the limit is the process's own
     ]
     limit = given.memory << 30
-    with (corpus.parent / "log").open("w") as stream:
+    with (
+        (corpus.parent / "log").open("w") as stream,
+        tempfile.TemporaryDirectory(
+            prefix="compactmtl-fuzz-"
+        ) as folder,  # libFuzzer leaves its process without a farewell
+    ):
         return subprocess.run(
             [sys.executable, "-m", "tools.fuzzing.child", name, str(corpus), *flags],
             stdout=stream,
             stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": folder},
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         ).returncode
 
@@ -89,6 +98,11 @@ def main() -> int:
         if not given.replay.is_file():
             parser.error(f"--replay {given.replay}: there is no such file")
         return replay(given.readers[0], given.replay)
+    if min(given.seconds, given.hang, given.memory) < 1:  # libFuzzer takes 0 for no limit
+        parser.error("--seconds, --hang and --memory are at least 1")
+    if importlib.util.find_spec("atheris") is None:
+        print("error: atheris is not installed\n  pip install 'compactmtl[fuzz]'", file=sys.stderr)
+        return MISSING
     found = 0
     for name in names:
         code = fuzz(name, given)

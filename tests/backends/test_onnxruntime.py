@@ -234,3 +234,11 @@ def test_a_kit_asks_the_gpu_that_cuda_runs_on(monkeypatch: pytest.MonkeyPatch) -
         runtime = kit.runtime(dict(kit.settings))
         found.append((runtime.device(), runtime.board()))
     assert found == [("the second GPU", "0000:65:00.0"), (cpu_name(), "")]
+    monkeypatch.setattr(
+        "compactmtl.backends.onnxruntime.kit.cuda_device", lambda: (None, "it does not answer")
+    )
+    kit = BACKEND.device_kit(CUDA, {"image": (1, WIDTH)})
+    assert kit is not None
+    assert (
+        kit.runtime(dict(kit.settings)).device() == "it does not answer"
+    )  # and not the processor, which ran nothing

@@ -31,11 +31,11 @@ from compactmtl.export.record import BundleInfo, Runtime
 from compactmtl.export.script import MOST_LINES, scripts
 from compactmtl.tasks.postprocess import POSTPROCESS
 from compactmtl.tasks.registry import task_kinds
+from tests.support.bundle_programs import PARTS, program_of, run
 from tests.support.bundles import conv_bundle
 from tests.support.python38 import later_than_38
 from tests.support.task_kinds import usual_task
 
-PARTS = {"shared", "show", "picture", "pixels", "sample", "panoptic", "runtime"}
 ALLOWED = {
     "numpy",
     "PIL",
@@ -70,19 +70,8 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture
 def program(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The bundle's infer.py as a module."""
-    monkeypatch.syspath_prepend(str(bundle))
-    spec = importlib.util.spec_from_file_location("infer_of_bundle", bundle / "infer.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in PARTS:
-        sys.modules.pop(name, None)
-
-
-def run(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, words)])
-    return int(program.main() or 0)
+    with program_of(bundle, monkeypatch) as module:
+        yield module
 
 
 # -- the same as the package -----------------------------------------------------------------------------------------

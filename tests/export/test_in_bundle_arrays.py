@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +19,8 @@ from compactmtl.export.golden import MOST, write_array_golden
 from compactmtl.export.module_outputs import OutputWords, array_input, raw_output
 from compactmtl.export.record import BundleInfo, GoldenTensor, Runtime, Training
 from compactmtl.export.script import MOST_LINES, scripts
-from tests.export.test_in_bundle import PARTS, exported_targets, imports
+from tests.export.test_in_bundle import exported_targets, imports
+from tests.support.bundle_programs import PARTS, program_of, run
 
 INPUTS = {"x": (2, 3), "y": (2, 3)}
 OUTPUTS = {"/head/sum": (2, 3), "none": (2, 0)}
@@ -75,21 +74,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def program(made: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
     """The bundle's infer.py as a module; the working folder holds arrays of ones and twos."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(made.path))
     for number, name in enumerate(("ones", "twos"), 1):
         np.save(f"{name}.npy", np.full((2, 3), number, np.float32))
-    spec = importlib.util.spec_from_file_location("infer_of_arrays", made.path / "infer.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in PARTS:
-        sys.modules.pop(name, None)
-
-
-def run(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["infer.py", *words])
-    return int(program.main() or 0)
+    with program_of(made.path, monkeypatch) as module:
+        yield module
 
 
 def test_an_output_without_numbers_is_stored_and_held(

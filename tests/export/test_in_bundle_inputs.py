@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,10 +19,13 @@ from compactmtl.export.bundle import Bundle
 from compactmtl.export.golden import INPUT
 from compactmtl.export.predict import Photo
 from compactmtl.export.script import MOST_LINES
-from tests.export.test_in_bundle import PARTS, golden_bundle
+from tests.export.test_in_bundle import golden_bundle
+from tests.support.bundle_programs import program_of, run
 from tests.support.bundles import several_bundle
+from tests.support.damaged_npy import HEADERS, npy_of
 
 PICTURES, VECTORS = "abcd", "uv"
+DAMAGED = {name: HEADERS[name] for name in ("cut header", "claims", "nested", "long")}
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +52,10 @@ def program(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     np.savez("archive.npz", x=np.ones(3))
     Path("archive.npz").rename("archive.npy")
     Path("cut.npy").write_bytes(Path("archive.npy").read_bytes()[:80])
-    monkeypatch.syspath_prepend(str(bundle.path))
-    spec = importlib.util.spec_from_file_location("infer_of_inputs", bundle.path / "infer.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in PARTS:
-        sys.modules.pop(name, None)
-
-
-def run(program: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["infer.py", *words])
-    return int(program.main() or 0)
+    for name, header in DAMAGED.items():
+        Path(f"{name}.npy").write_bytes(npy_of(header))
+    with program_of(bundle.path, monkeypatch) as module:
+        yield module
 
 
 def given(**others: str) -> dict[str, str]:
@@ -150,6 +142,8 @@ def test_words_that_name_no_whole_sample(
         ("a", "pages.tif"),
         ("a", "."),
         ("b", "square.png"),
+        ("a", "archive.npy"),
+        *(("a", f"{name}.npy") for name in DAMAGED),
         ("u", "two.npy"),
         ("u", "rows.npy"),
         ("u", "yes.npy"),
@@ -158,6 +152,7 @@ def test_words_that_name_no_whole_sample(
         ("u", "archive.npy"),
         ("u", "cut.npy"),
         ("u", "none.npy"),
+        *(("u", f"{name}.npy") for name in DAMAGED),
         ("u", "wide.png"),
         ("u", "1,2"),
         ("u", "1,2,x"),

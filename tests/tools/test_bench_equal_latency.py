@@ -47,5 +47,10 @@ def test_finished_seeds_are_read_and_not_made_again(
     monkeypatch.setattr(sys, "argv", words)
     bench.main()
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(seed(0.0))
+    monkeypatch.setattr(sys, "argv", [*words, "--epochs", "4"])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 2
+    assert "was begun with epochs 16, now 4: give another --out" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="trained again"):
         bench.rows(argparse.Namespace(out=tmp_path, amounts=[0.7]), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from pathlib import Path
@@ -43,6 +44,12 @@ def test_a_network_for_one_task_sees_the_labels_that_the_joint_one_sees(root: Pa
         config = DataConfig(name="folder", root=str(single), size=(16, 16))
         labels = sum(name.startswith("train/") for name in rows(single, task))
         assert len(load_dataset(config, "train")) == labels  # faces of the other thirds are left out
+
+
+def test_epochs_are_chosen_on_a_part_of_train(tmp_path: Path) -> None:
+    given = argparse.Namespace(epochs=1, overrides=[])
+    data = bench.recipe_of(given, tmp_path, ["age"], 0).recipe.data
+    assert (data.select_on, data.holdout) == ("holdout", 0.1)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from compactmtl.errors import MISSING
 from tools.fuzz import main
 from tools.fuzzing.readers import READERS, feed
 
@@ -100,6 +101,24 @@ def test_damaged_files_are_taken_or_refused(name: str, tmp_path: Path) -> None:
 )
 def test_documents_that_exhaust_readers_are_refused(name: str, data: bytes, tmp_path: Path) -> None:
     assert not feed(READERS[name], data, tmp_path)
+
+
+def test_a_tool_that_is_missing_is_no_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz", "table", "--out", str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main() == MISSING
+    said = capsys.readouterr()
+    assert "atheris" in said.err and not said.out and not list(tmp_path.iterdir())
+
+
+def test_no_limit_is_no_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz", "table", "--seconds", "0"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_a_file_to_replay_must_be_there(

@@ -89,8 +89,10 @@ class OnnxRuntimeOnDevice(DeviceRuntime):
         return {"onnxruntime": str(onnxruntime.__version__)}
 
     def device(self) -> str:
-        gpu = cuda_device()[0] if self.on_gpu else None
-        return cpu_name() if gpu is None else gpu.name
+        if not self.on_gpu:
+            return cpu_name()
+        gpu, reason = cuda_device()
+        return reason if gpu is None else gpu.name
 
     def board(self) -> str:
         gpu = cuda_device()[0] if self.on_gpu else None

@@ -12,7 +12,7 @@ try:
     import numpy as np
 
     from compactmtl.backends.onnxruntime.in_bundle import open_model
-    from compactmtl.export.in_bundle.shared import check, decode, file_name, opened
+    from compactmtl.export.in_bundle.shared import arrays_of, check, decode, file_name, opened
 except ImportError as error:
     sys.exit(f"error: {error}: pip install numpy and the runtime")
 
@@ -30,9 +30,11 @@ def load(place, inputs):
     with file.open("rb") as stream:
         if stream.read(2) not in (b"\x93N", b"PK"):
             raise ValueError(f"{file} is no .npy or .npz file: this bundle takes arrays, not pictures")
-        stream.seek(0)
-        found = np.load(stream, allow_pickle=False)
-        return {name: found} if isinstance(found, np.ndarray) else dict(found)
+    try:
+        found = arrays_of(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} can't be read: {error}") from error
+    return {name: found} if isinstance(found, np.ndarray) else found
 
 
 def read(places, inputs):

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from compactmtl.export.in_bundle.shared import arrays_of
+
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's, of 8 bits or less
 KINDS = {"gray": "L", "RGB": "RGB", "RGBA": "RGBA"}  # `colors` of the input to Pillow's modes
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what such a file begins with
@@ -42,10 +44,9 @@ def decoded(path, want):
     """The numbers of the file; raises what decoders raise, and Refused."""
     suffix, turn, channels, limits = path.suffix.lower(), 1, want["channels"], want["values"]
     if suffix == ".npy":
-        with path.open("rb") as file:  # numpy leaves a damaged archive open
-            values = np.load(file, allow_pickle=False)
-        if not isinstance(values, np.ndarray):
-            raise Refused("not a whole .npy array (an archive)")
+        values = arrays_of(path)
+        if isinstance(values, dict):
+            raise ValueError("it is an archive of several arrays")
         values = values[..., None] if values.ndim == 2 else values
         if values.ndim == 3 and values.shape[-1] != channels == len(values):
             values = values.transpose(1, 2, 0)

@@ -1,12 +1,12 @@
 """From the files of a sample to the model's inputs, by `inputs` of bundle.json: of a model of several inputs."""
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from compactmtl.export.in_bundle.picture import prepare
 from compactmtl.export.in_bundle.pixels import read
+from compactmtl.export.in_bundle.shared import arrays_of
 
 
 def samples(given, inputs):
@@ -28,14 +28,13 @@ def numbers(file, want):
     name, count = want["name"], want["shape"][1]
     try:
         if file.lower().endswith(".npy"):
-            with Path(file).open("rb") as stream:  # numpy leaves a damaged archive open
-                values = np.load(stream, allow_pickle=False)
+            values = arrays_of(file)
         else:
             values = np.array([float(number) for number in file.split(",")])
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{file}: not the numbers of input {name!r} ({error})") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.shape != (count,):
-        found = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+    if isinstance(values, dict) or values.dtype.kind not in "fiu" or values.shape != (count,):
+        found = "an archive" if isinstance(values, dict) else f"{values.dtype} of shape {values.shape}"
         raise ValueError(f"{file}: input {name!r} has {count} numbers, found {found}")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,22 @@ def opened(folder, info, open_model):
         return open_model(folder / info["model"], info["target"])
     except Exception as error:  # each runtime has its own
         sys.exit(f"error: {folder / info['model']} cannot be opened here: {error}")
+
+
+def arrays_of(path):
+    """The array of a .npy file, or those of a .npz file by name. Raises OSError, EOFError or ValueError for a damaged one."""
+    try:
+        with Path(path).open("rb") as file:  # numpy leaves a damaged archive open
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except (OSError, EOFError, ValueError):
+        raise
+    except MemoryError as error:
+        if Path(path).stat().st_size >= 1 << 31:  # an array is no larger than its file
+            raise
+        raise ValueError(f"its header claims more than the file holds: {error}") from error
+    except Exception as error:  # parsers of headers and archives raise many kinds
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def decode(x, rule):

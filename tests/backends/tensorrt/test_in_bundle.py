@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 from compactmtl.backends.targets import load_target
 from compactmtl.export.bundle import Bundle
-from tests.export.test_in_bundle import PARTS, golden_bundle
+from tests.export.test_in_bundle import golden_bundle
+from tests.support.bundle_programs import program_of, run
 from tests.support.fake_cuda import FakeDriver
 from tests.support.fake_tensorrt import Fake, install
 
@@ -41,19 +39,8 @@ def bundle(fake: Fake, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def program(bundle: Bundle, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(bundle.path))
-    spec = importlib.util.spec_from_file_location("infer_on_tensorrt", bundle.path / "infer.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in PARTS:
-        sys.modules.pop(name, None)
-
-
-def run(program: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["infer.py", *words])
-    return int(program.main() or 0)
+    with program_of(bundle.path, monkeypatch) as module:
+        yield module
 
 
 def test_an_engine_is_built_where_there_is_none_and_agrees_with_the_golden_picture(
