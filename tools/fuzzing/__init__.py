@@ -1,1 +1,1 @@
-"""What `tools/fuzz.py` feeds with damaged files: every reader of a file that comes from elsewhere."""
+"""What `tools/fuzz.py` feeds with damaged files: readers of files that come from elsewhere."""
