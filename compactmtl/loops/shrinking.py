@@ -250,11 +250,7 @@ class Shrinking:
         Raises TrainingError without a backward pass, after two steps of the optimizer, or after more than `total_steps`.
         """
         self._check_alive("step()")
-        if self.check_due:
-            raise TrainingError(
-                f"after step {self._steps} nobody judged what the tasks have lost",
-                "give evaluate=, or call judge() after step() where check_due is True",
-            )
+        self._check_judged()
         if not self._watch.stepped():
             return False
         if self._steps >= self.total_steps:
@@ -367,7 +363,7 @@ class Shrinking:
             gather: as for `compact`.
 
         Raises:
-            TrainingError: where the budget is not reached yet, or channels that were to go are not zero, such as in
+            TrainingError: where the budget is not reached yet, the last check of `losses` was not judged, or channels that were to go are not zero, such as in
                 weights from before they went.
             SurgeryError: where the model can't be edited.
 
@@ -382,6 +378,7 @@ class Shrinking:
             )
         settings.check_average(average, self._averages)
         if not early:
+            self._check_judged()
             self._steering.check_zeros()
             self._steering.check_met()
         with in_own_words(), self._states.paused():
@@ -398,6 +395,13 @@ class Shrinking:
         self._watch.close()
         self._finished = True
         return result
+
+    def _check_judged(self) -> None:
+        if self.check_due:
+            raise TrainingError(
+                f"after step {self._steps} nobody judged what the tasks have lost",
+                "give evaluate=, or call judge() after step() where check_due is True",
+            )
 
     def _check_alive(self, what: str) -> None:
         if self._finished:
