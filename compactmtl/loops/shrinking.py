@@ -21,13 +21,13 @@ from compactmtl.loops import settings
 from compactmtl.loops.averages import masked
 from compactmtl.loops.controls import build_steering
 from compactmtl.loops.held_out import Evaluate, Told, as_held_out, check_evaluate, check_looked
-from compactmtl.loops.own_state import VERSION, check_own, in_words
+from compactmtl.loops.own_state import VERSION, in_words, read_own
 from compactmtl.loops.removed import Removed, cut_model
 from compactmtl.loops.settings import in_own_words
 from compactmtl.loops.steering import Steering
 from compactmtl.loops.watch import Watch
 from compactmtl.loops.whole_states import WholeStates
-from compactmtl.sparsity import ChannelGroups, LatencyTable, channel_groups
+from compactmtl.sparsity import ChannelGroups, LatencyTable
 from compactmtl.surgery import CompactResult, Plan, compact
 from compactmtl.surgery.plan import signature
 from compactmtl.surgery.slice_plan import Kept
@@ -157,13 +157,9 @@ class Shrinking:
         self._restarted = self._finished = False
 
     def _build(self, config: SparsityConfig, table: LatencyTable | None) -> Steering:
-        model, inputs = self._network, self._inputs
-        groups = channel_groups(
-            model, inputs, kind=config.groups, scope=config.scope, block=config.block, branches=config.blocks
-        )
-        align = Align(self.align, "align")
+        model, inputs, align = self._network, self._inputs, Align(self.align, "align")
         steering = build_steering(
-            config, groups, self.total_steps, align, model, inputs, auto=self._auto, table=table
+            config, self.total_steps, align, model, inputs, auto=self._auto, table=table
         )
         if self.align == 1 and steering.table is None:
             steering.align = None  # any count: nothing to say
@@ -327,11 +323,7 @@ class Shrinking:
         that lacks something; nothing is removed then.
         """
         self._check_alive("load_state_dict()")
-        check_own(state, type(self._network).__name__, self._signature, self._asked())
-        plan = Plan.from_json(state["removed"], "the state's plan")
-        saved = None
-        if state["table"] is not None:
-            saved = LatencyTable.from_json(state["table"], "the state's table")
+        plan, saved = read_own(state, type(self._network).__name__, self._signature, self._asked())
         if not self._removed.plan.empty and (plan != self._removed.plan or self.table != saved):
             raise ArtifactError(
                 "channels were already removed from this network, and not as the state says",
