@@ -149,7 +149,7 @@ class SelectiveConfig(ReductionConfig):
     losses: dict[str, TaskLoss] = Field(
         default_factory=dict,
         description="Most that a task may lose, as a share of its primary metric on the split `holdout`, such as `1 %` or "
-        "0.01. Shrinking stops where a bound would break. Tasks that are not named may lose what they lose.",
+        "0.01, below 1. Shrinking stops where a bound would break. Tasks that are not named may lose what they lose.",
     )
     checks: Annotated[int, Field(ge=1)] = Field(
         16, description="How often `losses` are measured between `start` and `end`, at even distances."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from compactmtl.config.lookup import name_hint
 from compactmtl.config.words import key
@@ -24,15 +24,26 @@ def as_share(value: Any) -> Any:
         raise ValueError(f"expected a number before %, found {value!r}") from None
 
 
+def _below_all(share: float) -> float:
+    """A share below 1: a bare 1 would be all of it, and is hardly ever meant. Raises ValueError."""
+    if share >= 1:
+        raise ValueError(
+            f"{share:g} is {100 * share:g} %, and a bound is less than all of it: write a percentage as `1 %`, and leave out"
+            " a task that may lose anything"
+        )
+    return share
+
+
 TaskLoss = Annotated[
     float,
     BeforeValidator(as_share),
-    Field(ge=0, le=1, allow_inf_nan=False),
+    Field(ge=0, allow_inf_nan=False),
+    AfterValidator(_below_all),
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "number", "minimum": 0, "maximum": 1},
-                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$"},
+                {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+                {"type": "string", "pattern": r"^\s*\d{1,2}(\.\d+)?\s*%\s*$"},
             ]
         }
     ),

@@ -73,8 +73,8 @@ def label_lines(
 ) -> tuple[str, ...]:
     """What training says of its data: for each split how many samples have a label of each task, and its notes.
 
-    `targets` gives each task's; those of the tasks `taught` have a teacher of the training split's labels. Of several data
-    sets each is counted by itself. Raises DataError for a split in which no sample has a label of a task, or none of a data
+    `targets` gives each task's; those that are `taught` have a teacher of the training split's labels. Of several data sets
+    each is counted by itself. Raises DataError for a split in which no sample has a label of a task, or none of a data
     set that should: it could be neither learned nor measured there.
     """
     lines: list[str] = []
@@ -86,7 +86,7 @@ def label_lines(
             by_target = known_labels(one, asked.values())
             known = {task: by_target[target] for task, target in asked.items()}
             for task, count in known.items():
-                if split == "train" and task in taught:
+                if split == "train" and asked[task] in taught:
                     continue
                 if count == 0:
                     raise DataError(

@@ -29,6 +29,7 @@ from compactmtl.sparsity import (
     StrengthController,
     StrengthSchedule,
     build_penalty,
+    channel_groups,
 )
 from compactmtl.sparsity.staircase import family_steps
 from compactmtl.sparsity.target import steps_in_words
@@ -69,7 +70,6 @@ class MeasuredBudget:
 
 def build_steering(
     config: SparsityConfig,
-    groups: ChannelGroups,
     total_steps: int,
     align: Align,
     model: nn.Module,
@@ -78,11 +78,15 @@ def build_steering(
     auto: bool,
     table: LatencyTable | None = None,
 ) -> Steering:
-    """What steers the zeros of `groups` and reports them, with all that a latency budget needs, see `latency_budget`.
+    """What steers the zeros of the model's channel groups and reports them, with all that a latency budget needs, see
+    `latency_budget`.
 
     What is measured, or read from the cache, moves no random generator. Raises ConfigError where the target can't be
-    reached, and as `latency_budget`.
+    reached or the model has no channels to remove, SurgeryError where it can't be traced, and as `latency_budget`.
     """
+    groups = channel_groups(
+        model, inputs, kind=config.groups, scope=config.scope, block=config.block, branches=config.blocks
+    )
     with borrowed():
         budget = latency_budget(config, groups, model, inputs, align.channels, auto=auto, table=table)
         steps = align.channels if budget is None else budget.steps

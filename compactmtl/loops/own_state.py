@@ -1,4 +1,4 @@
-"""Whether a saved state is of this very shrinking: the same network, asked for the same."""
+"""What a saved state holds of a shrinking, and whether it is of this very one: the same network, asked for the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from compactmtl.config.sparsity import SparsityConfig
 from compactmtl.errors import ArtifactError
+from compactmtl.sparsity import LatencyTable
 from compactmtl.sparsity.saved import check_state
+from compactmtl.surgery import Plan
 
 VERSION = 1  # of the state
 _STATE = ("network", "asked", "steps", "epochs", "restarted", "removed", "table", "control")
@@ -20,8 +22,20 @@ def in_words(config: SparsityConfig, total_steps: int, align: int) -> str:
     return f"{asked}, total_steps {total_steps}, align {align}"
 
 
-def check_own(state: Mapping[str, Any], network: str, signature: str, asked: str) -> None:
-    """Raise ArtifactError for the state of another network than this one of class `network`, or of other settings."""
+def read_own(
+    state: Mapping[str, Any], network: str, signature: str, asked: str
+) -> tuple[Plan, LatencyTable | None]:
+    """What was removed, and the table of the start.
+
+    Raises ArtifactError for the state of another network than this one of class `network`, or of other settings, and for
+    one that lacks something.
+    """
+    _check_own(state, network, signature, asked)
+    plan, table = Plan.from_json(state["removed"], "the state's plan"), state["table"]
+    return plan, None if table is None else LatencyTable.from_json(table, "the state's table")
+
+
+def _check_own(state: Mapping[str, Any], network: str, signature: str, asked: str) -> None:
     check_state(state, (), "Shrinking")
     if state.get("version") != VERSION:
         raise ArtifactError(

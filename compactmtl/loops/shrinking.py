@@ -21,13 +21,13 @@ from compactmtl.loops import settings
 from compactmtl.loops.averages import masked
 from compactmtl.loops.controls import build_steering
 from compactmtl.loops.held_out import Evaluate, Told, as_held_out, check_evaluate, check_looked
-from compactmtl.loops.own_state import VERSION, check_own, in_words
+from compactmtl.loops.own_state import VERSION, in_words, read_own
 from compactmtl.loops.removed import Removed, cut_model
 from compactmtl.loops.settings import in_own_words
 from compactmtl.loops.steering import Steering
 from compactmtl.loops.watch import Watch
 from compactmtl.loops.whole_states import WholeStates
-from compactmtl.sparsity import ChannelGroups, LatencyTable, channel_groups
+from compactmtl.sparsity import ChannelGroups, LatencyTable
 from compactmtl.surgery import CompactResult, Plan, compact
 from compactmtl.surgery.plan import signature
 from compactmtl.surgery.slice_plan import Kept
@@ -157,13 +157,9 @@ class Shrinking:
         self._restarted = self._finished = False
 
     def _build(self, config: SparsityConfig, table: LatencyTable | None) -> Steering:
-        model, inputs = self._network, self._inputs
-        groups = channel_groups(
-            model, inputs, kind=config.groups, scope=config.scope, block=config.block, branches=config.blocks
-        )
-        align = Align(self.align, "align")
+        model, inputs, align = self._network, self._inputs, Align(self.align, "align")
         steering = build_steering(
-            config, groups, self.total_steps, align, model, inputs, auto=self._auto, table=table
+            config, self.total_steps, align, model, inputs, auto=self._auto, table=table
         )
         if self.align == 1 and steering.table is None:
             steering.align = None  # any count: nothing to say
@@ -250,11 +246,7 @@ class Shrinking:
         Raises TrainingError without a backward pass, after two steps of the optimizer, or after more than `total_steps`.
         """
         self._check_alive("step()")
-        if self.check_due:
-            raise TrainingError(
-                f"after step {self._steps} nobody judged what the tasks have lost",
-                "give evaluate=, or call judge() after step() where check_due is True",
-            )
+        self._check_judged()
         if not self._watch.stepped():
             return False
         if self._steps >= self.total_steps:
@@ -331,11 +323,7 @@ class Shrinking:
         that lacks something; nothing is removed then.
         """
         self._check_alive("load_state_dict()")
-        check_own(state, type(self._network).__name__, self._signature, self._asked())
-        plan = Plan.from_json(state["removed"], "the state's plan")
-        saved = None
-        if state["table"] is not None:
-            saved = LatencyTable.from_json(state["table"], "the state's table")
+        plan, saved = read_own(state, type(self._network).__name__, self._signature, self._asked())
         if not self._removed.plan.empty and (plan != self._removed.plan or self.table != saved):
             raise ArtifactError(
                 "channels were already removed from this network, and not as the state says",
@@ -367,7 +355,7 @@ class Shrinking:
             gather: as for `compact`.
 
         Raises:
-            TrainingError: where the budget is not reached yet, or channels that were to go are not zero, such as in
+            TrainingError: where the budget is not reached yet, the last check of `losses` was not judged, or channels that were to go are not zero, such as in
                 weights from before they went.
             SurgeryError: where the model can't be edited.
 
@@ -382,6 +370,7 @@ class Shrinking:
             )
         settings.check_average(average, self._averages)
         if not early:
+            self._check_judged()
             self._steering.check_zeros()
             self._steering.check_met()
         with in_own_words(), self._states.paused():
@@ -398,6 +387,13 @@ class Shrinking:
         self._watch.close()
         self._finished = True
         return result
+
+    def _check_judged(self) -> None:
+        if self.check_due:
+            raise TrainingError(
+                f"after step {self._steps} nobody judged what the tasks have lost",
+                "give evaluate=, or call judge() after step() where check_due is True",
+            )
 
     def _check_alive(self, what: str) -> None:
         if self._finished:

@@ -118,7 +118,9 @@ class TaskLayer(Read):
 
 
 class TaskLoss(Read):
-    """What a task lost at a check, as a share of its reference, with one standard error; none: no number, or not known."""
+    """What a task lost at a check, as a share of its reference (none: it had no number, or lost infinitely much), with one standard error
+    (none: not known).
+    """
 
     share: float | None
     error: float | None = None

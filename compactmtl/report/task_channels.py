@@ -10,6 +10,7 @@ from compactmtl.report.charts import COLORS, staircase
 from compactmtl.report.model import RunView
 from compactmtl.report.read import Importance, TaskLayer, TaskLoss
 from compactmtl.report.table import MISSING, Cell, Row, Table
+from compactmtl.sparsity.held_out import Loss
 
 ALL = "all layers"
 
@@ -119,10 +120,12 @@ def _bounds(known: Importance) -> Table | None:
 
 def _lost(loss: TaskLoss | None, most: float) -> Cell:
     """A loss with its standard error; good where it is within the bound and that."""
-    if loss is None or loss.share is None:
+    if loss is None:
         return MISSING
+    if loss.share is None:  # it was measured, and what is no number holds no bound
+        return Cell("no number", "bad")
     error = "" if loss.error is None else f"± {100 * loss.error:.2f} %"
-    held = loss.share <= most + (loss.error or 0.0)
+    held = Loss(loss.share, loss.error).within(most)
     return Cell(f"{100 * loss.share:.2f} %", "good" if held else "bad", error)
 
 

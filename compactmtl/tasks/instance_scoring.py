@@ -228,10 +228,7 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
         if tuple(segmentation["size"]) != size:
             raise ValueError(f"run lengths of {tuple(segmentation['size'])} in an image of {size}")
         if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError(
-                    f"run lengths of {sum(segmentation['counts'])} pixels in an image of {height * width}"
-                )
+            _check_lengths(segmentation["counts"], height * width)
             made: Rle = mask.frPyObjects(segmentation, height, width)
             return made
         _check_lengths(_uncompressed(segmentation["counts"]), height * width)
@@ -244,8 +241,11 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
 
 
 def _check_lengths(lengths: Sequence[int], pixels: int) -> None:
-    """Raise ValueError for run lengths that are not of so many pixels: pycocotools leaves the rest of a mask as the memory was."""
-    if min(lengths, default=0) < 0 or sum(lengths) != pixels:
+    """Raise ValueError for run lengths that are not of so many pixels: pycocotools leaves the rest of a mask as the memory was.
+
+    A length below 0 or with a fraction is none: there they become other lengths.
+    """
+    if sum(lengths) != pixels or any(one < 0 or one != int(one) for one in lengths):
         raise ValueError(f"run lengths of {sum(lengths)} pixels in an image of {pixels}")
 
 

@@ -13,7 +13,7 @@ from compactmtl.graph.space import Flags
 from compactmtl.loops.controls import build_steering
 from compactmtl.loops.steering import Foreseen, Report, Steering
 from compactmtl.models import MultiTaskModel
-from compactmtl.sparsity import ChannelGroups, Control, LatencyTable, channel_groups
+from compactmtl.sparsity import ChannelGroups, Control, LatencyTable
 from compactmtl.sparsity.target import table_in
 from compactmtl.surgery.slice_plan import Kept
 from compactmtl.train.part import ForwardPass, Part, Setup, Training
@@ -104,20 +104,16 @@ def build_sparsifier(setup: Setup) -> Sparsifier | None:
     Raises ConfigError for a target that can't be reached or a model without channels to remove, SurgeryError where
     the model can't be traced.
     """
-    recipe, model, inputs = setup.recipe, setup.model, setup.inputs
+    recipe = setup.recipe
     config = recipe.sparsity
     if config is None:
         return None
-    groups = channel_groups(
-        model, inputs, kind=config.groups, scope=config.scope, block=config.block, branches=config.blocks
-    )
     steering = build_steering(
         config,
-        groups,
         setup.total_steps,
         align_of(recipe),
-        model,
-        inputs,
+        setup.model,
+        setup.inputs,
         auto=recipe.surgery.align == "auto",
         table=setup.table,
     )

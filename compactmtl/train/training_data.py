@@ -66,7 +66,8 @@ def load_data(
     shown = dict(splits)
     if "val" not in shown:  # the run ends with its metrics there
         shown["val"] = load_dataset(config.model_copy(update={"cache": "none"}), "val")
-    notes = label_lines(shown, {name: task.target for name, task in tasks.items()}, config.pseudo_labels)
+    targets = {name: task.target for name, task in tasks.items()}
+    notes = label_lines(shown, targets, {targets[name] for name in config.pseudo_labels})
     device = find_device(recipe.train.device)
     with_labels, filled = taught(
         recipe,

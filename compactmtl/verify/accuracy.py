@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,7 +60,8 @@ def evaluate_parts(
 ) -> tuple[TaskMetrics, list[TaskMetrics]]:
     """As `evaluate`, in the same pass also on each of some `parts` of the data, sample i in part i mod `parts`.
 
-    A part in which a task has no known element has no metrics of that task. A task's metrics on its data sets apart are not
+    A part in which a task has no known element has no metrics of that task, and neither has one without what its metrics are of, such as
+    an instance or a boundary. A task's metrics on its data sets apart are not
     among them.
     """
     with run.held() if isinstance(run, ModuleRun) else nullcontext(), float32_products():
@@ -84,10 +85,12 @@ def evaluate_parts(
             first += size
 
         whole = _evaluate(run, loader, tasks, False, note=note)
-        found = [
-            {name: metrics.compute() for name, metrics in one.items() if name in names}
-            for one, names in zip(split, known, strict=True)
-        ]
+        found: list[TaskMetrics] = []
+        for one, names in zip(split, known, strict=True):
+            found.append({})
+            for name in (name for name in one if name in names):
+                with suppress(DataError):  # the whole has been computed
+                    found[-1][name] = one[name].compute()
         return {name: whole[name] for name in tasks}, found
 
 

@@ -29,7 +29,7 @@ def resolved(tmp_path: Path, *overrides: str, tasks: tuple[str, ...] = ()) -> Re
 
 @pytest.mark.parametrize(
     ("written", "share"),
-    [("1 %", 0.01), ("0.5%", 0.005), ("0.01", 0.01), ("0", 0.0), ("100 %", 1.0), ("1e-3", 0.001)],
+    [("1 %", 0.01), ("0.5%", 0.005), ("0.01", 0.01), ("0", 0.0), ("99 %", 0.99), ("1e-3", 0.001)],
 )
 def test_a_share_may_be_written_as_a_percentage(tmp_path: Path, written: str, share: float) -> None:
     recipe = resolved(tmp_path, f"sparsity.selective.losses.depth={written}")
@@ -47,8 +47,13 @@ def test_a_recipe_reads_back_as_it_was_resolved(tmp_path: Path) -> None:
     [
         ("sparsity.selective.losses.depht=0.01", "names 'depht', which is no task: did you mean depth?"),
         ("sparsity.selective.losses.depth=-1 %", "of at least 0"),
-        ("sparsity.selective.losses.depth=101 %", "of at most 1"),
-        ("sparsity.selective.losses.depth=2", "of at most 1"),
+        ("sparsity.selective.losses.depth=101 %", "1.01 is 101 %, and a bound is less than all of it"),
+        ("sparsity.selective.losses.depth=100 %", "1 is 100 %"),
+        (
+            "sparsity.selective.losses.depth=1",
+            "1 is 100 %, and a bound is less than all of it: write a percentage as `1 %`",
+        ),
+        ("sparsity.selective.losses.depth=2", "2 is 200 %"),
         ("sparsity.selective.losses.depth=little", "a number"),
         ("sparsity.selective.losses.depth=one %", "expected a number before %, found 'one %'"),
         ("data.holdout=0", "data.holdout is 0: set data.holdout"),

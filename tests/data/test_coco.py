@@ -211,7 +211,8 @@ def test_a_wrong_annotation_file_is_named_with_the_key(tmp_path: Path, change: A
     [
         [[1.0, 2.0, 3.0]],
         {"counts": [20, 30, 728], "size": None},
-        {"counts": [-20, 30, 728], "size": None},
+        {"counts": [-20, 30, 758], "size": None},
+        {"counts": [20.5, 29.5, 718], "size": None},
         {"counts": "0000", "size": None},
         {"counts": "oo9", "size": None},
         {"counts": "oo", "size": None},
@@ -220,6 +221,7 @@ def test_a_wrong_annotation_file_is_named_with_the_key(tmp_path: Path, change: A
         "a corner and a half",
         "too few pixels",
         "less than none",
+        "half a pixel",
         "compressed",
         "not to be decoded",
         "breaks off",

@@ -121,6 +121,8 @@ def test_a_data_set_without_a_label_of_its_task_is_named(root: Path, tmp_path: P
     dataset = sources(root, own, FACES)
     with pytest.raises(DataError, match="'height': not one sample of split train of rooms has a label"):
         label_lines({"train": dataset}, {name: name for name in dataset.specs})
+    targets = {"tall": "height", "taller": "height"}  # a teacher of one of them labels the target of both
+    assert label_lines({"train": dataset}, targets, taught={"height"})
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

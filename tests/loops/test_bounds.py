@@ -121,6 +121,24 @@ def test_a_check_that_nobody_judges_is_an_error() -> None:
         train(shrinking_of(), range(1))
 
 
+def test_the_last_check_is_judged_before_it_is_finished() -> None:
+    shrinking = shrinking_of(end=1.0, checks=1)
+    step = shrinking.step
+
+    def judged_but_the_last() -> bool:
+        done = step()
+        if shrinking.check_due and shrinking.steps < STEPS:
+            shrinking.judge({"shape": 1.0, "depth": 1.0})
+        return done
+
+    shrinking.step = judged_but_the_last  # type: ignore[method-assign]
+    train(shrinking)
+    with pytest.raises(TrainingError, match="nobody judged what the tasks have lost"):
+        shrinking.finish()
+    shrinking.judge({"shape": 1.0, "depth": 1.0})
+    assert shrinking.finish().report.mac_reduction >= 0.5
+
+
 def test_judging_while_no_check_is_due_is_an_error() -> None:
     with pytest.raises(TrainingError, match="no check is due"):
         shrinking_of().judge({"shape": 1.0})
@@ -133,7 +151,7 @@ def test_judging_while_no_check_is_due_is_an_error() -> None:
         ({"evaluate": 0.3}, "evaluate is a float"),
         ({"method": "controller"}, "there is no option"),
         ({"losses": {"depth": -0.1}}, "of at least 0"),
-        ({"losses": {"depth": "101 %"}}, "of at most 1"),
+        ({"losses": {"depth": 1}}, "1 is 100 %, and a bound is less than all of it"),
         ({"tasks_every": 0}, "losses need an importance for each task"),
     ],
 )

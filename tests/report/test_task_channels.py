@@ -82,9 +82,9 @@ def test_bounds_are_held_against_the_last_check() -> None:
     assert table is not None
     assert [[cell.full for cell in row.cells] for row in table.rows] == [
         ["1 %", "0.5", "1.20 % (± 0.30 %)", "-0.10 % (± 0.20 %)"],
-        ["0 %", "2", "not run", "0.40 %"],
+        ["0 %", "2", "no number", "0.40 %"],
     ]
     assert [[cell.tone for cell in row.cells[2:]] for row in table.rows] == [
         ["good", "good"],
-        ["missing", "bad"],
+        ["bad", "bad"],
     ]

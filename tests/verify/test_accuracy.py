@@ -135,6 +135,23 @@ def test_a_part_that_knows_nothing_of_a_task_has_no_metrics_of_it() -> None:
     assert "age" in found and "age" not in parts[0] and "age" in parts[1]
 
 
+def test_a_part_without_what_a_metric_is_of_has_none() -> None:
+    task = build_tasks(
+        {"edges": TaskConfig(kind="boundaries", target="mask")},
+        {"mask": TargetSpec("mask", classes=("a", "b"), ignore_index=255)},
+    )
+    mask = torch.zeros(4, *SIZE, dtype=torch.long)
+    mask[[0, 2], :, 8:] = 1  # the others are of one class, without a boundary
+    batch: Batch = {"image": torch.zeros(4, 3, *SIZE), "targets": {"mask": mask}}
+
+    def run(image: Any) -> Mapping[str, Tensor]:
+        return {"edges": torch.zeros(len(image), 1, *SIZE)}
+
+    found, parts = evaluate_parts(run, [batch], task, 2)
+    assert "edges" in found and "edges" in parts[0]
+    assert parts[1] == {}
+
+
 def test_metrics_are_the_tasks_own() -> None:
     network = model().eval()
     whole = split()
