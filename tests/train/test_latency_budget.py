@@ -102,8 +102,8 @@ def test_a_run_that_goes_on_elsewhere_chooses_by_the_table_of_its_start(
     run = train(resolved, tmp_path / "whole", console=quiet())
     built: list[Session] = []
 
-    def build(*given: Any) -> Session:
-        built.append(build_session(*given))
+    def build(*given: Any, **named: Any) -> Session:
+        built.append(build_session(*given, **named))
         return built[-1]
 
     def elsewhere() -> None:

@@ -261,12 +261,17 @@ def test_int8_is_held_against_the_dense_model_in_float32_too() -> None:
 @pytest.mark.parametrize(
     ("compact", "against", "passed", "warning"),
     [
-        ([1.0] * 5, {"dense fp32": (True, False), "compact fp32": (True, False)}, True, False),
-        ([3.0] * 5, {"dense fp32": (True, False), "compact fp32": (False, False)}, False, False),
-        ([9.0] * 5, {"dense fp32": (False, False), "compact fp32": (False, False)}, False, False),
-        ([1.0, 1.5, 2.0, 2.5, 3.0], {"dense fp32": (True, False), "compact fp32": (True, True)}, True, True),
-        ([3.0], {"dense fp32": (True, True), "compact fp32": (True, True)}, True, True),
-        ([math.nan] * 5, {"dense fp32": (False, False), "compact fp32": (False, False)}, False, False),
+        ([1.0] * 10, {"dense fp32": (True, False), "compact fp32": (True, False)}, True, False),
+        ([3.0] * 10, {"dense fp32": (True, False), "compact fp32": (False, False)}, False, False),
+        ([9.0] * 10, {"dense fp32": (False, False), "compact fp32": (False, False)}, False, False),
+        (
+            [1.0, 1.5, 2.0, 2.5, 3.0] * 2,
+            {"dense fp32": (True, False), "compact fp32": (True, True)},
+            True,
+            True,
+        ),
+        ([3.0] * 9, {"dense fp32": (True, True), "compact fp32": (True, True)}, True, True),
+        ([math.nan] * 10, {"dense fp32": (False, False), "compact fp32": (False, False)}, False, False),
     ],
 )
 def test_the_artifact_must_not_be_slower(

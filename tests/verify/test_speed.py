@@ -22,7 +22,7 @@ from compactmtl.verify.speed import (
 )
 from tests.support.synthetic_verification import FLOAT, SLOW_INT8, stats, timed
 
-TIMES = st.lists(st.floats(0.01, 100), min_size=3, max_size=40)
+TIMES = st.lists(st.floats(0.01, 100), min_size=10, max_size=40)
 
 
 def of_samples(**samples: list[float]) -> LatencyResult:
@@ -67,7 +67,9 @@ def test_a_band_that_holds_1_tells_no_difference() -> None:
     assert told(found) == "no difference beyond noise from dense"
 
 
-@pytest.mark.parametrize(("rounds", "why"), [(1, "1 round: no band"), (2, "2 rounds: no band")])
+@pytest.mark.parametrize(
+    ("rounds", "why"), [(1, "1 round: no band"), (2, "2 rounds: no band"), (9, "9 rounds: no band")]
+)
 def test_few_rounds_have_no_verdict(rounds: int, why: str) -> None:
     found = speed_of(of_samples(dense=[2.0] * rounds, compact=[1.0] * rounds), "compact")
     assert found.verdict == "unknown" and why in in_words(found)
