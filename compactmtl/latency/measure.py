@@ -28,7 +28,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import as_arguments, map_tensors
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
-from compactmtl.latency.memory import LayerPoints, find_memory, total_weights, without_memory
+from compactmtl.latency.memory import LayerPoints, find_memory, total_weights, with_fetched
 from compactmtl.latency.observe import Observed, observe
 from compactmtl.latency.store import Store
 from compactmtl.models.features import task_names
@@ -171,7 +171,7 @@ def fitted(
         whole_ms=observed[0].wall,
         rest_ms=float(np.median([one.before for one in observed])),
         layers={
-            layer: fit_layer(without_memory(one, memory), one.full, align, one.weights)
+            layer: fit_layer(with_fetched(one, memory), one.full, align, one.weights)
             for layer, one in known.items()
         },
         memory=memory,

@@ -44,7 +44,7 @@ def total_weights(widths: Widths, full: Widths, weights: Mapping[str, float]) ->
     return sum(weights_at(weights[name], full[name], width) for name, width in widths.items())
 
 
-def without_memory(layer: LayerPoints, memory: Memory | None) -> list[Point]:
+def with_fetched(layer: LayerPoints, memory: Memory | None) -> list[Point]:
     """The points of a layer, each with what of its time is spent on weights from memory."""
     if memory is None:
         return list(layer.points)

@@ -16,7 +16,7 @@ from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
 from compactmtl.latency import Cutter, Settings, Store, latency_table
 from compactmtl.latency.fit import Point, fit_layer
 from compactmtl.latency.measure import conditions_of
-from compactmtl.latency.memory import LEAST_NETWORKS, LayerPoints, find_memory, total_weights, without_memory
+from compactmtl.latency.memory import LEAST_NETWORKS, LayerPoints, find_memory, total_weights, with_fetched
 from compactmtl.latency.observe import widths_of
 from compactmtl.sparsity import channel_groups
 from compactmtl.sparsity.latency import LatencyTable, Memory, Regime, StaircaseLatency, weights_at
@@ -133,18 +133,18 @@ def test_points_of_unknown_or_of_few_networks_have_no_price() -> None:
 def test_a_layer_s_own_time_is_fitted_without_what_it_waits() -> None:
     memory = Memory(held=100_000, ms=5e-7)
     *_, last = networks(memory, noise=0.0)
-    own = without_memory(last, memory)
+    own = with_fetched(last, memory)
     assert all(point.own == pytest.approx(1e-3 + 1e-6 * point.outputs * (point.inputs or 0)) for point in own)
     layer = fit_layer(own, last.full, 1, last.weights)
     assert layer.at(256, 128) == pytest.approx(1e-3 + 1e-6 * 256 * 128, rel=1e-3)
     assert layer.weights == last.weights
-    assert without_memory(last, None) == list(last.points)
+    assert with_fetched(last, None) == list(last.points)
 
 
 def test_a_wait_is_never_longer_than_the_layer() -> None:
     memory = Memory(held=0, ms=1.0)
     layer = LayerPoints((4, 4), 16.0, (Point(4, 4, 1.0, 160.0), Point(4, 4, 1.0)))
-    assert [point.own for point in without_memory(layer, memory)] == [0.0, 1.0]
+    assert [point.own for point in with_fetched(layer, memory)] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
