@@ -25,6 +25,7 @@ GRID = 16  # amounts that the cache may hold, tried before the best is refined
 FOLDS = 8  # of the networks, held out in turn
 CLEARLY = 0.9  # of the error without memory: what it is with it, where memory is believed
 VISIBLY = 2e-3  # of a network's time, by which the error falls at least
+TOLERANCE = 1e-6  # of the largest value, to which a number is searched
 RIDGE = 1e-7  # keeps least squares unique where two terms are the same at every point
 
 Floats = NDArray[np.float64]
@@ -73,8 +74,8 @@ def find_memory(layers: Sequence[LayerPoints], align: int) -> Memory | None:
     totals = np.unique([point.network for layer in layers for point in layer.points if point.network])
     if len(totals) < LEAST_NETWORKS:
         return None
-    # At least two networks on either side: of one alone neither number can be told.
-    grid = np.geomspace(totals[1], totals[-2], GRID)
+    # Two networks at least have more: of one alone the two numbers cannot be told apart.
+    grid = np.geomspace(totals[0], totals[-2], GRID)
     best: tuple[float, float, _System] | None = None
     for step in STEPS:
         system = _System.of(layers, totals, step, math.inf, align)
@@ -240,5 +241,5 @@ def _terms(
 def _minimum(error: Callable[[float], float], low: float, high: float) -> float:
     """Where an error is least between two bounds."""
     return float(
-        minimize_scalar(error, bounds=(low, high), method="bounded", options={"xatol": 1e-9 * high}).x
+        minimize_scalar(error, bounds=(low, high), method="bounded", options={"xatol": TOLERANCE * high}).x
     )

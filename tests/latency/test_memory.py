@@ -85,7 +85,7 @@ def test_what_a_cache_holds_and_what_further_weights_cost_are_found(held: float)
 
 @pytest.mark.parametrize("seed", range(4))
 def test_with_noise_both_are_about_right(seed: int) -> None:
-    """Half of the largest network's time is memory's, of which timings vary by 3 %."""
+    """Three quarters of the largest network's time are memory's; timings vary by 3 %."""
     found = find_memory(networks(Memory(held=150_000, ms=5e-7), noise=0.03, seed=seed), align=1)
     assert found is not None
     total = sum(WEIGHTS.values())
