@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from compactmtl.backends import Description
+from compactmtl.backends.base import LayerTime
 from compactmtl.errors import ConfigError
-from compactmtl.verify.profile import Options
-from compactmtl.verify.result import Explanation, Part
+from compactmtl.export import export_onnx
+from compactmtl.verify.graph_work import graph_work
+from compactmtl.verify.latency import latency_result, latency_stats
+from compactmtl.verify.profile import Options, Subject
+from compactmtl.verify.result import Explanation, Measured, Part
 from tools import bench_explain as bench
 
 INPUT = (torch.zeros(1, 3, 16, 16),)
+ARRAYS = {"image": np.zeros((1, 3, 16, 16), np.float32)}
 QUICK = Options(batches=(), warmup=2, repeats=10, layer_repeats=5, memory=False, energy=False)
 
 
@@ -110,6 +120,60 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert [one["pair"] for one in bench.results(given)] == ["odd", "last"]
     assert made == ["odd", "last", "last"]
     assert list(bench.results(argparse.Namespace(**{**vars(given), "pairs": ["first"], "table": True}))) == []
+
+
+class _Closed:
+    """In place of a runner: the made-up runtime needs the file alone."""
+
+    def __enter__(self) -> _Closed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def made_up(subjects: Mapping[str, Subject], options: Options) -> SimpleNamespace:
+    """A profile by a runtime whose kernels take channels in blocks of four: 1 µs a million products of whole blocks, 2 µs a
+    layer, 10 µs a call and 1 µs that is in no step.
+    """
+    stats, measured = {}, {}
+    for name, one in subjects.items():
+        plain = graph_work(one.path, ARRAYS, (), "fp32", 4)
+        times = []
+        for layer in plain.layers:
+            whole = math.ceil(layer.outputs / 4) * math.ceil((layer.inputs or 4) / 4) * 16
+            ms = 2e-3 + 1e-6 * layer.macs / layer.outputs / (layer.inputs or 1) * whole
+            times.append(LayerTime(name=layer.name, operator="Conv", milliseconds=ms))
+        wall = sum(step.milliseconds for step in times) + 1e-2 + 1e-3
+        described = Description("made up", "1", "cpu", "a processor", "fp32", 1)
+        stats[name] = latency_stats(name, [wall] * 5, [wall] * 5, 1, described, includes_transfers=True)
+        work = graph_work(one.path, ARRAYS, times, "fp32", 4)
+        measured[name] = Measured(megabytes=1, throughput={}, layers=tuple(times), work=work, call_ms=1e-2)
+    found = latency_result(stats, "dense", warmup=0, settle=0, load_average=None)
+    return SimpleNamespace(latency=found, subjects=measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", bench.PAIRS)
+def test_a_runtime_of_blocks_is_explained_to_a_tenth_of_the_gap(
+    pair: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(model: nn.Module, inputs: Any, target: Any, path: Path) -> _Closed:
+        export_onnx(model, inputs, path, input_names=["image"])
+        return _Closed()
+
+    monkeypatch.setattr(bench, "opened", opened)
+    monkeypatch.setattr(bench, "profile", made_up)
+    dense = network()
+    found = bench.explained(dense, bench.pruned(dense, INPUT, pair), INPUT, "onnxruntime-cpu", QUICK)
+    total = sum(part.milliseconds for part in found.parts)
+    assert found.gap > 0
+    assert total == pytest.approx(found.gap, rel=bench.BOUND)
+    rounded = {layer for part in found.parts if part.key == "rounding" for layer in part.layers}
+    untouched = {layer for part in found.parts if part.key == "untouched" for layer in part.layers}
+    layers = [name for name, one in dense.named_modules() if isinstance(one, nn.Conv2d)]
+    expected = {"odd": (layers, []), "first": (layers[:2], layers[2:]), "last": (layers[3:], layers[:3])}
+    assert (rounded, untouched) == tuple(set(names) for names in expected[pair])
 
 
 @pytest.mark.slow
