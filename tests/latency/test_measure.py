@@ -175,6 +175,7 @@ def test_some_cuts_keep_one_share_everywhere_and_the_shares_of_all_are_as_ever()
     ]
 
 
+@pytest.mark.slow
 def test_a_cache_of_an_older_version_is_measured_anew(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     measured(monkeypatch, store)
     shutil.rmtree(store.path.with_suffix(""))

@@ -33,6 +33,7 @@ def small(
     return layers.eval(), (torch.zeros(batch, 3, size, size),)
 
 
+@pytest.mark.slow
 def test_a_table_of_another_version_is_held_against_the_same_cuts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
