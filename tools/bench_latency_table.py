@@ -72,14 +72,16 @@ def rows(
         full = {layer: one.full for layer, one in table.layers.items()}
         for other in others.values():
             other.check(full, table.image)
-        errors: dict[Path | None, list[float]] = {one: [] for one in (None, *others)}
+        compared: dict[Path | None, LatencyTable] = {None: table}
+        compared.update(others)
+        errors: dict[Path | None, list[float]] = {one: [] for one in compared}
         again = []
         cutter = Cutter(model, inputs, align)
         for kept in cutter.plan(cuts, seed=1):
             cut = cutter.cut(kept)
             first, second = (observe(cut, inputs, full, target, path) for _ in range(2))
             measured = (first.wall + second.wall) / 2
-            for key, one in {None: table, **others}.items():
+            for key, one in compared.items():
                 errors[key].append(abs(one.milliseconds(first.widths) / measured - 1))
             again.append(abs(first.wall / second.wall - 1))
     height, width = inputs[0].shape[-2:]

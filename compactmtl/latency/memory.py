@@ -79,12 +79,12 @@ def find_memory(layers: Sequence[LayerPoints], align: int) -> Memory | None:
     best: tuple[float, float, _System] | None = None
     for step in STEPS:
         system = _System.of(layers, totals, step, math.inf, align)
-        scores = [system.price(held)[1] for held in grid]
+        scores = [system.error(held) for held in grid]
         index = int(np.argmin(scores))
         if best is None or scores[index] < best[0] * (1 - 1e-6):
             around = grid[max(index - 1, 0)], grid[min(index + 1, GRID - 1)]
-            held = _minimum(lambda held, system=system: system.price(held)[1], *around)
-            best = system.price(held)[1], held, system
+            held = _minimum(system.error, *around)
+            best = system.error(held), held, system
     assert best is not None
     _, held, system = best
     price, _ = system.price(held)
@@ -176,6 +176,10 @@ class _System:
 
         price = _minimum(error, 0.0, most)
         return price, error(price)
+
+    def error(self, held: float) -> float:
+        """The sum of squared errors with so many weights `held`, at the price that fits best."""
+        return self.price(held)[1]
 
     def unseen(self, held: float | None) -> float:
         """The mean relative error of networks that are held out in turn; without memory where `held` is None."""
