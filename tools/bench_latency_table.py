@@ -70,10 +70,10 @@ def rows(
             table = latency_table(model, inputs, target, target_name, align=align, store=store)
             seconds.append(time.perf_counter() - start)
         full = {layer: one.full for layer, one in table.layers.items()}
-        for other in others.values():
-            other.check(full, table.image)
         compared: dict[Path | None, LatencyTable] = {None: table}
-        compared.update(others)
+        for file, other in others.items():
+            other.check(full, table.image)
+            compared[file] = other
         errors: dict[Path | None, list[float]] = {one: [] for one in compared}
         again = []
         cutter = Cutter(model, inputs, align)
