@@ -235,6 +235,11 @@ def _summary(table: LatencyTable) -> list[str]:
             f"  {sum(ms for ms, _ in costs[MOST_LAYERS:]):8.4f} ms in {len(costs) - MOST_LAYERS} other layers"
         )
     lines.append(f"  {table.rest_ms:8.4f} ms in no layer")
+    if table.memory is not None:
+        megas = table.memory.held / 1e6
+        lines.append(
+            f"  {table.memory_ms(full):8.4f} ms of waiting for weights from memory: a cache holds about {megas:.2g} million"
+        )
     if table.error is not None:
         lines.append(f"the measured networks are {table.error:.1%} off by the table, in the median")
     return lines

@@ -41,18 +41,23 @@ class Cutter:
                 part.zero_(part.parameter.detach(), gone)
         return compact(cut, self._inputs).model
 
-    def plan(self, count: int, seed: int = 0) -> list[list[int]]:
+    def plan(self, count: int, seed: int = 0, *, alike: int = 0) -> list[list[int]]:
         """The group counts of `count` random cuts: for each family spread evenly from an eighth of its groups to all.
 
-        In every second cut the counts are multiples of `align`, where a family has as many: kernels run at another speed
-        there.
+        The first `alike` cuts keep one share in all families, from the smallest to the largest: cuts of many independent
+        shares have all about as many weights. In every second cut the counts are multiples of `align`, where a family has
+        as many: kernels run at another speed there.
         """
         generator = np.random.default_rng(seed)
         shares = [
             LEAST_SHARE + (1 - LEAST_SHARE) * (np.arange(count) + 0.5) / max(count, 1) for _ in self.sizes
         ]
+        same = np.sort(shares[0])[np.linspace(0, count - 1, alike).round().astype(int)] if shares else []
         for own in shares:
             generator.shuffle(own)
+            for index, share in enumerate(same):
+                there = int(np.argmin(np.abs(own - share)))
+                own[[index, there]] = own[[there, index]]
         return [
             [
                 self._count(size, float(own[index]), aligned=index % 2 == 0)

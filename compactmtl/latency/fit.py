@@ -22,15 +22,29 @@ FLOOR_MS = 1e-3  # what a clock of microseconds can tell apart
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement of a layer; `inputs` is None for a depthwise layer."""
+    """One measurement of a layer; `inputs` is None for a depthwise layer.
+
+    `network` is the number of all weights of the network that it was timed in, 0 where that is not known; `fetched` the
+    milliseconds in which it waits for its own from memory.
+    """
 
     outputs: int
     inputs: int | None
     ms: float
+    network: float = 0.0
+    fetched: float = 0.0
+
+    @property
+    def own(self) -> float:
+        """Milliseconds with all weights in a cache."""
+        return self.ms - self.fetched
 
 
-def fit_layer(points: Sequence[Point], full: tuple[int, int | None], align: int) -> StaircaseLatency:
-    """The staircase of a layer of `full` width (outputs, inputs); nothing for a layer without points.
+def fit_layer(
+    points: Sequence[Point], full: tuple[int, int | None], align: int, weights: float = 0.0
+) -> StaircaseLatency:
+    """The staircase of a layer of `full` width (outputs, inputs) and so many weights, by the points' own time; nothing for a
+    layer without points.
 
     Milliseconds are a sum, without negative terms, of a constant, a term per step of the outputs, one per step of the inputs,
     one per product of both and one for what that is beyond a knee. Counts that are multiples of a number, or the full width,
@@ -39,9 +53,9 @@ def fit_layer(points: Sequence[Point], full: tuple[int, int | None], align: int)
     """
     if not points:
         nothing = Regime(step=1)
-        return StaircaseLatency(full=full, align=align, aligned=nothing, ragged=nothing)
+        return StaircaseLatency(full=full, align=align, aligned=nothing, ragged=nothing, weights=weights)
     whole, score = _regime(points, full)
-    best = StaircaseLatency(full=full, align=align, aligned=whole, ragged=whole)
+    best = StaircaseLatency(full=full, align=align, aligned=whole, ragged=whole, weights=weights)
     for number in dict.fromkeys((align, *ALIGNS)):
         even = [
             is_aligned(p.outputs, full[0], number) and is_aligned(p.inputs, full[1], number) for p in points
@@ -53,7 +67,7 @@ def fit_layer(points: Sequence[Point], full: tuple[int, int | None], align: int)
         found = (first * len(parts[0]) + second * len(parts[1])) / len(points)
         if found < score * (1 - 1e-6):
             score = found
-            best = StaircaseLatency(full=full, align=number, aligned=aligned, ragged=ragged)
+            best = StaircaseLatency(full=full, align=number, aligned=aligned, ragged=ragged, weights=weights)
     return best
 
 
@@ -84,7 +98,7 @@ def _held_out(points: Sequence[Point], step: int, knee: float) -> float:
     for fold in range(count):
         form = _solve([p for index, p in enumerate(points) if index % count != fold], step, knee)
         errors += [
-            abs(form.at(p.outputs, p.inputs) - p.ms) / max(p.ms, FLOOR_MS) for p in points[fold::count]
+            abs(form.at(p.outputs, p.inputs) - p.own) / max(p.ms, FLOOR_MS) for p in points[fold::count]
         ]
     return float(np.mean(errors))
 
@@ -94,16 +108,14 @@ def _solve(points: Sequence[Point], step: int, knee: float) -> Regime:
     rows: NDArray[np.float64] = np.array(
         [features(p.outputs, p.inputs, step, knee) for p in points], dtype=np.float64
     )
-    measured = np.array([p.ms for p in points], dtype=np.float64)
-    weights = 1 / np.maximum(measured, FLOOR_MS)
+    own = np.array([p.own for p in points], dtype=np.float64)
+    weights = 1 / np.maximum(np.array([p.ms for p in points], dtype=np.float64), FLOOR_MS)
     scale = np.abs(rows).max(axis=0)  # products are large: one scale for all columns
     there = scale > 0  # a term that is 0 at every point cannot be told
     system = rows[:, there] / scale[there] * weights[:, None]
     solution = np.zeros(len(scale))
     # bounded and not `nnls`, which does not end where terms are the same at every point, as for a layer of one width
-    solution[there] = (
-        lsq_linear(system, measured * weights, bounds=(0, np.inf), method="bvls").x / scale[there]
-    )
+    solution[there] = lsq_linear(system, own * weights, bounds=(0, np.inf), method="bvls").x / scale[there]
     constant, outputs, inputs, both, beyond = (max(float(one), 0.0) for one in solution)
     terms = {"constant": constant, "outputs": outputs, "inputs": inputs, "both": both}
     if math.isinf(knee) or not beyond:

@@ -36,9 +36,11 @@ from compactmtl.latency.measure import (
     Settings,
     fitted,
     layer_signatures,
+    layer_weights,
     network_facts,
     points_of,
 )
+from compactmtl.latency.memory import total_weights
 from compactmtl.latency.observe import (
     ROUNDS,
     SECONDS,
@@ -89,6 +91,9 @@ class TableManifest(BaseModel):
     align: int
     full: _Widths
     signatures: dict[str, str]  # layers of one signature share their points
+    weights: dict[str, float] | None = (
+        None  # of each layer at full width; none: of a kit before memory was told apart
+    )
     whole: str
     networks: dict[str, _Network]
     runtime: dict[str, Any]  # settings of the backend's code in kit.py
@@ -156,7 +161,7 @@ def write_table_kit(
     check_place(path)
     names = input_names(inputs)
     cutter = Cutter(model, inputs, align)
-    plans = cutter.plan(settings.cuts, settings.seed)
+    plans = cutter.plan(settings.cuts, settings.seed, alike=settings.alike)
     with kit_folder(path) as folder:
         networks: dict[str, _Network] = {}
         signatures: dict[str, str] = {}
@@ -189,6 +194,7 @@ def write_table_kit(
             align=align,
             full=full,
             signatures=signatures,
+            weights=layer_weights(model, full),
             whole=WHOLE,
             networks=networks,
             runtime=dict(device.settings),
@@ -219,6 +225,7 @@ def table_from_results(path: Path) -> LatencyTable:
     _check_precision(path, results, manifest)
     observed: list[Observed] = []
     points: dict[str, list[Point]] = {}
+    weights = manifest.weights or dict.fromkeys(manifest.full, 0.0)
     for name in (manifest.whole, *(one for one in manifest.networks if one != manifest.whole)):
         timed = results.networks[name]
         wall = float(np.median(timed.samples_ms))
@@ -229,7 +236,8 @@ def table_from_results(path: Path) -> LatencyTable:
         )
         observed.append(one)
         if one.variation <= BUSY:
-            for signature, point in points_of(one, manifest.signatures):
+            network = total_weights(one.widths, manifest.full, weights)
+            for signature, point in points_of(one, manifest.signatures, network):
                 points.setdefault(signature, []).append(point)
     busy = sum(one.variation > BUSY for one in observed)
     if busy > BUSY_CUTS * len(observed):
@@ -250,7 +258,7 @@ def table_from_results(path: Path) -> LatencyTable:
         "kit": results.kit,
     }
     by_layer = {layer: points.get(manifest.signatures[layer], []) for layer in manifest.full}
-    return fitted(facts, observed, by_layer, manifest.full, manifest.align)
+    return fitted(facts, observed, by_layer, manifest.full, weights, manifest.align)
 
 
 def _read(path: Path) -> tuple[TableResults, TableManifest]:

@@ -28,11 +28,12 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import as_arguments, map_tensors
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import Point, fit_layer
+from compactmtl.latency.memory import LayerPoints, find_memory, total_weights, with_fetched
 from compactmtl.latency.observe import Observed, observe
 from compactmtl.latency.store import Store
 from compactmtl.models.features import task_names
 from compactmtl.overparam import contract
-from compactmtl.sparsity.latency import LatencyTable, Widths
+from compactmtl.sparsity.latency import VERSION, LatencyTable, Widths
 from compactmtl.verify.steps import layer_of
 
 BUSY = 0.5  # variation of a network's runs above which the machine is too busy to measure on
@@ -46,6 +47,11 @@ class Settings:
     cuts: int = 12  # random cuts that are timed beside the whole network
     points: int = 8  # measurements of a layer in the cache with which no cuts are needed
     seed: int = 0
+
+    @property
+    def alike(self) -> int:
+        """Cuts of one share everywhere: they tell networks of few weights from networks of many."""
+        return self.cuts // 3
 
 
 def latency_table(
@@ -98,12 +104,13 @@ def latency_table(
     store = store or Store(conditions)
     described = _described(model, inputs, full)
     operators = [str(node.target) for node in graph.calls]  # what runs beside the layers takes time, too
-    key = _digest([described, operators, name, align, settings])
+    key = _digest([VERSION, described, operators, name, align, settings])
+    weights = layer_weights(model, full)
     if (known := store.table(key)) is not None:
         progress(f"{name}: the table of this network is in the cache")
         return known
     with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
-        bench = _Bench(inputs, full, target, Path(folder) / MODEL_FILE, store)
+        bench = _Bench(inputs, full, weights, target, Path(folder) / MODEL_FILE, store)
         progress(f"timing the whole network on {name}")
         whole = observe(model, inputs, full, target, bench.path)
         signatures = bench.describe(described, whole)
@@ -130,7 +137,8 @@ def latency_table(
         "runtime": str(conditions["runtime"]),
         **network_facts(model, inputs, target),
     }
-    table = fitted(facts, observed, {one: store.points(signatures[one]) for one in full}, full, align)
+    points = {one: store.points(signatures[one]) for one in full}
+    table = fitted(facts, observed, points, full, weights, align)
     return store.keep_table(key, table)
 
 
@@ -151,15 +159,22 @@ def fitted(
     observed: Sequence[Observed],
     points: Mapping[str, Sequence[Point]],
     full: Widths,
+    weights: Mapping[str, float],
     align: int,
 ) -> LatencyTable:
     """The table of networks that were timed, the whole one first, by what is known of each layer."""
+    known = {layer: LayerPoints(width, weights[layer], tuple(points[layer])) for layer, width in full.items()}
+    memory = find_memory(list(known.values()), align)
     table = LatencyTable(
-        version=3,
+        version=VERSION,
         **facts,
         whole_ms=observed[0].wall,
         rest_ms=float(np.median([one.before for one in observed])),
-        layers={layer: fit_layer(points[layer], width, align) for layer, width in full.items()},
+        layers={
+            layer: fit_layer(with_fetched(one, memory), one.full, align, one.weights)
+            for layer, one in known.items()
+        },
+        memory=memory,
     )
     errors = [abs(table.milliseconds(one.widths) / one.wall - 1) for one in observed]
     return table.model_copy(update={"error": float(np.median(errors))})
@@ -239,6 +254,7 @@ class _Bench:
 
     inputs: tuple[Tensor, ...]
     full: Widths
+    weights: Mapping[str, float]  # of each layer at full width
     target: Target
     path: Path  # of the model file in hand
     store: Store
@@ -259,7 +275,8 @@ class _Bench:
 
     def cuts(self, cutter: Cutter, settings: Settings, progress: Progress) -> list[Observed]:
         """Time random cuts of the network; the points of each are kept at once."""
-        plans, observed, start = cutter.plan(settings.cuts, settings.seed), [], time.perf_counter()
+        plans = cutter.plan(settings.cuts, settings.seed, alike=settings.alike)
+        observed, start = [], time.perf_counter()
         for number, kept in enumerate(plans, 1):
             remaining = (time.perf_counter() - start) / max(number - 1, 1) * (len(plans) - number + 1)
             eta = f", about {remaining:.0f} s to go" if number > 1 else ""
@@ -274,7 +291,8 @@ class _Bench:
         busy, or later tables would be made of them.
         """
         if observed.variation <= BUSY:
-            points = points_of(observed, self.signatures)
+            network = total_weights(observed.widths, self.full, self.weights)
+            points = points_of(observed, self.signatures, network)
             self.store.add((signature, point) for signature, point in points if signature not in known)
 
 
@@ -285,10 +303,17 @@ def layer_signatures(
     return _signatures(_described(model, inputs, full), path)
 
 
-def points_of(observed: Observed, signatures: Mapping[str, str]) -> list[tuple[str, Point]]:
-    """The layers that are there, with their widths."""
+def layer_weights(model: nn.Module, full: Widths) -> dict[str, float]:
+    """How many weights each layer has; 0 for one whose module has none of its own."""
+    modules = dict(model.named_modules())
+    found = {name: getattr(modules.get(name), "weight", None) for name in full}
+    return {name: float(one.numel()) if isinstance(one, Tensor) else 0.0 for name, one in found.items()}
+
+
+def points_of(observed: Observed, signatures: Mapping[str, str], network: float) -> list[tuple[str, Point]]:
+    """The layers that are there, with their widths, in a network of so many weights."""
     return [
-        (signatures[layer], Point(outputs, inputs, observed.layers[layer]))
+        (signatures[layer], Point(outputs, inputs, observed.layers[layer], network))
         for layer, (outputs, inputs) in observed.widths.items()
         if outputs and inputs != 0 and observed.layers[layer] > 0
     ]

@@ -15,7 +15,7 @@ from compactmtl.errors import CompactError, CompactWarning
 from compactmtl.latency.fit import Point
 from compactmtl.sparsity.latency import LatencyTable
 
-VERSION = 1
+VERSION = 2  # 1 did not know of which network a point is: such files are measured anew
 MOST = 200  # points kept of a layer
 
 
@@ -33,7 +33,8 @@ class Store:
             if document["version"] == VERSION and document["conditions"] == json.loads(self._conditions):
                 self._points = {
                     signature: [
-                        Point(int(o), None if i is None else int(i), float(ms)) for o, i, ms in points
+                        Point(int(o), None if i is None else int(i), float(ms), float(network))
+                        for o, i, ms, network in points
                     ]
                     for signature, points in document["layers"].items()
                 }
@@ -118,7 +119,7 @@ class Store:
             "version": VERSION,
             "conditions": json.loads(self._conditions),
             "layers": {
-                signature: [[p.outputs, p.inputs, p.ms] for p in known]
+                signature: [[p.outputs, p.inputs, p.ms, p.network] for p in known]
                 for signature, known in sorted(self._points.items())
             },
         }

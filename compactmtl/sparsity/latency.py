@@ -16,6 +16,7 @@ from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.inputs import as_arguments, batch_size, tensors_in
 
+VERSION = 4  # of tables that are made now
 CLEARLY = 1.05  # how much slower a kernel for odd counts has to be to be avoided
 
 Widths = Mapping[str, tuple[int, int | None]]
@@ -76,6 +77,12 @@ def features(outputs: int, inputs: int | None, step: int, knee: float = math.inf
     return 1.0, rows, columns, rows * columns, max(rows * columns - knee, 0.0)
 
 
+def weights_at(weights: float, full: tuple[int, int | None], width: tuple[int, int | None]) -> float:
+    """How many of a layer's `weights` at full width (outputs, inputs) there are at another one."""
+    shares = (count / most for count, most in zip(width, full, strict=True) if most and count is not None)
+    return weights * math.prod(shares)
+
+
 class Regime(BaseModel):
     """Milliseconds of a layer as a sum over `features`, in steps of `step` channels."""
 
@@ -104,8 +111,8 @@ class Regime(BaseModel):
 class StaircaseLatency(BaseModel):
     """Milliseconds of one layer in steps of its channels, fitted to measurements.
 
-    `full` is the widths (outputs, inputs) of the layer that was measured, inputs none for a depthwise layer. `aligned`
-    holds where both counts are multiples of `align` or full, `ragged` elsewhere.
+    `full` is the widths (outputs, inputs) of the layer that was measured, inputs none for a depthwise layer, `weights` how
+    many weights it has there. `aligned` holds where both counts are multiples of `align` or full, `ragged` elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -114,6 +121,7 @@ class StaircaseLatency(BaseModel):
     align: int = Field(ge=1)
     aligned: Regime
     ragged: Regime
+    weights: float = Field(0.0, ge=0)
 
     @property
     def inputs(self) -> int | None:
@@ -148,17 +156,31 @@ class StaircaseLatency(BaseModel):
         return (self.aligned if even else self.ragged).at(outputs, inputs)
 
 
+class Memory(BaseModel):
+    """What a network waits for weights that no cache holds from one run to the next: `ms` for each one beyond `held`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    held: float = Field(ge=0)
+    ms: float = Field(ge=0)
+
+    def milliseconds(self, weights: float) -> float:
+        """Of a network of so many weights."""
+        return self.ms * max(weights - self.held, 0.0)
+
+
 class LatencyTable(BaseModel):
-    """What each layer of a network takes on a target; `rest_ms` is what does not depend on any width.
+    """What each layer of a network takes on a target; `rest_ms` is what does not depend on any width, and `memory` what
+    depends on the number of all weights together, none where they fit a cache.
 
     `image` is the size of one input, (C, H, W), and `tasks` names the network's tasks. A table of version 1 lacks them:
     it is checked by its layers' names and widths alone. From version 3 on a table says what it was measured with; versions
-    1 and 2 were of float32.
+    1 and 2 were of float32. Versions before 4 know nothing of memory: each layer has one time at its widths.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    version: int = Field(1, ge=1, le=3)
+    version: int = Field(1, ge=1, le=VERSION)
     target: str
     device: str = ""
     backend: str = ""
@@ -170,6 +192,7 @@ class LatencyTable(BaseModel):
     tasks: tuple[str, ...] | None = None
     rest_ms: float = Field(0.0, ge=0)
     layers: dict[str, LayerLatency | StaircaseLatency] = Field(min_length=1)
+    memory: Memory | None = None
     whole_ms: float | None = None  # of the whole network as it was timed; none: by the sum of its layers
     error: float | None = None  # median relative error over the measured networks; none: not known
     kit: str | None = (
@@ -180,6 +203,10 @@ class LatencyTable(BaseModel):
     def _of_a_network(self) -> LatencyTable:
         if self.version > 1 and (not self.image or self.tasks is None):
             raise ValueError(f"a table of version {self.version} names its image and tasks")
+        if self.memory is not None and not all(
+            isinstance(one, StaircaseLatency) for one in self.layers.values()
+        ):
+            raise ValueError("a table that knows what memory costs knows the weights of all layers")
         return self
 
     @classmethod
@@ -246,11 +273,28 @@ class LatencyTable(BaseModel):
     def scaled(self, factor: float) -> LatencyTable:
         """The same with the milliseconds of all layers, and of none, times a factor; `whole_ms` stays."""
         layers = {name: layer.scaled(factor) for name, layer in self.layers.items()}
-        return self.model_copy(update={"rest_ms": factor * self.rest_ms, "layers": layers})
+        memory = (
+            None if self.memory is None else self.memory.model_copy(update={"ms": factor * self.memory.ms})
+        )
+        return self.model_copy(update={"rest_ms": factor * self.rest_ms, "layers": layers, "memory": memory})
 
     def milliseconds(self, widths: Widths) -> float:
         """The network's latency with layers of these widths (outputs, inputs)."""
-        return self.rest_ms + sum(self.layers[name].at(*width) for name, width in widths.items())
+        layers = sum(self.layers[name].at(*width) for name, width in widths.items())
+        return self.rest_ms + layers + self.memory_ms(widths)
+
+    def memory_ms(self, widths: Widths) -> float:
+        """What a network with layers of these widths waits for weights from memory, over its layers' own time."""
+        if self.memory is None:
+            return 0.0
+        layers = ((self.layers[name], width) for name, width in widths.items())
+        return self.memory.milliseconds(
+            sum(
+                weights_at(one.weights, one.full, width)
+                for one, width in layers
+                if isinstance(one, StaircaseLatency)
+            )
+        )
 
     def predict(self, model: nn.Module, example_inputs: Any) -> float:
         """Milliseconds of the network that the table was made for, or of a cut of it, such as `compact` makes.

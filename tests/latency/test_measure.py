@@ -85,7 +85,7 @@ def test_a_table_foresees_networks_that_it_was_not_measured_on(table: LatencyTab
         expected = sum(kernel(*width) for width in widths.values()) + REST
         assert table.milliseconds(widths) == pytest.approx(expected, rel=0.05)
     assert table.error is not None and table.error < 0.05
-    assert (table.version, table.precision, table.batch, table.image) == (3, "fp32", 1, (3, 8, 8))
+    assert (table.version, table.precision, table.batch, table.image) == (4, "fp32", 1, (3, 8, 8))
 
 
 def test_a_known_network_is_read_from_the_cache_and_a_kindred_one_is_timed_once(
@@ -160,6 +160,31 @@ def test_cuts_are_spread_over_the_widths_and_every_second_is_aligned() -> None:
     assert isinstance(cut, nn.Sequential)
     assert cut[0].out_channels == plans[1][cutter.sizes.index(64)]
     assert cutter.plan(6) == plans
+
+
+def test_some_cuts_keep_one_share_everywhere_and_the_shares_of_all_are_as_ever() -> None:
+    cutter = Cutter(network(), INPUT, align=1)
+    alike, free = cutter.plan(12, alike=4), cutter.plan(12)
+    for counts in alike[:4]:
+        shares = [count / size for count, size in zip(counts, cutter.sizes, strict=True)]
+        assert max(shares) - min(shares) <= 1 / min(cutter.sizes)
+    least, most = (sum(counts) / sum(cutter.sizes) for counts in (alike[0], alike[3]))
+    assert least < 0.2 and most > 0.9
+    assert [sorted(own) for own in zip(*alike, strict=True)] == [
+        sorted(own) for own in zip(*free, strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_a_cache_of_an_older_version_is_measured_anew(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    measured(monkeypatch, store)
+    shutil.rmtree(store.path.with_suffix(""))
+    text = store.path.read_text()
+    assert '"version": 2' in text
+    store.path.write_text(text.replace('"version": 2', '"version": 1'))
+    calls: list[int] = []
+    measured(monkeypatch, Store(store.conditions, store.folder), calls=calls)
+    assert len(calls) == 9
 
 
 @pytest.mark.parametrize(

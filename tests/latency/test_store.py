@@ -14,9 +14,9 @@ CONDITIONS = {"device": "a CPU", "precision": "fp32", "threads": 1}
 
 
 def test_what_was_added_is_read_again(tmp_path: Path) -> None:
-    Store(CONDITIONS, tmp_path).add([("conv", Point(16, 3, 0.5)), ("dw", Point(8, None, 0.1))])
+    Store(CONDITIONS, tmp_path).add([("conv", Point(16, 3, 0.5, 4e6)), ("dw", Point(8, None, 0.1))])
     again = Store(CONDITIONS, tmp_path)
-    assert again.points("conv") == [Point(16, 3, 0.5)] and again.points("dw") == [Point(8, None, 0.1)]
+    assert again.points("conv") == [Point(16, 3, 0.5, 4e6)] and again.points("dw") == [Point(8, None, 0.1)]
     assert again.points("other") == []
 
 
@@ -27,7 +27,7 @@ def test_other_conditions_share_nothing(change: dict[str, object], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"version": 9}', '{"version": 1, "conditions": {}, "layers": 3}']
+    "text", ["", "{", "[]", '{"version": 9}', '{"version": 2, "conditions": {}, "layers": 3}']
 )
 def test_a_damaged_file_is_measured_again(text: str, tmp_path: Path) -> None:
     store = Store(CONDITIONS, tmp_path)

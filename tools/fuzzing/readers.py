@@ -36,7 +36,7 @@ from compactmtl.export.kit.on_device import digest
 from compactmtl.export.kit.on_device import main as run_kit
 from compactmtl.export.onnx_file import OnnxModel
 from compactmtl.models.weights import read_weights
-from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable, Memory, Regime, StaircaseLatency
 from compactmtl.surgery import apply_plan, compact
 from compactmtl.surgery.plan import Plan
 from tests.support.bundles import conv_bundle
@@ -172,8 +172,15 @@ def _folder(path: Path) -> object:
 
 def _latency() -> bytes:
     each = Regime(step=8, constant=1e-3, outputs=1e-3, inputs=1e-3, both=1e-5)
-    layer = StaircaseLatency(full=(64, 3), align=8, aligned=each, ragged=each)
-    table = LatencyTable(version=3, target="mine", image=(3, 8, 8), tasks=(), layers={"0": layer})
+    layer = StaircaseLatency(full=(64, 3), align=8, aligned=each, ragged=each, weights=1728)
+    table = LatencyTable(
+        version=4,
+        target="mine",
+        image=(3, 8, 8),
+        tasks=(),
+        layers={"0": layer},
+        memory=Memory(held=1000, ms=1e-6),
+    )
     return table.model_dump_json().encode()
 
 

@@ -1,0 +1,29 @@
+"""What `compactmtl latency` says of a table: its lines add up to the whole network."""
+
+from __future__ import annotations
+
+import pytest
+
+from compactmtl.cli.latency import _summary
+from compactmtl.sparsity.latency import LatencyTable, Memory, Regime, StaircaseLatency
+
+
+def table(memory: Memory | None) -> LatencyTable:
+    each = Regime(step=1, both=1e-5)
+    layers: dict[str, StaircaseLatency] = {
+        name: StaircaseLatency(full=(64, 32), align=1, aligned=each, ragged=each, weights=2048.0)
+        for name in ("first", "second")
+    }
+    return LatencyTable(
+        version=4, target="cpu", image=(3, 8, 8), tasks=(), rest_ms=0.01, layers=dict(layers), memory=memory
+    )
+
+
+@pytest.mark.parametrize("memory", [None, Memory(held=1096, ms=1e-5)])
+def test_layers_the_rest_and_memory_are_the_whole(memory: Memory | None) -> None:
+    first, *lines = _summary(table(memory))
+    parts = [float(line.split()[0]) for line in lines]
+    whole = 2 * 64 * 32 * 1e-5 + 0.01 + (0.03 if memory else 0.0)
+    assert f"{whole:.3f} ms for the whole network" in first
+    assert sum(parts) == pytest.approx(whole, abs=1e-3)
+    assert any("waiting for weights from memory" in line for line in lines) is (memory is not None)
