@@ -144,9 +144,10 @@ class Tracker:
         val: Mapping[str, Mapping[str, float]],
         seconds: float,
         images: int,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Log the end: the best epoch, its metrics where it was chosen and on val, seconds of training over all sittings."""
-        self.log.append("end", best_epoch=best_epoch, best=best, val=val, seconds=seconds)
+        """Log the end: the best epoch, its metrics where it was chosen and on val, seconds of training over all sittings, and `more`."""
+        self.log.append("end", best_epoch=best_epoch, best=best, val=val, seconds=seconds, **(more or {}))
         self.say(f"trained {images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.0f} images/s)")
         parts = (
             f"{name} {format_metric(task, task.primary, best[name][task.primary])}"
