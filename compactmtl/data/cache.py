@@ -7,6 +7,7 @@ once. Both are handed to another process as where they lie, never as copies.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -28,6 +29,7 @@ from compactmtl.data.memory import SharedBlock, available_memory
 from compactmtl.errors import DataError
 
 _FAILED = "failed.json"  # of a disk cache: samples that could not be made, by number, with what was wrong
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RULES = 2  # raised where the same files and settings give other arrays than before
 
 Arrays = dict[str, NDArray[Any]]
@@ -253,23 +255,9 @@ def _build(
             f"{folder}: a disk cache cannot be written there ({error.strerror})",
             "set XDG_CACHE_HOME to a folder that can be written, or data.cache: none",
         ) from error
-    needed, free = sum(count * one.bytes for one in layouts.values()), shutil.disk_usage(building).free
+    needed = sum(count * one.bytes for one in layouts.values())
     try:
-        if needed > free:  # writing to a mapped file on a full disk would end the process
-            raise DataError(
-                f"{folder}: a disk cache of {count} samples needs {needed / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB "
-                "are free",
-                "make room, or set XDG_CACHE_HOME to a larger disk, or data.cache: none",
-            )
-        arrays = {
-            name: np.lib.format.open_memmap(
-                building / f"{name}.npy",
-                mode="w+",
-                dtype=np.dtype(layout.dtype),
-                shape=(count, *layout.shape),
-            )
-            for name, layout in layouts.items()
-        }
+        arrays = _new_arrays(building, count, layouts, needed, folder)
 
         def put(index: int) -> None:
             for name, value in make(index).items():
@@ -288,6 +276,37 @@ def _build(
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _new_arrays(
+    building: Path, count: int, layouts: Mapping[str, Layout], needed: int, folder: Path
+) -> Arrays:
+    """The mapped files of a disk cache, with their blocks set aside: writing to one on a full disk would end the process.
+
+    Raises DataError where there is no room for the `needed` bytes.
+    """
+    free = shutil.disk_usage(building).free
+    full = DataError(
+        f"{folder}: a disk cache of {count} samples needs {needed / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB are free",
+        "make room, or set XDG_CACHE_HOME to a larger disk, or data.cache: none",
+    )
+    if needed > free:
+        raise full
+    arrays: Arrays = {}
+    try:
+        for name, layout in layouts.items():
+            path = building / f"{name}.npy"
+            arrays[name] = np.lib.format.open_memmap(
+                path, mode="w+", dtype=np.dtype(layout.dtype), shape=(count, *layout.shape)
+            )
+            if hasattr(os, "posix_fallocate"):  # macOS and Windows have none
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise full from error
+    return arrays
 
 
 def _for_each(
