@@ -31,8 +31,14 @@ def read_sample(dataset: VisionDataset, config: DataConfig, index: int) -> tuple
     try:
         return dataset[index], {}
     except DataError as error:
+        if config.on_error == "raise":
+            raise
         if not skips(config, dataset.split):
-            raise _refused(error, config) from error
+            raise DataError(
+                error.message,
+                f"{error.hint}; data.on_error: skip passes over training samples alone, since metrics are to be of the same "
+                "images in every run",
+            ) from error
         unread = {dataset.identifier(index): error.message}
         first = error
     count = len(dataset)
@@ -45,15 +51,4 @@ def read_sample(dataset: VisionDataset, config: DataConfig, index: int) -> tuple
     raise DataError(
         f"{len(unread)} samples in a row cannot be read, the first of them: {first.message}",
         "look whether the folder of the data is there and whole: `compactmtl data check` names what is damaged",
-    )
-
-
-def _refused(error: DataError, config: DataConfig) -> DataError:
-    """The error as it was; where `skip` was asked for, with why it does not help here."""
-    if config.on_error != "skip":
-        return error
-    return DataError(
-        error.message,
-        f"{error.hint}; data.on_error: skip passes over training samples alone, since metrics are to be of the same images in "
-        "every run",
     )
