@@ -50,5 +50,5 @@ def read_sample(dataset: VisionDataset, config: DataConfig, index: int) -> tuple
             unread[dataset.identifier(number)] = error.message
     raise DataError(
         f"{len(unread)} samples in a row cannot be read, the first of them: {first.message}",
-        "look whether the folder of the data is there and whole: `compactmtl data check` names what is damaged",
+        "look whether the folder of the data is there and whole: `compactmtl data check NAME root=FOLDER` names what is damaged",
     )

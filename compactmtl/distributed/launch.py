@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from compactmtl.distributed.environment import processes
 from compactmtl.distributed.peers import telling
@@ -40,7 +41,7 @@ def launched(device: str) -> Iterator[None]:
             )
         torch.cuda.set_device(local)
     try:
-        store, rank, world = next(dist.rendezvous("env://"))
+        store, rank, world = next(rendezvous("env://"))
         backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 from compactmtl.data.base import Batch
 from compactmtl.data.unreadable import skips
 from compactmtl.distributed.agree import gathered
-from compactmtl.errors import DataError, command
+from compactmtl.errors import DataError
 from compactmtl.train.resume import Progress
 from compactmtl.train.session import Session
 
@@ -23,7 +23,6 @@ class UnreadSamples:
         self._on = skips(session.recipe.data, "train")
         self._count = session.samples["train"]
         self._progress = progress
-        self._data = session.recipe.data.name
         self._places, self._unread = 0, dict[str, str]()  # of this process, since the last `join`
 
     def note(self, batch: Batch) -> None:
@@ -48,7 +47,7 @@ class UnreadSamples:
         if len(progress.unread) > MOST * self._count:
             raise DataError(
                 f"{len(progress.unread):,} of {self._count:,} training samples cannot be read, more than {MOST:.0%}: {self._named()}",
-                f"mend them (`{command('data', 'check', self._data)}` names all), or take them out of the data set",
+                "mend them (`compactmtl data check NAME root=FOLDER` names all), or take them out of the data set",
             )
 
     def epoch(self) -> dict[str, Any]:

@@ -125,4 +125,4 @@ def test_more_than_a_tenth_is_an_error_with_exit_code_2(
     assert main([*words, "--out", str(tmp_path), "--name", "run"]) == 2
     error = capsys.readouterr().err
     assert "3 of 24 training samples cannot be read, more than 10%" in error
-    assert "004.jpg" in error and "data check folder" in error
+    assert "004.jpg" in error and "data check" in error
