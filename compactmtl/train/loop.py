@@ -45,7 +45,7 @@ from compactmtl.train.pseudo_labels import records
 from compactmtl.train.resume import Progress, save_last
 from compactmtl.train.session import Session
 from compactmtl.train.together import EVERY, check_state, check_supported, prepare
-from compactmtl.train.tracking import Tracker
+from compactmtl.train.tracking import Tracker, failures_told_once
 from compactmtl.train.unread import UnreadSamples
 from compactmtl.train.validation import metrics_on_val, validated
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
@@ -103,7 +103,7 @@ def train(
             )  # another process may have been here meanwhile
 
         first_does(hold)
-        with trusting(trust), torch_settings(recipe), explained(recipe):
+        with trusting(trust), torch_settings(recipe), explained(recipe), failures_told_once():
             changed: list[str] | None = None
             if resume:
                 session, progress, changed = resumed(recipe, Run.open(path), accept=accept_changed_data)

@@ -80,8 +80,8 @@ def test_a_killed_process_ends_all_with_the_reason_and_they_go_on(tmp_path: Path
 @pytest.mark.timeout(SECONDS + 60)
 def test_the_process_that_fails_says_why_and_so_do_the_others_and_torchrun(tmp_path: Path) -> None:
     """An image that one process meets, the other does not."""
-    folder = write_folder(tmp_path / "data", count=24, size=(32, 48), split=True)
-    damaged = folder / "images" / "train" / "004.jpg"
+    folder = write_folder(tmp_path / "data", count=48, size=(32, 48), split=True)
+    damaged = folder / "images" / "train" / "030.jpg"  # not of the first, at which all look before they train
     damaged.write_bytes(damaged.read_bytes()[:200])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
