@@ -61,9 +61,7 @@ def limited() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-def test_a_line_of_which_a_part_fits_is_cut_off_whole(
-    tmp_path: Path, limited: Callable[[int], None]
-) -> None:
+def test_a_line_of_which_a_part_fits_is_cut_off_whole(tmp_path: Path, limited: Callable[[int], None]) -> None:
     """The part that did not fit must not come after it when the file is closed."""
     path = tmp_path / "log.jsonl"
     append_line(path, "one")

@@ -77,7 +77,7 @@ def start(machine: Machine, first: Machine, folder: Path, *options: str) -> subp
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{first.address}:29400", "--rdzv-id", "one",
-        "--local-addr", machine.address,
+        "--rdzv-conf", f"is_host={int(machine is first)}", "--local-addr", machine.address,
     ]  # fmt: skip
     words = ["-m", "compactmtl", "train", str(RECIPE), f"train.epochs={EPOCHS}", "--out", str(folder)]
     environment = {"GLOO_SOCKET_IFNAME": machine.link, "OMP_NUM_THREADS": "1"}
@@ -108,6 +108,13 @@ def kill(process: subprocess.Popen[str]) -> None:
             continue
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """What is left of a machine when the test ends."""
+    if process.poll() is None:
+        kill(process)
+        process.communicate()
+
+
 def epochs(folder: Path) -> list[int]:
     log = folder / "run" / "log.jsonl"
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
@@ -121,11 +128,11 @@ def test_a_machine_that_dies_ends_the_job_with_the_reason_and_both_go_on(
     with ExitStack() as stack:
         jobs = [start(one, machines[0], tmp_path) for one in machines]
         for job in jobs:
-            stack.callback(kill, job)
+            stack.callback(end, job)
         deadline = time.monotonic() + SECONDS
         while len(epochs(tmp_path)) < 2 and time.monotonic() < deadline:
             for job in jobs:
-                assert job.poll() is None, job.communicate()
+                assert job.poll() is None, job.communicate()[1]
             time.sleep(0.1)
         before = epochs(tmp_path)
         assert before and max(before) < EPOCHS
@@ -138,7 +145,7 @@ def test_a_machine_that_dies_ends_the_job_with_the_reason_and_both_go_on(
         jobs[1].communicate(timeout=SECONDS)
         again = [start(one, machines[0], tmp_path, "--resume") for one in machines]
         for job in again:
-            stack.callback(kill, job)
+            stack.callback(end, job)
         told = [job.communicate(timeout=2 * SECONDS) for job in again]
         assert [job.returncode for job in again] == [0, 0], told
     assert epochs(tmp_path) == list(range(1, EPOCHS + 1))

@@ -83,7 +83,9 @@ def assert_equal(run: Path, other: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("owner", "name", "number"), WRITERS, ids=[f"{name}-{number}" for _, name, number in WRITERS])
+@pytest.mark.parametrize(
+    ("owner", "name", "number"), WRITERS, ids=[f"{name}-{number}" for _, name, number in WRITERS]
+)
 def test_a_disk_that_fills_up_in_training(
     disk: SmallDisk,
     whole: Run,
