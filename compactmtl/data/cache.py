@@ -280,7 +280,7 @@ def _build(
 
 def _new_arrays(
     building: Path, count: int, layouts: Mapping[str, Layout], needed: int, folder: Path
-) -> Arrays:
+) -> dict[str, np.memmap[Any, Any]]:
     """The mapped files of a disk cache, with their blocks set aside: writing to one on a full disk would end the process.
 
     Raises DataError where there is no room for the `needed` bytes.
@@ -292,7 +292,7 @@ def _new_arrays(
     )
     if needed > free:
         raise full
-    arrays: Arrays = {}
+    arrays: dict[str, np.memmap[Any, Any]] = {}
     try:
         for name, layout in layouts.items():
             path = building / f"{name}.npy"

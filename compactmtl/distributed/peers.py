@@ -11,13 +11,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-
-from torch.distributed import Store
+from typing import Protocol
 
 from compactmtl.errors import CompactError
 
 _KEY = "compactmtl/ended"
 _PATIENCE = 3.0  # seconds: the store may lie on a machine that is gone
+
+
+class Store(Protocol):
+    """What is used of torch's stores."""
+
+    def check(self, keys: list[str], /) -> bool: ...
+
+    def get(self, key: str, /) -> bytes: ...
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
+
+
 _store: Store | None = None
 
 
