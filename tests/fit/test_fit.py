@@ -109,6 +109,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # twelve commands that are killed, on a machine that is busy
 def test_a_killed_fit_ends_bit_equal(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(place)])}
     done = subprocess.run(

@@ -188,6 +188,7 @@ def test_of_two_trainings_that_begin_at_once_one_trains(tmp_path: Path, start: S
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a machine that is busy
 def test_a_training_that_is_killed_at_twenty_moments_resumes_bit_equal(tmp_path: Path) -> None:
     recipe, longer = (
         TINY.with_name("everything.yaml"),
