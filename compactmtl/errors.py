@@ -33,6 +33,7 @@ class CompactError(Exception):
     """A failure that the user can fix: `message` says what is wrong and where, `hint` how to fix it."""
 
     exit_code = USAGE
+    second_hand = False  # of several processes: another one has the reason, and this one only follows
 
     def __init__(self, message: str, hint: str = "", exit_code: int | None = None) -> None:
         super().__init__(message)

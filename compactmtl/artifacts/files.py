@@ -66,11 +66,12 @@ def write_text(path: Path, text: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add one line and make it durable; a partial line is cut off again."""
-    with naming(path), path.open("ab") as file:
+    with naming(path), path.open("ab", buffering=0) as file:  # a buffer would be written once more on closing
         size = file.tell()
+        rest = memoryview(line.encode() + b"\n")
         try:
-            file.write(line.encode() + b"\n")
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except OSError:
             os.truncate(path, size)

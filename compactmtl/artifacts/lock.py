@@ -140,7 +140,12 @@ def _try(path: Path, purpose: str) -> Callable[[], None]:
                 own = _Own(
                     threading.get_ident(), purpose, datetime.now().astimezone().isoformat(" ", "seconds")
                 )
-                _write_holder(descriptor, own)
+                try:
+                    _write_holder(descriptor, own)
+                except OSError as error:  # on a full disk: nothing else could be written either
+                    with suppress(OSError):
+                        file.unlink()
+                    raise OSError(error.errno, error.strerror, str(file)) from error
                 _held[key] = own
                 taken = descriptor
                 descriptor = -1

@@ -22,7 +22,7 @@ import compactmtl
 from compactmtl.cli.disk import disk_error, refused_place
 from compactmtl.cli.parser import Parser
 from compactmtl.config.trust import trusting
-from compactmtl.distributed.environment import processes
+from compactmtl.distributed.environment import processes, tell_torchrun
 from compactmtl.errors import (
     BROKEN_PIPE,
     BUG,
@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's --help
         return stop.code if isinstance(stop.code, int) else OK
     except CompactError as error:
-        return _fail(error.message, _whose_options(error.hint, parser), error.exit_code)
+        hint = _whose_options(error.hint, parser)
+        return _fail(error.message, hint, error.exit_code, second_hand=error.second_hand)
     except KeyboardInterrupt:
         return _fail("interrupted", "", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as head, has left
@@ -240,9 +241,10 @@ def _whose_options(hint: str, parser: Parser | None) -> str:
     return "\n".join([hint, *lines])
 
 
-def _fail(message: str, hint: str, code: int) -> int:
+def _fail(message: str, hint: str, code: int, *, second_hand: bool = False) -> int:
     lines = [f"error: {message}", *(f"  {line}" for line in hint.splitlines())]
-    print("\n".join(lines), file=sys.stderr)
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    tell_torchrun(message, second_hand=second_hand)
     return code
 
 
@@ -268,4 +270,5 @@ def _bug() -> int:
     traceback.print_exc()
     version = compactmtl.__version__
     print(f"this is a bug in compactmtl {version}: please report it with the text above", file=sys.stderr)
+    tell_torchrun(traceback.format_exc())
     return BUG

@@ -73,6 +73,11 @@ class DataConfig(Sourced, PseudoLabeled):
     cache: Literal["memory", "disk", "none"] = Field(
         "memory", description="Where decoded and resized samples are kept between epochs."
     )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise",
+        description="What becomes of a training sample that cannot be read: `raise` ends the training; with `skip` the next sample "
+        "that can be read takes its place, which is counted and reported. Other splits always raise.",
+    )
     holdout: Share = Field(
         0.0,
         description="Share of the training split that is set aside as the split `holdout`, for model "
@@ -115,6 +120,11 @@ class DataConfig(Sourced, PseudoLabeled):
                 )
         if self.select_on == "holdout" and self.holdout == 0:
             raise ValueError("select_on: holdout needs holdout > 0")
+        if self.on_error == "skip" and self.pseudo_labels:
+            raise ValueError(
+                "on_error: skip does not go with pseudo_labels, whose teachers read every image before training; mend the images, "
+                "or leave one of the two out"
+            )
         check_sources(self)
         if self.inputs:
             check_inputs(self.inputs, {key: getattr(self, key) for key in OF_ONE}, several=bool(self.sources))

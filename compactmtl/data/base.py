@@ -46,6 +46,9 @@ class Batch(TypedDict):
     targets: dict[str, Tensor]
     references: NotRequired[dict[str, list[InstanceReference]]]  # by target, one an image; evaluation only
     sources: NotRequired[list[str]]  # the data set of each image, where there are several
+    unread: NotRequired[
+        list[dict[str, str]]
+    ]  # for each place that another sample took: name -> what is wrong
 
 
 def channel_fault(key: Literal["mean", "std"], values: Sequence[float]) -> str:

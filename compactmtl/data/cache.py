@@ -7,6 +7,7 @@ once. Both are handed to another process as where they lie, never as copies.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -23,9 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compactmtl.artifacts.arrays import load_array
+from compactmtl.artifacts.files import parse_json, write_text
 from compactmtl.data.memory import SharedBlock, available_memory
 from compactmtl.errors import DataError
 
+_FAILED = "failed.json"  # of a disk cache: samples that could not be made, by number, with what was wrong
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RULES = 2  # raised where the same files and settings give other arrays than before
 
 Arrays = dict[str, NDArray[Any]]
@@ -78,11 +82,12 @@ class DirectStore:
 class MemoryStore:
     """Makes each sample once and keeps it in memory that workers share.
 
-    Raises DataError where the samples need more memory than there is.
+    With `skip`, `fill` leaves samples that cannot be made: each is an error where it is read. Raises DataError where the
+    samples need more memory than there is.
     """
 
-    def __init__(self, count: int, layouts: Mapping[str, Layout], make: Make) -> None:
-        self._make = make
+    def __init__(self, count: int, layouts: Mapping[str, Layout], make: Make, *, skip: bool = False) -> None:
+        self._make, self._skip = make, skip
         self._check_room(count, layouts)
         self._blocks = {
             name: SharedBlock.new((count, *one.shape), one.dtype) for name, one in layouts.items()
@@ -104,7 +109,7 @@ class MemoryStore:
 
     def fill(self) -> None:
         missing = np.flatnonzero(self._ready == 0).tolist()
-        _for_each(self._put, missing)
+        _for_each(self._put, missing, {} if self._skip else None)
 
     def _put(self, index: int) -> None:
         for name, value in self._make(index).items():
@@ -124,22 +129,39 @@ class MemoryStore:
 
 
 class DiskStore:
-    """Memory-mapped .npy files, one an array, that other processes share and later runs find again."""
+    """Memory-mapped .npy files, one an array, that other processes share and later runs find again.
 
-    def __init__(self, folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) -> None:
+    With `skip`, samples that cannot be made are written down, and each is an error where it is read; without it one is an
+    error when the store is opened, also where it was built before.
+    """
+
+    def __init__(
+        self, folder: Path, count: int, layouts: Mapping[str, Layout], make: Make, *, skip: bool = False
+    ) -> None:
         if not folder.is_dir():
-            _build(folder, count, layouts, make)
+            _build(folder, count, layouts, make, skip=skip)
         self._folder, self._count, self._layouts = folder, count, dict(layouts)
         self._arrays = self._mapped()
+        self._failed = _failed(folder)
+        if self._failed and not skip:
+            raise self._failure(min(self._failed))
 
     def read(self, index: int) -> Arrays:
+        if index in self._failed:
+            raise self._failure(index)
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
 
     def fill(self) -> None:
         """Built whole when opened."""
 
     def column(self, name: str) -> NDArray[Any] | None:
-        return self._arrays[name]
+        return None if self._failed else self._arrays[name]
+
+    def _failure(self, index: int) -> DataError:
+        return DataError(
+            self._failed[index],
+            f"mend the file; where it is whole by now, remove the folder {self._folder}, which is built again",
+        )
 
     def _mapped(self) -> Arrays:
         arrays: Arrays = {}
@@ -172,12 +194,17 @@ def open_store(
     layouts: Mapping[str, Layout],
     make: Make,
     folder: Path,
+    *,
+    skip: bool = False,
 ) -> Store:
-    """The store that a recipe's `data.cache` asks for; `folder` names the disk store's contents."""
+    """The store that a recipe's `data.cache` asks for; `folder` names the disk store's contents.
+
+    With `skip`, a sample that cannot be made is no error before it is read.
+    """
     if mode == "memory":
-        return MemoryStore(count, layouts, make)
+        return MemoryStore(count, layouts, make, skip=skip)
     if mode == "disk":
-        return DiskStore(folder, count, layouts, make)
+        return DiskStore(folder, count, layouts, make, skip=skip)
     return DirectStore(make)
 
 
@@ -203,7 +230,23 @@ def hold_out(identifiers: Sequence[str], share: float) -> tuple[list[int], list[
     return sorted(ranked[held:]), sorted(ranked[:held])
 
 
-def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) -> None:
+def _failed(folder: Path) -> dict[int, str]:
+    """The samples that a disk cache lacks, each with what was wrong. Raises DataError for a damaged list of them."""
+    path = folder / _FAILED
+    try:
+        return {int(number): str(what) for number, what in parse_json(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not the list of samples that belongs there ({error})",
+            f"remove the folder {folder}; it is built again",
+        ) from error
+
+
+def _build(
+    folder: Path, count: int, layouts: Mapping[str, Layout], make: Make, *, skip: bool = False
+) -> None:
     building = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         building.mkdir(parents=True)
@@ -212,29 +255,18 @@ def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) 
             f"{folder}: a disk cache cannot be written there ({error.strerror})",
             "set XDG_CACHE_HOME to a folder that can be written, or data.cache: none",
         ) from error
-    needed, free = sum(count * one.bytes for one in layouts.values()), shutil.disk_usage(building).free
+    needed = sum(count * one.bytes for one in layouts.values())
     try:
-        if needed > free:  # writing to a mapped file on a full disk would end the process
-            raise DataError(
-                f"{folder}: a disk cache of {count} samples needs {needed / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB "
-                "are free",
-                "make room, or set XDG_CACHE_HOME to a larger disk, or data.cache: none",
-            )
-        arrays = {
-            name: np.lib.format.open_memmap(
-                building / f"{name}.npy",
-                mode="w+",
-                dtype=np.dtype(layout.dtype),
-                shape=(count, *layout.shape),
-            )
-            for name, layout in layouts.items()
-        }
+        arrays = _new_arrays(building, count, layouts, needed, folder)
 
         def put(index: int) -> None:
             for name, value in make(index).items():
                 arrays[name][index] = value
 
-        _for_each(put, range(count))
+        failed: dict[int, str] | None = {} if skip else None
+        _for_each(put, range(count), failed)
+        if failed:
+            write_text(building / _FAILED, json.dumps(failed) + "\n")
         for array in arrays.values():
             array.flush()
         try:
@@ -246,11 +278,53 @@ def _build(folder: Path, count: int, layouts: Mapping[str, Layout], make: Make) 
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _for_each(action: Callable[[int], None], numbers: Iterable[int]) -> None:
-    """Run in threads, which decoding sets free; the first failure stops the rest."""
+def _new_arrays(
+    building: Path, count: int, layouts: Mapping[str, Layout], needed: int, folder: Path
+) -> dict[str, np.memmap[Any, Any]]:
+    """The mapped files of a disk cache, with their blocks set aside: writing to one on a full disk would end the process.
+
+    Raises DataError where there is no room for the `needed` bytes.
+    """
+    free = shutil.disk_usage(building).free
+    full = DataError(
+        f"{folder}: a disk cache of {count} samples needs {needed / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB are free",
+        "make room, or set XDG_CACHE_HOME to a larger disk, or data.cache: none",
+    )
+    if needed > free:
+        raise full
+    arrays: dict[str, np.memmap[Any, Any]] = {}
+    try:
+        for name, layout in layouts.items():
+            path = building / f"{name}.npy"
+            arrays[name] = np.lib.format.open_memmap(
+                path, mode="w+", dtype=np.dtype(layout.dtype), shape=(count, *layout.shape)
+            )
+            if hasattr(os, "posix_fallocate"):  # macOS and Windows have none
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise full from error
+    return arrays
+
+
+def _for_each(
+    action: Callable[[int], None], numbers: Iterable[int], failed: dict[int, str] | None = None
+) -> None:
+    """Run in threads, which decoding sets free; the first failure stops the rest, unless `failed` collects what data lacks."""
+
+    def noted(number: int) -> None:
+        try:
+            action(number)
+        except DataError as error:
+            if failed is None:
+                raise
+            failed[number] = error.message
+
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
     try:
-        for _ in pool.map(action, numbers):
+        for _ in pool.map(noted, numbers):
             pass
     finally:
         pool.shutdown(cancel_futures=True)

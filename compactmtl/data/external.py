@@ -36,7 +36,7 @@ from compactmtl.tasks.placement import Resize
 _METHODS = ("__len__", "__getitem__", "identifier")
 _SHOWN = 10
 # Keys that decide when and where samples are made, and never what one holds.
-_PLACE = {"augment", "batch_size", "cache", "pseudo_labels", "select_on", "share", "workers"}
+_PLACE = {"augment", "batch_size", "cache", "on_error", "pseudo_labels", "select_on", "share", "workers"}
 
 
 @dataclass(frozen=True)

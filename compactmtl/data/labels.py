@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compactmtl.data.base import VisionDataset
+from compactmtl.data.base import Sample, VisionDataset
+from compactmtl.data.unreadable import skips
 from compactmtl.errors import DataError
 from compactmtl.tasks.base import TargetSpec
 
@@ -113,4 +114,17 @@ def _says_anything(dataset: VisionDataset, target: str) -> bool:
         return True
     spec, flags = dataset.specs[target], labeled(dataset, target)
     numbers = range(len(dataset)) if flags is None else np.flatnonzero(flags).tolist()
-    return any(anything_known(spec, dataset[n]["targets"][target].numpy()[None])[0] for n in numbers)
+    return any(
+        anything_known(spec, sample["targets"][target].numpy()[None])[0] for sample in _read(dataset, numbers)
+    )
+
+
+def _read(dataset: VisionDataset, numbers: Iterable[int]) -> Iterator[Sample]:
+    """Samples by number, without those that training passes over."""
+    config = getattr(dataset, "config", None)
+    for number in numbers:
+        try:
+            yield dataset[number]
+        except DataError:
+            if config is None or not skips(config, dataset.split):
+                raise

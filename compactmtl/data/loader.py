@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -21,7 +22,8 @@ from compactmtl.data.sampling import EpochSampler as EpochSampler
 from compactmtl.data.sampling import Keys
 from compactmtl.data.sources import SourcesDataset
 from compactmtl.data.transforms import augment, draw
-from compactmtl.errors import CompactError, ConfigError
+from compactmtl.data.unreadable import read_sample
+from compactmtl.errors import CompactError, CompactWarning, ConfigError
 
 
 class BatchView(Dataset[Batch | CompactError]):
@@ -45,7 +47,8 @@ class BatchView(Dataset[Batch | CompactError]):
 
     def _batch(self, epoch: int, indices: Sequence[int], numbers: Sequence[int] | None = None) -> Batch:
         """`numbers` are what augmentation knows the samples by, where that is not their indices."""
-        samples = [self._dataset[index] for index in indices]
+        found = [read_sample(self._dataset, self._config, index) for index in indices]
+        samples, unread = [sample for sample, _ in found], [failed for _, failed in found if failed]
         factors: Tensor | None = None
         if self._train and (self._augment.moves or self._augment.color):
             choices = [draw(self._augment, self._seed, epoch, number) for number in numbers or indices]
@@ -66,6 +69,8 @@ class BatchView(Dataset[Batch | CompactError]):
         }
         if self._config.inputs:
             batch["inputs"] = tuple(inputs.values())
+        if unread:
+            batch["unread"] = unread
         if not self._train and "references" in samples[0]:
             names = list(samples[0]["references"])
             batch["references"] = {name: [sample["references"][name] for sample in samples] for name in names}
@@ -93,13 +98,16 @@ class SourcesView(BatchView):
         sources = [self._dataset.parts[part].name for part in sorted(by_part) for _ in by_part[part][0]]
         if len(batches) == 1:
             return {**batches[0], "sources": sources}
-        return {
+        joined: Batch = {
             "image": torch.cat([batch["image"] for batch in batches]),
             "targets": {
                 name: torch.cat([batch["targets"][name] for batch in batches]) for name in self._dataset.specs
             },
             "sources": sources,
         }
+        if unread := [failed for batch in batches for failed in batch.get("unread", [])]:
+            joined["unread"] = unread
+        return joined
 
 
 def normalized(
@@ -132,12 +140,16 @@ class Loader(DataLoader[Any]):
 
     sampler: EpochSampler
     labeled_apart: frozenset[str] = frozenset()  # targets that several data sets have, measured on each
+    tells: bool = True  # of samples that others stand in for; training counts them instead
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator class
         """One pass; raises DataError for a sample that cannot be read."""
         for batch in super().__iter__():
             if isinstance(batch, CompactError):
                 raise batch
+            for failed in batch.get("unread", []) if self.tells else []:
+                for name, what in failed.items():
+                    warnings.warn(f"{name} is passed over: {what}", CompactWarning, stacklevel=2)
             yield batch
 
 
@@ -167,6 +179,7 @@ def build_loader(
         pin_memory=pin,
         generator=own,
     )
+    loader.tells = not train
     if isinstance(dataset, SourcesDataset):
         owned = [target for part in dataset.parts for target in part.own_targets]
         loader.labeled_apart = frozenset(target for target in owned if owned.count(target) > 1)

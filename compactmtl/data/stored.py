@@ -17,6 +17,7 @@ from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, open_store
 from compactmtl.data.fit import PADDED
+from compactmtl.data.unreadable import skips
 from compactmtl.errors import ConfigError
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.placement import Placement, Size
@@ -83,7 +84,7 @@ class StoredDataset(ABC):
 
     A subclass sets what its `_make` needs before it calls `__init__`. `folder` gives the folder of a disk cache, and is
     asked for one alone; its name must change with whatever decides the arrays. `fill` makes every sample of a memory
-    cache at once, so that a damaged one fails here and not in the middle of training.
+    cache at once, so that a damaged one fails here and not in the middle of training, unless `data.on_error` says to skip it.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class StoredDataset(ABC):
             layouts[OWN_SIZE] = Layout((2,), "int32")
         layouts |= {name: layout(spec, config.size) for name, spec in specs.items()}
         home = folder() if config.cache == "disk" else Path()
-        self._store = open_store(config.cache, count, layouts, self._made, home)
+        self._store = open_store(config.cache, count, layouts, self._made, home, skip=skips(config, split))
         if fill and config.cache == "memory":
             self._store.fill()
 

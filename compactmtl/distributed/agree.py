@@ -59,7 +59,9 @@ def first_does(work: Callable[[], T]) -> T:
     if not is_first():
         answer = _broadcast(None)
         if answer["failed"] is not None:
-            raise TrainingError(f"process {rank()} stops with the first one: {answer['failed']}")
+            error = TrainingError(f"process {rank()} stops with the first one: {answer['failed']}")
+            error.second_hand = True
+            raise error
         value: T = answer["value"]
         return value
     try:

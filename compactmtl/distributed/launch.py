@@ -8,8 +8,10 @@ from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from compactmtl.distributed.environment import processes
+from compactmtl.distributed.peers import telling
 from compactmtl.errors import ConfigError, MachineError, MissingDependencyError
 
 
@@ -39,14 +41,17 @@ def launched(device: str) -> Iterator[None]:
             )
         torch.cuda.set_device(local)
     try:
-        dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl")
+        store, rank, world = next(rendezvous("env://"))
+        backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:
         raise MachineError(
             f"the {processes()} processes did not find each other: {str(error).splitlines()[0]}",
             "look at the endpoint that torchrun was given for the rendezvous, and whether the machines reach it",
         ) from error
     try:
-        yield
+        with telling(store, rank):  # before our connections close, by which the others know that we are gone
+            yield
     finally:
         with suppress(RuntimeError):  # of a process that is gone
             dist.destroy_process_group()

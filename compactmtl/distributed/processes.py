@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from compactmtl.errors import MachineError
+from compactmtl.distributed.peers import first_ended
+from compactmtl.errors import MachineError, machine_fault
 
 BUCKET = 25 * 2**20  # bytes that are sent as one, as DistributedDataParallel has it
 
@@ -41,15 +42,32 @@ def is_first() -> bool:
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """Raise MachineError where another process has ended or no longer answers."""
+    """Raise MachineError, second-hand, where another process has ended or no longer answers: with its reason, where it told it."""
     try:
         yield
     except RuntimeError as error:  # gloo and torch's DistError
-        raise MachineError(
+        if (
+            machine_fault(error) is not None
+        ):  # of our own, such as a loader's death, which torch raises wherever we are
+            raise
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> MachineError:
+    ended = first_ended()
+    if ended is None:
+        lost = MachineError(
             f"process {rank()} of {world()} stops: another one has ended or no longer answers ({_plain(error)})",
-            "the other's own message says why, and torchrun shows its exit code; once that is mended give the same command "
-            "with --resume",
-        ) from error
+            "a process that was killed, or a machine that is gone, cannot say why; torchrun shows each one's exit code or signal. "
+            "Once that is mended give the same command with --resume",
+        )
+    else:
+        lost = MachineError(
+            f"process {rank()} of {world()} stops because process {ended.rank} on {ended.host} did: {ended.reason}",
+            "mend that, and give the same command with --resume",
+        )
+    lost.second_hand = True
+    return lost
 
 
 def _plain(error: RuntimeError) -> str:

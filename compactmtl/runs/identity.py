@@ -22,6 +22,7 @@ _PLACE = frozenset(
         "data.root",
         "data.workers",
         "data.cache",
+        "data.on_error",  # a run that it changes had no result without it
         "train.device",
         "train.deterministic",
         "train.threads",

@@ -45,7 +45,8 @@ from compactmtl.train.pseudo_labels import records
 from compactmtl.train.resume import Progress, save_last
 from compactmtl.train.session import Session
 from compactmtl.train.together import EVERY, check_state, check_supported, prepare
-from compactmtl.train.tracking import Tracker
+from compactmtl.train.tracking import Tracker, failures_told_once
+from compactmtl.train.unread import UnreadSamples
 from compactmtl.train.validation import metrics_on_val, validated
 from compactmtl.train.watch import LossWatch, NotFiniteError, check_weights
 from compactmtl.verify.result import TaskMetrics
@@ -102,7 +103,7 @@ def train(
             )  # another process may have been here meanwhile
 
         first_does(hold)
-        with trusting(trust), torch_settings(recipe), explained(recipe):
+        with trusting(trust), torch_settings(recipe), explained(recipe), failures_told_once():
             changed: list[str] | None = None
             if resume:
                 session, progress, changed = resumed(recipe, Run.open(path), accept=accept_changed_data)
@@ -128,6 +129,9 @@ class Loop:
     tracker: Tracker
     interrupt: Interrupt
     watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        self._unread = UnreadSamples(self.session, self.progress)
 
     def run(self, *, resumed: list[str] | None = None) -> None:
         """Train to the end; `resumed` is given where the run goes on: how its data changed since it began."""
@@ -158,7 +162,16 @@ class Loop:
             )
         first_does(self._write_importance)
         val = first_does(self._val)
-        tracker.end(progress.best_epoch, progress.best_metrics, val, progress.seconds, progress.images)
+        if line := self._unread.line(of_run=True):
+            tracker.say(line)
+        tracker.end(
+            progress.best_epoch,
+            progress.best_metrics,
+            val,
+            progress.seconds,
+            progress.images,
+            self._unread.end(),
+        )
         wait()
 
     def _done(self) -> bool:
@@ -179,6 +192,7 @@ class Loop:
         images, earlier, start = 0, progress.epoch_seconds, time.perf_counter()
         last = min(session.steps_per_epoch, position.batch + session.total_steps - position.step)
         for batch in session.batches(position.epoch, position.batch, last):
+            self._unread.note(batch)
             losses, total = session.forward(batch)
             watch.note(position.step + 1, {**losses, **session.penalties, "total": total})
             session.update(total)
@@ -194,6 +208,7 @@ class Loop:
         progress.sums = watch.sums
         progress.epoch_images += images
         progress.epoch_seconds = earlier + time.perf_counter() - start
+        self._unread.join()
         self.interrupt.stop_where_asked()
 
     def _agreed(self, batch: Batch) -> tuple[bool, int]:
@@ -208,6 +223,7 @@ class Loop:
         watch = LossWatch(list(session.tasks), session.device, diagonals.sums)
         with diagonals.training():
             for batch in session.batches(-epoch, first, diagonals.steps_per_epoch):
+                self._unread.note(batch)
                 watch.note(diagonals.place.step + 1, diagonals.update(session, batch))
                 stop, seen = self._agreed(batch)
                 images += seen
@@ -219,6 +235,7 @@ class Loop:
         diagonals.sums = watch.sums
         progress.epoch_images += images
         progress.epoch_seconds += time.perf_counter() - start
+        self._unread.join()
         self.interrupt.stop_where_asked()
 
     def _validate(self) -> TaskMetrics:
@@ -293,12 +310,16 @@ class Loop:
             "sparsity": None,  # what no part reports
             "diagonals": None,
             "competition": competition(session),
+            **self._unread.epoch(),
             **{part.logs: part.report() for part in session.parts if part.logs},
         }
+        if line := self._unread.line(of_run=False):
+            self.tracker.say(line)
         self.tracker.epoch(values, of=session.recipe.train.epochs, images=progress.epoch_images, best=best)
         progress.seconds += progress.epoch_seconds
         progress.images += progress.epoch_images
         progress.epoch_seconds, progress.epoch_images, progress.sums = 0.0, 0, {}
+        progress.epoch_replaced = 0
         session.position = Position(position.epoch + 1, 0, position.step)
         self._save_last()
         if self.watch is not None and not self._done():

@@ -29,6 +29,9 @@ class Progress:
     epoch_seconds: float = 0.0  # of the epoch in progress, as the two below
     epoch_images: int = 0
     sums: dict[str, float] = field(default_factory=dict)  # losses over steps
+    epoch_replaced: int = 0  # of the epoch in progress: places of samples that could not be read
+    replaced: int = 0  # of the run
+    unread: dict[str, str] = field(default_factory=dict)  # those samples by name, with what is wrong
 
 
 def save_last(session: Session, progress: Progress, folder: Path) -> None:

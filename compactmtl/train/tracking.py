@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,6 +49,23 @@ class EventLog:
             if event["event"] != "end" and (event["event"] != "epoch" or event["epoch"] <= epochs)
         ]
         write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
+
+
+@contextmanager
+def failures_told_once() -> Iterator[None]:
+    """While entered, TensorBoard's thread that writes prints no traceback of its own: what it failed of, such as a full disk, is
+    raised again where the next event is handed to it."""
+    former = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            former(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = former
 
 
 class Tracker:
@@ -144,9 +163,10 @@ class Tracker:
         val: Mapping[str, Mapping[str, float]],
         seconds: float,
         images: int,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Log the end: the best epoch, its metrics where it was chosen and on val, seconds of training over all sittings."""
-        self.log.append("end", best_epoch=best_epoch, best=best, val=val, seconds=seconds)
+        """Log the end: the best epoch, its metrics where it was chosen and on val, seconds of training over all sittings, and `more`."""
+        self.log.append("end", best_epoch=best_epoch, best=best, val=val, seconds=seconds, **(more or {}))
         self.say(f"trained {images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.0f} images/s)")
         parts = (
             f"{name} {format_metric(task, task.primary, best[name][task.primary])}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,39 @@ def test_a_full_disk_leaves_no_partial_line(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.filename == str(path)
     append_line(path, "three")
     assert path.read_text() == "one\nthree\n"
+
+
+@pytest.fixture
+def limited() -> Iterator[Callable[[int], None]]:
+    """limited(size): files of this process cannot become larger, as on a disk that becomes full in the middle of a write."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+def test_a_line_of_which_a_part_fits_is_cut_off_whole(tmp_path: Path, limited: Callable[[int], None]) -> None:
+    """The part that did not fit must not come after it when the file is closed."""
+    path = tmp_path / "log.jsonl"
+    append_line(path, "one")
+    limited(100)
+    with pytest.raises(OSError, match="too large") as caught:
+        append_line(path, "x" * 20_000)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"one\n"
+    append_line(path, "two")
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_file_of_which_a_part_fits_leaves_the_old_one(
+    tmp_path: Path, limited: Callable[[int], None]
+) -> None:
+    path = tmp_path / "weights"
+    write_bytes(path, b"old")
+    limited(100)
+    with pytest.raises(OSError, match="too large"):
+        write_bytes(path, b"x" * 20_000)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["weights"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from compactmtl.cli.main import main
-from compactmtl.distributed.environment import processes
+from compactmtl.distributed.environment import processes, tell_torchrun
 from compactmtl.distributed.launch import launched
-from compactmtl.errors import ConfigError
+from compactmtl.distributed.peers import first_ended, telling
+from compactmtl.distributed.processes import reached
+from compactmtl.errors import ConfigError, DataError, MachineError
+from tests.support.layouts.folder import write_folder
 
 RECIPE = Path(__file__).parents[1] / "train" / "together.yaml"
 SECONDS = 200
 
 
-def command(folder: Path, *options: str) -> list[str]:
+def command(folder: Path, *options: str, recipe: Path = RECIPE) -> list[str]:
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "compactmtl"]
-    words = ["train", str(RECIPE), "train.epochs=8", "--out", str(folder), "--name", "run", *options]
+    words = ["train", str(recipe), "train.epochs=8", "--out", str(folder), "--name", "run", *options]
     return [sys.executable, *run, *words]
 
 
@@ -67,6 +74,99 @@ def test_a_killed_process_ends_all_with_the_reason_and_they_go_on(tmp_path: Path
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.count("run: ") == 1
     assert epochs(tmp_path) == list(range(1, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 60)
+def test_the_process_that_fails_says_why_and_so_do_the_others_and_torchrun(tmp_path: Path) -> None:
+    """An image that one process meets, the other does not."""
+    folder = write_folder(tmp_path / "data", count=48, size=(32, 48), split=True)
+    damaged = folder / "images" / "train" / "030.jpg"  # not of the first, at which all look before they train
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: {{name: folder, root: {folder}, size: [32, 48], batch_size: 12, cache: none}}\n"
+        "tasks: {depth: {kind: depth, head: {kind: fcn, width: 8}}}\n"
+        "model: {encoder: {name: resnet10t, options: {channels: [16, 16, 24, 32], stem_width: 16}}}\n"
+        "train: {epochs: 2, threads: 1, channels_last: false}\n"
+    )
+    ended = subprocess.run(
+        command(tmp_path, recipe=recipe), capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    said = ended.stderr
+    assert ended.returncode != 0
+    assert f"error: {damaged}: not a whole image" in said
+    other = re.search(r"error: process (\d) of 2 stops because process (\d) on \S+ did: (\S+):", said)
+    assert other is not None, said
+    assert {other[1], other[2]} == {"0", "1"}
+    assert other[3] == str(damaged)
+    root = said.partition("Root Cause (first observed failure)")[2]
+    assert re.search(r"rank +: (\d)", root)[1] == other[2], said  # type: ignore[index]
+    assert f"{damaged}: not a whole image" in root
+
+
+def test_a_process_that_only_follows_ends_after_the_one_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's root cause is the one with the earliest time, in whole seconds; of those without a file that of its look."""
+    place(monkeypatch)
+    waited: list[float] = []
+    monkeypatch.setattr("compactmtl.distributed.environment.time.sleep", waited.append)
+    times = {}
+    for name, second_hand in (("fault", False), ("follows", True)):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / name))
+        tell_torchrun("a reason", second_hand=second_hand)
+        failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / name))
+        assert "a reason" in ChildFailedError(name, {0: failure}).format_msg()
+        times[name] = failure.timestamp
+    assert waited[0] == 0 and waited[1] >= 2
+    assert times["follows"] - times["fault"] >= 2
+
+
+def test_what_a_process_says_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    with pytest.raises(DataError), telling(store, 1):
+        raise DataError("a.jpg: not a whole image")
+    with pytest.raises(ConfigError), telling(store, 3):
+        raise ConfigError("later")
+    with pytest.raises(MachineError) as caught, telling(store, 0), reached():
+        raise RuntimeError("Connection closed by peer")
+    assert "because process 1 on " in caught.value.message
+    assert caught.value.message.endswith("did: a.jpg: not a whole image")
+    assert caught.value.second_hand
+    with pytest.raises(MachineError, match="another one has ended") as unknown, reached():
+        raise RuntimeError("Connection closed by peer")
+    assert unknown.value.second_hand
+
+
+def test_who_follows_does_not_pass_for_the_first() -> None:
+    store = dist.HashStore()
+    with pytest.raises(MachineError), telling(store, 0), reached():
+        raise RuntimeError("Connection closed by peer")
+    with telling(store, 1):
+        assert first_ended() is None
+
+
+def test_a_store_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lay on a machine that fell silent."""
+    done = threading.Event()
+
+    class Silent(dist.HashStore):
+        def check(self, keys: list[str]) -> bool:
+            return not done.wait(20)
+
+    monkeypatch.setattr("compactmtl.distributed.peers._PATIENCE", 0.05)
+    with telling(Silent(), 0):
+        start = time.monotonic()
+        assert first_ended() is None
+        assert time.monotonic() - start < 10
+    done.set()
+
+
+def test_a_loader_s_death_is_no_other_process_s() -> None:
+    """torch raises it in whatever the process is doing."""
+    with pytest.raises(RuntimeError, match="DataLoader worker"), reached():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
 
 def place(monkeypatch: pytest.MonkeyPatch) -> None:

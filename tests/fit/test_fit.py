@@ -27,24 +27,42 @@ FIT = [
 ]  # fmt: skip
 RUN, DENSE = Path("runs/own_networks/t-macs-0.4"), Path("runs/own_networks/dense")
 
-# A fit in a process that kills itself at the COUNTth call of a function.
+# A fit for each kill, in a process that kills itself at the COUNTth call of a function. They are forked from one that has
+# imported what takes seconds, and has run nothing.
 KILLED = """
-import importlib, os, signal, sys
-module, name, count, *words = sys.argv[1:]
-home, calls = importlib.import_module(module), []
-former = getattr(home, name)
-
-def counted(*args, **kwargs):
-    calls.append(name)
-    if len(calls) == int(count):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return former(*args, **kwargs)
-
-setattr(home, name, counted)
+import importlib, json, os, signal, sys, traceback
+import compactmtl.fit, compactmtl.report
 from compactmtl.cli.main import main
-sys.exit(main(words))
+
+def patched(module, name, count):
+    *path, last = name.split(".")
+    home, calls = importlib.import_module(module), []
+    for one in path:
+        home = getattr(home, one)
+    former = getattr(home, last)
+
+    def counted(*args, **kwargs):
+        calls.append(last)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return former(*args, **kwargs)
+
+    setattr(home, last, counted)
+
+for module, name, count in json.loads(sys.argv[1]):
+    pid = os.fork()
+    if not pid:
+        try:
+            patched(module, name, count)
+            code = main(sys.argv[2:])
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        os._exit(code)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True, file=sys.stderr)
 """
-# Beside mid-training, where checkpoints are written: each stage's beginning or its middle.
+# In the order of the road: in mid-training, where checkpoints are written, and then each stage's beginning, its middle, and its end
+# before it is noted.
 KILLS = (
     ("compactmtl.train.loop", "save_last", 3),  # of the dense network's second epoch
     (
@@ -52,9 +70,16 @@ KILLS = (
         "save_last",
         4,
     ),  # the two epochs that were left of it, then one of the shrunk one's
+    ("compactmtl.train.loop", "Tracker.end", 1),  # of the shrunk one
     ("compactmtl.runs.compaction", "save_compact", 1),
+    ("compactmtl.surgery.artifact", "write_hashed", 1),
+    ("compactmtl.fit.stages", "_State.note", 2),  # of compact; the first is of the code
+    ("compactmtl.export.verified", "write_bundle", 1),
     ("compactmtl.export.verified", "write_verification", 1),
+    ("compactmtl.fit.stages", "_State.note", 2),  # of export
     ("compactmtl.fit.stages", "write_collected", 1),
+    ("compactmtl.report.write", "write_text", 2),  # report.json is there, and no page
+    ("compactmtl.fit.stages", "_State.note", 2),  # of report
 )
 
 
@@ -84,15 +109,17 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # twelve commands that are killed, on a machine that is busy
 def test_a_killed_fit_ends_bit_equal(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(place)])}
-    for module, name, count in KILLS:
-        words = [*FIT, "--out", "killed"]
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, module, name, str(count), *words],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == -signal.SIGKILL, (name, done.stdout, done.stderr)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(KILLS), *FIT, "--out", "killed"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stderr.splitlines()
+    for _, name, _ in KILLS:
+        assert f"{name} {-signal.SIGKILL}" in said, (name, done.stdout, done.stderr)
+    assert sum(line.endswith(f" {-signal.SIGKILL}") for line in said) == len(KILLS), said
     assert main([*FIT, "--out", "killed"]) == OK
     told = capsys.readouterr().out
     assert "dense: killed/own_networks/dense is finished" in told

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import multiprocessing
 import os
+import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import Tensor
 
+from compactmtl.artifacts.lock import writing
 from compactmtl.cli.main import main
 from compactmtl.config import Resolved
 from compactmtl.errors import ConfigError, MachineError, machine_fault
 from compactmtl.train import dry_run, train
 from compactmtl.train.session import Session
+from tests.support.interrupting import trained_in_two_parts
 
 Make = Callable[..., Resolved]
 ONE_PIXEL = ("data.batch_size=1", "data.size=[16,16]", "model.encoder.output_stride=32")
@@ -161,6 +169,65 @@ def test_a_loader_process_that_dies_is_told(
     monkeypatch.setattr(BatchView, "__getitem__", die)
     with pytest.raises(MachineError, match=r"a process that loads data died.*data\.workers 1"):
         train(tiny("data.workers=1"), tmp_path / "run", console=Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_a_run_whose_loader_process_is_killed_goes_on_bit_equal(
+    tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-epoch, as the system does when memory runs out."""
+    resolved = tiny("data.workers=2")
+    whole = train(tiny(), tmp_path / "whole", console=Console(quiet=True))
+    update = Session.update
+
+    def killing(self: Session, loss: Tensor) -> None:
+        update(self, loss)
+        if self.position.step == 6:  # of four an epoch
+            pid = min(child.pid or 0 for child in multiprocessing.active_children())
+            os.kill(pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "update", killing)
+        with pytest.raises(MachineError, match=r"a process that loads data died.*data\.workers 2"):
+            train(resolved, tmp_path / "run", console=Console(quiet=True))
+    assert not multiprocessing.active_children()
+    run = train(resolved, tmp_path / "run", resume=True, console=Console(quiet=True))
+    one, other = (
+        load_file(each.path / "checkpoints" / "last" / "weights.safetensors") for each in (run, whole)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_disturbs_neither_log_nor_remaining_time_nor_lock(
+    tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the wall clock finds it a day earlier or two later than the one before."""
+    whole = train(tiny(), tmp_path / "whole", console=Console(quiet=True))
+    now, moves = [1.6e9], itertools.cycle((-86_400.0, 2 * 86_400.0, -2 * 86_400.0))
+
+    def jumping() -> float:
+        now[0] += next(moves)
+        return now[0]
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(time, "time_ns", lambda: int(jumping() * 1e9))
+    monkeypatch.setattr("compactmtl.train.tracking.EVERY", 0.0)
+    console = Console(file=io.StringIO(), width=200)
+    run = trained_in_two_parts(tiny(), tmp_path / "run", console, 6)
+    assert isinstance(console.file, io.StringIO)
+    remaining = re.findall(r"(\S+) s left", console.file.getvalue())
+    assert remaining and all(0 <= float(one) < 90 for one in remaining)
+    for event, same in zip(
+        [one for one in run.log() if one["event"] == "epoch"],
+        [one for one in whole.log() if one["event"] == "epoch"],
+        strict=True,
+    ):
+        assert 0 < event["seconds"] < 90
+        assert event["train"] == same["train"]
+    assert not (run.path / ".lock").exists()
+    with writing(run.path, "test"):
+        pass
 
 
 def test_batches_are_shared_in_the_loader_process_where_a_failure_is_told(
