@@ -198,9 +198,9 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         # a gradient of this gradient may be asked for: then it is a formula, which can be differentiated again
-        found = (_slopes if torch.is_grad_enabled() else _fast_slopes)(
-            *ctx.saved_tensors, ctx.eps, *gradients
-        )
+        (gradient,) = gradients
+        slopes = _slopes if torch.is_grad_enabled() else _fast_slopes
+        found = slopes(*ctx.saved_tensors, ctx.eps, gradient)
         wanted = ctx.needs_input_grad[:3]
         return (
             *(one if want else None for one, want in zip(found, wanted, strict=True)),
@@ -212,10 +212,16 @@ class _Normalized(torch.autograd.Function):
 
 
 def _slopes(
-    values: Tensor, weight: Tensor | None, bias: Tensor | None, *given: Any
+    values: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    average: Tensor,
+    variance: Tensor,
+    count: Tensor,
+    eps: float,
+    gradient: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of values, weight and bias."""
-    *_, eps, gradient = given
     average, variance, count = moments(values, _axes(values))  # anew, as the gradient goes through them
     inverse, places = torch.rsqrt(variance + eps), _places(values)
     standard = (values - average.view(places)) * inverse.view(places)
