@@ -42,7 +42,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether it is a linear layer or a convolution of one group, with a weight of its own and nothing done around it."""
-    if type(module) not in _LAYERS or has_hooks(module) or "weight" not in module._parameters:
+    weight = module._parameters.get("weight")
+    if type(module) not in _LAYERS or has_hooks(module) or weight is None or not weight.is_floating_point():
         return False
     return not isinstance(module, _ConvNd) or module.groups == 1
 
