@@ -7,6 +7,7 @@ convolutions. A batch norm between two of them, with the statistics that eval mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,8 +22,8 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 Layer = nn.Linear | _ConvNd
 
 # Classes of these very types: a subclass may do more than the layer.
-_NORMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-_LAYERS = {
+_NORMS: dict[type[nn.Module], int] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+_LAYERS: dict[type[nn.Module], int] = {
     nn.Linear: 0,
     nn.Conv1d: 1,
     nn.Conv2d: 2,
@@ -106,8 +107,7 @@ def main_of(modules: Sequence[nn.Module]) -> int | None:
 
 def joined_size(modules: Sequence[nn.Module], main: int) -> int:
     """How many entries the weight of the joined layer has."""
-    outputs, inputs = _widths(modules[main])
-    kernel = modules[main].weight.numel() // (outputs * inputs)
+    kernel = math.prod(_held(modules[main]).shape[2:])
     return int(_widths(modules[-1])[0] * _widths(modules[0])[1] * kernel)
 
 
@@ -148,25 +148,24 @@ def shift_before(modules: Sequence[nn.Module]) -> Tensor:
 def is_identity(module: nn.Module) -> bool:
     """Whether a layer or norm hands its input on as it is, in eval mode and in the numbers of its own type."""
     if is_norm(module):
-        scale, shift = _affine(module)
-        kind, bias = module.running_mean.dtype, module.bias
-        slack = torch.finfo(kind).eps * (0.0 if bias is None else bias.detach().double().abs())
+        (scale, shift), bias = _affine(module), module._parameters["bias"]
+        kind = _read(module)[0].dtype
+        slack = torch.finfo(kind).eps * (
+            torch.zeros_like(shift) if bias is None else bias.detach().double().abs()
+        )
         return bool((scale.to(kind) == 1).all() and (shift.abs() <= slack).all())
     if not is_layer(module) or isinstance(module, _ConvTransposeNd):
         return False
     outputs, inputs = _widths(module)
-    weight, bias = module.weight.detach(), module.bias
-    if outputs != inputs or (bias is not None and bool(bias.detach().any())):
+    if outputs != inputs or bool(_bias(module).any()):
         return False
+    weight = middle = _held(module)
     if isinstance(module, _ConvNd):
         if not _keeps_positions(module):
             return False
-        center = tuple(size // 2 for size in module.kernel_size)
-        middle = weight[(slice(None), slice(None), *center)]
-    else:
-        middle = weight
-    ones = bool((middle.diagonal() == 1).all())
-    return ones and int(torch.count_nonzero(weight)) == outputs
+        for size in module.kernel_size:
+            middle = middle[:, :, size // 2]
+    return bool((middle.diagonal() == 1).all()) and int(torch.count_nonzero(weight)) == outputs
 
 
 def join_layers(model: nn.Module, plan: Plan) -> None:
@@ -206,21 +205,27 @@ def _read(module: nn.Module) -> list[Tensor]:
 
 def _widths(layer: nn.Module) -> tuple[int, int]:
     """Outputs and inputs."""
-    outputs, inputs = layer.weight.shape[:2]
-    return (inputs, outputs) if isinstance(layer, _ConvTransposeNd) else (outputs, inputs)
+    rows, columns = _held(layer).shape[:2]
+    return (columns, rows) if isinstance(layer, _ConvTransposeNd) else (rows, columns)
+
+
+def _held(layer: nn.Module) -> Tensor:
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight.detach()
 
 
 def _weight(layer: nn.Module) -> Tensor:
     """The weight in float64, (outputs, inputs, *kernel)."""
-    weight = layer.weight.detach().double()
+    weight = _held(layer).double()
     return weight.transpose(0, 1) if isinstance(layer, _ConvTransposeNd) else weight
 
 
 def _bias(layer: nn.Module) -> Tensor:
-    if layer.bias is None:
-        return layer.weight.new_zeros(_widths(layer)[0], dtype=torch.float64)
-    bias: Tensor = layer.bias.detach().double()
-    return bias
+    bias = layer._parameters["bias"]
+    if bias is None:
+        return _held(layer).new_zeros(_widths(layer)[0], dtype=torch.float64)
+    return bias.detach().double()
 
 
 def _pointwise(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -248,7 +253,7 @@ def _keeps_positions(layer: _ConvNd) -> bool:
 
 def _made(modules: Sequence[nn.Module], main: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
     """A layer like `main` with other numbers, which are trained where any of the others' were."""
-    biased = any(is_norm(module) or module.bias is not None for module in modules)
+    biased = any(is_norm(module) or module._parameters["bias"] is not None for module in modules)
     outputs, inputs = weight.shape[:2]
     layer: nn.Module
     if isinstance(main, nn.Linear):
@@ -260,8 +265,8 @@ def _made(modules: Sequence[nn.Module], main: nn.Module, weight: Tensor, bias: T
         if isinstance(main, _ConvTransposeNd):
             settings["output_padding"] = main.output_padding
             weight = weight.transpose(0, 1)
-        layer = type(main)(inputs, outputs, bias=biased, device="meta", **settings)  # type: ignore[call-arg]
-    like = main.weight
+        layer = type(main)(inputs, outputs, bias=biased, device="meta", **settings)
+    like = _held(main)
     trained = any(value.requires_grad for module in modules for value in module.parameters())
     layer._parameters["weight"] = nn.Parameter(weight.to(like.dtype).contiguous(), trained)
     if biased:

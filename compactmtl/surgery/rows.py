@@ -229,7 +229,7 @@ def _cheapest(row: Sequence[Member], modules: dict[str, nn.Module]) -> list[Join
     for end in range(len(layers)):
         alone = row[layers[end]]
         macs, joins = best[end]
-        least = (macs + alone.positions * modules[alone.path].weight.numel(), joins)
+        least = (macs + alone.positions * joined_size([modules[alone.path]], 0), joins)
         for start in range(end):
             part = row[layers[start] : layers[end] + 1]
             macs, joins = best[start]

@@ -90,7 +90,8 @@ def test_many_channels_go_down_to_a_block() -> None:
     assert result.model[0].out_features == 48
     (left,) = result.report.timing.left
     assert left.channels == 4 and left.macs == 3 * 4 * (6 + 64)
-    assert result.report.timing.after < result.report.timing.all_removed < result.report.timing.before
+    timing = result.report.timing  # 44 at half the speed again are slower than 64
+    assert timing.after < timing.before < timing.all_removed
 
 
 def test_two_layers_are_slow_until_both_are_at_a_block() -> None:
