@@ -1,7 +1,7 @@
 """What a copy costs, and what a latency table leaves: the figures behind `compactmtl.surgery.timed`.
 
 python tools/bench_left.py copies
-python tools/bench_left.py stream [--network vit_tiny_patch16_224] [--target onnxruntime-cpu] [--dead 4 96]
+python tools/bench_left.py stream [--network vit_tiny_patch16_224] [--target onnxruntime-cpu] [--dead 4 96] [--cuts 12]
 
 `copies` times, in turn, a linear layer and what a norm at full width adds (zeros put behind half of the channels, and the first
 half taken out again), in eager torch on one thread: `MACS_PER_COPY` is about the median of their ratio.
@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compactmtl.artifacts.told import tell
 from compactmtl.backends import load_target
-from compactmtl.latency import latency_table
+from compactmtl.latency import Settings, latency_table
 from compactmtl.latency.observe import opened
 from compactmtl.surgery import compact
 from compactmtl.verify import measure_latency
@@ -79,7 +80,7 @@ def silence(model: nn.Module, width: int, count: int) -> None:
                 value[:count] = 0
 
 
-def stream(network: str, name: str, dead: list[int]) -> None:
+def stream(network: str, name: str, dead: list[int], cuts: int) -> None:
     """Print what is left and what each form takes."""
     import timm
 
@@ -88,7 +89,10 @@ def stream(network: str, name: str, dead: list[int]) -> None:
     image = (torch.randn(target.latency.batch, 3, 224, 224),)
     print("| dead channels | form | MACs | predicted ms | measured ms | of before |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
-    table = latency_table(timm.create_model(network).eval(), image, target, name)
+    settings = Settings(cuts=cuts, points=min(cuts, Settings.points))
+    table = latency_table(
+        timm.create_model(network).eval(), image, target, name, settings=settings, progress=tell
+    )
     for count in dead:
         torch.manual_seed(0)
         model = timm.create_model(network).eval()
@@ -123,11 +127,12 @@ def main() -> None:
     parser.add_argument("--network", default="vit_tiny_patch16_224")
     parser.add_argument("--target", default="onnxruntime-cpu")
     parser.add_argument("--dead", type=int, nargs="+", default=[4, 96])
+    parser.add_argument("--cuts", type=int, default=12, help="networks that the table is made of")
     args = parser.parse_args()
     if args.what == "copies":
         copies()
     else:
-        stream(args.network, args.target, args.dead)
+        stream(args.network, args.target, args.dead, args.cuts)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compactmtl.errors import ArtifactError
+from compactmtl.export import export_onnx
 from compactmtl.surgery import apply_plan, compact, load_compact, save_compact
 from compactmtl.surgery.plan import Join, Plan
 from tests.support.masking import FLOAT32, TOLERANCE, assert_close, kill
@@ -376,6 +378,17 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
         apply_plan(model, plan.model_copy(update={"identities": ("elsewhere",)}))
     with pytest.raises(ArtifactError, match="joins"):
         Plan.from_json(plan.to_json().replace('"into": "1"', '"into": "7"'))
+
+
+@pytest.mark.slow
+def test_a_norm_behind_a_convolution_is_left_to_the_export(tmp_path: Path) -> None:
+    """It can be trained on in PyTorch, and the file holds none of it."""
+    torch.manual_seed(0)
+    model = ready(nn.Sequential(conv(6, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), conv(5, 2))).float()
+    small = compact(model, (IMAGE.float(),)).model
+    assert type(small.get_submodule("1")) is nn.BatchNorm2d
+    path = export_onnx(small, (IMAGE.float(),), tmp_path / "model.onnx")
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["Conv", "Relu", "Conv"]
 
 
 PARTS = ("1x1", "1x1 no bias", "3x3", "3x3 padded", "norm", "relu", "dropout", "identity")
