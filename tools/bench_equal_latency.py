@@ -88,8 +88,8 @@ def milliseconds(given: argparse.Namespace, runs: Mapping[str, Run]) -> dict[str
 
 def macs(run: Run) -> float:
     """The share of the MACs that surgery left."""
-    report = json.loads((run.path / COMPACT / SURGERY).read_text(encoding="utf-8"))
-    return float(report["macs_after"] / report["macs_before"])
+    found = json.loads((run.path / COMPACT / SURGERY).read_text(encoding="utf-8"))["macs"]
+    return float(found["after"] / found["before"])
 
 
 def gain(run: Run, dense: Run) -> float:
