@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     import torch
 
     from compactmtl.runs import Run
+    from compactmtl.sparsity import LatencyTable
 
 HELP = "remove the dead channels of a run's best model without changing its function"
 EXAMPLE = """\
 compactmtl compact runs/scenes-compact
 compactmtl compact runs/utkface-compact --align 16 --evaluate
+compactmtl compact runs/utkface-compact --latency onnxruntime-cpu
 compactmtl compact runs/scenes-compact --tasks depth normals"""
 
 
@@ -40,6 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gather",
         action="store_true",
         help="let a layer select its channels by index where the tensor around it keeps more of them",
+    )
+    parser.add_argument(
+        "--latency",
+        metavar="TARGET",
+        help="leave dead channels without which the network is slower on this target, by a latency table that is measured here or"
+        " in the cache",
+    )
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="the same by the latency table in this file, which `compactmtl latency RUN --out FILE` wrote",
+    )
+    parser.add_argument(
+        "--no-join",
+        action="store_true",
+        help="leave layers in a row as they are, also where one layer in their place has fewer MACs",
     )
     parser.add_argument(
         "--evaluate",
@@ -71,13 +89,34 @@ def run(args: argparse.Namespace) -> int:
         )
     check_writable(opened.path)
     opened = of_tasks(opened, args)
-    result = compact_run(opened, args.align, args.gather)
+    latencies = _latencies(opened, args)
+    result = compact_run(opened, args.align, args.gather, not args.no_join, latencies)
     print(table(result.report.to_json()))
     if args.evaluate:
         print(compare(opened, device))
     print(f"compact model: {opened.path / 'compact'}")
     print(f"next: {command('export', opened.path, *args.overrides, *trusted(args))}")
     return 0
+
+
+def _latencies(run: Run, args: argparse.Namespace) -> LatencyTable | None:
+    """The latency table that is asked for: read, or measured for the run's plain network."""
+    if args.table is None and args.latency is None:
+        return None
+    from compactmtl.artifacts.told import tell
+    from compactmtl.backends import load_target
+    from compactmtl.latency import check_target, latency_table
+    from compactmtl.sparsity import LatencyTable
+
+    if args.latency is None:
+        return LatencyTable.load(args.table)
+    target = load_target(args.latency)
+    if args.table is not None:
+        known = LatencyTable.load(args.table)
+        check_target(known, args.latency, target)
+        return known
+    inputs = run.example_inputs(target.latency.batch)
+    return latency_table(run.load_plain(), inputs, target, args.latency, progress=tell)
 
 
 def table(surgery: Mapping[str, Any]) -> str:
@@ -103,6 +142,9 @@ def table(surgery: Mapping[str, Any]) -> str:
         lines.append("no channel could be removed; was the run trained with sparsity?")
     if surgery.get("unreached"):
         lines.append(f"not reached by the forward pass: {', '.join(surgery['unreached'])}")
+    lines += _of_rows(surgery)
+    if surgery.get("timing"):
+        lines += _timing(surgery["timing"])
     not_pruned = surgery.get("not_pruned", surgery.get("kept_whole"))  # its name in earlier versions
     if not_pruned:
         lines.append(f"not pruned: {len(not_pruned)} layers")
@@ -113,6 +155,28 @@ def table(surgery: Mapping[str, Any]) -> str:
         f"over {len(proof['cases'])} inputs (tolerance {proof['tolerance']:.0e}), {surgery['seconds']:.1f} s"
     )
     return "\n".join(lines)
+
+
+def _of_rows(surgery: Mapping[str, Any]) -> list[str]:
+    """Layers in a row that became one, and those that did nothing; files of earlier versions have neither."""
+    lines = [f"joined into {one['into']}: {' '.join(one['layers'])}" for one in surgery.get("joined", ())]
+    if left := surgery.get("identities"):
+        lines.append(f"hand on their input as it is, and left: {' '.join(left)}")
+    return lines
+
+
+def _timing(timing: Mapping[str, Any]) -> list[str]:
+    """What the network takes by a latency table, and what was left for that."""
+    lines = [
+        f"{timing['target']}, by its latency table: {timing['before']:.3f} ms before, {timing['after']:.3f} ms after"
+        f" ({timing['all_removed']:.3f} ms without every dead channel)"
+    ]
+    lines += [
+        f"  left in {one['name']}: {one['channels']} dead channels, {one['macs']:,} MACs; without them it takes"
+        f" {one['milliseconds']:.4f} ms more"
+        for one in timing["left"]
+    ]
+    return lines
 
 
 def _channels(out_and_in: list[int]) -> str:

@@ -199,8 +199,11 @@ class _Normalized(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         # a gradient of this gradient may be asked for: then it is a formula, which can be differentiated again
         (gradient,) = gradients
-        slopes = _slopes if torch.is_grad_enabled() else _fast_slopes
-        found = slopes(*ctx.saved_tensors, ctx.eps, gradient)
+        values, weight, bias, average, variance, count = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = _slopes(values, weight, bias, ctx.eps, gradient)
+        else:
+            found = _fast_slopes(values, weight, bias, average, variance, count, ctx.eps, gradient)
         wanted = ctx.needs_input_grad[:3]
         return (
             *(one if want else None for one, want in zip(found, wanted, strict=True)),
@@ -212,14 +215,7 @@ class _Normalized(torch.autograd.Function):
 
 
 def _slopes(
-    values: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    average: Tensor,
-    variance: Tensor,
-    count: Tensor,
-    eps: float,
-    gradient: Tensor,
+    values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of values, weight and bias."""
     average, variance, count = moments(values, _axes(values))  # anew, as the gradient goes through them

@@ -41,6 +41,21 @@ def written(node: fx.Node) -> list[fx.Node]:
     return [item for item in targets if isinstance(item, fx.Node)]
 
 
+def may_be_written(node: fx.Node) -> bool:
+    """Whether a call writes into a tensor, or into a view of it, once it is there."""
+    return any(
+        node in written(user)
+        or (
+            bool(user.args)
+            and user.args[0] is node
+            and _aliases_first_argument(user)
+            and may_be_written(user)
+        )
+        for user in node.users
+        if user.op == "call_function"
+    )
+
+
 def writes_elsewhere(node: fx.Node) -> bool:
     """Whether the call writes into another tensor than the one that it works on."""
     return any(target is not node.args[0] for target in written(node))

@@ -43,8 +43,8 @@ class MacModel:
         self._nodes = [work.node for work in works]
         self._each = np.array([work.inputs is None for work in works], dtype=bool)
         self._always = np.array([work.outputs is None for work in works], dtype=bool)
-        self._outputs = _counts([work.outputs for work in works], labels, classes)
-        self._inputs = _counts([work.inputs for work in works], labels, classes)
+        self._outputs = counts([work.outputs for work in works], labels, classes)
+        self._inputs = counts([work.inputs for work in works], labels, classes)
 
     def total(self, alive: Flags, without: Flags | None = None) -> float:
         """Of the whole model, with only the `alive` classes left, (classes,), and `without` these parts of calls (see `parts_of`)."""
@@ -70,7 +70,7 @@ class MacModel:
         return result
 
 
-def _counts(ids: Sequence[Ids | None], labels: Ids, classes: int) -> csr_matrix:
+def counts(ids: Sequence[Ids | None], labels: Ids, classes: int) -> csr_matrix:
     """How many entries of each list lie in each class, (lists, classes)."""
     given = [np.empty(0, np.int64) if own is None else own.ravel() for own in ids]
     rows = np.repeat(np.arange(len(given)), [len(own) for own in given])

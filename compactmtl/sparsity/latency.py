@@ -14,7 +14,7 @@ from torch import nn
 
 from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.graph import ChannelGraph
-from compactmtl.graph.inputs import as_arguments, batch_size, tensors_in
+from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, tensors_in
 
 VERSION = 4  # of tables that are made now
 CLEARLY = 1.05  # how much slower a kernel for odd counts has to be to be avoided
@@ -270,6 +270,20 @@ class LatencyTable(BaseModel):
                     mend,
                 )
 
+    def check_inputs(self, arguments: Arguments) -> None:
+        """Raise ConfigError where the table was measured at another batch or size of images than these arguments of a forward."""
+        if self.batch is not None and (batch := batch_size(arguments)) != self.batch:
+            raise ConfigError(
+                f"the latency table of {self.target} was measured at a batch of {self.batch}, these inputs have {batch}",
+                f"give {self.batch}, or measure a table at this batch",
+            )
+        image = next(iter(tensors_in(arguments))).shape[1:]
+        if self.image is not None and tuple(image) != self.image:
+            raise ConfigError(
+                f"the latency table of {self.target} was measured at images of {self.image}, these are {tuple(image)}",
+                "give inputs of that size, or measure a table at this one",
+            )
+
     def scaled(self, factor: float) -> LatencyTable:
         """The same with the milliseconds of all layers, and of none, times a factor; `whole_ms` stays."""
         layers = {name: layer.scaled(factor) for name, layer in self.layers.items()}
@@ -303,19 +317,9 @@ class LatencyTable(BaseModel):
         a layer that the table does not know, or one that is wider than the table's; SurgeryError where it cannot be traced.
         """
         arguments = as_arguments(model, example_inputs)
-        if self.batch is not None and (batch := batch_size(arguments)) != self.batch:
-            raise ConfigError(
-                f"the latency table of {self.target} was measured at a batch of {self.batch}, these inputs have {batch}",
-                f"give {self.batch}, or measure a table at this batch",
-            )
+        self.check_inputs(arguments)
         graph = ChannelGraph.trace(model, arguments)
         widths = graph.widths(np.ones(graph.classes, dtype=bool))
-        image = next(iter(tensors_in(arguments))).shape[1:]
-        if self.image is not None and tuple(image) != self.image:
-            raise ConfigError(
-                f"the latency table of {self.target} was measured at images of {self.image}, these are {tuple(image)}",
-                "give inputs of that size, or measure a table at this one",
-            )
         for name, width in widths.items():
             full = self.layers[name].full if name in self.layers else None
             if full is None or any(

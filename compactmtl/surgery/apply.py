@@ -17,6 +17,7 @@ from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery import full_width, recurrent
 from compactmtl.surgery.contraction import contract_layers
 from compactmtl.surgery.gather import install
+from compactmtl.surgery.join import join_layers
 from compactmtl.surgery.outputs import select
 from compactmtl.surgery.plan import BiasShift, FullWidthEdit, Gather, Merge, Plan, Scale, Slice, signature
 from compactmtl.surgery.stand_ins import Absent, constant, put
@@ -65,6 +66,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         _gather(small, gather)
     for edit in plan.full_width:
         _run_full_width(small.model, edit)
+    join_layers(small.model, plan)
     return small.model
 
 

@@ -27,7 +27,9 @@ from compactmtl.surgery.outputs import Name, check_outputs, remove_unread, selec
 from compactmtl.surgery.plan import Plan, signature
 from compactmtl.surgery.prove import Proof, Reference, compare, holder, reference
 from compactmtl.surgery.report import LayerChange, SurgeryReport, layer_changes
+from compactmtl.surgery.rows import Row, after_joins, find_rows, rejoin
 from compactmtl.surgery.search import Search
+from compactmtl.surgery.timed import Times, Timing
 
 ROUNDED = 1e-4  # largest relative error where weights are computed in float32 once instead of at every call
 
@@ -51,6 +53,8 @@ def compact(
     gather: bool = False,
     unreached: Unreached = "keep",
     outputs: Sequence[Name] = (),
+    join: bool = True,
+    table: Times | None = None,
 ) -> CompactResult:
     """Remove every channel that has no effect, without changing the function of the model in eval mode.
 
@@ -71,9 +75,15 @@ def compact(
         outputs: the outputs to keep, by name where the model's forward gives a dict, by position where it gives a list or
             tuple; by default all. The others leave, with the modules and channels that only they read. Their modules'
             places hold zeros.
+        join: make one layer of layers in a row, with nothing between them but batch norms, where that has fewer MACs, and let
+            layers and norms leave that hand on their input as it is.
+        table: a latency table of this network, such as `compactmtl.latency.latency_table` makes. Dead channels then stay where
+            without them the network is predicted to be slower, and so do layers that an index gather would slow down; the
+            report's `timing` says which, and what each would have saved.
 
     Raises:
         SurgeryError: where the model cannot be traced, gives different outputs at every run, or lacks one of `outputs`.
+        ConfigError: where `table` is of another network, batch or size of images.
     """
     if isinstance(align, bool) or not isinstance(align, int) or align < 1:
         raise SurgeryError(
@@ -82,7 +92,7 @@ def compact(
     if unreached not in CHOICES:
         raise SurgeryError(f"unreached is {unreached!r}", f"use one of {', '.join(CHOICES)}")
     with float32_products():  # TF32 would fail the proof where a model is too large for float64
-        return _compact(model, example_inputs, align, tolerance, gather, unreached, outputs)
+        return _compact(model, example_inputs, align, tolerance, gather, unreached, outputs, join, table)
 
 
 def _compact(
@@ -93,6 +103,8 @@ def _compact(
     gather: bool,
     unreached: Unreached,
     outputs: Sequence[Name],
+    join: bool,
+    table: Times | None,
 ) -> CompactResult:
     started = time.perf_counter()
     check_model(model)
@@ -105,13 +117,18 @@ def _compact(
         else _Chosen(plain, reference(plain, inputs))
     )
     graph = ChannelGraph.trace(chosen.model, inputs, unreached)
+    if table is not None:
+        table.check_inputs(inputs)
+        table.check(graph.widths(np.ones(graph.classes, dtype=bool)))
     short = shorten(chosen.model, inputs, graph, chosen.expected, tolerance)
     whole = layer_changes(graph, np.ones(graph.classes, dtype=bool)) if short else ()
     if short:
         graph = ChannelGraph.trace(short.model, inputs, unreached)
     form = short.model if short else chosen.model
-    settings = _Settings(form, inputs, chosen.expected, align, tolerance, gather, unreached)
+    settings = _Settings(form, inputs, chosen.expected, align, tolerance, gather, unreached, table)
     removal = _smallest(settings, graph)
+    if join:
+        removal = _joined(removal, chosen.expected)
     edits = {
         "align": align,
         "outputs": tuple(outputs),
@@ -131,6 +148,9 @@ def _compact(
         not_pruned=removal.not_pruned,
         unreached=removal.unreached,
         contracted=(*plan.fused, *plan.contracted),
+        joined={one.into: one.layers for one in plan.joins},
+        identities=plan.identities,
+        timing=removal.timing,
         align=align,
         seconds=time.perf_counter() - started,
     )
@@ -168,6 +188,7 @@ class _Settings:
     tolerance: float | None
     gather: bool
     unreached: Unreached
+    table: Times | None
 
 
 @dataclass(frozen=True)
@@ -178,6 +199,22 @@ class _Removal:
     layers: tuple[LayerChange, ...]
     not_pruned: dict[str, str]
     unreached: tuple[str, ...]
+    rows: tuple[Row, ...]
+    timing: Timing | None
+
+
+def _joined(removal: _Removal, expected: Reference) -> _Removal:
+    """With layers in a row joined where that takes fewer MACs."""
+    rejoined = rejoin(removal.model, removal.rows, removal.plan, expected, removal.proof.tolerance)
+    if rejoined is None:
+        return removal
+    return replace(
+        removal,
+        plan=removal.plan.model_copy(update={"identities": rejoined.identities, "joins": rejoined.joins}),
+        model=rejoined.model,
+        proof=rejoined.proof,
+        layers=after_joins(removal.layers, rejoined),
+    )
 
 
 def _with_those_that_left(
@@ -245,8 +282,13 @@ def _remove(
         graph = ChannelGraph.trace(form, settings.inputs, settings.unreached)
     search = Search(graph, form, expected, settings.align, settings.tolerance)
     alive, rolled_back = search.search()
+    timing = None
+    if settings.table is not None:
+        alive, timing = search.leave(alive, settings.table)
     if settings.gather:
-        rolled_back += search.gather(alive)
+        undone, slow = search.gather(alive, settings.table)
+        rolled_back += undone
+        timing = replace(timing, left=(*timing.left, *slow)) if timing is not None else None
     plan, small, proof = search.result(alive)
     if form is not settings.plain:
         allowed = settings.tolerance if settings.tolerance is not None else ROUNDED
@@ -263,7 +305,10 @@ def _remove(
         **dict.fromkeys(rolled_back, ROLLED_BACK),
     }
     changes = layer_changes(graph, alive, search.thinned)
-    return _Removal(plan.model_copy(update=contracted), small, proof, changes, kept, graph.unreached)
+    rows = find_rows(graph, form)
+    return _Removal(
+        plan.model_copy(update=contracted), small, proof, changes, kept, graph.unreached, rows, timing
+    )
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

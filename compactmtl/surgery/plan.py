@@ -121,6 +121,22 @@ class Gather(_Edit):
     constants: tuple[float, ...] = ()
 
 
+class Join(_Edit):
+    """Layers in a row that become one, in the order of their calls: it takes the place of `into`, an identity that of each other.
+
+    Batch norms between them are among the `layers`.
+    """
+
+    layers: tuple[str, ...] = Field(min_length=2)
+    into: str
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Join:
+        if self.into not in self.layers or len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"it joins {', '.join(self.layers)} into {self.into}, which is not one of them")
+        return self
+
+
 class ConstantEdit(_Edit):
     """A module that gives one value a channel whatever its input: the values stand in its place, and it leaves.
 
@@ -180,7 +196,7 @@ def _read_as_current(version: object) -> object:
 
 class Plan(_Edit):
     """Edits in the order in which they are applied: outputs that leave, constant modules, modules that nothing reads, fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
-    modules at full width.
+    modules at full width, identities, layers in a row that are joined.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
@@ -220,6 +236,11 @@ class Plan(_Edit):
         validation_alias=AliasChoices("full_width", "widened"),
     )
 
+    identities: tuple[str, ...] = Field(
+        (), description="layers and norms that hand their input on as it is, which leave"
+    )
+    joins: tuple[Join, ...] = ()
+
     @property
     def widened(self) -> tuple[FullWidthEdit, ...]:
         """Deprecated: `full_width`."""
@@ -241,6 +262,8 @@ class Plan(_Edit):
             self.contracted,
             self.fused,
             self.full_width,
+            self.identities,
+            self.joins,
         )
         return any(edits) or bool(self.outputs or self.absent or self.constants)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.gather import Thinned
 from compactmtl.surgery.prove import Proof
+from compactmtl.surgery.timed import Timing
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class SurgeryReport:
 
     Channel counts were kept at multiples of `align`. `contracted` names the blocks of branches and the layers that
     computed their weight at every call, which became plain layers; `unreached` the modules, and single parameters, that
-    the traced forward does not read.
+    the traced forward does not read. `joined` gives for each layer that several in a row became, itself among them, their
+    names in order; `identities` names the layers and norms that left because they hand on their input as it is.
+    `timing` says what was left undone for a latency table, None without one.
     """
 
     macs_before: int
@@ -47,6 +50,9 @@ class SurgeryReport:
     contracted: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     align: int = 1
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    identities: tuple[str, ...] = ()
+    timing: Timing | None = None
 
     @property
     def mac_reduction(self) -> float:
@@ -87,6 +93,9 @@ class SurgeryReport:
             "not_pruned": [{"name": name, "reason": reason} for name, reason in self.not_pruned.items()],
             "contracted": list(self.contracted),
             "unreached": list(self.unreached),
+            "joined": [{"into": into, "layers": list(layers)} for into, layers in self.joined.items()],
+            "identities": list(self.identities),
+            "timing": asdict(self.timing) if self.timing is not None else None,
             "seconds": self.seconds,
         }
 

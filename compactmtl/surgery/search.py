@@ -17,6 +17,7 @@ from compactmtl.surgery.equal_widths import find_equal_widths
 from compactmtl.surgery.gather import Thinned, choose_thinned
 from compactmtl.surgery.plan import Plan
 from compactmtl.surgery.prove import Proof, Reference, compare
+from compactmtl.surgery.timed import Left, Times, Timing, choose_left, fast_gathers
 from compactmtl.surgery.write import write_plan
 
 Result = tuple[Plan, nn.Module, Proof]
@@ -96,15 +97,31 @@ class Search:
             self._last = (key, self._tried(alive, None))
         return self._last[1]
 
-    def gather(self, alive: Flags) -> list[str]:
-        """Thin layers by index, on top of the classes that go; the layers for which that had to be rolled back."""
+    def leave(self, alive: Flags, times: Times) -> tuple[Flags, Timing]:
+        """The classes that stay where those removals are left undone that make the network slower, and what that comes to."""
+        stays, timing, left = choose_left(self._graph, alive, self._choose, times)
+        if len(left) and not self.result(stays)[2].passed:
+            return alive, replace(timing, after=timing.all_removed, left=())
+        self.reasons.update(
+            dict.fromkeys(left.tolist(), f"without it the network is slower on {times.target}")
+        )
+        return stays, timing
+
+    def gather(self, alive: Flags, times: Times | None = None) -> tuple[list[str], tuple[Left, ...]]:
+        """Thin layers by index, on top of the classes that go, with `times` only those that are faster so.
+
+        Given are the layers for which that had to be rolled back, and what was left undone.
+        """
         chosen = choose_thinned(self._graph, self._plain, alive, self._constraints.align)
+        slow: tuple[Left, ...] = ()
+        if times is not None:
+            chosen, slow = fast_gathers(self._graph, alive, chosen, times)
         accepted: dict[str, Thinned] = {}
         rolled_back = self._bisect_gathers(alive, chosen, accepted)
         self.thinned, self._last = accepted, None
         if not self.result(alive)[2].passed:
             self.thinned, self._last, rolled_back = {}, None, list(chosen)
-        return [f"{name} (its gather)" for name in rolled_back]
+        return [f"{name} (its gather)" for name in rolled_back], slow
 
     def _bisect_gathers(
         self, alive: Flags, among: Mapping[str, Thinned], accepted: dict[str, Thinned]

@@ -35,11 +35,12 @@ def compacted(model: nn.Module, *inputs: Any, align: int = 1, rolled_back: bool 
     """Compact a masked model and hold the result to it on inputs that surgery has not seen.
 
     Also: nothing was rolled back (a removal that is proved wrong is exact, but a fault), the masked output
-    depends on the input (else equality would prove nothing), and the argument is as it was.
+    depends on the input (else equality would prove nothing), and the argument is as it was. Layers in a row are not joined:
+    what is removed of each can then be told.
     """
     model = model.double().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    result = compact(model, inputs, align=align, tolerance=TOLERANCE)
+    result = compact(model, inputs, align=align, tolerance=TOLERANCE, join=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     if not rolled_back:
         assert not [reason for reason in result.report.not_pruned.values() if "rolled back" in reason]

@@ -218,7 +218,7 @@ def test_removal_that_fails_is_rolled_back_and_named(image) -> None:  # type: ig
     model = HardCoded().double()
     _kill_filters(model.conv, [0, 1])
     _kill_filters(model.other, [2])
-    result = compact(model, image)
+    result = compact(model, image, join=False)
     assert _loose(result.model).conv.out_channels == 8
     assert _loose(result.model).other.out_channels == 5
     assert "conv" in result.report.not_pruned
