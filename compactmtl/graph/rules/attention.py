@@ -107,6 +107,8 @@ class ScaledDotProduct:
             biases = None if mask is None else self._biases(view, mask, query, rank)
             if biases is not None:
                 heads.append(biases.reshape(len(key.ids), -1))
+                others = (axis.ids for axis in view.layout(mask) if axis.ids is not biases)
+                effect += Effect(pins=tuple(map(Pin, others)))
                 mask = None
             unit = np.concatenate(heads, axis=1)
             effect += Effect(units=(unit,))
@@ -124,11 +126,16 @@ class ScaledDotProduct:
 
     @staticmethod
     def _biases(view: View, mask: fx.Node, query: Axis, rank: int) -> Ids | None:
-        """The ids of a mask's heads (H,), where it has a bias for each; None where they are not followed."""
-        axis = view.axis(mask)
-        if axis is None or axis.dim is None or axis.ids.shape != query.ids.shape[:1]:
+        """The ids of a mask's heads (H,), where it has a bias for each; None where they are not followed.
+
+        A static mask may have entries for windows and positions as well, as Swin's of shifted windows.
+        """
+        axes = view.layout(mask)
+        if len(axes) > 1 and not view.is_static(mask):
             return None
-        return axis.ids if axis.dim - len(view.shape(mask)) == query.dims[0] - rank else None
+        where = query.dims[0] - rank + len(view.shape(mask))
+        own = [axis.ids for axis in axes if axis.dims == (where,) and axis.ids.shape == query.ids.shape[:1]]
+        return own[0] if len(own) == 1 else None
 
     @staticmethod
     def _sharing(view: View, node: fx.Node) -> tuple[_Shared, _Shared]:
