@@ -17,9 +17,10 @@ from compactmtl.graph.full_width import find_full_width
 from compactmtl.graph.probe import Samples, can_be_probed
 from compactmtl.graph.rule import Rule
 from compactmtl.graph.space import Axis
+from compactmtl.graph.stages import first_line
 from compactmtl.graph.state import State
 from compactmtl.graph.static import confirm, static_values
-from compactmtl.graph.trace import Traced, first_line
+from compactmtl.graph.trace import Traced
 from compactmtl.graph.view import View
 
 # Whether an exception in a rule is raised. Otherwise its operator is a barrier, which is always right: a user is

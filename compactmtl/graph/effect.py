@@ -166,6 +166,7 @@ class Effect:
     grids: tuple[Grid, ...] = ()
     units: tuple[Ids, ...] = ()  # each (units, any): a row is a head or group that can go as a whole
     followers: tuple[tuple[Ids, Ids], ...] = ()  # (n,) and (n, any): entry i goes where all of row i does
+    unforced: tuple[Ids, ...] = ()  # channels that do not go because what writes them is zero
     scored: tuple[
         tuple[Ids, Ids], ...
     ] = ()  # heads (H,) of a product of queries and keys, and their ids (H, any)

@@ -34,6 +34,7 @@ class State:
     projected: list[tuple[Ids, Ids]] = field(default_factory=list)
     followers: list[tuple[Ids, Ids]] = field(default_factory=list)
     scored: list[tuple[Ids, Ids]] = field(default_factory=list)
+    unforced: list[Ids] = field(default_factory=list)
     not_pruned: dict[str, str] = field(default_factory=dict)
     full_width: dict[str, FullWidth] = field(default_factory=dict)
     static: dict[fx.Node, Tensor | None] = field(default_factory=dict)  # of parameters and numbers alone
@@ -90,6 +91,7 @@ class State:
         self.projected += effect.projected
         self.followers += effect.followers
         self.scored += effect.scored
+        self.unforced += effect.unforced
         self.layouts[node] = effect.layout
         self.effects[node] = effect
 

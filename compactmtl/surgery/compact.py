@@ -16,8 +16,9 @@ from compactmtl.graph.borrow import trainable
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.float32 import float32_products
 from compactmtl.graph.inputs import Arguments, copied
+from compactmtl.graph.stages import Tracing, first_line
 from compactmtl.graph.threads import one_thread
-from compactmtl.graph.trace import check_inputs, check_model, first_line, trace
+from compactmtl.graph.trace import check_inputs, check_model, trace
 from compactmtl.graph.unreached import CHOICES, Unreached, unreached_modules
 from compactmtl.overparam import contract
 from compactmtl.surgery.contraction import contract_layers, find_attention, find_branched, find_computed
@@ -105,12 +106,13 @@ def _compact(
         else _Chosen(plain, reference(plain, inputs))
     )
     graph = ChannelGraph.trace(chosen.model, inputs, unreached)
+    tracing = graph.tracing
     short = shorten(chosen.model, inputs, graph, chosen.expected, tolerance)
     whole = layer_changes(graph, np.ones(graph.classes, dtype=bool)) if short else ()
     if short:
-        graph = ChannelGraph.trace(short.model, inputs, unreached)
+        graph = ChannelGraph.trace(short.model, inputs, unreached, graph.tracing.whole)
     form = short.model if short else chosen.model
-    settings = _Settings(form, inputs, chosen.expected, align, tolerance, gather, unreached)
+    settings = _Settings(form, inputs, chosen.expected, align, tolerance, gather, unreached, graph.tracing)
     removal = _smallest(settings, graph)
     edits = {
         "align": align,
@@ -130,6 +132,7 @@ def _compact(
         proof=removal.proof,
         not_pruned=removal.not_pruned,
         unreached=removal.unreached,
+        tracing=tracing,
         contracted=(*plan.fused, *plan.contracted),
         align=align,
         seconds=time.perf_counter() - started,
@@ -168,6 +171,7 @@ class _Settings:
     tolerance: float | None
     gather: bool
     unreached: Unreached
+    tracing: Tracing
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,9 @@ def _remove(
         form = copy_model(form)
         try:
             contract_layers(form, fused)
-            graph = ChannelGraph.trace(form.eval(), settings.inputs, settings.unreached)
+            graph = ChannelGraph.trace(
+                form.eval(), settings.inputs, settings.unreached, settings.tracing.whole
+            )
         except Exception:  # it is another's code, for a use that may not be this one
             return None
         computed = find_computed(graph, form)
@@ -242,7 +248,7 @@ def _remove(
         except SurgeryError:  # a forward may read of a layer what its plain form does not have
             return None
     if graph is None:
-        graph = ChannelGraph.trace(form, settings.inputs, settings.unreached)
+        graph = ChannelGraph.trace(form, settings.inputs, settings.unreached, settings.tracing.whole)
     search = Search(graph, form, expected, settings.align, settings.tolerance)
     alive, rolled_back = search.search()
     if settings.gather:

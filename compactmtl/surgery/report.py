@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
+from compactmtl.graph.stages import Tracing
 from compactmtl.surgery.gather import Thinned
 from compactmtl.surgery.prove import Proof
 
@@ -33,7 +34,7 @@ class SurgeryReport:
 
     Channel counts were kept at multiples of `align`. `contracted` names the blocks of branches and the layers that
     computed their weight at every call, which became plain layers; `unreached` the modules, and single parameters, that
-    the traced forward does not read.
+    the traced forward does not read. `tracing` says how the model was traced, and which modules were taken whole for it.
     """
 
     macs_before: int
@@ -47,6 +48,7 @@ class SurgeryReport:
     contracted: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     align: int = 1
+    tracing: Tracing = field(default_factory=Tracing)
 
     @property
     def mac_reduction(self) -> float:
@@ -87,6 +89,11 @@ class SurgeryReport:
             "not_pruned": [{"name": name, "reason": reason} for name, reason in self.not_pruned.items()],
             "contracted": list(self.contracted),
             "unreached": list(self.unreached),
+            "tracing": {
+                "stage": self.tracing.stage,
+                "failed": [{"stage": stage, "reason": reason} for stage, reason in self.tracing.failed],
+                "whole": [{"module": name, "reason": reason} for name, reason in self.tracing.whole.items()],
+            },
             "seconds": self.seconds,
         }
 
