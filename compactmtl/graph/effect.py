@@ -80,10 +80,15 @@ class Counted:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """An attention that divides by the root of its width: the layer that makes its queries, and their ids."""
+    """An attention that divides by a power of its width: the layer that makes its queries, and their ids.
+
+    `computed`: the graph shows a number, and it is an assumption that the forward computes it from the width.
+    """
 
     maker: fx.Node
     ids: Ids
+    power: float = 0.5
+    computed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,9 +44,10 @@ class Questions:
 
     @property
     def scaled(self) -> dict[fx.Node, Scaled]:
-        """Attentions that divide by the root of a width that channels may leave."""
+        """Attentions that divide by a power of a width that channels may leave."""
         effects = self._state.effects.items()
-        return {node: effect.scaled for node, effect in effects if effect.scaled is not None}
+        known = {node: effect.scaled for node, effect in effects if effect.scaled is not None}
+        return self._state.scales | known
 
     @property
     def sized(self) -> Mapping[fx.Node, Ids]:

@@ -32,7 +32,8 @@ class Traced:
     `tensors` maps each placeholder of a parameter, buffer or constant to its name and value. `hazards` are
     tensors that are written through another name: nothing may be assumed of them. `unowned` are tensors that no
     module of the model holds, such as those of layers in a plain list or in a closure: nothing can be cut of them.
-    `unread` are the names of parameters that no call reads.
+    `unread` are the names of parameters that no call reads, `fractions` the floating-point numbers that modules hold as
+    attributes, by path.
     """
 
     module: fx.GraphModule
@@ -44,6 +45,7 @@ class Traced:
     unread: tuple[str, ...] = ()
     tracing: Tracing = field(default_factory=Tracing)
     wholes: tuple[Whole, ...] = ()
+    fractions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def calls(self) -> list[fx.Node]:
@@ -265,6 +267,13 @@ def _traced(
     return _read(model, program)
 
 
+def _fractions(model: nn.Module) -> dict[str, tuple[float, ...]]:
+    return {
+        path: tuple(value for value in vars(module).values() if type(value) is float)
+        for path, module in model.named_modules()
+    }
+
+
 def check_program(program: ExportedProgram) -> None:
     """Raise SurgeryError where the size of a tensor depends on values."""
     inline_contexts(program.graph_module)
@@ -313,7 +322,16 @@ def _read(model: nn.Module, program: ExportedProgram) -> Traced:
         )
     known = {id(state[name]) for name in read if name in state}
     unread = tuple(name for name, value in model.named_parameters() if id(value) not in known)
-    return Traced(module, tensors, tuple(users), outputs, hazards, frozenset(unowned), unread)
+    return Traced(
+        module,
+        tensors,
+        tuple(users),
+        outputs,
+        hazards,
+        frozenset(unowned),
+        unread,
+        fractions=_fractions(model),
+    )
 
 
 def _holds(model: nn.Module, name: str) -> bool:

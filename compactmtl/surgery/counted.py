@@ -48,7 +48,7 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
         # A count that became two different ones cannot be told apart; one that did not change may stand alone.
         clear = {old: news.pop() for old, news in counts.items() if len(news) == 1}
         clear = {old: new for old, new in clear.items() if old != new}
-        new_values = _changed(modules[path], clear, chance) if clear else {}
+        new_values = _changed(modules[path], clear, frozenset(counts), chance) if clear else {}
         if new_values:
             attributes[path] = new_values
     return attributes
@@ -76,7 +76,10 @@ def _whole_numbers(module: nn.Module) -> list[tuple[str, int]]:
     ]
 
 
-def _changed(module: nn.Module, clear: dict[int, int], chance: Chance) -> dict[str, int | tuple[int, ...]]:
+def _changed(
+    module: nn.Module, clear: dict[int, int], counts: frozenset[int], chance: Chance
+) -> dict[str, int | tuple[int, ...]]:
+    """New values of a module's attributes; of a list, such as the sizes of a split, only where all of it are counts."""
     changes: dict[str, int | tuple[int, ...]] = {}
     numbers = _whole_numbers(module)
     for old, new in clear.items():
@@ -86,7 +89,7 @@ def _changed(module: nn.Module, clear: dict[int, int], chance: Chance) -> dict[s
             changes.update({name: new for name in names if chance[type(module), name] == best})
     for name, value in vars(module).items():
         several = isinstance(value, (list, tuple)) and len(value) > 0 and not name.startswith("_")
-        if several and all(type(item) is int for item in value):
+        if several and all(type(item) is int and item in counts for item in value):
             replaced = tuple(clear.get(number, number) for number in value)
             if replaced != tuple(value):
                 changes[name] = replaced

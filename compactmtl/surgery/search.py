@@ -40,6 +40,7 @@ class Search:
         self.thinned: dict[str, Thinned] = {}
         self.reasons: dict[int, str] = {}  # class -> why it stays although it could have gone
         self._last: tuple[bytes, Result] | None = None
+        self._computed_scales = True
 
     def search(self) -> tuple[Flags, list[str]]:
         """The classes that stay, and the layers whose removal had to be rolled back."""
@@ -49,6 +50,13 @@ class Search:
         if proof.passed:
             return alive, []
         self._require_repeatable()
+        # Attention's scale may be a number of its own, which no width changes.
+        if any(attention.computed for attention in self._graph.scaled.values()):
+            self._computed_scales, self._last = False, None
+            proof = self.result(alive)[2]
+            if proof.passed:
+                return alive, []
+            self._computed_scales = True
         # A forward may count its heads in a way that cannot be changed.
         self._constraints = replace(self._constraints, whole_units=False)
         alive = self._choose(pinned)
@@ -127,7 +135,7 @@ class Search:
         ]
 
     def _tried(self, alive: Flags, case: int | None) -> Result:
-        plan = write_plan(self._graph, self._plain, alive, self.thinned)
+        plan = write_plan(self._graph, self._plain, alive, self.thinned, self._computed_scales)
         small = apply_plan(self._plain, plan).eval()
         return plan, small, compare(self._expected, small, self._tolerance, case)
 

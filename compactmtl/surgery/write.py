@@ -21,9 +21,16 @@ from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice
 
 
 def write_plan(
-    graph: ChannelGraph, model: nn.Module, alive: Flags, thinned: Mapping[str, Thinned] | None = None
+    graph: ChannelGraph,
+    model: nn.Module,
+    alive: Flags,
+    thinned: Mapping[str, Thinned] | None = None,
+    computed_scales: bool = True,
 ) -> Plan:
-    """The edits that leave exactly the `alive` classes, (classes,), and less of the layers whose weights are `thinned`."""
+    """The edits that leave exactly the `alive` classes, (classes,), and less of the layers whose weights are `thinned`.
+
+    With `computed_scales` attention's scales that a forward may compute from a width are taken to follow it.
+    """
     thinned = thinned or {}
     kept = _thinned_dims(graph, thinned)
     orders = full_width_orders(graph, alive)
@@ -67,7 +74,7 @@ def write_plan(
     return Plan(
         signature=signature(model),
         merges=tuple(merges),
-        scales=tuple(_scales(graph, alive)),
+        scales=tuple(_scales(graph, alive, computed_scales)),
         slices=tuple(slices),
         biases=tuple(biases),
         groups=groups,
@@ -161,10 +168,12 @@ def _fold(graph: ChannelGraph, product: Product, constants: Flags) -> NDArray[np
     return result
 
 
-def _scales(graph: ChannelGraph, alive: Flags) -> list[Scale]:
-    """Attention divides by the root of its width: narrower queries are scaled to make up for it."""
+def _scales(graph: ChannelGraph, alive: Flags, computed: bool) -> list[Scale]:
+    """Attention divides by a power of its width: narrower queries are scaled to make up for it."""
     scales = []
     for attention in graph.scaled.values():
+        if attention.computed and not computed:
+            continue
         ids = attention.ids
         before = ids.shape[-1]
         after = int(alive[graph.labels[ids.reshape(-1, before)]].sum(1).max())
@@ -173,7 +182,7 @@ def _scales(graph: ChannelGraph, alive: Flags) -> list[Scale]:
         product = graph.product(attention.maker)
         assert product is not None and product.weight is not None
         rows = tuple(np.flatnonzero(np.isin(product.outputs, ids)).tolist())
-        factor = float(np.sqrt(after / before))
+        factor = float((after / before) ** attention.power)
         scales += [
             Scale(tensor=name, rows=rows, factor=factor) for name in (product.weight, product.bias) if name
         ]

@@ -9,47 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from compactmtl.graph.calls import arguments, operator
+from compactmtl.graph.calls import arguments
 from compactmtl.graph.effect import ALL, Effect, Pin, Scaled, Use, Uses
 from compactmtl.graph.rule import Rule
 from compactmtl.graph.rules.crossed import by_head
+from compactmtl.graph.rules.scales import maker_of
 from compactmtl.graph.space import Axis, Flags, Ids
 from compactmtl.graph.view import View
-
-
-def _maker(view: View, query: fx.Node) -> fx.Node | None:
-    """The layer whose rows are the queries, where they are only rearranged and turned on the way, and read once.
-
-    What lies between them is linear: rows times a factor are queries times that factor.
-    """
-    pending, seen, makers = [query], set[fx.Node](), set[fx.Node]()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if view.product(node) is not None:
-            makers.add(node)
-            continue
-        sources = [source for source in view.tensors_in(node) if not view.is_static(source)]
-        name = operator(node)
-        if name in ("add", "sub") and len(sources) < 2:
-            return None  # it adds something that does not grow with them
-        turned = name in _LINEAR or (name == "mul" and len(sources) == 1)
-        if node.op != "call_function" or not (turned or view.moved(node) is not None):
-            return None
-        pending += sources
-    if len(makers) != 1:
-        return None
-    (node,) = makers
-    weight = arguments(node).get("weight")
-    alone = weight is not None and view.parameter(weight) is not None and len(weight.users) == 1
-    return node if alone else None
-
-
-_LINEAR = frozenset(
-    ("add", "sub", "neg", "cat", "stack", "to", "clone", "contiguous", "view_as_complex", "view_as_real")
-)
 
 
 @dataclass(frozen=True)
@@ -117,7 +83,7 @@ class ScaledDotProduct:
         if mask is not None:
             effect += Effect(pins=view.pins(mask))
         if given["scale"] is None:
-            maker = _maker(view, given["query"])
+            maker = maker_of(view, given["query"])
             if maker is None:
                 effect += Effect(pins=(Pin(query.ids),))
             else:
