@@ -11,8 +11,8 @@ import numpy as np
 
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
-from compactmtl.surgery.gather import Thinned
 from compactmtl.surgery.prove import Proof
+from compactmtl.surgery.thin import Thinned
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class SurgeryReport:
 
     Channel counts were kept at multiples of `align`. `contracted` names the blocks of branches and the layers that
     computed their weight at every call, which became plain layers; `unreached` the modules, and single parameters, that
-    the traced forward does not read.
+    the traced forward does not read. `spans` and `gathers` name the layers that read or write a part of the channels around
+    them, in one piece and by index.
     """
 
     macs_before: int
@@ -47,6 +48,8 @@ class SurgeryReport:
     contracted: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     align: int = 1
+    spans: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
 
     @property
     def mac_reduction(self) -> float:
@@ -87,6 +90,8 @@ class SurgeryReport:
             "not_pruned": [{"name": name, "reason": reason} for name, reason in self.not_pruned.items()],
             "contracted": list(self.contracted),
             "unreached": list(self.unreached),
+            "spans": list(self.spans),
+            "gathers": list(self.gathers),
             "seconds": self.seconds,
         }
 
