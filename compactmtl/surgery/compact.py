@@ -247,7 +247,9 @@ def _remove(
         graph = ChannelGraph.trace(form, settings.inputs, settings.unreached)
     search = Search(graph, form, expected, settings.align, settings.tolerance)
     alive, rolled_back = search.search()
-    rolled_back += search.thin(alive, settings.gather)
+    # What is not reached, and not kept either, would read other channels than before and not say so.
+    reorder = settings.unreached != "report" or not graph.unreached
+    rolled_back += search.thin(alive, settings.gather, reorder)
     plan, small, proof = search.result(alive)
     if form is not settings.plain:
         allowed = settings.tolerance if settings.tolerance is not None else ROUNDED

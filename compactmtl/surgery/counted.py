@@ -25,9 +25,18 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
     those that do so most often. Where that is wrong the proof fails and the removal is rolled back.
     """
     changes: dict[str, dict[int, set[int]]] = {}
+    modules = dict(model.named_modules())
+    attributes: Attributes = {}
     full_width = {edit.module for edit in full_width_edits(graph, alive)}
     for node, ids in graph.sized.items():
         if operator(node) == "group_norm" and not full_width.isdisjoint(stack_of(node).values()):
+            continue
+        span = getattr(modules.get(owner(node)), "read_span", None)
+        if span is not None and operator(node) in ("slice", "narrow"):  # of an earlier surgery
+            kept, first = alive[graph.labels[ids]], span[0]
+            left = int(kept[:first].sum()), int(kept[first : first + span[1]].sum())
+            if left != span:
+                attributes[owner(node)] = {"read_span": left}
             continue
         pairs = _counts(graph, node, ids, alive)
         changed = {old for old, new in pairs if old != new}
@@ -35,7 +44,6 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
             if old == new and old in changed:
                 continue  # of two equal numbers in one call the other stays, as the 3 of q, k and v beside 3 heads
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
-    modules = dict(model.named_modules())
     own = (nn.RNNBase, nn.RNNCellBase, _ConvNd)  # agree with their tensors anyway
     changes = {
         path: counts
@@ -43,14 +51,13 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
         if path in modules and not isinstance(modules[path], own)
     }
     chance = _chance_of_a_count(modules, changes)
-    attributes: Attributes = {}
     for path, counts in changes.items():
         # A count that became two different ones cannot be told apart; one that did not change may stand alone.
         clear = {old: news.pop() for old, news in counts.items() if len(news) == 1}
         clear = {old: new for old, new in clear.items() if old != new}
         new_values = _changed(modules[path], clear, chance) if clear else {}
         if new_values:
-            attributes[path] = new_values
+            attributes[path] = {**attributes.get(path, {}), **new_values}
     return attributes
 
 

@@ -51,6 +51,12 @@ def install_span(
         module.register_forward_hook(_pad)
 
 
+def takes_a_part(module: nn.Module) -> bool:
+    """Whether a layer already reads or writes a part of the channels around it."""
+    names = ("gather_index", "spread_index", "read_span", "written_span")
+    return any(hasattr(module, name) for name in names)
+
+
 def _device(module: nn.Module) -> torch.device:
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return tensors[0].device

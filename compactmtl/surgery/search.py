@@ -100,13 +100,13 @@ class Search:
             self._last = (key, self._tried(alive, None))
         return self._last[1]
 
-    def thin(self, alive: Flags, gather: bool) -> list[str]:
+    def thin(self, alive: Flags, gather: bool, reorder: bool = True) -> list[str]:
         """Let layers take less than what stays, channels in another order, on top of the classes that go; what of it had to be rolled back.
 
-        With `gather` also by index.
+        With `gather` also by index; without `reorder` channels keep their places.
         """
         thinning = Thinning(self._graph, self._plain, alive, self._constraints.align, gather)
-        moved = thinning.moved()
+        moved = thinning.moved() if reorder else []
         chosen = thinning.choose(thinning.order(moved))
         moved = thinning.used(moved, chosen)
         if not chosen or self._passes(alive, thinning, moved, chosen):

@@ -25,6 +25,7 @@ from compactmtl.graph.effect import Product
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.surgery.analyse import carriers_of
 from compactmtl.surgery.arrange import arrange
+from compactmtl.surgery.gather import takes_a_part
 from compactmtl.surgery.order import Order, find_runs
 
 # In multiply-accumulates, by tools/bench_gather.py: the time of reading and writing one number by index, and in one
@@ -199,7 +200,7 @@ def _is_plain(product: Product, model: nn.Module) -> bool:
         return False
     module = model.get_submodule(path)
     plain = isinstance(module, (_ConvNd, nn.Linear)) and not isinstance(module, _ConvTransposeNd)
-    return plain and len(arguments(product.node)["weight"].users) == 1
+    return plain and not takes_a_part(module) and len(arguments(product.node)["weight"].users) == 1
 
 
 def _layer(
@@ -242,7 +243,8 @@ def _norm_behind(graph: ChannelGraph, model: nn.Module, product: Product) -> tup
     if len(users) != 1 or operator(users[0]) != "batch_norm":
         return nothing
     node, path = users[0], owner(users[0])
-    if not path or not isinstance(model.get_submodule(path), _BatchNorm):
+    module = model.get_submodule(path)
+    if not isinstance(module, _BatchNorm) or takes_a_part(module):
         return nothing
     call = next(reversed(stack_of(node)))
     inside = [node]

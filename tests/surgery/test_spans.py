@@ -210,10 +210,22 @@ def test_it_trains_and_is_compacted_again() -> None:
     small(image).square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in small.parameters())
     small.eval()
-    with torch.no_grad():
-        small.head.weight[:, :3] = 0
     again = compact(small, (image,), tolerance=TOLERANCE)
     assert_close(small(image), again.model(image))
+
+
+def test_of_a_tensor_that_is_read_in_spans_channels_go_later() -> None:
+    model, image = _settled(Consumers(2)), _image()
+    for read, rows in zip(model.reads, (range(0, 12, 2), range(5)), strict=True):
+        kill(read, unread=rows)
+    small = compact(model, (image,), tolerance=TOLERANCE).model
+    kept = small.stem.weight.shape[0]
+    with torch.no_grad():
+        for value in (small.stem.weight, small.norm.weight, small.norm.bias):
+            value[[1, kept - 2]] = 0
+    again = _compacted(small, image)
+    assert again.model.stem.weight.shape[0] == kept - 2
+    assert any("read_span" in values for values in again.plan.attributes.values())
 
 
 class Order(nn.Module):
@@ -262,6 +274,28 @@ def test_halves_find_all_that_fails_on_its_own() -> None:
     accepted: list[int] = []
     failing = search.accept(range(9), accepted, lambda some: not {2, 5, 6} & set(some))
     assert failing == [2, 5, 6] and accepted == [0, 1, 3, 4, 7, 8]
+
+
+class Auxiliary(Consumers):
+    """A head that the forward does not reach reads the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.other = nn.Conv2d(12, 2, 1)
+
+    def other_task(self, x: Tensor) -> Tensor:
+        y: Tensor = self.other(self.slope(self.norm(self.stem(x))))
+        return y
+
+
+def test_a_head_that_is_not_reached_reads_the_channels_that_it_read() -> None:
+    torch.manual_seed(0)
+    model, image = _settled(Auxiliary()), _image()
+    for read, rows in zip(model.reads, (range(0, 12, 2), range(1, 12, 3)), strict=True):
+        kill(read, unread=rows)
+    small: Any = compact(model, (image,), tolerance=TOLERANCE, unreached="report").model
+    assert small.stem.weight.shape[0] == 12  # of which it reads all
+    assert_close(model.other_task(image), small.other_task(image))
 
 
 class Transformer(nn.Module):
