@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gather",
         action="store_true",
-        help="let a layer select its channels by index where the tensor around it keeps more of them",
+        help="let a layer select its channels by index where no order puts them in one piece",
     )
     parser.add_argument(
         "--evaluate",
@@ -101,6 +101,11 @@ def table(surgery: Mapping[str, Any]) -> str:
         lines.append(f"channel counts are multiples of {surgery['align']}: some dead channels stay for that")
     if not layers:
         lines.append("no channel could be removed; was the run trained with sparsity?")
+    for name, how in (("spans", "in one piece"), ("gathers", "by index")):
+        if surgery.get(name):
+            lines.append(
+                f"{len(surgery[name])} layers take a part of the channels around them, {how}: {_first(surgery[name])}"
+            )
     if surgery.get("unreached"):
         lines.append(f"not reached by the forward pass: {', '.join(surgery['unreached'])}")
     not_pruned = surgery.get("not_pruned", surgery.get("kept_whole"))  # its name in earlier versions
@@ -113,6 +118,10 @@ def table(surgery: Mapping[str, Any]) -> str:
         f"over {len(proof['cases'])} inputs (tolerance {proof['tolerance']:.0e}), {surgery['seconds']:.1f} s"
     )
     return "\n".join(lines)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _channels(out_and_in: list[int]) -> str:

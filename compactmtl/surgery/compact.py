@@ -64,8 +64,8 @@ def compact(
         align: keep channel counts at multiples of this number where channels stay.
         tolerance: largest error of the proof as a share of the output's largest value. By default 1e-5 in float64, and
             1e-4 where only a narrower type fits.
-        gather: let a layer select its channels by index where the tensor around it keeps more of them, and where the
-            saved MACs are predicted to outweigh the memory that is moved.
+        gather: let a layer select its channels by index where the tensor around it keeps more of them, no order puts
+            those in one piece, and the saved MACs are predicted to outweigh the memory that is moved.
         unreached: what to do about modules that the forward pass does not reach in eval mode on these inputs, such as
             auxiliary heads and heads of other tasks: "keep" keeps the channels that they may read, so that they still
             run; "report" only names them in the report; "error" raises.
@@ -135,6 +135,8 @@ def _compact(
         tracing=tracing,
         contracted=(*plan.fused, *plan.contracted),
         align=align,
+        spans=tuple(dict.fromkeys(span.module for span in plan.spans)),
+        gathers=tuple(dict.fromkeys(gather.module for gather in plan.gathers)),
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)
@@ -251,8 +253,9 @@ def _remove(
         graph = ChannelGraph.trace(form, settings.inputs, settings.unreached, settings.tracing.whole)
     search = Search(graph, form, expected, settings.align, settings.tolerance)
     alive, rolled_back = search.search()
-    if settings.gather:
-        rolled_back += search.gather(alive)
+    # What is not reached, and not kept either, would read other channels than before and not say so.
+    reorder = settings.unreached != "report" or not graph.unreached
+    rolled_back += search.thin(alive, settings.gather, reorder)
     plan, small, proof = search.result(alive)
     if form is not settings.plain:
         allowed = settings.tolerance if settings.tolerance is not None else ROUNDED

@@ -12,8 +12,8 @@ import numpy as np
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.graph.stages import Tracing
-from compactmtl.surgery.gather import Thinned
 from compactmtl.surgery.prove import Proof
+from compactmtl.surgery.thin import Thinned
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class SurgeryReport:
     Channel counts were kept at multiples of `align`. `contracted` names the blocks of branches and the layers that
     computed their weight at every call, which became plain layers; `unreached` the modules, and single parameters, that
     the traced forward does not read. `tracing` says how the model was traced, and which modules were taken whole for it.
+    `spans` and `gathers` name the layers that read or write a part of the channels around
+    them, in one piece and by index.
     """
 
     macs_before: int
@@ -49,6 +51,8 @@ class SurgeryReport:
     unreached: tuple[str, ...] = ()
     align: int = 1
     tracing: Tracing = field(default_factory=Tracing)
+    spans: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
 
     @property
     def mac_reduction(self) -> float:
@@ -94,6 +98,8 @@ class SurgeryReport:
                 "failed": [{"stage": stage, "reason": reason} for stage, reason in self.tracing.failed],
                 "whole": [{"module": name, "reason": reason} for name, reason in self.tracing.whole.items()],
             },
+            "spans": list(self.spans),
+            "gathers": list(self.gathers),
             "seconds": self.seconds,
         }
 

@@ -24,7 +24,20 @@ _LINEAR = frozenset(
 )
 _PRODUCTS = frozenset(("matmul", "bmm", "einsum"))
 _REARRANGED = frozenset(
-    """view reshape transpose permute unsqueeze squeeze flatten unflatten expand to clone contiguous""".split()
+    (
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+        "flatten",
+        "unflatten",
+        "expand",
+        "to",
+        "clone",
+        "contiguous",
+    )
 )
 
 
