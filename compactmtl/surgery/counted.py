@@ -72,7 +72,7 @@ def counted_attributes(
     for path, counts in changes.items():
         clear = {old: next(iter(news)) for old, news in counts.items() if len(news) == 1}
         clear = {old: new for old, new in clear.items() if old != new}
-        new_values = _changed(modules[path], clear, frozenset(counts), chance) if clear else {}
+        new_values = _changed(modules[path], clear, frozenset(counts), chance, followed) if clear else {}
         # Of a count that became two different ones, one did not change: those attributes follow the other that do elsewhere.
         for name, value in _whole_numbers(modules[path]):
             others = counts.get(value, set()) - {value}
@@ -120,7 +120,7 @@ def _whole_numbers(module: nn.Module) -> list[tuple[str, int]]:
 
 
 def _changed(
-    module: nn.Module, clear: dict[int, int], counts: frozenset[int], chance: Chance
+    module: nn.Module, clear: dict[int, int], counts: frozenset[int], chance: Chance, followed: Chance
 ) -> dict[str, int | tuple[int, ...]]:
     """New values of a module's attributes; of a list, such as the sizes of a split, only where all of it are counts."""
     changes: dict[str, int | tuple[int, ...]] = {}
@@ -129,7 +129,10 @@ def _changed(
         names = [name for name, value in numbers if value == old]
         best = max((chance[type(module), name] for name in names), default=0.0)
         if best > 0.5:  # less often it holds the same number as a count by coincidence
-            changes.update({name: new for name in names if chance[type(module), name] == best})
+            names = [name for name in names if chance[type(module), name] == best]
+            # as many heads as a head is wide: elsewhere one of the two changes
+            changing = [name for name in names if followed.get((type(module), name), 0.0) > 0.5]
+            changes.update(dict.fromkeys(changing or names, new))
     for name, value in vars(module).items():
         several = isinstance(value, (list, tuple)) and len(value) > 0 and not name.startswith("_")
         if several and all(type(item) is int and item in counts for item in value):
