@@ -16,6 +16,7 @@ import math
 import subprocess
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -44,6 +45,7 @@ from tools.surgery_zoo import (
     mask,
     torch_pruning_groups,
 )
+from tools.surgery_zoo_foreign import FOREIGN, PACKAGES
 
 ROUNDING = 1e-5  # in float32, above which rounding may play a part
 
@@ -296,6 +298,9 @@ def version() -> dict[str, Any]:
         [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
     ).stdout.strip()
     packages = {name: metadata.version(name) for name in ("torch", "timm", "torchvision", "torch_pruning")}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # a network of it is a row that says so
+            packages[name] = metadata.version(name)
     return {
         "commit": commit,
         "changed": bool(changed),
@@ -345,6 +350,9 @@ def main() -> None:
     runner = verbs.add_parser("run")
     runner.add_argument("--out", type=Path, default=Path("surgery.jsonl"))
     runner.add_argument("--networks", nargs="*", default=list(ZOO))
+    runner.add_argument(
+        "--foreign", action="store_true", help="also those of transformers, smp, Ultralytics and MONAI"
+    )
     runner.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
     runner.add_argument(
         "--part", nargs=2, type=int, default=(1, 1), metavar=("K", "N"), help="the K-th of N parts"
@@ -359,7 +367,8 @@ def main() -> None:
         part, parts = given.part
         if not 1 <= part <= parts:
             parser.error(f"--part {part} {parts}: the first is 1, the last {parts}")
-        run(given.out, given.networks[part - 1 :: parts], given.patterns, given.limit)
+        networks = [*given.networks, *(FOREIGN if given.foreign else ())]
+        run(given.out, networks[part - 1 :: parts], given.patterns, given.limit)
     else:
         print(table(given.files))
 

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from compactmtl.graph import ChannelGraph
+from tools.surgery_zoo_foreign import FOREIGN, build_foreign
 
 PATTERNS = ("A", "A2", "B", "C", "D")
 OUTPUTS = (1000, 21)  # classes of the zoo: the layers that write them stay whole
@@ -116,7 +117,9 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A network with random weights and norms, and one example input."""
     size = 96
     model: Any
-    if name.startswith("tv:"):
+    if name in FOREIGN:
+        model, size = build_foreign(name)
+    elif name.startswith("tv:"):
         extra: dict[str, Any] = {}
         if any(key in name for key in ("fcn", "deeplab", "lraspp")):
             extra = {"weights_backbone": None}

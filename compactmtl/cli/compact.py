@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gather",
         action="store_true",
-        help="let a layer select its channels by index where the tensor around it keeps more of them",
+        help="let a layer select its channels by index where no order puts them in one piece",
     )
     parser.add_argument(
         "--latency",
@@ -140,6 +140,11 @@ def table(surgery: Mapping[str, Any]) -> str:
         lines.append(f"channel counts are multiples of {surgery['align']}: some dead channels stay for that")
     if not layers:
         lines.append("no channel could be removed; was the run trained with sparsity?")
+    for name, how in (("spans", "in one piece"), ("gathers", "by index")):
+        if surgery.get(name):
+            lines.append(
+                f"{len(surgery[name])} layers take a part of the channels around them, {how}: {_first(surgery[name])}"
+            )
     if surgery.get("unreached"):
         lines.append(f"not reached by the forward pass: {', '.join(surgery['unreached'])}")
     lines += _of_rows(surgery)
@@ -177,6 +182,10 @@ def _timing(timing: Mapping[str, Any]) -> list[str]:
         for one in timing["left"]
     ]
     return lines
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _channels(out_and_in: list[int]) -> str:

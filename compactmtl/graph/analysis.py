@@ -16,10 +16,12 @@ from compactmtl.graph.effect import NOT_FOLLOWED, Effect, Use
 from compactmtl.graph.full_width import find_full_width
 from compactmtl.graph.probe import Samples, can_be_probed
 from compactmtl.graph.rule import Rule
+from compactmtl.graph.rules.scales import find_scales
 from compactmtl.graph.space import Axis
+from compactmtl.graph.stages import first_line
 from compactmtl.graph.state import State
 from compactmtl.graph.static import confirm, static_values
-from compactmtl.graph.trace import Traced, first_line
+from compactmtl.graph.trace import Traced
 from compactmtl.graph.view import View
 
 # Whether an exception in a rule is raised. Otherwise its operator is a barrier, which is always right: a user is
@@ -74,6 +76,7 @@ class _Passes:
                 self._pin(node, "written through a view")
         modules, unions, pins = find_full_width(self._view)
         state.full_width.update(modules)
+        state.scales.update(find_scales(self._view, traced.fractions))
         for one, other in unions:
             state.space.union(one, other)
         for node, pin in pins:

@@ -17,6 +17,7 @@ from compactmtl.graph.inputs import Arguments
 from compactmtl.graph.questions import Questions
 from compactmtl.graph.rules import FALLBACK, RULES
 from compactmtl.graph.space import Flags, Grid, Ids
+from compactmtl.graph.stages import Tracing
 from compactmtl.graph.state import State
 from compactmtl.graph.threads import one_thread
 from compactmtl.graph.trace import Traced, check_inputs, trace
@@ -78,21 +79,23 @@ class ChannelGraph(Questions):
         model: nn.Module,
         example_inputs: Sequence[Any] | Mapping[str, Any],
         unreached: Unreached = "keep",
+        whole: Collection[str] = (),
     ) -> ChannelGraph:
         """Trace `model` in eval mode on `example_inputs` and follow its channels. The model is left as it was.
 
         Args:
-            model: any module that `torch.export` can trace.
+            model: any module that `torch.export` can trace, if only with some of its modules taken whole.
             example_inputs: positional arguments, or a mapping of keyword arguments.
             unreached: what to do about modules that this forward pass does not reach, such as heads of other tasks: "keep"
                 keeps the channels that they may read, "report" does not, "error" raises.
+            whole: modules known to be ones that have to be taken whole, such as those of an earlier trace (see `tracing`).
 
         Raises:
             SurgeryError: where the model cannot be traced, returns something other than tensors, or holds values that are
                 not finite.
         """
         arguments = check_inputs(model, example_inputs)
-        traced = trace(model, arguments)
+        traced = trace(model, arguments, whole=whole)
         names = unreached_modules(model, traced)
         if names and unreached == "error":
             raise SurgeryError(
@@ -110,6 +113,11 @@ class ChannelGraph(Questions):
         return cls(state, sizes, names, [pin.ids for pin in kept])
 
     # -- what surgery reads beside single calls --------------------------------------------------------
+
+    @property
+    def tracing(self) -> Tracing:
+        """How the model was traced, and which modules were taken whole."""
+        return self._state.traced.tracing
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -198,6 +206,8 @@ class ChannelGraph(Questions):
         fixed = np.zeros(count, dtype=bool)
         fixed[self._coupled_of[self.fixed]] = True
         for ids, _ in self.followers:  # they go with others, and never alone
+            fixed[coupled[ids]] = True
+        for ids in self._state.unforced:  # zeros of its producers would not remove one
             fixed[coupled[ids]] = True
         bindings = [b for b in self.bindings if b.roles and b.name in self._parameters]
         # Classes with the same number of entries in the same parameters are alike. A random fingerprint per

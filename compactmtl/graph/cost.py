@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import as_arguments, copied
 from compactmtl.graph.threads import one_thread
+from compactmtl.graph.whole import OPERATOR, run_whole
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(func, HigherOrderOperator):  # a branch, or a block under autocast
             return func(*(self._counted(arg) for arg in args), **given)
         name = func._schema.name
+        if name == OPERATOR:  # a module that a trace took whole
+            with self:
+                return run_whole(*args, **given)
         formula = _FORMULAS.get(name)
         if formula is None and name not in _LEAVES:
             # In inference mode operators made of others arrive whole.

@@ -80,10 +80,15 @@ class Counted:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """An attention that divides by the root of its width: the layer that makes its queries, and their ids."""
+    """An attention that divides by a power of its width: the layer that makes its queries, and their ids.
+
+    `computed`: the graph shows a number, and it is an assumption that the forward computes it from the width.
+    """
 
     maker: fx.Node
     ids: Ids
+    power: float = 0.5
+    computed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +171,7 @@ class Effect:
     grids: tuple[Grid, ...] = ()
     units: tuple[Ids, ...] = ()  # each (units, any): a row is a head or group that can go as a whole
     followers: tuple[tuple[Ids, Ids], ...] = ()  # (n,) and (n, any): entry i goes where all of row i does
+    unforced: tuple[Ids, ...] = ()  # channels that do not go because what writes them is zero
     scored: tuple[
         tuple[Ids, Ids], ...
     ] = ()  # heads (H,) of a product of queries and keys, and their ids (H, any)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from compactmtl.graph.effect import Binding, Counted, Product, Scaled
+from compactmtl.graph.effect import Binding, Counted, Learned, Product, Scaled
 from compactmtl.graph.space import Axis, Flags, Ids, Layout
 from compactmtl.graph.state import State
 
@@ -44,9 +44,10 @@ class Questions:
 
     @property
     def scaled(self) -> dict[fx.Node, Scaled]:
-        """Attentions that divide by the root of a width that channels may leave."""
+        """Attentions that divide by a power of a width that channels may leave."""
         effects = self._state.effects.items()
-        return {node: effect.scaled for node, effect in effects if effect.scaled is not None}
+        known = {node: effect.scaled for node, effect in effects if effect.scaled is not None}
+        return self._state.scales | known
 
     @property
     def sized(self) -> Mapping[fx.Node, Ids]:
@@ -61,6 +62,10 @@ class Questions:
     def follows(self, node: fx.Node) -> bool:
         """Whether a rule follows the channels of a call."""
         return node in self._state.effects
+
+    def learned(self, node: fx.Node) -> Learned | None:
+        """What an operator without a rule was seen to do."""
+        return self._state.effects[node].learned if self.follows(node) else None
 
     def reshapes(self, node: fx.Node) -> bool:
         """Whether a call takes the sizes of its result as numbers, and its channels are followed."""

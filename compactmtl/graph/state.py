@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from compactmtl.graph.calls import operator
-from compactmtl.graph.effect import Binding, Effect, FullWidth, Key, Product, Use
+from compactmtl.graph.effect import Binding, Effect, FullWidth, Key, Product, Scaled, Use
 from compactmtl.graph.probe import Samples
 from compactmtl.graph.space import Flags, Ids, Layout, Space
 from compactmtl.graph.trace import Traced
@@ -34,8 +34,10 @@ class State:
     projected: list[tuple[Ids, Ids]] = field(default_factory=list)
     followers: list[tuple[Ids, Ids]] = field(default_factory=list)
     scored: list[tuple[Ids, Ids]] = field(default_factory=list)
+    unforced: list[Ids] = field(default_factory=list)
     not_pruned: dict[str, str] = field(default_factory=dict)
     full_width: dict[str, FullWidth] = field(default_factory=dict)
+    scales: dict[fx.Node, Scaled] = field(default_factory=dict)  # computed from a width
     static: dict[fx.Node, Tensor | None] = field(default_factory=dict)  # of parameters and numbers alone
     constants: dict[fx.Node, Flags] = field(default_factory=dict)
     values: dict[fx.Node, NDArray[np.float64]] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class State:
         self.projected += effect.projected
         self.followers += effect.followers
         self.scored += effect.scored
+        self.unforced += effect.unforced
         self.layouts[node] = effect.layout
         self.effects[node] = effect
 

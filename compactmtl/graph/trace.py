@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +21,8 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.contexts import inline_contexts
 from compactmtl.graph.inputs import Arguments, as_arguments, copied, register_dataclasses
 from compactmtl.graph.late import free_late_buffers
+from compactmtl.graph.stages import FIRST, Export, Submodules, Tracing, first_line, non_strict
+from compactmtl.graph.whole import Whole, taken_whole
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Traced:
     `tensors` maps each placeholder of a parameter, buffer or constant to its name and value. `hazards` are
     tensors that are written through another name: nothing may be assumed of them. `unowned` are tensors that no
     module of the model holds, such as those of layers in a plain list or in a closure: nothing can be cut of them.
-    `unread` are the names of parameters that no call reads.
+    `unread` are the names of parameters that no call reads, `fractions` the floating-point numbers that modules hold as
+    attributes, by path.
     """
 
     module: fx.GraphModule
@@ -39,6 +43,9 @@ class Traced:
     hazards: frozenset[fx.Node] = frozenset()
     unowned: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
+    tracing: Tracing = field(default_factory=Tracing)
+    wholes: tuple[Whole, ...] = ()
+    fractions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def calls(self) -> list[fx.Node]:
@@ -170,16 +177,78 @@ def _operators_as_deployed() -> Iterator[None]:
         torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
-def trace(
-    model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], *, training: Sequence[str] = ()
-) -> Traced:
-    """Trace `model` in eval mode. Raises SurgeryError where torch.export cannot.
+class _NotTensors(SurgeryError):
+    """A model that returns something other than tensors, which no way of tracing changes."""
 
-    The modules named in `training`, whose own forward alone is meant, are in training mode.
+
+def trace(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | Mapping[str, Any],
+    *,
+    training: Sequence[str] = (),
+    whole: Collection[str] = (),
+    every_stage: bool = True,
+) -> Traced:
+    """Trace `model` in eval mode, in the stages of `compactmtl.graph.stages`. Raises SurgeryError where none gives a graph.
+
+    The modules named in `training`, whose own forward alone is meant, are in training mode. Those of `whole` are taken whole
+    from the start, where that serves. Without `every_stage` the first stage is the only one.
     """
     check_model(model)
     arguments = check_inputs(model, example_inputs)
     check_runs(model, arguments)  # a failure of its own is to be told from one of the tracer
+
+    def traced(how: Export, wholes: Sequence[Whole] = ()) -> Traced:
+        return _traced(model, arguments, training, how, wholes)
+
+    inside: Submodules | None = None
+    if whole:
+        inside = Submodules(model, arguments, check_program)
+        wholes = inside.wholes([path for path in whole if path in inside.called])
+        if wholes:
+            try:
+                return _reported(traced(non_strict, wholes), "submodules", (), wholes)
+            except SurgeryError:
+                pass  # it has changed since: all stages again
+    try:
+        return traced(non_strict)
+    except _NotTensors:
+        raise
+    except SurgeryError as error:
+        if not every_stage:
+            raise
+        first = error
+    failed = [("non-strict", _reason(first))]
+    for name, how in FIRST[1:]:
+        try:
+            return _reported(traced(how), name, failed)
+        except SurgeryError as error:
+            failed.append((name, _reason(error)))
+    inside = inside or Submodules(model, arguments, check_program)
+    found = inside.smallest()
+    if found:
+        try:
+            return _reported(traced(non_strict, found), "submodules", failed, found)
+        except SurgeryError as error:
+            inside.reason = _reason(error)
+    raise SurgeryError(f"{first.message}; {inside.reason}", first.hint) from first
+
+
+def _reported(
+    traced: Traced, stage: str, failed: Sequence[tuple[str, str]], wholes: Sequence[Whole] = ()
+) -> Traced:
+    tracing = Tracing(stage, tuple(failed), {own.path: own.reason for own in wholes})
+    return replace(traced, tracing=tracing, wholes=tuple(wholes))
+
+
+def _reason(error: SurgeryError) -> str:
+    return error.message if error.__cause__ is None else first_line(error.__cause__)
+
+
+def _traced(
+    model: nn.Module, arguments: Arguments, training: Sequence[str], how: Export, wholes: Sequence[Whole]
+) -> Traced:
+    """The graph of one stage, with these modules taken whole."""
     try:
         # The tracer runs on copies of the parameters without values.
         with borrowed(model), warnings.catch_warnings(), _operators_as_deployed():
@@ -188,12 +257,31 @@ def trace(
                 model.get_submodule(name).training = True
             # Attributes that a forward assigns are its own affair: weight_norm puts its weight there.
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
-            program = torch.export.export(model, arguments, strict=False)
+            with taken_whole(model, wholes):
+                program = how(model, arguments, {})
     except Exception as error:
         raise SurgeryError(
             f"{type(model).__name__} could not be traced: {first_line(error)}",
             "its forward may not branch on tensor values, and has to return tensors, or dicts or lists of them",
         ) from error
+    return _read(model, program)
+
+
+def _fractions(model: nn.Module) -> dict[str, tuple[float, ...]]:
+    return {
+        path: tuple(value for value in vars(module).values() if type(value) is float)
+        for path, module in model.named_modules()
+    }
+
+
+def check_program(program: ExportedProgram) -> None:
+    """Raise SurgeryError where the size of a tensor depends on values."""
+    inline_contexts(program.graph_module)
+    _drop_unread(program.graph_module.graph)
+    _require_fixed_sizes("it", program.graph_module.graph)
+
+
+def _read(model: nn.Module, program: ExportedProgram) -> Traced:
     module = program.graph_module
     inline_contexts(module)
     signature = program.graph_signature
@@ -221,20 +309,29 @@ def trace(
         else:
             users.append(node)
     _drop_unread(module.graph)
-    _require_fixed_sizes(model, module.graph)
+    _require_fixed_sizes(type(model).__name__, module.graph)
     hazards = frozenset(resolve_mutations(module.graph))
     _drop_unread(module.graph, hazards)
     read = {tensors[node][0] for node in tensors if node.users}
     output = next(node for node in module.graph.nodes if node.op == "output")
     outputs = tuple(output.all_input_nodes)
     if not outputs or any(not isinstance(node.meta.get("val"), Tensor) for node in outputs):
-        raise SurgeryError(
+        raise _NotTensors(
             f"{type(model).__name__} returns something other than tensors",
             "return tensors, or a dict or list of them",
         )
     known = {id(state[name]) for name in read if name in state}
     unread = tuple(name for name, value in model.named_parameters() if id(value) not in known)
-    return Traced(module, tensors, tuple(users), outputs, hazards, frozenset(unowned), unread)
+    return Traced(
+        module,
+        tensors,
+        tuple(users),
+        outputs,
+        hazards,
+        frozenset(unowned),
+        unread,
+        fractions=_fractions(model),
+    )
 
 
 def _holds(model: nn.Module, name: str) -> bool:
@@ -258,17 +355,11 @@ def _drop_unread(graph: fx.Graph, hazards: frozenset[fx.Node] | None = None) -> 
             graph.erase_node(node)
 
 
-def _require_fixed_sizes(model: nn.Module, graph: fx.Graph) -> None:
+def _require_fixed_sizes(name: str, graph: fx.Graph) -> None:
     for node in graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not all(type(size) is int for size in value.shape):
             raise SurgeryError(
-                f"{type(model).__name__} makes tensors whose size depends on values ({node.name}): "
-                "it cannot be followed",
+                f"{name} makes tensors whose size depends on values ({node.name}): it cannot be followed",
                 "leave such steps, like the selection of boxes, to code outside the model",
             )
-
-
-def first_line(error: Exception) -> str:
-    """The error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"

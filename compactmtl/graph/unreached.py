@@ -63,7 +63,7 @@ def kept_for_unreached(
         if not remaining:
             return pins
         try:
-            way = analyse(trace(model, other, training=training), other)
+            way = analyse(trace(model, other, training=training, every_stage=False), other)
         except CompactError:
             continue  # its modules stay among those that no way leads to
         reached = {name for name in remaining if not _all_unread(model, name, way.traced.unread)}

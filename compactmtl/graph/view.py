@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, fx
 
-from compactmtl.graph.effect import NOT_FOLLOWED, Binding, Key, Learned, Moved, Pin
+from compactmtl.graph.effect import NOT_FOLLOWED, Binding, Key, Moved, Pin
 from compactmtl.graph.groups import Role
 from compactmtl.graph.probe import Samples
 from compactmtl.graph.questions import Questions
@@ -69,10 +69,6 @@ class View(Questions):
         for dim in dims:
             first = first.narrow(dim, 0, 1)
         return bool((value == first).all())
-
-    def learned(self, node: fx.Node) -> Learned | None:
-        """What an operator without a rule was seen to do."""
-        return self._state.effects[node].learned if self.follows(node) else None
 
     @property
     def samples(self) -> Samples:

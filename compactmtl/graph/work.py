@@ -12,6 +12,7 @@ from torch import fx
 
 from compactmtl.graph.calls import arguments, operator
 from compactmtl.graph.questions import Questions
+from compactmtl.graph.rules import crossed
 from compactmtl.graph.space import Flags, Ids
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -108,7 +109,7 @@ def _parts(graph: Questions, node: fx.Node) -> list[Part]:
     if name == "scaled_dot_product_attention":
         return _attention(graph, node)
     if name in ("matmul", "mm", "bmm", "baddbmm", "einsum", "tensordot"):
-        return _matmul(graph, node)
+        return list(crossed.macs_of(graph, node)) or _matmul(graph, node)
     return _recurrent(graph, node) if name in _RECURRENT else []
 
 

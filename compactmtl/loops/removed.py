@@ -18,7 +18,7 @@ from compactmtl.errors import TrainingError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import tensors_in
 from compactmtl.graph.space import Flags
-from compactmtl.graph.trace import first_line
+from compactmtl.graph.stages import first_line
 from compactmtl.sparsity import ChannelGroups
 from compactmtl.surgery import Plan, apply_plan
 from compactmtl.surgery.apply import slice_in_place

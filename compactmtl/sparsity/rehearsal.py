@@ -21,7 +21,7 @@ from compactmtl.graph.copies import copy_model
 from compactmtl.graph.groups import GroupFamily
 from compactmtl.graph.inputs import copied, tensors_in
 from compactmtl.graph.space import Flags, Ids
-from compactmtl.graph.trace import first_line
+from compactmtl.graph.stages import first_line
 from compactmtl.surgery.analyse import Constraints, choose_alive, complete
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
 from compactmtl.surgery.equal_widths import find_equal_widths

@@ -16,10 +16,20 @@ from compactmtl.errors import ArtifactError, SurgeryError
 from compactmtl.graph.copies import copy_model, tensors_of
 from compactmtl.surgery import full_width, recurrent
 from compactmtl.surgery.contraction import contract_layers
-from compactmtl.surgery.gather import install
+from compactmtl.surgery.gather import install, install_span
 from compactmtl.surgery.join import join_layers
 from compactmtl.surgery.outputs import select
-from compactmtl.surgery.plan import BiasShift, FullWidthEdit, Gather, Merge, Plan, Scale, Slice, signature
+from compactmtl.surgery.plan import (
+    BiasShift,
+    FullWidthEdit,
+    Gather,
+    Merge,
+    Plan,
+    Scale,
+    Slice,
+    Span,
+    signature,
+)
 from compactmtl.surgery.stand_ins import Absent, constant, put
 
 _MEND = "rebuild the model from the recipe that the plan was made for"
@@ -64,6 +74,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     _mend_layers(small.model, plan)
     for gather in plan.gathers:
         _gather(small, gather)
+    for span in plan.spans:
+        _span(small, span)
     for edit in plan.full_width:
         _run_full_width(small.model, edit)
     join_layers(small.model, plan)
@@ -221,18 +233,39 @@ def has_bias_slot(module: nn.Module) -> bool:
 
 
 def _gather(editor: _Editor, gather: Gather) -> None:
-    module, leaf = editor.owner(f"{gather.module}.weight")
-    weight = editor.read(f"{gather.module}.{leaf}")
-    if weight.ndim < 2:
-        raise ArtifactError(f"the plan gathers channels of {gather.module}, which has no inputs", _MEND)
-    rows, columns = weight.shape[:2]
+    module, rows, columns = _sizes(editor, gather.module, gather.inputs is not None)
     inputs, outputs = gather.inputs, gather.outputs
     if (inputs is not None and len(inputs) != columns) or (outputs is not None and max(outputs) > rows):
-        raise ArtifactError(
-            f"the plan gathers channels of {gather.module} that do not fit its {rows} outputs and {columns} inputs",
-            "the plan is damaged: run `compactmtl compact RUN` again",
-        )
+        raise _unfit(gather.module, rows, columns)
     install(module, inputs, outputs, gather.constants)
+
+
+def _span(editor: _Editor, span: Span) -> None:
+    module, rows, columns = _sizes(editor, span.module, span.inputs is not None)
+    lengths = [None if own is None else own[1] - own[0] for own in (span.outputs, span.inputs)]
+    if any(length not in (None, own) for length, own in zip(lengths, (rows, columns), strict=True)):
+        raise _unfit(span.module, rows, columns)
+    install_span(module, span.inputs, span.outputs, span.size, span.constants)
+
+
+def _sizes(editor: _Editor, path: str, reads: bool) -> tuple[nn.Module, int, int]:
+    """A layer with its numbers of outputs and inputs; a batch norm has outputs alone, and `reads` nothing."""
+    module = _module(editor.model, path, f"takes some channels of {path}")
+    if isinstance(module, _BatchNorm) and not reads:
+        counted = module.weight if module.weight is not None else module.running_mean
+        if counted is not None:
+            return module, counted.shape[0], 0
+    if not isinstance(module, (nn.Linear, _ConvNd)):
+        raise ArtifactError(f"the plan takes some channels of {path}, which is no such layer", _MEND)
+    weight = editor.read(f"{path}.weight")
+    return module, weight.shape[0], weight.shape[1]
+
+
+def _unfit(path: str, rows: int, columns: int) -> ArtifactError:
+    return ArtifactError(
+        f"the plan takes channels of {path} that do not fit its {rows} outputs and {columns} inputs",
+        "the plan is damaged: run `compactmtl compact RUN` again",
+    )
 
 
 def _run_full_width(model: nn.Module, edit: FullWidthEdit) -> None:

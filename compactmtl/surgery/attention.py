@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compactmtl.surgery.self_attention import plain_linear
+
 
 class SplitAttention(nn.Module):
     """Attention with heads of any width: `q`, `k`, `v` (heads * width, inputs), `out_proj` (outputs, heads * width).
@@ -30,8 +32,10 @@ class SplitAttention(nn.Module):
             else source.in_proj_weight.chunk(3)
         )
         biases = (None,) * 3 if source.in_proj_bias is None else source.in_proj_bias.chunk(3)
-        self.q, self.k, self.v = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        self.out_proj = _linear(source.out_proj.weight, source.out_proj.bias)
+        self.q, self.k, self.v = (
+            plain_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+        )
+        self.out_proj = plain_linear(source.out_proj.weight, source.out_proj.bias)
         self.train(source.training)
 
     def forward(
@@ -91,14 +95,6 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-    return layer
 
 
 def can_split(module: nn.Module) -> bool:

@@ -16,8 +16,9 @@ from compactmtl.graph.borrow import trainable
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.float32 import float32_products
 from compactmtl.graph.inputs import Arguments, copied
+from compactmtl.graph.stages import Tracing, first_line
 from compactmtl.graph.threads import one_thread
-from compactmtl.graph.trace import check_inputs, check_model, first_line, trace
+from compactmtl.graph.trace import check_inputs, check_model, trace
 from compactmtl.graph.unreached import CHOICES, Unreached, unreached_modules
 from compactmtl.overparam import contract
 from compactmtl.surgery.contraction import contract_layers, find_attention, find_branched, find_computed
@@ -67,8 +68,8 @@ def compact(
         align: keep channel counts at multiples of this number where channels stay.
         tolerance: largest error of the proof as a share of the output's largest value. By default 1e-5 in float64, and
             1e-4 where only a narrower type fits.
-        gather: let a layer select its channels by index where the tensor around it keeps more of them, and where the
-            saved MACs are predicted to outweigh the memory that is moved.
+        gather: let a layer select its channels by index where the tensor around it keeps more of them, no order puts
+            those in one piece, and the saved MACs are predicted to outweigh the memory that is moved.
         unreached: what to do about modules that the forward pass does not reach in eval mode on these inputs, such as
             auxiliary heads and heads of other tasks: "keep" keeps the channels that they may read, so that they still
             run; "report" only names them in the report; "error" raises.
@@ -120,12 +121,15 @@ def _compact(
     if table is not None:
         table.check_inputs(inputs)
         table.check(graph.widths(np.ones(graph.classes, dtype=bool)))
+    tracing = graph.tracing
     short = shorten(chosen.model, inputs, graph, chosen.expected, tolerance)
     whole = layer_changes(graph, np.ones(graph.classes, dtype=bool)) if short else ()
     if short:
-        graph = ChannelGraph.trace(short.model, inputs, unreached)
+        graph = ChannelGraph.trace(short.model, inputs, unreached, graph.tracing.whole)
     form = short.model if short else chosen.model
-    settings = _Settings(form, inputs, chosen.expected, align, tolerance, gather, unreached, table)
+    settings = _Settings(
+        form, inputs, chosen.expected, align, tolerance, gather, unreached, graph.tracing, table
+    )
     removal = _smallest(settings, graph)
     if join:
         removal = _joined(removal, chosen.expected)
@@ -147,11 +151,14 @@ def _compact(
         proof=removal.proof,
         not_pruned=removal.not_pruned,
         unreached=removal.unreached,
+        tracing=tracing,
         contracted=(*plan.fused, *plan.contracted),
         joined={one.into: one.layers for one in plan.joins},
         identities=plan.identities,
         timing=removal.timing,
         align=align,
+        spans=tuple(dict.fromkeys(span.module for span in plan.spans)),
+        gathers=tuple(dict.fromkeys(gather.module for gather in plan.gathers)),
         seconds=time.perf_counter() - started,
     )
     return CompactResult(small, plan, report)
@@ -188,6 +195,7 @@ class _Settings:
     tolerance: float | None
     gather: bool
     unreached: Unreached
+    tracing: Tracing
     table: Times | None
 
 
@@ -265,7 +273,9 @@ def _remove(
         form = copy_model(form)
         try:
             contract_layers(form, fused)
-            graph = ChannelGraph.trace(form.eval(), settings.inputs, settings.unreached)
+            graph = ChannelGraph.trace(
+                form.eval(), settings.inputs, settings.unreached, settings.tracing.whole
+            )
         except Exception:  # it is another's code, for a use that may not be this one
             return None
         computed = find_computed(graph, form)
@@ -279,16 +289,17 @@ def _remove(
         except SurgeryError:  # a forward may read of a layer what its plain form does not have
             return None
     if graph is None:
-        graph = ChannelGraph.trace(form, settings.inputs, settings.unreached)
+        graph = ChannelGraph.trace(form, settings.inputs, settings.unreached, settings.tracing.whole)
     search = Search(graph, form, expected, settings.align, settings.tolerance)
     alive, rolled_back = search.search()
     timing = None
     if settings.table is not None:
         alive, timing = search.leave(alive, settings.table)
-    if settings.gather:
-        undone, slow = search.gather(alive, settings.table)
-        rolled_back += undone
-        timing = replace(timing, left=(*timing.left, *slow)) if timing is not None else None
+    # What is not reached, and not kept either, would read other channels than before and not say so.
+    reorder = settings.unreached != "report" or not graph.unreached
+    undone, slow = search.thin(alive, settings.gather, reorder, settings.table)
+    rolled_back += undone
+    timing = replace(timing, left=(*timing.left, *slow)) if timing is not None else None
     plan, small, proof = search.result(alive)
     if form is not settings.plain:
         allowed = settings.tolerance if settings.tolerance is not None else ROUNDED

@@ -6,7 +6,8 @@ Three forms have one, or a few:
 - branched blocks, which know how to become one layer: timm's `fuse`, `reparameterize`, `switch_to_deploy`;
 - layers whose weight is computed from parameters at every call (standardized, normalized, parametrized). What such a
   layer computes from a channel depends on all others. Its plain layer has the weight that it uses in eval mode.
-  `nn.MultiheadAttention`, whose weights are parts of one, becomes several plain layers.
+  `nn.MultiheadAttention`, whose weights are parts of one, becomes several plain layers, and so does attention over channels
+  or of a class token (`split_form`).
 
 `find_branched` and `find_computed` name those of a plain model, `contract_layers` replaces them in place. The plan names
 them too, under `fused` and `contracted`.
@@ -27,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.surgery.attention import SplitAttention, can_split
+from compactmtl.surgery.self_attention import split_form
 
 _BRANCHED = ("fuse", "reparameterize", "switch_to_deploy")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -82,18 +84,24 @@ def find_computed(graph: ChannelGraph, model: nn.Module) -> list[str]:
 
 
 def find_attention(model: nn.Module) -> list[str]:
-    """Names of torch's multi-head attentions that can be split into plain layers."""
-    return [name for name, module in model.named_modules() if name and can_split(module)]
+    """Names of attentions that can be split into plain layers: torch's, and those of `split_form`."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and (can_split(module) or split_form(module) is not None)
+    ]
 
 
 def plain_layer(layer: nn.Module) -> nn.Module | None:
     """The plain layer that computes the same in eval mode; None where the layer does more than call one.
 
-    Of torch's multi-head attention it is a module of plain layers.
+    Of an attention it is a module of plain layers.
     """
     if can_split(layer):
         assert isinstance(layer, nn.MultiheadAttention)
         return SplitAttention(layer)
+    if (split := split_form(layer)) is not None:
+        return split
     if not isinstance(layer, _LAYERS) or isinstance(layer, _ConvTransposeNd):
         return None
     reference = next(layer.parameters(), None)

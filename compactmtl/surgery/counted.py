@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 
 import numpy as np
 from torch import fx, nn
@@ -16,8 +17,18 @@ from compactmtl.surgery.full_width import full_width_edits
 Attributes = dict[str, dict[str, int | tuple[int, ...]]]
 
 
-def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> Attributes:
-    """Attributes to change, by module.
+@dataclass(frozen=True)
+class Reading:
+    """How forwards are taken to come by the numbers that the traced graph shows."""
+
+    computed_scales: bool = True  # scales of attention that equal a power of its width are computed from it
+    layers: bool = False  # modules also count what the layers directly in them read and write
+
+
+def counted_attributes(
+    graph: ChannelGraph, model: nn.Module, alive: Flags, layers: bool = False
+) -> Attributes:
+    """Attributes to change, by module; with `layers` also those that count what the layers directly in a module read and write.
 
     A forward may take its counts from the tensor's shape (nothing to do) or from an attribute set at
     construction. The graph shows the counts only; an integer attribute of the same module with the old
@@ -25,9 +36,18 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
     those that do so most often. Where that is wrong the proof fails and the removal is rolled back.
     """
     changes: dict[str, dict[int, set[int]]] = {}
+    modules = dict(model.named_modules())
+    attributes: Attributes = {}
     full_width = {edit.module for edit in full_width_edits(graph, alive)}
     for node, ids in graph.sized.items():
         if operator(node) == "group_norm" and not full_width.isdisjoint(stack_of(node).values()):
+            continue
+        span = getattr(modules.get(owner(node)), "read_span", None)
+        if span is not None and operator(node) in ("slice", "narrow"):  # of an earlier surgery
+            kept, first = alive[graph.labels[ids]], span[0]
+            left = int(kept[:first].sum()), int(kept[first : first + span[1]].sum())
+            if left != span:
+                attributes[owner(node)] = {"read_span": left}
             continue
         pairs = _counts(graph, node, ids, alive)
         changed = {old for old, new in pairs if old != new}
@@ -35,7 +55,12 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
             if old == new and old in changed:
                 continue  # of two equal numbers in one call the other stays, as the 3 of q, k and v beside 3 heads
             changes.setdefault(owner(node), {}).setdefault(old, set()).add(new)
-    modules = dict(model.named_modules())
+    for product in graph.products if layers else ():
+        parent = changes.setdefault(product.name.rpartition(".")[0], {})
+        for of_layer in (product.inputs, product.outputs):
+            if of_layer is not None:
+                kept = alive[graph.labels[of_layer]]
+                parent.setdefault(kept.size, set()).add(int(kept.sum()))
     own = (nn.RNNBase, nn.RNNCellBase, _ConvNd)  # agree with their tensors anyway
     changes = {
         path: counts
@@ -43,12 +68,17 @@ def counted_attributes(graph: ChannelGraph, model: nn.Module, alive: Flags) -> A
         if path in modules and not isinstance(modules[path], own)
     }
     chance = _chance_of_a_count(modules, changes)
-    attributes: Attributes = {}
+    followed = _chance_to_change(modules, changes)
     for path, counts in changes.items():
-        # A count that became two different ones cannot be told apart; one that did not change may stand alone.
-        clear = {old: news.pop() for old, news in counts.items() if len(news) == 1}
+        clear = {old: next(iter(news)) for old, news in counts.items() if len(news) == 1}
         clear = {old: new for old, new in clear.items() if old != new}
-        new_values = _changed(modules[path], clear, chance) if clear else {}
+        new_values = _changed(modules[path], clear, frozenset(counts), chance, followed) if clear else {}
+        # Of a count that became two different ones, one did not change: those attributes follow the other that do elsewhere.
+        for name, value in _whole_numbers(modules[path]):
+            others = counts.get(value, set()) - {value}
+            is_one = len(counts.get(value, ())) == 2 and len(others) == 1
+            if is_one and followed.get((type(modules[path]), name), 0.0) > 0.5:
+                new_values[name] = next(iter(others))
         if new_values:
             attributes[path] = new_values
     return attributes
@@ -68,6 +98,19 @@ def _chance_of_a_count(
     return {key: sum(hits) / len(hits) for key, hits in matches.items()}
 
 
+def _chance_to_change(
+    modules: Mapping[str, nn.Module], changes: Mapping[str, Mapping[int, Set[int]]]
+) -> Chance:
+    """How often an attribute of a class has the value of a count that changes, where it has the value of one clear count."""
+    matches: dict[tuple[type[nn.Module], str], list[bool]] = {}
+    for path, counts in changes.items():
+        for name, value in _whole_numbers(modules[path]):
+            news = counts.get(value, ())
+            if len(news) == 1:
+                matches.setdefault((type(modules[path]), name), []).append(value not in news)
+    return {key: sum(hits) / len(hits) for key, hits in matches.items()}
+
+
 def _whole_numbers(module: nn.Module) -> list[tuple[str, int]]:
     return [
         (name, value)
@@ -76,17 +119,23 @@ def _whole_numbers(module: nn.Module) -> list[tuple[str, int]]:
     ]
 
 
-def _changed(module: nn.Module, clear: dict[int, int], chance: Chance) -> dict[str, int | tuple[int, ...]]:
+def _changed(
+    module: nn.Module, clear: dict[int, int], counts: frozenset[int], chance: Chance, followed: Chance
+) -> dict[str, int | tuple[int, ...]]:
+    """New values of a module's attributes; of a list, such as the sizes of a split, only where all of it are counts."""
     changes: dict[str, int | tuple[int, ...]] = {}
     numbers = _whole_numbers(module)
     for old, new in clear.items():
         names = [name for name, value in numbers if value == old]
         best = max((chance[type(module), name] for name in names), default=0.0)
         if best > 0.5:  # less often it holds the same number as a count by coincidence
-            changes.update({name: new for name in names if chance[type(module), name] == best})
+            names = [name for name in names if chance[type(module), name] == best]
+            # as many heads as a head is wide: elsewhere one of the two changes
+            changing = [name for name in names if followed.get((type(module), name), 0.0) > 0.5]
+            changes.update(dict.fromkeys(changing or names, new))
     for name, value in vars(module).items():
         several = isinstance(value, (list, tuple)) and len(value) > 0 and not name.startswith("_")
-        if several and all(type(item) is int for item in value):
+        if several and all(type(item) is int and item in counts for item in value):
             replaced = tuple(clear.get(number, number) for number in value)
             if replaced != tuple(value):
                 changes[name] = replaced

@@ -67,7 +67,7 @@ def shorten(
         return None
     try:
         absent = remove_unread(short, arguments, graph.unreached, holds)
-        still = unreached_modules(short, trace(short, arguments))
+        still = unreached_modules(short, trace(short, arguments, whole=graph.tracing.whole))
     except SurgeryError:  # a stand-in that runs may still be more than the tracer takes
         return None
     # Modules that are called and that nothing reads would keep all that they read.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags, Ids
+from compactmtl.surgery.order import Order
 from compactmtl.surgery.plan import FullWidthEdit
 
 
@@ -39,16 +40,19 @@ def full_width_edits(graph: ChannelGraph, alive: Flags) -> tuple[FullWidthEdit, 
     return tuple(edits)
 
 
-def full_width_orders(graph: ChannelGraph, alive: Flags) -> dict[tuple[str, int], Ids]:
-    """The order of each dimension of the parameters of such modules: kept channels first, then the others."""
+def full_width_orders(graph: ChannelGraph, alive: Flags, order: Order) -> dict[tuple[str, int], Ids]:
+    """The order of each dimension of the parameters of such modules: kept channels first, as `order` has them, then the others."""
     orders = {}
     for module in graph.full_width:
-        kept = alive[graph.labels[module.ids]]
+        labels = graph.labels[module.ids]
+        kept = alive[labels]
         if module.is_cut(kept):
             continue
         for parameter in module.parameters:
             orders[parameter] = (
-                np.argsort(~kept, kind="stable") if module.groups == 1 else np.arange(len(kept))
+                np.concatenate([order.kept(labels, kept), np.flatnonzero(~kept)])
+                if module.groups == 1
+                else np.arange(len(kept))
             )
     return orders
 

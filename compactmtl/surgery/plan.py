@@ -137,6 +137,33 @@ class Join(_Edit):
         return self
 
 
+class Span(_Edit):
+    """A layer that reads and writes only the channels from one to another of the tensors around it.
+
+    `inputs`: the first in its input tensor and the one behind the last. `outputs`: the same in its output tensor of `size`
+    channels; elsewhere there `constants` (empty: zeros) are written.
+    """
+
+    module: str
+    inputs: tuple[Index, Index] | None = None
+    outputs: tuple[Index, Index] | None = None
+    size: Annotated[int, Field(ge=0, le=MOST_CHANNELS)] = 0
+    constants: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _some_channels(self) -> Span:
+        for span in (self.inputs, self.outputs):
+            if span is not None and span[0] >= span[1]:
+                raise ValueError(f"it takes no channels of {self.module}")
+        if self.outputs is not None and self.outputs[1] > self.size:
+            raise ValueError(f"it writes outside of the {self.size} channels behind {self.module}")
+        if self.constants and len(self.constants) != self.size:
+            raise ValueError(
+                f"it has {len(self.constants)} constants for {self.size} channels of {self.module}"
+            )
+        return self
+
+
 class ConstantEdit(_Edit):
     """A module that gives one value a channel whatever its input: the values stand in its place, and it leaves.
 
@@ -196,7 +223,7 @@ def _read_as_current(version: object) -> object:
 
 class Plan(_Edit):
     """Edits in the order in which they are applied: outputs that leave, constant modules, modules that nothing reads, fused blocks, contracted layers, merges, scales, slices, bias shifts, layer attributes, gathers,
-    modules at full width, identities, layers in a row that are joined.
+    spans, modules at full width, identities, layers in a row that are joined.
 
     `signature` is a hash of the names and shapes of the model that the plan was made for.
     """
@@ -230,6 +257,9 @@ class Plan(_Edit):
     )
 
     gathers: tuple[Gather, ...] = ()
+    spans: tuple[Span, ...] = Field(
+        (), description="layers that read or write a part of the channels around them, in one piece"
+    )
     full_width: tuple[FullWidthEdit, ...] = Field(
         (),
         description="modules that run at their original width; `widened` in plans of earlier versions",
@@ -259,6 +289,7 @@ class Plan(_Edit):
             self.biases,
             self.scales,
             self.gathers,
+            self.spans,
             self.contracted,
             self.fused,
             self.full_width,

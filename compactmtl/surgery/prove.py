@@ -15,7 +15,7 @@ from compactmtl.errors import SurgeryError
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.copies import copy_model
 from compactmtl.graph.inputs import as_arguments, copied, map_tensors, register_dataclasses, tensors_in
-from compactmtl.graph.trace import first_line
+from compactmtl.graph.stages import first_line
 from compactmtl.surgery.precise import in_double
 
 _DOUBLE_LIMIT = 400_000_000  # parameters above which a second copy in float64 may not fit

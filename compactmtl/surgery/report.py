@@ -11,9 +11,10 @@ import numpy as np
 
 from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
-from compactmtl.surgery.gather import Thinned
+from compactmtl.graph.stages import Tracing
 from compactmtl.surgery.prove import Proof
 from compactmtl.surgery.timed import Timing
+from compactmtl.surgery.thin import Thinned
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class SurgeryReport:
     the traced forward does not read. `joined` gives for each layer that several in a row became, itself among them, their
     names in order; `identities` names the layers and norms that left because they hand on their input as it is.
     `timing` says what was left undone for a latency table, None without one.
+    `tracing` says how the model was traced, and which modules were taken whole for it. `spans` and `gathers` name the layers that read or write a part of the channels around
+    them, in one piece and by index.
     """
 
     macs_before: int
@@ -53,6 +56,9 @@ class SurgeryReport:
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     timing: Timing | None = None
+    tracing: Tracing = field(default_factory=Tracing)
+    spans: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
 
     @property
     def mac_reduction(self) -> float:
@@ -96,6 +102,13 @@ class SurgeryReport:
             "joined": [{"into": into, "layers": list(layers)} for into, layers in self.joined.items()],
             "identities": list(self.identities),
             "timing": asdict(self.timing) if self.timing is not None else None,
+            "tracing": {
+                "stage": self.tracing.stage,
+                "failed": [{"stage": stage, "reason": reason} for stage, reason in self.tracing.failed],
+                "whole": [{"module": name, "reason": reason} for name, reason in self.tracing.whole.items()],
+            },
+            "spans": list(self.spans),
+            "gathers": list(self.gathers),
             "seconds": self.seconds,
         }
 

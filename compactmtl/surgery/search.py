@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph import ChannelGraph
-from compactmtl.graph.space import Flags
+from compactmtl.graph.space import Flags, Ids
 from compactmtl.surgery.analyse import Constraints, choose_alive
 from compactmtl.surgery.apply import apply_plan, has_bias_slot
+from compactmtl.surgery.counted import Reading
 from compactmtl.surgery.equal_widths import find_equal_widths
-from compactmtl.surgery.gather import Thinned, choose_thinned
+from compactmtl.surgery.order import Order
 from compactmtl.surgery.plan import Plan
 from compactmtl.surgery.prove import Proof, Reference, compare
-from compactmtl.surgery.timed import Left, Times, Timing, choose_left, fast_gathers
+from compactmtl.surgery.thin import Moved, Thinned, Thinning
+from compactmtl.surgery.timed import Left, Times, Timing, choose_left, fast_thinned
 from compactmtl.surgery.write import write_plan
 
 Result = tuple[Plan, nn.Module, Proof]
+T = TypeVar("T")
 
 
 class Search:
@@ -39,8 +43,10 @@ class Search:
         )
         self._constraints = Constraints(align, unbiased)
         self.thinned: dict[str, Thinned] = {}
+        self._order = Order.unchanged(graph.classes)
         self.reasons: dict[int, str] = {}  # class -> why it stays although it could have gone
         self._last: tuple[bytes, Result] | None = None
+        self._reading = Reading()
 
     def search(self) -> tuple[Flags, list[str]]:
         """The classes that stay, and the layers whose removal had to be rolled back."""
@@ -50,6 +56,9 @@ class Search:
         if proof.passed:
             return alive, []
         self._require_repeatable()
+        proof = self._read_otherwise(alive, proof)
+        if proof.passed:
+            return alive, []
         # A forward may count its heads in a way that cannot be changed.
         self._constraints = replace(self._constraints, whole_units=False)
         alive = self._choose(pinned)
@@ -79,6 +88,27 @@ class Search:
         rolled_back.update(set(range(len(removals))) - set(remaining))
         return alive, [removals[index][0] for index in sorted(rolled_back)]
 
+    def _read_otherwise(self, alive: Flags, proof: Proof) -> Proof:
+        """Take the forward's numbers for something else where that serves, or at least gets further."""
+        others = []
+        if any(attention.computed for attention in self._graph.scaled.values()):
+            others.append(
+                {"computed_scales": False}
+            )  # attention's scale may be a number that no width changes
+        if proof.failure:
+            others.append({"layers": True})  # a forward may check what its layers read
+        for other in others:
+            before = self._reading
+            self._reading, self._last = replace(before, **other), None
+            found = self.result(alive)[2]
+            if found.passed:
+                return found
+            if found.failure != proof.failure:
+                proof = found
+            else:
+                self._reading, self._last = before, None
+        return proof
+
     def _require_repeatable(self) -> None:
         if not compare(self._expected, self._plain, self._tolerance).passed:
             raise SurgeryError(
@@ -107,44 +137,64 @@ class Search:
         )
         return stays, timing
 
-    def gather(self, alive: Flags, times: Times | None = None) -> tuple[list[str], tuple[Left, ...]]:
-        """Thin layers by index, on top of the classes that go, with `times` only those that are faster so.
+    def thin(
+        self, alive: Flags, gather: bool, reorder: bool = True, times: Times | None = None
+    ) -> tuple[list[str], tuple[Left, ...]]:
+        """Let layers take less than what stays, channels in another order, on top of the classes that go.
 
-        Given are the layers for which that had to be rolled back, and what was left undone.
+        Given are what of it had to be rolled back, and with `times` the layers that would be slower so, which stay as they are.
+
+        With `gather` also by index; without `reorder` channels keep their places.
         """
-        chosen = choose_thinned(self._graph, self._plain, alive, self._constraints.align)
+        thinning = Thinning(self._graph, self._plain, alive, self._constraints.align, gather)
+        moved = thinning.moved() if reorder else []
         slow: tuple[Left, ...] = ()
-        if times is not None:
-            chosen, slow = fast_gathers(self._graph, alive, chosen, times)
-        accepted: dict[str, Thinned] = {}
-        rolled_back = self._bisect_gathers(alive, chosen, accepted)
-        self.thinned, self._last = accepted, None
-        if not self.result(alive)[2].passed:
-            self.thinned, self._last, rolled_back = {}, None, list(chosen)
-        return [f"{name} (its gather)" for name in rolled_back], slow
 
-    def _bisect_gathers(
-        self, alive: Flags, among: Mapping[str, Thinned], accepted: dict[str, Thinned]
-    ) -> list[str]:
-        """Accept what passes together with all accepted so far, by halves; return what fails on its own."""
-        if not among:
-            return []
-        self.thinned, self._last = {**accepted, **among}, None
-        if self.result(alive)[2].passed:
-            accepted.update(among)
-            return []
-        names = list(among)
-        if len(names) == 1:
-            return names
-        halves = names[: len(names) // 2], names[len(names) // 2 :]
-        return [
-            name
-            for half in halves
-            for name in self._bisect_gathers(alive, {key: among[key] for key in half}, accepted)
+        def choose(runs: Sequence[Moved]) -> dict[str, Thinned]:
+            nonlocal slow
+            order = thinning.order(runs)
+            chosen = thinning.choose(order)
+            if times is not None:
+                chosen, slow = fast_thinned(self._graph, alive, chosen, order, times)
+            return chosen
+
+        chosen = choose(moved)
+        moved = thinning.used(moved, chosen)
+        if not chosen or self._passes(alive, thinning, moved, chosen):
+            return [], slow
+        runs: list[Moved] = []
+        lost = [
+            f"{self._first_writer(run)} (its order)"
+            for run, _ in accept(moved, runs, lambda some: self._passes(alive, thinning, some, {}))
         ]
+        chosen = choose(runs)
+        layers: list[str] = []
+        failing = accept(
+            list(chosen),
+            layers,
+            lambda some: self._passes(alive, thinning, runs, {name: chosen[name] for name in some}),
+        )
+        accepted = {name: chosen[name] for name in layers}
+        if not self._passes(alive, thinning, thinning.used(runs, accepted), accepted):
+            self._passes(alive, thinning, [], {})
+            failing = list(chosen)
+        return [*lost, *(f"{name} (what it takes)" for name in failing)], slow
+
+    def _passes(
+        self, alive: Flags, thinning: Thinning, moved: Sequence[Moved], thinned: dict[str, Thinned]
+    ) -> bool:
+        """Whether the proof holds with this order and these layers thinned, which are then what is tried."""
+        self._order, self.thinned, self._last = thinning.order(moved), thinned, None
+        return self.result(alive)[2].passed
+
+    def _first_writer(self, run: Ids) -> str:
+        """The layer that first writes channels of a run."""
+        labels = self._graph.labels
+        names = (p.name for p in self._graph.products if np.isin(labels[p.outputs], run).any())
+        return next(names, "other")
 
     def _tried(self, alive: Flags, case: int | None) -> Result:
-        plan = write_plan(self._graph, self._plain, alive, self.thinned)
+        plan = write_plan(self._graph, self._plain, alive, self.thinned, self._order, self._reading)
         small = apply_plan(self._plain, plan).eval()
         return plan, small, compare(self._expected, small, self._tolerance, case)
 
@@ -184,3 +234,16 @@ class Search:
             *self._bisect(removals, among[:middle], accepted, case),
             *self._bisect(removals, among[middle:], accepted, case),
         ]
+
+
+def accept(among: Sequence[T], accepted: list[T], passes: Callable[[list[T]], bool]) -> list[T]:
+    """Add to `accepted` what passes together with all that is in it so far, by halves; return what fails on its own."""
+    if not among:
+        return []
+    if passes([*accepted, *among]):
+        accepted.extend(among)
+        return []
+    if len(among) == 1:
+        return list(among)
+    middle = len(among) // 2
+    return [*accept(among[:middle], accepted, passes), *accept(among[middle:], accepted, passes)]

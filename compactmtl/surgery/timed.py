@@ -21,13 +21,11 @@ from compactmtl.graph.effect import FullWidth, Product
 from compactmtl.graph.inputs import Arguments
 from compactmtl.graph.space import Flags, Ids
 from compactmtl.graph.work import counts
-from compactmtl.surgery.gather import MACS_PER_MOVE, Thinned
+from compactmtl.surgery.order import Order
+from compactmtl.surgery.thin import MACS_PER_CALL, MACS_PER_COPY, MACS_PER_MOVE, Thinned
 
 CLEARLY = 1.05  # how much longer the layers that a removal changes have to take before it is left undone
 BLOCKS = (4, 8, 16, 32, 64)  # channels that kernels take at a time: a layer may be left at a multiple
-MACS_PER_COPY = (
-    16.0  # multiply-accumulates in the time of copying one number to its place, tools/bench_left.py
-)
 SWEEPS = 4  # over all layers: what one keeps changes what its neighbors gain
 
 
@@ -207,10 +205,11 @@ def choose_left(
     )
 
 
-def fast_gathers(
-    graph: ChannelGraph, alive: Flags, thinned: Mapping[str, Thinned], times: Times
+def fast_thinned(
+    graph: ChannelGraph, alive: Flags, thinned: Mapping[str, Thinned], order: Order, times: Times
 ) -> tuple[dict[str, Thinned], tuple[Left, ...]]:
-    """Of layers that may read and write by index, those that are faster so; and the others, with what they would have saved."""
+    """Of layers that may take a part of the channels around them, those that are faster so; and the others, with what they
+    would have saved."""
     prediction = Prediction(graph, times)
     fast, left = {}, []
     for product in graph.products:
@@ -227,22 +226,23 @@ def fast_gathers(
             around[1] if thin.inputs is None else int(thin.inputs.sum()),
         )
         moved = 0.0
-        if thin.inputs is not None:
-            shape = graph.shape(arguments(product.node)["input"])
-            moved += own[1] * float(np.prod(shape)) / len(product.inputs)
-        if thin.outputs is not None:
-            moved += around[0] * float(np.prod(graph.shape(product.node))) / len(product.outputs)
+        for flags, ids, shape, taken in (
+            (thin.inputs, product.inputs, graph.shape(arguments(product.node)["input"]), own[1]),
+            (thin.outputs, product.outputs, graph.shape(product.node), around[0]),
+        ):
+            if flags is not None:
+                labels = graph.labels[ids]
+                each = MACS_PER_COPY if order.in_one_piece(labels, alive[labels], flags) else MACS_PER_MOVE
+                moved += each * taken * float(np.prod(shape)) / len(ids) + MACS_PER_CALL
         costs = (
-            prediction.layer(product, *own)
-            + MACS_PER_MOVE * prediction.per_mac * moved
-            - prediction.layer(product, *around)
+            prediction.layer(product, *own) + prediction.per_mac * moved - prediction.layer(product, *around)
         )
         if costs < 0:
             fast[product.weight] = thin
         else:
             macs = product.scale * (around[0] * around[1] - own[0] * own[1])
             gone = around[0] - own[0] + around[1] - own[1]
-            left.append(Left(f"{product.name} (its gather)", gone, round(macs), costs))
+            left.append(Left(f"{product.name} (what it takes)", gone, round(macs), costs))
     return fast, tuple(left)
 
 

@@ -14,35 +14,46 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.effect import Binding, Product
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import carriers_of, removed_constants
-from compactmtl.surgery.counted import counted_attributes
+from compactmtl.surgery.counted import Reading, counted_attributes
 from compactmtl.surgery.full_width import full_width_edits, full_width_orders
-from compactmtl.surgery.gather import Thinned
-from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, signature
+from compactmtl.surgery.order import Order
+from compactmtl.surgery.plan import BiasShift, Gather, Merge, Plan, Scale, Slice, Span, signature
+from compactmtl.surgery.thin import Thinned
 
 
 def write_plan(
-    graph: ChannelGraph, model: nn.Module, alive: Flags, thinned: Mapping[str, Thinned] | None = None
+    graph: ChannelGraph,
+    model: nn.Module,
+    alive: Flags,
+    thinned: Mapping[str, Thinned] | None = None,
+    order: Order | None = None,
+    reading: Reading | None = None,
 ) -> Plan:
-    """The edits that leave exactly the `alive` classes, (classes,), and less of the layers whose weights are `thinned`."""
+    """The edits that leave exactly the `alive` classes, (classes,), and less of the layers whose weights are `thinned`.
+
+    Channels change places as `order` says. `reading` is how the forward is taken to come by its numbers.
+    """
     thinned = thinned or {}
+    order = order or Order.unchanged(graph.classes)
+    reading = reading or Reading()
     kept = _thinned_dims(graph, thinned)
-    orders = full_width_orders(graph, alive)
+    full_widths = full_width_orders(graph, alive, order)
     slices = []
     for binding in graph.bindings:
-        order = orders.get((binding.name, binding.dim))
-        if order is not None:
-            if (np.diff(order) < 0).any():
-                slices.append(_slice(binding, order))
-            continue
-        stays = kept.get((binding.name, binding.dim))
-        keep = np.flatnonzero(alive[graph.labels[binding.ids]] if stays is None else stays)
-        if len(keep) < len(binding.ids):
+        keep = full_widths.get((binding.name, binding.dim))
+        if keep is None:
+            labels = graph.labels[binding.ids]
+            keep = order.kept(labels, alive[labels])
+            stays = kept.get((binding.name, binding.dim))
+            keep = keep if stays is None else keep[stays[keep]]
+        if len(keep) < len(binding.ids) or (np.diff(keep) < 0).any():
             slices.append(_slice(binding, keep))
     modules = dict(model.named_modules())
     merges: list[Merge] = []
     biases, groups = [], {}
     for product in graph.products:
-        kept_outputs = alive[graph.labels[product.outputs]]
+        labels = graph.labels[product.outputs]
+        kept_outputs = alive[labels]
         # Where a forward calls the function itself it counts the groups: see `counted_attributes`.
         if product.groups > 1 and isinstance(modules.get(product.name), _ConvNd):
             remaining = int(kept_outputs.reshape(product.groups, -1).any(1).sum())
@@ -51,8 +62,6 @@ def write_plan(
         thin = thinned.get(product.weight or "")
         constants = removed_constants(graph, product, alive)
         if thin is not None:
-            if thin.outputs is not None:
-                kept_outputs = thin.outputs
             besides = _folded_besides(graph, product, thin)
             constants = constants | besides if len(constants) else besides
         if not constants.any():
@@ -60,29 +69,35 @@ def write_plan(
         if product.padded:
             merges += _merges(graph, product, alive, constants)
         else:
-            values = _fold(graph, product, constants)[kept_outputs]
+            written = order.kept(labels, kept_outputs)
+            if thin is not None and thin.outputs is not None:
+                written = written[thin.outputs[written]]
+            values = _fold(graph, product, constants)[written]
             if values.any():
                 name = product.bias or f"{product.name}.bias".lstrip(".")
                 biases.append(BiasShift(bias=name, values=tuple(values.tolist()), new=product.bias is None))
+    picked = [
+        edit
+        for product in graph.products
+        if (thin := thinned.get(product.weight or "")) is not None
+        for edit in _taken(graph, product, alive, thin, order)
+    ]
     return Plan(
         signature=signature(model),
         merges=tuple(merges),
-        scales=tuple(_scales(graph, alive)),
+        scales=tuple(_scales(graph, alive, reading.computed_scales)),
         slices=tuple(slices),
         biases=tuple(biases),
         groups=groups,
-        attributes=counted_attributes(graph, model, alive),
-        gathers=tuple(
-            _gather(graph, product, alive, thin)
-            for product in graph.products
-            if (thin := thinned.get(product.weight or "")) is not None
-        ),
+        attributes=counted_attributes(graph, model, alive, reading.layers),
+        gathers=tuple(edit for edit in picked if isinstance(edit, Gather)),
+        spans=tuple(edit for edit in picked if isinstance(edit, Span)),
         full_width=full_width_edits(graph, alive),
     )
 
 
 def _thinned_dims(graph: ChannelGraph, thinned: Mapping[str, Thinned]) -> dict[tuple[str, int], Flags]:
-    """What stays of each dimension of a tensor that a gather thins."""
+    """What stays of each dimension of a tensor of a thinned layer, and of the norm behind it."""
     dims: dict[tuple[str, int], Flags] = {}
     for product in graph.products:
         thin = thinned.get(product.weight or "")
@@ -94,6 +109,8 @@ def _thinned_dims(graph: ChannelGraph, thinned: Mapping[str, Thinned]) -> dict[t
             dims[product.weight, 0] = thin.outputs
             if product.bias is not None:
                 dims[product.bias, 0] = thin.outputs
+            for leaf in ("weight", "bias", "running_mean", "running_var") if thin.norm else ():
+                dims[f"{thin.norm}.{leaf}", 0] = thin.outputs
     return dims
 
 
@@ -105,20 +122,32 @@ def _folded_besides(graph: ChannelGraph, product: Product, thin: Thinned) -> Fla
     return constant & (graph.values(product.node_in) != 0) & ~thin.inputs if constant.any() else constant
 
 
-def _gather(graph: ChannelGraph, product: Product, alive: Flags, thin: Thinned) -> Gather:
-    """Positions among the kept channels of the tensors around the layer."""
+def _taken(
+    graph: ChannelGraph, product: Product, alive: Flags, thin: Thinned, order: Order
+) -> Iterator[Gather | Span]:
+    """Where what a layer takes lies among the channels that stay of the tensors around it: a span, if it is in one piece."""
     assert product.inputs is not None
-    inputs = outputs = None
-    constants: tuple[float, ...] = ()
     if thin.inputs is not None:
-        inputs = tuple(np.flatnonzero(thin.inputs[alive[graph.labels[product.inputs]]]).tolist())
+        labels = graph.labels[product.inputs]
+        places = np.flatnonzero(thin.inputs[order.kept(labels, alive[labels])])
+        first, end = int(places[0]), int(places[-1]) + 1
+        if end - first == len(places):
+            yield Span(module=product.name, inputs=(first, end))
+        else:
+            yield Gather(module=product.name, inputs=tuple(places.tolist()))
     if thin.outputs is not None:
-        around = alive[graph.labels[product.outputs]]
+        labels = graph.labels[product.outputs]
+        around = order.kept(labels, alive[labels])
         own = thin.outputs[around]
-        outputs = tuple(np.where(own, np.cumsum(own) - 1, own.sum()).tolist())
         values = np.where(own, 0.0, thin.constants[around])
         constants = tuple(values.tolist()) if values.any() else ()
-    return Gather(module=product.name, inputs=inputs, outputs=outputs, constants=constants)
+        module, places = thin.norm or product.name, np.flatnonzero(own)
+        first, end = int(places[0]), int(places[-1]) + 1
+        if end - first == len(places):
+            yield Span(module=module, outputs=(first, end), size=len(around), constants=constants)
+        else:
+            outputs = tuple(np.where(own, np.cumsum(own) - 1, own.sum()).tolist())
+            yield Gather(module=module, outputs=outputs, constants=constants)
 
 
 def _slice(binding: Binding, keep: NDArray[np.int64]) -> Slice:
@@ -161,10 +190,12 @@ def _fold(graph: ChannelGraph, product: Product, constants: Flags) -> NDArray[np
     return result
 
 
-def _scales(graph: ChannelGraph, alive: Flags) -> list[Scale]:
-    """Attention divides by the root of its width: narrower queries are scaled to make up for it."""
+def _scales(graph: ChannelGraph, alive: Flags, computed: bool) -> list[Scale]:
+    """Attention divides by a power of its width: narrower queries are scaled to make up for it."""
     scales = []
     for attention in graph.scaled.values():
+        if attention.computed and not computed:
+            continue
         ids = attention.ids
         before = ids.shape[-1]
         after = int(alive[graph.labels[ids.reshape(-1, before)]].sum(1).max())
@@ -173,7 +204,7 @@ def _scales(graph: ChannelGraph, alive: Flags) -> list[Scale]:
         product = graph.product(attention.maker)
         assert product is not None and product.weight is not None
         rows = tuple(np.flatnonzero(np.isin(product.outputs, ids)).tolist())
-        factor = float(np.sqrt(after / before))
+        factor = float((after / before) ** attention.power)
         scales += [
             Scale(tensor=name, rows=rows, factor=factor) for name in (product.weight, product.bias) if name
         ]

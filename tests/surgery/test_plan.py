@@ -149,6 +149,13 @@ DAMAGES: dict[str, tuple[tuple[str | int, ...], Any]] = {
         ("full_width",),
         [{"module": "bn1", "size": 10**12, "kept": 4, "input_dim": -1, "output_dim": -1}],
     ),
+    "a span of nothing": (("spans",), [{"module": "conv1", "inputs": [3, 3]}]),
+    "a span that is too wide": (("spans",), [{"module": "conv1", "outputs": [0, 10**12], "size": 10**12}]),
+    "a span outside": (("spans",), [{"module": "conv1", "outputs": [0, 9], "size": 8}]),
+    "a constant for some channels": (
+        ("spans",),
+        [{"module": "conv1", "outputs": [0, 4], "size": 8, "constants": [1.0]}],
+    ),
     "values of no shape": (("constants",), [{"module": "conv1", "values": [1.0]}]),
 }
 
@@ -177,6 +184,10 @@ MISFITS: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "zeros of no module": (("absent",), {"conv9": [3]}),
     "gather of no module": (("gathers",), [{"module": "conv9", "inputs": [0]}]),
     "gather of a norm": (("gathers",), [{"module": "bn1", "inputs": [0]}]),
+    "span of no module": (("spans",), [{"module": "conv9", "inputs": [0, 1]}]),
+    "span that a norm reads": (("spans",), [{"module": "bn1", "inputs": [0, 1]}]),
+    "span of other inputs": (("spans",), [{"module": "conv1", "inputs": [0, 99]}]),
+    "span of other outputs": (("spans",), [{"module": "bn1", "outputs": [0, 2], "size": 99}]),
     "full width of no module": (
         ("full_width",),
         [{"module": "norm9", "size": 8, "kept": 4, "input_dim": -1, "output_dim": -1}],

@@ -9,46 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from compactmtl.graph.calls import arguments, operator
+from compactmtl.graph.calls import arguments
 from compactmtl.graph.effect import ALL, Effect, Pin, Scaled, Use, Uses
 from compactmtl.graph.rule import Rule
+from compactmtl.graph.rules.crossed import by_head
+from compactmtl.graph.rules.scales import maker_of
 from compactmtl.graph.space import Axis, Flags, Ids
 from compactmtl.graph.view import View
-
-
-def _maker(view: View, query: fx.Node) -> fx.Node | None:
-    """The layer whose rows are the queries, where they are only rearranged and turned on the way, and read once.
-
-    What lies between them is linear: rows times a factor are queries times that factor.
-    """
-    pending, seen, makers = [query], set[fx.Node](), set[fx.Node]()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if view.product(node) is not None:
-            makers.add(node)
-            continue
-        sources = [source for source in view.tensors_in(node) if not view.is_static(source)]
-        name = operator(node)
-        if name in ("add", "sub") and len(sources) < 2:
-            return None  # it adds something that does not grow with them
-        turned = name in _LINEAR or (name == "mul" and len(sources) == 1)
-        if node.op != "call_function" or not (turned or view.moved(node) is not None):
-            return None
-        pending += sources
-    if len(makers) != 1:
-        return None
-    (node,) = makers
-    weight = arguments(node).get("weight")
-    alone = weight is not None and view.parameter(weight) is not None and len(weight.users) == 1
-    return node if alone else None
-
-
-_LINEAR = frozenset(
-    ("add", "sub", "neg", "cat", "stack", "to", "clone", "contiguous", "view_as_complex", "view_as_real")
-)
 
 
 @dataclass(frozen=True)
@@ -88,6 +55,8 @@ class ScaledDotProduct:
         given = arguments(node)
         axes = [view.axis(given[key]) for key in ("query", "key", "value")]
         rank = len(view.shape(given["query"]))
+        if (over := OverChannels.of(view, node)) is not None:
+            return over.layout(view, given)
         if any(axis is None or axis.dims[-1] != rank - 1 for axis in axes):
             return "its heads are not tracked"
         query, key, value = axes
@@ -104,6 +73,8 @@ class ScaledDotProduct:
             biases = None if mask is None else self._biases(view, mask, query, rank)
             if biases is not None:
                 heads.append(biases.reshape(len(key.ids), -1))
+                others = (axis.ids for axis in view.layout(mask) if axis.ids is not biases)
+                effect += Effect(pins=tuple(map(Pin, others)))
                 mask = None
             unit = np.concatenate(heads, axis=1)
             effect += Effect(units=(unit,))
@@ -112,7 +83,7 @@ class ScaledDotProduct:
         if mask is not None:
             effect += Effect(pins=view.pins(mask))
         if given["scale"] is None:
-            maker = _maker(view, given["query"])
+            maker = maker_of(view, given["query"])
             if maker is None:
                 effect += Effect(pins=(Pin(query.ids),))
             else:
@@ -121,11 +92,16 @@ class ScaledDotProduct:
 
     @staticmethod
     def _biases(view: View, mask: fx.Node, query: Axis, rank: int) -> Ids | None:
-        """The ids of a mask's heads (H,), where it has a bias for each; None where they are not followed."""
-        axis = view.axis(mask)
-        if axis is None or axis.dim is None or axis.ids.shape != query.ids.shape[:1]:
+        """The ids of a mask's heads (H,), where it has a bias for each; None where they are not followed.
+
+        A static mask may have entries for windows and positions as well, as Swin's of shifted windows.
+        """
+        axes = view.layout(mask)
+        if len(axes) > 1 and not view.is_static(mask):
             return None
-        return axis.ids if axis.dim - len(view.shape(mask)) == query.dims[0] - rank else None
+        where = query.dims[0] - rank + len(view.shape(mask))
+        own = [axis.ids for axis in axes if axis.dims == (where,) and axis.ids.shape == query.ids.shape[:1]]
+        return own[0] if len(own) == 1 else None
 
     @staticmethod
     def _sharing(view: View, node: fx.Node) -> tuple[_Shared, _Shared]:
@@ -136,11 +112,16 @@ class ScaledDotProduct:
         return _shared(query, key), _shared(query, value)
 
     def constant(self, view: View, node: fx.Node) -> Flags:
+        if (over := OverChannels.of(view, node)) is not None:
+            return over.constant(view, arguments(node))
         return np.asarray(self._sharing(view, node)[1].spread(view.constant(arguments(node)["value"])))
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         given = arguments(node)
         query, key, mask = given["query"], given["key"], given["attn_mask"]
+        if (over := OverChannels.of(view, node)) is not None:
+            yield from over.used(view, given, used)
+            return
         keys, values = self._sharing(view, node)
         yield Use(given["value"], values.read(used))
         axes = view.axis(query), view.axis(key), view.axis(given["value"])
@@ -161,6 +142,59 @@ class ScaledDotProduct:
     def _by_head(query: Axis, key: Axis, value: Axis) -> bool:
         """Whether all have their heads in the same dimension, so that one can go whole."""
         return query.ids.ndim == key.ids.ndim == value.ids.ndim == 2 and query.dims[0] == value.dims[0]
+
+
+@dataclass(frozen=True, eq=False)
+class OverChannels:
+    """The same call over channels: q, k and v (..., H, C, L), whose weights say how much of each channel goes into another.
+
+    A coordinate of q goes with that of the result, one of k with that of v. A zero among them is compared like any other
+    value, so that they go by whole heads.
+    """
+
+    query: Axis
+    key: Axis
+    value: Axis
+
+    @staticmethod
+    def of(view: View, node: fx.Node) -> OverChannels | None:
+        """The call's axes, where all lie on the dimension before the last, in the same heads."""
+        given = arguments(node)
+        last = len(view.shape(given["query"])) - 2
+        query, key, value = (view.axis(given[name]) for name in ("query", "key", "value"))
+        if query is None or key is None or value is None:
+            return None
+        if any(axis.dims != query.dims or axis.dims[-1] != last for axis in (key, value)):
+            return None
+        shapes = {axis.ids.shape[:-1] for axis in (query, key, value)}
+        return OverChannels(query, key, value) if len(shapes) == 1 and query.ids.ndim <= 2 else None
+
+    def layout(self, view: View, given: dict[str, Any]) -> Effect:
+        rows = [by_head(axis.ids) for axis in (self.query, self.key, self.value)]
+        effect = Effect(
+            (self.query,),
+            unions=((self.key.ids, self.value.ids), (rows[1], rows[1][:, :1])),
+            unforced=(self.query.ids, self.key.ids),
+        )
+        if self.query.ids.ndim > 1:
+            effect += Effect(units=(np.concatenate(rows, axis=1),))
+        if given["attn_mask"] is not None:
+            effect += Effect(pins=(*view.pins(given["attn_mask"]), Pin(self.query.ids), Pin(self.key.ids)))
+        return effect
+
+    def constant(self, view: View, given: dict[str, Any]) -> Flags:
+        nothing = by_head(view.zero(given["value"])).all(1)
+        return np.broadcast_to(nothing[:, None], by_head(self.query.ids).shape).reshape(self.query.ids.shape)
+
+    def used(self, view: View, given: dict[str, Any], used: Flags) -> Uses:
+        live = by_head(~view.zero(given["value"])).any(1)[:, None]
+        needed = by_head(used).any(1)[:, None]
+        columns = np.broadcast_to(live & needed, by_head(self.key.ids).shape).reshape(self.key.ids.shape)
+        yield Use(given["query"], (by_head(used) & live).reshape(self.query.ids.shape), exact=True)
+        yield Use(given["key"], columns, exact=True)
+        yield Use(given["value"], columns, exact=True)
+        if given["attn_mask"] is not None:
+            yield Use(given["attn_mask"])
 
 
 RULES: dict[str, Rule] = {"scaled_dot_product_attention": ScaledDotProduct()}

@@ -16,7 +16,7 @@ from compactmtl.graph.view import View
 class Padding(Spatial):
     """pad: what it adds is another value than a constant channel's, unless both are 0.
 
-    Channels that it adds are constants, as many as the forward says: they stay.
+    Channels that it adds are constants, as many as the forward says: they stay, in rows of channels until the row goes.
     """
 
     def layout(self, view: View, node: fx.Node) -> Effect | str:
@@ -26,12 +26,17 @@ class Padding(Spatial):
         added = [self._added(view, node)[dim] for dim in axis.dims]
         if not any(any(sizes) for sizes in added):
             return Effect((axis,))
-        if axis.dim is None or self._mode(node) != "constant" or min(added[0]) < 0:
+        if any(map(any, added[:-1])) or self._mode(node) != "constant" or min(added[-1]) < 0:
             return "it pads the channel"
-        before, after = (view.fresh(size) for size in added[0])
-        padded = Axis(axis.dims, np.concatenate([before, axis.ids, after]))
-        pin = Pin(np.concatenate([before, after]), "it adds a fixed number of channels")
-        return Effect((padded,), pins=(pin,))
+        rows = axis.ids.shape[:-1]
+        before, after = (view.fresh(size * int(np.prod(rows))).reshape((*rows, size)) for size in added[-1])
+        padded = Axis(axis.dims, np.concatenate([before, axis.ids, after], axis=-1))
+        fixed = np.concatenate([before, after], axis=-1)
+        if len(rows) != 1:
+            return Effect((padded,), pins=(Pin(fixed, "it adds a fixed number of channels"),))
+        # As many to each row: they stay for as long as anything of the row does.
+        each = tuple((column, axis.ids) for column in np.ascontiguousarray(fixed.T))
+        return Effect((padded,), units=(np.concatenate([axis.ids, fixed], axis=1),), followers=each)
 
     def constant(self, view: View, node: fx.Node) -> Flags:
         source = source_of(node)
@@ -46,13 +51,14 @@ class Padding(Spatial):
             flags = view.constant(source)
         else:
             flags = np.zeros_like(view.constant(source)) if value else view.zero(source)
-        return np.pad(flags, added[axis.dims[0]], constant_values=True) if axis.dim is not None else flags
+        rows = [(0, 0)] * (flags.ndim - 1)
+        return np.pad(flags, [*rows, added[axis.dims[-1]]], constant_values=True)
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
         axis = view.axis(source_of(node))
-        if axis is not None and axis.dim is not None and view.axis(node) is not None:
-            before, _ = self._added(view, node)[axis.dim]
-            used = used[before : before + len(axis.ids)]
+        if axis is not None and view.axis(node) is not None:
+            before, _ = self._added(view, node)[axis.dims[-1]]
+            used = used[..., before : before + axis.ids.shape[-1]]
         return super().used(view, node, used)
 
     @staticmethod

@@ -24,7 +24,14 @@ def _placed(view: View, node: fx.Node, source: fx.Node) -> tuple[list[Axis], tup
     placed, pins = [], []
     for axis in view.layout(source):
         dims = tuple(dim + offset for dim in axis.dims)
-        if axis.ids.shape == tuple(view.shape(node)[dim] for dim in dims):
+        sizes = tuple(view.shape(node)[dim] for dim in dims)
+        if axis.ids.shape != sizes and axis.ids.ndim > 1:
+            # One entry for all of a row, such as what a head's channels are divided by.
+            own = [k for k, size in enumerate(axis.ids.shape) if size != 1 or sizes[k] == 1]
+            if own and len(own) < axis.ids.ndim:
+                dims, sizes = tuple(dims[k] for k in own), tuple(sizes[k] for k in own)
+                axis = Axis(dims, axis.ids.reshape([axis.ids.shape[k] for k in own]))
+        if axis.ids.shape == sizes:
             placed.append(Axis(dims, axis.ids))
         else:
             pins.append(Pin(axis.ids))
@@ -69,6 +76,9 @@ class Pointwise:
                 ):
                     effect += self._of_every_row(main, axis)
                     continue
+                if main.ids.ndim == 2 and axis.dims == main.dims[:1]:
+                    effect += self._of_whole_rows(main, axis)
+                    continue
                 order = np.argsort(axis.dims)
                 effect += Effect(unions=((main.ids, axis.ids.transpose(order).reshape(shape)),))
             else:
@@ -89,6 +99,12 @@ class Pointwise:
         """Factors that all rows share, such as angles of heads: one goes where it goes in every row, and rows go as a whole."""
         columns = np.ascontiguousarray(main.ids.T)
         return Effect(grids=(Grid(main.ids, product=True),), followers=((axis.ids, columns),))
+
+    @staticmethod
+    def _of_whole_rows(main: Axis, axis: Axis) -> Effect:
+        """One entry for each row, such as a temperature of heads: it goes with all of the row."""
+        unit = np.concatenate([main.ids, axis.ids[:, None]], axis=1)
+        return Effect(units=(unit,), followers=((axis.ids, main.ids),))
 
     @staticmethod
     def _static(axes: list[Axis]) -> Effect:
@@ -140,7 +156,7 @@ class Pointwise:
                 yield Use(source, exact=True)
                 continue
             flags = used
-            if operator(node) == "mul":
+            if operator(node) == "mul" or (operator(node) == "div" and source is not node.args[0]):
                 for other in sources:
                     its = self._spread(view, node, other, axis) if other is not source else None
                     if its is not None:
@@ -174,7 +190,11 @@ class Pointwise:
         if dims != tuple(sorted(dims)) or not set(dims) <= set(axis.dims):
             return None
         shape = tuple(own.ids.shape[dims.index(dim)] if dim in dims else 1 for dim in axis.dims)
-        full = all(size == axis.ids.shape[k] for k, size in enumerate(shape) if axis.dims[k] in dims)
+        full = all(
+            size == axis.ids.shape[k] or (size == 1 and own.ids.ndim > 1)
+            for k, size in enumerate(shape)
+            if axis.dims[k] in dims
+        )
         return shape if full and list(axis.dims) == sorted(axis.dims) else None
 
 

@@ -95,10 +95,27 @@ class Reduction(_OneTensor):
         """Whether it gives the same with and without entries that are zero."""
         return False
 
-    @staticmethod
-    def _over_rows(view: View, node: fx.Node, axis: Axis, reduced: set[int]) -> Effect | str:
+    def _of_each_row(self, view: View, node: fx.Node) -> bool:
+        """Whether it reduces the columns of rows of channels, and zeros among them add nothing."""
+        source = view.axis(source_of(node))
+        return (
+            source is not None
+            and source.ids.ndim == 2
+            and self._gone(view, node) == (1,)
+            and self._ignores_zeros(node)
+        )
+
+    def _over_rows(self, view: View, node: fx.Node, axis: Axis, reduced: set[int]) -> Effect | str:
         """Over one of several channel dimensions: what it sums goes together, and all rows stay."""
         remaining = [k for k, dim in enumerate(axis.dims) if dim not in reduced]
+        if self._of_each_row(view, node):
+            # What it gives for a row, such as the length of a head's vector, is there for as long as any of the row is.
+            rows = view.fresh(len(axis.ids))
+            shift = 0 if arguments(node).get("keepdim") else sum(other < axis.dims[0] for other in reduced)
+            unit = np.concatenate([axis.ids, rows[:, None]], axis=1)
+            return Effect(
+                (Axis((axis.dims[0] - shift,), rows),), units=(unit,), followers=((rows, axis.ids),)
+            )
         if not remaining or arguments(node).get("keepdim") or len(view.layout(source_of(node))) > 1:
             return "it reduces over the channel"
         rows = one_of_each(axis, [k for k in range(len(axis.dims)) if k not in remaining])
@@ -144,11 +161,15 @@ class Sum(Reduction):
     """
 
     def constant(self, view: View, node: fx.Node) -> Flags:
+        if self._of_each_row(view, node):
+            return np.asarray(view.zero(source_of(node)).all(axis=1), dtype=bool)
         if self._of_rows_alone(view, node):
             return super().constant(view, node)
         return np.asarray(view.zero(source_of(node)).all(axis=self._gone(view, node)), dtype=bool)
 
     def used(self, view: View, node: fx.Node, used: Flags) -> Uses:
+        if self._of_each_row(view, node) and view.axis(node) is not None:
+            return _used_unless_zero(view, node, used[:, None])
         if self._of_rows_alone(view, node) or view.axis(node) is None:
             return super().used(view, node, used)
         return _used_unless_zero(view, node, np.expand_dims(used, self._gone(view, node)))

@@ -100,6 +100,9 @@ def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[i
     return pairs
 
 
+_SIZES_GIVEN = frozenset(("view", "reshape", "_unsafe_view", "unflatten"))
+
+
 class Reshape(Rearranged):
     """view, reshape, flatten, unsqueeze, squeeze: the same entries in the same order."""
 
@@ -132,10 +135,10 @@ class Reshape(Rearranged):
         if ids.ndim > 1:
             upper = ids[..., 0].reshape(-1, ids.shape[-2]) if ids.ndim > 2 else None
             effect += Effect(grids=(Grid(ids.reshape(-1, ids.shape[-1]), upper=upper),))
-        if len(varying) > 1 or len(axis.dims) > 1 or view.is_computed(node):
-            effect += Effect(
-                sized=((node, ids),)
-            )  # of a parameter, whose sizes a forward may hold as numbers
+        # A single head is a dimension of 1, but its width is counted all the same; so are those of a parameter.
+        single = len(one) != len(other) and operator(node) in _SIZES_GIVEN
+        if len(varying) > 1 or len(axis.dims) > 1 or single or view.is_computed(node):
+            effect += Effect(sized=((node, ids),))
         return Placed(tuple(other[k] for k in varying), positions, effect)
 
 
