@@ -4,7 +4,7 @@ python tools/bench_gather.py [--threads 1]
 
 For several widths and map sizes it times, in turn, a 3x3 and a 1x1 convolution and an `index_select` of half of its
 input channels, in eager torch, and in ONNX Runtime a chain of Slice and Pad, which take half of the channels in one piece and put
-zeros in the place of the others. On one pixel the chain takes the time of its operators alone.
+zeros in the place of the others. On one pixel the chain, and a padding in eager torch, take the time of their operators alone.
 `compactmtl.surgery.thin` has its three prices from here: MACS_PER_MOVE, MACS_PER_COPY and MACS_PER_CALL.
 """
 
@@ -88,6 +88,10 @@ def main() -> None:
     torch.set_num_threads(threads)
     by_index, in_one_piece, rates = [], [], []
     operator = one_operator(8, 1, threads)
+    pixel = torch.randn(1, 8, 1, 1)
+    padding = statistics.median(
+        seconds(lambda: nn.functional.pad(pixel, (0, 0, 0, 0, 0, 8))) for _ in range(20 * ROUNDS)
+    )
     print(
         "| channels | map | kernel | MACs a microsecond | moved by index a microsecond | in one piece | MACs per move | per copy |"
     )
@@ -118,7 +122,8 @@ def main() -> None:
     print(
         f"\nmedians: {statistics.median(by_index):.0f} MACs per number moved by index, "
         f"{statistics.median(in_one_piece):.0f} per number copied in one piece, "
-        f"{operator * statistics.median(rates) * 1e6:,.0f} per operator ({operator * 1e6:.1f} µs), {threads} threads"
+        f"{operator * statistics.median(rates) * 1e6:,.0f} per operator of ONNX Runtime ({operator * 1e6:.1f} µs), "
+        f"{padding * statistics.median(rates) * 1e6:,.0f} per padding in eager torch ({padding * 1e6:.1f} µs), {threads} threads"
     )
 
 

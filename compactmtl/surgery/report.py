@@ -13,8 +13,8 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.space import Flags
 from compactmtl.graph.stages import Tracing
 from compactmtl.surgery.prove import Proof
-from compactmtl.surgery.timed import Timing
 from compactmtl.surgery.thin import Thinned
+from compactmtl.surgery.timed import Timing
 
 
 @dataclass(frozen=True)

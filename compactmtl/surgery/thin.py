@@ -28,8 +28,9 @@ from compactmtl.surgery.arrange import arrange
 from compactmtl.surgery.gather import takes_a_part
 from compactmtl.surgery.order import Order, find_runs
 
-# In multiply-accumulates, by tools/bench_gather.py: the time of reading and writing one number by index, and in one
-# piece, and of one operator more, however little it does.
+# Prices in multiply-accumulates, by tools/bench_gather.py (docs/results/surgery.md): of reading and writing one number by
+# index, and in one piece, and of one operator more, however little it does, where it is dearest: in eager torch. All lie
+# well above what was measured, for processors differ, and to leave a layer as it is costs little.
 MACS_PER_MOVE = 32.0
 MACS_PER_COPY = 16.0
 MACS_PER_CALL = 100_000.0

@@ -27,7 +27,7 @@ def _in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 class Residual(nn.Module):
     """A residual sum whose two writers and two readers need different channels of it."""
 
-    def __init__(self, width: int = 16, padding: int = 1) -> None:
+    def __init__(self, width: int = 32, padding: int = 1) -> None:
         super().__init__()
         size = 2 * padding + 1
         self.stem = nn.Conv2d(3, width, 3, padding=1)
@@ -43,7 +43,7 @@ class Residual(nn.Module):
         return y
 
 
-def _masked(width: int = 16, padding: int = 1) -> Any:
+def _masked(width: int = 32, padding: int = 1) -> Any:
     torch.manual_seed(0)
     net, eighth = Residual(width, padding), width // 8
     kill(net.stem, constant=range(7 * eighth, width))
@@ -56,7 +56,7 @@ def _masked(width: int = 16, padding: int = 1) -> Any:
 
 # A padded 3x3 convolution keeps constant inputs, a 1x1 convolution folds them into its bias.
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "padding"), [(16, 1), (192, 0)])
+@pytest.mark.parametrize(("width", "padding"), [(32, 1), (192, 0)])
 def test_layers_read_and_write_only_what_they_need(width: int, padding: int) -> None:
     net, image = _masked(width, padding), torch.randn(1, 3, 32, 32, dtype=torch.float64)
     plain = compact(net, (image,), tolerance=TOLERANCE)
@@ -71,7 +71,7 @@ def test_layers_read_and_write_only_what_they_need(width: int, padding: int) -> 
 
 
 def test_what_does_not_pay_is_left_alone() -> None:
-    net = _masked()
+    net = _masked(16)
     # One pixel a channel: moving it takes longer than the few products that are saved.
     net.one, net.two = nn.Conv2d(16, 16, 1).double(), nn.Conv2d(16, 16, 1, bias=False).double()
     kill(net.two, unread=[0])

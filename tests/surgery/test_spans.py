@@ -85,7 +85,7 @@ def test_consumers_read_what_they_need_and_little_more(seed: int, count: int, al
     model = _settled(Consumers(count))
     needs = generator.random((count, 12)) < generator.uniform(0.2, 0.9)
     for read, own in zip(model.reads, needs, strict=True):
-        kill(read, unread=np.flatnonzero(~own))
+        kill(read, unread=np.flatnonzero(~own).tolist())
     result = _compacted(model, _image(), align=align)
     assert not result.plan.gathers
     union = max(int(needs.any(0).sum()), 1)
@@ -218,7 +218,7 @@ def test_of_a_tensor_that_is_read_in_spans_channels_go_later() -> None:
     model, image = _settled(Consumers(2)), _image()
     for read, rows in zip(model.reads, (range(0, 12, 2), range(5)), strict=True):
         kill(read, unread=rows)
-    small = compact(model, (image,), tolerance=TOLERANCE).model
+    small: Any = compact(model, (image,), tolerance=TOLERANCE).model
     kept = small.stem.weight.shape[0]
     with torch.no_grad():
         for value in (small.stem.weight, small.norm.weight, small.norm.bias):
