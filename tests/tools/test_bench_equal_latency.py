@@ -66,3 +66,11 @@ def test_the_share_of_macs_is_that_of_the_run(tmp_path: Path) -> None:
     )
     assert 0 < after < before
     assert bench.macs(run) == pytest.approx(after / before)
+
+
+def test_a_budget_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([{"dense": 2.0, "GroupNorm": 0.5}])
+    monkeypatch.setattr(bench, "milliseconds", lambda given, runs: next(times))
+    given, run = argparse.Namespace(), object()
+    for _ in range(2):
+        assert bench.reduced(given, tmp_path / "pruner-0.7.json", run, run) == 0.75  # type: ignore[arg-type]
