@@ -19,36 +19,9 @@ from compactmtl.export import export_onnx
 from compactmtl.surgery import apply_plan, compact, load_compact, save_compact
 from compactmtl.surgery.plan import Join, Plan
 from tests.support.masking import FLOAT32, TOLERANCE, assert_close, kill
+from tests.support.rows import IMAGE, OTHER, checked, conv, identity, ready
 
-IMAGE = torch.randn(2, 6, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-OTHER = torch.randn(3, 6, 20, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randn(2, 9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-
-
-def ready(model: nn.Module) -> Any:
-    """In eval mode and float64, with norms that do something."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for value in (module.weight, module.bias, module.running_mean, module.running_var):
-                assert value is not None
-                nn.init.uniform_(value, 0.5, 1.5)
-    return model.double().eval()
-
-
-def checked(model: nn.Module, image: Tensor = IMAGE, other: Tensor = OTHER) -> Any:
-    """Compact a network, and hold the result and what its plan rebuilds to it."""
-    result = compact(model, (image,))
-    with torch.no_grad():
-        for x in (image, other):
-            assert_close(model(x), result.model(x))
-            assert_close(model(x), apply_plan(model, result.plan).eval()(x))
-    assert result.report.macs_after == sum(layer.macs_after for layer in result.report.layers)
-    assert set(dict(result.model.named_modules())) == set(dict(model.named_modules()))
-    return result
-
-
-def conv(inputs: int, outputs: int, kernel: int = 1, **settings: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, **settings)
 
 
 # Each row, and the layers that become one with that whose place it takes.
@@ -235,81 +208,6 @@ def test_a_computed_weight_is_joined_once_it_is_plain() -> None:
     assert result.report.contracted == ("second",)
     assert result.report.joined == {"second": ("first", "second")}
     assert_close(model(OTHER), result.model(OTHER), FLOAT32)
-
-
-def identity(kernel: int = 1, width: int = 6) -> nn.Conv2d:
-    layer = conv(width, width, kernel, padding=kernel // 2, bias=kernel == 1)
-    with torch.no_grad():
-        nn.init.dirac_(layer.weight)
-        if layer.bias is not None:
-            layer.bias.zero_()
-    return layer
-
-
-class Block(nn.Module):
-    """A layer between two functions."""
-
-    def __init__(self, layer: nn.Module, inplace: bool = False) -> None:
-        super().__init__()
-        self.before, self.layer, self.act = nn.Sigmoid(), layer, nn.ReLU(inplace)
-        self.head = conv(6, 3)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.before(image)
-        return self.head(self.act(self.layer(x)) + x)  # type: ignore[no-any-return]
-
-
-def exact_norm() -> nn.BatchNorm2d:
-    layer = nn.BatchNorm2d(6, eps=2**-17).double()
-    assert layer.running_var is not None
-    layer.running_var.fill_(1 - layer.eps)
-    return layer
-
-
-@pytest.mark.parametrize("layer", [identity, lambda: identity(3), exact_norm], ids=["1x1", "3x3", "norm"])
-def test_what_hands_its_input_on_leaves(layer: Callable[[], nn.Module]) -> None:
-    model = Block(layer()).double().eval()
-    result = checked(model)
-    assert result.plan.identities == ("layer",) and result.report.identities == ("layer",)
-    assert type(result.model.layer) is nn.Identity
-
-
-def shifted() -> nn.Conv2d:
-    layer = identity(3)
-    with torch.no_grad():
-        layer.weight[0, 0, 1, 2] = 1e-3
-    return layer
-
-
-def biased() -> nn.Conv2d:
-    layer = identity()
-    assert layer.bias is not None
-    nn.init.constant_(layer.bias, 1e-3)
-    return layer
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [shifted, biased, lambda: nn.BatchNorm2d(6)],
-    ids=["a tap beside", "a bias", "a norm that adds its epsilon to one"],
-)
-def test_what_nearly_hands_its_input_on_stays(layer: Callable[[], nn.Module]) -> None:
-    assert not checked(Block(layer()).double().eval()).plan.identities
-
-
-def test_its_result_that_is_written_into_is_not_its_input() -> None:
-    """A ReLU in place behind an identity would change what the sum reads besides."""
-    model = Block(identity(), inplace=True).double().eval()
-    result = checked(model)
-    assert not result.plan.identities
-    result.model.train()(IMAGE).sum().backward()
-
-
-def test_an_identity_between_two_layers_is_passed_over() -> None:
-    torch.manual_seed(0)
-    model = ready(nn.Sequential(conv(6, 16), identity(3, 16), conv(16, 5, 3)))
-    result = checked(model)
-    assert result.plan.identities == ("1",) and result.report.joined == {"2": ("0", "2")}
 
 
 def test_it_comes_after_removal_and_can_be_left_out(tmp_path: Path) -> None:
