@@ -6,6 +6,7 @@ export see a plain network.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -80,7 +81,9 @@ def _settings() -> Iterator[None]:
     dynamo: Any = dynamo_package.config
     functorch: Any = functorch_config
     versions = dynamo.patch(recompile_limit=VERSIONS, fail_on_recompile_limit_hit=True)
-    with versions, functorch.patch(donated_buffer=False):
+    with versions, functorch.patch(donated_buffer=False), warnings.catch_warnings():
+        # torch's own tracing looks at `.grad` of the features that a head is given
+        warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
         yield
 
 
