@@ -153,7 +153,7 @@ def check_blocks(model: MultiTaskModel, inputs: tuple[Tensor, ...]) -> None:
     blocks = blocks_of(copied)
     called: set[str] = set()
     for name, block in blocks.items():
-        block.register_forward_pre_hook(lambda module, args, name=name: called.add(name))  # type: ignore[misc]
+        block.register_forward_pre_hook(lambda module, args, name=name: called.add(name))
     images: Any = tuple(torch.cat([one, one]) for one in inputs)
     with same_random_state(inputs[0].device), torch.enable_grad():
         try:
