@@ -6,6 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compactmtl.config import Resolved
+from compactmtl.config.model import ModelConfig
 from compactmtl.config.train import TrainConfig
 from compactmtl.data.base import Batch
 from compactmtl.errors import ConfigError, MissingDependencyError
-from compactmtl.models import MultiTaskModel
+from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.train import train
 from compactmtl.train.build import build_session
-from compactmtl.train.compiled import Compiled, check_compiler
+from compactmtl.train.compiled import Compiled, check_compiler, units
 from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session
 
@@ -159,6 +161,45 @@ class Head(nn.Module):
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         output: Tensor = self.last(features)
         return output
+
+
+class Own(nn.Module):
+    """A network of somebody's own, whose forward scales what its head gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.top = Encoder(), Head(2)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"a": 2 * self.top(self.trunk(image), (32, 32))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("paths", "compiled"),
+    [
+        ({}, ["network"]),
+        ({"encoder_path": "trunk"}, ["network.trunk"]),
+        ({"encoder_path": "trunk", "head_paths": {"a": "top"}}, ["network.trunk", "network.top"]),
+    ],
+)
+def test_what_is_compiled_of_a_network_of_ones_own(paths: dict[str, Any], compiled: list[str]) -> None:
+    """Its features are seen where they leave the encoder, as in the plain network."""
+    torch.manual_seed(0)
+    network = OwnModel(Own(), ["a"], ModelConfig(factory="somewhere:build", **paths)).train()
+    plain = copy.deepcopy(network)
+    names = {id(module): name for name, module in network.named_modules()}
+    assert [names[id(module)] for module in units(network)] == compiled
+    image = torch.randn(4, 3, 32, 32)
+    part = Compiled(TrainConfig(compile="eager"), network)
+    for _ in range(2):
+        with part.forward_context({"image": image, "targets": {}}):
+            features, found = network.pass_through(image, lambda x: x.view_as(x))
+        seen, expected = plain.pass_through(image, lambda x: x.view_as(x))
+        torch.testing.assert_close(found["a"], expected["a"])
+        assert (features is None) == (seen is None)
+        if features is not None:
+            torch.testing.assert_close(features, seen)
 
 
 @pytest.mark.slow
