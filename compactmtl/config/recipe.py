@@ -14,6 +14,7 @@ from compactmtl.config.inputs import AVERAGE, IMAGE, OF_ONE, InputConfig, check_
 from compactmtl.config.model import HeadConfig as HeadConfig
 from compactmtl.config.model import ModelConfig as ModelConfig
 from compactmtl.config.overparam import OverparamConfig
+from compactmtl.config.passes import check_passes
 from compactmtl.config.pseudo_labels import PseudoLabeled, check_pseudo_labels
 from compactmtl.config.registry import names_schema, one_of
 from compactmtl.config.schema import Frozen as Frozen
@@ -246,6 +247,24 @@ class Recipe(Frozen):
         )
         check_pseudo_labels(self.data, {name: task.target or name for name, task in self.tasks.items()})
         return self
+
+    @model_validator(mode="after")
+    def _passes(self) -> Recipe:
+        data = self.data
+        by_source = bool(data.sources) and data.mixing.batch_norm == "per_source"
+        check_passes(
+            self.train,
+            self.balancing,
+            self.regularization,
+            batch_size=data.batch_size,
+            by_source=by_source,
+        )
+        return self
+
+    @property
+    def images_at_once(self) -> int:
+        """The images of a batch that are passed together: all, or with `train.accumulate` those of its largest part."""
+        return -(-self.data.batch_size // self.train.accumulate)
 
     @model_validator(mode="after")
     def _one_weight_to_shrink(self) -> Recipe:

@@ -78,6 +78,23 @@ class TrainConfig(Frozen):
     autocast: Literal["off", "bfloat16", "float16"] = Field(
         "off", description="Precision of the forward pass while training."
     )
+    accumulate: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Pass each batch of `data.batch_size` images in this many parts, one after the other, of which each needs "
+        "memory for its own images alone. Losses and gradients are those of the whole batch, at the price of one more forward "
+        "pass; batch norm normalizes each part by its own statistics. 1: all at once.",
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Keep what the encoder's blocks are given and compute what is inside them again for the backward pass: less "
+        "memory and the same gradients, at the price of one more forward pass of the encoder.",
+    )
+    compile: bool | Literal["eager", "aot_eager"] = Field(
+        False,
+        description="Run encoder and heads through torch.compile while training. `true` generates code, for which the machine "
+        "needs a C++ compiler, or Triton on a GPU. `eager` and `aot_eager` only trace the network, to find what cannot be "
+        "traced.",
+    )
     device: str = Field("cpu", description="torch device, such as `cpu` or `cuda:0`.")
     deterministic: bool = Field(
         True,

@@ -2,6 +2,9 @@
 
 Source of the gradient of a sum over processes, which is the sum of the gradients: that of `torch.distributed.nn`. So each
 process differentiates the loss that all have, and the mean of what they find is the gradient of the whole batch.
+
+Where a batch passes in parts one after the other (`compactmtl.distributed.in_parts`) sums are over its parts as well, and the
+gradients that the parts find are added up; statistics of batch norm are each part's own.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from compactmtl.distributed.in_parts import in_parts, over_parts
 from compactmtl.distributed.processes import distributed, rank, reached, world
 
 _depth = 0  # of `joined`
@@ -70,13 +74,15 @@ class _AllSum(torch.autograd.Function):
 
 
 def summed(*values: Tensor) -> tuple[Tensor, ...]:
-    """Each tensor's sum over the processes that are joined, in its own type; alone the tensors themselves.
+    """Each tensor's sum over the processes that are joined and the parts of a batch, in its own type; of a whole batch in one
+    process the tensors themselves.
 
     They are sent as one, in float64: counts stay exact.
     """
-    if not is_joined():
+    if not (is_joined() or in_parts()):
         return values
-    total: Tensor = _AllSum.apply(torch.cat([one.reshape(-1).double() for one in values]))
+    flat = torch.cat([one.reshape(-1).double() for one in values])
+    total = over_parts(_AllSum.apply(flat) if is_joined() else flat)
     parts, first = [], 0
     for one in values:
         part = total[first : first + one.numel()]
@@ -86,8 +92,8 @@ def summed(*values: Tensor) -> tuple[Tensor, ...]:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean of all elements, over all processes that are joined."""
-    if not is_joined():
+    """The mean of all elements, over all processes that are joined and all parts of a batch."""
+    if not (is_joined() or in_parts()):
         return values.mean()
     total, count = summed(values.sum(), values.new_full((), values.numel(), dtype=torch.float64))
     return total / count.to(total.dtype)
@@ -96,11 +102,13 @@ def mean(values: Tensor) -> Tensor:
 def averaged(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of a loss that all processes have, each of its own part of the batch, as those of the whole batch.
 
-    Followed by another gradient, which goes through. Alone the gradients themselves.
+    Where the batch passes in parts their gradients are added up. Followed by another gradient, which goes through. Of a whole
+    batch in one process the gradients themselves.
     """
-    if not is_joined():
+    if not (is_joined() or in_parts()):
         return list(gradients)
-    flat: Tensor = _AllSum.apply(torch.cat([one.reshape(-1) for one in gradients])) / world()
+    flat = torch.cat([one.reshape(-1) for one in gradients])
+    flat = over_parts(_AllSum.apply(flat) / world() if is_joined() else flat)
     parts = flat.split([one.numel() for one in gradients])  # type: ignore[no-untyped-call]
     return [part.view(one.shape) for part, one in zip(parts, gradients, strict=True)]
 

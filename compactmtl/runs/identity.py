@@ -27,6 +27,8 @@ _PLACE = frozenset(
         "train.deterministic",
         "train.threads",
         "train.competition",
+        "train.checkpoint_activations",
+        "train.compile",
         "train.mlflow",
         "train.mlflow.uri",
         "train.mlflow.experiment",

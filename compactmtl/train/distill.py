@@ -83,8 +83,13 @@ class Distiller(Part):
             current.losses[name] = current.losses[name] + weight * term
 
     def before_backward(self, training: Training, current: ForwardPass) -> None:
+        self.penalize(training, current)
+
+    def penalize(self, training: Training, current: ForwardPass) -> None:
         features = self._config.features
         if self._mimicry is None or features is None or training.position.step < self._start:
+            return
+        if FEATURES in current.penalties:
             return
         taught = current.taught
         if taught is None:

@@ -56,7 +56,9 @@ class DryRun:
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
-    activation_bytes: int  # what backward needs of one batch
+    activation_bytes: (
+        int  # what backward needs of the images that pass at once; a block that is computed again apart
+    )
     losses: dict[str, float]
     seconds: float
     steps_per_epoch: int
@@ -221,7 +223,7 @@ def _watching(model: nn.Module) -> Iterator[list[Evaluated]]:
 
 
 def _activation_bytes(session: Session, batch: Batch) -> tuple[int, dict[str, float]]:
-    """Bytes that autograd keeps for the backward pass, parameters apart; and the losses."""
+    """Bytes that autograd keeps for the backward pass of the images that pass at once, parameters apart; and the losses."""
     own = {tensor.untyped_storage().data_ptr() for tensor in session.model.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -232,6 +234,8 @@ def _activation_bytes(session: Session, batch: Batch) -> tuple[int, dict[str, fl
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses, _ = session.forward(session.parts_of(batch)[-1])  # the largest where they differ
+    if session.recipe.train.accumulate > 1:
         losses, _ = session.forward(batch)
     return sum(kept.values()), {name: float(loss.detach()) for name, loss in losses.items()}
 

@@ -39,7 +39,8 @@ def explained(recipe: Recipe) -> Iterator[None]:
         if fault is None:
             raise
         height, width = recipe.data.size
-        setting = f"data.batch_size is {recipe.data.batch_size}, data.size {height}x{width}"
+        parts = f" in {recipe.train.accumulate} parts" if recipe.train.accumulate > 1 else ""
+        setting = f"data.batch_size is {recipe.data.batch_size}{parts}, data.size {height}x{width}"
         raise MachineError(
             f"{fault.message} ({setting}, data.workers {recipe.data.workers})", fault.hint
         ) from error
@@ -66,7 +67,10 @@ def _one_value(error: ValueError, recipe: Recipe) -> ConfigError:
     instance = str(error).startswith(ONE_VALUE[1])
     mend = "raise data.size so that its map is larger than 1x1"
     if not instance:
-        mend = f"raise data.batch_size, which is {recipe.data.batch_size}, to 2 images or more; or {mend}"
+        more = f"raise data.batch_size, which is {recipe.data.batch_size}, to 2 images or more"
+        if recipe.train.accumulate > 1:
+            more = f"lower train.accumulate, which is {recipe.train.accumulate}, so that each part has 2 images or more"
+        mend = f"{more}; or {mend}"
     return ConfigError(
         f"{name} normalizes by the statistics of its input, which has one value per channel {shape}".rstrip(),
         mend,

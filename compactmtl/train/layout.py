@@ -106,11 +106,11 @@ def choose(recipe: Recipe, model: MultiTaskModel, steps: int, *, keep: bool = Tr
 def step_seconds(recipe: Recipe, model: MultiTaskModel, rounds: int = ROUNDS) -> tuple[float, float]:
     """Seconds of the fastest of `rounds` training steps in NCHW and in NHWC, on copies of `model`, taking turns.
 
-    A step is the forward pass of a random batch, a backward pass and the optimizer's step: without the data, the
+    A step is the forward pass of as many random images as pass at once, a backward pass and the optimizer's step: without the data, the
     recipe's balancing and its other parts.
     """
     device = next(model.parameters()).device
-    inputs = tuple(one.to(device) for one in example_inputs(recipe, recipe.data.batch_size))
+    inputs = tuple(one.to(device) for one in example_inputs(recipe, recipe.images_at_once))
     with same_random_state(device):
         steps = {last: _Steps(recipe, model, inputs, Layout(last, "recipe")) for last in (False, True)}
         for number in range(rounds + 1):
@@ -158,7 +158,7 @@ def _key(recipe: Recipe, model: MultiTaskModel) -> str:
         "version": VERSION,
         "network": repr(model),  # every layer with its settings
         "size": recipe.data.size,
-        "batch": recipe.data.batch_size,
+        "batch": recipe.images_at_once,
         "optimizer": recipe.train.optimizer.name,
         "autocast": recipe.train.autocast,
         "threads": torch.get_num_threads(),

@@ -40,7 +40,7 @@ class Position:
 class ForwardPass:
     """One forward pass of a batch, to which parts add before the backward pass.
 
-    `features` are as the heads read them. `total`, a scalar, is what the backward pass follows; it is there once the
+    `features` are as the heads read them; empty of a batch that passed in parts, whose penalties are there at once. `total`, a scalar, is what the backward pass follows; it is there once the
     losses are balanced. `penalties` are in it, beside the balanced losses. `head_parameters` are those of heads that a
     part added to a task's own. `taught` are a teacher's features, where a part has them already.
     """
@@ -124,6 +124,9 @@ class Part:
     undecayed: frozenset[str] = frozenset()  # names of parameters that get no weight decay
     learned: nn.Module | None = None  # further parameters for the optimizer
     penalties: tuple[str, ...] = ()  # names of what it puts into `ForwardPass.penalties`, for the log
+    nested: int = (
+        0  # how often a sum over the batch is taken of what follows from another one in its penalties
+    )
 
     @property
     def eligible(self) -> bool:
@@ -143,6 +146,12 @@ class Part:
 
     def after_forward(self, training: Training, current: ForwardPass) -> None:
         """Add to the tasks' losses. Also called for passes that are not followed by a backward pass."""
+
+    def penalize(self, training: Training, current: ForwardPass) -> None:
+        """Put those penalties that need no balanced loss into `current.penalties`, unless they are there.
+
+        For a batch that passes in parts it is called after each part's forward pass.
+        """
 
     def before_backward(self, training: Training, current: ForwardPass) -> None:
         """Add to `current.total`, or set it. What a part puts into `current.penalties` before that, the balancer adds."""

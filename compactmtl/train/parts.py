@@ -9,11 +9,13 @@ from compactmtl.train.alternating import build_diagonal_pass
 from compactmtl.train.average import build_average
 from compactmtl.train.balance import build_balancing
 from compactmtl.train.bounds import build_bounds
+from compactmtl.train.compiled import build_compiled
 from compactmtl.train.distill import build_distiller
 from compactmtl.train.mixup import build_mixup
 from compactmtl.train.norms import build_norm_estimates
 from compactmtl.train.part import Part, Setup
 from compactmtl.train.pseudo import build_pseudo_heads
+from compactmtl.train.recompute import build_recompute
 from compactmtl.train.regularize import build_penalties
 from compactmtl.train.shrink import build_shrinker
 from compactmtl.train.source_norms import build_source_norms
@@ -24,6 +26,8 @@ P = TypeVar("P", bound=Part)
 
 # Every hook of a step, and the loading of states, goes through this list from top to bottom.
 ORDER: tuple[Callable[[Setup], Part | None], ...] = (
+    build_compiled,  # how the network is run, and nothing else
+    build_recompute,  # in place of what its blocks keep
     build_mixup,  # mixes the images before all that looks at them, and scores the task's own head
     build_pseudo_heads,  # a task's loss is the mean over its heads ...
     build_distiller,  # ... and the teacher's term is added to that; its teacher is loaded at the network's first size,

@@ -41,14 +41,26 @@ class Penalties(Part):
         self.penalties = tuple(name for name in PENALTIES if getattr(config, name) is not None)
         self.dgr = dgr
         self._config, self._encoder, self._total_steps = config, encoder, total_steps
+        if (
+            config.dgr is not None
+        ):  # gradients by the dummies' weights; and the loss at weights that moved along them
+            self.nested = 2 if config.dgr.mode == "finite_difference" else 1
 
     def before_forward(self, image: Images) -> Images:
         if self._config.input_gradient is not None and torch.is_grad_enabled():
             return each(lambda one: one.detach().requires_grad_(), image)
         return image
 
+    def penalize(self, training: Training, current: ForwardPass) -> None:
+        if "dgr" not in current.penalties:
+            current.penalties.update(self._dummies(current, training.position.step))
+
     def before_backward(self, training: Training, current: ForwardPass) -> None:
         assert current.total is not None
+        if (
+            "dgr" in current.penalties
+        ):  # the balancer has added it, and nothing else goes with a batch in parts
+            return
         terms = self.terms(current, current.total, training.position.step)
         current.penalties.update(terms)
         current.total = current.total + torch.stack(list(terms.values())).sum()
@@ -56,11 +68,7 @@ class Penalties(Part):
     def terms(self, current: ForwardPass, total: Tensor, step: int) -> dict[str, Tensor]:
         """Each penalty times its λ at optimizer step `step`, on a forward pass and its balanced loss."""
         config = self._config
-        terms: dict[str, Tensor] = {}
-        if config.dgr is not None and self.dgr is not None:
-            size = size_of(current.inputs)
-            value = self.dgr(current.features, current.targets, size)
-            terms["dgr"] = self._strength(config.dgr.strength, config.dgr.schedule, step) * value
+        terms = self._dummies(current, step)
         if (penalty := config.input_gradient) is not None:
             value = input_gradient_penalty(total, current.inputs)
             terms["input_gradient"] = self._strength(penalty.strength, penalty.schedule, step) * value
@@ -68,6 +76,13 @@ class Penalties(Part):
             value = weight_gradient_penalty(total, self._encoder.parameters())
             terms["weight_gradient"] = self._strength(penalty.strength, penalty.schedule, step) * value
         return terms
+
+    def _dummies(self, current: ForwardPass, step: int) -> dict[str, Tensor]:
+        config = self._config.dgr
+        if config is None or self.dgr is None:
+            return {}
+        value = self.dgr(current.features, current.targets, size_of(current.inputs))
+        return {"dgr": self._strength(config.strength, config.schedule, step) * value}
 
     def _strength(self, strength: float, schedule: ScheduleConfig, step: int) -> float:
         return strength * rate(schedule, step, self._total_steps)

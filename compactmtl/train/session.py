@@ -21,9 +21,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from compactmtl.balancing import Balancer
 from compactmtl.config import Recipe
 from compactmtl.data.base import Batch
-from compactmtl.data.inputs import Images, given, parts, to_device
+from compactmtl.data.inputs import Images, count, given, parts, to_device
 from compactmtl.data.loader import Loader
-from compactmtl.distributed.processes import OwnDraws
+from compactmtl.distributed.agree import totals
+from compactmtl.distributed.processes import OwnDraws, world
 from compactmtl.distributed.sums import joined
 from compactmtl.errors import ArtifactError
 from compactmtl.models import MultiTaskModel
@@ -31,6 +32,7 @@ from compactmtl.surgery.slice_plan import Kept
 from compactmtl.tasks import Task
 from compactmtl.tasks.by_source import measured, names_by_source
 from compactmtl.tasks.losses import at_least_float32
+from compactmtl.train.accumulate import InParts, number_of_parts, split
 from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.average import WeightAverage
 from compactmtl.train.balance import Balancing
@@ -66,6 +68,7 @@ class Session:
     draws: OwnDraws  # of several processes
     position: Position = field(default_factory=Position)
     latest: ForwardPass | None = None  # of `forward`, for `update`
+    repeatable: bool = False  # that the network gives the same when a part of a batch passes again was seen
 
     def part(self, kind: type[P]) -> P | None:
         """The part of a class, if the recipe asks for it."""
@@ -149,16 +152,59 @@ class Session:
         """A batch's images as the model takes them, (B, 3, H, W) on its device; or its inputs."""
         return self.layout.lay(to_device(given(batch), self.device))
 
+    def parts_of(self, batch: Batch) -> list[Batch]:
+        """A batch as it passes the network: whole, or in parts where the recipe says so (`train.accumulate`)."""
+        if self.recipe.train.accumulate == 1:
+            return [batch]
+        images = int(totals([float(count(given(batch)))])[0])
+        return split(batch, number_of_parts(images, self.recipe.images_at_once, world()))
+
     def forward_pass(self, batch: Batch) -> ForwardPass:
         """A forward pass with each task's loss, in float32 or wider; nothing is balanced.
 
-        Of several processes each passes its own part of the batch, and the losses are the whole batch's.
+        Of several processes each passes its own part of the batch, and the losses are the whole batch's. A batch that passes
+        in parts has its losses alone: no features and no outputs.
         """
+        return self._forward_pass(batch, penalized=False)
+
+    def _forward_pass(self, batch: Batch, *, penalized: bool) -> ForwardPass:
+        """With the penalties too, where it is `penalized` and the batch passes in parts."""
+        batches = self.parts_of(batch)
+        if len(batches) == 1:
+            return self._pass(batch)
+        whole = ForwardPass(batch, given(batch), [], {}, {}, {})
+
+        def run(number: int, part: Batch) -> dict[str, Tensor]:
+            current = self._pass(part, number)
+            with joined():
+                for one in self.parts if penalized else ():
+                    one.penalize(self, current)
+            whole.head_parameters = current.head_parameters
+            penalties = {f"penalty/{name}": value for name, value in current.penalties.items()}
+            return {**current.losses, **penalties}
+
+        learned = [part.learned for part in self.parts if part.learned is not None]
+        modules: list[nn.Module] = [self.model, *learned]
+        nested = max(part.nested for part in self.parts) if penalized else 0
+        found = InParts(
+            batches, run, modules, self.device, passes=1 + nested, check=not self.repeatable
+        ).values([parameter for module in modules for parameter in module.parameters()])
+        self.repeatable = True
+        whole.losses = {name: found[name] for name in self.tasks}
+        whole.penalties = {
+            name.removeprefix("penalty/"): value for name, value in found.items() if name not in self.tasks
+        }
+        return whole
+
+    def _pass(self, batch: Batch, number: int | None = None) -> ForwardPass:
+        """One pass of all that is given; `number` is that of a part."""
         image = self.image(batch)
         for part in self.parts:
             image = part.before_forward(image)
-        pass_1 = 0 if self.diagonals is None else self.diagonals.place.step
-        with joined(), self.draws.at(self.position.step, pass_1, device=self.device):
+        place = [self.position.step, 0 if self.diagonals is None else self.diagonals.place.step]
+        if number is not None:
+            place.append(number)
+        with joined(), self.draws.at(*place, device=self.device):
             with self.autocast(), ExitStack() as contexts:
                 for part in self.parts:
                     contexts.enter_context(part.forward_context(batch))
@@ -175,7 +221,7 @@ class Session:
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Each task's loss on a batch, and their balanced sum with penalties."""
-        self.latest = current = self.forward_pass(batch)
+        self.latest = current = self._forward_pass(batch, penalized=True)
         with joined():
             for part in self.parts:
                 part.before_backward(self, current)
@@ -184,17 +230,24 @@ class Session:
 
     def task_losses(self, model: MultiTaskModel, batch: Batch) -> dict[str, Tensor]:
         """Each task's loss of another model of these tasks on a batch, without what parts add."""
-        image = to_device(given(batch), self.device)
-        with joined():
-            with self.autocast():
-                outputs = model(*parts(image))
-            return {
-                name: task.loss(
-                    at_least_float32(outputs[name]),
-                    batch["targets"][task.target].to(self.device, non_blocking=True),
-                )
-                for name, task in self.tasks.items()
-            }
+
+        def run(number: int, part: Batch) -> dict[str, Tensor]:
+            image = to_device(given(part), self.device)
+            with joined():
+                with self.autocast():
+                    outputs = model(*parts(image))
+                return {
+                    name: task.loss(
+                        at_least_float32(outputs[name]),
+                        part["targets"][task.target].to(self.device, non_blocking=True),
+                    )
+                    for name, task in self.tasks.items()
+                }
+
+        batches = self.parts_of(batch)
+        if len(batches) == 1:
+            return run(0, batch)
+        return InParts(batches, run, [model], self.device).values(list(model.parameters()))
 
     @property
     def penalties(self) -> dict[str, Tensor]:

@@ -41,6 +41,8 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "uncertainty": ("balancing={name: uncertainty}",),
     "dwa": ("balancing={name: dwa}", "train.epochs=3"),
     "famo": ("balancing={name: famo}",),
+    "accumulated": ("train.accumulate=2", "train.batch_norm=frozen", "balancing={name: upgrad}"),
+    "computed again": ("train.checkpoint_activations=true",),
     "distillation": (
         "distillation={teacher: self, start: 0.3, features: {teacher: self}}",
         "balancing={name: upgrad}",
@@ -110,6 +112,7 @@ def train_two(rank: int, folder: Path) -> dict[str, Any]:
         with asked_to_stop(STEPS, rank == 0):
             failure_of(lambda: trained(INTERRUPTED, folder / "left to one"))
     refused = {
+        "compiled": ("train.compile=eager",),
         "latency": ("sparsity={selective: {latency: {target: onnxruntime-cpu, speedup: 1.2}}}",),
     }
     for name, overrides in refused.items():
