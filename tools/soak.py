@@ -141,7 +141,7 @@ def _open() -> tuple[str, ...]:
 
 
 def train_long(folder: Path, steps: int, workers: int = 0) -> Course:
-    """Train `steps` steps, a multiple of 10, into the run `folder`."""
+    """Train `steps` steps, a multiple of 10, into the run `folder`; every look is while it trains, with the files of its work open."""
     from rich.console import Console
 
     from compactmtl.config import resolve_recipe
@@ -157,7 +157,6 @@ def train_long(folder: Path, steps: int, workers: int = 0) -> Course:
         console=Console(quiet=True),
         watch=lambda epoch, score: looks.append(look()),
     )
-    looks.append(look())
     return course("steps of training", steps, time.perf_counter() - start, looks)
 
 
@@ -195,8 +194,8 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
     given = parser.parse_args(words)
-    if given.steps < 4 * STEPS_AN_EPOCH or given.steps % STEPS_AN_EPOCH:
-        parser.error("--steps: give a multiple of 10 of at least 40")
+    if given.steps < 5 * STEPS_AN_EPOCH or given.steps % STEPS_AN_EPOCH:
+        parser.error("--steps: give a multiple of 10 of at least 50")
     if given.cycles and given.cycles < 4:
         parser.error("--cycles: give at least 4, or 0")
     courses = []

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from compactmtl.cli.main import main
@@ -117,14 +116,32 @@ def test_a_process_that_only_follows_ends_after_the_one_at_fault(
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / name))
         tell_torchrun("a reason", second_hand=second_hand)
         failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / name))
-        assert "a reason" in ChildFailedError(name, {0: failure}).format_msg()
+        assert "a reason" in ChildFailedError(name, {0: failure}).format_msg()  # type: ignore[no-untyped-call]
         times[name] = failure.timestamp
     assert waited[0] == 0 and waited[1] >= 2
     assert times["follows"] - times["fault"] >= 2
 
 
+class Store:
+    """A store of torch's, of one process."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+
+    def check(self, keys: list[str], /) -> bool:
+        return all(key in self._values for key in keys)
+
+    def get(self, key: str, /) -> bytes:
+        return self._values[key]
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
+        if self._values.get(key, b"").decode() == expected:
+            self._values[key] = desired.encode()
+        return self._values[key]
+
+
 def test_what_a_process_says_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = dist.HashStore()
+    store = Store()
     with pytest.raises(DataError), telling(store, 1):
         raise DataError("a.jpg: not a whole image")
     with pytest.raises(ConfigError), telling(store, 3):
@@ -140,7 +157,7 @@ def test_what_a_process_says_of_another(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_who_follows_does_not_pass_for_the_first() -> None:
-    store = dist.HashStore()
+    store = Store()
     with pytest.raises(MachineError), telling(store, 0), reached():
         raise RuntimeError("Connection closed by peer")
     with telling(store, 1):
@@ -151,8 +168,8 @@ def test_a_store_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -
     """It lay on a machine that fell silent."""
     done = threading.Event()
 
-    class Silent(dist.HashStore):
-        def check(self, keys: list[str]) -> bool:
+    class Silent(Store):
+        def check(self, keys: list[str], /) -> bool:
             return not done.wait(20)
 
     monkeypatch.setattr("compactmtl.distributed.peers._PATIENCE", 0.05)

@@ -69,7 +69,7 @@ def test_too_few_to_judge_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_short_soak_grows_by_nothing(tmp_path: Path) -> None:
+def test_a_short_soak_stays_within_the_bound(tmp_path: Path) -> None:
     trained = train_long(tmp_path / "run", 160, workers=1)
     assert trained.faults(MOST) == [], trained.line()
     made = cycles(tmp_path / "run", 16)

@@ -61,8 +61,8 @@ def assert_equal(one: Run, other: Run) -> None:
         )
         assert all(torch.equal(first[key], second[key]) for key in second)
     for kind in ("epoch", "end"):
-        for first, second in zip(events(one, kind), events(other, kind), strict=True):
-            assert first["unread"] == second["unread"]
+        for mine, theirs in zip(events(one, kind), events(other, kind), strict=True):
+            assert mine["unread"] == theirs["unread"]
 
 
 @pytest.mark.slow
