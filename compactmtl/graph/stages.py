@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from compactmtl.errors import CompactError
@@ -64,12 +64,30 @@ def draft(model: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> Expor
     for failure in report.failures if report is not None else ():
         if failure.failure_type not in (FailureType.MISSING_FAKE_KERNEL, FailureType.MISMATCHED_FAKE_KERNEL):
             raise ValueError("a draft would follow one branch of those that values choose")
+    _Settled(program.graph_module).run(*program._graph_module_flat_inputs(args, dict(kwargs)))
     return program
+
+
+class _Settled(fx.Interpreter):
+    """Gives the results of operators that do not say their shape the shape that they have in a run."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result, said = super().run_node(n), n.meta.get("val")
+        if isinstance(result, Tensor) and isinstance(said, Tensor):
+            if not all(type(size) is int for size in said.shape):
+                n.meta["val"] = torch.empty(result.shape, dtype=result.dtype, device="meta")
+        elif isinstance(said, (torch.SymInt, torch.SymFloat, torch.SymBool)) and any(
+            isinstance(user.meta.get("val"), Tensor) for user in n.users
+        ):
+            raise ValueError(f"{n.name} takes a size that no operator says for a number")
+        return result
 
 
 @contextmanager
 def _silent_draft() -> Iterator[None]:
     """A draft writes a log file and advice to read it: neither is kept."""
+    from torch.export._draft_export import CaptureStructuredTrace
+
     logger, variable = logging.getLogger("torch.export._draft_export"), "TORCH_DTRACE"
     level, before = logger.level, os.environ.get(variable)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +97,9 @@ def _silent_draft() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+            for handler in [own() for own in logging._handlerList]:  # type: ignore[attr-defined]
+                if isinstance(handler, CaptureStructuredTrace):
+                    handler.close()
             if before is None:
                 del os.environ[variable]
             else:

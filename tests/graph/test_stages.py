@@ -137,6 +137,7 @@ def test_a_call_of_the_trace_runs_the_module_and_counts_its_work() -> None:
 def test_what_was_taken_whole_lives_as_long_as_the_trace() -> None:
     from compactmtl.graph import whole
 
+    gc.collect()
     before = len(whole._held)
     traced = trace(Around(Item()).eval(), (torch.randn(*X),))
     assert len(whole._held) > before
