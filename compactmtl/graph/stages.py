@@ -69,37 +69,52 @@ def draft(model: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> Expor
 
 
 class _Settled(fx.Interpreter):
-    """Gives the results of operators that do not say their shape the shape that they have in a run."""
+    """Gives the results of operators that do not say their shape the shape that they have in a run.
+
+    Those of operators whose shape depends on values, such as an index by a mask, stay open.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
         result, said = super().run_node(n), n.meta.get("val")
-        if isinstance(result, Tensor) and isinstance(said, Tensor):
-            if not all(type(size) is int for size in said.shape):
+        if isinstance(said, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            if any(isinstance(user.meta.get("val"), Tensor) for user in n.users):
+                raise ValueError(f"{n.name} takes a size that no operator says for a number")
+        elif isinstance(result, Tensor) and isinstance(said, Tensor) and not _has_fixed_size(said):
+            by_values = torch.Tag.dynamic_output_shape in getattr(n.target, "tags", ())
+            if not by_values and all(_has_fixed_size(source.meta.get("val")) for source in n.all_input_nodes):
                 n.meta["val"] = torch.empty(result.shape, dtype=result.dtype, device="meta")
-        elif isinstance(said, (torch.SymInt, torch.SymFloat, torch.SymBool)) and any(
-            isinstance(user.meta.get("val"), Tensor) for user in n.users
-        ):
-            raise ValueError(f"{n.name} takes a size that no operator says for a number")
         return result
+
+
+def _has_fixed_size(value: object) -> bool:
+    return not isinstance(value, Tensor) or all(type(size) is int for size in value.shape)
 
 
 @contextmanager
 def _silent_draft() -> Iterator[None]:
-    """A draft writes a log file and advice to read it: neither is kept."""
-    from torch.export._draft_export import CaptureStructuredTrace
+    """A draft writes a log file, which it leaves open, and advice to read it: neither is kept."""
+    from torch.export import _draft_export
+
+    made: list[logging.Handler] = []
+    capture: Any = _draft_export.CaptureStructuredTrace
+
+    def noted() -> Any:
+        made.append(capture())
+        return made[-1]
 
     logger, variable = logging.getLogger("torch.export._draft_export"), "TORCH_DTRACE"
     level, before = logger.level, os.environ.get(variable)
     with tempfile.TemporaryDirectory() as folder:
         os.environ[variable] = folder
         logger.setLevel(logging.CRITICAL)
+        _draft_export.CaptureStructuredTrace = noted  # type: ignore[misc, assignment]
         try:
             yield
         finally:
+            _draft_export.CaptureStructuredTrace = capture  # type: ignore[misc]
             logger.setLevel(level)
-            for handler in [own() for own in logging._handlerList]:  # type: ignore[attr-defined]
-                if isinstance(handler, CaptureStructuredTrace):
-                    handler.close()
+            for handler in made:
+                handler.close()
             if before is None:
                 del os.environ[variable]
             else:

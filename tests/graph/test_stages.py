@@ -247,3 +247,17 @@ def test_a_draft_serves_operators_that_do_not_say_what_they_give() -> None:
         result = compacted(model, image(*X))
         assert result.report.tracing.stage == "draft" and not result.report.tracing.whole
         assert shape(result, "first.weight")[0] == 10
+
+
+def test_a_draft_leaves_sizes_open_that_depend_on_values() -> None:
+    with torch.library._scoped_library("compactmtl_test", "FRAGMENT") as library:
+        library.define("thrice(Tensor x) -> Tensor")
+        library.impl("thrice", lambda x: x * 3, "CPU")
+
+        class Selecting(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = torch.ops.compactmtl_test.thrice(x)
+                return y[y > 0]
+
+        with pytest.raises(SurgeryError, match=r"could not be traced.*thrice"):
+            trace(Selecting(), (torch.ones(3),))

@@ -137,6 +137,8 @@ def test_linear_attention_of_efficientvit_loses_widths() -> None:
     with torch.no_grad():
         own.qkv.conv.weight[dead] = 0
         own.aggreg[0][1].weight[dead] = 0
-    result = compact(model.eval(), (image(2, 3, 8, 8).float(),))  # it computes in float32, whatever it is given
+    result = compact(
+        model.eval(), (image(2, 3, 8, 8).float(),)
+    )  # it computes in float32, whatever it is given
     assert result.report.proof.passed and not result.report.not_pruned
     assert shape(result, "attention.qkv.conv.weight") == (36, 16, 1, 1)
