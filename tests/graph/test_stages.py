@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compactmtl.errors import SurgeryError
 from compactmtl.graph import ChannelGraph, cost
 from compactmtl.graph.trace import trace
+from compactmtl.surgery import compact
 from tests.support.masking import compacted, image, kill, shape
 
 X = (2, 3, 8, 8)
@@ -261,3 +262,40 @@ def test_a_draft_leaves_sizes_open_that_depend_on_values() -> None:
 
         with pytest.raises(SurgeryError, match=r"could not be traced.*thrice"):
             trace(Selecting(), (torch.ones(3),))
+
+
+class Finding(nn.Module):
+    """As many results as there are values above a bound, as a detector gives."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, y: Tensor) -> Tensor:
+        scores = y.mean((2, 3))
+        return scores[scores > self.bound]
+
+
+class Detector(Around):
+    """A module that finds things is the last one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.hidden(self.into(torch.relu(self.first(x)))))
+        z: Tensor = self.inner(self.last(y))
+        return z
+
+
+@pytest.mark.slow
+def test_a_network_that_ends_in_what_it_finds_is_proved_on_it() -> None:
+    model = Detector(Finding(-1e3))
+    kill(model.first, zero=[0, 5])
+    kill(model.hidden, zero=[1])
+    result = compacted(model, image(*X))
+    assert list(result.report.tracing.whole) == ["inner"]
+    assert shape(result, "first.weight")[0] == 10 and shape(result, "hidden.weight")[0] == 9
+
+
+@pytest.mark.slow
+def test_where_nothing_is_found_nothing_is_proved() -> None:
+    with pytest.raises(SurgeryError, match="all outputs of Detector are empty on the example inputs"):
+        compact(Detector(Finding(1e3)).double().eval(), (image(*X),))
