@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from compactmtl.graph import cost
+from tests.support.real_runs import compact_half, write_run
 from tools import bench_equal_latency as bench
 from tools.bench_equal_latency import Row
 
@@ -54,3 +56,21 @@ def test_finished_seeds_are_read_and_not_made_again(
     assert "was begun with epochs 16, now 4: give another --out" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="trained again"):
         bench.rows(argparse.Namespace(out=tmp_path, amounts=[0.7]), 2)
+
+
+@pytest.mark.slow
+def test_the_share_of_macs_is_that_of_the_run(tmp_path: Path) -> None:
+    run = compact_half(write_run(tmp_path / "run"))
+    before, after = (
+        cost(model, run.example_inputs()).macs for model in (run.load_model(), run.load_compact())
+    )
+    assert 0 < after < before
+    assert bench.macs(run) == pytest.approx(after / before)
+
+
+def test_a_budget_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([{"dense": 2.0, "GroupNorm": 0.5}])
+    monkeypatch.setattr(bench, "milliseconds", lambda given, runs: next(times))
+    given, run = argparse.Namespace(), object()
+    for _ in range(2):
+        assert bench.reduced(given, tmp_path / "pruner-0.7.json", run, run) == 0.75  # type: ignore[arg-type]
