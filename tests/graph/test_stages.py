@@ -15,6 +15,7 @@ from compactmtl.graph.trace import trace
 from compactmtl.surgery import compact
 from tests.support.masking import compacted, image, kill, shape
 
+pytestmark = pytest.mark.slow
 X = (2, 3, 8, 8)
 
 
@@ -79,7 +80,6 @@ class Around(nn.Module):
         return z
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", INNER)
 def test_surgery_goes_on_around_what_cannot_be_exported(name: str) -> None:
     torch.manual_seed(0)
@@ -103,7 +103,6 @@ def test_surgery_goes_on_around_what_cannot_be_exported(name: str) -> None:
     assert report.to_json()["tracing"]["whole"][0]["module"] == "inner"
 
 
-@pytest.mark.slow
 def test_only_the_smallest_module_is_taken_whole() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -285,7 +284,6 @@ class Detector(Around):
         return z
 
 
-@pytest.mark.slow
 def test_a_network_that_ends_in_what_it_finds_is_proved_on_it() -> None:
     model = Detector(Finding(-1e3))
     kill(model.first, zero=[0, 5])
@@ -295,7 +293,6 @@ def test_a_network_that_ends_in_what_it_finds_is_proved_on_it() -> None:
     assert shape(result, "first.weight")[0] == 10 and shape(result, "hidden.weight")[0] == 9
 
 
-@pytest.mark.slow
 def test_where_nothing_is_found_nothing_is_proved() -> None:
     with pytest.raises(SurgeryError, match="all outputs of Detector are empty on the example inputs"):
         compact(Detector(Finding(1e3)).double().eval(), (image(*X),))

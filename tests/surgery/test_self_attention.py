@@ -82,6 +82,7 @@ class Block(nn.Module):
 STREAM = [1, 2, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Cross, OfClass])
 def test_the_stream_shrinks_without_the_heads(make: Any) -> None:
     model = Block(make())
@@ -94,6 +95,7 @@ def test_the_stream_shrinks_without_the_heads(make: Any) -> None:
     assert_close(apply_plan(model, result.plan)(image(2, 5, 6)), result.model(image(2, 5, 6)))
 
 
+@pytest.mark.slow
 def test_queries_that_nothing_reads_leave_keys_and_values_as_they_are() -> None:
     model = Block(Cross())
     kill(model.attention.last, unread=[0, 4, 8])  # one of each head
