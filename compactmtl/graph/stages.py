@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from compactmtl.errors import CompactError
@@ -64,21 +64,57 @@ def draft(model: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> Expor
     for failure in report.failures if report is not None else ():
         if failure.failure_type not in (FailureType.MISSING_FAKE_KERNEL, FailureType.MISMATCHED_FAKE_KERNEL):
             raise ValueError("a draft would follow one branch of those that values choose")
+    _Settled(program.graph_module).run(*program._graph_module_flat_inputs(args, dict(kwargs)))
     return program
+
+
+class _Settled(fx.Interpreter):
+    """Gives the results of operators that do not say their shape the shape that they have in a run.
+
+    Those of operators whose shape depends on values, such as an index by a mask, stay open.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        result, said = super().run_node(n), n.meta.get("val")
+        if isinstance(said, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            if any(isinstance(user.meta.get("val"), Tensor) for user in n.users):
+                raise ValueError(f"{n.name} takes a size that no operator says for a number")
+        elif isinstance(result, Tensor) and isinstance(said, Tensor) and not _has_fixed_size(said):
+            by_values = torch.Tag.dynamic_output_shape in getattr(n.target, "tags", ())
+            if not by_values and all(_has_fixed_size(source.meta.get("val")) for source in n.all_input_nodes):
+                n.meta["val"] = torch.empty(result.shape, dtype=result.dtype, device="meta")
+        return result
+
+
+def _has_fixed_size(value: object) -> bool:
+    return not isinstance(value, Tensor) or all(type(size) is int for size in value.shape)
 
 
 @contextmanager
 def _silent_draft() -> Iterator[None]:
-    """A draft writes a log file and advice to read it: neither is kept."""
+    """A draft writes a log file, which it leaves open, and advice to read it: neither is kept."""
+    from torch.export import _draft_export
+
+    made: list[logging.Handler] = []
+    capture: Any = _draft_export.CaptureStructuredTrace
+
+    def noted() -> Any:
+        made.append(capture())
+        return made[-1]
+
     logger, variable = logging.getLogger("torch.export._draft_export"), "TORCH_DTRACE"
     level, before = logger.level, os.environ.get(variable)
     with tempfile.TemporaryDirectory() as folder:
         os.environ[variable] = folder
         logger.setLevel(logging.CRITICAL)
+        _draft_export.CaptureStructuredTrace = noted  # type: ignore[misc, assignment]
         try:
             yield
         finally:
+            _draft_export.CaptureStructuredTrace = capture  # type: ignore[misc]
             logger.setLevel(level)
+            for handler in made:
+                handler.close()
             if before is None:
                 del os.environ[variable]
             else:

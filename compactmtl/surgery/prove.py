@@ -195,6 +195,11 @@ def _outputs(model: nn.Module, inputs: Sequence[Any], form: _Form) -> list[Tenso
 
 
 def _require_finite(original: nn.Module, outputs: Sequence[Tensor]) -> None:
+    if outputs and not any(value.numel() for value in outputs):
+        raise SurgeryError(
+            f"all outputs of {type(original).__name__} are empty on the example inputs, so that nothing can be proved",
+            "pass an example on which the model finds something, or lower the score that it asks for",
+        )
     for position, value in enumerate(outputs):
         if not _has_finite(value):
             raise SurgeryError(

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from compactmtl.errors import SurgeryError
 from compactmtl.graph import ChannelGraph, cost
 from compactmtl.graph.trace import trace
+from compactmtl.surgery import compact
 from tests.support.masking import compacted, image, kill, shape
 
+pytestmark = pytest.mark.slow
 X = (2, 3, 8, 8)
 
 
@@ -78,7 +80,6 @@ class Around(nn.Module):
         return z
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", INNER)
 def test_surgery_goes_on_around_what_cannot_be_exported(name: str) -> None:
     torch.manual_seed(0)
@@ -102,7 +103,6 @@ def test_surgery_goes_on_around_what_cannot_be_exported(name: str) -> None:
     assert report.to_json()["tracing"]["whole"][0]["module"] == "inner"
 
 
-@pytest.mark.slow
 def test_only_the_smallest_module_is_taken_whole() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -137,6 +137,7 @@ def test_a_call_of_the_trace_runs_the_module_and_counts_its_work() -> None:
 def test_what_was_taken_whole_lives_as_long_as_the_trace() -> None:
     from compactmtl.graph import whole
 
+    gc.collect()
     before = len(whole._held)
     traced = trace(Around(Item()).eval(), (torch.randn(*X),))
     assert len(whole._held) > before
@@ -246,3 +247,52 @@ def test_a_draft_serves_operators_that_do_not_say_what_they_give() -> None:
         result = compacted(model, image(*X))
         assert result.report.tracing.stage == "draft" and not result.report.tracing.whole
         assert shape(result, "first.weight")[0] == 10
+
+
+def test_a_draft_leaves_sizes_open_that_depend_on_values() -> None:
+    with torch.library._scoped_library("compactmtl_test", "FRAGMENT") as library:
+        library.define("thrice(Tensor x) -> Tensor")
+        library.impl("thrice", lambda x: x * 3, "CPU")
+
+        class Selecting(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = torch.ops.compactmtl_test.thrice(x)
+                return y[y > 0]
+
+        with pytest.raises(SurgeryError, match=r"could not be traced.*thrice"):
+            trace(Selecting(), (torch.ones(3),))
+
+
+class Finding(nn.Module):
+    """As many results as there are values above a bound, as a detector gives."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, y: Tensor) -> Tensor:
+        scores = y.mean((2, 3))
+        return scores[scores > self.bound]
+
+
+class Detector(Around):
+    """A module that finds things is the last one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.hidden(self.into(torch.relu(self.first(x)))))
+        z: Tensor = self.inner(self.last(y))
+        return z
+
+
+def test_a_network_that_ends_in_what_it_finds_is_proved_on_it() -> None:
+    model = Detector(Finding(-1e3))
+    kill(model.first, zero=[0, 5])
+    kill(model.hidden, zero=[1])
+    result = compacted(model, image(*X))
+    assert list(result.report.tracing.whole) == ["inner"]
+    assert shape(result, "first.weight")[0] == 10 and shape(result, "hidden.weight")[0] == 9
+
+
+def test_where_nothing_is_found_nothing_is_proved() -> None:
+    with pytest.raises(SurgeryError, match="all outputs of Detector are empty on the example inputs"):
+        compact(Detector(Finding(1e3)).double().eval(), (image(*X),))

@@ -12,8 +12,12 @@ from torch import fx
 from compactmtl.graph.calls import arguments
 from compactmtl.graph.effect import ALL, Effect, Pin, Scaled, Use, Uses
 from compactmtl.graph.rule import Rule
+<<<<<<< HEAD
 from compactmtl.graph.rules.crossed import by_head
 from compactmtl.graph.rules.scales import maker_of
+=======
+from compactmtl.graph.rules.crossed import all_of_head, any_of_head, by_head, of_heads
+>>>>>>> h4
 from compactmtl.graph.space import Axis, Flags, Ids
 from compactmtl.graph.view import View
 
@@ -183,14 +187,12 @@ class OverChannels:
         return effect
 
     def constant(self, view: View, given: dict[str, Any]) -> Flags:
-        nothing = by_head(view.zero(given["value"])).all(1)
-        return np.broadcast_to(nothing[:, None], by_head(self.query.ids).shape).reshape(self.query.ids.shape)
+        return of_heads(all_of_head(view.zero(given["value"])), self.query.ids)
 
     def used(self, view: View, given: dict[str, Any], used: Flags) -> Uses:
-        live = by_head(~view.zero(given["value"])).any(1)[:, None]
-        needed = by_head(used).any(1)[:, None]
-        columns = np.broadcast_to(live & needed, by_head(self.key.ids).shape).reshape(self.key.ids.shape)
-        yield Use(given["query"], (by_head(used) & live).reshape(self.query.ids.shape), exact=True)
+        live = any_of_head(~view.zero(given["value"]))
+        columns = of_heads(live & any_of_head(used), self.key.ids)
+        yield Use(given["query"], used & of_heads(live, self.query.ids), exact=True)
         yield Use(given["key"], columns, exact=True)
         yield Use(given["value"], columns, exact=True)
         if given["attn_mask"] is not None:

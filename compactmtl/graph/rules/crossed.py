@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from compactmtl.graph.calls import arguments, operator, source_of
@@ -47,9 +49,24 @@ class Crossed:
         return self.columns if side is self.rows else self.rows
 
 
-def by_head(ids: Ids) -> Ids:
-    """Ids as (heads, any), of one head where there are none."""
-    return ids.reshape(len(ids) if ids.ndim > 1 else 1, -1)
+def by_head(entries: NDArray[Any]) -> NDArray[Any]:
+    """Entries of a side as (heads, any), of one head where there are none."""
+    return entries.reshape(len(entries) if entries.ndim > 1 else 1, -1)
+
+
+def all_of_head(flags: Flags) -> Flags:
+    """Which heads are flagged as a whole, (heads,)."""
+    return np.asarray(by_head(flags).all(axis=1), dtype=bool)
+
+
+def any_of_head(flags: Flags) -> Flags:
+    """Which heads have a flagged entry, (heads,)."""
+    return np.asarray(by_head(flags).any(axis=1), dtype=bool)
+
+
+def of_heads(heads: Flags, like: Ids) -> Flags:
+    """One flag a head for each entry of a side."""
+    return np.broadcast_to(heads[:, None], by_head(like).shape).reshape(like.shape)
 
 
 def born(graph: Questions, node: fx.Node) -> Crossed | None:
@@ -278,16 +295,11 @@ def _zero_sides(view: View, own: Reading) -> tuple[Flags, Flags]:
     return (rows, columns) if own.summed is cross.rows else (columns, rows)
 
 
-def _spread(heads: Flags, like: Ids) -> Flags:
-    """One flag a head for each entry of a side."""
-    return np.broadcast_to(heads.reshape(-1, 1), by_head(like).shape).reshape(like.shape)
-
-
 def constant_of_reading(view: View, own: Reading) -> Flags:
     """Zeros where the passing side is zero, or where nothing that is not zero is summed in a head."""
     summed, passing = _zero_sides(view, own)
-    nothing = by_head(summed | own.of_other(view.zero(own.other))).all(1)
-    return (passing | _spread(nothing, own.passing.ids)).transpose(np.argsort(own.result))
+    nothing = all_of_head(summed | own.of_other(view.zero(own.other)))
+    return (passing | of_heads(nothing, own.passing.ids)).transpose(np.argsort(own.result))
 
 
 def used_of_reading(view: View, own: Reading, used: Flags) -> Uses:
@@ -304,10 +316,10 @@ def used_of_reading(view: View, own: Reading, used: Flags) -> Uses:
     passed = np.asarray(used.transpose(np.argsort(order)))
     zero_summed, zero_passing = _zero_sides(view, own)
     zero_other = own.of_other(view.zero(own.other))
-    needed = by_head(passed & ~zero_passing).any(1)  # heads
-    given = by_head(~zero_summed & ~zero_other).any(1)
-    summed = _spread(needed, own.summed.ids)
-    passing = passed & _spread(given, own.passing.ids)
+    needed = any_of_head(passed & ~zero_passing)  # heads
+    given = any_of_head(~zero_summed & ~zero_other)
+    summed = of_heads(needed, own.summed.ids)
+    passing = passed & of_heads(given, own.passing.ids)
     yield Use(own.other, (summed & ~zero_summed).transpose(np.argsort(own.order)), exact=True)
     side = summed & ~zero_other
     rows, columns = (side, passing) if own.summed is cross.rows else (passing, side)
@@ -317,14 +329,14 @@ def used_of_reading(view: View, own: Reading, used: Flags) -> Uses:
 
 def constant_of_born(view: View, own: Crossed) -> Flags:
     """Rows that are zero, and all of a head whose columns are."""
-    nothing = by_head(view.zero(own.column_source)).all(1)
-    return view.zero(own.row_source) | _spread(nothing, own.rows.ids)
+    nothing = all_of_head(view.zero(own.column_source))
+    return view.zero(own.row_source) | of_heads(nothing, own.rows.ids)
 
 
 def used_of_born(view: View, own: Crossed, used: Flags) -> Uses:
     """What is read of the rows' tensor; of the columns' the readers say it."""
-    given = by_head(~view.zero(own.column_source)).any(1)
-    yield Use(own.row_source, used & _spread(given, own.rows.ids), exact=True)
+    given = any_of_head(~view.zero(own.column_source))
+    yield Use(own.row_source, used & of_heads(given, own.rows.ids), exact=True)
     if any(
         reading(view, node) is None or not view.follows(node) for node in readers(view, own) or (own.product,)
     ):
