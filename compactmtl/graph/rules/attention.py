@@ -12,12 +12,8 @@ from torch import fx
 from compactmtl.graph.calls import arguments
 from compactmtl.graph.effect import ALL, Effect, Pin, Scaled, Use, Uses
 from compactmtl.graph.rule import Rule
-<<<<<<< HEAD
-from compactmtl.graph.rules.crossed import by_head
-from compactmtl.graph.rules.scales import maker_of
-=======
 from compactmtl.graph.rules.crossed import all_of_head, any_of_head, by_head, of_heads
->>>>>>> h4
+from compactmtl.graph.rules.scales import maker_of
 from compactmtl.graph.space import Axis, Flags, Ids
 from compactmtl.graph.view import View
 
