@@ -97,16 +97,17 @@ def test_a_sweep_whose_disk_fills_up_goes_on_by_the_same_command(
     disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from compactmtl.train import loop
+    from compactmtl.train.resume import save_last
 
     (tmp_path / "mine.yaml").write_text(SWEEP.format(tiny=TINY))
     words = ["sweep", str(tmp_path / "mine.yaml"), "--out", str(disk.path / "runs")]
-    save, calls = loop.save_last, []
+    calls: list[object] = []
 
     def filling(*args: object) -> None:
         calls.append(args)
         if len(calls) == 2:  # of the second run
             disk.fill()
-        save(*args)  # type: ignore[arg-type]
+        save_last(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "save_last", filling)

@@ -170,7 +170,8 @@ def test_objects_pass_between_modules_that_are_taken_whole() -> None:
         def forward(self, x: Tensor) -> Tensor:
             packed = self.inner(self.into(torch.relu(self.first(x))))
             z: Tensor = self.last(torch.relu(self.hidden(self.unpack(packed)["sum"])))
-            return z * packed.sizes[0][0]
+            scaled: Tensor = z * packed.sizes[0][0]
+            return scaled
 
     model = Objects()
     kill(model.first, zero=[0, 5])

@@ -29,7 +29,8 @@ class Attention(nn.Module):
         shape = (*x.shape[:-1], self.heads, self.head_size)
         q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
         mixed = self.mixed(q, k, v)
-        return x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:-1], self.all_head_size))
+        y: Tensor = x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:-1], self.all_head_size))
+        return y
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         width = self.head_size
@@ -54,8 +55,9 @@ class Attention(nn.Module):
         return scores.softmax(-1) @ v
 
 
-def halved(attention: Attention) -> None:
+def halved(attention: nn.Module) -> None:
     """Half of the coordinates of each head's queries and keys, and of its values, at zero."""
+    assert isinstance(attention, Attention)
     half = [
         h * attention.head_size + i for h in range(attention.heads) for i in range(0, attention.head_size, 2)
     ]
@@ -117,7 +119,8 @@ def test_a_list_with_other_numbers_than_counts_is_left_alone() -> None:
     net = Listed()
     kill(net.layer, zero=[0, 1, 4, 5, 6, 7])
     small = compacted(net, torch.randn(2, 9, 6, dtype=torch.float64)).model
-    assert small.layer.out_features == 6 and list(small.widths) == [2, 4]
+    assert isinstance(small, Listed)
+    assert small.layer.out_features == 6 and tuple(small.widths) == (2, 4)
     assert small.places == net.places
 
 
@@ -140,4 +143,4 @@ def test_a_forward_that_checks_what_its_layers_read_is_told_the_new_width() -> N
     kill(net[0].projection, zero=[1, 3, 5])
     kill(net[1].projection, zero=[0])
     small = compacted(net, torch.randn(2, 3, 9, 9, dtype=torch.float64)).model
-    assert [net_.num_channels for net_ in small] == [3, 5, 5]
+    assert [getattr(part, "num_channels", None) for part in small.children()] == [3, 5, 5]

@@ -217,9 +217,9 @@ def test_it_comes_after_removal_and_can_be_left_out(tmp_path: Path) -> None:
     kill(model[1], constant=range(4, 24))
     result = checked(model)
     assert result.report.joined == {"1": ("0", "1")}
-    assert result.model[1].weight.shape[:2] == (4, 6)
+    assert result.model.get_parameter("1.weight").shape[:2] == (4, 6)
     apart = compact(model, (IMAGE,), join=False)
-    assert not apart.plan.joins and apart.model[0].out_channels == 8
+    assert not apart.plan.joins and apart.model.get_parameter("0.weight").shape[0] == 8
     assert result.report.macs_after < apart.report.macs_after
     save_compact(result, tmp_path)
     fresh = nn.Sequential(conv(6, 8), conv(8, 24), nn.BatchNorm2d(24), nn.ReLU(), conv(24, 3)).double()
@@ -247,8 +247,8 @@ def test_numbers_are_joined_in_float64_and_rounded_once() -> None:
     model = nn.Sequential(conv(6, 256), conv(256, 64), conv(64, 5)).eval()
     result = compact(model, (IMAGE.float(),))
     assert result.report.joined
-    weight = result.model.get_submodule("2").weight
-    matrices = [layer.weight.detach().double().flatten(1) for layer in model]
+    weight = result.model.get_parameter("2.weight")
+    matrices = [layer.get_parameter("weight").detach().double().flatten(1) for layer in model]
     assert weight.dtype == torch.float32
     exact = (matrices[2] @ matrices[1] @ matrices[0]).float()
     assert torch.equal(weight.detach().flatten(1), exact)

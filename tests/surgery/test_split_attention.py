@@ -123,7 +123,8 @@ def test_where_a_forward_reads_more_of_it_than_its_output_it_stays_what_it_was(r
         def forward(self, x: Tensor) -> Tensor:
             known = getattr(self.attention, read)
             scale = known**-0.5 if isinstance(known, int) else known.square().mean()
-            return super().forward(x) * scale
+            scaled: Tensor = super().forward(x) * scale
+            return scaled
 
     model = Read(False)
     _dead_rows(model.attention, list(range(4, 8)), (2,))

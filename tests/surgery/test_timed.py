@@ -146,11 +146,11 @@ class Stream(nn.Module):
     def silence(self, channels: range) -> None:
         with torch.no_grad():
             for module in (self.stem, *self.downs):
-                module.weight[list(channels)] = 0  # type: ignore[index,operator]
-                module.bias[list(channels)] = 0  # type: ignore[index,operator]
+                module.weight[list(channels)] = 0
+                module.bias[list(channels)] = 0
             for norm in (*self.norms, self.last):
-                norm.weight[list(channels)] = 0  # type: ignore[index,operator]
-                norm.bias[list(channels)] = 0  # type: ignore[index,operator]
+                norm.weight[list(channels)] = 0
+                norm.bias[list(channels)] = 0
 
 
 def test_a_norm_at_full_width_has_to_save_more_than_its_copy() -> None:

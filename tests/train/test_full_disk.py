@@ -19,6 +19,7 @@ from compactmtl.cli.main import main
 from compactmtl.config import resolve_recipe
 from compactmtl.train import Run, loop, train
 from compactmtl.train.session import Session
+from compactmtl.train.tracking import Tracker
 from tests.support.small_disk import SmallDisk, small_disk
 
 EVERYTHING = Path(__file__).with_name("everything.yaml")
@@ -27,7 +28,7 @@ WORDS = ["train", str(EVERYTHING), "--name", "run", "--out"]
 WRITERS = (
     (loop, "save_last", 2),
     (loop, "save_best", 1),
-    (loop.Tracker, "epoch", 2),
+    (Tracker, "epoch", 2),
     (loop, "save_last", 3),
     (loop.Loop, "_write_importance", 1),
 )
@@ -142,7 +143,8 @@ def test_a_write_that_fails_without_a_disk_to_blame(
     tmp_path: Path, whole: Run, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As above where nobody can mount a disk: the third checkpoint's sync fails, and the one before it goes on."""
-    fsync, begun = os.fsync, []
+    fsync = os.fsync
+    begun: list[int] = []
 
     def failing(descriptor: int) -> None:
         if len(begun) >= 3:
