@@ -31,6 +31,7 @@ from compactmtl.graph.inputs import (
     tensors_in,
 )
 from compactmtl.graph.late import free_late_buffers
+from compactmtl.graph.sources import sources_forgotten
 from compactmtl.graph.trace import check_form
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def _at_least_two(tensor: Tensor) -> Tensor:
     return tensor if not tensor.dim() or len(tensor) >= 2 else tensor.repeat(2, *[1] * (tensor.dim() - 1))
 
 
+@sources_forgotten()
 def _traced(module: nn.Module, asked: _Asked) -> torch.onnx.ONNXProgram:
     """The module as an ONNX graph in memory, with nodes named after its modules."""
     arguments, free = tuple(asked.inputs.values()), asked.free

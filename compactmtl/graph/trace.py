@@ -21,6 +21,7 @@ from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.contexts import inline_contexts
 from compactmtl.graph.inputs import Arguments, as_arguments, copied, register_dataclasses
 from compactmtl.graph.late import free_late_buffers
+from compactmtl.graph.sources import sources_forgotten
 from compactmtl.graph.stages import FIRST, Export, Submodules, Tracing, first_line, non_strict
 from compactmtl.graph.whole import Whole, taken_whole
 
@@ -181,6 +182,7 @@ class _NotTensors(SurgeryError):
     """A model that returns something other than tensors, which no way of tracing changes."""
 
 
+@sources_forgotten()
 def trace(
     model: nn.Module,
     example_inputs: Sequence[Any] | Mapping[str, Any],
