@@ -23,6 +23,7 @@ from compactmtl.distributed.sums import averaged, joined
 from compactmtl.errors import CompactError, ConfigError
 from compactmtl.tasks import Task
 from compactmtl.tasks.losses import at_least_float32
+from compactmtl.train.accumulate import number_of_parts
 from compactmtl.train.session import Session
 from compactmtl.train.shrink import Shrinker
 from compactmtl.verify.joining import can_be_joined
@@ -91,7 +92,8 @@ def check_parts(session: Session) -> None:
 
 def prepare(session: Session) -> tuple[str, ...]:
     """Give this process its part of the session's data, which `check_parts` has looked at; lines for the user."""
-    parts, at_once = session.recipe.train.accumulate, session.recipe.images_at_once
+    at_once = session.recipe.images_at_once
+    parts = number_of_parts(session.recipe.data.batch_size, at_once, world())
     if not distributed():
         images = f"{at_once} image{'' if at_once == 1 else 's'}"
         return (f"each batch passes in {parts} parts of at most {images}",) if parts > 1 else ()

@@ -20,7 +20,7 @@ from compactmtl.train.build import build_session
 from compactmtl.train.dry_run import dry_run
 from compactmtl.train.norms import train_mode
 from compactmtl.train.session import Session
-from compactmtl.train.together import check_parts
+from compactmtl.train.together import check_parts, prepare
 from tests.support.same_runs import assert_same
 from tests.support.training_together import (
     CASES,
@@ -221,6 +221,14 @@ def test_no_more_than_one_part_is_held(tiny: Make) -> None:
 )
 def test_number_of_parts(images: int, most: int, processes: int, parts: int) -> None:
     assert number_of_parts(images, most, processes) == parts
+
+
+def test_the_parts_that_are_told_are_those_of_a_batch(tiny: Make) -> None:
+    """Four images in three parts are two parts of two."""
+    for asked in (2, 3):
+        assert prepare(session_of(tiny, f"train.accumulate={asked}")) == (
+            "each batch passes in 2 parts of at most 2 images",
+        )
 
 
 def test_a_batch_is_split_with_all_that_belongs_to_its_images() -> None:
