@@ -131,8 +131,8 @@ class MemoryStore:
 class DiskStore:
     """Memory-mapped .npy files, one an array, that other processes share and later runs find again.
 
-    With `skip`, samples that cannot be made are written down, and each is an error where it is read; without it one is an
-    error when the store is opened, also where it was built before.
+    With `skip`, samples that cannot be made are written down, and each is tried again where it is read: what was wrong may have
+    been the disk or the network. Without it one is an error when the store is opened, also where it was built before.
     """
 
     def __init__(
@@ -142,13 +142,13 @@ class DiskStore:
             _build(folder, count, layouts, make, skip=skip)
         self._folder, self._count, self._layouts = folder, count, dict(layouts)
         self._arrays = self._mapped()
-        self._failed = _failed(folder)
-        if self._failed and not skip:
-            raise self._failure(min(self._failed))
+        self._failed, self._make = _failed(folder), make
+        for index in () if skip else sorted(self._failed):
+            make(index)
 
     def read(self, index: int) -> Arrays:
         if index in self._failed:
-            raise self._failure(index)
+            return self._make(index)
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
 
     def fill(self) -> None:
@@ -156,12 +156,6 @@ class DiskStore:
 
     def column(self, name: str) -> NDArray[Any] | None:
         return None if self._failed else self._arrays[name]
-
-    def _failure(self, index: int) -> DataError:
-        return DataError(
-            self._failed[index],
-            f"mend the file; where it is whole by now, remove the folder {self._folder}, which is built again",
-        )
 
     def _mapped(self) -> Arrays:
         arrays: Arrays = {}

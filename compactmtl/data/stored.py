@@ -17,8 +17,8 @@ from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Sample, Split
 from compactmtl.data.cache import Arrays, Layout, open_store
 from compactmtl.data.fit import PADDED
-from compactmtl.data.unreadable import skips
-from compactmtl.errors import ConfigError
+from compactmtl.data.unreadable import skips, with_mend
+from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.base import TargetSpec
 from compactmtl.tasks.placement import Placement, Size
 
@@ -100,7 +100,7 @@ class StoredDataset(ABC):
         self.split: str = split
         self.specs: Mapping[str, TargetSpec] = fitted_specs(specs, config)
         self._count = count
-        self._size, self._resize = config.size, config.resize
+        self._size, self._resize, self._config = config.size, config.resize, config
         layouts = {"image": Layout((config.picture.channels, *config.size), "uint8")}
         self._others = tuple(config.others)
         layouts |= {stored_as(name): input_layout(one, config.size) for name, one in config.others.items()}
@@ -140,7 +140,10 @@ class StoredDataset(ABC):
 
     def _made(self, index: int) -> Arrays:
         """The arrays of one sample as they are stored."""
-        arrays = self._make(index)
+        try:
+            arrays = self._make(index)
+        except DataError as error:
+            raise with_mend(error, self._config, self.split) from error
         size = arrays.pop(OWN_SIZE, np.array(self._size, np.int32))
         return arrays if self._resize == "stretch" else {**arrays, OWN_SIZE: size}
 

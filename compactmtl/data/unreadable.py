@@ -12,6 +12,8 @@ from compactmtl.data.base import Sample, VisionDataset
 from compactmtl.errors import DataError
 
 IN_A_ROW = 32  # samples that fail one after the other: a folder that is gone, not a damaged file
+GO_ON = "or go on without it: data.on_error=skip"
+ALONE = "data.on_error: skip passes over training samples alone, since metrics are to be of the same images in every run"
 Unread = dict[str, str]  # the samples that were tried in vain for one place of a batch: name -> what is wrong
 
 
@@ -23,6 +25,13 @@ def skips(config: DataConfig, split: str) -> bool:
     return config.on_error == "skip" and split == "train"
 
 
+def with_mend(error: DataError, config: DataConfig, split: str) -> DataError:
+    """The error of a sample with a mend that says, where that is asked for and does not help, why it is not passed over."""
+    if config.on_error == "raise" or skips(config, split) or ALONE in error.hint:
+        return error
+    return DataError(error.message, f"{error.hint}; {ALONE}")
+
+
 def read_sample(dataset: VisionDataset, config: DataConfig, index: int) -> tuple[Sample, Unread]:
     """The sample `index`, or the one that takes its place, and what was tried in vain before it.
 
@@ -31,14 +40,10 @@ def read_sample(dataset: VisionDataset, config: DataConfig, index: int) -> tuple
     try:
         return dataset[index], {}
     except DataError as error:
-        if config.on_error == "raise":
-            raise
         if not skips(config, dataset.split):
-            raise DataError(
-                error.message,
-                f"{error.hint}; data.on_error: skip passes over training samples alone, since metrics are to be of the same "
-                "images in every run",
-            ) from error
+            go_on = config.on_error == "raise" and dataset.split == "train" and not config.pseudo_labels
+            mended = DataError(error.message, f"{error.hint}; {GO_ON}") if go_on else error
+            raise with_mend(mended, config, dataset.split) from error
         unread = {dataset.identifier(index): error.message}
         first = error
     count = len(dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,23 @@ def test_a_split_that_measures_is_never_passed_over(folder: Path, cache: str, sp
         list(build_loader(load_dataset(data, split), data, train=False, seed=0))  # type: ignore[arg-type]
 
 
-def test_the_mend_says_why_skip_does_not_help_there(folder: Path) -> None:
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_the_mend_says_why_skip_does_not_help_there(folder: Path, cache: str) -> None:
     damage(folder, "003", split="val")
-    data = config(folder, cache="none")
+    data = config(folder, cache=cache)
     with pytest.raises(DataError) as caught:
         list(build_loader(load_dataset(data, "val"), data, train=False, seed=0))
-    assert "training samples alone" in caught.value.hint
+    assert caught.value.hint.count("training samples alone") == 1
+
+
+def test_the_mend_names_the_key_where_an_image_ends_a_training(folder: Path) -> None:
+    damage(folder, "004")
+    damage(folder, "003", split="val")
+    data = config(folder, cache="none", on_error="raise")
+    for split, named in (("train", True), ("val", False)):
+        with pytest.raises(DataError) as caught:
+            list(build_loader(load_dataset(data, split), data, train=False, seed=0))  # type: ignore[arg-type]
+        assert ("data.on_error=skip" in caught.value.hint) == named
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -176,9 +188,24 @@ def test_a_cache_on_disk_that_lacks_samples_is_no_cache_for_whoever_needs_them(f
     epoch(config(folder, cache="disk"))  # found again
     with pytest.raises(DataError, match=r"004\.jpg: not a whole image") as caught:
         load_dataset(config(folder, cache="disk", on_error="raise"), "train")
-    assert "remove the folder" in caught.value.hint
+    assert "fetch it again" in caught.value.hint
     Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(folder / "images" / "train" / "004.jpg")
     load_dataset(config(folder, cache="disk", on_error="raise"), "train")  # a mended file is another cache
+
+
+def test_a_sample_that_a_cache_on_disk_lacks_is_tried_again(folder: Path) -> None:
+    """What was wrong when it was built may have been the disk, with the file as it is now."""
+    path = folder / "images" / "train" / "004.jpg"
+    whole, times = path.read_bytes(), path.stat()
+    clean = epoch(config(folder, cache="none"))
+    path.write_bytes(b"?" * len(whole))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not same(epoch(config(folder, cache="disk")), clean)
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for on_error in ("skip", "raise"):
+        assert same(epoch(config(folder, cache="disk", on_error=on_error)), clean)
+    assert len(list((folder.parent / "cache").rglob("failed.json"))) == 1
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"x": "y"}'])
