@@ -47,7 +47,7 @@ class UnreadSamples:
         if len(progress.unread) > MOST * self._count:
             raise DataError(
                 f"{len(progress.unread):,} of {self._count:,} training samples cannot be read, more than {MOST:.0%}: {self._named()}",
-                "mend them (`compactmtl data check NAME root=FOLDER` names all), or take them out of the data set",
+                "mend them (`compactmtl data check NAME root=FOLDER` reads them all), or take them out of the data set",
             )
 
     def epoch(self) -> dict[str, Any]:
