@@ -21,7 +21,7 @@ from compactmtl.errors import ConfigError
 from compactmtl.models import MultiTaskModel
 from compactmtl.overparam import factorized_layers
 from compactmtl.overparam.layer import DIAGONAL
-from compactmtl.train.optimizers import build_optimizer, build_schedule, rate_scales
+from compactmtl.train.optimizers import build_optimizer, build_scaler, build_schedule, rate_scales
 from compactmtl.train.part import Part, Setup, Training
 
 
@@ -105,7 +105,7 @@ class DiagonalPass(Part):
             max(1, self.total_steps),
         )
         self._ask(False)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.train.autocast == "float16")
+        self.scaler = build_scaler(recipe.train.autocast, device)
         self.place = Place()
         self.sums: dict[str, float] = {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from compactmtl.backends.torch.device import find_device
@@ -21,6 +20,7 @@ from compactmtl.train.alternating import DiagonalPass
 from compactmtl.train.layout import Layout, stated
 from compactmtl.train.optimizers import (
     build_optimizer,
+    build_scaler,
     build_schedule,
     parameter_groups,
     rate_scales,
@@ -106,7 +106,7 @@ def build_session(
         model=model,
         optimizer=optimizer,
         schedule=build_schedule(recipe.train.schedule, optimizer, steps),
-        scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.autocast == "float16"),
+        scaler=build_scaler(recipe.train.autocast, device),
         parts=parts,
         device=device,
         layout=chosen,

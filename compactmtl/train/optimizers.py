@@ -20,6 +20,14 @@ from compactmtl.overparam import factorized_layers
 ONE_CYCLE_START = 1 / 25  # the first rate as a share of the peak. Source: arXiv:1708.07120, torch's default
 
 
+def build_scaler(autocast: str, device: torch.device) -> torch.amp.GradScaler:
+    """The loss scaler of float16, which scales nothing otherwise."""
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast == "float16")
+    # Torch makes its scale with the first loss that it is given, and who takes gradients of several losses gives it none.
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
+
+
 def build_optimizer(config: OptimizerConfig, groups: Sequence[dict[str, Any]]) -> Optimizer:
     """The optimizer over parameter groups; a group's own `weight_decay` wins over the recipe's."""
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,19 @@ def test_a_step_that_the_scaler_skips_is_none_for_the_parts(tiny: Make) -> None:
     assert recorder.calls[-1] == "after_backward"
     assert all(torch.equal(value, before[name]) for name, value in session.model.named_parameters())
     assert session.position.step == 1
+
+
+@pytest.mark.parametrize("more", ["balancing={name: upgrad}", "balancing={name: mgda, at: features}"])
+def test_the_scaler_goes_with_gradients_of_several_losses(tiny: Make, more: str) -> None:
+    session = build_session(tiny("train.autocast=float16", more).recipe)
+    before = {name: value.detach().clone() for name, value in session.model.named_parameters()}
+    step(session)
+    state = copy.deepcopy(session.scaler.state_dict())
+    assert any(not torch.equal(value, before[name]) for name, value in session.model.named_parameters())
+    other = build_session(tiny("train.autocast=float16", more).recipe)
+    other.scaler.load_state_dict({**state, "scale": 8.0})
+    assert other.scaler.get_scale() == 8.0
+    step(other)
 
 
 @pytest.mark.slow
