@@ -23,7 +23,7 @@ def pinned(recipe: Recipe) -> bool:
 
 @contextmanager
 def torch_settings(recipe: Recipe) -> Iterator[None]:
-    """The recipe's thread count, bit-equal kernels and precision of float32 products, undone at the end.
+    """The recipe's thread count, bit-equal kernels, precision of float32 products and buffers of torch.compile, undone at the end.
 
     cuBLAS reads its variable when it is first used and the variable stays; a value that the user set is left.
     """
@@ -35,11 +35,27 @@ def torch_settings(recipe: Recipe) -> Iterator[None]:
         torch.set_num_threads(config.threads)
     cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
     try:
-        with float32_products(tf32=config.tf32), _deterministic(recipe):
+        with float32_products(tf32=config.tf32), _deterministic(recipe), _buffers_kept(recipe):
             yield
     finally:
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = before
+
+
+@contextmanager
+def _buffers_kept(recipe: Recipe) -> Iterator[None]:
+    """What a compiled forward pass keeps may serve several gradients, also where its first served one.
+
+    Torch asks for this setting in the backward pass too, and a second training of a process takes the first one's graphs.
+    """
+    if recipe.train.compile is False:
+        yield
+        return
+    import torch._functorch.config as functorch_config
+
+    functorch: Any = functorch_config
+    with functorch.patch(donated_buffer=False):
+        yield
 
 
 @contextmanager

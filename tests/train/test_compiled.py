@@ -88,6 +88,16 @@ def test_the_same_steps_with_methods(overrides: tuple[str, ...], tiny: Make) -> 
 
 
 @pytest.mark.slow
+def test_a_graph_that_served_one_gradient_serves_several(
+    tiny: Make, tmp_path: Path, quiet: Callable[[], object]
+) -> None:
+    """A second training of a process, as `fit` and a sweep have, takes the graphs of the first."""
+    words = (*STILL, "train.compile=aot_eager", "train.max_steps=2")
+    train(tiny(*words), tmp_path / "plain", console=quiet())  # type: ignore[arg-type]
+    train(tiny(*words, "balancing={name: upgrad}"), tmp_path / "several", console=quiet())  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 def test_a_network_that_shrinks_is_compiled_again(
     tiny: Make, tmp_path: Path, quiet: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
