@@ -123,7 +123,7 @@ class DataConfig(Sourced, PseudoLabeled):
             raise ValueError("select_on: holdout needs holdout > 0")
         if self.on_error == "skip" and self.pseudo_labels:
             raise ValueError(
-                "on_error: skip does not go with pseudo_labels, whose teachers read every image before training; mend the images, "
+                "data.on_error: skip does not go with data.pseudo_labels, whose teachers read every image before training; mend the images, "
                 "or leave one of the two out"
             )
         check_sources(self)
