@@ -236,7 +236,7 @@ def test_of_several_data_sets_a_sample_of_the_same_one_takes_the_place(folder: P
 
 
 def test_teachers_and_skip_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="does not go with data.pseudo_labels"):
+    with pytest.raises(ValueError, match=r"does not go with data\.pseudo_labels"):
         DataConfig.model_validate(
             {
                 "name": "scenes",
