@@ -40,6 +40,10 @@ def resolve_smoke(
 
 
 def _room(recipe: Recipe) -> list[str]:
-    """A batch that has an image of every source, where batches are joined of more of them than the overlay has images."""
-    joined = recipe.data.mixing.batches == "joined"
-    return [f"data.batch_size={len(recipe.data.sources)}"] if joined and len(recipe.data.sources) > 2 else []
+    """A batch larger than the overlay's: with two images for each part that it passes in, and one of every source where
+    batches are joined."""
+    wanted = [min(2 * recipe.train.accumulate, recipe.data.batch_size)] if recipe.train.accumulate > 1 else []
+    if recipe.data.mixing.batches == "joined":
+        wanted.append(len(recipe.data.sources))
+    size = max(wanted, default=0)
+    return [f"data.batch_size={size}"] if size > 2 else []

@@ -1,7 +1,7 @@
 """Activation checkpointing (`train.checkpoint_activations`): blocks of the encoder are computed again for the backward pass.
 
-Of a block only what it is given is kept. Its second pass leaves buffers, such as running statistics, as they are, and draws
-the random numbers of the first. Source: arXiv:1604.06174, section 4; torch.utils.checkpoint does it.
+Of a block only what it is given is kept. Its second pass begins with the buffers of the first, leaves those of the network, such
+as running statistics, as they are, and draws the random numbers of the first. Source: arXiv:1604.06174, section 4; torch.utils.checkpoint does it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from compactmtl.data.base import Batch
 from compactmtl.distributed.sums import is_joined, joined
@@ -26,6 +27,8 @@ from compactmtl.train.part import Part, Setup
 from compactmtl.train.random_state import same_random_state
 
 KEY = "train.checkpoint_activations"
+# Of a block's output, between its two passes, by their norms: rounding is less, other random numbers are more.
+SAME = 1e-3
 
 
 class Recompute(Part):
@@ -112,16 +115,21 @@ class _Again:
 class _Second:
     """What the second pass of a block happens in: as many times as gradients are asked for, one after the other.
 
-    What it writes into buffers is thrown away. Of several processes' parts of a batch, normalization is over all again.
+    It has the buffers that the first had, and what it writes into them is thrown away. Of several processes' parts of a batch, normalization is over all again.
     """
 
     def __init__(self, block: nn.Module, *, together: bool) -> None:
-        self._block, self._together = block, together
+        self._together = together
         self._stack = ExitStack()
+        self._before = [
+            (one, name, None if value is None else value.clone())
+            for one in block.modules()
+            for name, value in one._buffers.items()
+        ]
 
     def __enter__(self) -> None:
         self._stack = ExitStack()
-        self._stack.enter_context(_spare_buffers(self._block))
+        self._stack.enter_context(_other_buffers(self._before))
         if self._together:
             self._stack.enter_context(joined())
 
@@ -131,17 +139,56 @@ class _Second:
         self._stack.__exit__(kind, error, trace)
 
 
+Buffers = list[tuple[nn.Module, str, Tensor | None]]
+
+
 @contextmanager
-def _spare_buffers(module: nn.Module) -> Iterator[None]:
-    """The module's buffers are copies for a while."""
-    held = [(one, name, value) for one in module.modules() for name, value in one._buffers.items()]
-    for one, name, value in held:
+def _other_buffers(values: Buffers) -> Iterator[None]:
+    """Modules have copies of other buffers for a while."""
+    held = [(one, name, one._buffers[name]) for one, name, _ in values]
+    for one, name, value in values:
         one._buffers[name] = None if value is None else value.clone()
     try:
         yield
     finally:
-        for one, name, value in held:
-            one._buffers[name] = value
+        for one, name, kept in held:
+            one._buffers[name] = kept
+
+
+class _Compared:
+    """A block's own forward pass in a check: whether its second pass gives what the first gave."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._forward: Callable[..., Any] = block.forward
+        self._first: dict[
+            tuple[int, ...], list[list[Tensor]]
+        ] = {}  # by where the tensors lie that it was given
+        self.again = False  # whether its passes are second ones
+        self.same = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        key = tuple(one.data_ptr() for one in _tensors((args, kwargs)))
+        output = self._forward(*args, **kwargs)
+        values = [one.detach().clone() for one in _tensors(output)]
+        first = self._first.setdefault(key, [])
+        if not self.again:
+            first.append(values)
+        elif first and not any(_alike(values, one) for one in first):
+            self.same = False
+        return output
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(tree) if isinstance(one, Tensor)]
+
+
+def _alike(values: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether they are equal but for what a GPU sums in another order; what is not finite says nothing."""
+    apart = [
+        float((one.double() - other.double()).norm() - SAME * other.double().norm())
+        for one, other in zip(values, others, strict=True)
+    ]
+    return not any(one > 0 for one in apart)
 
 
 def check_blocks(model: MultiTaskModel, inputs: tuple[Tensor, ...]) -> None:
@@ -152,21 +199,33 @@ def check_blocks(model: MultiTaskModel, inputs: tuple[Tensor, ...]) -> None:
     copied = copy_model(model).train()
     blocks = blocks_of(copied)
     called: set[str] = set()
+    compared: dict[str, _Compared] = {}
     for name, block in blocks.items():
         block.register_forward_pre_hook(lambda module, args, name=name: called.add(name))
+        block.forward = compared[name] = _Compared(block)
     images: Any = tuple(torch.cat([one, one]) for one in inputs)
     with same_random_state(inputs[0].device), torch.enable_grad():
         try:
-            with recomputed(blocks):
+            with recomputed(blocks), set_checkpoint_early_stop(False):
                 _, outputs = copied.pass_through(images if len(images) > 1 else images[0])
+            for one in compared.values():
+                one.again = True
             torch.stack([one.float().square().mean() for one in outputs.values()]).sum().backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if machine_fault(error) is not None:
                 raise
             raise ConfigError(
-                f"{KEY}: the network cannot be computed again block by block: {str(error).splitlines()[0]}",
+                f"{KEY}: the network cannot be computed again block by block: "
+                + str(error).splitlines()[0].partition(" Hint: ")[0],
                 "let no block change what it is given in place, or leave it out: train.accumulate lowers memory too",
             ) from error
+    if other := [name for name, one in compared.items() if not one.same]:
+        raise ConfigError(
+            f"{KEY}: block {other[0]} of the {'network' if encoder_of(model) is None else 'encoder'} gives something else when it is "
+            "computed again, so that its gradients would be wrong",
+            "it keeps something between two calls, or draws from a random generator that is not torch's own: take that out of its "
+            "forward, or leave the key out",
+        )
     if not called:
         raise ConfigError(
             f"{KEY}: the network calls no blocks that could be computed again"

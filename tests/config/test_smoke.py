@@ -49,6 +49,17 @@ def test_an_override_wins_but_where_two_steps_are_asked_for(recipe: Path) -> Non
     assert resolve_smoke(recipe, ["train.max_steps=5"], two_steps=True).recipe.train.max_steps == 2
 
 
+def test_a_batch_in_parts_has_two_images_for_each(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    for batch, parts, expected in ((16, 4, 8), (16, 1, 2), (16, 16, 16), (5, 3, 5)):
+        words = [f"train.accumulate={parts}"]
+        path.write_text(RECIPE.replace("batch_size: 16", f"batch_size: {batch}"))
+        smoke = resolve_smoke(path, words).recipe
+        assert (smoke.data.batch_size, smoke.train.accumulate) == (expected, parts)
+    assert resolve_smoke(path, ["train.accumulate=2", "data.batch_size=3"]).recipe.data.batch_size == 3
+
+
 def test_the_steps_are_those_of_the_overlay(recipe: Path) -> None:
     """Two places name them, the overlay and what a sweep lays over its entries."""
     plain, firm = resolve_smoke(recipe).recipe, resolve_smoke(recipe, two_steps=True).recipe

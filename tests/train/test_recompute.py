@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from compactmtl.train import train
 from compactmtl.train.build import build_session
 from compactmtl.train.dry_run import dry_run
 from compactmtl.train.norms import train_mode
-from compactmtl.train.recompute import Recompute, blocks_of, check_blocks
+from compactmtl.train.recompute import Recompute, blocks_of, check_blocks, recomputed
 from compactmtl.train.session import Session
 
 Make = Callable[..., Resolved]
@@ -92,6 +93,52 @@ def test_blocks_that_work_in_place_are_refused() -> None:
     ):
         # the input of the second is what the first convolution's backward needs
         check_blocks(network(nn.Conv2d(4, 4, 1), nn.Sigmoid(), Residual(in_place=True), Residual()), image)
+
+
+class Noisy(Residual):
+    """Draws from a generator of its own, or from torch's."""
+
+    def __init__(self, own: torch.Generator | None) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.randn(x.shape, generator=self.own))
+
+
+def test_blocks_that_give_something_else_the_second_time_are_refused() -> None:
+    image = (torch.randn(1, 4, 8, 8),)
+    check_blocks(network(Noisy(None), Noisy(None)), image)
+    with pytest.raises(ConfigError, match=r"block 1 of the \w+ gives something else"):
+        check_blocks(network(Noisy(None), Noisy(torch.Generator().manual_seed(0))), image)
+
+
+def test_a_block_called_twice_is_compared_with_either_call() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Noisy(None), Residual()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.blocks[1](self.blocks[0](x) + self.blocks[0](x))
+            return y
+
+    check_blocks(around(Shared()), (torch.randn(1, 4, 8, 8),))
+
+
+def test_a_second_pass_begins_with_the_buffers_of_the_first() -> None:
+    """Spectral norm takes a step of its power iteration in each forward pass."""
+    torch.manual_seed(0)
+    block = Residual()
+    nn.utils.parametrizations.spectral_norm(block.one, n_power_iterations=1)
+    other, image = copy.deepcopy(block), torch.randn(2, 4, 8, 8, requires_grad=True)
+    block(image).square().sum().backward()
+    with recomputed({"": other}):
+        result = other(image)
+    result.square().sum().backward()
+    for one, same in zip(block.parameters(), other.parameters(), strict=True):
+        assert one.grad is not None and same.grad is not None and torch.equal(one.grad, same.grad)
+    assert all(torch.equal(one, same) for one, same in zip(block.buffers(), other.buffers(), strict=True))
 
 
 def test_a_network_without_blocks_is_refused() -> None:
