@@ -22,6 +22,7 @@ from compactmtl.errors import ArtifactError
 from compactmtl.export.naming import name_nodes
 from compactmtl.graph.borrow import borrowed, trainable
 from compactmtl.graph.copies import copy_model
+from compactmtl.graph.generated import sources_forgotten
 from compactmtl.graph.inputs import (
     Arguments,
     as_arguments,
@@ -31,7 +32,6 @@ from compactmtl.graph.inputs import (
     tensors_in,
 )
 from compactmtl.graph.late import free_late_buffers
-from compactmtl.graph.sources import sources_forgotten
 from compactmtl.graph.trace import check_form
 
 if TYPE_CHECKING:

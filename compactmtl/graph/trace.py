@@ -19,9 +19,9 @@ from compactmtl.errors import SurgeryError
 from compactmtl.graph.aliases import is_mutation, resolve_mutations, written
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.contexts import inline_contexts
+from compactmtl.graph.generated import sources_forgotten
 from compactmtl.graph.inputs import Arguments, as_arguments, copied, register_dataclasses
 from compactmtl.graph.late import free_late_buffers
-from compactmtl.graph.sources import sources_forgotten
 from compactmtl.graph.stages import FIRST, Export, Submodules, Tracing, first_line, non_strict
 from compactmtl.graph.whole import Whole, taken_whole
 

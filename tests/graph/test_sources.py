@@ -1,41 +1,58 @@
-"""Torch keeps the source of all code that it generates; that of our traces is let go."""
+"""Where an output's channels come from, and which of them a cut of the parameters leaves."""
 
 from __future__ import annotations
 
-import linecache
-
-import pytest
+import numpy as np
 import torch
-from torch import nn
-from torch.fx import graph_module
+from torch import Tensor, nn
 
-from compactmtl.graph import ChannelGraph
-from compactmtl.graph.sources import sources_forgotten
+from compactmtl.graph.sources import sources_of_outputs
 
 
-def kept() -> tuple[int, int]:
-    generated = sum(name.startswith("<eval_with_key>") for name in linecache.cache)
-    return len(graph_module._loader.eval_cache), generated
+class Two(nn.Module):
+    """A residual map, and a concatenation of two layers' maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = self.norm(self.stem(image)).relu()
+        summed = x + self.left(x)
+        return [summed, torch.cat([summed, self.right(summed)], 1)]
 
 
-def test_a_trace_leaves_no_source_behind() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
-    before = kept()
-    ChannelGraph.trace(net, (torch.randn(1, 3, 4, 4),))
-    assert kept() == before
+def test_channels_are_followed_through_sums_and_concatenations() -> None:
+    first, second = sources_of_outputs(Two(), (torch.randn(1, 3, 8, 8),), "encoder.")
+    assert len(first.entries) == 4 and len(second.entries) == 6
+    # what goes of a sum goes of all its terms, whichever of them an entry names
+    names = {"encoder.stem.weight": 4, "encoder.right.weight": 2}
+    kept = {(name, 0): np.delete(np.arange(size), 1) for name, size in names.items()}
+    kept |= {
+        (f"encoder.{name}", 0): np.array([0, 2, 3])
+        for name in ("stem.bias", "norm.weight", "norm.bias", "left.weight", "left.bias")
+    }
+    kept |= {
+        ("encoder.left.weight", 1): np.array([0, 2, 3]),
+        ("encoder.right.weight", 1): np.array([0, 2, 3]),
+    }
+    kept |= {("encoder.right.bias", 0): np.array([0])}
+    left, after = first.left(kept)
+    assert left == [0, 2, 3]
+    assert [entry and entry[2] for entry in after.entries] == [0, 1, 2]
+    left, after = second.left(kept)
+    assert left == [0, 2, 3, 4]
+    again, _ = after.left({key: np.array([0, 1]) for key in kept if key[1] == 0 and "right" not in key[0]})
+    assert again == [0, 1, 3]
 
 
-def test_only_what_is_made_meanwhile_is_forgotten_and_it_still_runs() -> None:
-    mine = torch.fx.symbolic_trace(nn.ReLU())
-    before = kept()
-    with sources_forgotten():
-        other = torch.fx.symbolic_trace(nn.Tanh())
-        assert kept() > before
-    assert kept() == before
-    assert float(mine(torch.tensor(-1.0))) == 0.0 and float(other(torch.tensor(0.0))) == 0.0
+def test_a_channel_that_no_parameter_holds_stays() -> None:
+    class Same(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image * 2
 
-
-def test_a_torch_that_keeps_them_elsewhere_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(graph_module, "_loader")
-    with sources_forgotten():
-        pass
+    (only,) = sources_of_outputs(nn.Sequential(Same()), (torch.randn(1, 3, 4, 4),))
+    assert only.entries == (None, None, None)
+    assert only.left({("x", 0): np.array([1])})[0] == [0, 1, 2]
