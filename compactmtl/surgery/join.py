@@ -50,8 +50,10 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something runs when the module is called, saved or loaded."""
-    return any(value for name, value in vars(module).items() if name.endswith("_hooks"))
+    """Whether something runs when the module is called, saved or loaded; a forward of its own among it."""
+    return "forward" in vars(module) or any(
+        value for name, value in vars(module).items() if name.endswith("_hooks")
+    )
 
 
 def is_pointwise(layer: nn.Module) -> bool:

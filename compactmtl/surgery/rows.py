@@ -7,8 +7,9 @@ it become one layer (see `join`). Layers and norms that hand on their input as i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch import fx, nn
 
@@ -30,6 +31,7 @@ from compactmtl.surgery.join import (
 from compactmtl.surgery.plan import Join, Plan
 from compactmtl.surgery.prove import Proof, Reference, compare, holder
 from compactmtl.surgery.report import LayerChange
+from compactmtl.surgery.training_reads import read_in_training
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def rejoin(
     which alone the model runs in training mode, is left out.
     """
     identities, joins = choose(model, rows)
+    if joins:
+        identities, joins = choose(model, _apart(rows, _read_in_training(model, rows, expected)))
     edits: list[str | Join] = [*identities, *joins]
     if not edits:
         return None
@@ -109,6 +113,23 @@ def rejoin(
         return None
     small, edited = made(accepted), _edited(plan, accepted)
     return Rejoined(small, edited.identities, edited.joins, compare(expected, small, tolerance))
+
+
+def _read_in_training(model: nn.Module, rows: Sequence[Row], expected: Reference) -> frozenset[str]:
+    behind = {one.path: other.path for row in rows for one, other in pairwise(row)}
+    return read_in_training(model, behind, expected)
+
+
+def _apart(rows: Sequence[Row], ends: Set[str]) -> list[Row]:
+    """The rows, taken apart behind the modules of `ends`."""
+    parts: list[Row] = []
+    for row in rows:
+        first = 0
+        for place, member in enumerate(row, 1):
+            if member.path in ends or place == len(row):
+                parts.append(row[first:place])
+                first = place
+    return parts
 
 
 def choose(model: nn.Module, rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[Join, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -51,26 +51,10 @@ class Search:
     def search(self) -> tuple[Flags, list[str]]:
         """The classes that stay, and the layers whose removal had to be rolled back."""
         pinned = np.zeros(self._graph.classes, dtype=bool)
-        alive = self._choose(pinned)
-        proof = self.result(alive)[2]
-        if proof.passed:
-            return alive, []
-        self._require_repeatable()
-        proof = self._read_otherwise(alive, proof)
-        if proof.passed:
-            return alive, []
-        # A forward may count its heads in a way that cannot be changed.
-        self._constraints = replace(self._constraints, whole_units=False)
-        alive = self._choose(pinned)
-        proof = self.result(alive)[2]
-        if proof.passed:
-            return alive, []
-        # Or it may take one number for the widths of several tensors.
-        equal_widths = tuple(find_equal_widths(self._graph))
-        if equal_widths:
-            self._constraints = replace(self._constraints, equal_widths=equal_widths)
+        for constraints in self._stages():
+            self._constraints = constraints
             alive = self._choose(pinned)
-            proof = self.result(alive)[2]
+            proof = self._read_otherwise(alive, self.result(alive)[2])
             if proof.passed:
                 return alive, []
         removals = self._by_layer(~alive)
@@ -88,25 +72,34 @@ class Search:
         rolled_back.update(set(range(len(removals))) - set(remaining))
         return alive, [removals[index][0] for index in sorted(rolled_back)]
 
+    def _stages(self) -> Iterator[Constraints]:
+        """What removals are held to, more at each stage, until the proof holds."""
+        yield self._constraints
+        self._require_repeatable()
+        # A forward may count its heads in a way that cannot be changed.
+        yield replace(self._constraints, whole_units=False)
+        # Or it may take one number for the widths of several tensors.
+        if equal_widths := tuple(find_equal_widths(self._graph)):
+            yield replace(self._constraints, equal_widths=equal_widths)
+
     def _read_otherwise(self, alive: Flags, proof: Proof) -> Proof:
-        """Take the forward's numbers for something else where that serves, or at least gets further."""
-        others = []
-        if any(attention.computed for attention in self._graph.scaled.values()):
-            others.append(
-                {"computed_scales": False}
-            )  # attention's scale may be a number that no width changes
-        if proof.failure:
-            others.append({"layers": True})  # a forward may check what its layers read
-        for other in others:
-            before = self._reading
-            self._reading, self._last = replace(before, **other), None
-            found = self.result(alive)[2]
-            if found.passed:
-                return found
-            if found.failure != proof.failure:
-                proof = found
-            else:
-                self._reading, self._last = before, None
+        """Where the proof fails, take the forward's numbers for something else if that serves, or at least gets further."""
+        if proof.failure and not self._reading.layers:  # a forward may check what its layers read
+            proof = self._read(alive, proof, replace(self._reading, layers=True))
+        wrong = not proof.passed and not proof.failure
+        if wrong and self._reading.computed_scales and self.result(alive)[0].scales:
+            # attention's scale may be a number of its own
+            proof = self._read(alive, proof, replace(self._reading, computed_scales=False))
+        return proof
+
+    def _read(self, alive: Flags, proof: Proof, reading: Reading) -> Proof:
+        """The proof with this reading, which is kept where it holds or fails otherwise than `proof`."""
+        before = self._reading
+        self._reading, self._last = reading, None
+        found = self.result(alive)[2]
+        if found.passed or found.failure != proof.failure:
+            return found
+        self._reading, self._last = before, None
         return proof
 
     def _require_repeatable(self) -> None:

@@ -145,6 +145,9 @@ class Two(nn.Module):
             self.first.register_forward_hook(lambda module, args, output: 2 * output)
         if way == "parametrized":
             nn.utils.parametrizations.weight_norm(self.second)
+        if way == "a forward of its own":
+            plain = self.first.forward
+            self.first.forward = lambda x: 2 * plain(x) if self.training else plain(x)  # type: ignore[method-assign, assignment]
 
     def forward(self, image: Tensor) -> Any:
         x = self.first(image)
@@ -162,6 +165,12 @@ class Two(nn.Module):
             return torch.nn.functional.conv2d(x, self.second.weight, self.second.bias)
         if self.way == "in training" and self.training:
             return self.second(x), x
+        if self.way == "noise in training" and self.training:
+            x = x + torch.randn_like(x)
+        if self.way == "a loss in training" and self.training:
+            return self.second(x) + x.mean()
+        if self.way == "another input in training" and self.training:
+            return self.second(self.first(image).relu())
         if self.way == "tied":
             return self.second(x), self.third(image)
         return self.second(x)
@@ -180,6 +189,10 @@ class Two(nn.Module):
         "weight",
         "function",
         "in training",
+        "noise in training",
+        "a loss in training",
+        "another input in training",
+        "a forward of its own",
     ],
 )
 def test_layers_that_something_else_reads_stay(way: str) -> None:

@@ -17,6 +17,7 @@ from compactmtl.graph import ChannelGraph
 from compactmtl.sparsity import LatencyTable
 from compactmtl.sparsity.latency import LayerLatency, Regime, StaircaseLatency
 from compactmtl.surgery import apply_plan, compact
+from compactmtl.surgery.thin import Thinning
 from tests.support.masking import TOLERANCE, assert_close, kill
 
 PER_MAC = 1e-6  # milliseconds
@@ -184,13 +185,21 @@ class Gathered(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("by_index", [False, True])
 @pytest.mark.parametrize(("faster", "ragged"), [(True, 1.0), (False, 40.0)])
-def test_a_gather_stays_where_it_is_faster(faster: bool, ragged: float) -> None:
+def test_a_layer_takes_a_part_where_that_is_faster(
+    faster: bool, ragged: float, by_index: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = Gathered(512)
-    kill(model.two, unread=range(449))
+    if by_index:  # what is read lies apart and keeps its order
+        monkeypatch.setattr(Thinning, "moved", lambda self: [])
+    kill(
+        model.two,
+        unread=[place for place in range(512) if place % 8 or not place] if by_index else range(449),
+    )
     plain = compact(model.double().eval(), (INPUT,), gather=True)
-    assert plain.plan.gathers
+    assert bool(plain.plan.gathers) == by_index and bool(plain.plan.spans) != by_index
     table = table_of(
         {
             "stem": layer(512, 6),
@@ -200,10 +209,10 @@ def test_a_gather_stays_where_it_is_faster(faster: bool, ragged: float) -> None:
         }
     )
     result = timed(model, table, gather=True)
-    assert bool(result.plan.gathers) == faster
-    gathers = [left for left in result.report.timing.left if "its gather" in left.name]
-    assert [left.name for left in gathers] == ([] if faster else ["two (its gather)"])
-    assert all(left.macs == 3 * 512 * 449 and left.milliseconds > 0 for left in gathers)
+    assert bool(result.plan.gathers or result.plan.spans) == faster
+    parts = [left for left in result.report.timing.left if "what it takes" in left.name]
+    assert [left.name for left in parts] == ([] if faster else ["two (what it takes)"])
+    assert all(left.macs == 3 * 512 * 449 and left.milliseconds > 0 for left in parts)
 
 
 def test_layers_that_the_table_does_not_know_cost_what_their_macs_do() -> None:
