@@ -234,9 +234,9 @@ def test_it_comes_after_removal_and_can_be_left_out(tmp_path: Path) -> None:
     apart = compact(model, (IMAGE,), join=False)
     assert not apart.plan.joins and apart.model.get_parameter("0.weight").shape[0] == 8
     assert result.report.macs_after < apart.report.macs_after
-    save_compact(result, tmp_path)
+    save_compact(result, str(tmp_path))
     fresh = nn.Sequential(conv(6, 8), conv(8, 24), nn.BatchNorm2d(24), nn.ReLU(), conv(24, 3)).double()
-    loaded = load_compact(fresh, tmp_path)
+    loaded = load_compact(fresh, str(tmp_path))
     assert_close(model(OTHER), loaded(OTHER))
     assert set(result.model.state_dict()) <= set(model.state_dict())
 
