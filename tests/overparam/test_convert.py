@@ -398,3 +398,11 @@ def test_factors_that_are_not_finite_are_named(net: Net) -> None:
 def test_arguments_of_another_kind(net: Net, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         overparameterize(net, **options)
+
+
+@pytest.mark.parametrize("kind", ["svd", "cp", "tucker", "expandnet_cl"])
+def test_a_contracted_weight_is_laid_out_as_torch_lays_one_out(kind: Kind) -> None:
+    """A product of factors may have strides that torch takes for channels last, in which the layer would then run."""
+    model = overparameterize(nn.Sequential(nn.Conv2d(16, 12, 1)), kind)
+    plain = contract(model).get_parameter("0.weight")
+    assert plain.stride() == torch.empty(plain.shape).stride()
