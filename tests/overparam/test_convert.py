@@ -401,8 +401,11 @@ def test_arguments_of_another_kind(net: Net, options: dict[str, Any], message: s
 
 
 @pytest.mark.parametrize("kind", ["svd", "cp", "tucker", "expandnet_cl"])
-def test_a_contracted_weight_is_laid_out_as_torch_lays_one_out(kind: Kind) -> None:
-    """A product of factors may have strides that torch takes for channels last, in which the layer would then run."""
+def test_a_product_is_laid_out_as_torch_lays_one_out(kind: Kind) -> None:
+    """Strides of a product may be what torch takes for channels last, in which the layer would then run."""
     model = overparameterize(nn.Sequential(nn.Conv2d(16, 12, 1)), kind)
     plain = contract(model).get_parameter("0.weight")
-    assert plain.stride() == torch.empty(plain.shape).stride()
+    product = model[0].weight
+    assert isinstance(product, Tensor)
+    for weight in (product, plain):
+        assert weight.stride() == torch.empty(weight.shape).stride()
