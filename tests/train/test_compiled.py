@@ -109,13 +109,12 @@ def test_a_network_that_shrinks_is_compiled_again(
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_says_so(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_it_says_so(tiny: Make) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(
-        MissingDependencyError, match=r"train\.compile: torch\.compile cannot generate code"
-    ) as caught:
+    without = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    message = r"train\.compile: torch\.compile cannot generate code"
+    with without, pytest.raises(MissingDependencyError, match=message) as caught:
         build_session(tiny("train.compile=true").recipe)
     assert caught.value.exit_code == 3
     assert "train.compile=false" in caught.value.hint
