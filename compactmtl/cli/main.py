@@ -227,7 +227,7 @@ def _whose_options(hint: str, parser: Parser | None) -> str:
     What lies below the verbs doesn't know which of them runs: a damaged run is trained again, whoever finds it.
     """
     own = [] if parser is None else parser.options
-    bare = re.sub(r"`compactmtl [^`]*`", "", hint)
+    bare = re.sub(r"`compactmtl [^`]*`|: compactmtl [^`\n]*", "", hint)
     foreign = [
         word for word in dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]+", bare)) if word not in own
     ]

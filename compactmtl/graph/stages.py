@@ -44,16 +44,44 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
+# What says that an export failed and shows the graph so far. The stage after it may do better, and `Tracing` has the reason.
+_TALKERS = ("torch.export._trace", "torch.export._draft_export", "torch.fx.experimental.symbolic_shapes")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep from the terminal what torch says of an export that fails, unless TORCH_LOGS asks for more than usual."""
+    if os.environ.get("TORCH_LOGS"):
+        yield
+        return
+    from torch.export import _trace
+
+    names = vars(_trace)
+    levels = {logger: logger.level for logger in map(logging.getLogger, _TALKERS)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
+    names["print"] = lambda *args, **settings: None  # of this file alone: it prints the graph to stderr
+    try:
+        yield
+    finally:
+        names.pop("print", None)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+@_silent()
 def non_strict(model: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> ExportedProgram:
     """The first stage."""
     return torch.export.export(model, args, dict(kwargs), strict=False)
 
 
+@_silent()
 def strict(model: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> ExportedProgram:
     """The second stage."""
     return torch.export.export(model, args, dict(kwargs), strict=True)
 
 
+@_silent()
 def draft(model: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> ExportedProgram:
     """The third stage. Raises ValueError where values choose what runs."""
     from torch.export._draft_export import FailureType
@@ -92,7 +120,7 @@ def _has_fixed_size(value: object) -> bool:
 
 @contextmanager
 def _silent_draft() -> Iterator[None]:
-    """A draft writes a log file, which it leaves open, and advice to read it: neither is kept."""
+    """A draft writes a log file, which it leaves open: it is not kept."""
     from torch.export import _draft_export
 
     made: list[logging.Handler] = []
@@ -102,17 +130,15 @@ def _silent_draft() -> Iterator[None]:
         made.append(capture())
         return made[-1]
 
-    logger, variable = logging.getLogger("torch.export._draft_export"), "TORCH_DTRACE"
-    level, before = logger.level, os.environ.get(variable)
+    variable = "TORCH_DTRACE"
+    before = os.environ.get(variable)
     with tempfile.TemporaryDirectory() as folder:
         os.environ[variable] = folder
-        logger.setLevel(logging.CRITICAL)
         _draft_export.CaptureStructuredTrace = noted  # type: ignore[misc, assignment]
         try:
             yield
         finally:
             _draft_export.CaptureStructuredTrace = capture  # type: ignore[misc]
-            logger.setLevel(level)
             for handler in made:
                 handler.close()
             if before is None:

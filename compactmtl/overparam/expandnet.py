@@ -74,7 +74,7 @@ class ChainLayer(OverparamLayer):
             later = link.reshape(g, rows, width, *link.shape[2:]).transpose(0, 1).flatten(1, 2)
             composed = F.conv_transpose2d(later, weight, groups=g)
             weight = composed.view(rows, g, shape.inner, *composed.shape[2:]).transpose(0, 1).flatten(0, 1)
-        return weight.contiguous()
+        return weight.clone(memory_format=torch.contiguous_format)
 
     def product_macs(self) -> int:
         weight, *rest = self.links

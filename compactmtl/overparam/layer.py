@@ -261,6 +261,8 @@ class OverparamLayer(nn.Module, ABC):
 
 
 def _fill(plain: Plain, weight: Tensor, bias: Tensor | None, *, trained: bool) -> None:
-    plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
+    # A product may have strides that torch takes for channels last.
+    own = weight.detach().clone(memory_format=torch.contiguous_format)
+    plain.weight = nn.Parameter(own, requires_grad=trained)
     if bias is not None:
         plain.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)

@@ -34,7 +34,11 @@ class SandwichLayer(OverparamLayer):
         outer = torch.bmm(a.view(g, shape.rows, q), k.reshape(g, q, p * kh * kw))
         outer = outer.view(g, shape.rows, p, kh * kw).transpose(2, 3).reshape(g, shape.rows * kh * kw, p)
         product = torch.bmm(outer, b.view(g, p, shape.inner))
-        return product.view(shape.out, kh, kw, shape.inner).permute(0, 3, 1, 2).contiguous()
+        return (
+            product.view(shape.out, kh, kw, shape.inner)
+            .permute(0, 3, 1, 2)
+            .clone(memory_format=torch.contiguous_format)
+        )
 
     def product_macs(self) -> int:
         shape, p = self.geometry, self.K.shape[1]

@@ -25,13 +25,14 @@ _AGAIN = "run `compactmtl compact RUN` again"
 _PLAN_KEY = "plan_sha256"  # in the metadata of the weights' file
 
 
-def save_compact(result: CompactResult, folder: Path, sources: Mapping[str, str] | None = None) -> Path:
+def save_compact(result: CompactResult, folder: str | Path, sources: Mapping[str, str] | None = None) -> Path:
     """Write plan.json, weights.safetensors and surgery.json into `folder`, each at once, and hashes.json last.
 
     `sources`: SHA-256 of what the model was made from, such as {"checkpoint": …}; hashes.json keeps it.
 
     Raises OSError naming the file. A folder in which the writing was cut off is refused by `load_compact`.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plan = result.plan.to_json().encode()
     state = {name: value.detach().contiguous().clone() for name, value in result.model.state_dict().items()}
@@ -44,11 +45,12 @@ def save_compact(result: CompactResult, folder: Path, sources: Mapping[str, str]
     return folder
 
 
-def load_compact(model: nn.Module, folder: Path) -> nn.Module:
+def load_compact(model: nn.Module, folder: str | Path) -> nn.Module:
     """The compact model, from a freshly built plain `model` and what `save_compact` wrote.
 
     Raises ArtifactError where a file is missing, damaged or of another model.
     """
+    folder = Path(folder)
     path = folder / WEIGHTS
     if not (folder / PLAN).exists():
         Plan.load(folder / PLAN)  # says so

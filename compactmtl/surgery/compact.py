@@ -83,17 +83,37 @@ def compact(
             report's `timing` says which, and what each would have saved.
 
     Raises:
-        SurgeryError: where the model cannot be traced, gives different outputs at every run, or lacks one of `outputs`.
+        SurgeryError: where the model cannot be traced, gives different outputs at every run, or lacks one of `outputs`, and for an option
+            that is none.
         ConfigError: where `table` is of another network, batch or size of images.
     """
+    _check_options(align, tolerance, gather, unreached, join, table)
+    with float32_products():  # TF32 would fail the proof where a model is too large for float64
+        return _compact(model, example_inputs, align, tolerance, gather, unreached, outputs, join, table)
+
+
+def _check_options(
+    align: object, tolerance: Any, gather: object, unreached: object, join: object, table: object
+) -> None:
     if isinstance(align, bool) or not isinstance(align, int) or align < 1:
         raise SurgeryError(
             f"align must be a whole number of at least 1, found {align}", "use 1 for no alignment"
         )
     if unreached not in CHOICES:
         raise SurgeryError(f"unreached is {unreached!r}", f"use one of {', '.join(CHOICES)}")
-    with float32_products():  # TF32 would fail the proof where a model is too large for float64
-        return _compact(model, example_inputs, align, tolerance, gather, unreached, outputs, join, table)
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (number and tolerance >= 0):
+        raise SurgeryError(
+            f"tolerance must be a number of at least 0, found {tolerance!r}", "leave it out for the default"
+        )
+    if table is not None and not hasattr(table, "check_inputs"):
+        raise SurgeryError(
+            f"table has to be a latency table, found {type(table).__name__}",
+            "pass what compactmtl.latency.latency_table gives, or compactmtl.sparsity.LatencyTable.load(FILE)",
+        )
+    for name, value in (("gather", gather), ("join", join)):
+        if not isinstance(value, bool):
+            raise SurgeryError(f"{name} must be True or False, found {value!r}", "give one of the two")
 
 
 def _compact(

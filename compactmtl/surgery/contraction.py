@@ -140,7 +140,9 @@ def plain_layer(layer: nn.Module) -> nn.Module | None:
             device="meta",
             **settings,
         )
-    plain._parameters["weight"] = nn.Parameter(weight.detach().clone())
+    plain._parameters["weight"] = nn.Parameter(
+        weight.detach().clone(memory_format=torch.contiguous_format)
+    )  # a product may have strides that torch takes for channels last
     if bias is not None:
         plain._parameters["bias"] = nn.Parameter(bias.detach().clone())
     plain.train(layer.training)

@@ -104,4 +104,8 @@ def _pad(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
 
 def _with_constants(module: Any, value: Tensor, after: int) -> Tensor:
     constants = module.spread_constants
-    return value + constants.view(-1, *[1] * after) if isinstance(constants, Tensor) else value
+    if not isinstance(constants, Tensor):
+        return value
+    if constants.dtype != value.dtype:  # under autocast the layer gives a narrower type than it has
+        constants = constants.to(value.dtype)
+    return value + constants.view(-1, *[1] * after)

@@ -270,7 +270,9 @@ def _made(modules: Sequence[nn.Module], main: nn.Module, weight: Tensor, bias: T
         layer = type(main)(inputs, outputs, bias=biased, device="meta", **settings)
     like = _held(main)
     trained = any(value.requires_grad for module in modules for value in module.parameters())
-    layer._parameters["weight"] = nn.Parameter(weight.to(like.dtype).contiguous(), trained)
+    # `contiguous` would leave strides of a product such as (6, 1, 6, 6): of a 1×1 kernel torch takes them for channels last.
+    plain = weight.to(like.dtype).clone(memory_format=torch.contiguous_format)
+    layer._parameters["weight"] = nn.Parameter(plain, trained)
     if biased:
         layer._parameters["bias"] = nn.Parameter(bias.to(like.dtype), trained)
     return layer.train(main.training)

@@ -28,10 +28,10 @@ from compactmtl.surgery.join import (
     shift_before,
     spreads_unevenly,
 )
+from compactmtl.surgery.observe import observe
 from compactmtl.surgery.plan import Join, Plan
 from compactmtl.surgery.prove import Proof, Reference, compare, holder
 from compactmtl.surgery.report import LayerChange
-from compactmtl.surgery.training_reads import read_in_training
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def rejoin(
     which alone the model runs in training mode, is left out.
     """
     identities, joins = choose(model, rows)
-    if joins:
-        identities, joins = choose(model, _apart(rows, _read_in_training(model, rows, expected)))
+    if identities or joins:
+        identities, joins = choose(model, _as_observed(model, rows, identities, expected))
     edits: list[str | Join] = [*identities, *joins]
     if not edits:
         return None
@@ -115,9 +115,19 @@ def rejoin(
     return Rejoined(small, edited.identities, edited.joins, compare(expected, small, tolerance))
 
 
-def _read_in_training(model: nn.Module, rows: Sequence[Row], expected: Reference) -> frozenset[str]:
+def _as_observed(
+    model: nn.Module, rows: Sequence[Row], identities: Sequence[str], expected: Reference
+) -> list[Row]:
+    """The rows without what a run in either mode shows to be read or written besides."""
     behind = {one.path: other.path for row in rows for one, other in pairwise(row)}
-    return read_in_training(model, behind, expected)
+    training = observe(model, behind, identities, expected, training=True)
+    evaluation = observe(model, behind, identities, expected, training=False)
+    apart = training.read_elsewhere | training.overwritten | evaluation.overwritten
+    written = training.written | evaluation.written
+    return [
+        tuple(replace(one, may_hand_on=one.may_hand_on and one.path not in written) for one in row)
+        for row in _apart(rows, apart)
+    ]
 
 
 def _apart(rows: Sequence[Row], ends: Set[str]) -> list[Row]:

@@ -195,7 +195,7 @@ def choose_left(
                     unit.product.name,
                     int(unit.sizes[:count].sum()),
                     round(graph.macs_of_classes(stays) - graph.macs_of_classes(without)),
-                    prediction.total(without) - after,
+                    float(prediction.total(without) - after),
                 )
             )
     return (
@@ -242,7 +242,7 @@ def fast_thinned(
         else:
             macs = product.scale * (around[0] * around[1] - own[0] * own[1])
             gone = around[0] - own[0] + around[1] - own[1]
-            left.append(Left(f"{product.name} (what it takes)", gone, round(macs), costs))
+            left.append(Left(f"{product.name} (what it takes)", gone, round(macs), float(costs)))
     return fast, tuple(left)
 
 

@@ -139,6 +139,12 @@ def test_an_option_of_another_verb_is_named_with_it(
     assert "--overwrite is an option of `compactmtl train`" in said
 
 
+@pytest.mark.parametrize("mark", ["`", ""])
+def test_a_command_in_a_hint_has_options_of_its_own(capsys: pytest.CaptureFixture[str], mark: str) -> None:
+    hint = f"measure one: {mark}compactmtl latency RECIPE --target TARGET{mark}"
+    assert cli._whose_options(hint, cli.parser_of("compact")) == hint
+
+
 def test_a_full_disk_without_a_path_names_the_output_folder(invoke: Invoke) -> None:
     code, _, shown = invoke(OSError(errno.ENOSPC, "No space left on device"), "--out", "runs")
     assert (code, shown.splitlines()[0]) == (2, "error: runs: No space left on device")

@@ -103,6 +103,15 @@ def test_surgery_goes_on_around_what_cannot_be_exported(name: str) -> None:
     assert report.to_json()["tracing"]["whole"][0]["module"] == "inner"
 
 
+def test_what_torch_says_of_stages_that_fail_stays_off_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    result = compact(Around(Item()).double().eval(), (image(*X),))
+    assert result.report.tracing.stage == "submodules"
+    said = capfd.readouterr().err
+    assert "def forward" not in said and "symbolic_shapes" not in said
+
+
 def test_only_the_smallest_module_is_taken_whole() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:

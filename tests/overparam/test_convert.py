@@ -398,3 +398,14 @@ def test_factors_that_are_not_finite_are_named(net: Net) -> None:
 def test_arguments_of_another_kind(net: Net, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         overparameterize(net, **options)
+
+
+@pytest.mark.parametrize("kind", ["svd", "cp", "tucker", "expandnet_cl"])
+def test_a_product_is_laid_out_as_torch_lays_one_out(kind: Kind) -> None:
+    """Strides of a product may be what torch takes for channels last, in which the layer would then run."""
+    model = overparameterize(nn.Sequential(nn.Conv2d(16, 12, 1)), kind)
+    plain = contract(model).get_parameter("0.weight")
+    product = model[0].weight
+    assert isinstance(product, Tensor)
+    for weight in (product, plain):
+        assert weight.stride() == torch.empty(weight.shape).stride()

@@ -31,6 +31,8 @@ def checked(model: nn.Module, image: Tensor = IMAGE, other: Tensor = OTHER) -> A
         for x in (image, other):
             assert_close(model(x), result.model(x))
             assert_close(model(x), apply_plan(model, result.plan).eval()(x))
+    for value in result.model.parameters():
+        assert value.stride() == torch.empty(value.shape).stride()  # others ask for another memory format
     assert result.report.macs_after == sum(layer.macs_after for layer in result.report.layers)
     assert set(dict(result.model.named_modules())) == set(dict(model.named_modules()))
     return result

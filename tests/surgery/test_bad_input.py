@@ -221,3 +221,21 @@ def test_model_that_refuses_float64_is_proved_in_its_own_type() -> None:
 def test_align_is_a_whole_number_of_at_least_one(align: Any) -> None:
     with pytest.raises(CompactError, match="align"):
         compact(Small(), (image().float(),), align=align)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("tolerance", -1.0),
+        ("tolerance", float("nan")),
+        ("tolerance", "1e-3"),
+        ("tolerance", True),
+        ("gather", "no"),
+        ("join", None),
+        ("table", "faces.json"),
+    ],
+)
+def test_an_option_of_another_kind_is_named(option: str, value: Any) -> None:
+    """Text would be true, and a tolerance that nothing is within would be said of the model."""
+    with pytest.raises(CompactError, match=f"^{option}"):
+        compact(Small(), (image().float(),), **{option: value})

@@ -90,3 +90,17 @@ def test_a_layer_that_does_more_is_not_contracted() -> None:
     small: Any = result.model
     assert small[2].weight.shape == (12, 12, 3, 3)  # its inputs stay, for its weight depends on all of them
     assert_close(net(image), small(image), FLOAT32)
+
+
+def test_a_plain_weight_is_laid_out_as_torch_lays_one_out() -> None:
+    """Of a 1×1 kernel a product's strides may be those of channels last, in which the layer would then run."""
+
+    class Turned(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return torch.einsum("oi...,ij->oj...", weight, torch.eye(weight.shape[1]))
+
+    layer = nn.Conv2d(6, 4, 1)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Turned())
+    assert layer.weight.stride() != (6, 1, 1, 1)
+    plain = plain_layer(layer)
+    assert plain is not None and plain.get_parameter("weight").stride() == (6, 1, 1, 1)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compactmtl.surgery import compact
+from tests.support.masking import assert_close
 from tests.support.rows import IMAGE, checked, conv, identity, ready
 
 
@@ -75,3 +77,38 @@ def test_an_identity_between_two_layers_is_passed_over() -> None:
     model = ready(nn.Sequential(conv(6, 16), identity(3, 16), conv(16, 5, 3)))
     result = checked(model)
     assert result.plan.identities == ("1",) and result.report.joined == {"2": ("0", "2")}
+
+
+class Written(Block):
+    """A layer whose result is written into where a trace in eval mode does not show it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(identity())
+        self.way = way
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image if self.way == "dead" else self.before(image)
+        y = self.layer(x)
+        if self.way == "result in training" and self.training:
+            y.mul_(2)
+        if self.way == "input in training" and self.training:
+            x.mul_(2)
+        result = self.head(y) + x.mean()
+        if self.way == "dead":
+            y += 1  # nothing reads it afterwards, but the caller has the image
+        return result  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["result in training", "input in training", "dead"])
+def test_what_is_written_into_out_of_sight_of_the_trace_is_no_identity(way: str) -> None:
+    model = Written(way).double().eval()
+    result = compact(model, (IMAGE,))
+    assert not result.plan.identities
+    for training in (False, True):
+        image = IMAGE.clone()
+        assert_close(model.train(training)(image), result.model.train(training)(image))
+        assert torch.equal(image, IMAGE)
+
+
+def test_the_same_without_a_write_leaves() -> None:
+    assert checked(Written("").double().eval()).plan.identities == ("layer",)

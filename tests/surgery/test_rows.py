@@ -169,6 +169,12 @@ class Two(nn.Module):
             x = x + torch.randn_like(x)
         if self.way == "a loss in training" and self.training:
             return self.second(x) + x.mean()
+        if self.way == "a dead write":
+            result = self.second(x)
+            x += 1  # nothing reads it afterwards
+            return result
+        if self.way == "written before" and self.training:
+            image.mul_(2)
         if self.way == "another input in training" and self.training:
             return self.second(self.first(image).relu())
         if self.way == "tied":
@@ -192,6 +198,8 @@ class Two(nn.Module):
         "noise in training",
         "a loss in training",
         "another input in training",
+        "a dead write",
+        "written before",
         "a forward of its own",
     ],
 )
@@ -203,6 +211,24 @@ def test_layers_that_something_else_reads_stay(way: str) -> None:
     expected, found = model(OTHER), result.model(OTHER)
     for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (expected, found)), strict=True):
         assert_close(one, other)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_what_is_written_once_a_row_has_read_it_keeps_nothing_apart(layers: int) -> None:
+    """As in a sum in place."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row = nn.Sequential(conv(6, 16), *[conv(16, 16) for _ in range(layers - 2)], conv(16, 6))
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = image.sigmoid()
+            x += self.row(x)
+            return x
+
+    torch.manual_seed(0)
+    assert len(checked(Sum().double().eval()).plan.joins) == 1
 
 
 def test_layers_that_nothing_else_reads_become_one() -> None:
@@ -234,9 +260,9 @@ def test_it_comes_after_removal_and_can_be_left_out(tmp_path: Path) -> None:
     apart = compact(model, (IMAGE,), join=False)
     assert not apart.plan.joins and apart.model.get_parameter("0.weight").shape[0] == 8
     assert result.report.macs_after < apart.report.macs_after
-    save_compact(result, tmp_path)
+    save_compact(result, str(tmp_path))
     fresh = nn.Sequential(conv(6, 8), conv(8, 24), nn.BatchNorm2d(24), nn.ReLU(), conv(24, 3)).double()
-    loaded = load_compact(fresh, tmp_path)
+    loaded = load_compact(fresh, str(tmp_path))
     assert_close(model(OTHER), loaded(OTHER))
     assert set(result.model.state_dict()) <= set(model.state_dict())
 

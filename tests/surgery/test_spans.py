@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compactmtl.export import export_onnx
 from compactmtl.surgery import Plan, apply_plan, compact, order, search, thin
+from compactmtl.surgery.gather import install_span
 from tests.support.masking import TOLERANCE, assert_close, kill
 
 
@@ -170,6 +171,15 @@ def test_what_a_norm_makes_of_a_dead_filter_stands_where_the_layer_no_longer_wri
     result = _compacted(model, _image())
     spans = {span.module: span for span in result.plan.spans}
     assert any(spans["norms.0"].constants)
+
+
+def test_constants_are_of_the_type_that_the_layer_gives() -> None:
+    """Under autocast that is a narrower one than its own."""
+    layer = nn.Conv2d(3, 2, 1)
+    install_span(layer, None, (1, 3), 4, (1.0, 0.0, 0.0, 2.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(1, 3, 4, 4)).dtype == torch.bfloat16
+    assert layer(torch.randn(1, 3, 4, 4)).dtype == torch.float32
 
 
 def test_the_plan_rebuilds_the_model_and_weights_fit(tmp_path: Path) -> None:
