@@ -60,11 +60,19 @@ class Removed:
         """
         if not any(flags.any() for flags in dead):
             return None
-        plan = plan_slices(model, self._inputs, list(groups), dead, self._keep)
-        if plan.empty:
-            return None
-        _compare(model, apply_plan(model, plan), self._inputs)
-        return plan
+        failed: TrainingError | None = None
+        for equal_widths in (False, True):  # a forward may take one number for the widths of several tensors
+            plan = plan_slices(model, self._inputs, list(groups), dead, self._keep, equal_widths=equal_widths)
+            if plan.empty:
+                return None
+            try:
+                _compare(model, apply_plan(model, plan), self._inputs)
+            except TrainingError as error:
+                failed = failed or error
+            else:
+                return plan
+        assert failed is not None
+        raise failed
 
     def remove(self, model: nn.Module, plan: Plan, optimizer: Optimizer) -> Kept:
         """Follow a plan of `find` in the network and in its optimizer. What is left of each dimension that was cut."""

@@ -18,6 +18,7 @@ from compactmtl.graph.channel_graph import ChannelGraph
 from compactmtl.graph.groups import GroupFamily
 from compactmtl.graph.space import Flags
 from compactmtl.surgery.analyse import Constraints, choose_alive
+from compactmtl.surgery.equal_widths import find_equal_widths
 from compactmtl.surgery.plan import Plan, Slice, signature
 from compactmtl.surgery.write import write_plan
 
@@ -30,12 +31,15 @@ def plan_slices(
     families: Sequence[GroupFamily],
     dead: Sequence[Flags],
     keep: Sequence[str] = (),
+    *,
+    equal_widths: bool = False,
 ) -> Plan:
     """The slices that remove the groups flagged in `dead`, bool (n,) a family, from a model of plain layers.
 
     A channel goes where it is zero wherever it is read, in train mode too: what would need a constant folded, a
     scale made up for, a grouped convolution cut or a norm over the channel run at full width stays. Channels of parameters whose names begin with one of `keep`
-    stay as well. The plan is empty where nothing can go. Raises SurgeryError where the model cannot be traced.
+    stay as well. With `equal_widths` tensors that a forward may take for as wide as one another keep as many channels, and heads
+    stay as many. The plan is empty where nothing can go. Raises SurgeryError where the model cannot be traced.
     """
     graph = ChannelGraph.trace(model, example_inputs)
     pinned = ~_classes(graph, families, dead) | graph.nonzero_classes()
@@ -43,23 +47,23 @@ def plan_slices(
     for binding in graph.bindings:
         if binding.groups > 1 or binding.name.startswith(tuple(keep)):
             pinned[graph.labels[binding.ids]] = True
-    everything = frozenset(product.name for product in graph.products)
-    plan = _plan(graph, model, pinned, everything)
+    constraints = Constraints(
+        unbiased=frozenset(product.name for product in graph.products),
+        whole_units=not equal_widths,
+        equal_widths=tuple(find_equal_widths(graph)) if equal_widths else (),
+        whole_norm_groups=True,
+    )
+    plan = write_plan(graph, model, choose_alive(graph, pinned, constraints))
     if plan.scales:
         for scaled in graph.scaled.values():
             pinned[graph.labels[scaled.ids]] = True
-        plan = _plan(graph, model, pinned, everything)
+        plan = write_plan(graph, model, choose_alive(graph, pinned, constraints))
     if plan.merges or plan.biases or plan.scales or any(cut.groups > 1 for cut in plan.slices):
         raise SurgeryError(
             "channels at zero cannot be removed from this model by slices alone",
             f"leave out {key('sparsity.shrink_every')}",
         )
     return plan
-
-
-def _plan(graph: ChannelGraph, model: nn.Module, pinned: Flags, everything: frozenset[str]) -> Plan:
-    constraints = Constraints(unbiased=everything, whole_norm_groups=True)
-    return write_plan(graph, model, choose_alive(graph, pinned, constraints))
 
 
 def _classes(graph: ChannelGraph, families: Sequence[GroupFamily], dead: Sequence[Flags]) -> Flags:
