@@ -33,7 +33,7 @@ def counted_attributes(
     A forward may take its counts from the tensor's shape (nothing to do) or from an attribute set at
     construction. The graph shows the counts only; an integer attribute of the same module with the old
     value is taken to be the one, if in most modules of the same class it holds a count; where several have it,
-    those that do so most often. Where that is wrong the proof fails and the removal is rolled back.
+    those that do so most often, and of these the ones that change in most other modules. Where that is wrong the proof fails and the removal is rolled back.
     """
     changes: dict[str, dict[int, set[int]]] = {}
     modules = dict(model.named_modules())
@@ -80,7 +80,7 @@ def counted_attributes(
             if is_one and followed.get((type(modules[path]), name), 0.0) > 0.5:
                 new_values[name] = next(iter(others))
         if new_values:
-            attributes[path] = new_values
+            attributes[path] = attributes.get(path, {}) | new_values
     return attributes
 
 
