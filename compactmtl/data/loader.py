@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -24,6 +25,8 @@ from compactmtl.data.sources import SourcesDataset
 from compactmtl.data.transforms import augment, draw
 from compactmtl.data.unreadable import read_sample
 from compactmtl.errors import CompactError, CompactWarning, ConfigError
+
+SECONDS_TO_DIE = 5.0  # between a broken connection and the end of the process behind it
 
 
 class BatchView(Dataset[Batch | CompactError]):
@@ -143,14 +146,41 @@ class Loader(DataLoader[Any]):
     tells: bool = True  # of samples that others stand in for; training counts them instead
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator class
-        """One pass; raises DataError for a sample that cannot be read."""
-        for batch in super().__iter__():
+        """One pass; raises DataError for a sample that cannot be read, and torch's RuntimeError where a worker died."""
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (OSError, EOFError) as error:
+                _raise_where_a_worker_died(batches, error)
+                raise
             if isinstance(batch, CompactError):
                 raise batch
             for failed in batch.get("unread", []) if self.tells else []:
                 for name, what in failed.items():
                     warnings.warn(f"{name} is passed over: {what}", CompactWarning, stacklevel=2)
             yield batch
+
+
+def _raise_where_a_worker_died(batches: object, error: Exception) -> None:
+    """Raise what torch says of a worker that died, where this is why reading from one failed.
+
+    A process that is killed closes its connections before the signal arrives that tells torch of its death.
+    """
+    workers = getattr(batches, "_workers", [])
+    if not workers or "in DataLoader worker process" in str(error):  # a data set's own; the worker lives on
+        return
+    try:
+        ended = connection.wait([worker.sentinel for worker in workers], timeout=SECONDS_TO_DIE)
+        for worker in workers:
+            if worker.sentinel in ended:
+                worker.join(SECONDS_TO_DIE)  # or the signal arrives later, wherever we are then
+    except RuntimeError as told:  # by the signal
+        raise told from error
+    if dead := ", ".join(str(worker.pid) for worker in workers if not worker.is_alive()):
+        raise RuntimeError(f"DataLoader worker (pid(s) {dead}) exited unexpectedly") from error
 
 
 def build_loader(

@@ -11,16 +11,19 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from compactmtl.artifacts.lock import writing
 from compactmtl.cli.main import main
 from compactmtl.config import Resolved
+from compactmtl.data.loader import BatchView
 from compactmtl.errors import ConfigError, MachineError, machine_fault
 from compactmtl.train import dry_run, train
 from compactmtl.train.session import Session
@@ -157,8 +160,6 @@ def test_the_command_line_tells_a_fault_of_the_machine_without_a_traceback(
 def test_a_loader_process_that_dies_is_told(
     tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compactmtl.data.loader import BatchView
-
     parent = os.getpid()
 
     def die(self: BatchView, keys: object) -> object:
@@ -168,6 +169,37 @@ def test_a_loader_process_that_dies_is_told(
 
     monkeypatch.setattr(BatchView, "__getitem__", die)
     with pytest.raises(MachineError, match=r"a process that loads data died.*data\.workers 1"):
+        train(tiny("data.workers=1"), tmp_path / "run", console=Console(quiet=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [ConnectionResetError, EOFError])
+def test_a_loader_process_that_dies_while_a_batch_is_fetched_is_told(
+    tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch, broken: type[Exception]
+) -> None:
+    """Its connection breaks before the signal of its death arrives."""
+    fetch: Any = _MultiProcessingDataLoaderIter._try_get_data
+
+    def breaking(self: Any, *args: Any) -> Any:
+        if self._rcvd_idx == 2:
+            os.kill(self._workers[0].pid, signal.SIGKILL)
+            raise broken
+        return fetch(self, *args)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", breaking)
+    with pytest.raises(MachineError, match=r"a process that loads data died.*data\.workers 2"):
+        train(tiny("data.workers=2"), tmp_path / "run", console=Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_a_data_sets_own_error_of_a_connection_stays_its_own(
+    tmp_path: Path, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(self: BatchView, keys: object) -> object:
+        raise ConnectionResetError(104, "the server hung up")
+
+    monkeypatch.setattr(BatchView, "__getitem__", unreachable)
+    with pytest.raises(ConnectionResetError, match="the server hung up"):
         train(tiny("data.workers=1"), tmp_path / "run", console=Console(quiet=True))
 
 
