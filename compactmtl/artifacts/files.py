@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from compactmtl.errors import ConfigError
+
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
@@ -24,6 +26,18 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
         raise
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` at its start as the user's home. Raises ConfigError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        first = Path(path).parts[0]
+        raise ConfigError(
+            f"{path}: {first} is the home of a user that this system does not know",
+            f"write the whole path, or ./{first} for a folder of that name",
+        ) from error
 
 
 def parse_json(text: str | bytes) -> Any:

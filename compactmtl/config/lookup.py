@@ -10,6 +10,7 @@ from typing import Literal
 
 from ruamel.yaml.error import YAMLError
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.config.yaml import shown, top_level_text
 from compactmtl.errors import ConfigError
 
@@ -71,7 +72,7 @@ def find(kind: Kind, name: str | Path) -> Path:
     Raises:
         ConfigError: for a path that is not a file, or a name that no folder holds; the hint has the nearest names.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix in SUFFIXES or path.is_absolute():
         if not path.is_file():
             raise ConfigError(f"no {kind} file {shown(path)}", _nearest(kind, path.stem))

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.artifacts.layout import META, RECIPE
 from compactmtl.config.lookup import PACKAGE, SUFFIXES, Kind
 from compactmtl.config.sparsity import REDUCTIONS
@@ -175,7 +176,7 @@ def _override(node: Node) -> Node:
 
 
 def _absolute(text: str, key: str, place: Place) -> str:
-    if Path(text).expanduser().is_absolute():
+    if expanded(text).is_absolute():
         return text
     here = os.path.abspath(text)  # noqa: PTH100  (links stay as they are written)
     if place.file is None or is_bundled(place.file) or _is_of_run(place.file):

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.errors import CompactError, ConfigError, machine_fault
 
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<attribute>[A-Za-z_]\w*)")
@@ -194,7 +195,7 @@ def library(path: str | Path, key: str) -> Path:
 
     Raises UntrustedError without the user's word, ConfigError where there is no such file.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not is_trusted():
         raise UntrustedError(
             f"{key}: {file} is a library: loading it runs its code"

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import BaseModel
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.config import validate_options
 from compactmtl.config.lookup import name_hint
 from compactmtl.config.recipe import DataConfig
@@ -72,7 +73,7 @@ def check_root(config: DataConfig) -> None:
     """Raise what loading a data set raises where data.root is no folder; one of the user's own may take any root."""
     sections = [of_source(config, source, deployed=True) for source in config.sources] or [config]
     for one in sections:
-        if one.root is not None and not is_external(one.name) and not Path(one.root).expanduser().is_dir():
+        if one.root is not None and not is_external(one.name) and not expanded(one.root).is_dir():
             load_dataset(one.model_copy(update={"cache": "none"}), "train")
 
 

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.config.recipe import DataConfig
 from compactmtl.data.base import Split, image_fit
 from compactmtl.data.cache import Arrays, content_key, hold_out, user_cache
@@ -120,7 +121,7 @@ def root_folder(root: str | None, name: str, inner: Sequence[str], marks: Sequen
     """
     if root is None:
         raise DataError(f"data.root: {name} needs the folder of its files", f"give root=FOLDER; {mend}")
-    top = Path(root).expanduser()
+    top = expanded(root)
     if not top.is_dir():
         what = "is a file, not a folder" if top.exists() else "no such folder"
         raise DataError(f"{top}: {what} (data.root of {name})", mend)

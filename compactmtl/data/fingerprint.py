@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.data.base import VisionDataset
 
 MOST_READ = 4096  # samples whose files are opened
@@ -103,8 +104,8 @@ def sources_of(dataset: VisionDataset, index: int, root: str | None = None) -> S
     path = Path(name)
     if not path.is_absolute() or not path.is_file():
         return Sources(name)
-    inside = root is not None and path.is_relative_to(Path(root).expanduser().absolute())
-    short = path.relative_to(Path(str(root)).expanduser().absolute()).as_posix() if inside else path.name
+    inside = root is not None and path.is_relative_to(expanded(root).absolute())
+    short = path.relative_to(expanded(str(root)).absolute()).as_posix() if inside else path.name
     return Sources(short, (path,))
 
 

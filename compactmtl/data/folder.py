@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.config.validate import validate
@@ -74,7 +75,7 @@ def open_folder(root: str | None) -> Folder:
         raise DataError(
             "data.root: folder needs the folder that holds dataset.yaml", f"give root=FOLDER; {_MEND}"
         )
-    top = Path(root).expanduser()
+    top = expanded(root)
     path = top / DESCRIPTION_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file (data.root of folder)", _MEND)

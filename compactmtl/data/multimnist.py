@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from compactmtl.artifacts.arrays import load_arrays
+from compactmtl.artifacts.files import expanded
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split, image_fit
@@ -125,8 +126,8 @@ def problems(config: DataConfig) -> tuple[list[str], list[str]]:
 
 def folder_of(root: str | None) -> Path:
     """The folder with the digits' file; `root` may also be that file's. Raises DataError with where to get it."""
-    if root is not None and Path(root).expanduser().suffix == ".npz":
-        path = Path(root).expanduser()
+    if root is not None and expanded(root).suffix == ".npz":
+        path = expanded(root)
         if not path.is_file():
             raise DataError(f"{path}: no such file (data.root of multimnist)", _MEND)
         return path.parent

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, field_validator
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.config import validate_options
 from compactmtl.config.recipe import DataConfig, Frozen
 from compactmtl.data.base import Split, image_fit
@@ -100,7 +101,7 @@ def folder_of(root: str | None) -> Path:
     """
     if root is None:
         raise DataError("data.root: utkface needs the folder of its files", f"give root=FOLDER; {_MEND}")
-    top = Path(root).expanduser()
+    top = expanded(root)
     if not top.is_dir():
         what = "is a file, not a folder" if top.exists() else "no such folder"
         raise DataError(f"{top}: {what} (data.root of utkface)", _MEND)

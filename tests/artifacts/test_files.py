@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from compactmtl.artifacts.files import append_line, new_folder, present, write_bytes, write_text
+from compactmtl.artifacts.files import append_line, expanded, new_folder, present, write_bytes, write_text
+from compactmtl.errors import ConfigError
 
 
 def names(folder: Path) -> list[str]:
@@ -155,3 +156,14 @@ def test_a_folder_that_fails_leaves_none_around_it(tmp_path: Path) -> None:
     with pytest.raises(KeyError), new_folder(tmp_path / "a" / "b" / "c"):
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_home_is_put_in_for_the_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/data") == tmp_path / "data"
+    assert expanded(Path("data/~x")) == Path("data/~x")
+
+
+def test_the_home_of_nobody_is_told() -> None:
+    with pytest.raises(ConfigError, match="~no-such-user-here is the home of a user that this system"):
+        expanded("~no-such-user-here/data")

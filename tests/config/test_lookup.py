@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from compactmtl.config import lookup
+from compactmtl.config import lookup, resolve_recipe
 from compactmtl.errors import ConfigError
 
 
@@ -89,3 +89,12 @@ def test_a_file_is_named_by_its_path_below_its_root(folders: Path) -> None:
 def test_a_name_that_is_clearly_farther_is_no_guess() -> None:
     assert lookup.close_names("sise", ["size", "resize", "share"]) == ["size"]
     assert lookup.close_names("bat", ["bar", "baz", "bazaar"]) == ["baz", "bar"]  # both as close
+
+
+def test_a_recipe_that_extends_one_at_a_home_of_nobody_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("extends: ~no-such-user-here/base.yaml\n")
+    with pytest.raises(ConfigError, match="~no-such-user-here"):
+        resolve_recipe(str(path))
+    with pytest.raises(ConfigError, match="~no-such-user-here"):
+        resolve_recipe("scenes/compact", ["data.root=~no-such-user-here/data"])

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compactmtl.artifacts.files import expanded
 from compactmtl.backends.driver import CudaDevice
 from compactmtl.backends.tensorrt.options import AUTO, SECTION, TensorRTConfig
 
@@ -20,7 +21,7 @@ def cache_file(options: TensorRTConfig, version: str, device: CudaDevice) -> Pat
     if options.timing_cache is None:
         return None
     if options.timing_cache != AUTO:
-        return Path(options.timing_cache).expanduser()
+        return expanded(options.timing_cache)
     from compactmtl.data.cache import user_cache
 
     gpu = "".join(letter if letter.isalnum() else "-" for letter in device.name)
