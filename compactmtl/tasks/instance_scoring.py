@@ -24,6 +24,7 @@ from compactmtl.tasks.common import nothing_valid
 from compactmtl.tasks.instance_decoding import Instances
 from compactmtl.tasks.placement import Placement
 
+LONGEST_OUTLINE = 1_000_000  # pixels around a polygon: of real ones a few thousand
 Rle = Mapping[str, Any]  # COCO's run lengths: size (height, width) and counts
 
 
@@ -211,6 +212,19 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return (value[0, 0] >= 0.5).to(torch.uint8)
 
 
+def _check_outline(polygon: Sequence[float]) -> None:
+    """Raise ValueError for corners that are no numbers, or so far apart that drawing the outline ends the process: memory
+    for each of its pixels is asked for, and its lack is not noticed.
+    """
+    corners = np.asarray(polygon, np.float64)
+    if corners.ndim != 1 or len(corners) % 2 or not np.isfinite(corners).all():
+        raise ValueError("a polygon is pairs of finite numbers x and y")
+    corners = corners.reshape(-1, 2)
+    length = float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
+    if max(length, float(np.abs(corners).max())) > LONGEST_OUTLINE:
+        raise ValueError(f"a polygon is {length:.3g} pixels long, more than {LONGEST_OUTLINE:,}")
+
+
 def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
     """COCO's polygons, run lengths or compressed run lengths as compressed run lengths.
 
@@ -223,6 +237,8 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
             polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
             if len(polygons) < 1:
                 raise ValueError("no polygon of three corners or more")
+            for polygon in polygons:
+                _check_outline(polygon)
             merged: Rle = mask.merge(mask.frPyObjects(polygons, height, width))
             return merged
         if tuple(segmentation["size"]) != size:

@@ -15,7 +15,7 @@ from compactmtl.config.recipe import DataConfig
 from compactmtl.data import build_loader, check_dataset, load_dataset
 from compactmtl.data.check import sample_sheet
 from compactmtl.data.coco import CocoDataset
-from compactmtl.data.coco_annotations import draw
+from compactmtl.data.coco_annotations import box_of, draw
 from compactmtl.data.coco_stuff import STUFF, THINGS, stuff_table
 from compactmtl.errors import ConfigError, DataError
 from compactmtl.tasks.instance_scoring import to_rle
@@ -136,6 +136,24 @@ def test_run_lengths_polygons_and_compressed_run_lengths_draw_alike(tmp_path: Pa
         for form in (polygon, compressed, plain)
     ]
     assert (drawn[0] == drawn[1]).all() and (drawn[1] == drawn[2]).all() and drawn[0].sum() == 24 * 30
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [0.0, 0.0, 1e9, 0.0, 1e9, 1e9],
+        [0.0, 0.0, 1e300, 0.0, 5.0, 5.0],
+        [0.0, 0.0, float("nan"), 0.0, 5.0, 5.0],
+        [1e9, 1e9, 1e9 + 5, 1e9, 1e9, 1e9 + 5],
+        [0.0, 0.0, 60_000.0, 0.0] * 20,
+    ],
+)
+def test_a_polygon_whose_outline_no_memory_holds_is_refused(polygon: list[float]) -> None:
+    """pycocotools asks for memory for each pixel of the outline, and ends the process where it gets none."""
+    with pytest.raises(DataError, match="a polygon is"):
+        draw([{"segmentation": [polygon], "area": 1, "iscrowd": 0, "label": 0}], SIZE, SIZE)
+    with pytest.raises(DataError, match="a polygon is"):
+        box_of([polygon], SIZE)
 
 
 def test_evaluation_carries_the_instances_at_the_images_own_size(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
 import sys
 import tempfile
@@ -11,11 +10,13 @@ from typing import Any
 
 
 def main() -> None:
-    """Feed the reader until libFuzzer's flags end it; never returns."""
+    """Feed the reader until libFuzzer's flags end it; never returns.
+
+    No fault handler of Python's: libFuzzer keeps the file that a crash came of in its own, unless there is another one.
+    """
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["compactmtl", "ruamel"]):
         readers = importlib.import_module("tools.fuzzing.readers")
-    faulthandler.enable()
     name, *words = sys.argv[1:]
     folder = Path(tempfile.mkdtemp(prefix="compactmtl-fuzz-"))
 
