@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from compactmtl.artifacts.layout import MODEL_FILE
@@ -27,8 +28,8 @@ from compactmtl.graph import ChannelGraph
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.inputs import as_arguments, map_tensors
 from compactmtl.latency.cuts import Cutter
-from compactmtl.latency.fit import Point, fit_layer
-from compactmtl.latency.memory import LayerPoints, find_memory, total_weights, with_fetched
+from compactmtl.latency.fit import LayerPoints, Point, fitted_layer
+from compactmtl.latency.memory import LEAST_NETWORKS, find_memory, total_weights, with_fetched
 from compactmtl.latency.observe import Observed, observe
 from compactmtl.latency.store import Store
 from compactmtl.models.features import task_names
@@ -164,20 +165,36 @@ def fitted(
 ) -> LatencyTable:
     """The table of networks that were timed, the whole one first, by what is known of each layer."""
     known = {layer: LayerPoints(width, weights[layer], tuple(points[layer])) for layer, width in full.items()}
-    memory = find_memory(list(known.values()), align)
+    memory, forms = find_memory(list(known.values()), align)
     table = LatencyTable(
         version=VERSION,
         **facts,
         whole_ms=observed[0].wall,
         rest_ms=float(np.median([one.before for one in observed])),
         layers={
-            layer: fit_layer(with_fetched(one, memory), one.full, align, one.weights)
+            layer: fitted_layer(with_fetched(one, memory, forms[one]), forms[one])
             for layer, one in known.items()
         },
         memory=memory,
     )
+    table = agreeing(table, observed)
     errors = [abs(table.milliseconds(one.widths) / one.wall - 1) for one in observed]
     return table.model_copy(update={"error": float(np.median(errors))})
+
+
+def agreeing(table: LatencyTable, observed: Sequence[Observed]) -> LatencyTable:
+    """The table with all milliseconds times a factor, and the rest such that its networks add up to what they took, by least
+    squares of relative errors: what a runtime does between its steps is in no layer and grows with all of them.
+
+    With fewer than `LEAST_NETWORKS` it stays as it is.
+    """
+    quiet = [one for one in observed if one.variation <= BUSY]
+    if len(quiet) < LEAST_NETWORKS:
+        return table
+    wall = np.array([one.wall for one in quiet])
+    layers = np.array([table.milliseconds(one.widths) - table.rest_ms for one in quiet])
+    (rest, factor), _ = nnls(np.stack([1 / wall, layers / wall], axis=1), np.ones(len(wall)))
+    return table.scaled(float(factor)).model_copy(update={"rest_ms": float(rest)}) if factor else table
 
 
 def check_target(table: LatencyTable, name: str, target: Target, *, anywhere: bool = False) -> None:

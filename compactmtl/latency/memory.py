@@ -2,42 +2,33 @@
 
 A network reads all of its weights in every run. Of those that a cache does not hold until the next run, each layer waits for
 its own part, so that one layer of given widths takes longer in a large network than in a small one. With `N` weights in the
-network, `H` of them held and `p` milliseconds for each of the others, a layer with `w` weights waits for p·w·max(1 − H/N, 0),
-and the whole network for p·max(N − H, 0). `H` and `p` are the same for all layers; nothing is assumed of the processor.
+network, `H` of them held and `p` milliseconds for each of the others, a layer with `w` weights waits for p·w·max(1 − H/N, 0).
+`H` is the same for all layers, and `p` for all that run in a kernel for whole blocks of channels; the kernel for other counts, which
+computes longer and waits less, has its own. Nothing is assumed of the processor.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
-from compactmtl.latency.fit import KNEES, Point, is_aligned
-from compactmtl.sparsity.latency import Memory, Widths, features, weights_at
+from compactmtl.latency.fit import RIDGE, Form, LayerPoints, Point, choose_forms, solve
+from compactmtl.sparsity.latency import Memory, Widths, weights_at
 
-STEPS = (1, 4, 8, 16, 32)  # channels that kernels take at a time
 LEAST_NETWORKS = 5  # with fewer a price of memory cannot be told from one of products
 GRID = 16  # amounts that the cache may hold, tried before the best is refined
+TOLERANCE = 1e-4  # of the held weights, to which they are searched
 FOLDS = 8  # of the networks, held out in turn
 CLEARLY = 0.9  # of the error without memory: what it is with it, where memory is believed
 VISIBLY = 2e-3  # of a network's time, by which the error falls at least
-TOLERANCE = 1e-6  # of the largest value, to which a number is searched
-RIDGE = 1e-7  # keeps least squares unique where two terms are the same at every point
+ROUNDS = 2  # of choosing forms by what is known of memory, and memory by forms
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LayerPoints:
-    """What was measured of layers of one kind: full widths (outputs, inputs), the full number of weights, the points."""
-
-    full: tuple[int, int | None]
-    weights: float
-    points: tuple[Point, ...]
+Forms = Mapping[LayerPoints, Form]
 
 
 def total_weights(widths: Widths, full: Widths, weights: Mapping[str, float]) -> float:
@@ -45,99 +36,85 @@ def total_weights(widths: Widths, full: Widths, weights: Mapping[str, float]) ->
     return sum(weights_at(weights[name], full[name], width) for name, width in widths.items())
 
 
-def with_fetched(layer: LayerPoints, memory: Memory | None) -> list[Point]:
-    """The points of a layer, each with what of its time is spent on weights from memory."""
+def with_fetched(layer: LayerPoints, memory: Memory | None, form: Form) -> LayerPoints:
+    """A layer with what of each point's time is spent on weights from memory."""
     if memory is None:
-        return list(layer.points)
-    return [
-        replace(
-            point,
-            fetched=min(
-                memory.milliseconds(point.network)
-                * weights_at(layer.weights, layer.full, (point.outputs, point.inputs))
-                / point.network,
-                point.ms,
-            )
-            if point.network
-            else 0.0,
-        )
-        for point in layer.points
-    ]
+        return layer
+
+    def fetched(point: Point) -> float:
+        price = memory.price(form.is_ragged(layer.full, point))
+        return min(price * layer.weights_of(point) * memory.share(point.network), point.ms)
+
+    return replace(layer, points=tuple(replace(point, fetched=fetched(point)) for point in layer.points))
 
 
-def find_memory(layers: Sequence[LayerPoints], align: int) -> Memory | None:
-    """How many weights a cache holds and what each further one costs; None where networks that were held out are foreseen
-    about as well without it, as those whose weights all fit a cache are.
+def find_memory(layers: Sequence[LayerPoints], align: int) -> tuple[Memory | None, Forms]:
+    """How many weights a cache holds and what each further one costs, with the forms of the layers' own time.
 
-    `align` is the multiple of channels beside which a layer may be slower.
+    No memory where networks that were held out are foreseen about as well without it, as those whose weights all fit a cache are.
+
+    `align` is the multiple of channels that the target's kernels are written for.
     """
-    totals = np.unique([point.network for layer in layers for point in layer.points if point.network])
+    plain = choose_forms(layers, align)
+    distinct = [layer for layer in plain if any(point.network for point in layer.points)]
+    totals = np.unique([point.network for layer in distinct for point in layer.points if point.network])
     if len(totals) < LEAST_NETWORKS:
-        return None
-    # Two networks at least have more: of one alone the two numbers cannot be told apart.
-    grid = np.geomspace(totals[0], totals[-2], GRID)
-    best: tuple[float, float, _System] | None = None
-    for step in STEPS:
-        system = _System.of(layers, totals, step, math.inf, align)
-        scores = [system.error(held) for held in grid]
-        index = int(np.argmin(scores))
-        if best is None or scores[index] < best[0] * (1 - 1e-6):
-            around = grid[max(index - 1, 0)], grid[min(index + 1, GRID - 1)]
-            held = _minimum(system.error, *around)
-            best = system.error(held), held, system
-    assert best is not None
-    _, held, system = best
-    price, _ = system.price(held)
-    if price <= 0:
-        return None
-    plain = min(
-        _System.of(layers, totals, step, knee, align).unseen(None)
-        for step in STEPS
-        for knee in (math.inf, *KNEES)
-    )
-    found = system.unseen(held)
-    if found > CLEARLY * plain or plain - found < VISIBLY:
-        return None
-    return Memory(held=held, ms=price)
+        return None, plain
+    forms, memory, found = plain, None, 0.0
+    for _ in range(ROUNDS):
+        system = _System.of(distinct, forms, totals)
+        held = system.best_held()
+        memory, found = system.memory(held), system.unseen(held)
+        if not (memory.ms or memory.ragged_ms):
+            return None, plain
+        own = {layer: with_fetched(layer, memory, forms[layer]) for layer in plain}
+        chosen = choose_forms(list(own.values()), align)
+        forms = {layer: chosen[own[layer]] for layer in plain}
+    without = _System.of(distinct, plain, totals).unseen(None)
+    believed = found <= CLEARLY * without and without - found >= VISIBLY
+    return (memory, forms) if believed else (None, plain)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """The points of layers of one kind: terms of their own time (points × terms), milliseconds, weights, networks."""
+    """The points of layers of one signature: terms of their own time (points × terms), milliseconds, weights, networks, and
+    which of them run in the kernel for odd counts."""
 
     terms: Floats
     ms: Floats
     weights: Floats
     networks: NDArray[np.intp]
+    ragged: NDArray[np.bool_]
+
+    def take(self, rows: NDArray[np.bool_]) -> _Block:
+        """Some of the points."""
+        return _Block(
+            self.terms[rows], self.ms[rows], self.weights[rows], self.networks[rows], self.ragged[rows]
+        )
 
 
 @dataclass(frozen=True)
 class _System:
-    """All layers in one form, in networks of `totals` weights. Errors are shares of a network's time."""
+    """All layers, each in its form, in networks of `totals` weights. Errors are shares of a network's time."""
 
     blocks: tuple[_Block, ...]
     totals: Floats
     ms: Floats  # of each network, as far as its layers are among the blocks
 
     @classmethod
-    def of(cls, layers: Sequence[LayerPoints], totals: Floats, step: int, knee: float, align: int) -> _System:
-        """`knee` is a share of a layer's weights at full width."""
+    def of(cls, layers: Sequence[LayerPoints], forms: Forms, totals: Floats) -> _System:
+        """`forms` has one for each of the layers."""
         blocks = []
-        for layer in dict.fromkeys(layers):  # layers of one kind share their points
-            points = [point for point in layer.points if point.network]
-            if not points:
-                continue
-            terms = np.array([_terms(point, layer.full, step, knee, align) for point in points])
-            largest = terms.max(axis=0)
-            there = largest > 0
+        for layer in layers:
+            form = forms[layer]
+            known = replace(layer, points=tuple(point for point in layer.points if point.network))
             blocks.append(
                 _Block(
-                    terms[:, there] / largest[there],
-                    np.array([point.ms for point in points]),
-                    np.array(
-                        [weights_at(layer.weights, layer.full, (one.outputs, one.inputs)) for one in points]
-                    ),
-                    np.searchsorted(totals, [point.network for point in points]),
+                    form.matrix(known),
+                    np.array([point.ms for point in known.points]),
+                    np.array([known.weights_of(point) for point in known.points]),
+                    np.searchsorted(totals, [point.network for point in known.points]),
+                    np.array([form.is_ragged(known.full, point) for point in known.points]),
                 )
             )
         ms = np.zeros(len(totals))
@@ -145,41 +122,51 @@ class _System:
             np.add.at(ms, block.networks, block.ms)
         return cls(tuple(blocks), totals, ms)
 
-    def without(self, networks: NDArray[np.bool_]) -> _System:
-        """The same with none of the points of some networks."""
-        kept = [(block, ~networks[block.networks]) for block in self.blocks]
-        return replace(
-            self,
-            blocks=tuple(
-                _Block(one.terms[rows], one.ms[rows], one.weights[rows], one.networks[rows])
-                for one, rows in kept
-                if rows.any()
-            ),
+    def best_held(self) -> float:
+        """How many weights the cache holds, by the least error: searched around the best of a grid."""
+        # Two networks at least have more: of one alone the held ones and the price cannot be told apart.
+        grid = np.geomspace(self.totals[0], self.totals[-2], GRID)
+        best = int(np.argmin([self.prices(held)[1] for held in grid]))
+        around = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
+        found = minimize_scalar(
+            lambda held: self.prices(held)[1],
+            bounds=around,
+            method="bounded",
+            options={"xatol": TOLERANCE * around[1]},
         )
+        return float(found.x)
 
-    def price(self, held: float) -> tuple[float, float]:
-        """Milliseconds for each weight that is not `held` by a cache, and the sum of squared errors with them."""
-        solvers = [_Solver.of(block, 1 / self.ms[block.networks]) for block in self.blocks]
-        loads = [self._load(block, held) for block in self.blocks]
-        fetched = np.zeros(len(self.totals))
-        for block, load in zip(self.blocks, loads, strict=True):
-            np.add.at(fetched, block.networks, load)
-        present = fetched > 0
-        if not present.any():
-            return 0.0, sum(
-                one.solve(np.zeros_like(load))[1] for one, load in zip(solvers, loads, strict=True)
-            )
-        most = float((self.ms[present] / fetched[present]).min())  # no network waits longer than it takes
+    def memory(self, held: float) -> Memory:
+        """What further weights cost where so many are held."""
+        (ms, ragged), _ = self.prices(held)
+        return Memory(held=held, ms=ms, ragged_ms=ragged)
 
-        def error(price: float) -> float:
-            return sum(one.solve(price * load)[1] for one, load in zip(solvers, loads, strict=True))
-
-        price = _minimum(error, 0.0, most)
-        return price, error(price)
-
-    def error(self, held: float) -> float:
-        """The sum of squared errors with so many weights `held`, at the price that fits best."""
-        return self.price(held)[1]
+    def prices(self, held: float) -> tuple[tuple[float, float], float]:
+        """Milliseconds for each weight that is not `held`, in both kernels, and the sum of squared errors with them: least
+        squares, without negative ones, of all layers at once."""
+        sizes = [np.maximum(np.abs(block.terms).max(axis=0), 1e-300) for block in self.blocks]
+        loads = [self._loads(block, held) for block in self.blocks]
+        most = np.maximum(np.max([load.max(axis=0) for load in loads], axis=0), 1e-300)
+        columns = sum(len(size) for size in sizes) + 2
+        system = np.zeros((sum(len(block.ms) for block in self.blocks), columns))
+        target = np.zeros(len(system))
+        row, column = 0, 2
+        for block, size, load in zip(self.blocks, sizes, loads, strict=True):
+            rows, scale = slice(row, row + len(block.ms)), 1 / self.ms[block.networks]
+            system[rows, :2] = load / most * scale[:, None]
+            system[rows, column : column + len(size)] = block.terms / size * scale[:, None]
+            target[rows] = block.ms * scale
+            row, column = rows.stop, column + len(size)
+        there = np.abs(system).max(axis=0) > 0
+        used = system[:, there]
+        ridge = RIDGE**2 * float(np.abs(used).mean()) * np.eye(used.shape[1])
+        found, norm = nnls(
+            np.vstack([used, ridge]), np.concatenate([target, np.zeros(len(ridge))]), maxiter=30 * columns
+        )
+        factors = np.zeros(columns)
+        factors[there] = found
+        ms, ragged = (float(one) for one in factors[:2] / most)
+        return (ms, ragged), float(norm) ** 2
 
     def unseen(self, held: float | None) -> float:
         """The mean relative error of networks that are held out in turn; without memory where `held` is None."""
@@ -187,63 +174,31 @@ class _System:
         fold_of = np.arange(len(self.totals)) % min(FOLDS, len(self.totals))
         for fold in range(int(fold_of.max()) + 1):
             out = fold_of == fold
-            rest = self.without(out)
-            price = 0.0 if held is None else rest.price(held)[0]
+            rest = replace(
+                self,
+                blocks=tuple(
+                    block.take(~out[block.networks]) for block in self.blocks if not out[block.networks].all()
+                ),
+            )
+            prices = np.zeros(2) if held is None else np.array(rest.prices(held)[0])
             for block in self.blocks:
                 rows = out[block.networks]
                 if rows.all() or not rows.any():  # in the first case nothing else is known of it
                     foreseen += np.bincount(block.networks[rows], block.ms[rows], len(self.totals))
                     continue
-                load = np.zeros(len(rows)) if held is None else price * self._load(block, held)
-                known = _Block(
-                    block.terms[~rows], block.ms[~rows], block.weights[~rows], block.networks[~rows]
+                waits = np.zeros(len(rows)) if held is None else self._loads(block, held) @ prices
+                known = ~rows
+                factors = solve(
+                    block.terms[known],
+                    block.ms[known] - waits[known],
+                    1 / self.ms[block.networks[known]],
                 )
-                factors, _ = _Solver.of(known, 1 / self.ms[known.networks]).solve(load[~rows])
-                own = block.terms[rows] @ factors + load[rows]
+                own = block.terms[rows] @ factors + waits[rows]
                 foreseen += np.bincount(block.networks[rows], own, len(self.totals))
         there = self.ms > 0
         return float(np.abs(foreseen[there] / self.ms[there] - 1).mean())
 
-    def _load(self, block: _Block, held: float) -> Floats:
-        """The weights of each point that come from memory."""
-        return np.asarray(block.weights * np.maximum(1 - held / self.totals[block.networks], 0.0))
-
-
-@dataclass(frozen=True)
-class _Solver:
-    """Least squares without negative terms of one block's own time."""
-
-    system: Floats
-    ms: Floats
-    scale: Floats
-
-    @classmethod
-    def of(cls, block: _Block, scale: Floats) -> _Solver:
-        count = block.terms.shape[1]
-        return cls(
-            np.vstack([block.terms * scale[:, None], RIDGE * scale.mean() * np.eye(count)]), block.ms, scale
-        )
-
-    def solve(self, fetched: Floats) -> tuple[Floats, float]:
-        """The factors of the terms, and the sum of squared errors, where so many milliseconds are memory's."""
-        target = np.zeros(len(self.system))
-        target[: len(self.ms)] = (self.ms - fetched) * self.scale
-        factors, norm = nnls(self.system, target)
-        return factors, float(norm) ** 2
-
-
-def _terms(
-    point: Point, full: tuple[int, int | None], step: int, knee: float, align: int
-) -> tuple[float, ...]:
-    """What a layer's own time is a sum of: as in the staircase of a layer, and what is slower beside multiples of `align`."""
-    whole = math.inf if full[1] is None else knee * full[0] * full[1]
-    terms = features(point.outputs, point.inputs, step, whole)
-    odd = not (is_aligned(point.outputs, full[0], align) and is_aligned(point.inputs, full[1], align))
-    return (*terms, float(odd), odd * (terms[3] or terms[1]))
-
-
-def _minimum(error: Callable[[float], float], low: float, high: float) -> float:
-    """Where an error is least between two bounds."""
-    return float(
-        minimize_scalar(error, bounds=(low, high), method="bounded", options={"xatol": TOLERANCE * high}).x
-    )
+    def _loads(self, block: _Block, held: float) -> Floats:
+        """The weights of each point that come from memory, in the kernel for whole blocks and in the other one."""
+        load = block.weights * np.maximum(1 - held / self.totals[block.networks], 0.0)
+        return np.stack([np.where(block.ragged, 0.0, load), np.where(block.ragged, load, 0.0)], axis=1)

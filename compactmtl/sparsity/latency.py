@@ -16,7 +16,7 @@ from compactmtl.errors import ArtifactError, ConfigError
 from compactmtl.graph import ChannelGraph
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, tensors_in
 
-VERSION = 4  # of tables that are made now
+VERSION = 5  # of tables that are made now
 CLEARLY = 1.05  # how much slower a kernel for odd counts has to be to be avoided
 
 Widths = Mapping[str, tuple[int, int | None]]
@@ -68,13 +68,21 @@ class LayerLatency(BaseModel):
 Features = tuple[float, float, float, float, float]
 
 
-def features(outputs: int, inputs: int | None, step: int, knee: float = math.inf) -> Features:
+def features(
+    outputs: int, inputs: int | None, step: int, knee: float = math.inf, inputs_step: int | None = None
+) -> Features:
     """What a layer's latency is a sum of: a constant, its steps of outputs and of inputs, their product, and what that is
-    above `knee`, from where on the weights leave a cache.
+    above `knee`, from where on the weights leave a cache. Inputs are taken in steps of their own, or of `step`.
     """
+    read = inputs_step or step
     rows = float(math.ceil(outputs / step) * step)
-    columns = 0.0 if inputs is None else float(math.ceil(inputs / step) * step)
+    columns = 0.0 if inputs is None else float(math.ceil(inputs / read) * read)
     return 1.0, rows, columns, rows * columns, max(rows * columns - knee, 0.0)
+
+
+def is_aligned(count: int | None, full: int | None, align: int) -> bool:
+    """Whether a kernel for blocks of `align` channels takes this count."""
+    return count is None or count == full or count % align == 0
 
 
 def weights_at(weights: float, full: tuple[int, int | None], width: tuple[int, int | None]) -> float:
@@ -84,11 +92,12 @@ def weights_at(weights: float, full: tuple[int, int | None], width: tuple[int, i
 
 
 class Regime(BaseModel):
-    """Milliseconds of a layer as a sum over `features`, in steps of `step` channels."""
+    """Milliseconds of a layer as a sum over `features`, in steps of `step` channels, or `inputs_step` of the inputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     step: int = Field(ge=1)
+    inputs_step: int | None = Field(None, ge=1)  # none: as of the outputs
     constant: float = Field(0.0, ge=0)
     outputs: float = Field(0.0, ge=0)
     inputs: float = Field(0.0, ge=0)
@@ -104,7 +113,8 @@ class Regime(BaseModel):
     def at(self, outputs: int, inputs: int | None) -> float:
         """Milliseconds at these widths."""
         factors = (self.constant, self.outputs, self.inputs, self.both, self.beyond)
-        found = features(outputs, inputs, self.step, math.inf if self.knee is None else self.knee)
+        knee = math.inf if self.knee is None else self.knee
+        found = features(outputs, inputs, self.step, knee, self.inputs_step)
         return sum(f * x for f, x in zip(factors, found, strict=True))
 
 
@@ -112,15 +122,19 @@ class StaircaseLatency(BaseModel):
     """Milliseconds of one layer in steps of its channels, fitted to measurements.
 
     `full` is the widths (outputs, inputs) of the layer that was measured, inputs none for a depthwise layer, `weights` how
-    many weights it has there. `aligned` holds where both counts are multiples of `align` or full, `ragged` elsewhere.
+    many weights it has there. Runtimes choose a kernel by the counts: `aligned` holds where the inputs are a multiple of
+    `inputs_align` or full, `ragged` elsewhere, and `uneven` comes on top where the outputs are no multiple of `align`.
+    Without `inputs_align`, as for a depthwise layer, both counts are to be multiples of `align`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     full: tuple[int, int | None]
     align: int = Field(ge=1)
+    inputs_align: int | None = Field(None, ge=1)
     aligned: Regime
     ragged: Regime
+    uneven: Regime | None = None
     weights: float = Field(0.0, ge=0)
 
     @property
@@ -130,43 +144,86 @@ class StaircaseLatency(BaseModel):
 
     @property
     def step(self) -> int:
-        """The channels that the layer's kernel takes at a time: no count between two multiples is faster than the next.
+        """The channels that the layer's kernel takes at a time, of its outputs and its inputs: see `step_of`."""
+        return self.step_of(outputs=True, inputs=True)
 
-        Where counts that are no multiples of `align` are clearly slower, that is the step; else it is that of the fit.
+    def step_of(self, *, outputs: bool, inputs: bool) -> int:
+        """The channels that the layer's kernel takes at a time, of those of its sides that are asked for: no count between
+        two multiples is faster than the next.
+
+        Where counts that are no multiples of what kernels are written for are clearly slower, that is the step; else it is
+        that of the fit.
         """
-        half = tuple(
-            None if count is None else max(round(count / 2 / self.align), 1) * self.align
-            for count in self.full
+        if self.inputs_align is None:
+            half = self._half((self.align, self.align))
+            even, odd = (one.at(*half) for one in (self.aligned, self.ragged))
+            return self.align if odd > CLEARLY * even else self.ragged.step
+        half = self._half((self.align, self.inputs_align))
+        even, steps = self.aligned.at(*half), [1]
+        if outputs:
+            dear = self.uneven is not None and even + self.uneven.at(*half) > CLEARLY * even
+            steps.append(self.align if dear else self.aligned.step)
+        if inputs:
+            dear = self.ragged.at(*half) > CLEARLY * even
+            steps.append(self.inputs_align if dear else self.aligned.inputs_step or self.aligned.step)
+        return max(steps)
+
+    def _half(self, aligns: tuple[int, int]) -> tuple[int, int | None]:
+        """About half of both counts, as multiples of what kernels are written for."""
+        outputs, inputs = (
+            None if count is None else max(round(count / 2 / align), 1) * align
+            for count, align in zip(self.full, aligns, strict=True)
         )
-        even, odd = (one.at(half[0] or 0, half[1]) for one in (self.aligned, self.ragged))
-        return self.align if odd > CLEARLY * even else self.ragged.step
+        return outputs or 0, inputs
 
     def scaled(self, factor: float) -> StaircaseLatency:
         """The same with all milliseconds times a factor."""
+        parts = {name: getattr(self, name) for name in ("aligned", "ragged", "uneven")}
         return self.model_copy(
-            update={"aligned": self.aligned.scaled(factor), "ragged": self.ragged.scaled(factor)}
+            update={name: None if one is None else one.scaled(factor) for name, one in parts.items()}
+        )
+
+    def is_ragged(self, outputs: int, inputs: int | None) -> bool:
+        """Whether a runtime takes the slower kernel at these widths."""
+        if self.inputs_align is not None:
+            return not is_aligned(inputs, self.full[1], self.inputs_align)
+        return not all(
+            is_aligned(one, full, self.align) for one, full in zip((outputs, inputs), self.full, strict=True)
         )
 
     def at(self, outputs: int, inputs: int | None) -> float:
         """Milliseconds at these widths; 0 for a layer without outputs or inputs, which is not there."""
         if outputs == 0 or inputs == 0:
             return 0.0
-        counts = zip((outputs, inputs), self.full, strict=True)
-        even = all(one is None or one == full or one % self.align == 0 for one, full in counts)
-        return (self.aligned if even else self.ragged).at(outputs, inputs)
+        found = (self.ragged if self.is_ragged(outputs, inputs) else self.aligned).at(outputs, inputs)
+        if self.uneven is not None and not is_aligned(outputs, self.full[0], self.align):
+            found += self.uneven.at(outputs, inputs)
+        return found
 
 
 class Memory(BaseModel):
-    """What a network waits for weights that no cache holds from one run to the next: `ms` for each one beyond `held`."""
+    """What a network waits for weights that no cache holds from one run to the next: of all weights the first `held` are held,
+    and each layer waits for its own part of the others, `ms` for each, or `ragged_ms` where the slower kernel reads them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     held: float = Field(ge=0)
     ms: float = Field(ge=0)
+    ragged_ms: float | None = Field(None, ge=0)  # none: as `ms`
 
-    def milliseconds(self, weights: float) -> float:
-        """Of a network of so many weights."""
-        return self.ms * max(weights - self.held, 0.0)
+    def price(self, ragged: bool) -> float:
+        """Milliseconds for each weight that comes from memory."""
+        return self.ragged_ms if ragged and self.ragged_ms is not None else self.ms
+
+    def share(self, total: float) -> float:
+        """Of a network's weights, how many come from memory in every run."""
+        return max(1 - self.held / total, 0.0) if total else 0.0
+
+    def scaled(self, factor: float) -> Memory:
+        """The same with all milliseconds times a factor."""
+        ragged = None if self.ragged_ms is None else factor * self.ragged_ms
+        return self.model_copy(update={"ms": factor * self.ms, "ragged_ms": ragged})
 
 
 class LatencyTable(BaseModel):
@@ -175,7 +232,8 @@ class LatencyTable(BaseModel):
 
     `image` is the size of one input, (C, H, W), and `tasks` names the network's tasks. A table of version 1 lacks them:
     it is checked by its layers' names and widths alone. From version 3 on a table says what it was measured with; versions
-    1 and 2 were of float32. Versions before 4 know nothing of memory: each layer has one time at its widths.
+    1 and 2 were of float32. Versions before 4 know nothing of memory: each layer has one time at its widths. Those before 5
+    have one multiple for outputs and inputs, and one price of memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -287,9 +345,7 @@ class LatencyTable(BaseModel):
     def scaled(self, factor: float) -> LatencyTable:
         """The same with the milliseconds of all layers, and of none, times a factor; `whole_ms` stays."""
         layers = {name: layer.scaled(factor) for name, layer in self.layers.items()}
-        memory = (
-            None if self.memory is None else self.memory.model_copy(update={"ms": factor * self.memory.ms})
-        )
+        memory = None if self.memory is None else self.memory.scaled(factor)
         return self.model_copy(update={"rest_ms": factor * self.rest_ms, "layers": layers, "memory": memory})
 
     def milliseconds(self, widths: Widths) -> float:
@@ -301,14 +357,14 @@ class LatencyTable(BaseModel):
         """What a network with layers of these widths waits for weights from memory, over its layers' own time."""
         if self.memory is None:
             return 0.0
-        layers = ((self.layers[name], width) for name, width in widths.items())
-        return self.memory.milliseconds(
-            sum(
-                weights_at(one.weights, one.full, width)
-                for one, width in layers
-                if isinstance(one, StaircaseLatency)
-            )
-        )
+        total = waited = 0.0
+        for name, (outputs, inputs) in widths.items():
+            layer = self.layers[name]
+            if isinstance(layer, StaircaseLatency) and outputs and inputs != 0:
+                own = weights_at(layer.weights, layer.full, (outputs, inputs))
+                total += own
+                waited += self.memory.price(layer.is_ragged(outputs, inputs)) * own
+        return waited * self.memory.share(total)
 
     def predict(self, model: nn.Module, example_inputs: Any) -> float:
         """Milliseconds of the network that the table was made for, or of a cut of it, such as `compact` makes.

@@ -26,8 +26,9 @@ def family_steps(groups: ChannelGroups, table: LatencyTable, otherwise: int) -> 
         votes: dict[int, float] = {}
         for name, width in whole.items():
             layer = table.layers.get(name)
-            if changed[name] != width and isinstance(layer, StaircaseLatency):
-                step = min(max(layer.step, LEAST), MOST)
+            outputs, inputs = (one != other for one, other in zip(changed[name], width, strict=True))
+            if (outputs or inputs) and isinstance(layer, StaircaseLatency):
+                step = min(max(layer.step_of(outputs=outputs, inputs=inputs), LEAST), MOST)
                 votes[step] = votes.get(step, 0.0) + layer.at(*width)
         timed = {step: ms for step, ms in votes.items() if ms > 0}
         steps.append(max(timed, key=lambda step: (timed[step], step)) if timed else otherwise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,9 @@ from compactmtl.errors import ArtifactError, ConfigError, MachineError, MissingD
 from compactmtl.latency import Settings, Store, check_target, fit_layer, latency_table, require
 from compactmtl.latency import measure as module
 from compactmtl.latency.cuts import Cutter
-from compactmtl.latency.measure import conditions_of
+from compactmtl.latency.measure import agreeing, conditions_of
 from compactmtl.latency.observe import Observed, attribute, widths_of
-from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.latency import VERSION, LatencyTable, Regime, StaircaseLatency
 from compactmtl.surgery import compact
 from compactmtl.verify.steps import layer_of
 
@@ -85,7 +86,7 @@ def test_a_table_foresees_networks_that_it_was_not_measured_on(table: LatencyTab
         expected = sum(kernel(*width) for width in widths.values()) + REST
         assert table.milliseconds(widths) == pytest.approx(expected, rel=0.05)
     assert table.error is not None and table.error < 0.05
-    assert (table.version, table.precision, table.batch, table.image) == (4, "fp32", 1, (3, 8, 8))
+    assert (table.version, table.precision, table.batch, table.image) == (5, "fp32", 1, (3, 8, 8))
 
 
 def test_a_known_network_is_read_from_the_cache_and_a_kindred_one_is_timed_once(
@@ -318,3 +319,20 @@ def test_a_real_runtime_is_timed(tmp_path: Path) -> None:
         return
     whole = table.milliseconds({name: layer.full for name, layer in table.layers.items()})
     assert 0 < whole < 100 and np.isfinite(whole)
+
+
+def test_what_a_runtime_does_between_its_steps_is_in_the_table() -> None:
+    """Networks take a tenth longer than their layers, and 50 µs."""
+    each = Regime(step=1, outputs=1e-3)
+    layer = StaircaseLatency(full=(64, 3), align=1, aligned=each, ragged=each)
+    table = LatencyTable(version=VERSION, target="mine", image=(3, 8, 8), tasks=(), layers={"a": layer})
+    observed = [
+        Observed({"a": (width, 3)}, {"a": width * 1e-3}, 0.0, 0.05 + 1.1e-3 * width, 0.01)
+        for width in (8, 16, 24, 40, 64)
+    ]
+    found = agreeing(table, observed)
+    assert found.milliseconds({"a": (32, 3)}) == pytest.approx(0.05 + 1.1e-3 * 32)
+    assert found.rest_ms == pytest.approx(0.05)
+    assert agreeing(table, observed[1:]) == table  # too few to tell
+    busy = dataclasses.replace(observed[0], wall=9.0, variation=1.0)
+    assert agreeing(table, [*observed, busy]) == found

@@ -55,6 +55,21 @@ def test_counts_that_are_clearly_slower_are_avoided() -> None:
     assert layer.model_copy(update={"ragged": Regime(step=4, both=1.01e-4)}).step == 4
 
 
+def test_a_family_s_step_is_that_of_the_side_that_it_changes() -> None:
+    """The outputs of a layer in steps of 16, its inputs in steps of 4."""
+    each = Regime(step=16, inputs_step=4, both=1e-4)
+    layer = StaircaseLatency(full=(64, 64), align=16, inputs_align=4, aligned=each, ragged=each)
+    assert layer.step_of(outputs=True, inputs=False) == layer.step == 16
+    assert layer.step_of(outputs=False, inputs=True) == 4
+    slow = layer.model_copy(update={"inputs_align": 8, "ragged": Regime(step=16, inputs_step=4, both=3e-4)})
+    assert slow.step_of(outputs=False, inputs=True) == 8
+    free = Regime(step=1, both=1e-9)
+    groups = channel_groups(network(), INPUT)
+    first = StaircaseLatency(full=(64, 3), align=1, inputs_align=1, aligned=free, ragged=free)
+    last = StaircaseLatency(full=(4, 64), align=1, inputs_align=1, aligned=free, ragged=free)
+    assert family_steps(groups, table(first, layer, last), 32) == [4, 16]
+
+
 def test_a_table_on_a_grid_says_nothing_of_steps() -> None:
     layers: dict[str, LayerLatency | StaircaseLatency] = {
         "0": LayerLatency(outputs=(1, 64), inputs=(1, 3), ms=((0.0, 0.0), (0.1, 0.1))),
