@@ -1,6 +1,7 @@
 """Surgery on a zoo of networks and masks: exactness, how much goes, how much could go, beside Torch-Pruning.
 
     python -m tools.bench_surgery run --out surgery.jsonl        # goes on where it stopped
+    python -m tools.bench_surgery run --brief --foreign          # shares alone: no gather, no latency, no Torch-Pruning
     python -m tools.bench_surgery run --out one.jsonl --part 1 2 # the first half, beside the second in another shell
     python -m tools.bench_surgery table surgery.jsonl            # Markdown for docs/results/surgery.md
 
@@ -243,7 +244,9 @@ def latency_ratio(model: nn.Module, small: nn.Module, image: tuple[Tensor, ...],
     return float(np.median(times[0]) / np.median(times[1]))
 
 
-def _ours(model: nn.Module, image: tuple[Tensor, ...], full: float, gather: bool) -> dict[str, Any]:
+def _ours(
+    model: nn.Module, image: tuple[Tensor, ...], full: float, gather: bool, timed: bool = True
+) -> dict[str, Any]:
     started = time.perf_counter()
     result = compact(model, image, gather=gather, join=False)  # the share is of what can be removed
     seconds = time.perf_counter() - started
@@ -255,12 +258,12 @@ def _ours(model: nn.Module, image: tuple[Tensor, ...], full: float, gather: bool
         "not_pruned": len(result.report.not_pruned),
         "rolled_back": sum("rolled back" in reason for reason in result.report.not_pruned.values()),
         "seconds": seconds,
-        "latency": latency_ratio(model, result.model, image),
+        **({"latency": latency_ratio(model, result.model, image)} if timed else {}),
     }
 
 
-def measure(name: str, pattern: str) -> dict[str, Any]:
-    """One row: ours without and with gather, and Torch-Pruning's, on the same mask."""
+def measure(name: str, pattern: str, brief: bool = False) -> dict[str, Any]:
+    """One row: ours without and with gather, and Torch-Pruning's, on the same mask; `brief`: ours without gather alone."""
     row: dict[str, Any] = {"network": name, "pattern": pattern}
     for seed in range(4):
         torch.manual_seed(seed)
@@ -274,7 +277,9 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
     if not math.isfinite(row["varies"]):
         raise NotMasked("the masked network's output is not finite")
     row["bound"] = bound(copy_model(model), image)
-    row |= _ours(model, image, full, gather=False)
+    row |= _ours(model, image, full, gather=False, timed=not brief)
+    if brief:
+        return row
     if pattern in ("A", "A2", "B"):
         row["gather"] = _ours(model, image, full, gather=True)
     started = time.perf_counter()
@@ -288,8 +293,9 @@ def measure(name: str, pattern: str) -> dict[str, Any]:
     return row
 
 
-def version() -> dict[str, Any]:
-    """What the figures are of: the commit and whether files differ from it, packages, processor, threads."""
+def version(brief: bool) -> dict[str, Any]:
+    """What the figures are of: the commit and whether files differ from it, packages, processor, threads, and how much is
+    measured."""
     git = ("git", "-C", str(Path(__file__).parent))
     commit = subprocess.run(
         [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
@@ -307,12 +313,13 @@ def version() -> dict[str, Any]:
         "packages": packages,
         "processor": cpu_name(),
         "threads": torch.get_num_threads(),
+        "brief": brief,
     }
 
 
-def run(out: Path, names: list[str], patterns: list[str], limit: int) -> None:
+def run(out: Path, names: list[str], patterns: list[str], limit: int, brief: bool = False) -> None:
     """Measure what the file does not hold yet, one line at a time."""
-    own, done = version(), set()
+    own, done = version(brief), set()
     if out.exists() and out.stat().st_size:
         found, rows = read(out)
         if found != own:
@@ -329,7 +336,7 @@ def run(out: Path, names: list[str], patterns: list[str], limit: int) -> None:
         row: dict[str, Any] = {"network": name, "pattern": pattern}
         try:
             with limited(limit):
-                row = measure(name, pattern)
+                row = measure(name, pattern, brief)
         except NotMasked as reason:
             row["not_masked"] = str(reason)[:200]
         except Exception as failure:
@@ -353,6 +360,9 @@ def main() -> None:
     runner.add_argument(
         "--foreign", action="store_true", help="also those of transformers, smp, Ultralytics and MONAI"
     )
+    runner.add_argument(
+        "--brief", action="store_true", help="shares without gather alone: no latency, no Torch-Pruning"
+    )
     runner.add_argument("--patterns", nargs="*", default=list(PATTERNS), choices=PATTERNS)
     runner.add_argument(
         "--part", nargs=2, type=int, default=(1, 1), metavar=("K", "N"), help="the K-th of N parts"
@@ -368,7 +378,7 @@ def main() -> None:
         if not 1 <= part <= parts:
             parser.error(f"--part {part} {parts}: the first is 1, the last {parts}")
         networks = [*given.networks, *(FOREIGN if given.foreign else ())]
-        run(given.out, networks[part - 1 :: parts], given.patterns, given.limit)
+        run(given.out, networks[part - 1 :: parts], given.patterns, given.limit, given.brief)
     else:
         print(table(given.files))
 

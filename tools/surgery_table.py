@@ -61,8 +61,9 @@ def _pattern(pattern: str, rows: list[dict[str, Any]]) -> str:
     ran = [r for r in chosen if "failure" not in r]
     fine = [r for r in ran if r["varies"] > VARIES]
     exact = [r for r in fine if is_exact(r)]
-    theirs = [r for r in fine if is_exact(r["tp"])]
-    their_crashes = sum("failure" in r["tp"] for r in fine)
+    asked = [r for r in fine if "tp" in r]
+    theirs = [r for r in asked if is_exact(r["tp"])]
+    their_crashes = sum("failure" in r["tp"] for r in asked)
     gathered = [r for r in fine if "gather" in r and is_exact(r["gather"])]
     speed = "–"
     if gathered:
@@ -70,12 +71,16 @@ def _pattern(pattern: str, rows: list[dict[str, Any]]) -> str:
             [own["latency"] for own in side] for side in (gathered, [r["gather"] for r in gathered])
         )
         speed = f"{np.median(plain):.2f}× → {np.median(thinned):.2f}×"
+
+    def counted(number: int) -> str:
+        return str(number) if asked else "–"
+
     wrong = sum(not is_exact(r) or ("gather" in r and not is_exact(r["gather"])) for r in fine)
     return (
         f"| {pattern} | {len(fine)} | {len(exact)} | {wrong} | {len(chosen) - len(ran)} "
         f"| {_figures(_shares(exact, lambda r: r['macs']))} "
         f"| {_figures(_shares(gathered, lambda r: r['gather']['macs']))} | {speed} "
-        f"| {len(theirs)} | {len(fine) - len(theirs) - their_crashes} | {their_crashes} "
+        f"| {counted(len(theirs))} | {counted(len(asked) - len(theirs) - their_crashes)} | {counted(their_crashes)} "
         f"| {_figures(_shares(theirs, lambda r: r['tp']['macs']))} "
         f"| {_figures(_shares(theirs, lambda r: r['macs']))} |"
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compactmtl.artifacts.states import CodeError, read_state
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
 from compactmtl.loops.guest import Guest
 
@@ -119,5 +120,16 @@ def _encoded(state: dict[str, Any]) -> str:
 
 
 def _decoded(text: str) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    try:
+        state = read_state(io.BytesIO(base64.b64decode(text)))
+    except (CodeError, ValueError) as error:
+        raise ArtifactError(
+            f"the state of the shrinking in the Trainer's checkpoint is damaged: {error}",
+            "resume from another checkpoint",
+        ) from error
+    if not isinstance(state, dict):
+        raise ArtifactError(
+            f"the Trainer's checkpoint holds a {type(state).__name__} as state of the shrinking",
+            "resume from another checkpoint",
+        )
     return state

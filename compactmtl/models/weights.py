@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251  (what torch raises for a file that would run code)
 from typing import Any
 
 import timm
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from compactmtl.artifacts.states import CodeError, read_state
 from compactmtl.config.paths import PACKAGE_PREFIX
 from compactmtl.config.recipe import EncoderConfig
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
@@ -212,16 +211,14 @@ def read_weights(path: Path, place: str = "model.encoder.weights") -> dict[str, 
 def _read_torch(path: Path, place: str) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote; only plain weights are read, so no code of the file runs."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+        state = read_state(path)
+    except CodeError as error:
         raise ConfigError(
-            f"{place}: {path} holds more than weights: {_first_line(error)}",
+            f"{place}: {path} holds more than weights: {error}",
             "such a file could run code; save model.state_dict() alone, best with safetensors.torch.save_file",
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is damaged: {_first_line(error)}", "fetch or write the file again"
-        ) from error
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}", "fetch or write the file again") from error
     for key in NESTED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle  # noqa: TID251  (for the error that torch.load raises; nothing is unpickled)
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from compactmtl.artifacts.files import parse_json
 from compactmtl.artifacts.hashes import read_checked, read_hashes, sha256, write_hashed
 from compactmtl.artifacts.layout import HASHES, STATE, SUMMARY, WEIGHTS
+from compactmtl.artifacts.states import CodeError, read_state
 from compactmtl.artifacts.versions import is_version, new_version, read_version, resolve
 from compactmtl.errors import ArtifactError
 
@@ -104,8 +104,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         return None
     data = _read(folder, STATE)
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        state = read_state(io.BytesIO(data))
+    except (CodeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged: {error}", _MEND) from error
     if not isinstance(state, dict):
         raise ArtifactError(f"{path} holds a {type(state).__name__}, not a state", "train with --overwrite")
