@@ -181,7 +181,12 @@ def _choices(details: ErrorDetails) -> list[str]:
 
 
 def _nearest_key(model: type[BaseModel], path: Path, prefix: str) -> str:
-    """The mend of an unknown key: the nearest key beside it, else of that name elsewhere, else all beside it."""
+    """The mend of an unknown key: the space that a value needs before it, the nearest key beside it, else of that name
+    elsewhere, else all beside it.
+    """
+    name, colon, value = str(path[-1]).partition(":")
+    if colon and value:
+        return f"in YAML a space follows the colon: {{{name}: {value}}}"
     every = [one.name for one in keys(model)]
     beside = [one for one in every if _fits(one.split("."), path)]
     ends = [one.rpartition(".")[2] for one in beside]

@@ -32,6 +32,7 @@ def check(folder: Path, content: str) -> Recipe:
 @pytest.mark.parametrize(
     ("lines", "line", "message", "hint"),
     [
+        ("train:\n  optimizer: {name:sgd}\n", 8, "unknown key `train.optimizer.name:sgd`", "{name: sgd}"),
         ("trian:\n  epochs: 3\n", 7, "unknown key `trian`", "`train`"),
         ("train:\n  epoch: 3\n", 8, "unknown key `train.epoch`", "`train.epochs`"),
         ("epochs: 3\n", 7, "unknown key `epochs`", "`train.epochs`"),
