@@ -162,10 +162,11 @@ class StaircaseLatency(BaseModel):
         even, steps = self.aligned.at(*half), [1]
         if outputs:
             dear = self.uneven is not None and even + self.uneven.at(*half) > CLEARLY * even
-            steps.append(self.align if dear else self.aligned.step)
+            steps.append(math.lcm(self.aligned.step, self.align if dear else 1))
         if inputs:
             dear = self.ragged.at(*half) > CLEARLY * even
-            steps.append(self.inputs_align if dear else self.aligned.inputs_step or self.aligned.step)
+            read = self.aligned.inputs_step or self.aligned.step
+            steps.append(math.lcm(read, self.inputs_align if dear else 1))
         return max(steps)
 
     def _half(self, aligns: tuple[int, int]) -> tuple[int, int | None]:
