@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from compactmtl.backends import get_backend, load_target
 from compactmtl.backends.base import TensorInfo
 from compactmtl.config.target import LatencyConfig, OnnxConfig, ParityConfig, Target
 from compactmtl.data.base import Preprocessing
-from compactmtl.errors import ArtifactError, ConfigError, DataError
+from compactmtl.errors import ArtifactError, CompactError, ConfigError, DataError
 from compactmtl.export import Bundle, export_bundle
 from compactmtl.export.calibration_files import batches_in
 from compactmtl.export.onnx_file import OnnxModel, write_file
@@ -145,6 +147,20 @@ def test_files_that_are_no_use(file: Path, tmp_path: Path) -> None:
         fine(torch.zeros(1, 6), torch.zeros(1, 6))
     with pytest.raises(ConfigError, match=r"onnx\.preprocess, and .* is taken as it is"):
         fine.fitted(INT8.model_copy(update={"onnx": OnnxConfig(preprocess=True)}))
+
+
+def test_a_name_that_is_no_text_is_damage(file: Path, tmp_path: Path) -> None:
+    """The runtimes quote it in their message, which Python then cannot read. Found by fuzzing."""
+    data, damaged = file.read_bytes(), tmp_path / "damaged.onnx"
+    places = [found.start() for found in re.finditer(b"image", data)]
+    assert len(places) >= 2  # the graph's input and the node that reads it
+    for place in places:
+        damaged.write_bytes(data[:place] + b"imag\x89" + data[place + 5 :])
+        for target in (load_target("onnxruntime-cpu"), load_target("openvino")):
+            with pytest.raises(CompactError):
+                get_backend(target.backend).open(damaged, target)
+        with pytest.raises(CompactError):
+            OnnxModel(damaged)
 
 
 def test_arrays_in_files(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ def _session(
         state.NoModel,
         state.NoSuchFile,
         state.InvalidArgument,
+        UnicodeDecodeError,  # a message that quotes a damaged name
     )
     try:
         if provider in PLUGINS:

@@ -144,7 +144,10 @@ def _compile(model: Path, target: Target, *, profile: bool = False) -> openvino.
     core = openvino.Core()
     try:
         return core.compile_model(core.read_model(str(model)), device, options)
-    except RuntimeError as error:  # openvino's one exception, for files that are broken too
+    except (
+        RuntimeError,
+        UnicodeDecodeError,
+    ) as error:  # the one exception of openvino; a message that quotes a damaged name
         raise ArtifactError(
             f"{model} is not a model that OpenVINO can load: {_reason(error)}",
             "a node that it names is one that OpenVINO can't run: choose another target, or change that layer;"
