@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from compactmtl.errors import SurgeryError
 from compactmtl.graph.borrow import borrowed
+from compactmtl.graph.calls import stack_of
 from compactmtl.graph.inputs import Arguments, copied
-from compactmtl.graph.trace import trace
+from compactmtl.graph.trace import Traced, trace
 from compactmtl.graph.unreached import unreached_modules
 from compactmtl.surgery.stand_ins import Absent, put_where_it_holds, size_behind_batch, watch_outputs
 
@@ -87,10 +88,13 @@ def remove_unread(
 
     Raises SurgeryError where the model cannot be traced.
     """
-    candidates = [path for path in unreached_modules(model, trace(model, arguments)) if path not in before]
+    traced = trace(model, arguments)
+    candidates = [path for path in unreached_modules(model, traced) if path not in before]
     shapes = _shapes(model, arguments, candidates)
     absent: dict[str, tuple[int, ...]] = {}
-    pending = _outermost(shapes)
+    # A block that hands its input on, with both its branches dead, reads no parameter: what is inside it can go.
+    read = _read(traced)
+    pending = _outermost(path for path in shapes if path not in read)
     while pending:
         # One value for all positions fits inputs of any size, and costs nothing where the forward goes on to compute with it.
         for one in (True, False):
@@ -101,7 +105,6 @@ def remove_unread(
             }
             stand_ins = {path: Absent(shape) for path, shape in tried.items()}
             absent.update((path, tried[path]) for path in put_where_it_holds(model, stand_ins, holds))
-        # A block that hands its input on, with both its branches dead, reads no parameter: what is inside it can go.
         inside = [
             path
             for outer in pending
@@ -111,6 +114,17 @@ def remove_unread(
         ]
         pending = _outermost(inside)
     return absent
+
+
+def _read(traced: Traced) -> set[str]:
+    """The modules in whose forward something is computed that an output depends on."""
+    pending, seen = list(traced.outputs), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending += node.all_input_nodes
+    return {path for node in seen for path in stack_of(node).values()}
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from compactmtl import compact
 from compactmtl.export import export_onnx
-from compactmtl.surgery import apply_plan, load_compact, save_compact
-from compactmtl.surgery.stand_ins import put
+from compactmtl.surgery import apply_plan, depth, load_compact, outputs, save_compact
+from compactmtl.surgery.stand_ins import put, put_where_it_holds
 
 WIDTH = 8
 
@@ -262,6 +263,26 @@ def test_what_a_head_of_training_reads_stays() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     told = compact(model.eval(), (IMAGE,), unreached="report")
     assert "first" in told.plan.absent
+
+
+def test_blocks_that_only_hand_on_their_input_cost_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All branches of a new timm network are zero, and every trial is a whole proof: none is made of a block that is read."""
+    trials: list[int] = []
+
+    def counted(
+        model: nn.Module, modules: Mapping[str, nn.Module], holds: Callable[[], bool]
+    ) -> tuple[str, ...]:
+        def trial() -> bool:
+            trials.append(len(modules))
+            return holds()
+
+        return put_where_it_holds(model, modules, trial)
+
+    for module in (depth, outputs):
+        monkeypatch.setattr(module, "put_where_it_holds", counted)
+    found = compact(network("plain", dead=(0, 1, 2, 3)), (torch.randn(1, 3, 16, 16, dtype=torch.float64),))
+    assert sum(path.startswith("blocks.") for path in found.plan.absent) == 4 * 3
+    assert len(trials) == 2, trials
 
 
 def test_a_constant_that_is_rounded_holds_the_caller_s_tolerance() -> None:
