@@ -81,29 +81,33 @@ def put_where_it_holds(
 ) -> tuple[str, ...]:
     """Put modules into their places, in place, as far as `holds` stays true; the paths of those that stay.
 
-    All are tried together, and where that fails those of one parent are, and then one after another, the last first: what
-    gives its place to a stand-in may be read by those behind it alone.
+    All are tried together. Where that fails those of one name are, such as all `attn`, then what is left of one parent, and
+    then one after another, the last first: what gives its place to a stand-in may be read by those behind it alone.
     """
+    kept, failed = set[str](), set[frozenset[str]]()
 
-    def attempt(paths: Sequence[str]) -> bool:
+    def attempt(paths: Sequence[str]) -> None:
+        if not paths or kept.issuperset(paths) or frozenset(paths) in failed:
+            return
         before = {path: put(model, path, modules[path]) for path in paths}
         if holds():
-            return True
+            kept.update(paths)
+            return
+        failed.add(frozenset(paths))
         for path, module in before.items():
             put(model, path, module)
-        return False
 
-    if not modules or attempt(list(modules)):
-        return tuple(modules)
-    siblings: dict[str, list[str]] = {}
-    for path in modules:
-        siblings.setdefault(path.rpartition(".")[0], []).append(path)
-    kept = set[str]()
-    for paths in siblings.values():
-        if len(siblings) > 1 and attempt(paths):
-            kept.update(paths)
-        elif len(modules) > 1 and (len(siblings) == 1 or len(paths) > 1):
-            kept.update(path for path in reversed(paths) if attempt([path]))
+    attempt(list(modules))
+    for part in (2, 0):  # the last part of a path is its name, what stands before it its parent
+        alike: dict[str, list[str]] = {}
+        for path in modules:
+            if path not in kept:
+                alike.setdefault(path.rpartition(".")[part], []).append(path)
+        for paths in alike.values():
+            attempt(paths)
+    for path in reversed(list(modules)):
+        if path not in kept:
+            attempt([path])
     return tuple(path for path in modules if path in kept)
 
 
