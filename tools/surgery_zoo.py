@@ -279,17 +279,22 @@ def _layer_by_layer(model: nn.Module, pattern: str, generator: torch.Generator) 
     layers = [i for i, module in enumerate(modules) if isinstance(module, (_ConvNd, nn.Linear))]
     for i in layers[1:]:
         layer = modules[i]
+        weight = layer.weight
+        if getattr(layer, "transposed", False):
+            if layer.groups > 1:  # its weight has the outputs of one group alone
+                continue
+            weight = weight.transpose(0, 1)
         if pattern == "B":
-            if layer.weight.shape[1] > 1:
-                layer.weight[:, _half(layer.weight.shape[1], generator)] = 0
+            if weight.shape[1] > 1:
+                weight[:, _half(weight.shape[1], generator)] = 0
             continue
-        if layer.weight.shape[0] in OUTPUTS:
+        if weight.shape[0] in OUTPUTS:
             continue
-        rows = _half(layer.weight.shape[0], generator)
-        layer.weight[rows] = 0
+        rows = _half(weight.shape[0], generator)
+        weight[rows] = 0
         if layer.bias is not None:
             layer.bias[rows] = 0
         norm = modules[i + 1] if i + 1 < len(modules) else None
-        if pattern == "A" and isinstance(norm, _BatchNorm) and norm.num_features == len(layer.weight):
+        if pattern == "A" and isinstance(norm, _BatchNorm) and norm.num_features == len(weight):
             norm.weight[rows] = 0
             norm.bias[rows] = 0
