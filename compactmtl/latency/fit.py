@@ -2,9 +2,9 @@
 
 Milliseconds of a layer are a sum, without negative terms, of a constant, its steps of outputs and of inputs, their product and what
 that is beyond a knee. Where the inputs are no multiple of what a kernel is written for, runtimes choose another kernel, with a
-constant and a product of its own; where the outputs are none, a constant, the outputs and the product come on top, or it is
-that other kernel, too. Steps, multiples and the knee are the form of a layer. Layers of one kind run in the same kernels and share their form: it is the one that
-foresees their held-out points best.
+constant and a product of its own; where the outputs are no multiple, a constant, the outputs and the product come on top, or
+the other kernel is taken for them, too. Steps, multiples and the knee are the form of a layer. Layers of one kind run in the same
+kernels and share their form: it is the one that foresees their held-out points best.
 """
 
 from __future__ import annotations
@@ -22,26 +22,17 @@ from scipy.optimize import nnls
 from compactmtl.sparsity.latency import Regime, StaircaseLatency, features, is_aligned, weights_at
 
 STEPS = (1, 4, 8, 16, 32)  # channels that kernels take at a time
-ALIGNS = (
-    1,
-    4,
-    8,
-    16,
-    32,
-)  # multiples of channels for which runtimes choose another kernel; 1: for all the same
+# Multiples of channels beside which runtimes choose another kernel; 1: they choose the same one for all counts.
+ALIGNS = (1, 4, 8, 16, 32)
 KNEES = (math.inf, 1 / 8, 1 / 4, 1 / 2)  # shares of a layer's weights from which on they may leave a cache
-LEAST_POINTS = 5  # of a kind's layers each: with fewer no form is told from another
+LEAST_POINTS = 5  # of a layer that has a say in the form of its kind: fewer tell no form from another
 JUDGES = 8  # layers of a kind at most by which its form is chosen
 FOLDS = 8  # of the points, held out in turn to judge a form
 SWEEPS = 3  # over a form's numbers, each in turn, at most
+TERMS = 10  # that milliseconds are a sum of
 FLOOR_MS = 1e-3  # what a clock of microseconds can tell apart
-RIDGE = (
-    1e-4  # of the mean size of a term: keeps least squares unique where two terms are the same at every point
-)
-ALIGNED, EVEN = (
-    5,
-    7,
-)  # how many terms there are in the kernel for whole blocks, and with those of the other one
+# Of the mean size of a term: keeps least squares unique where two terms are the same at every point.
+RIDGE = 1e-4
 
 Floats = NDArray[np.float64]
 
@@ -167,7 +158,7 @@ class Form:
 def fit_layer(
     points: Sequence[Point], full: tuple[int, int | None], align: int, weights: float = 0.0
 ) -> StaircaseLatency:
-    """The staircase of one layer of `full` width (outputs, inputs) and so many weights, by the points' own time; nothing for a
+    """The staircase of one layer of `full` width (outputs, inputs) and so many weights, by the points' own time; no time for a
     layer without points. Of several layers of a network `choose_forms` tells more. `align` is tried first.
     """
     layer = LayerPoints(full, weights, tuple(points))
@@ -175,12 +166,9 @@ def fit_layer(
 
 
 def fitted_layer(layer: LayerPoints, form: Form) -> StaircaseLatency:
-    """The staircase of a layer in a form, by its points' own time; nothing for a layer without points."""
+    """The staircase of a layer in a form, by its points' own time; no time for a layer without points."""
     if not layer.points:
-        nothing = Regime(step=1)
-        return StaircaseLatency(
-            full=layer.full, align=form.align, aligned=nothing, ragged=nothing, weights=layer.weights
-        )
+        return form.layer(layer, [0.0] * TERMS)
     factors = solve(form.matrix(layer), _own(layer), 1 / _sizes(layer))
     return form.layer(layer, factors.tolist())
 

@@ -137,8 +137,11 @@ class _System:
         return float(found.x)
 
     def memory(self, held: float) -> Memory:
-        """What further weights cost where so many are held."""
+        """What further weights cost where so many are held. A kernel that no point ran in has the price of the other one."""
         (ms, ragged), _ = self.prices(held)
+        seen = np.unique(np.concatenate([block.ragged for block in self.blocks]))
+        if len(seen) == 1:
+            return Memory(held=held, ms=ragged if seen[0] else ms)
         return Memory(held=held, ms=ms, ragged_ms=ragged)
 
     def prices(self, held: float) -> tuple[tuple[float, float], float]:
@@ -147,15 +150,18 @@ class _System:
         sizes = [np.maximum(np.abs(block.terms).max(axis=0), 1e-300) for block in self.blocks]
         loads = [self._loads(block, held) for block in self.blocks]
         most = np.maximum(np.max([load.max(axis=0) for load in loads], axis=0), 1e-300)
+        parts = [
+            self._triangle(np.column_stack([load / most, block.terms / size, block.ms]), block)
+            for block, size, load in zip(self.blocks, sizes, loads, strict=True)
+        ]
         columns = sum(len(size) for size in sizes) + 2
-        system = np.zeros((sum(len(block.ms) for block in self.blocks), columns))
-        target = np.zeros(len(system))
+        system = np.zeros((sum(map(len, parts)), columns))
+        target = np.concatenate([part[:, -1] for part in parts])
         row, column = 0, 2
-        for block, size, load in zip(self.blocks, sizes, loads, strict=True):
-            rows, scale = slice(row, row + len(block.ms)), 1 / self.ms[block.networks]
-            system[rows, :2] = load / most * scale[:, None]
-            system[rows, column : column + len(size)] = block.terms / size * scale[:, None]
-            target[rows] = block.ms * scale
+        for part, size in zip(parts, sizes, strict=True):
+            rows = slice(row, row + len(part))
+            system[rows, :2] = part[:, :2]
+            system[rows, column : column + len(size)] = part[:, 2:-1]
             row, column = rows.stop, column + len(size)
         there = np.abs(system).max(axis=0) > 0
         used = system[:, there]
@@ -197,6 +203,12 @@ class _System:
                 foreseen += np.bincount(block.networks[rows], own, len(self.totals))
         there = self.ms > 0
         return float(np.abs(foreseen[there] / self.ms[there] - 1).mean())
+
+    def _triangle(self, part: Floats, block: _Block) -> Floats:
+        """A block's equations (points × columns) as shares of the networks' time, in no more rows than it has columns: the sum of
+        squares is the same for all factors.
+        """
+        return np.linalg.qr(part / self.ms[block.networks, None]).R
 
     def _loads(self, block: _Block, held: float) -> Floats:
         """The weights of each point that come from memory, in the kernel for whole blocks and in the other one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,13 +33,10 @@ class Store:
             document = parse_json(self.path.read_text(encoding="utf-8"))
             if document["version"] == VERSION and document["conditions"] == json.loads(self._conditions):
                 self._points = {
-                    signature: [
-                        Point(int(o), None if i is None else int(i), float(ms), float(network))
-                        for o, i, ms, network in points
-                    ]
+                    signature: [_point(o, i, ms, network) for o, i, ms, network in points]
                     for signature, points in document["layers"].items()
                 }
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             self._points = {}  # none yet, or damaged: measured again
 
     @property
@@ -124,3 +122,13 @@ class Store:
             },
         }
         self._write(self.path, json.dumps(document))
+
+
+def _point(outputs: int, inputs: int | None, ms: float, network: float) -> Point:
+    """A point of a file. Raises ValueError or TypeError where it is none that was measured."""
+    point = Point(int(outputs), None if inputs is None else int(inputs), float(ms), float(network))
+    if not (min(point.outputs, 1 if point.inputs is None else point.inputs) > 0 and 0 < point.ms < math.inf):
+        raise ValueError(f"{point} was not measured")
+    if not 0 <= point.network < math.inf:
+        raise ValueError(f"{point} is of no network")
+    return point

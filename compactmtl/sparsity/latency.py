@@ -154,19 +154,21 @@ class StaircaseLatency(BaseModel):
         Where counts that are no multiples of what kernels are written for are clearly slower, that is the step; else it is
         that of the fit.
         """
-        if self.inputs_align is None:
-            half = self._half((self.align, self.align))
-            even, odd = (one.at(*half) for one in (self.aligned, self.ragged))
-            return self.align if odd > CLEARLY * even else self.ragged.step
-        half = self._half((self.align, self.inputs_align))
-        even, steps = self.aligned.at(*half), [1]
-        if outputs:
+        half = self._half((self.align, self.inputs_align or self.align))
+        even, odd = (one.at(*half) for one in (self.aligned, self.ragged))
+        slower = odd > CLEARLY * even
+        if self.inputs_align is not None:
             dear = self.uneven is not None and even + self.uneven.at(*half) > CLEARLY * even
-            steps.append(math.lcm(self.aligned.step, self.align if dear else 1))
+            aligns = self.align if dear else 1, self.inputs_align if slower else 1
+        elif self.aligned.inputs_step is not None:
+            aligns = (self.align, self.align) if slower else (1, 1)
+        else:  # of a depthwise layer, or of a table before version 5
+            return self.align if slower else self.ragged.step
+        steps = [1]
+        if outputs:
+            steps.append(math.lcm(self.aligned.step, aligns[0]))
         if inputs:
-            dear = self.ragged.at(*half) > CLEARLY * even
-            read = self.aligned.inputs_step or self.aligned.step
-            steps.append(math.lcm(read, self.inputs_align if dear else 1))
+            steps.append(math.lcm(self.aligned.inputs_step or self.aligned.step, aligns[1]))
         return max(steps)
 
     def _half(self, aligns: tuple[int, int]) -> tuple[int, int | None]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compactmtl.latency.fit import LayerPoints, Point, choose_forms, fit_layer, fitted_layer
+from compactmtl.latency.fit import Form, LayerPoints, Point, choose_forms, fit_layer, fitted_layer
 from compactmtl.sparsity.latency import is_aligned
 
 
@@ -127,6 +127,14 @@ def test_a_layer_that_was_seen_at_one_width_alone_costs_what_it_cost_there(
     """As where nothing of it can be removed: all terms are the same at every point."""
     layer = fit_layer([Point(*full, 1e-3)] * count, full, align=16)
     assert layer.at(*full) == pytest.approx(1e-3)
+
+
+def test_a_layer_without_points_has_the_kernels_of_its_kind() -> None:
+    """So that its weights have the price of the kernel that reads them."""
+    form = Form(align=16, inputs_align=4, step=16, inputs_step=16)
+    layer = fitted_layer(LayerPoints((256, 256), 9.0 * 256 * 256, ()), form)
+    assert layer.at(256, 256) == layer.at(3, 3) == 0 and layer.weights == 9.0 * 256 * 256
+    assert layer.is_ragged(16, 7) and not layer.is_ragged(7, 16)
 
 
 def test_few_points_share_one_fit() -> None:

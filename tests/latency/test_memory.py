@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
 from compactmtl.latency import Cutter, Settings, Store, latency_table
 from compactmtl.latency.fit import Form, LayerPoints, Point, fit_layer
 from compactmtl.latency.measure import conditions_of
-from compactmtl.latency.memory import LEAST_NETWORKS, find_memory, total_weights, with_fetched
+from compactmtl.latency.memory import LEAST_NETWORKS, _System, find_memory, total_weights, with_fetched
 from compactmtl.latency.observe import widths_of
 from compactmtl.sparsity import channel_groups
 from compactmtl.sparsity.latency import VERSION, LatencyTable, Memory, Regime, StaircaseLatency, weights_at
@@ -179,6 +180,31 @@ def test_the_kernel_for_other_counts_waits_at_a_price_of_its_own() -> None:
     assert found.ragged_ms is not None and found.ragged_ms < 0.1 * found.ms
     assert found.scaled(2.0).price(ragged=False) == 2 * found.ms
     assert Memory(held=1.0, ms=3.0).price(ragged=True) == 3.0  # of a table of version 4
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_kernel_that_nothing_was_timed_in_has_the_price_of_the_other(odd: bool) -> None:
+    """Or weights would come from memory for nothing there, and a choice would seek its counts."""
+    layers = networks(Memory(held=60_000, ms=5e-7), noise=0.0)
+    form = Form(align=1, inputs_align=1)
+    totals = np.unique([point.network for layer in layers for point in layer.points])
+    system = _System.of(layers, dict.fromkeys(layers, form), totals)
+    system = replace(
+        system, blocks=tuple(replace(one, ragged=np.full(len(one.ms), odd)) for one in system.blocks)
+    )
+    found = system.memory(60_000)
+    assert found.price(ragged=True) == found.price(ragged=False) == pytest.approx(5e-7, rel=1e-3)
+
+
+def test_repeated_points_change_no_price() -> None:
+    """However often layers were timed, the equations are as many as the unknowns at most."""
+    layers = networks(Memory(held=60_000, ms=5e-7), noise=0.03)
+    often = [replace(one, points=one.points * 5) for one in layers]
+    form, prices = Form(), []
+    for some in (layers, often):
+        totals = np.unique([point.network for layer in some for point in layer.points])
+        prices.append(_System.of(some, dict.fromkeys(some, form), totals).prices(60_000)[0])
+    assert prices[1] == pytest.approx(prices[0], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from compactmtl.errors import CompactWarning
 from compactmtl.latency import Point, Store
-from compactmtl.latency.store import MOST
+from compactmtl.latency.store import MOST, VERSION
 
 CONDITIONS = {"device": "a CPU", "precision": "fp32", "threads": 1}
 
@@ -32,6 +33,32 @@ def test_other_conditions_share_nothing(change: dict[str, object], tmp_path: Pat
 def test_a_damaged_file_is_measured_again(text: str, tmp_path: Path) -> None:
     store = Store(CONDITIONS, tmp_path)
     store.path.write_text(text)
+    assert Store(CONDITIONS, tmp_path).points("conv") == []
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        [16, 3, "NaN", 4e6],
+        ["Infinity", 3, 0.5, 4e6],
+        [16, 3, 0.5, "Infinity"],
+        [16, 3, 0.0, 4e6],
+        [0, 3, 0.5, 4e6],
+        [16, 0, 0.5, 4e6],
+    ],
+)
+def test_a_number_that_no_clock_gives_is_measured_again(point: list[object], tmp_path: Path) -> None:
+    store = Store(CONDITIONS, tmp_path)
+    store.add([("conv", Point(16, 3, 0.5, 4e6))])
+    document = json.loads(store.path.read_text())
+    document["layers"]["conv"] = [point]
+    store.path.write_text(json.dumps(document).replace('"NaN"', "NaN").replace('"Infinity"', "Infinity"))
+    assert Store(CONDITIONS, tmp_path).points("conv") == []
+
+
+def test_layers_that_are_none_are_measured_again(tmp_path: Path) -> None:
+    store = Store(CONDITIONS, tmp_path)
+    store.path.write_text(json.dumps({"version": VERSION, "conditions": CONDITIONS, "layers": 3}))
     assert Store(CONDITIONS, tmp_path).points("conv") == []
 
 

@@ -65,6 +65,9 @@ def test_a_family_s_step_is_that_of_the_side_that_it_changes() -> None:
     assert slow.step_of(outputs=False, inputs=True) == 8
     padded = slow.model_copy(update={"aligned": Regime(step=16, inputs_step=16, both=1e-4)})
     assert padded.step_of(outputs=False, inputs=True) == 16  # 8 and 16 cost the same
+    shared = layer.model_copy(update={"align": 1, "inputs_align": None})  # one kernel for all counts
+    assert shared.step_of(outputs=True, inputs=False) == 16
+    assert shared.step_of(outputs=False, inputs=True) == 4
     free = Regime(step=1, both=1e-9)
     groups = channel_groups(network(), INPUT)
     first = StaircaseLatency(full=(64, 3), align=1, inputs_align=1, aligned=free, ragged=free)
