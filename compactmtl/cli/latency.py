@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from math import prod
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.told import tell
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import MOST, add_trust
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from compactmtl.backends import get_backend, load_target
+    from compactmtl.cli.disk import check_writable
     from compactmtl.errors import ConfigError
     from compactmtl.latency import Settings, latency_table
     from compactmtl.latency.kit import table_from_results
@@ -90,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else None
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out} is a folder", "name the table's file")
+    if out is not None:
+        check_writable(out.absolute().parent)
     if args.results is not None:
         if args.subject or args.overrides or args.kit:
             raise ConfigError(
@@ -203,9 +207,9 @@ def _sizes(text: str) -> list[int]:
     from compactmtl.errors import ConfigError
 
     parts = re.split(r"[x×X]", text.strip())
-    if not all(part.isdecimal() and int(part) for part in parts):
+    if not all(map(_is_size, parts)):
         written = "x".join(re.findall(r"[0-9]+", text))
-        wrong = next((part for part in parts if not (part.isdecimal() and int(part))), text)
+        wrong = next((part for part in parts if not _is_size(part)), text)
         near = (
             f"did you mean --input {written}? "
             if written.count("x") and "0" not in written.split("x")
@@ -215,7 +219,14 @@ def _sizes(text: str) -> list[int]:
             f"--input {text}: {wrong!r} is no size of 1 or more",
             f"{near}write every size of the input, batch first, with x between them, such as 1x3x224x224",
         )
-    return [int(part) for part in parts]
+    sizes = [int(part) for part in parts]
+    if prod(sizes) >= MOST:
+        raise ConfigError(f"--input {text}: no machine holds so many numbers", "give smaller sizes")
+    return sizes
+
+
+def _is_size(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 100 and int(text) > 0  # Python reads no more than 4300 digits
 
 
 def _summary(table: LatencyTable) -> list[str]:

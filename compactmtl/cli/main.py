@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] in ("-V", "--version"):
             print(f"compactmtl {compactmtl.__version__}")
             return OK
+        _check_text(words)
         verb = _load(_known(words[0]))
         parser = parser_of(words[0])
         args = parser.parse_args(words[1:])
@@ -159,6 +160,14 @@ def wait_passively(environment: Mapping[str, str]) -> dict[str, str]:
     if any(name in environment for name in WAITING):
         return {}
     return {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Raise ConfigError for a word whose bytes are not UTF-8: runtimes open no such file, and no recipe or report names it."""
+    for word in words:
+        plain = word.encode(errors="backslashreplace").decode()
+        if plain != word:
+            raise ConfigError(f"{plain} on the command line is not UTF-8", "rename the file or folder")
 
 
 def _check_processes(verb: str, args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 OVERRIDES = "overrides"  # the positional that takes key=value words, wherever they stand
 _OVERRIDE = re.compile(r"[^=/\\]+=.*", re.DOTALL)  # a path with = in it has a slash: ./lr=0.1
 _NUMBER = re.compile(r"-\.?\d")
+MOST = 2**48  # numbers in an input whose shape is given: no machine's memory holds more
 
 
 _Group = tuple[

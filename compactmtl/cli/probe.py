@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--samples {args.samples}: expected {LEAST} or more", "leave it out to use all images"
         )
+    if not 0 <= args.seed < 2**32:  # what scikit-learn takes
+        raise ConfigError(f"--seed {args.seed}: expected a number of 0 to {2**32 - 1}", "leave it out for 0")
     if args.jobs < 1:
         raise ConfigError(f"--jobs {args.jobs}: expected a positive number", "leave it out for 1")
     if args.json:

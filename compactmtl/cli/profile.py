@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 from compactmtl.artifacts.layout import BUNDLE_FILE, MODEL_FILE, PROFILE
 from compactmtl.artifacts.told import tell
-from compactmtl.cli.parser import add_trust
+from compactmtl.cli.parser import MOST, add_trust
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -188,6 +189,8 @@ def shape_of(text: str) -> tuple[str, tuple[int, ...]]:
         raise ConfigError(
             f"--shape {text}: expected NAME=1x3x224x224", "give integers of 1 or more, separated by x"
         )
+    if prod(shape) >= MOST:
+        raise ConfigError(f"--shape {text}: no machine holds so many numbers", "give smaller sizes")
     return name, shape
 
 

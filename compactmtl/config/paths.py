@@ -176,8 +176,9 @@ def _override(node: Node) -> Node:
 
 
 def _absolute(text: str, key: str, place: Place) -> str:
-    if expanded(text).is_absolute():
-        return text
+    at_home = expanded(text)
+    if at_home.is_absolute():
+        return str(at_home) if text.startswith("~") else text
     here = os.path.abspath(text)  # noqa: PTH100  (links stay as they are written)
     if place.file is None or is_bundled(place.file) or _is_of_run(place.file):
         return here

@@ -198,7 +198,9 @@ class Recipe(Frozen):
     """A whole training run."""
 
     description: str = Field("", description="One line for `compactmtl recipes list`.")
-    seed: int = Field(0, description="Seed of all random numbers.")
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = Field(  # what torch takes
+        0, description="Seed of all random numbers."
+    )
     data: DataConfig = Field(description="Data set, input size and batches.")
     tasks: dict[str, TaskConfig] = Field(
         min_length=1, description="The outputs of the model by name, at least one."

@@ -111,13 +111,13 @@ class TrainConfig(Frozen):
         description="Use the NHWC memory layout while training. `auto` takes what is clearly faster for this network on "
         "this machine, timed once before the first such run of 200 steps or more; a shorter one takes NCHW.",
     )
-    threads: Annotated[int, Field(ge=1)] | None = Field(
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="CPU threads of torch. null: torch's default."
     )
     patience: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many epochs without a better score. null: train all epochs."
     )
-    competition: Annotated[int, Field(ge=0)] = Field(
+    competition: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0,
         description="Batches per epoch on which the tasks' gradients are compared layer by layer, for the "
         "log and the report. 0: none.",

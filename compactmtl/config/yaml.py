@@ -234,6 +234,7 @@ def _build(event: Event, rest: Iterator[Event], file: Path | None, depth: int) -
             f"{place}: nested deeper than {MAX_DEPTH} levels", "no recipe or target is that deep"
         )
     if isinstance(event, ScalarEvent):
+        _check_text(event.value, place)
         plain = event.style is None and event.implicit[0]
         return Node(_plain_scalar(event.value, place) if plain else event.value, place)
     if isinstance(event, SequenceStartEvent):
@@ -257,6 +258,14 @@ def _build(event: Event, rest: Iterator[Event], file: Path | None, depth: int) -
             )
         mapping[key.value] = Node(value.value, key.place)
     return Node(mapping, place)
+
+
+def _check_text(text: str, place: Place) -> None:
+    """Raise ConfigError for half a character, as an escape such as "\\udcff" gives it: no file and no model can hold one."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ConfigError(
+            f"{place}: {text!a} is not text: it has a surrogate in it", "write whole characters"
+        )
 
 
 def _plain_scalar(text: str, place: Place) -> Plain:

@@ -5,7 +5,6 @@ compactmtl.artifacts.layout names its files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from compactmtl.artifacts.files import present, sha256_file, parse_json
+from compactmtl.artifacts.files import parse_json, present, sha256_file
 from compactmtl.artifacts.hashes import check_files, note_unhashed, read_hashes
 from compactmtl.artifacts.layout import (
     BEST,
@@ -69,7 +68,8 @@ class Run:
         if not is_run(path):
             raise ArtifactError(f"{path} is not a run{missing(path)}", nearby(path))
         check_here(path, overrides)
-        recipe = load_recipe(path / RECIPE, overrides)
+        # Absolute, since a name that begins with ~ is looked up at the user's home, and this folder may be called so.
+        recipe = load_recipe((path / RECIPE).absolute(), overrides)
         try:
             meta = parse_json((path / META).read_text(encoding="utf-8"))
         except ValueError as error:

@@ -84,9 +84,17 @@ def test_teachers_of_features_are_paths_too(project: Path) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("root", ["/data/faces", "~/faces"])
-def test_a_path_that_begins_nowhere_else_stays(project: Path, root: str) -> None:
-    assert load_recipe(project / "mine.yaml", [f"data.root={root}"]).data.root == root
+def test_a_whole_path_stays(project: Path) -> None:
+    assert load_recipe(project / "mine.yaml", ["data.root=/data/faces"]).data.root == "/data/faces"
+
+
+def test_a_path_at_home_is_whole_for_all_that_read_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/user")
+    words = ["data.root=~/faces", "model.encoder.weights=~/a.pth", "distillation.teacher=~/runs/seed{seed}"]
+    recipe = load_recipe(project / "mine.yaml", words)
+    assert recipe.distillation is not None
+    found = (recipe.data.root, recipe.model.encoder.weights, recipe.distillation.teacher)
+    assert found == ("/home/user/faces", "/home/user/a.pth", "/home/user/runs/seed{seed}")
 
 
 def test_a_recipe_of_the_package_takes_the_working_folder(project: Path) -> None:

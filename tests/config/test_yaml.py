@@ -77,6 +77,8 @@ def test_a_directive_does_not_bring_back_yaml_1_1(tmp_path: Path, directive: str
         ("a: .inf\n", 1, "finite"),
         ("a: [1, .nan]\n", 1, "finite"),
         ("a: 1e999\n", 1, "finite"),
+        ('b: 0\na: "\\ud800"\n', 2, "surrogate"),
+        ('"\\udcff": 1\n', 1, "surrogate"),
         ("1: 2\n", 1, "name as key"),
         ("a: [1, 2\nb: 3\n", 2, "expected"),
         ("a: b: c\n", 1, "not allowed here"),

@@ -273,6 +273,8 @@ def test_a_module_without_its_function_is_asked_for_one(
         (["bare_module:build", "--input", "1,3,8,8"], "did you mean --input 1x3x8x8?"),
         (["bare_module:build", "--input", "1x3x8x"], "'' is no size of 1 or more"),
         (["bare_module:build", "--input", "1x3x0x8"], "'0' is no size of 1 or more"),
+        (["bare_module:build", "--input", "9" * 5000], "is no size of 1 or more"),
+        (["bare_module:build", "--input", "9" * 20], "no machine holds so many numbers"),
         (["bare_module:build", "--input", ""], "it takes 1x3x224x224"),
         (["bare_module:build", "--input", "1x3x8.5x8"], "'8.5' is no size of 1 or more"),
         (["bare_module:fails", "--input", "1x3x8x8"], "bare_module:fails fails: "),

@@ -12,7 +12,9 @@ from compactmtl.artifacts.hashes import write_hashes
 from compactmtl.artifacts.layout import STATE, SUMMARY, WEIGHTS
 from compactmtl.errors import ArtifactError
 from compactmtl.overparam import overparameterize
+from compactmtl.runs import Run
 from compactmtl.runs.checkpoint import load_state, load_summary, load_weights, save_best, save_checkpoint
+from tests.support.real_runs import write_run
 
 
 def small(seed: int = 0, width: int = 3) -> nn.Sequential:
@@ -126,3 +128,11 @@ def test_factors_and_plain_weights_are_told_apart(tmp_path: Path, factorized: st
     with pytest.raises(ArtifactError, match="lacks the tensor") as caught:
         load_weights(loaded, tmp_path / "best")
     assert "0 was over-parameterized on one side alone" in caught.value.hint
+
+
+def test_a_run_in_a_folder_named_by_a_tilde_is_read_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "~" / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    assert Run.open("~/runs/one").recipe.data.name == "scenes"

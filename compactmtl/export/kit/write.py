@@ -137,7 +137,7 @@ def check_place(path: Path) -> None:
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", "name a file, or a folder whose name has no .zip")
     elif path.exists() and not (path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))):
-        raise ConfigError(f"{path} exists and is no kit", "choose another --kit-out")
+        raise ConfigError(f"{path} exists and is no kit", "choose another folder or file for it")
 
 
 @contextmanager
