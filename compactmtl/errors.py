@@ -104,6 +104,11 @@ _SHARED_FULL = ("</torch_", "shared memory object", "shared memory(shm)", "Bus e
 _WORKER_DIED = ("DataLoader worker (pid",)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+
+
 def machine_fault(error: BaseException) -> MachineError | None:
     """The fault of the machine that an exception reports, with its fix; None where it reports none."""
     text = str(error)

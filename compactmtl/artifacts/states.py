@@ -6,6 +6,8 @@ from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  (what torch raises for a file that would run code)
 from typing import IO, Any
 
+from compactmtl.errors import first_line
+
 
 class CodeError(Exception):
     """A file that holds more than plain values and tensors, and could run code."""
@@ -22,12 +24,8 @@ def read_state(source: Path | IO[bytes]) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise CodeError(_first_line(error)) from error
+        raise CodeError(first_line(error)) from error
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(first_line(error)) from error

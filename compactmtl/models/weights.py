@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compactmtl.artifacts.states import CodeError, read_state
 from compactmtl.config.paths import PACKAGE_PREFIX
 from compactmtl.config.recipe import EncoderConfig
-from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError, first_line
 from compactmtl.models import download
 from compactmtl.models.packaged import is_foreign, package_file, package_of, to_timm
 from compactmtl.models.segnet import STEM, SegNet, from_vgg
@@ -58,7 +58,7 @@ def _fetch(name: str, create: Callable[..., nn.Module]) -> nn.Module:
     except Exception as error:
         if not any(_from_network(cause) for cause in _causes(error)):
             raise
-        raise _not_fetched(name, _first_line(error)) from error
+        raise _not_fetched(name, first_line(error)) from error
 
 
 def _not_fetched(name: str, reason: str) -> MissingDependencyError:
@@ -79,10 +79,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _from_network(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in NETWORK_PACKAGES
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_encoder_weights(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compactmtl.artifacts.layout import LOCK
 from compactmtl.artifacts.lock import writing
-from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError, first_line
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -66,12 +66,6 @@ def storage_errors(name: str) -> Iterator[None]:
         raise StorageError(
             f"the storage {name} failed: {first_line(reason)}", "give the same command again to go on"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def open_storage(storage: str, *, must_exist: bool = False) -> BaseStorage:

@@ -16,7 +16,7 @@ from torch import nn
 
 from compactmtl.config.train import TrainConfig
 from compactmtl.data.base import Batch
-from compactmtl.errors import ConfigError, MissingDependencyError, machine_fault
+from compactmtl.errors import ConfigError, MissingDependencyError, first_line, machine_fault
 from compactmtl.models import MultiTaskModel, OwnModel
 from compactmtl.models.multitask import TaskEncoders
 from compactmtl.surgery.slice_plan import Kept
@@ -98,7 +98,7 @@ def _explained() -> Iterator[None]:
         if machine_fault(error) is not None:
             raise
         raise ConfigError(
-            f"{KEY}: torch.compile cannot compile the network: {_first_line(error)}",
+            f"{KEY}: torch.compile cannot compile the network: {first_line(error)}",
             f"{KEY}=eager shows whether it can be traced at all; {KEY}=false trains without",
         ) from error
 
@@ -127,14 +127,10 @@ def _small(x: torch.Tensor) -> torch.Tensor:
 
 def _no_compiler(error: Exception) -> MissingDependencyError:
     return MissingDependencyError(
-        f"{KEY}: torch.compile cannot generate code on this machine: {_first_line(error)}",
+        f"{KEY}: torch.compile cannot generate code on this machine: {first_line(error)}",
         "install a C++ compiler, such as g++ (CXX names another), with the headers of Python, and for a GPU Triton; or set "
         f"{KEY}=false",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def build_compiled(setup: Setup) -> Compiled | None:

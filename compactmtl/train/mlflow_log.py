@@ -19,7 +19,7 @@ from compactmtl.artifacts.layout import BEST, CHECKPOINTS, LOG, MLFLOW, RECIPE
 from compactmtl.artifacts.run_folder import read_log
 from compactmtl.config import Recipe
 from compactmtl.config.tracking import MlflowConfig
-from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError
+from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError, first_line
 from compactmtl.runs.identity import deciding
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _opening(config: MlflowConfig) -> Iterator[None]:
     except _failures(ImportError) as error:
         shown = _PASSWORD.sub(r"\1***@", config.uri)
         raise ConfigError(
-            f"train.mlflow.uri: {shown} cannot be opened: {_first_line(error)}",
+            f"train.mlflow.uri: {shown} cannot be opened: {first_line(error)}",
             "see that its server runs and lets you in, name a store such as sqlite:///mlflow.db, or set train.mlflow=null",
         ) from error
 
@@ -157,7 +157,7 @@ class MlflowLog:
             self._lost = False
         except _failures() as error:
             if not self._lost:
-                self._say(f"MLflow did not take what was logged, and is tried again: {_first_line(error)}")
+                self._say(f"MLflow did not take what was logged, and is tried again: {first_line(error)}")
             self._lost = True
 
 
@@ -175,10 +175,6 @@ def scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
 def _name(key: str) -> str:
     """A name that MLflow takes, such as age-utkface for age@utkface."""
     return _FOREIGN.sub("-", key)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -144,10 +144,8 @@ def _compile(model: Path, target: Target, *, profile: bool = False) -> openvino.
     core = openvino.Core()
     try:
         return core.compile_model(core.read_model(str(model)), device, options)
-    except (
-        RuntimeError,
-        UnicodeDecodeError,
-    ) as error:  # the one exception of openvino; a message that quotes a damaged name
+    # openvino's one exception, for files that are broken too, and a message of it that quotes a damaged name
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{model} is not a model that OpenVINO can load: {_reason(error)}",
             "a node that it names is one that OpenVINO can't run: choose another target, or change that layer;"
