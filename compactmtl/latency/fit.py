@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from compactmtl.sparsity.latency import Regime, StaircaseLatency, features, is_aligned, weights_at
+from compactmtl.sparsity.latency import Regime, StaircaseLatency, features, is_aligned, is_ragged, weights_at
 
 STEPS = (1, 4, 8, 16, 32)  # channels that kernels take at a time
 # Multiples of channels beside which runtimes choose another kernel; 1: they choose the same one for all counts.
@@ -91,10 +91,7 @@ class Form:
 
     def is_ragged(self, full: tuple[int, int | None], point: Point) -> bool:
         """Whether the kernel for other counts is taken."""
-        outputs = is_aligned(point.outputs, full[0], self.align)
-        if self.inputs_align is None:
-            return not (outputs and is_aligned(point.inputs, full[1], self.align))
-        return not is_aligned(point.inputs, full[1], self.inputs_align)
+        return is_ragged((point.outputs, point.inputs), full, self.align, self.inputs_align)
 
     def terms(self, full: tuple[int, int | None], point: Point) -> tuple[float, ...]:
         """What the milliseconds at a point are a sum of: `features`, then what the other kernel and uneven outputs add."""

@@ -85,6 +85,16 @@ def is_aligned(count: int | None, full: int | None, align: int) -> bool:
     return count is None or count == full or count % align == 0
 
 
+def is_ragged(
+    width: tuple[int, int | None], full: tuple[int, int | None], align: int, inputs_align: int | None
+) -> bool:
+    """Whether a runtime takes the kernel for other counts (outputs, inputs) than whole blocks: by the inputs alone where they have
+    a multiple of their own, by both where they have none."""
+    if inputs_align is not None:
+        return not is_aligned(width[1], full[1], inputs_align)
+    return not all(is_aligned(one, most, align) for one, most in zip(width, full, strict=True))
+
+
 def weights_at(weights: float, full: tuple[int, int | None], width: tuple[int, int | None]) -> float:
     """How many of a layer's `weights` at full width (outputs, inputs) there are at another one."""
     shares = (count / most for count, most in zip(width, full, strict=True) if most and count is not None)
@@ -188,11 +198,7 @@ class StaircaseLatency(BaseModel):
 
     def is_ragged(self, outputs: int, inputs: int | None) -> bool:
         """Whether a runtime takes the slower kernel at these widths."""
-        if self.inputs_align is not None:
-            return not is_aligned(inputs, self.full[1], self.inputs_align)
-        return not all(
-            is_aligned(one, full, self.align) for one, full in zip((outputs, inputs), self.full, strict=True)
-        )
+        return is_ragged((outputs, inputs), self.full, self.align, self.inputs_align)
 
     def at(self, outputs: int, inputs: int | None) -> float:
         """Milliseconds at these widths; 0 for a layer without outputs or inputs, which is not there."""
