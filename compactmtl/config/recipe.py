@@ -68,7 +68,7 @@ class DataConfig(Sourced, PseudoLabeled):
         "`channels`, `range`, `mean` and `std` describe.",
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images per optimizer step.")
-    workers: Annotated[int, Field(ge=0)] = Field(
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="Processes that load data. With 0 the training process loads it itself."
     )
     cache: Literal["memory", "disk", "none"] = Field(

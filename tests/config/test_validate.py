@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from compactmtl.config import resolve_recipe
 from compactmtl.config.recipe import Frozen, Recipe
 from compactmtl.config.validate import validate, validate_options
 from compactmtl.config.yaml import read_yaml
@@ -160,3 +161,8 @@ def test_progressive_compaction_needs_plain_layers(tmp_path: Path) -> None:
             BASE
             + "overparam: {kind: svd}\nsparsity:\n  shrink_every: 1\n  selective: {mac_reduction: 0.5}\n",
         )
+
+
+def test_more_processes_than_any_machine_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`data\.workers`: expected a number of at most 1024"):
+        resolve_recipe("scenes/compact", ["data.workers=10000000000000000000000000"])
