@@ -29,19 +29,23 @@ def teacher_path(recipe: Recipe, name: str) -> Path:
     return Path(name.replace("{seed}", str(recipe.seed)))
 
 
+def teacher_paths(recipe: Recipe) -> list[Path]:
+    """The folders that a recipe names as teachers, of its outputs, features and pseudo-labels, whether runs or not."""
+    names = recipe.distillation.names if recipe.distillation is not None else ()
+    labeling = [one.teacher for one in recipe.data.pseudo_labels.values()]
+    return [teacher_path(recipe, name) for name in (*names, *labeling) if name != OWN]
+
+
 def teacher_costs(recipe: Recipe) -> list[TeacherCost]:
     """What was trained for a recipe to learn from: its teachers, and those that they learned from, each once.
 
     Raises ArtifactError where one is not a run.
     """
-    names = recipe.distillation.names if recipe.distillation is not None else ()
-    # of pseudo-labels a run's cost alone is known
-    labeling = [one.teacher for one in recipe.data.pseudo_labels.values()]
-    names = (*names, *(name for name in labeling if is_run(teacher_path(recipe, name))))
+    labeling = {teacher_path(recipe, one.teacher) for one in recipe.data.pseudo_labels.values()}
     costs: dict[str, TeacherCost] = {}
-    for name in names:
-        if name != OWN:
-            run = Run.open(teacher_path(recipe, name))
+    for path in teacher_paths(recipe):
+        if is_run(path) or path not in labeling:  # of pseudo-labels a run's cost alone is known
+            run = Run.open(path)
             for cost in (_cost(run), *(recorded_teachers(run.meta) or ())):
                 costs.setdefault(cost.path, cost)
     return list(costs.values())

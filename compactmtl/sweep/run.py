@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from compactmtl.export import Bundle, export_run
 from compactmtl.runs import Run, compact_run
 from compactmtl.runs.probe import Question
 from compactmtl.runs.run import check_compact, check_same_recipe
+from compactmtl.runs.teachers import teacher_paths
 from compactmtl.sweep.jobs import Job, elsewhere
 from compactmtl.train import TrainingInterrupted, train
 from compactmtl.train.dry_run import check_recipe
@@ -170,20 +171,31 @@ def note_failure(failed: dict[str, Failure], name: str, work: Callable[[], objec
 def check_entries(jobs: Sequence[Job]) -> None:
     """Look at runs that are there, and build the session of every entry that has not begun, before any is trained.
 
+    One that learns from a run of the sweep, which is trained before it and is not there yet, cannot be built: what is
+    wrong with it is found at its turn.
+
     Raises ConfigError where a run is of another recipe than its job's, and what training would raise at its start,
     naming the entry.
     """
     first: dict[str, Job] = {}
+    before: set[Path] = set()
     for job in jobs:
         if is_run(job.path):
             _check_recipe_of(job)
-        else:
+        elif not _awaits(job, before):
             first.setdefault(job.entry, job)
+        before.add(job.path.resolve())
     for name, job in first.items() if len(jobs) > 1 else ():
         try:
             check_recipe(job.resolved.recipe)
         except CompactError as error:
             raise type(error)(f"entry {name}: {error.message}", error.hint) from error
+
+
+def _awaits(job: Job, before: Collection[Path]) -> bool:
+    """Whether a job learns from one `before` it that is not finished."""
+    own = [path for path in teacher_paths(job.resolved.recipe) if path.resolve() in before]
+    return not all(is_run(path) and Run.open(path).finished for path in own)
 
 
 def _check_recipe_of(job: Job) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from compactmtl.cli.main import main
-from compactmtl.config import resolve_sweep
+from compactmtl.config import SweepConfig, resolve_sweep
 from compactmtl.errors import ArtifactError, ConfigError, MissingDependencyError, SurgeryError
 from compactmtl.sweep import Failure, collect_runs, exit_code, plan_jobs, run_sweep, write_table
 from compactmtl.sweep import run as sweep_module
@@ -95,6 +95,36 @@ def test_an_entry_that_cannot_be_built_stops_the_sweep_before_it_begins(path: Pa
     with pytest.raises(ConfigError, match="entry wrong: rank 5000 is out of range"):
         run_sweep(sweep, plan_jobs(sweep, tmp_path / "runs"), quiet())
     assert not (tmp_path / "runs").exists()
+
+
+def taught_by(path: Path, teacher: Path) -> SweepConfig:
+    """The sweep, whose second entry learns from a run."""
+    words = f"[\"distillation={{teacher: '{teacher}', start: 0.0}}\"]"
+    found = path.with_name("taught.yaml")
+    text = path.read_text("utf-8")
+    found.write_text(text.replace("[overparam.kind=svd, overparam.training=alternating]", words), "utf-8")
+    return resolve_sweep(str(found)).sweep
+
+
+@pytest.mark.slow  # seconds
+def test_an_entry_learns_from_a_run_of_the_same_sweep(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    sweep = taught_by(path, out / "plain" / "seed{seed}")
+    assert run_sweep(sweep, plan_jobs(sweep, out), quiet()) == {}
+    for seed in (0, 1):
+        teachers = json.loads((out / "ours" / f"seed{seed}" / "meta.json").read_text())["teachers"]
+        assert [one["path"] for one in teachers] == [str((out / "plain" / f"seed{seed}").resolve())]
+
+
+def test_a_teacher_that_the_sweep_does_not_train_before_stops_it(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    elsewhere = taught_by(path, tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=r"^entry ours: .*elsewhere is not a run"):
+        run_sweep(elsewhere, plan_jobs(elsewhere, out), quiet())
+    sweep = taught_by(path, out / "plain" / "seed{seed}")
+    with pytest.raises(ArtifactError, match=r"^entry ours: .*seed0 is not a run"):
+        run_sweep(sweep, plan_jobs(sweep, out, only=["ours"]), quiet())
+    assert not out.exists()
 
 
 @pytest.mark.slow  # seconds
