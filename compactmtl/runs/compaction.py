@@ -5,10 +5,10 @@ from __future__ import annotations
 from compactmtl.artifacts.files import new_folder
 from compactmtl.artifacts.layout import BEST, CHECKPOINTS, COMPACT
 from compactmtl.artifacts.lock import exclusive
-from compactmtl.runs.checkpoint import checked_weights
-from compactmtl.runs.run import Run
 from compactmtl.backends import surgery_align
 from compactmtl.models import OwnModel
+from compactmtl.runs.checkpoint import checked_weights
+from compactmtl.runs.run import Run
 from compactmtl.sparsity import LatencyTable
 from compactmtl.surgery import CompactResult, compact, save_compact
 
