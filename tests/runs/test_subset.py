@@ -17,9 +17,7 @@ from compactmtl.runs import Run, compact_run, subset_run
 from compactmtl.runs.checkpoint import load_summary, save_best
 from tests.support.real_runs import SCENES, compact_half, write_run
 
-THREE = SCENES.replace(
-    "model:", "  normals: {kind: normals, head: {kind: fcn, width: 4}}\nmodel:"
-)
+THREE = SCENES.replace("model:", "  normals: {kind: normals, head: {kind: fcn, width: 4}}\nmodel:")
 METRICS = {
     "segmentation": {"miou": 0.5, "pixel_accuracy": 0.7},
     "depth": {"abs_err": 1.0, "rel_err": 0.2, "rmse": 1.5},
@@ -69,7 +67,9 @@ def test_a_compacted_subset_is_smaller_than_its_whole_and_exact(rooms: Run) -> N
     one, other = whole.load_compact(), Run.open(subset.path).load_compact()
     assert cost(other, (image,)).macs < cost(one, (image,)).macs
     found, expected = other.double()(image.double()), one.double()(image.double())
-    torch.testing.assert_close(found["depth"], expected["depth"], rtol=0, atol=1e-6)  # both were saved in float32
+    torch.testing.assert_close(
+        found["depth"], expected["depth"], rtol=0, atol=1e-6
+    )  # both were saved in float32
 
 
 def test_metrics_and_scores_are_of_the_tasks_that_stay(rooms: Run) -> None:
@@ -149,7 +149,14 @@ def test_a_subset_that_names_unknown_tasks_is_damaged(rooms: Run) -> None:
 
 def test_a_subset_cannot_be_trained_on(rooms: Run, capsys: pytest.CaptureFixture[str]) -> None:
     subset = subset_run(rooms, ["depth"])
-    words = ["train", str(rooms.path / "recipe.yaml"), "--out", str(subset.path.parent), "--name", subset.name]
+    words = [
+        "train",
+        str(rooms.path / "recipe.yaml"),
+        "--out",
+        str(subset.path.parent),
+        "--name",
+        subset.name,
+    ]
     assert main([*words, "--resume"]) == USAGE
     assert "subset of another run's tasks" in capsys.readouterr().err
 
@@ -198,7 +205,9 @@ def test_the_table_of_costs_is_what_subsets_save(rooms: Run, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_channels_that_nobody_reads_are_no_task_s_cost(rooms: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_channels_that_nobody_reads_are_no_task_s_cost(
+    rooms: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     compact_half(rooms)
     target = rooms.path.parent / "quick.yaml"
     target.write_text("extends: onnxruntime-cpu\nlatency: {warmup: 1, repeats: 5, settle: 0}\n")
@@ -214,6 +223,8 @@ def test_channels_that_nobody_reads_are_no_task_s_cost(rooms: Run, capsys: pytes
 
 
 def test_one_task_has_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = write_run(tmp_path / "one", SCENES.replace("  depth: {kind: depth, head: {kind: fcn, width: 4}}\n", ""))
+    run = write_run(
+        tmp_path / "one", SCENES.replace("  depth: {kind: depth, head: {kind: fcn, width: 4}}\n", "")
+    )
     assert main(["tasks", str(run.path)]) == USAGE
     assert "has one task" in capsys.readouterr().err
