@@ -24,6 +24,7 @@ compactmtl latency runs/faces --target onnxruntime-cpu-int8 --out faces-int8.jso
 compactmtl latency mymodule:build --input 1x3x224x224 --target openvino
 compactmtl latency runs/faces --target tensorrt-fp16 --kit table-kit.zip
 compactmtl latency --from results.json --out faces-jetson.json"""
+UNRELIABLE = "warning: that is too far off to choose by: measure again with --again, while nothing else runs on this machine"
 MOST_LAYERS = 12
 DEFAULT_TARGET = "onnxruntime-cpu"
 
@@ -61,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cuts", type=int, default=12, metavar="N", help="random cuts of the network to time (default: 12)"
     )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="measure anew, in place of what the cache has of this network, such as where it was measured on a busy machine",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the table as JSON")
     parser.add_argument(
         "--kit",
@@ -95,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if out is not None:
         check_writable(out.absolute().parent)
     if args.results is not None:
-        if args.subject or args.overrides or args.kit:
+        if args.subject or args.overrides or args.kit or args.again:
             raise ConfigError(
                 "--from reads a kit's results, which know their network", "leave everything but --out out"
             )
@@ -111,7 +117,14 @@ def run(args: argparse.Namespace) -> int:
         backend.require(target)
         model, inputs = _subject(args, target.latency.batch)
         table = latency_table(
-            model, inputs, target, args.target, align=align, settings=settings, progress=tell
+            model,
+            inputs,
+            target,
+            args.target,
+            align=align,
+            settings=settings,
+            again=args.again,
+            progress=tell,
         )
     print("\n".join(_summary(table)))
     if out is not None:
@@ -133,6 +146,8 @@ def _kit(args: argparse.Namespace, target: Target, align: int, settings: Setting
         raise ConfigError(
             "--out is of a table, and a kit's is made when its results are back", "leave --out out"
         )
+    if args.again:
+        raise ConfigError("--again is of a measurement here, and a kit measures elsewhere", "leave it out")
     model, inputs = _subject(args, target.latency.batch)
     kit = write_table_kit(
         model,
@@ -253,6 +268,8 @@ def _summary(table: LatencyTable) -> list[str]:
         )
     if table.error is not None:
         lines.append(f"the measured networks are {table.error:.1%} off by the table, in the median")
+    if table.unreliable:
+        lines.append(UNRELIABLE)
     return lines
 
 

@@ -64,6 +64,7 @@ def latency_table(
     align: int | None = None,
     settings: Settings | None = None,
     store: Store | None = None,
+    again: bool = False,
     progress: Progress = lambda line: None,
 ) -> LatencyTable:
     """The table of a model on a target, from the cache where its layers are known.
@@ -81,6 +82,7 @@ def latency_table(
         align: the multiple of channels that the target's kernels are written for, by default the backend's own.
         settings: how much is measured.
         store: where measurements of layers are kept; by default the user's cache for this device, target and versions.
+        again: measure anew, in place of what is kept of the network and its layers.
 
     Raises:
         ConfigError: where the network has no layers that could become narrower.
@@ -107,14 +109,14 @@ def latency_table(
     operators = [str(node.target) for node in graph.calls]  # what runs beside the layers takes time, too
     key = _digest([VERSION, described, operators, name, align, settings])
     weights = layer_weights(model, full)
-    if (known := store.table(key)) is not None:
+    if not again and (known := store.table(key)) is not None:
         progress(f"{name}: the table of this network is in the cache")
         return known
     with tempfile.TemporaryDirectory(prefix="compactmtl-") as folder:
         bench = _Bench(inputs, full, weights, target, Path(folder) / MODEL_FILE, store)
         progress(f"timing the whole network on {name}")
         whole = observe(model, inputs, full, target, bench.path)
-        signatures = bench.describe(described, whole)
+        signatures = bench.describe(described, whole, again=again)
         observed = [whole]
         seen = [signatures[layer] for layer, ms in whole.layers.items() if ms > 0]
         if not seen:
@@ -140,7 +142,7 @@ def latency_table(
     }
     points = {one: store.points(signatures[one]) for one in full}
     table = fitted(facts, observed, points, full, weights, align)
-    return store.keep_table(key, table)
+    return store.keep_table(key, table, anew=again)
 
 
 def network_facts(model: nn.Module, inputs: tuple[Tensor, ...], target: Target) -> dict[str, Any]:
@@ -277,11 +279,15 @@ class _Bench:
     store: Store
     signatures: dict[str, str] = field(default_factory=dict)
 
-    def describe(self, described: Mapping[str, list[object]], whole: Observed) -> dict[str, str]:
+    def describe(
+        self, described: Mapping[str, list[object]], whole: Observed, *, again: bool
+    ) -> dict[str, str]:
         """The signatures of the layers, from the whole network's file. A layer's full width is kept once: the same
-        layers in many networks do not stand for widths that nobody measured.
+        layers in many networks do not stand for widths that nobody measured. `again` forgets what was known of them.
         """
         self.signatures = _signatures(described, self.path if self.path.exists() else None)
+        if again:
+            self.store.forget(self.signatures.values())
         known = {
             signature
             for name, signature in self.signatures.items()

@@ -56,11 +56,11 @@ class Store:
         except (OSError, CompactError):  # none yet, or damaged: measured again
             return None
 
-    def keep_table(self, key: str, table: LatencyTable) -> LatencyTable:
+    def keep_table(self, key: str, table: LatencyTable, *, anew: bool = False) -> LatencyTable:
         """Keep a network's table, and return it. Where another process was first, its table is everyone's: trainings that
-        began with it are resumed with it.
+        began with it are resumed with it. `anew` puts it in that one's place.
         """
-        if (known := self.table(key)) is not None:
+        if not anew and (known := self.table(key)) is not None:
             return known
         self._write(self._table_path(key), table.model_dump_json())
         return table
@@ -108,6 +108,11 @@ class Store:
     def points(self, signature: str) -> list[Point]:
         """What is known of a layer."""
         return list(self._points.get(signature, ()))
+
+    def forget(self, signatures: Iterable[str]) -> None:
+        """Leave out what is known of some layers; the file has them until points are added."""
+        for signature in signatures:
+            self._points.pop(signature, None)
 
     def add(self, points: Iterable[tuple[str, Point]]) -> None:
         """Keep points by signature, the newest of each layer, and write them."""

@@ -17,6 +17,7 @@ from compactmtl.graph import ChannelGraph
 from compactmtl.graph.inputs import Arguments, as_arguments, batch_size, tensors_in
 
 VERSION = 5  # of tables that are made now
+RELIABLE = 0.15  # error in the median above which a table says too little to choose by
 CLEARLY = 1.05  # how much slower a kernel for odd counts has to be to be avoided
 
 Widths = Mapping[str, tuple[int, int | None]]
@@ -262,9 +263,12 @@ class LatencyTable(BaseModel):
     memory: Memory | None = None
     whole_ms: float | None = None  # of the whole network as it was timed; none: by the sum of its layers
     error: float | None = None  # median relative error over the measured networks; none: not known
-    kit: str | None = (
-        None  # hash of the device kit that measured it elsewhere; none: it was measured by compactmtl
-    )
+    kit: str | None = None  # hash of the device kit that measured it elsewhere; none: compactmtl did
+
+    @property
+    def unreliable(self) -> bool:
+        """Whether it is too far off what it was made of to choose by."""
+        return self.error is not None and self.error > RELIABLE
 
     @model_validator(mode="after")
     def _of_a_network(self) -> LatencyTable:
@@ -296,9 +300,8 @@ class LatencyTable(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise ArtifactError(
-                f"{what}: not a latency table: {where}: {first['msg']}", "measure it again"
-            ) from error
+            said = f"{what}: not a latency table: {where}: {first['msg']}"
+            raise ArtifactError(said, "measure it again") from error
 
     def save(self, path: Path | str) -> None:
         """Write the table as JSON."""
