@@ -3,8 +3,8 @@
     python -m tools.bench_equal_latency --root /data/UTKFace --out runs/equal-latency
 
 For each seed and each amount: Torch-Pruning's GroupNorm pruner takes that share of the MACs of `utkface/small`, with channels in
-multiples of 8, and its exported file is timed beside the dense network's. `latency` is then shrunk to the same share of the dense
-network's time, by the measured staircase; `MACs` is shrunk to the MACs that are left of `latency`, with channels in multiples of 16.
+multiples of 8, and its exported file is timed beside the dense network's. `latency` is then shrunk to the same milliseconds, by
+the measured staircase; `MACs` is shrunk to the MACs that are left of `latency`, with channels in multiples of 16.
 All train for the same epochs; the epoch is chosen on a tenth of train, Δm is of val, and at the end all files of a seed are timed in
 the same rounds. Prints one table of Markdown; the same command continues where it stopped, and one with other settings than a
 folder was begun with is refused.
@@ -86,12 +86,11 @@ def milliseconds(given: argparse.Namespace, runs: Mapping[str, Run]) -> dict[str
     return {name: undisturbed(stats[DENSE], one)[1][0] for name, one in stats.items()}
 
 
-def reduced(given: argparse.Namespace, file: Path, dense: Run, pruner: Run) -> float:
-    """The share of dense's time that the pruner took away; timed once, as what is trained to it must stay the same."""
+def limit(given: argparse.Namespace, file: Path, dense: Run, pruner: Run) -> float:
+    """The pruner's milliseconds; timed once, as what is trained to it must stay the same."""
     if not file.is_file():
-        timed = milliseconds(given, {DENSE: dense, PRUNER: pruner})
-        write_text(file, json.dumps({"reduction": 1 - timed[PRUNER] / timed[DENSE], "ms": timed}) + "\n")
-    return float(json.loads(file.read_text(encoding="utf-8"))["reduction"])
+        write_text(file, json.dumps({"ms": milliseconds(given, {DENSE: dense, PRUNER: pruner})}) + "\n")
+    return float(json.loads(file.read_text(encoding="utf-8"))["ms"][PRUNER])
 
 
 def macs(run: Run) -> float:
@@ -122,8 +121,8 @@ def rows(given: argparse.Namespace, seed: int) -> dict[str, Row]:
             "utkface/small-groupnorm",
             [f"sparsity.prune.mac_reduction={amount}"],
         )
-        reduction = reduced(given, file.with_name(f"pruner-{own}.json"), runs[DENSE], pruner)
-        budget = f"latency: {{target: {given.target}, reduction: {reduction:.4f}}}"
+        ms = limit(given, file.with_name(f"pruner-{own}.json"), runs[DENSE], pruner)
+        budget = f"latency: {{target: {given.target}, ms: {ms:.4f}}}"
         runs[f"{LATENCY} {own}"] = ours = trained(
             given,
             f"latency-{own}",

@@ -60,11 +60,21 @@ def _scope(node: ir.Node) -> str:
 
 
 def _after(node: ir.Node, weighted: dict[ir.Node, str]) -> str:
-    """`conv+Relu` for a node of one input that alone reads a weighted node's value; else empty."""
-    inputs = [value for value in node.inputs if value is not None]
-    if len(inputs) != 1 or (producer := inputs[0].producer()) not in weighted or len(inputs[0].uses()) != 1:
+    """`conv+Relu` for a node that alone reads a weighted node's value, beside constants such as a `Clip`'s; else empty."""
+    inputs = [value for value in node.inputs if value is not None and not _is_constant(value)]
+    if (
+        node in weighted
+        or len(inputs) != 1
+        or (producer := inputs[0].producer()) not in weighted
+        or len(inputs[0].uses()) != 1
+    ):
         return ""
     return f"{weighted[producer]}+{node.op_type}"
+
+
+def _is_constant(value: ir.Value) -> bool:
+    producer = value.producer()
+    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
 
 
 def _unique(name: str, taken: Counter[str]) -> str:

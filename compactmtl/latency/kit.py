@@ -47,6 +47,7 @@ from compactmtl.latency.observe import (
     WARMUP,
     Observed,
     attribute,
+    file_owners,
     input_names,
     noise_feeds,
     widths_of,
@@ -66,6 +67,7 @@ class _Network(BaseModel):
 
     file: str
     widths: _Widths
+    owners: dict[str, str] = {}  # layers of steps that are named after none; empty as well in earlier kits
 
 
 class TablePlan(BaseModel):
@@ -175,7 +177,9 @@ def write_table_kit(
             if number == 0:
                 signatures = layer_signatures(model, inputs, full, file)
             networks[str(number)] = _Network(
-                file=file.relative_to(folder).as_posix(), widths=dict(widths_of(cut, full))
+                file=file.relative_to(folder).as_posix(),
+                widths=dict(widths_of(cut, full)),
+                owners=file_owners(file, list(full)),
             )
         shapes, _ = model_tensors(folder / networks[WHOLE].file)
         device = backend.device_kit(target, shapes)
@@ -230,7 +234,7 @@ def table_from_results(path: Path) -> LatencyTable:
         timed = results.networks[name]
         wall = float(np.median(timed.samples_ms))
         steps = [LayerTime(name=step, operator="", milliseconds=ms) for step, ms in timed.steps]
-        layers, before = attribute(steps, list(manifest.full), wall)
+        layers, before = attribute(steps, list(manifest.full), wall, manifest.networks[name].owners)
         one = Observed(
             dict(manifest.networks[name].widths), layers, before, wall, variation(timed.samples_ms)
         )

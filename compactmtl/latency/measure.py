@@ -31,6 +31,7 @@ from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.fit import LayerPoints, Point, fitted_layer
 from compactmtl.latency.memory import LEAST_NETWORKS, find_memory, total_weights, with_fetched
 from compactmtl.latency.observe import Observed, observe
+from compactmtl.latency.store import VERSION as STORE_VERSION
 from compactmtl.latency.store import Store
 from compactmtl.models.features import task_names
 from compactmtl.overparam import contract
@@ -107,7 +108,7 @@ def latency_table(
     store = store or Store(conditions)
     described = _described(model, inputs, full)
     operators = [str(node.target) for node in graph.calls]  # what runs beside the layers takes time, too
-    key = _digest([VERSION, described, operators, name, align, settings])
+    key = _digest([VERSION, STORE_VERSION, described, operators, name, align, settings])
     weights = layer_weights(model, full)
     if not again and (known := store.table(key)) is not None:
         progress(f"{name}: the table of this network is in the cache")

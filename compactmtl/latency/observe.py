@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from compactmtl.export.onnx import export_onnx
 from compactmtl.export.precision.apply import apply_precision
 from compactmtl.sparsity.latency import Widths
 from compactmtl.verify.latency import LOW, is_disturbed, measure_latency, undisturbed
-from compactmtl.verify.steps import layer_of
+from compactmtl.verify.steps import layer_of, owners_of
 
 SECONDS = 0.6  # of timing a network, about
 ROUNDS = (12, 100)  # of timing a network: at least, at most
@@ -30,7 +31,7 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class Observed:
-    """Milliseconds of one network. Steps that no layer's name begins belong to the layer that ran before them."""
+    """Milliseconds of one network, see `attribute`."""
 
     widths: dict[str, tuple[int, int | None]]
     layers: dict[str, float]
@@ -58,7 +59,8 @@ def observe(
         quantile = LOW if is_disturbed(stats) else 0.5
         times = runner.layer_times(arrays, repeats, quantile) if full else ()
     ((wall, spread),) = undisturbed(stats)
-    layers, before = attribute(times, list(full), wall)
+    owners = file_owners(path, list(full)) if times and path.exists() else {}
+    layers, before = attribute(times, list(full), wall, owners)
     return Observed(widths_of(model, full), layers, before, wall, spread)
 
 
@@ -105,14 +107,25 @@ def noise_feeds(names: Sequence[str], inputs: tuple[Tensor, ...]) -> list[dict[s
     ]
 
 
+def file_owners(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """For the names of nodes and tensors of a model file that no layer's name begins: the layer of `names` before them.
+
+    A runtime names a fused step after the last of its nodes, or after what that writes, such as an output of the network.
+    """
+    graph = onnx.load(str(path), load_external_data=False).graph
+    owners = {name: layer_of(owner, names) for name, owner in owners_of(graph)[0].items()}
+    return {name: layer for name, layer in owners.items() if layer and not layer_of(name, names)}
+
+
 def attribute(
-    times: Sequence[LayerTime], names: Sequence[str], wall: float
+    times: Sequence[LayerTime], names: Sequence[str], wall: float, owners: Mapping[str, str]
 ) -> tuple[dict[str, float], float]:
     """Milliseconds of each layer, and of what is no layer's, of a network that takes `wall` without a profiler.
 
-    A step belongs to the layer with the longest name that its own name begins with, otherwise to the layer of the step
-    before it: activations, sums, changes of layout, Q/DQ pairs. Where the steps add up to more than `wall`, what the profiler
-    added is taken off each; where to less, the rest is no layer's.
+    A step belongs to the layer with the longest name that its own name begins with, or else to that of the node that it is
+    named after by `owners`, see `file_owners`, or else to the layer of the step before it: changes of layout, Q/DQ pairs.
+    Where the steps add up to more than `wall`, what the profiler added is taken off each; where to less, the rest is no
+    layer's.
     """
     overhead = max(sum(step.milliseconds for step in times) - wall, 0.0) / max(len(times), 1)
     own = [max(step.milliseconds - overhead, 0.0) for step in times]
@@ -121,10 +134,10 @@ def attribute(
     layers = dict.fromkeys(names, 0.0)
     current = ""
     for step, ms in zip(times, own, strict=True):
-        current = layer_of(step.name, names) or current
+        current = layer_of(step.name, names) or owners.get(layer_of(step.name, owners)) or current
         if current:
             layers[current] += ms
-    return layers, wall - sum(layers.values())
+    return layers, max(wall - sum(layers.values()), 0.0)  # rounding may leave less than nothing
 
 
 def widths_of(

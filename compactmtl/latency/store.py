@@ -16,7 +16,7 @@ from compactmtl.errors import CompactError, CompactWarning
 from compactmtl.latency.fit import Point
 from compactmtl.sparsity.latency import LatencyTable
 
-VERSION = 2  # 1 did not know of which network a point is: such files are measured anew
+VERSION = 3  # 1 did not know of which network a point is, 2 gave steps to wrong layers: such files are measured anew
 MOST = 200  # points kept of a layer
 
 

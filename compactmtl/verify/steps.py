@@ -42,7 +42,7 @@ def places(times: Sequence[LayerTime], graph: GraphProto) -> tuple[tuple[Kind, s
     the layer that the node is behind; one whose name says nothing runs the next layer that no other kernel runs. What
     else has no name in the graph belongs to the layer of the step before it.
     """
-    owners, trailing = _owners(graph)
+    owners, trailing = owners_of(graph)
     layers = [layer_name(node) for node in graph.node if node.op_type in LAYERS]
     found: list[tuple[Kind, str]] = []
     named = [layer_of(step.name, owners) for step in times]
@@ -91,7 +91,7 @@ def _is_kernel(step: LayerTime) -> bool:
     return any(word in operator for word in _KERNELS) and not operator.startswith(_PRECISION)
 
 
-def _owners(graph: GraphProto) -> tuple[dict[str, str], set[str]]:
+def owners_of(graph: GraphProto) -> tuple[dict[str, str], set[str]]:
     """For every node's name, and every tensor's, the layer that it comes from; and those that no layer comes after."""
     made: dict[str, tuple[int, str]] = {}  # tensor -> position and name of the last layer before it
     owners: dict[str, str] = {}

@@ -38,7 +38,7 @@ def test_every_leaf_is_a_step_and_so_is_what_runs_between() -> None:
     assert [name for name in names if " " not in name] == ["stem", "body.0", "body.1"]
     assert names[-1] == "after body.1"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    layers, rest = attribute(times, ["stem", "body.0"], 1e3)
+    layers, rest = attribute(times, ["stem", "body.0"], 1e3, {})
     assert layers["stem"] > 0 and layers["body.0"] > 0 and rest < 1e3
 
 

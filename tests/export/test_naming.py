@@ -43,3 +43,19 @@ def test_nodes_are_named_after_their_modules(tmp_path: Path) -> None:
     assert sum(name.startswith("again.Conv") for name in names) == 2
     assert {"one.LayerNormalization", "two.LayerNormalization"} <= set(names)
     assert [value.name for value in (*graph.input, *graph.output)] == ["x", "output"]
+
+
+@pytest.mark.slow
+def test_what_follows_a_layer_with_constants_alone_has_its_name_too(tmp_path: Path) -> None:
+    """As a clamp, whose bounds are inputs in ONNX; a layer after a layer has its own."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3), nn.Hardtanh(-2, 3)
+    )
+    graph = onnx.load(export_onnx(model, torch.zeros(1, 3, 5, 5), tmp_path / "model.onnx")).graph
+    assert [(node.op_type, *node.output) for node in graph.node] == [
+        ("Conv", "0"),
+        ("Clip", "0+Clip"),
+        ("Conv", "2"),
+        ("Conv", "3"),
+        ("Clip", "output"),
+    ]

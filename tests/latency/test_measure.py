@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from compactmtl.backends import load_target
+from compactmtl.backends import get_backend, load_target
 from compactmtl.backends.base import Availability, LayerTime
 from compactmtl.backends.onnxruntime.entry import OnnxRuntimeBackend
 from compactmtl.config.target import Target
@@ -23,7 +23,7 @@ from compactmtl.latency import Settings, Store, check_target, fit_layer, latency
 from compactmtl.latency import measure as module
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.measure import agreeing, conditions_of
-from compactmtl.latency.observe import Observed, attribute, widths_of
+from compactmtl.latency.observe import Observed, attribute, observe, widths_of
 from compactmtl.sparsity.latency import VERSION, LatencyTable, Regime, StaircaseLatency
 from compactmtl.surgery import compact
 from compactmtl.verify.steps import layer_of
@@ -243,10 +243,53 @@ def test_steps_without_a_name_belong_to_the_layer_before_and_all_add_up_to_the_n
     wall: float, layers: dict[str, float], rest: float
 ) -> None:
     times: Sequence[LayerTime] = [LayerTime(name=n, operator="", milliseconds=ms) for n, ms in STEPS]
-    found, others = attribute(times, ["a", "b"], wall)
+    found, others = attribute(times, ["a", "b"], wall, {})
     assert sum(found.values()) + others == pytest.approx(wall)
     if wall > 1:
         assert found == pytest.approx(layers) and others == pytest.approx(rest)
+
+
+def test_a_fused_step_belongs_to_the_layer_that_it_is_named_after_or_behind() -> None:
+    """Runtimes name it after its last node, or after what that writes, such as the network's output."""
+    steps = [("a", 1.0), ("act.Clip_nchwc", 2.0), ("output", 4.0), ("Reorder", 8.0)]
+    times = [LayerTime(name=name, operator="", milliseconds=ms) for name, ms in steps]
+    found, others = attribute(times, ["a", "b", "c"], 15.0, {"act.Clip": "b", "output": "c"})
+    assert found == {"a": 1.0, "b": 2.0, "c": 12.0} and others == 0.0
+
+
+def test_rounding_leaves_no_less_than_nothing() -> None:
+    times = [LayerTime(name="a", operator="", milliseconds=ms) for ms in (0.1, 0.2, 0.3)]
+    for wall in (0.1 + 0.2 + 0.3, 0.6, 0.6 - 1e-9):
+        assert attribute(times, ["a"], wall, {})[1] >= 0.0
+
+
+class Bounded(nn.Module):
+    """Activations that runtimes fuse, of one input and of three; the last layer writes the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3, groups=32)
+        self.third, self.last = nn.Conv2d(32, 32, 1), nn.Linear(32, 5)
+        self.six, self.leaky = nn.ReLU6(), nn.LeakyReLU(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.six(self.second(self.six(self.first(x))))
+        found: torch.Tensor = self.last(self.leaky(self.third(x) + x).mean((2, 3)))
+        return found
+
+
+@pytest.mark.slow  # exports
+@pytest.mark.parametrize(
+    "name", ["onnxruntime-cpu", "onnxruntime-cpu-int8", "openvino", "openvino-int8", "torch-cpu"]
+)
+def test_every_layer_has_its_own_steps_on_every_runtime(name: str, tmp_path: Path) -> None:
+    """None is at zero because a runtime named its step after an activation, or after the network's output."""
+    target = load_target(name)
+    if not get_backend(target.backend).availability(target).available:
+        pytest.skip(f"{name} cannot run here")
+    full = {"first": (32, 3), "second": (32, None), "third": (32, 32), "last": (5, 32)}
+    found = observe(Bounded().eval(), (torch.randn(1, 3, 24, 24),), full, target, tmp_path / "model.onnx")
+    assert all(ms > 0 for ms in found.layers.values()), found.layers
 
 
 def test_a_layer_that_the_runtime_names_otherwise_costs_nothing_of_its_own() -> None:
