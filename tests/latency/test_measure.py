@@ -205,8 +205,8 @@ def test_a_cache_of_an_older_version_is_measured_anew(monkeypatch: pytest.Monkey
     measured(monkeypatch, store)
     shutil.rmtree(store.path.with_suffix(""))
     text = store.path.read_text()
-    assert '"version": 2' in text
-    store.path.write_text(text.replace('"version": 2', '"version": 1'))
+    assert '"version": 3' in text
+    store.path.write_text(text.replace('"version": 3', '"version": 2'))
     calls: list[int] = []
     measured(monkeypatch, Store(store.conditions, store.folder), calls=calls)
     assert len(calls) == 9
