@@ -33,12 +33,23 @@ def layer_of(step: LayerTime) -> str:
 
 def layer_times(measured: Mapping[str, Measured]) -> tuple[list[str], list[LayerTimes]]:
     """The models whose layers were timed, and every layer in the order of execution."""
-    timed = {name: one.layers for name, one in measured.items() if one.layers}
+    timed = {name: one for name, one in measured.items() if one.layers}
     names: dict[str, list[float]] = {}
-    for index, layers in enumerate(timed.values()):
-        for step in layers:
-            names.setdefault(layer_of(step), [0.0] * len(timed))[index] += step.milliseconds
+    for index, one in enumerate(timed.values()):
+        for step, name in zip(one.layers or (), _names(one), strict=True):
+            names.setdefault(name, [0.0] * len(timed))[index] += step.milliseconds
     return list(timed), [LayerTimes(name, tuple(times)) for name, times in names.items()]
+
+
+def _names(measured: Measured) -> list[str]:
+    """What each step is called: a kernel by its layer, where the graph tells that, whatever the runtime named it after."""
+    steps = measured.layers or ()
+    if measured.work is None or len(measured.work.places) != len(steps):
+        return [layer_of(step) for step in steps]
+    return [
+        layer if kind == "kernel" and layer else layer_of(step)
+        for step, (kind, layer) in zip(steps, measured.work.places, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from compactmtl.backends import LayerTime
 from compactmtl.report.export_figures import error_pictures, layer_of, layer_times
-from compactmtl.verify.result import ErrorMap, LatencyResult, Measured
+from compactmtl.verify.result import ErrorMap, GraphWork, LatencyResult, Measured
 from compactmtl.verify.speed import subject_latency
 from tests.support.synthetic_verification import stats, verification
 
@@ -45,6 +45,20 @@ def test_steps_of_a_layer_add_up() -> None:
         ("a", (1.5, 0.25)),
         ("b", (0.01, 0.0)),
         ("new", (0.0, 3.0)),
+    ]
+
+
+def test_a_kernel_that_is_named_after_the_network_s_output_is_its_layer_s() -> None:
+    steps = (step("a", 1.0), step("act.Clip_nchwc", 2.0), step("Resize", 0.5), step("output", 4.0))
+    places = (("kernel", "a"), ("kernel", "b"), ("resize", "b"), ("kernel", "fc"))
+    work = GraphWork(layers=(), places=places, channel_step=16)
+    dense = Measured(megabytes=1.0, throughput={}, layers=steps, work=work)
+    _, rows = layer_times({"dense": dense, **measured(compact=(step("fc", 3.0),))})
+    assert [(row.name, row.milliseconds) for row in rows] == [
+        ("a", (1.0, 0.0)),
+        ("b", (2.0, 0.0)),
+        ("Resize", (0.5, 0.0)),
+        ("fc", (4.0, 3.0)),
     ]
 
 
