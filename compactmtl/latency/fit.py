@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from compactmtl.sparsity.latency import Regime, StaircaseLatency, features, is_aligned, is_ragged, weights_at
+from compactmtl.sparsity.layer_latency import (
+    Regime,
+    StaircaseLatency,
+    features,
+    is_aligned,
+    is_ragged,
+    weights_at,
+)
 
 STEPS = (1, 4, 8, 16, 32)  # channels that kernels take at a time
 # Multiples of channels beside which runtimes choose another kernel; 1: they choose the same one for all counts.

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
 from compactmtl.latency.fit import RIDGE, Form, LayerPoints, Point, choose_forms, solve
-from compactmtl.sparsity.latency import Memory, Widths, weights_at
+from compactmtl.sparsity.latency import Widths
+from compactmtl.sparsity.layer_latency import Memory, weights_at
 
 LEAST_NETWORKS = 5  # with fewer a price of memory cannot be told from one of products
 GRID = 16  # amounts that the cache may hold, tried before the best is refined

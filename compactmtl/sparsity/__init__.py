@@ -8,7 +8,8 @@ from compactmtl.sparsity.control import Control, StrengthSchedule
 from compactmtl.sparsity.controller import StrengthController
 from compactmtl.sparsity.groups import ChannelGroups, split_parameter_groups, zero_share
 from compactmtl.sparsity.kinds import channel_groups
-from compactmtl.sparsity.latency import LatencyTable, LayerLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import LayerLatency
 from compactmtl.sparsity.penalties.group_lasso import GroupLasso
 from compactmtl.sparsity.penalties.group_mcp import GroupMCP
 from compactmtl.sparsity.penalties.sparse_group_lasso import SparseGroupLasso

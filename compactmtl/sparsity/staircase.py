@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from compactmtl.sparsity.groups import ChannelGroups
-from compactmtl.sparsity.latency import LatencyTable, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import StaircaseLatency
 
 # Kernels read at least four values at once, and a step above 32 is a cache's and no kernel's.
 LEAST, MOST = 4, 32

@@ -16,7 +16,8 @@ from compactmtl.cli.main import main
 from compactmtl.graph import ChannelGraph
 from compactmtl.runs import Run
 from compactmtl.runs.checkpoint import load_summary, save_best
-from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import Regime, StaircaseLatency
 from tests.support.real_runs import write_run
 
 

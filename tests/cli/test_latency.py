@@ -6,7 +6,8 @@ import pytest
 
 from compactmtl.cli.latency import _summary
 from compactmtl.cli.main import main
-from compactmtl.sparsity.latency import LatencyTable, Memory, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import Memory, Regime, StaircaseLatency
 
 
 def table(memory: Memory | None) -> LatencyTable:

@@ -20,7 +20,7 @@ from compactmtl.errors import GATE, OK, USAGE
 from compactmtl.graph import ChannelGraph
 from compactmtl.latency.measure import conditions_of
 from compactmtl.sparsity import LatencyTable
-from compactmtl.sparsity.latency import Regime, StaircaseLatency
+from compactmtl.sparsity.layer_latency import Regime, StaircaseLatency
 from tests.support.layouts.folder import write_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "fit.md"

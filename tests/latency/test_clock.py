@@ -15,7 +15,8 @@ from compactmtl.latency import PairedClock, Store
 from compactmtl.latency import clock as clock_module
 from compactmtl.latency.clock import TRIES
 from compactmtl.sparsity import channel_groups
-from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import Regime, StaircaseLatency
 
 INPUT = (torch.zeros(1, 3, 8, 8),)
 TARGET = load_target("onnxruntime-cpu")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compactmtl.latency.fit import Form, LayerPoints, Point, choose_forms, fit_layer, fitted_layer
-from compactmtl.sparsity.latency import is_aligned
+from compactmtl.sparsity.layer_latency import is_aligned
 
 
 def kernel(outputs: int, inputs: int | None, step: int = 16) -> float:

@@ -24,7 +24,8 @@ from compactmtl.latency import measure as module
 from compactmtl.latency.cuts import Cutter
 from compactmtl.latency.measure import agreeing, conditions_of
 from compactmtl.latency.observe import Observed, attribute, observe, widths_of
-from compactmtl.sparsity.latency import VERSION, LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import VERSION, LatencyTable
+from compactmtl.sparsity.layer_latency import Regime, StaircaseLatency
 from compactmtl.surgery import compact
 from compactmtl.verify.steps import layer_of
 

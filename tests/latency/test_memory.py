@@ -20,7 +20,8 @@ from compactmtl.latency.measure import conditions_of
 from compactmtl.latency.memory import LEAST_NETWORKS, _System, find_memory, total_weights, with_fetched
 from compactmtl.latency.observe import widths_of
 from compactmtl.sparsity import channel_groups
-from compactmtl.sparsity.latency import VERSION, LatencyTable, Memory, Regime, StaircaseLatency, weights_at
+from compactmtl.sparsity.latency import VERSION, LatencyTable
+from compactmtl.sparsity.layer_latency import Memory, Regime, StaircaseLatency, weights_at
 from compactmtl.sparsity.staircase import family_steps
 from compactmtl.sparsity.target import Target
 from tests.support import made_up_runtime

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from compactmtl.errors import ArtifactError, CompactError, ConfigError, TrainingError
 from compactmtl.loops import Shrinking
-from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import Regime, StaircaseLatency
 from compactmtl.sparsity.torch_pruning_adapter import TorchPruning
 from tests.loops.nets import TwoHeads, adam, backward, example, loss_of, two_heads
 

@@ -13,7 +13,8 @@ from torch import nn
 from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
 from compactmtl.errors import ConfigError
 from compactmtl.sparsity import channel_groups
-from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import Regime, StaircaseLatency
 from compactmtl.sparsity.target import Target
 
 INPUT = (torch.zeros(1, 3, 8, 8),)

@@ -13,7 +13,8 @@ from torch import nn
 from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
 from compactmtl.graph.space import Flags
 from compactmtl.sparsity import channel_groups
-from compactmtl.sparsity.latency import LatencyTable, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import Regime, StaircaseLatency
 from compactmtl.sparsity.settle import LEAST, MILESTONES, ROUNDS, Clock, Truth
 from compactmtl.sparsity.target import Target
 

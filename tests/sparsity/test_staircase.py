@@ -9,7 +9,8 @@ from torch import nn
 from compactmtl.config.sparsity import LatencyBudget, SelectiveConfig
 from compactmtl.errors import ConfigError
 from compactmtl.sparsity import channel_groups
-from compactmtl.sparsity.latency import LatencyTable, LayerLatency, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import LayerLatency, Regime, StaircaseLatency
 from compactmtl.sparsity.staircase import LEAST, MOST, family_steps
 from compactmtl.sparsity.target import Target
 

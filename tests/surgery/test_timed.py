@@ -15,7 +15,7 @@ from compactmtl.cli.compact import table as printed
 from compactmtl.errors import ConfigError
 from compactmtl.graph import ChannelGraph
 from compactmtl.sparsity import LatencyTable
-from compactmtl.sparsity.latency import LayerLatency, Regime, StaircaseLatency
+from compactmtl.sparsity.layer_latency import LayerLatency, Regime, StaircaseLatency
 from compactmtl.surgery import apply_plan, compact
 from compactmtl.surgery.thin import Thinning
 from tests.support.masking import TOLERANCE, assert_close, kill

@@ -36,7 +36,8 @@ from compactmtl.export.kit.on_device import digest
 from compactmtl.export.kit.on_device import main as run_kit
 from compactmtl.export.onnx_file import OnnxModel
 from compactmtl.models.weights import read_weights
-from compactmtl.sparsity.latency import LatencyTable, Memory, Regime, StaircaseLatency
+from compactmtl.sparsity.latency import LatencyTable
+from compactmtl.sparsity.layer_latency import Memory, Regime, StaircaseLatency
 from compactmtl.surgery import apply_plan, compact
 from compactmtl.surgery.plan import Plan
 from tests.support.bundles import conv_bundle
