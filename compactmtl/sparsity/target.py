@@ -80,10 +80,9 @@ class Target:
         most = 1 - least / self.total
         if self.reduction > most:
             if config.measure == "latency":
-                found = f"{least:.3g} ms of {self.total:.3g} ms is the least"
-                if (
-                    config.key != "latency.ms"
-                ):  # a share is of the network as measured, which the table's sum may miss
+                timed = None if self._table is None else self._table.whole_ms  # what a share is of
+                found = f"{least:.3g} ms of {timed or self.total:.3g} ms is the least"
+                if config.key != "latency.ms":
                     found += f", and it asks for {self.total * (1 - self.reduction):.3g} ms:"
             else:
                 found = f"{math.floor(most * 1000) / 1000:.3f} is the most"
