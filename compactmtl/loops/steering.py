@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compactmtl.errors import CompactWarning, ConfigError, TrainingError
+from compactmtl.errors import CompactWarning, ConfigError, TrainingError, command
 from compactmtl.graph.borrow import borrowed
 from compactmtl.graph.space import Flags
 from compactmtl.latency import PairedClock
@@ -26,7 +26,6 @@ from compactmtl.surgery.report import SurgeryReport
 from compactmtl.surgery.slice_plan import Kept
 
 Report = dict[str, Any]
-AGAIN = "measure it again while nothing else runs on its machine (compactmtl latency --again, and the recipe and target)"
 SLACK = 5e-3  # of a share: the compact model is counted layer by layer, a choice by what each channel frees
 
 
@@ -153,7 +152,10 @@ class Steering:
             off = "" if self.table.error is None else f", {self.table.error:.0%} off in the median"
             lines.append(f"latency by a table of {self.table.target} on {self.table.device}{off}")
             if self.table.unreliable:
-                lines.append(f"warning: {off[2:]} is too far to choose channels by: {AGAIN}")
+                again = command("latency", "RECIPE", "--target", self.table.target, "--again")
+                lines.append(
+                    f"warning: {off[2:]} is too far to choose channels by: measure it again while nothing else runs there: {again}"
+                )
         lines += self.control.notes()
         lines += [f"not in sparsity: {name}: {why}" for name, why in self.groups.left_out.items()]
         return lines + [f"counted without it: {name}: {why}" for name, why in self.groups.inexact.items()]

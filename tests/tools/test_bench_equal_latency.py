@@ -73,4 +73,4 @@ def test_a_budget_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(bench, "milliseconds", lambda given, runs: next(times))
     given, run = argparse.Namespace(), object()
     for _ in range(2):
-        assert bench.reduced(given, tmp_path / "pruner-0.7.json", run, run) == 0.75  # type: ignore[arg-type]
+        assert bench.limit(given, tmp_path / "pruner-0.7.json", run, run) == 0.5  # type: ignore[arg-type]
