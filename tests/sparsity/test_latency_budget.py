@@ -42,9 +42,9 @@ TABLE = LatencyTable(
 WHOLE = 0.01 + 0.04 + 0.16 + 0.04  # ms
 
 
-def target(**budget: Any) -> Target:
+def target(table: LatencyTable | None = None, **budget: Any) -> Target:
     config = SelectiveConfig(latency=LatencyBudget(target="mine", **budget), min_channels=1)
-    return Target(channel_groups(network(), INPUT), config, 16, "sparsity.selective", TABLE)
+    return Target(channel_groups(network(), INPUT), config, 16, "sparsity.selective", table or TABLE)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,10 @@ def test_an_impossible_share_says_what_it_asks_for() -> None:
         ConfigError, match=r"0.04 ms of 0.25 ms is the least, and it asks for 0.0125 ms: with"
     ):
         target(speedup=20)
+    # of the network as it was timed, which the sum of a table that was corrected near the budget misses
+    timed = TABLE.model_copy(update={"whole_ms": 0.2})
+    with pytest.raises(ConfigError, match=r"0.04 ms of 0.2 ms is the least, and it asks for 0.01 ms: with"):
+        target(timed, speedup=20)
 
 
 def test_a_budget_without_a_table_says_how_to_get_one() -> None:

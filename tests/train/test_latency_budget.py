@@ -67,6 +67,19 @@ def test_the_network_that_is_left_is_within_the_budget(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("error", "warned"), [(0.04, False), (0.46, True)])
+def test_a_table_far_off_its_own_networks_is_warned_of(
+    error: float, warned: bool, tiny: Make, calls: list[int]
+) -> None:
+    sparsifier = build_session(recipe(tiny, "speedup: 1.5").recipe).sparsifier
+    assert sparsifier is not None and sparsifier.steering.table is not None
+    sparsifier.steering.table = sparsifier.steering.table.model_copy(update={"error": error})
+    lines = [line for line in sparsifier.steering.notes() if line.startswith("warning: ")]
+    assert bool(lines) is warned
+    assert all("46% off" in line and "latency RECIPE" in line and "--again" in line for line in lines)
+
+
+@pytest.mark.slow
 def test_what_is_measured_moves_no_random_number_and_a_resumed_run_is_bit_equal(
     tiny: Make,
     calls: list[int],
