@@ -42,7 +42,7 @@ TABLE = LatencyTable(
 WHOLE = 0.01 + 0.04 + 0.16 + 0.04  # ms
 
 
-def target(table: LatencyTable | None = None, **budget: Any) -> Target:
+def target(table: LatencyTable | None = None, /, **budget: Any) -> Target:
     config = SelectiveConfig(latency=LatencyBudget(target="mine", **budget), min_channels=1)
     return Target(channel_groups(network(), INPUT), config, 16, "sparsity.selective", table or TABLE)
 
