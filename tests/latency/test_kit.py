@@ -25,6 +25,7 @@ from compactmtl.export.kit.table_on_device import main_of_table
 from compactmtl.latency import Settings, check_target
 from compactmtl.latency.kit import table_from_results, write_table_kit
 from compactmtl.sparsity import LatencyTable, channel_groups
+from compactmtl.verify.steps import layer_of
 
 pytestmark = pytest.mark.slow  # each needs a kit of six networks
 
@@ -192,6 +193,25 @@ def test_openvino_times_its_steps_too(tmp_path: Path) -> None:
     table = table_from_results(changed(out, out, calm))
     assert table.milliseconds({name: layer.full for name, layer in table.layers.items()}) > 0
     assert get_backend("openvino").name == table.backend
+
+
+def test_a_step_that_is_named_after_the_network_s_output_is_the_last_layer_s(
+    results: Path, tmp_path: Path
+) -> None:
+    """As OpenVINO names it, whose device has no graph to look it up in: the kit knows."""
+
+    def renamed(content: dict[str, Any]) -> None:
+        for one in content["networks"].values():
+            last = [
+                number for number, (name, _) in enumerate(one["steps"]) if layer_of(name, ["4", "output"])
+            ]
+            assert last
+            for number in last:
+                one["steps"][number][0] = "output"
+
+    found = table_from_results(changed(results, tmp_path / "renamed.json", renamed))
+    expected = table_from_results(results)
+    assert found.layers == expected.layers and found.layers["4"].at(4, 24) > 0
 
 
 def test_by_the_command_line(
